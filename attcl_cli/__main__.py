@@ -1,0 +1,5 @@
+"""`python -m attcl_cli`."""
+
+from attcl_cli.cli import main
+
+main()

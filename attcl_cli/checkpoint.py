@@ -1,0 +1,280 @@
+"""Weights and training states on disk: self-describing safetensors, written whole, loaded without running any code.
+
+Knows which method a file needs and rebuilds it. Where the tensors come from is `train`'s business.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from attcl_cli import __version__
+from attcl_cli.config import Settings, parse
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import read_json, sha256, write_json, write_whole
+from attcl_cli.methods import METHODS, Method
+from attcl_cli.volume import Scale
+
+SCHEMA_VERSION = 1
+BUNDLED = "phantom-tiny"
+WEIGHTS_FILE = "weights.safetensors"
+STATE_FILE = "checkpoint-last.safetensors"
+
+_KEY = "attcl"  # our entry among a safetensors file's metadata
+_REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class WeightsInfo:
+    """What a weights file says of itself.
+
+    Attributes:
+        settings: those of the training run.
+        modalities: the domains, in the networks' order.
+        scales: modality -> intensities that -1 and 1 stand for in completed volumes.
+        references: modality -> which slice of which training case fixed its style.
+        trained_on: ids of the training cases.
+        steps: how many training steps the weights have seen.
+    """
+
+    settings: Settings
+    modalities: tuple[str, ...]
+    scales: Mapping[str, Scale]
+    references: Mapping[str, Mapping[str, Any]]
+    trained_on: tuple[str, ...]
+    steps: int
+    attcl_version: str = __version__
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file, found and verified; `load_method` makes a method of it.
+
+    Attributes:
+        name: what `run.json` calls it.
+        path: the file.
+        sha256: of its bytes.
+        info: what it says of itself.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    info: WeightsInfo
+
+
+@dataclass
+class TrainingState:
+    """Everything that a stopped run needs to go on as if it had not stopped; randomness is a function of the step."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def weights_folders() -> list[Path]:
+    """Where named weights are looked for: ATTCL_WEIGHTS, a checkout's `weights/`, the installed package's."""
+    package = Path(__file__).resolve().parent
+    folders = [package.parent / "weights", package / "weights"]
+    if os.environ.get("ATTCL_WEIGHTS"):
+        folders.insert(0, Path(os.environ["ATTCL_WEIGHTS"]))
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def named_weights() -> dict[str, Path]:
+    """Name -> file of all weights that can be asked for by name."""
+    found: dict[str, Path] = {}
+    for folder in weights_folders():
+        for path in sorted(folder.glob("*.safetensors")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def newest_run(runs: Path) -> Path | None:
+    """The weights file of the run that wrote one last, or None."""
+    found = [path for path in runs.glob(f"*/{WEIGHTS_FILE}") if path.is_file()]
+    return max(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
+
+
+def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
+    """Finds and verifies weights.
+
+    Args:
+        name: a bundled name, a file, or a run's folder; None: the newest run below `runs`, else the bundled weights.
+
+    Raises:
+        UsageError: there is nothing of that name.
+        AttclError: the file is damaged: not safetensors, not ours, or not the bytes that its card describes.
+    """
+    if name is None:
+        path = newest_run(runs) or named_weights().get(BUNDLED)
+        if path is None:
+            raise UsageError(
+                f"--weights: none given, no run with weights in {runs}/ and none bundled",
+                "train first: attcl train",
+            )
+    else:
+        path = named_weights().get(name) or Path(name)
+        if path.is_dir():
+            path = path / WEIGHTS_FILE
+        if not path.is_file():
+            raise UsageError(
+                f"--weights: {name!r} is no file and no known name, wanted a run's folder, a .safetensors file or one of {', '.join(named_weights()) or '(none bundled)'}"
+            )
+    digest = sha256(path)
+    card = path.with_suffix(".json")
+    if card.is_file():
+        expected = read_json(card).get("sha256")
+        if expected != digest:
+            raise AttclError(
+                f"{path}: SHA-256 {digest[:16]}..., wanted {str(expected)[:16]}... as its card {card.name} says",
+                "copy the weights again from their source; do not use these",
+            )
+    name = path.parent.name if path.name == WEIGHTS_FILE else path.stem
+    return Weights(name=name, path=path, sha256=digest, info=_read_info(path))
+
+
+def load_method(weights: Weights, device: torch.device) -> Method:
+    """The method with these weights on a device, ready for `synthesise`."""
+    info = weights.info
+    method = METHODS[info.settings.method](info.settings, info.modalities)
+    tensors = _read_tensors(weights.path)
+    modules = method.modules()
+    for name in method.inference:
+        prefix = f"{name}."
+        own = {
+            key.removeprefix(prefix): tensor.float()
+            for key, tensor in tensors.items()
+            if key.startswith(prefix)
+        }
+        try:
+            modules[name].load_state_dict(own)
+        except RuntimeError as error:
+            raise AttclError(
+                f"{weights.path}: tensors do not fit its own settings ({str(error).splitlines()[0]}), wanted a file that attcl wrote"
+            ) from error
+        modules[name].to(device).eval().requires_grad_(requires_grad=False)
+    prefix = f"{_REFERENCE}."
+    method.references = {
+        key.removeprefix(prefix): tensor.float()
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
+    return method
+
+
+def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "") -> None:
+    """Writes `method`'s inference networks as float16, and the card beside them (`<stem>.json`).
+
+    The card is written last; a kill between the two is seen as a wrong hash and mended by the next save.
+    """
+    tensors = {
+        f"{name}.{key}": value
+        for name in method.inference
+        for key, value in method.modules()[name].state_dict().items()
+    }
+    tensors |= {f"{_REFERENCE}.{name}": value for name, value in method.references.items()}
+    half = {
+        key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()
+    }
+    document = _info_to_json(info)
+    card = path.with_suffix(".json")
+    card.unlink(
+        missing_ok=True
+    )  # without a card a file stands for itself; with a stale one it would be refused
+    write_whole(path, to_safetensors(half, {_KEY: json.dumps(document)}))
+    write_json(card, {"sha256": sha256(path), "note": note, **document})
+
+
+def save_state(path: Path, state: TrainingState) -> None:
+    """Writes a training state, float32 and whole."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+    metadata = {"schema_version": SCHEMA_VERSION, "step": state.step, "extra": state.extra}
+    write_whole(path, to_safetensors(tensors, {_KEY: json.dumps(metadata)}))
+
+
+def load_state(path: Path) -> TrainingState:
+    """Reads what `save_state` wrote.
+
+    Raises:
+        AttclError: the file is missing or not such a file.
+    """
+    if not path.is_file():
+        raise UsageError(
+            f"--resume: {path} does not exist, wanted the folder of a run that saved a checkpoint",
+            "start without --resume, or name another run",
+        )
+    metadata = _metadata(path)
+    return TrainingState(
+        step=metadata["step"], tensors=_read_tensors(path), extra=metadata["extra"]
+    )
+
+
+def _info_to_json(info: WeightsInfo) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "attcl_version": info.attcl_version,
+        "method": info.settings.method,
+        "modalities": list(info.modalities),
+        "steps": info.steps,
+        "scales": {name: asdict(scale) for name, scale in info.scales.items()},
+        "references": dict(info.references),
+        "trained_on": list(info.trained_on),
+        "settings": info.settings.model_dump(mode="json"),
+    }
+
+
+def _read_info(path: Path) -> WeightsInfo:
+    document = _metadata(path)
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise AttclError(
+            f"{path}: schema_version {version}, wanted {SCHEMA_VERSION}",
+            "use the version of attcl that wrote it, or train again",
+        )
+    try:
+        return WeightsInfo(
+            settings=parse(document["settings"]),
+            modalities=tuple(document["modalities"]),
+            scales={name: Scale(**scale) for name, scale in document["scales"].items()},
+            references=document["references"],
+            trained_on=tuple(document["trained_on"]),
+            steps=document["steps"],
+            attcl_version=document["attcl_version"],
+        )
+    except (KeyError, TypeError, UsageError) as error:
+        raise AttclError(
+            f"{path}: its description is incomplete ({error}), wanted a file that attcl wrote"
+        ) from error
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise AttclError(
+            f"{path}: not readable as safetensors ({error}), wanted weights that attcl wrote",
+            "copy the file again from its source",
+        ) from error
+    if _KEY not in metadata:
+        raise AttclError(
+            f"{path}: safetensors without a description by attcl, wanted weights that attcl wrote",
+            "use a run's weights.safetensors",
+        )
+    document: dict[str, Any] = json.loads(metadata[_KEY])
+    return document
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -1,0 +1,352 @@
+"""The Typer app: a command is its options, and a few lines that build, call and render.
+
+Modules that need torch are imported inside the commands, so that `attcl --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+import typer
+
+from attcl_cli import __version__, console
+from attcl_cli.config import PRESETS, parse_override
+from attcl_cli.errors import EXIT_USAGE, AttclError, InterruptedRun, UsageError
+
+app = typer.Typer(
+    name="attcl",
+    help="Fill the holes of a multi-modal MRI dataset: learn from what is there, synthesise what is missing.",
+    epilog="Examples:  attcl demo   |   attcl info BraTS2021/",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, errors only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More talk on stderr.")]
+DryRun = Annotated[
+    bool, typer.Option("-n", "--dry-run", help="Say what would be done, and do nothing.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace earlier results; originals are never touched.")
+]
+Workers = Annotated[int, typer.Option("--num-workers", min=0, max=64, help="Cases read ahead.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+LayoutName = Annotated[
+    str, typer.Option("--layout", help="auto, brats, brats2023, bids or slices.")
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option("--modalities", help="TOML file with other modality names or another naming."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        console.result(f"attcl {__version__}")
+        raise typer.Exit
+
+
+@app.command(
+    "prepare-splits",
+    epilog="Examples:  attcl prepare-splits BraTS2021/   |   attcl prepare-splits --ratio ratio2 --subset 1/8 -o small BraTS2021/",
+)
+def prepare_splits(
+    dataset: Annotated[
+        Path, typer.Argument(help="The dataset; it is only read.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the data tree.")
+    ] = Path("data"),
+    ratio: Annotated[
+        str,
+        typer.Option(
+            "--ratio", help="ratio1, ratio2, ratio3 (the paper's scenarios) or a TOML file."
+        ),
+    ] = "ratio1",
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", help="Cases of train/val/test, for example 170/23/50.")
+    ] = None,
+    fractions: Annotated[
+        str | None,
+        typer.Option("--fractions", help="Shares of train/val/test.  [default: 0.7/0.1/0.2]"),
+    ] = None,
+    subset: Annotated[
+        str,
+        typer.Option(
+            "--subset", help="Share of the training cases to keep, for example 1/8 (BraTS_s)."
+        ),
+    ] = "1",
+    link: Annotated[
+        Literal["symlink", "hardlink", "copy"],
+        typer.Option("--link", help="How files get into the data tree."),
+    ] = "symlink",
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Split a dataset by patients and hide modalities as a scenario says; writes data/ with links and splits.json."""
+    from attcl_cli import commands
+
+    commands.prepare_splits(
+        dataset, output, ratio=ratio, sizes=_triple(sizes, "--sizes", int), fractions=_triple(fractions, "--fractions", float), subset=_fraction(subset),
+        link=link, layout=layout, modalities=modalities, seed=seed, overwrite=overwrite, dry_run=dry_run, as_json=as_json, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command(
+    "train",
+    epilog="Examples:  attcl train   |   attcl train --preset tiny --steps 200 --set lambda_pair=5",
+)
+def train(
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="The data tree of prepare-splits, or any dataset (then all its cases are used).",
+        ),
+    ] = Path("data"),
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the run.  [default: runs/<time>-<method>]"),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", help="What is trained.  [default: attcl-gan]")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help=f"Sizes of images and networks: {', '.join(PRESETS)}.")
+    ] = "base",
+    config: Annotated[
+        Path | None,
+        typer.Option("-c", "--config", help="TOML file of settings, such as a run's config.toml."),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Training steps.  [default: the preset's]")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the run in this folder.")
+    ] = None,
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
+    ] = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Learn to translate between the modalities that the training cases have; writes runs/<run>/."""
+    from attcl_cli import commands
+
+    given = {"method": method, "steps": steps, "seed": seed}
+    overrides = dict(parse_override(text) for text in set_ or []) | {
+        key: value for key, value in given.items() if value is not None
+    }
+    commands.train(
+        data, output, preset=preset, config=config, overrides=overrides, resume=resume, layout=layout, modalities=modalities,
+        device=device, workers=workers, dry_run=dry_run, as_json=as_json, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command(
+    "complete",
+    epilog="Examples:  attcl complete --ori data/ --cpl out/   |   attcl complete -w runs/mine --target t2 --dry-run",
+)
+def complete(
+    ori: Annotated[
+        Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")
+    ] = Path("data"),
+    cpl: Annotated[
+        Path, typer.Option("--cpl", help="Folder for the synthesised volumes, and only these.")
+    ] = Path("out"),
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "-w",
+            "--weights",
+            help="A run's folder, a weights file, or a bundled name.  [default: the newest run]",
+        ),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", help="Only this modality; may be given several times."),
+    ] = None,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size", min=1, help="Slices on the device at once; never changes results."
+        ),
+    ] = 64,
+    slices: Annotated[
+        str, typer.Option("--slices", help="all, or FIRST:STOP such as 31:125.")
+    ] = "all",
+    link_originals: Annotated[
+        bool,
+        typer.Option(
+            "--link-originals", help="Also link the originals, so that --cpl is a whole dataset."
+        ),
+    ] = False,
+    num_parts: Annotated[
+        int, typer.Option("--num-parts", min=1, help="Share the cases between this many runs.")
+    ] = 1,
+    part_id: Annotated[
+        int, typer.Option("--part-id", min=1, help="Which share this run does, from 1.")
+    ] = 1,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Do the sound cases; bad ones are listed, exit code 3."),
+    ] = False,
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    device: Device = "auto",
+    workers: Workers = 2,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Synthesise every missing volume (Algorithm 1); finished files are never made again."""
+    from attcl_cli import commands
+
+    if part_id > num_parts:
+        raise UsageError(f"--part-id: {part_id}, wanted 1 to --num-parts ({num_parts})")
+    commands.complete(
+        ori, cpl, weights=weights, targets=target or [], batch_size=batch_size, slices=_span(slices), link_originals=link_originals, part=(part_id, num_parts),
+        keep_going=keep_going, layout=layout, modalities=modalities, device=device, workers=workers, overwrite=overwrite, dry_run=dry_run, as_json=as_json,
+        quiet=quiet, verbose=verbose,
+    )  # fmt: skip
+
+
+@app.command("demo", epilog="Examples:  attcl demo   |   attcl demo -o /tmp/demo --cases 8")
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for everything that the demo makes.")
+    ] = Path("demo"),
+    cases: Annotated[int, typer.Option("--cases", min=3, max=200, help="Phantom patients.")] = 6,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The whole way on simulated patients, with bundled weights: about a minute on a CPU, ends with a report."""
+    from attcl_cli import demo as stage
+
+    stage.run(output, cases=cases, seed=seed, device=device, as_json=as_json, quiet=quiet)
+
+
+@app.command("info", epilog="Examples:  attcl info BraTS2021/   |   attcl info data/ --json")
+def info(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A dataset; without it: versions, device, weights.", show_default=False
+        ),
+    ] = None,
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a folder holds: layout, cases, modalities, what is missing, what is wrong."""
+    from attcl_cli import commands
+
+    if folder is None:
+        commands.info_installation(as_json=as_json)
+    else:
+        commands.info_dataset(folder, layout=layout, modalities=modalities, as_json=as_json)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with the code that cli.md promises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    code = 0
+    try:
+        code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
+    except AttclError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        console.error(error)
+        code = error.exit_code
+    except click.ClickException as error:
+        console.error(
+            UsageError(
+                error.format_message(),
+                f"see: {error.ctx.command_path} --help"
+                if getattr(error, "ctx", None)
+                else "see: attcl --help",
+            )
+        )
+        code = EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        stopped = InterruptedRun(
+            "interrupted: finished files are kept, no half-written ones are left",
+            "run the same command again to go on",
+        )
+        console.error(stopped)
+        code = stopped.exit_code
+    except BrokenPipeError:  # the reader of our output left, as `attcl info | head` does
+        sys.stderr.close()
+    sys.exit(code)
+
+
+def _triple(text: str | None, flag: str, kind: type[Any]) -> Any:
+    """`a/b/c` as three numbers, or None."""
+    if text is None:
+        return None
+    try:
+        first, second, third = (kind(part) for part in text.split("/"))
+    except ValueError as error:
+        raise UsageError(
+            f"{flag}: {text!r}, wanted three numbers such as {'170/23/50' if kind is int else '0.7/0.1/0.2'}"
+        ) from error
+    return first, second, third
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(f"--subset: {text!r}, wanted a share such as 1/8 or 0.125") from error
+
+
+def _span(text: str) -> tuple[int, int] | None:
+    if text == "all":
+        return None
+    try:
+        first, stop = (int(part) for part in text.split(":"))
+    except ValueError:
+        first = stop = 0
+    if not 0 <= first < stop:
+        raise UsageError(f"--slices: {text!r}, wanted all or FIRST:STOP such as 31:125")
+    return first, stop

@@ -1,0 +1,521 @@
+"""Algorithm 1, planned: which volumes are missing, from which source each is made, and making them.
+
+`plan` looks at names and headers and decides everything; `run` computes. Neither writes outside the output folder, and
+a file that exists there is never written again, so a run that was killed is finished by running it again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from threading import BoundedSemaphore
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from attcl_cli import __version__, volume
+from attcl_cli.checkpoint import Weights
+from attcl_cli.dataset import Case, Dataset, check_case
+from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.files import free_bytes, is_within, read_json, write_json
+from attcl_cli.methods import Method
+from attcl_cli.overlap import read_ahead
+from attcl_cli.volume import Array, Grid
+
+NETWORK_BATCH = 8
+"""Slices in every call of the network, the last call filled up. Convolution kernels round differently for different batch
+shapes, so a fixed shape is what makes results independent of batch size, parts and order, to the bit."""
+
+_WRITERS = 2
+_COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
+
+
+@dataclass(frozen=True)
+class Job:
+    """All volumes that one case lacks and that are made from one source.
+
+    Attributes:
+        case: the case.
+        source: the modality they are made from.
+        outputs: target -> files to write, relative to the output folder.
+    """
+
+    case: Case
+    source: str
+    outputs: Mapping[str, tuple[PurePosixPath, ...]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do, decided before anything is computed.
+
+    Attributes:
+        dataset: where the sources lie.
+        output: where the volumes go.
+        weights: what makes them.
+        modal_list: modalities by falling number of volumes; a case's source is the first that it has.
+        jobs: what is left to do.
+        done: volumes that were missing and lie complete in the output folder.
+        slices: (first, stop) of the slices that are synthesised, or None for all.
+        failed: case id -> problem, of cases that `keep_going` leaves out.
+    """
+
+    dataset: Dataset
+    output: Path
+    weights: Weights
+    modal_list: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    done: int
+    slices: tuple[int, int] | None
+    failed: Mapping[str, AttclError]
+
+    @property
+    def volumes(self) -> int:
+        """How many volumes are left to make."""
+        return sum(len(job.outputs) for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of one case.
+
+    Attributes:
+        case: its id.
+        outputs: the images written, relative to the output folder.
+        seconds: time in the network.
+        error: why it failed, if it did.
+    """
+
+    case: str
+    outputs: tuple[str, ...]
+    seconds: float
+    error: AttclError | None = None
+
+
+def plan(
+    dataset: Dataset,
+    output: Path,
+    weights: Weights,
+    *,
+    targets: Sequence[str] = (),
+    slices: tuple[int, int] | None = None,
+    part: tuple[int, int] = (1, 1),
+    originals: Sequence[Path] = (),
+    keep_going: bool = False,
+    overwrite: bool = False,
+) -> Plan:
+    """Decides what is missing and from what it is made (Algorithm 1, Section 3.6), and checks all that can be checked.
+
+    Algorithm 1 walks through every slice and modality and writes a translation where neither the original nor the
+    completed folder has a file; the first one written wins. So the source of a missing volume is the first modality of
+    `modal_list` that the case has, and nothing else needs to be generated.
+
+    Args:
+        dataset: the incomplete dataset.
+        output: the completed folder; may hold results of earlier runs.
+        weights: verified weights.
+        targets: only these modalities; empty: all.
+        slices: synthesise only these slices (first, stop); the others stay 0, or are not written as PNG.
+        part: (k, n): every n-th case, starting with the k-th; parts never overlap.
+        originals: further folders that must not be written into (where links of the dataset lead).
+        keep_going: leave out cases with problems instead of refusing to start.
+        overwrite: make volumes again that exist in the output folder.
+
+    Raises:
+        AttclError: everything that is wrong, together.
+    """
+    for folder in (dataset.root, *originals):
+        if is_within(output, folder):
+            raise UsageError(
+                f"--cpl: {output} lies inside {folder}, wanted a folder outside of the originals",
+                "originals are never touched; choose another --cpl",
+            )
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--cpl: {output} is a file, wanted a folder")
+    problems: list[AttclError] = list(dataset.problems) if not keep_going else []
+    modal_list = dataset.by_frequency()
+    jobs: list[Job] = []
+    failed: dict[str, AttclError] = {}
+    done = 0
+    lacking: dict[str, int] = {}
+    for case in dataset.cases[part[0] - 1 :: part[1]]:
+        wanted = [name for name in dataset.missing(case) if not targets or name in targets]
+        if not wanted:
+            continue
+        source = next(name for name in modal_list if name in case.files)
+        for name in (source, *wanted):
+            if name not in weights.info.modalities:
+                lacking[name] = lacking.get(name, 0) + 1
+        outputs: dict[str, tuple[PurePosixPath, ...]] = {}
+        for target in wanted:
+            files = (
+                _chosen(dataset.place(case, target), slices)
+                if _is_png(dataset)
+                else dataset.place(case, target)
+            )
+            problems += _escapes(output, files[0])
+            missing = (
+                files
+                if overwrite
+                else tuple(file for file in files if not (output / file).exists())
+            )
+            if len(missing) < len(files):
+                problems += _existing_problems(output, files, weights, slices)
+            if missing:
+                outputs[target] = missing
+            else:
+                done += 1
+        if outputs:
+            jobs.append(Job(case, source, outputs))
+    problems += [
+        AttclError(
+            f"{weights.path}: knows {', '.join(weights.info.modalities)}, wanted {name} too ({count} cases need it)",
+            "train on data that has it, or choose other modalities with --target",
+        )
+        for name, count in lacking.items()
+    ]
+    sound = []
+    for job in jobs:
+        found = check_case(dataset, job.case, values=True)
+        if found and keep_going:
+            failed[job.case.id] = found[0]
+        else:
+            problems += found
+            sound.append(job)
+    needed = _space(dataset, sound) if not problems else 0
+    if needed > free_bytes(output):
+        problems.append(
+            AttclError(
+                f"{output}: {free_bytes(output) / 1e9:.2f} GB free, wanted about {needed / 1e9:.2f} GB",
+                "free some space or choose another --cpl",
+            )
+        )
+    raise_all(problems)
+    return Plan(dataset, output, weights, modal_list, tuple(sound), done, slices, failed)
+
+
+def run(
+    plan: Plan,
+    method: Method,
+    *,
+    device: torch.device,
+    batch_size: int = 64,
+    workers: int = 2,
+    keep_going: bool = False,
+) -> Iterator[Completed]:
+    """Makes the planned volumes; yields each case when its files are on the disk.
+
+    While the network works on one case the next ones are read and the last ones written; memory holds a handful of
+    cases, however many there are.
+
+    Args:
+        plan: what is to be done.
+        method: with the plan's weights, on `device`.
+        device: where the network runs.
+        batch_size: slices moved to the device at once; changes memory, never results.
+        workers: cases read ahead; 0 reads within the loop.
+        keep_going: yield a failed case and go on; else its error is raised.
+
+    Raises:
+        AttclError: a file cannot be read or written. What was finished stays.
+    """
+    slots = BoundedSemaphore(
+        _WRITERS + 1
+    )  # a slow disk holds the loop up instead of filling the memory
+    pending: list[tuple[Job, float, Future[tuple[str, ...]]]] = []
+
+    def load(job: Job) -> _Prepared:
+        return _prepare(plan, job)
+
+    with ThreadPoolExecutor(max_workers=_WRITERS) as writers:
+        for job, future in read_ahead(load, plan.jobs, depth=workers):
+            try:
+                prepared = future.result()
+                clock = time.monotonic()
+                made = _translate(plan, method, job, prepared, device, batch_size)
+                seconds = time.monotonic() - clock
+            except AttclError as error:
+                yield _failed(job, error, keep_going=keep_going)
+                continue
+            slots.acquire()
+            writing = writers.submit(_write, plan, job, prepared, made)
+            writing.add_done_callback(lambda _future: slots.release())
+            pending.append((job, seconds, writing))
+            while pending and pending[0][2].done():
+                yield _finished(*pending.pop(0), keep_going=keep_going)
+        while pending:
+            yield _finished(*pending.pop(0), keep_going=keep_going)
+
+
+def translate(
+    method: Method,
+    slices: torch.Tensor,
+    source: str,
+    targets: Sequence[str],
+    *,
+    image_size: int,
+    canvas: int,
+    downs: int,
+) -> dict[str, torch.Tensor]:
+    """Translates up to `NETWORK_BATCH` slices, and brings them back to their own size.
+
+    Args:
+        method: with weights.
+        slices: (B, 1, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the method's device.
+        source: their modality.
+        targets: the modalities wanted.
+        image_size, canvas, downs: of the weights' settings.
+
+    Returns:
+        target -> (B, 1, h * factor, w * factor), clipped to [-1, 1]; factor = canvas / image_size.
+    """
+    count = slices.shape[0]
+    filled = (
+        torch.cat([slices, slices.new_full((NETWORK_BATCH - count, *slices.shape[1:]), -1.0)])
+        if count < NETWORK_BATCH
+        else slices
+    )
+    filled = filled.contiguous(memory_format=torch.channels_last)
+    factor = canvas // image_size
+    fakes = method.synthesise({source: filled}, targets)
+    if factor > 1:
+        fakes = {
+            target: F.interpolate(fake, scale_factor=factor, mode="bicubic", align_corners=False)
+            for target, fake in fakes.items()
+        }
+    return {target: fake[:count].clamp(-1, 1) for target, fake in fakes.items()}
+
+
+def fit(slices: Array, *, image_size: int, canvas: int, downs: int) -> Array:
+    """Pads slices (N, H, W) to the canvas, or to the next size that the generator can halve, and averages down."""
+    step = canvas // image_size * 2**downs
+    height, width = (max(canvas, -(-side // step) * step) for side in slices.shape[-2:])
+    return volume.shrink(volume.pad(slices, (height, width)), canvas // image_size)
+
+
+def link_originals(dataset: Dataset, output: Path) -> int:
+    """Puts a link to every file of the dataset into the output folder, which then is a whole dataset; returns how many."""
+    made = 0
+    for case in dataset.cases:
+        for files in (*case.files.values(), case.segmentation):
+            for file in files:
+                link = output / file
+                if not link.exists() and not link.is_symlink():
+                    try:
+                        link.parent.mkdir(parents=True, exist_ok=True)
+                        link.symlink_to((dataset.root / file).resolve())
+                    except OSError as error:
+                        raise AttclError(
+                            f"{link}: not linked ({error.strerror}), wanted a file system with symbolic links",
+                            "run without --link-originals",
+                        ) from error
+                    made += 1
+    return made
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A case, read and ready for the network: only what is needed from here on is kept."""
+
+    small: Array  # (N, h, w) float32 in [-1, 1]: the slices that show any of the source
+    indices: Array  # (N,) where they belong
+    inside: Array  # (D, H, W) bool: where the source is not 0
+    grid: Grid
+
+
+def _prepare(plan: Plan, job: Job) -> _Prepared:
+    images = volume.load_case(
+        {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files}
+    )
+    source = images.volumes[job.source]
+    inside = source.data != 0
+    if plan.slices is not None and not _is_png(plan.dataset):
+        inside[: plan.slices[0]] = False
+        inside[plan.slices[1] :] = False
+    indices = np.flatnonzero(inside.any(axis=(1, 2)))
+    settings = plan.weights.info.settings
+    chosen = volume.normalise(
+        source.data[indices], images.brain[indices], images.scales[job.source]
+    )
+    return _Prepared(
+        fit(chosen, image_size=settings.image_size, canvas=settings.canvas, downs=settings.downs),
+        indices,
+        inside,
+        source.grid,
+    )
+
+
+def _translate(
+    plan: Plan, method: Method, job: Job, prepared: _Prepared, device: torch.device, batch_size: int
+) -> dict[str, Array]:
+    """target -> (N, H, W) float32 in [-1, 1], the slices of `prepared.indices`."""
+    settings = plan.weights.info.settings
+    _, height, width = prepared.grid.axial_shape
+    made = {
+        target: np.empty((len(prepared.indices), height, width), dtype=np.float32)
+        for target in job.outputs
+    }
+    at_once = max(batch_size // NETWORK_BATCH, 1) * NETWORK_BATCH
+    for start in range(0, len(prepared.indices), at_once):
+        block = torch.from_numpy(prepared.small[start : start + at_once])[:, None].to(
+            device, non_blocking=True
+        )
+        for offset in range(0, block.shape[0], NETWORK_BATCH):
+            chunk = block[offset : offset + NETWORK_BATCH]
+            fakes = translate(
+                method,
+                chunk,
+                job.source,
+                tuple(job.outputs),
+                image_size=settings.image_size,
+                canvas=settings.canvas,
+                downs=settings.downs,
+            )
+            for target, fake in fakes.items():
+                first = start + offset
+                made[target][first : first + chunk.shape[0]] = volume.crop(
+                    fake[:, 0].cpu().numpy(), (height, width)
+                )
+    return made
+
+
+def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, Array]) -> tuple[str, ...]:
+    written: list[str] = []
+    for target, files in job.outputs.items():
+        data = np.zeros(prepared.inside.shape, dtype=np.float32)
+        data[prepared.indices] = volume.denormalise(made[target], plan.weights.info.scales[target])
+        data[~prepared.inside] = 0
+        paths = [plan.output / file for file in files]
+        if _is_png(plan.dataset):  # only the slices that are wanted and not yet there
+            own = [file.name for file in plan.dataset.place(job.case, target)]
+            data = data[[own.index(file.name) for file in files]]
+        # The label first: an image without its label never exists.
+        write_json(
+            plan.output / _sidecar(files[0], plan.dataset, job.case), _label(plan, job, target)
+        )
+        volume.save(
+            paths,
+            data,
+            prepared.grid,
+            description=f"attcl {__version__} synthetic {target} from {job.source}",
+        )
+        written += [str(file) for file in files]
+    return tuple(written)
+
+
+def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
+    return {
+        "synthetic": True,
+        "target": target,
+        "source": {
+            "modality": job.source,
+            "files": [str(file) for file in job.case.files[job.source][:1]],
+        },
+        "slices": list(plan.slices) if plan.slices else "all",
+        "method": plan.weights.info.settings.method,
+        "weights": {"name": plan.weights.name, "sha256": plan.weights.sha256},
+        "seed": plan.weights.info.settings.seed,
+        "attcl_version": __version__,
+        "note": "Synthesised by attcl; research use only, not for diagnosis.",
+    }
+
+
+def _sidecar(file: PurePosixPath, dataset: Dataset, case: Case) -> PurePosixPath:
+    if _is_png(dataset):
+        return file.with_name(f"{case.id}.json")  # one label a volume, not one a slice
+    return file.with_name(file.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+
+
+def _existing_problems(
+    output: Path, files: Sequence[PurePosixPath], weights: Weights, slices: tuple[int, int] | None
+) -> list[AttclError]:
+    """A result of an earlier run counts as done only if it is whole and made in the same way."""
+    present = [output / file for file in files if (output / file).exists()]
+    try:
+        volume.read_grid(present)
+    except AttclError as error:
+        return [
+            AttclError(
+                error.message,
+                "it is no file that attcl left behind; remove it, or make it again with --overwrite",
+            )
+        ]
+    first = files[0]
+    label = output / first.with_name(first.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    if not label.is_file():
+        label = next(iter(sorted(label.parent.glob(f"{first.name.rsplit('_', 1)[0]}.json"))), label)
+    if not label.is_file():
+        return [
+            AttclError(
+                f"{present[0]}: has no label {label.name}, wanted a file that attcl made",
+                "choose another --cpl, or make it again with --overwrite",
+            )
+        ]
+    document = read_json(label)
+    made_by = document.get("weights", {}).get("sha256")
+    if made_by != weights.sha256:
+        return [
+            AttclError(
+                f"{present[0]}: made by weights {str(made_by)[:12]}, wanted {weights.sha256[:12]} ({weights.name})",
+                "choose another --cpl, name the earlier weights with -w, or make all again with --overwrite",
+            )
+        ]
+    if document.get("slices") != (list(slices) if slices else "all"):
+        return [
+            AttclError(
+                f"{present[0]}: made with other --slices ({document.get('slices')}), wanted {list(slices) if slices else 'all'}",
+                "choose another --cpl, or make it again with --overwrite",
+            )
+        ]
+    return []
+
+
+def _escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
+    path = output / file
+    if path.is_symlink() or not is_within(path.parent, output):
+        return [
+            AttclError(
+                f"{path}: leads out of {output} through a link, wanted a place inside",
+                "remove the link, or choose another --cpl",
+            )
+        ]
+    return []
+
+
+def _space(dataset: Dataset, jobs: Sequence[Job]) -> int:
+    total = 0.0
+    for job in jobs:
+        shape = volume.read_grid(dataset.paths(job.case, job.source)).shape
+        share = _COMPRESSED_SHARE if dataset.extension_of(job.case) != ".nii" else 1
+        total += float(np.prod(shape, dtype=np.int64)) * 2 * share * len(job.outputs)
+    return int(total)
+
+
+def _failed(job: Job, error: AttclError, *, keep_going: bool) -> Completed:
+    if not keep_going:
+        raise error
+    return Completed(job.case.id, (), 0.0, error)
+
+
+def _finished(
+    job: Job, seconds: float, writing: Future[tuple[str, ...]], *, keep_going: bool
+) -> Completed:
+    try:
+        return Completed(job.case.id, writing.result(), seconds)
+    except AttclError as error:
+        return _failed(job, error, keep_going=keep_going)
+
+
+def _chosen(
+    files: tuple[PurePosixPath, ...], slices: tuple[int, int] | None
+) -> tuple[PurePosixPath, ...]:
+    return files[slices[0] : slices[1]] if slices else files
+
+
+def _is_png(dataset: Dataset) -> bool:
+    return "{slice}" in dataset.layout.template

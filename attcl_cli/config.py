@@ -1,0 +1,225 @@
+"""Every setting of a training run: names, types, bounds, presets, and TOML in and out.
+
+Knows no network and no file format but its own; what a setting does is documented where it is used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from attcl_cli.errors import AttclError, UsageError, raise_all
+
+Positive = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """The settings of one training run; frozen, and an unknown key is an error.
+
+    The defaults are the paper's (Section 4.4 and method.md); `PRESETS` says what differs where.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field("attcl-gan", description="Which method is trained.")
+    seed: int = Field(0, ge=0, description="Seeds weights, sampling and latent codes.")
+
+    # Images
+    image_size: Positive = Field(
+        256, description="Side of the square slices that the networks see, in pixels."
+    )
+    canvas: Positive = Field(
+        256,
+        description="Side of the square that slices are padded to, in voxels; averaged down to image_size.",
+    )
+
+    # Networks (method.md, section 2)
+    width: Positive = Field(64, description="Channels of the first convolution.")
+    max_width: Positive = Field(512, description="Channels never grow beyond this.")
+    downs: Annotated[int, Field(ge=1, le=6)] = Field(
+        4, description="Halvings in the generator's encoder."
+    )
+    bottleneck: Annotated[int, Field(ge=0, le=8)] = Field(
+        2, description="Residual blocks at the smallest size, on each side."
+    )
+    style_dim: Positive = Field(64, description="Length of a style code.")
+    latent_dim: Positive = Field(16, description="Length of the latent z of the mapping network.")
+    mapping_width: Positive = Field(512, description="Width of the mapping network's layers.")
+
+    # The paper's switches (Table 4); all off is StarGAN v2
+    acl: Literal["none", "cut", "qs", "attention"] = Field(
+        "attention", description="Contrastive learning: which patches are compared."
+    )
+    att_adain: bool = Field(
+        True, description="Add the refined encoder features to the decoder's (Eq 8, 9)."
+    )
+    scd: bool = Field(True, description="Push style codes of different modalities apart (Eq 11).")
+    contrastive_layers: tuple[Positive, ...] = Field(
+        (2, 3), description="Encoder layers whose patches are compared."
+    )
+    contrastive_patches: Positive = Field(
+        256, description="Patches compared per layer and image (R)."
+    )
+    attention_scale: Literal["none", "sqrt", "l2"] = Field(
+        "sqrt", description="Scaling of the dot products before the row softmax (Eq 6)."
+    )
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        0.07, description="Temperature of the contrastive loss (Eq 1)."
+    )
+
+    # Weights of the losses (Eq 16)
+    lambda_sty: Weight = Field(1.0, description="Style reconstruction (Eq 13).")
+    lambda_cyc: Weight = Field(1.0, description="Cycle consistency (Eq 15).")
+    lambda_ds: Weight = Field(
+        1.0, description="Diversity (Eq 14); falls linearly to 0 over the run."
+    )
+    lambda_patch: Weight = Field(1.0, description="Contrastive loss (Eq 1).")
+    lambda_scd: Weight = Field(0.1, description="Style code diversity (Eq 11).")
+    scd_bound: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="Style code distances beyond this no longer count."
+    )
+    lambda_r1: Weight = Field(1.0, description="R1 gradient penalty of the discriminator.")
+    lambda_pair: Weight = Field(
+        0.0, description="L1 to the true target slice where the training case has it (ours)."
+    )
+
+    # Optimisation
+    steps: Positive = Field(100_000, description="Training iterations.")
+    batch_size: Positive = Field(8, description="Slices an iteration.")
+    learning_rate: Rate = Field(
+        1e-4, description="Adam step of all networks but the mapping network."
+    )
+    learning_rate_mapping: Rate = Field(1e-6, description="Adam step of the mapping network.")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    weight_decay: Weight = 1e-4
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="Decay of the averaged weights that completion uses."
+    )
+
+    # Bookkeeping
+    log_every: Positive = Field(10, description="Steps between lines of stats.jsonl.")
+    save_every: Positive = Field(500, description="Steps between checkpoints.")
+    sample_every: Positive = Field(500, description="Steps between sample pictures.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Settings:
+        if self.image_size < 16 or self.image_size & (self.image_size - 1):
+            raise ValueError(f"image_size: {self.image_size}, wanted a power of two of at least 16")
+        if self.canvas % self.image_size:
+            raise ValueError(
+                f"canvas: {self.canvas}, wanted a multiple of image_size ({self.image_size})"
+            )
+        if self.image_size < 4 * 2**self.downs:
+            raise ValueError(
+                f"downs: {self.downs}, wanted at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
+            )
+        wrong = [layer for layer in self.contrastive_layers if layer > self.downs]
+        if wrong:
+            raise ValueError(
+                f"contrastive_layers: {wrong}, wanted layers from 1 to downs ({self.downs})"
+            )
+        return self
+
+
+# What a preset changes in the defaults. `paper` is the published set-up; the others add the paired term
+# (method.md, "Beyond the paper"); the small ones also take larger steps, since they are trained for minutes.
+_QUICK: dict[str, Any] = {"lambda_pair": 10.0, "learning_rate": 4e-4, "learning_rate_mapping": 4e-6}
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"image_size": 64, "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128, "contrastive_layers": (1, 2),
+             "ema_decay": 0.995, "steps": 3_000, **_QUICK},
+    "small": {"image_size": 128, "width": 32, "max_width": 256, "mapping_width": 256, "steps": 20_000, **_QUICK},
+    "base": {"width": 32, "max_width": 256, "lambda_pair": 10.0},
+    "paper": {},
+}  # fmt: skip
+
+
+def resolve(
+    *, preset: str, file: Path | None = None, overrides: dict[str, Any] | None = None
+) -> Settings:
+    """Builds the settings of a run: preset, then the TOML file, then overrides; later ones win.
+
+    Args:
+        preset: a key of `PRESETS`.
+        file: a TOML file of settings, as `dump` writes it; may name its own `preset`.
+        overrides: single settings, values as TOML would give them.
+
+    Raises:
+        UsageError: unknown preset, unknown key (with the nearest known one), wrong type or bound; all at once.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values = _read_toml(file)
+        preset = values.pop("preset", preset)
+    if preset not in PRESETS:
+        raise UsageError(
+            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}", _nearest(preset, PRESETS)
+        )
+    merged = PRESETS[preset] | values | (overrides or {})
+    problems: list[AttclError] = [
+        UsageError(
+            f"setting {key!r}: no such setting, wanted one of those that `attcl train --help` lists",
+            _nearest(key, Settings.model_fields),
+        )
+        for key in merged
+        if key not in Settings.model_fields
+    ]
+    raise_all(problems)
+    return parse(merged)
+
+
+def parse(values: dict[str, Any]) -> Settings:
+    """Validates a dict of settings, with each complaint as a `UsageError` that names the key."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        problems: list[AttclError] = []
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            text = item["msg"].removeprefix("Value error, ")
+            problems.append(
+                UsageError(
+                    f"setting {key}: found {item['input']!r}, {text[0].lower()}{text[1:]}"
+                    if key
+                    else f"setting {text}"
+                )
+            )
+        raise_all(problems)
+        raise
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Reads `key=value`, the value as TOML (`0.1`, `true`, `[2, 3]`), bare words as strings."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set: {text!r}, wanted KEY=VALUE", "for example --set lambda_scd=0.2")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def dump(settings: Settings) -> str:
+    """The settings as TOML, every key, in the order of the class."""
+    return tomli_w.dumps(settings.model_dump(mode="json"))
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"{file}: not readable as TOML ({error}), wanted a file of `key = value` lines"
+        ) from error
+
+
+def _nearest(word: str, known: Any) -> str:
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"

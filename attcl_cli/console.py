@@ -1,0 +1,141 @@
+"""The only module that writes to the terminal: results to stdout, progress and talk to stderr.
+
+Knows how things are shown, not what they mean.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from attcl_cli.errors import AttclError, ProblemsError
+
+_MAX_PROBLEMS = 50
+
+
+class Progress:
+    """One bar on a terminal; else a plain line an item, or every few seconds where items are steps."""
+
+    def __init__(self, *, total: int, title: str, every_seconds: float, quiet: bool) -> None:
+        self._total, self._title, self._every, self._quiet = total, title, every_seconds, quiet
+        self._done = 0
+        self._clock = self._last = time.monotonic()
+        self._bar: Any = None
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm  # noqa: PLC0415 - not needed for --help
+
+            self._bar = tqdm(
+                total=total, desc=title, file=sys.stderr, dynamic_ncols=True, smoothing=0.05
+            )
+
+    def __call__(self, item: str = "", *, to: int | None = None) -> None:
+        """One more item is done (or all `to`), called `item`."""
+        previous, self._done = self._done, self._done + 1 if to is None else to
+        if self._quiet:
+            return
+        if self._bar is not None:
+            if item:
+                self._bar.set_postfix_str(item, refresh=False)
+            self._bar.update(self._done - previous)
+            return
+        now = time.monotonic()
+        if self._every and now - self._last < self._every and self._done < self._total:
+            return
+        self._last = now
+        left = (now - self._clock) / max(self._done, 1) * (self._total - self._done)
+        say(
+            f"{self._title} {self._done}/{self._total} {item}".rstrip()
+            + (f" ({_duration(left)} left)" if self._done < self._total else "")
+        )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def progress(
+    total: int, title: str, *, every_seconds: float = 0, quiet: bool = False
+) -> Iterator[Progress]:
+    """A `Progress` that is closed at the end of the block."""
+    shown = Progress(total=total, title=title, every_seconds=every_seconds, quiet=quiet)
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A line of talk, on stderr."""
+    if not quiet:
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def result(text: str) -> None:
+    """A line of the result, on stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def document(content: Any) -> None:
+    """The result as one JSON document on stdout."""
+    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+    """A table on stdout, columns from the first row, at most 80 wide where it is no terminal."""
+    from rich.console import Console  # noqa: PLC0415 - not needed for --help
+    from rich.table import Table  # noqa: PLC0415
+
+    if not rows:
+        return
+    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(rows[0]):
+        shown.add_column(
+            column, justify="left" if index == 0 or isinstance(rows[0][column], str) else "right"
+        )
+    for row in rows:
+        shown.add_row(*(_cell(value) for value in row.values()))
+    console = Console(
+        file=sys.stdout,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=None if sys.stdout.isatty() else 80,
+    )
+    console.print(shown)
+
+
+def error(problem: AttclError) -> None:
+    """The error and its hint on stderr; of several, all, but never more than a screenful."""
+    problems: Sequence[AttclError] = (
+        problem.problems if isinstance(problem, ProblemsError) else (problem,)
+    )
+    for single in problems[:_MAX_PROBLEMS]:
+        say(f"error: {single.message}")
+        if single.hint:
+            say(f"hint: {single.hint}")
+    if len(problems) > _MAX_PROBLEMS:
+        say(f"error: {len(problems) - _MAX_PROBLEMS} more problems, {len(problems)} in all")
+        say("hint: `attcl info DIR --json` lists them all")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes:02d} min"
+        if hours
+        else f"{minutes} min {rest:02d} s"
+        if minutes
+        else f"{rest} s"
+    )

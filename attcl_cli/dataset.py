@@ -1,0 +1,620 @@
+"""A folder of patients -> cases: which file is which modality, what is missing, and where a new file belongs.
+
+Naming conventions are data (`LAYOUTS`). Reads headers only; intensities are left to `volume`, choices to the stages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from attcl_cli import volume
+from attcl_cli.errors import AttclError, UsageError
+
+DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
+    # our name: every name it goes by, compared without case; a layout's own spelling is found in `Layout.tokens`
+    "flair": ("flair", "t2f", "t2flair", "t2-flair"),
+    "t1": ("t1", "t1n", "t1w", "t1pre"),
+    "t1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1wce", "ce-gadolinium_t1w"),
+    "t2": ("t2", "t2w"),
+}
+VOCABULARY_FILE = (
+    "modalities.toml"  # in a dataset's root it is read unasked; prepare-splits copies it along
+)
+SEGMENTATION = "seg"
+SEGMENTATION_NAMES = ("seg", "dseg", "segm")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A naming convention: how a relative path is read, and how one is made.
+
+    Attributes:
+        name: what `--layout` takes.
+        title: what people call it.
+        template: the relative path; `{prefix}`, `{case}`, `{token}` (the modality's spelling), `{slice}` and `{ext}` vary.
+        fields: a regular expression for each of these.
+        tokens: the spelling of the default modalities, used where a dataset shows none of its own.
+        patient: a regular expression whose first group, found in a case's id, names the patient.
+    """
+
+    name: str
+    title: str
+    template: str
+    fields: Mapping[str, str]
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    patient: str = r"^(.*)$"
+
+    def pattern(self) -> re.Pattern[str]:
+        """The template as a regular expression over a POSIX relative path."""
+        seen: set[str] = set()
+        parts = []
+        for literal, name in re.findall(r"([^{}]*)(?:\{(\w+)\})?", self.template):
+            parts.append(re.escape(literal))
+            if name:
+                parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{self.fields[name]})")
+                seen.add(name)
+        return re.compile("".join(parts))
+
+
+_NIFTI = r"\.nii(?:\.gz)?"
+LAYOUTS: Mapping[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            name="brats",
+            title="BraTS 2018-2021",
+            template="{prefix}{case}/{case}_{token}{ext}",
+            fields={
+                "prefix": r"(?:.*/)?",
+                "case": r"[^/]+",
+                "token": r"[A-Za-z0-9]+",
+                "ext": _NIFTI,
+            },
+            tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+        ),
+        Layout(
+            name="brats2023",
+            title="BraTS 2023 and later (BraSyn)",
+            template="{prefix}{case}/{case}-{token}{ext}",
+            fields={
+                "prefix": r"(?:.*/)?",
+                "case": r"[^/]+",
+                "token": r"[A-Za-z0-9]+",
+                "ext": _NIFTI,
+            },
+            tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", SEGMENTATION: "seg"},
+            patient=r"^(.+-\d{5})-\d{3}$",  # the last number is the time point
+        ),
+        Layout(
+            name="bids",
+            title="BIDS",
+            template="{prefix}anat/{case}_{token}{ext}",
+            fields={
+                "prefix": r"(?:.*/)?sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?",
+                "case": r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?",
+                "token": r"(?:[a-z]+-[A-Za-z0-9+]+_)*[A-Za-z0-9]+",
+                "ext": _NIFTI,
+            },
+            tokens={
+                "flair": "FLAIR",
+                "t1": "T1w",
+                "t1ce": "ce-gadolinium_T1w",
+                "t2": "T2w",
+                SEGMENTATION: "dseg",
+            },
+            patient=r"^(sub-[A-Za-z0-9]+)",
+        ),
+        Layout(
+            name="slices",
+            title="PNG slices of the paper",
+            template="{prefix}{token}/{case}_{slice}{ext}",
+            fields={
+                "prefix": r"(?:.*/)?",
+                "token": r"[A-Za-z0-9]+",
+                "case": r"[^/]+",
+                "slice": r"\d+",
+                "ext": r"\.png",
+            },
+            tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination of one patient.
+
+    Attributes:
+        id: the name that the files carry.
+        patient: the patient it belongs to; several cases of one patient stay in one split.
+        files: modality -> its file, relative to the dataset's root (PNG: all slices, in order).
+        segmentation: the same for the label map; empty where there is none.
+        prefix: the folder that the layout's template begins with.
+    """
+
+    id: str
+    patient: str
+    files: Mapping[str, tuple[PurePosixPath, ...]]
+    segmentation: tuple[PurePosixPath, ...] = ()
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a folder holds.
+
+    Attributes:
+        root: the folder.
+        layout: the convention its names follow.
+        modalities: every modality that a case should have, sorted.
+        cases: sorted by id.
+        problems: everything that is wrong with names; `check` adds what is wrong with files.
+        ignored: relative paths of files that are no image of the layout.
+        spellings: modality -> the token that most files of this dataset use.
+        extension: the file ending that most files use.
+        vocabulary_file: where the modality names come from, if not the default ones.
+    """
+
+    root: Path
+    layout: Layout
+    modalities: tuple[str, ...]
+    cases: tuple[Case, ...]
+    problems: tuple[AttclError, ...]
+    ignored: tuple[PurePosixPath, ...]
+    spellings: Mapping[str, str]
+    extension: str
+    vocabulary_file: Path | None = None
+
+    def paths(self, case: Case, modality: str) -> tuple[Path, ...]:
+        """The files of a modality that the case has."""
+        files = case.segmentation if modality == SEGMENTATION else case.files[modality]
+        return tuple(self.root / file for file in files)
+
+    def missing(self, case: Case) -> tuple[str, ...]:
+        """The modalities that the case lacks."""
+        return tuple(name for name in self.modalities if name not in case.files)
+
+    def counts(self) -> dict[str, int]:
+        """Modality -> number of cases that have it."""
+        return {name: sum(name in case.files for case in self.cases) for name in self.modalities}
+
+    def by_frequency(self) -> tuple[str, ...]:
+        """The paper's `modal_list`: modalities by falling number of volumes, ties by name (Section 3.6)."""
+        counts = self.counts()
+        return tuple(sorted(self.modalities, key=lambda name: (-counts[name], name)))
+
+    def place(self, case: Case, modality: str) -> tuple[PurePosixPath, ...]:
+        """Where a file of a modality that the case lacks belongs, relative to the root, named as the others are."""
+        token = self.spellings.get(modality, modality)
+        values = {"prefix": case.prefix, "case": case.id, "token": token}
+        some = next(iter(case.files.values()))
+        if "{slice}" not in self.layout.template:
+            return (
+                PurePosixPath(self.layout.template.format(**values, ext=self.extension_of(case))),
+            )
+        numbers = [_slice_number(self.layout, file) for file in some]
+        return tuple(
+            PurePosixPath(self.layout.template.format(**values, slice=number, ext=".png"))
+            for number in numbers
+        )
+
+    def extension_of(self, case: Case) -> str:
+        """The ending of the case's own files (`.nii` beside `.nii.gz` happens), by majority."""
+        endings = Counter(_ending(files[0]) for files in case.files.values())
+        return endings.most_common(1)[0][0] if endings else self.extension
+
+
+def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = None) -> Dataset:
+    """Finds the cases below a folder by looking at names alone.
+
+    Args:
+        root: the dataset's folder; links to folders are followed.
+        layout: a key of `LAYOUTS`, or `auto`: the one that most files fit.
+        modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`);
+            without it, the dataset's own `modalities.toml`, else the four of BraTS.
+
+    Raises:
+        AttclError: there is no such folder, or nothing in it fits a layout.
+        UsageError: unknown `layout`, or the TOML file is wrong.
+    """
+    if not root.is_dir():
+        raise AttclError(
+            f"{root}: {'a file' if root.exists() else 'no such folder'}, wanted the folder of a dataset"
+        )
+    if modalities is None and (root / VOCABULARY_FILE).is_file():
+        modalities = root / VOCABULARY_FILE
+    vocabulary, own = read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
+    if layout not in {"auto", *LAYOUTS, *([own.name] if own else [])}:
+        raise UsageError(f"--layout: {layout!r}, wanted one of auto, {', '.join(LAYOUTS)}")
+    files = _walk(root)
+    candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
+    readings = {
+        candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
+    }
+    chosen = max(candidates, key=lambda candidate: len(readings[candidate.name]))
+    found = readings[chosen.name]
+    if not found:
+        raise _unknown_layout(root, files, candidates)
+    return replace(_assemble(root, files, chosen, found, vocabulary), vocabulary_file=modalities)
+
+
+def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout | None]:
+    """Reads other modality names, and optionally a naming of the user's own, from TOML.
+
+    ```toml
+    pattern = "IXI-{modality}/{case}-{modality}.nii.gz"   # optional; without it one of LAYOUTS
+    [modalities]
+    t1 = ["T1"]
+    t2 = ["T2"]
+    pd = ["PD"]
+    ```
+
+    Raises:
+        UsageError: the file is unreadable or says something else.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(
+            f"{path}: not readable as TOML ({error}), wanted a [modalities] table"
+        ) from error
+    table = document.get("modalities")
+    unknown = set(document) - {"modalities", "pattern"}
+    if unknown or not isinstance(table, dict) or len(table) < 2:  # noqa: PLR2004
+        found = (
+            f"unknown key {sorted(unknown)[0]!r}"
+            if unknown
+            else "no [modalities] table of two names or more"
+        )
+        raise UsageError(
+            f"{path}: {found}, wanted `pattern` (optional) and [modalities] with a list of spellings each",
+            "see the README, 'Other modalities'",
+        )
+    for name, spellings in table.items():
+        if (
+            not re.fullmatch(r"[A-Za-z0-9]+", name)
+            or not isinstance(spellings, list)
+            or not all(isinstance(item, str) for item in spellings)
+        ):
+            raise UsageError(
+                f"{path}: modality {name!r} = {spellings!r}, wanted letters and digits = a list of spellings"
+            )
+    vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
+    if "pattern" not in document:
+        return vocabulary, None
+    pattern = document["pattern"]
+    fields = set(re.findall(r"\{(\w+)\}", pattern)) if isinstance(pattern, str) else set()
+    if (
+        not {"case", "modality"} <= fields
+        or fields - {"case", "modality"}
+        or not re.search(rf"{_NIFTI}$", pattern)
+    ):
+        raise UsageError(
+            f"{path}: pattern {pattern!r}, wanted a path with {{case}} and {{modality}} that ends in .nii or .nii.gz"
+        )
+    ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
+    layout = Layout(
+        name="own",
+        title=f"own ({pattern})",
+        template="{prefix}"
+        + pattern.removesuffix(ending).replace("{modality}", "{token}")
+        + "{ext}",
+        fields={"prefix": r"(?:.*/)?", "case": r"[^/]+", "token": r"[A-Za-z0-9]+", "ext": _NIFTI},
+        tokens={name: spellings[0] for name, spellings in table.items() if spellings},
+    )
+    return vocabulary, layout
+
+
+def canonical(name: str, modalities: Iterable[str]) -> str:
+    """Our name for a modality that a user may spell otherwise (`t1c`, `T1Gd` -> `t1ce`).
+
+    Raises:
+        UsageError: the name is none of `modalities`.
+    """
+    known = list(modalities)
+    if name in known:
+        return name
+    for ours, spellings in DEFAULT_MODALITIES.items():
+        if ours in known and name.lower() in spellings:
+            return ours
+    raise UsageError(f"modality {name!r}: unknown here, wanted one of {', '.join(known)}")
+
+
+def check(
+    dataset: Dataset, *, cases: Sequence[Case] | None = None, values: bool = False
+) -> list[AttclError]:
+    """Everything that is wrong with the files of a dataset: unreadable, not 3-D, not on one grid.
+
+    Args:
+        dataset: the dataset; its own `problems` come first in the answer.
+        cases: only these cases.
+        values: also look for NaN and constant volumes, reading only files that could be such (`volume.suspicious`).
+
+    Returns:
+        The problems, in the order of the cases; empty where all is well.
+    """
+    problems = list(dataset.problems) if cases is None else []
+    with ThreadPoolExecutor(
+        max_workers=min(8, (os.cpu_count() or 1) * 2)
+    ) as pool:  # waits for disks, not for processors
+        for found in pool.map(
+            lambda case: check_case(dataset, case, values=values),
+            dataset.cases if cases is None else cases,
+        ):
+            problems += found
+    return problems
+
+
+def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:
+    """`check` of a single case; its label map is not looked at."""
+    problems: list[AttclError] = []
+    grids: dict[str, volume.Grid] = {}
+    for modality in case.files:
+        paths = dataset.paths(case, modality)
+        try:
+            grids[modality] = volume.read_grid(paths)
+            if values and volume.suspicious(paths, grids[modality]):
+                volume.load(paths)
+        except AttclError as error:
+            problems.append(error)
+    names = list(grids)
+    for modality in names[1:]:
+        difference = grids[modality].differs_from(grids[names[0]])
+        if difference:
+            path = dataset.paths(case, modality)[0]
+            first = dataset.paths(case, names[0])[0].name
+            problems.append(
+                AttclError(
+                    f"{path}: {difference} of {first}, wanted one grid for all volumes of a case",
+                    "co-register and resample the case's volumes, or remove the one that is off",
+                )
+            )
+    return problems
+
+
+def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]:
+    """What a dataset holds, as plain data for a table or JSON."""
+    patterns = Counter(dataset.missing(case) for case in dataset.cases)
+    return {
+        "root": str(dataset.root),
+        "layout": dataset.layout.name,
+        "layout_title": dataset.layout.title,
+        "modalities": list(dataset.modalities),
+        "cases": len(dataset.cases),
+        "patients": len({case.patient for case in dataset.cases}),
+        "volumes": dataset.counts(),
+        "segmentations": sum(bool(case.segmentation) for case in dataset.cases),
+        "patterns": [
+            {"missing": list(missing), "cases": count}
+            for missing, count in sorted(patterns.items(), key=lambda item: (len(item[0]), item[0]))
+        ],
+        "problems": [{"error": problem.message, "hint": problem.hint} for problem in problems],
+        "ignored": [str(path) for path in dataset.ignored],
+    }
+
+
+# --- reading names ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Name:
+    path: PurePosixPath
+    case: str
+    modality: str
+    token: str
+    prefix: str
+    ending: str
+    slice_: str
+
+
+def _walk(root: Path) -> list[PurePosixPath]:
+    """Every file below `root`, relative, sorted; hidden names are passed over, and a folder met twice through links."""
+    files: list[PurePosixPath] = []
+    visited: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        files += [relative / name for name in sorted(names) if not name.startswith(".")]
+    return files
+
+
+def _read_names(
+    files: Sequence[PurePosixPath], layout: Layout, vocabulary: Mapping[str, tuple[str, ...]]
+) -> dict[PurePosixPath, _Name]:
+    pattern = layout.pattern()
+    found = {}
+    for path in files:
+        match = pattern.fullmatch(str(path))
+        if match is None:
+            continue
+        groups = match.groupdict()
+        modality = _modality(groups["token"], vocabulary)
+        if modality is not None:
+            found[path] = _Name(
+                path,
+                groups["case"],
+                modality,
+                groups["token"],
+                groups["prefix"] or "",
+                groups["ext"],
+                groups.get("slice") or "",
+            )
+    return found
+
+
+def _modality(token: str, vocabulary: Mapping[str, tuple[str, ...]]) -> str | None:
+    lower = token.lower()
+    *entities, suffix = lower.split(
+        "_"
+    )  # BIDS: entities such as acq-..., ce-..., run-... before the suffix
+    if suffix in SEGMENTATION_NAMES:
+        return SEGMENTATION
+    spellings = {
+        spelling.lower(): name for name, names in vocabulary.items() for spelling in (name, *names)
+    }
+    if any(entity.startswith("ce-") for entity in entities):
+        return spellings.get(f"ce-gadolinium_{suffix}")
+    return spellings.get(suffix)
+
+
+def _assemble(
+    root: Path,
+    files: Sequence[PurePosixPath],
+    layout: Layout,
+    found: Mapping[PurePosixPath, _Name],
+    vocabulary: Mapping[str, tuple[str, ...]],
+) -> Dataset:
+    by_case: dict[str, list[_Name]] = defaultdict(list)
+    for name in found.values():
+        by_case[name.case].append(name)
+    problems: list[AttclError] = []
+    cases = []
+    for case_id in sorted(by_case):
+        case, wrong = _case(root, layout, case_id, by_case[case_id])
+        problems += wrong
+        if case.files:
+            cases.append(case)
+        elif not wrong:
+            folder = root / by_case[case_id][0].path.parent
+            problems.append(
+                AttclError(
+                    f"{folder}: a case with no modality, wanted at least one of {', '.join(vocabulary)}",
+                    "add its images or remove the folder",
+                )
+            )
+    problems += _empty_folders(root, layout, by_case)
+    ignored = tuple(
+        path for path in files if path not in found and path.suffix in {".gz", ".nii", ".png"}
+    )
+    tokens: dict[str, Counter[str]] = defaultdict(Counter)
+    for name in found.values():
+        tokens[name.modality][name.token] += 1
+    spellings = {
+        **layout.tokens,
+        **{modality: counter.most_common(1)[0][0] for modality, counter in tokens.items()},
+    }
+    endings = Counter(name.ending for name in found.values())
+    return Dataset(
+        root=root,
+        layout=layout,
+        modalities=tuple(sorted(vocabulary)),
+        cases=tuple(cases),
+        problems=tuple(problems),
+        ignored=ignored,
+        spellings=spellings,
+        extension=endings.most_common(1)[0][0],
+    )
+
+
+def _case(
+    root: Path, layout: Layout, case_id: str, names: Sequence[_Name]
+) -> tuple[Case, list[AttclError]]:
+    problems: list[AttclError] = []
+    files: dict[str, tuple[PurePosixPath, ...]] = {}
+    for modality in sorted({name.modality for name in names}):
+        own = [name for name in names if name.modality == modality]
+        slices = [name.slice_ for name in own]
+        if len(set(slices)) < len(slices) or len(
+            {int(number) for number in slices if number}
+        ) < len([number for number in slices if number]):
+            pair = sorted(str(name.path) for name in own)[:2]
+            problems.append(
+                AttclError(
+                    f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, wanted one",
+                    "remove or rename one of them",
+                )
+            )
+        files[modality] = tuple(
+            name.path
+            for name in sorted(own, key=lambda name: (int(name.slice_ or 0), str(name.path)))
+        )
+    numbers = {
+        modality: {int(_slice_number(layout, file) or 0) for file in paths}
+        for modality, paths in files.items()
+        if modality != SEGMENTATION
+    }
+    whole = set().union(*numbers.values()) if numbers else set()
+    for modality, present in numbers.items():
+        if present != whole:
+            gap = sorted(whole - present)
+            problems.append(
+                AttclError(
+                    f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} of {len(whole)} slices (no slice {gap[0]}), wanted all or none",
+                    "add the missing slices or remove the others",
+                )
+            )
+    segmentation = files.pop(SEGMENTATION, ())
+    patient = re.match(layout.patient, case_id)
+    return Case(
+        id=case_id,
+        patient=patient[1] if patient else case_id,
+        files=files,
+        segmentation=segmentation,
+        prefix=names[0].prefix,
+    ), problems
+
+
+def _empty_folders(
+    root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]
+) -> list[AttclError]:
+    """Case folders without a single file of the layout: siblings of the case folders that are found."""
+    if "{case}/" not in layout.template:
+        return []
+    parents = {root / name.path.parent.parent for names in cases.values() for name in names}
+    found = {root / name.path.parent for names in cases.values() for name in names}
+    return [
+        AttclError(
+            f"{folder}: a case with no modality, wanted its images",
+            "add its images or remove the folder",
+        )
+        for parent in sorted(parents)
+        for folder in sorted(parent.iterdir())
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and folder not in found
+        and folder not in parents
+    ]
+
+
+def _unknown_layout(
+    root: Path, files: Sequence[PurePosixPath], candidates: Sequence[Layout]
+) -> AttclError:
+    images = [path for path in files if path.name.endswith((".nii", ".nii.gz", ".png"))]
+    seen = (
+        f"{len(images)} images such as {images[0]}"
+        if images
+        else f"{len(files)} files and no image"
+    )
+    wanted = " or ".join(
+        f"{layout.template.replace('{prefix}', '').replace('{token}', '<modality>').replace('{ext}', '.nii.gz' if layout.name != 'slices' else '.png')} ({layout.title})"
+        for layout in candidates
+    )
+    return AttclError(
+        f"{root}: unknown folder layout: {seen}, wanted {wanted}",
+        "rename the files, or describe the naming in a TOML file and pass it with --modalities",
+    )
+
+
+def _slice_number(layout: Layout, path: PurePosixPath) -> str:
+    if "{slice}" not in layout.template:
+        return ""
+    match = re.search(r"_(\d+)\.png$", path.name)
+    return match[1] if match else ""
+
+
+def _ending(path: PurePosixPath) -> str:
+    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix

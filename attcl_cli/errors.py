@@ -1,0 +1,67 @@
+"""The errors a user can cause: what was found, what was wanted, and the next step.
+
+Imports nothing of ours. `cli.py` turns each into one `error:` line, a `hint:` and an exit code; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130
+
+
+class AttclError(Exception):
+    """Something the user can mend.
+
+    Args:
+        message: `<file or flag>: <found>, <wanted>`; complete when read alone.
+        hint: the next step, an imperative; empty when the message already says it.
+    """
+
+    exit_code = EXIT_FAILED
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(AttclError):
+    """The command line or a config file asks for something that does not exist."""
+
+    exit_code = EXIT_USAGE
+
+
+class ProblemsError(AttclError):
+    """Several things are wrong at once; all of them are told together.
+
+    Args:
+        problems: the single errors, in the order in which they were found; at least one.
+    """
+
+    def __init__(self, problems: Sequence[AttclError]) -> None:
+        super().__init__(problems[0].message, problems[0].hint)
+        self.problems = tuple(problems)
+
+
+class IncompleteError(AttclError):
+    """The run finished, but some cases failed or are missing."""
+
+    exit_code = EXIT_INCOMPLETE
+
+
+class InterruptedRun(AttclError):
+    """The user stopped the run; the message says what is kept, the hint how to go on."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+def raise_all(problems: Sequence[AttclError]) -> None:
+    """Raises nothing for no problem, the problem itself for one, `ProblemsError` for more."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ProblemsError(problems)

@@ -1,0 +1,135 @@
+"""Files that appear whole or not at all, and their fingerprints.
+
+Knows no format: callers hand over bytes. A killed run leaves at most a hidden temporary file, which `sweep` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from attcl_cli.errors import AttclError
+
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
+# A temporary file's name says who writes it, so that a later run can tell a live one from a leftover.
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9-]+)-(?P<pid>\d+)-[^.]*\.attcl-tmp$")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes `data` so that `path` holds all of it or is untouched, even after a kill or a power cut.
+
+    Temporary name in the same folder, fsync, atomic rename, fsync of the folder. Missing folders are made.
+
+    Raises:
+        AttclError: the file cannot be written (permissions, full disk); nothing is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.{_HOST}-{os.getpid()}-", suffix=".attcl-tmp", dir=path.parent
+        )
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; outputs are ordinary ones
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise AttclError(
+            f"{path}: not written ({error.strerror or error}), wanted a writable place with free space",
+            "free some space or choose another output folder, then run the same command again",
+        ) from error
+
+
+def write_json(path: Path, document: Any) -> None:
+    """`write_whole` of a JSON document, readable and with a final newline."""
+    write_whole(
+        path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
+
+
+def read_json(path: Path) -> Any:
+    """The JSON document in `path`.
+
+    Raises:
+        AttclError: the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AttclError(
+            f"{path}: not readable as JSON ({error}), wanted the file that attcl wrote"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sweep(root: Path) -> int:
+    """Removes what killed runs on this machine left below `root`; returns how many files that were."""
+    removed = 0
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        for name in names:
+            match = _TEMPORARY.match(name)
+            if match and match["host"] == _HOST and not _alive(int(match["pid"])):
+                with contextlib.suppress(OSError):
+                    (Path(folder) / name).unlink()
+                    removed += 1
+    return removed
+
+
+def is_within(path: Path, root: Path) -> bool:
+    """Whether `path`, with every link followed, is `root` or lies inside it."""
+    return path.resolve().is_relative_to(root.resolve())
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where `folder` is or will be."""
+    existing = next(
+        parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists()
+    )
+    return shutil.disk_usage(existing).free
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut may lose the rename although the file's bytes are safe. Some systems cannot open a folder.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

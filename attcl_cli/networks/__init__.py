@@ -1,0 +1,1 @@
+"""The networks: nn.Modules alone, no files, no losses, no training."""

@@ -1,0 +1,111 @@
+"""Residual blocks, plain and style-modulated; what all networks are built of.
+
+Knows shapes, not purposes. Feature maps are (B, C, H, W); a residual sum is divided by sqrt(2) to keep its variance.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_SLOPE = 0.2  # of LeakyReLU, everywhere (StarGAN v2, Appendix)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """LeakyReLU with the slope that all networks share."""
+    return F.leaky_relu(x, _SLOPE)
+
+
+def widths(first: int, largest: int, count: int) -> list[int]:
+    """Channels after 0..count halvings: doubled each time, never beyond `largest`."""
+    return [min(first * 2**index, largest) for index in range(count + 1)]
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block, optionally with affine instance norm and average-pool downsampling.
+
+    Args:
+        inputs: channels in.
+        outputs: channels out.
+        norm: whether to normalise (the generator's encoder does, style encoder and discriminator do not).
+        down: whether to halve height and width.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, norm: bool = False, down: bool = False
+    ) -> None:
+        super().__init__()
+        self.down = down
+        self.norm1 = nn.InstanceNorm2d(inputs, affine=True) if norm else nn.Identity()
+        self.norm2 = nn.InstanceNorm2d(inputs, affine=True) if norm else nn.Identity()
+        self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) -> (B, outputs, H, W), or half the size with `down`."""
+        h = self.conv1(leaky_relu(self.norm1(x)))
+        # A 1x1 convolution and average pooling commute; pooling first costs a quarter.
+        if self.down:
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        h = self.conv2(leaky_relu(self.norm2(h)))
+        return (self.skip(x) + h) / math.sqrt(2)
+
+
+class AdaIN(nn.Module):
+    """Adaptive instance norm: (1 + gamma(s)) * InstanceNorm(x) + beta(s) (Eq 7, 9)."""
+
+    def __init__(self, channels: int, style_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(channels)
+        self.affine = nn.Linear(style_dim, 2 * channels)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """x (B, C, H, W), style (B, style_dim) -> (B, C, H, W)."""
+        gamma, beta = self.affine(style)[:, :, None, None].chunk(2, dim=1)
+        return (1 + gamma) * self.norm(x) + beta
+
+
+class AdaINResidualBlock(nn.Module):
+    """Residual block of the decoder, modulated by a style code, optionally with nearest x2 upsampling."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int, *, up: bool = False) -> None:
+        super().__init__()
+        self.up = up
+        self.norm1 = AdaIN(inputs, style_dim)
+        self.norm2 = AdaIN(outputs, style_dim)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """(B, inputs, H, W), (B, style_dim) -> (B, outputs, H, W), or twice the size with `up`."""
+        h = leaky_relu(self.norm1(x, style))
+        x = self.skip(
+            x
+        )  # a 1x1 convolution and nearest upsampling commute; the convolution first costs a quarter
+        if self.up:
+            h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
+        h = self.conv2(leaky_relu(self.norm2(self.conv1(h), style)))
+        return (x + h) / math.sqrt(2)
+
+
+def initialise(module: nn.Module) -> None:
+    """He initialisation of every convolution and linear layer, biases 0 (StarGAN v2, Appendix)."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def pick(codes: Tensor, domain: Tensor) -> Tensor:
+    """The entry of each row's own domain: codes (B, N, ...), domain (B,) int64 -> (B, ...)."""
+    return codes[torch.arange(codes.shape[0], device=codes.device), domain]

@@ -1,0 +1,101 @@
+"""The generator G: an image and a style code in, the image in that style out.
+
+Encoder and decoder are called apart, because completion encodes a slice once and decodes it into every missing modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from attcl_cli.networks.blocks import AdaINResidualBlock, ResidualBlock, initialise, widths
+
+
+class Generator(nn.Module):
+    """G of StarGAN v2 and AttCL-GAN (method.md, section 2).
+
+    Args:
+        width: channels of the first convolution.
+        max_width: channels never grow beyond this.
+        downs: halvings in the encoder; as many doublings in the decoder.
+        bottleneck: residual blocks at the smallest size, on each side.
+        style_dim: length of a style code.
+    """
+
+    def __init__(
+        self, *, width: int, max_width: int, downs: int, bottleneck: int, style_dim: int
+    ) -> None:
+        super().__init__()
+        channels = widths(width, max_width, downs)
+        deep = channels[-1]
+        self.channels = channels
+        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.down = nn.ModuleList(
+            ResidualBlock(a, b, norm=True, down=True)
+            for a, b in zip(channels, channels[1:], strict=False)
+        )
+        self.encode_deep = nn.ModuleList(
+            ResidualBlock(deep, deep, norm=True) for _ in range(bottleneck)
+        )
+        self.decode_deep = nn.ModuleList(
+            AdaINResidualBlock(deep, deep, style_dim) for _ in range(bottleneck)
+        )
+        backwards = channels[::-1]
+        self.up = nn.ModuleList(
+            AdaINResidualBlock(a, b, style_dim, up=True)
+            for a, b in zip(backwards, backwards[1:], strict=False)
+        )
+        self.to_image = nn.Sequential(
+            nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
+        )
+        initialise(self)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's features.
+
+        Args:
+            x: (B, 1, H, W) in [-1, 1], H and W multiples of 2 ** downs.
+
+        Returns:
+            `features[l]` for l = 1..downs is layer l, (B, channels[l], H / 2**l, W / 2**l); `features[0]` is the output
+            of the whole encoder, at the size of the last layer.
+        """
+        h = self.stem(x)
+        layers = []
+        for block in self.down:
+            h = block(h)
+            layers.append(h)
+        for block in self.encode_deep:
+            h = block(h)
+        return [h, *layers]
+
+    def decode(
+        self, h: Tensor, style: Tensor, refined: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
+        """The image.
+
+        Args:
+            h: `encode(x)[0]`.
+            style: (B, style_dim).
+            refined: layer -> A_l(F_l), added to the input of the decoder block that mirrors layer l (AttAdaIN, Eq 8).
+
+        Returns:
+            (B, 1, H, W), about [-1, 1] but not clipped.
+        """
+        refined = refined or {}
+        for block in self.decode_deep:
+            h = block(h, style)
+        downs = len(self.up)
+        for index, block in enumerate(self.up):
+            layer = (
+                downs - index
+            )  # this block's input has the size and channels of encoder layer `layer`
+            if layer in refined:
+                h = h + refined[layer]
+            h = block(h, style)
+        return self.to_image(h)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """`decode(encode(x))` without attention."""
+        return self.decode(self.encode(x)[0], style)

@@ -1,0 +1,88 @@
+"""`run.json`: what a command did, with what, to which cases, and how it ended; written at the start and at the end."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from attcl_cli import __version__
+from attcl_cli.files import write_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class RunInfo:
+    """The record of one run; `start` writes it with status "running", `finish` replaces it.
+
+    Attributes:
+        path: the file.
+        command: `complete`, `train`, ...
+        config: the options that the run went by.
+        seed: its seed.
+        device: where networks ran; "" where none did.
+        weights: name and SHA-256 of the weights used; empty where none were.
+        cases: one record a case: id, status, seconds, outputs, and error where it failed.
+    """
+
+    path: Path
+    command: str
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    _clock: float = field(default_factory=time.monotonic)
+
+    def start(self) -> None:
+        """Writes the record with status "running"."""
+        self._write("running", None)
+
+    def add(
+        self, case: str, status: str, *, seconds: float, outputs: list[str], error: str = ""
+    ) -> None:
+        """Notes what became of a case; kept in memory until `finish`, for the files themselves tell progress."""
+        record: dict[str, Any] = {
+            "id": case,
+            "status": status,
+            "seconds": round(seconds, 3),
+            "outputs": outputs,
+        }
+        if error:
+            record["error"] = error
+        self.cases.append(record)
+
+    def finish(self, exit_code: int) -> None:
+        """Replaces the record by the final one."""
+        self._write("done" if exit_code == 0 else "stopped", exit_code)
+
+    def _write(self, status: str, exit_code: int | None) -> None:
+        torch = sys.modules.get("torch")  # never imported for this alone
+        write_json(
+            self.path,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "attcl_version": __version__,
+                "status": status,
+                "command": self.command,
+                "argv": sys.argv,
+                "config": self.config,
+                "seed": self.seed,
+                "device": self.device,
+                "python_version": platform.python_version(),
+                "torch_version": str(torch.__version__) if torch else None,
+                "weights": self.weights,
+                "started": self._started,
+                "seconds": round(time.monotonic() - self._clock, 3),
+                "cases": self.cases,
+                **self.extra,
+                "exit_code": exit_code,
+            },
+        )
