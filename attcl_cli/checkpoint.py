@@ -128,7 +128,8 @@ def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
             path = path / WEIGHTS_FILE
         if not path.is_file():
             raise UsageError(
-                f"--weights: {name!r} is no file and no known name, wanted a run's folder, a .safetensors file or one of {', '.join(named_weights()) or '(none bundled)'}"
+                f"--weights: {name!r} is no file and no known name, "
+                f"wanted a run's folder, a .safetensors file or one of {_known_names()}"
             )
     digest = sha256(path)
     card = path.with_suffix(".json")
@@ -136,7 +137,8 @@ def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
         expected = read_json(card).get("sha256")
         if expected != digest:
             raise AttclError(
-                f"{path}: SHA-256 {digest[:16]}..., wanted {str(expected)[:16]}... as its card {card.name} says",
+                f"{path}: SHA-256 {digest[:16]}..., "
+                f"wanted {str(expected)[:16]}... as its card {card.name} says",
                 "copy the weights again from their source; do not use these",
             )
     name = path.parent.name if path.name == WEIGHTS_FILE else path.stem
@@ -160,7 +162,8 @@ def load_method(weights: Weights, device: torch.device) -> Method:
             modules[name].load_state_dict(own)
         except RuntimeError as error:
             raise AttclError(
-                f"{weights.path}: tensors do not fit its own settings ({str(error).splitlines()[0]}), wanted a file that attcl wrote"
+                f"{weights.path}: tensors do not fit its own settings ({_first_line(error)}), "
+                "wanted a file that attcl wrote"
             ) from error
         modules[name].to(device).eval().requires_grad_(requires_grad=False)
     prefix = f"{_REFERENCE}."
@@ -217,6 +220,14 @@ def load_state(path: Path) -> TrainingState:
     return TrainingState(
         step=metadata["step"], tensors=_read_tensors(path), extra=metadata["extra"]
     )
+
+
+def _known_names() -> str:
+    return ", ".join(named_weights()) or "(none bundled)"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _info_to_json(info: WeightsInfo) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _root(
 
 @app.command(
     "prepare-splits",
-    epilog="Examples:  attcl prepare-splits BraTS2021/   |   attcl prepare-splits --ratio ratio2 --subset 1/8 -o small BraTS2021/",
+    epilog="Examples:  attcl prepare-splits BraTS2021/   |   attcl prepare-splits --ratio ratio2 -o small BraTS2021/",
 )
 def prepare_splits(
     dataset: Annotated[
@@ -110,9 +110,18 @@ def prepare_splits(
     from attcl_cli import commands
 
     commands.prepare_splits(
-        dataset, output, ratio=ratio, sizes=_triple(sizes, "--sizes", int), fractions=_triple(fractions, "--fractions", float), subset=_fraction(subset),
-        link=link, layout=layout, modalities=modalities, seed=seed, overwrite=overwrite, dry_run=dry_run, as_json=as_json, quiet=quiet,
-    )  # fmt: skip
+        commands.Source(dataset, layout, modalities),
+        output,
+        ratio=ratio,
+        sizes=_triple(sizes, "--sizes", int),
+        fractions=_triple(fractions, "--fractions", float),
+        subset=_fraction(subset),
+        link=link,
+        seed=seed,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        talk=commands.Talk(as_json=as_json, quiet=quiet),
+    )
 
 
 @app.command(
@@ -167,13 +176,19 @@ def train(
     from attcl_cli import commands
 
     given = {"method": method, "steps": steps, "seed": seed}
-    overrides = dict(parse_override(text) for text in set_ or []) | {
-        key: value for key, value in given.items() if value is not None
-    }
+    overrides = dict(parse_override(text) for text in set_ or [])
     commands.train(
-        data, output, preset=preset, config=config, overrides=overrides, resume=resume, layout=layout, modalities=modalities,
-        device=device, workers=workers, dry_run=dry_run, as_json=as_json, quiet=quiet,
-    )  # fmt: skip
+        commands.Source(data, layout, modalities),
+        output,
+        preset=preset,
+        config=config,
+        overrides=overrides | {key: value for key, value in given.items() if value is not None},
+        resume=resume,
+        device=device,
+        workers=workers,
+        dry_run=dry_run,
+        talk=commands.Talk(as_json=as_json, quiet=quiet),
+    )
 
 
 @app.command(
@@ -241,10 +256,21 @@ def complete(
     if part_id > num_parts:
         raise UsageError(f"--part-id: {part_id}, wanted 1 to --num-parts ({num_parts})")
     commands.complete(
-        ori, cpl, weights=weights, targets=target or [], batch_size=batch_size, slices=_span(slices), link_originals=link_originals, part=(part_id, num_parts),
-        keep_going=keep_going, layout=layout, modalities=modalities, device=device, workers=workers, overwrite=overwrite, dry_run=dry_run, as_json=as_json,
-        quiet=quiet, verbose=verbose,
-    )  # fmt: skip
+        commands.Source(ori, layout, modalities),
+        cpl,
+        weights=weights,
+        targets=target or [],
+        batch_size=batch_size,
+        slices=_span(slices),
+        link_originals=link_originals,
+        part=(part_id, num_parts),
+        keep_going=keep_going,
+        device=device,
+        workers=workers,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        talk=commands.Talk(as_json=as_json, quiet=quiet, verbose=verbose),
+    )
 
 
 @app.command("demo", epilog="Examples:  attcl demo   |   attcl demo -o /tmp/demo --cases 8")
@@ -260,9 +286,11 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The whole way on simulated patients, with bundled weights: about a minute on a CPU, ends with a report."""
-    from attcl_cli import demo as stage
+    from attcl_cli import commands
+    from attcl_cli.demo import run
 
-    stage.run(output, cases=cases, seed=seed, device=device, as_json=as_json, quiet=quiet)
+    talk = commands.Talk(as_json=as_json, quiet=quiet)
+    run(output, cases=cases, seed=seed, device=device, talk=talk)
 
 
 @app.command("info", epilog="Examples:  attcl info BraTS2021/   |   attcl info data/ --json")
@@ -284,7 +312,7 @@ def info(
     if folder is None:
         commands.info_installation(as_json=as_json)
     else:
-        commands.info_dataset(folder, layout=layout, modalities=modalities, as_json=as_json)
+        commands.info_dataset(commands.Source(folder, layout, modalities), as_json=as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -299,12 +327,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.error(error)
         code = error.exit_code
     except click.ClickException as error:
+        context = getattr(error, "ctx", None)
         console.error(
             UsageError(
                 error.format_message(),
-                f"see: {error.ctx.command_path} --help"
-                if getattr(error, "ctx", None)
-                else "see: attcl --help",
+                f"see: {context.command_path if context else 'attcl'} --help",
             )
         )
         code = EXIT_USAGE
@@ -328,7 +355,8 @@ def _triple(text: str | None, flag: str, kind: type[Any]) -> Any:
         first, second, third = (kind(part) for part in text.split("/"))
     except ValueError as error:
         raise UsageError(
-            f"{flag}: {text!r}, wanted three numbers such as {'170/23/50' if kind is int else '0.7/0.1/0.2'}"
+            f"{flag}: {text!r}, "
+            f"wanted three numbers such as {'170/23/50' if kind is int else '0.7/0.1/0.2'}"
         ) from error
     return first, second, third
 

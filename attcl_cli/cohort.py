@@ -75,7 +75,8 @@ def _write_case(
     name, prefix = (text.format(index) for text in _NAMES[layout])
     grid = volume.new_grid(made.segmentation.shape, made.affine)
     png = "{slice}" in naming.template
-    for modality, image in {**made.images, SEGMENTATION: made.segmentation}.items():
+    images: dict[str, volume.Array] = {**made.images, SEGMENTATION: made.segmentation}
+    for modality, image in images.items():
         if modality in missing:
             continue
         data = volume.to_working_order(image, grid).astype(np.float32)

@@ -7,6 +7,7 @@ a file that exists there is never written again, so a run that was killed is fin
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from attcl_cli.overlap import read_ahead
 from attcl_cli.volume import Array, Grid
 
 NETWORK_BATCH = 8
-"""Slices in every call of the network, the last call filled up. Convolution kernels round differently for different batch
-shapes, so a fixed shape is what makes results independent of batch size, parts and order, to the bit."""
+"""Slices in every call of the network, the last call filled up. Convolution kernels round differently
+for different batch shapes, so a fixed shape is what makes results independent of batch size, parts and
+order, to the bit."""
 
 _WRITERS = 2
 _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
@@ -129,72 +131,39 @@ def plan(
     Raises:
         AttclError: everything that is wrong, together.
     """
-    for folder in (dataset.root, *originals):
-        if is_within(output, folder):
-            raise UsageError(
-                f"--cpl: {output} lies inside {folder}, wanted a folder outside of the originals",
-                "originals are never touched; choose another --cpl",
-            )
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--cpl: {output} is a file, wanted a folder")
-    problems: list[AttclError] = list(dataset.problems) if not keep_going else []
+    _refuse_output(output, (dataset.root, *originals))
     modal_list = dataset.by_frequency()
+    problems: list[AttclError] = [] if keep_going else list(dataset.problems)
     jobs: list[Job] = []
-    failed: dict[str, AttclError] = {}
     done = 0
-    lacking: dict[str, int] = {}
     for case in dataset.cases[part[0] - 1 :: part[1]]:
         wanted = [name for name in dataset.missing(case) if not targets or name in targets]
-        if not wanted:
-            continue
-        source = next(name for name in modal_list if name in case.files)
-        for name in (source, *wanted):
-            if name not in weights.info.modalities:
-                lacking[name] = lacking.get(name, 0) + 1
         outputs: dict[str, tuple[PurePosixPath, ...]] = {}
         for target in wanted:
-            files = (
-                _chosen(dataset.place(case, target), slices)
-                if _is_png(dataset)
-                else dataset.place(case, target)
-            )
+            files = _place(dataset, case, target, slices)
+            missing = files if overwrite else _not_there(output, files)
             problems += _escapes(output, files[0])
-            missing = (
-                files
-                if overwrite
-                else tuple(file for file in files if not (output / file).exists())
-            )
             if len(missing) < len(files):
-                problems += _existing_problems(output, files, weights, slices)
+                problems += _existing_problems(output, dataset, case, files, weights, slices)
             if missing:
                 outputs[target] = missing
             else:
                 done += 1
         if outputs:
+            source = next(name for name in modal_list if name in case.files)
             jobs.append(Job(case, source, outputs))
-    problems += [
-        AttclError(
-            f"{weights.path}: knows {', '.join(weights.info.modalities)}, wanted {name} too ({count} cases need it)",
-            "train on data that has it, or choose other modalities with --target",
-        )
-        for name, count in lacking.items()
-    ]
-    sound = []
+    problems += _lacking(weights, jobs)
+    sound: list[Job] = []
+    failed: dict[str, AttclError] = {}
     for job in jobs:
         found = check_case(dataset, job.case, values=True)
         if found and keep_going:
             failed[job.case.id] = found[0]
-        else:
-            problems += found
-            sound.append(job)
-    needed = _space(dataset, sound) if not problems else 0
-    if needed > free_bytes(output):
-        problems.append(
-            AttclError(
-                f"{output}: {free_bytes(output) / 1e9:.2f} GB free, wanted about {needed / 1e9:.2f} GB",
-                "free some space or choose another --cpl",
-            )
-        )
+            continue
+        problems += found
+        sound.append(job)
+    if not problems:
+        problems += _no_room(dataset, output, sound)
     raise_all(problems)
     return Plan(dataset, output, weights, modal_list, tuple(sound), done, slices, failed)
 
@@ -299,7 +268,7 @@ def fit(slices: Array, *, image_size: int, canvas: int, downs: int) -> Array:
 
 
 def link_originals(dataset: Dataset, output: Path) -> int:
-    """Puts a link to every file of the dataset into the output folder, which then is a whole dataset; returns how many."""
+    """Links every file of the dataset into the output folder, which then is a whole dataset; says how many."""
     made = 0
     for case in dataset.cases:
         for files in (*case.files.values(), case.segmentation):
@@ -311,7 +280,8 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                         link.symlink_to((dataset.root / file).resolve())
                     except OSError as error:
                         raise AttclError(
-                            f"{link}: not linked ({error.strerror}), wanted a file system with symbolic links",
+                            f"{link}: not linked ({error.strerror}), "
+                            "wanted a file system with symbolic links",
                             "run without --link-originals",
                         ) from error
                     made += 1
@@ -416,7 +386,7 @@ def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
             "modality": job.source,
             "files": [str(file) for file in job.case.files[job.source][:1]],
         },
-        "slices": list(plan.slices) if plan.slices else "all",
+        "slices": _said(plan.slices),
         "method": plan.weights.info.settings.method,
         "weights": {"name": plan.weights.name, "sha256": plan.weights.sha256},
         "seed": plan.weights.info.settings.seed,
@@ -431,46 +401,75 @@ def _sidecar(file: PurePosixPath, dataset: Dataset, case: Case) -> PurePosixPath
     return file.with_name(file.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
 
+def _refuse_output(output: Path, originals: Sequence[Path]) -> None:
+    for folder in originals:
+        if is_within(output, folder):
+            raise UsageError(
+                f"--cpl: {output} lies inside {folder}, wanted a folder outside of the originals",
+                "originals are never touched; choose another --cpl",
+            )
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"--cpl: {output} is a file, wanted a folder", "choose another --cpl")
+
+
+def _place(
+    dataset: Dataset, case: Case, target: str, slices: tuple[int, int] | None
+) -> tuple[PurePosixPath, ...]:
+    files = dataset.place(case, target)
+    return files[slices[0] : slices[1]] if slices and _is_png(dataset) else files
+
+
+def _not_there(output: Path, files: Sequence[PurePosixPath]) -> tuple[PurePosixPath, ...]:
+    """Algorithm 1's path check; files appear whole, so one that exists is complete."""
+    return tuple(file for file in files if not (output / file).exists())
+
+
+def _lacking(weights: Weights, jobs: Sequence[Job]) -> list[AttclError]:
+    """One problem for each modality that jobs need and the weights do not know."""
+    needed = Counter(name for job in jobs for name in (job.source, *job.outputs))
+    known = ", ".join(weights.info.modalities)
+    return [
+        AttclError(
+            f"{weights.path}: knows {known}, wanted {name} too ({count} cases need it)",
+            "train on data that has it, or choose other modalities with --target",
+        )
+        for name, count in sorted(needed.items())
+        if name not in weights.info.modalities
+    ]
+
+
 def _existing_problems(
-    output: Path, files: Sequence[PurePosixPath], weights: Weights, slices: tuple[int, int] | None
+    output: Path,
+    dataset: Dataset,
+    case: Case,
+    files: Sequence[PurePosixPath],
+    weights: Weights,
+    slices: tuple[int, int] | None,
 ) -> list[AttclError]:
-    """A result of an earlier run counts as done only if it is whole and made in the same way."""
+    """A result of an earlier run counts as done only if it is whole and was made in the same way."""
     present = [output / file for file in files if (output / file).exists()]
     try:
         volume.read_grid(present)
     except AttclError as error:
-        return [
-            AttclError(
-                error.message,
-                "it is no file that attcl left behind; remove it, or make it again with --overwrite",
-            )
-        ]
-    first = files[0]
-    label = output / first.with_name(first.name.removesuffix(".gz").removesuffix(".nii") + ".json")
-    if not label.is_file():
-        label = next(iter(sorted(label.parent.glob(f"{first.name.rsplit('_', 1)[0]}.json"))), label)
+        hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
+        return [AttclError(error.message, hint)]
+    again = "choose another --cpl, or make it again with --overwrite"
+    label = output / _sidecar(files[0], dataset, case)
     if not label.is_file():
         return [
             AttclError(
-                f"{present[0]}: has no label {label.name}, wanted a file that attcl made",
-                "choose another --cpl, or make it again with --overwrite",
+                f"{present[0]}: has no label {label.name}, wanted a file made by attcl", again
             )
         ]
     document = read_json(label)
-    made_by = document.get("weights", {}).get("sha256")
+    made_by = str(document.get("weights", {}).get("sha256"))
     if made_by != weights.sha256:
+        wanted = f"{weights.sha256[:12]} ({weights.name})"
+        return [AttclError(f"{present[0]}: made by weights {made_by[:12]}, wanted {wanted}", again)]
+    if document.get("slices") != _said(slices):
+        found = document.get("slices")
         return [
-            AttclError(
-                f"{present[0]}: made by weights {str(made_by)[:12]}, wanted {weights.sha256[:12]} ({weights.name})",
-                "choose another --cpl, name the earlier weights with -w, or make all again with --overwrite",
-            )
-        ]
-    if document.get("slices") != (list(slices) if slices else "all"):
-        return [
-            AttclError(
-                f"{present[0]}: made with other --slices ({document.get('slices')}), wanted {list(slices) if slices else 'all'}",
-                "choose another --cpl, or make it again with --overwrite",
-            )
+            AttclError(f"{present[0]}: made with --slices {found}, wanted {_said(slices)}", again)
         ]
     return []
 
@@ -487,13 +486,21 @@ def _escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
     return []
 
 
-def _space(dataset: Dataset, jobs: Sequence[Job]) -> int:
-    total = 0.0
+def _no_room(dataset: Dataset, output: Path, jobs: Sequence[Job]) -> list[AttclError]:
+    needed = 0.0
     for job in jobs:
         shape = volume.read_grid(dataset.paths(job.case, job.source)).shape
-        share = _COMPRESSED_SHARE if dataset.extension_of(job.case) != ".nii" else 1
-        total += float(np.prod(shape, dtype=np.int64)) * 2 * share * len(job.outputs)
-    return int(total)
+        share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
+        needed += float(np.prod(shape, dtype=np.int64)) * 2 * share * len(job.outputs)
+    free = free_bytes(output)
+    if free >= needed:
+        return []
+    return [
+        AttclError(
+            f"{output}: {free / 1e9:.2f} GB free, wanted about {needed / 1e9:.2f} GB",
+            "free some space or choose another --cpl",
+        )
+    ]
 
 
 def _failed(job: Job, error: AttclError, *, keep_going: bool) -> Completed:
@@ -511,10 +518,8 @@ def _finished(
         return _failed(job, error, keep_going=keep_going)
 
 
-def _chosen(
-    files: tuple[PurePosixPath, ...], slices: tuple[int, int] | None
-) -> tuple[PurePosixPath, ...]:
-    return files[slices[0] : slices[1]] if slices else files
+def _said(slices: tuple[int, int] | None) -> list[int] | str:
+    return list(slices) if slices else "all"
 
 
 def _is_png(dataset: Dataset) -> bool:

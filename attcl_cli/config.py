@@ -20,6 +20,9 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
 
+_LEAST_SIZE = 16  # pixels; D and E end at 4x4
+
+
 class Settings(BaseModel):
     """The settings of one training run; frozen, and an unknown key is an error.
 
@@ -58,9 +61,11 @@ class Settings(BaseModel):
         "attention", description="Contrastive learning: which patches are compared."
     )
     att_adain: bool = Field(
-        True, description="Add the refined encoder features to the decoder's (Eq 8, 9)."
+        default=True, description="Add the refined encoder features to the decoder's (Eq 8, 9)."
     )
-    scd: bool = Field(True, description="Push style codes of different modalities apart (Eq 11).")
+    scd: bool = Field(
+        default=True, description="Push style codes of different modalities apart (Eq 11)."
+    )
     contrastive_layers: tuple[Positive, ...] = Field(
         (2, 3), description="Encoder layers whose patches are compared."
     )
@@ -111,20 +116,31 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Settings:
-        if self.image_size < 16 or self.image_size & (self.image_size - 1):
-            raise ValueError(f"image_size: {self.image_size}, wanted a power of two of at least 16")
+        if self.image_size < _LEAST_SIZE or self.image_size & (self.image_size - 1):
+            raise ValueError(
+                f"image_size: {self.image_size}, wanted a power of two of at least {_LEAST_SIZE}"
+            )
         if self.canvas % self.image_size:
             raise ValueError(
                 f"canvas: {self.canvas}, wanted a multiple of image_size ({self.image_size})"
             )
         if self.image_size < 4 * 2**self.downs:
             raise ValueError(
-                f"downs: {self.downs}, wanted at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
+                f"downs: {self.downs}, "
+                f"wanted at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
             )
         wrong = [layer for layer in self.contrastive_layers if layer > self.downs]
         if wrong:
             raise ValueError(
                 f"contrastive_layers: {wrong}, wanted layers from 1 to downs ({self.downs})"
+            )
+        if len(set(self.contrastive_layers)) < len(self.contrastive_layers):
+            raise ValueError(
+                f"contrastive_layers: {list(self.contrastive_layers)}, wanted each layer once"
+            )
+        if not self.contrastive_layers and (self.acl != "none" or self.att_adain):
+            raise ValueError(
+                "contrastive_layers: [], wanted at least one layer while acl or att_adain is on"
             )
         return self
 
@@ -133,8 +149,8 @@ class Settings(BaseModel):
 # (method.md, "Beyond the paper"); the small ones also take larger steps, since they are trained for minutes.
 _QUICK: dict[str, Any] = {"lambda_pair": 10.0, "learning_rate": 4e-4, "learning_rate_mapping": 4e-6}
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": {"image_size": 64, "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128, "contrastive_layers": (1, 2),
-             "ema_decay": 0.995, "steps": 3_000, **_QUICK},
+    "tiny": {"image_size": 64, "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128,
+             "contrastive_layers": (1, 2), "ema_decay": 0.995, "steps": 3_000, **_QUICK},
     "small": {"image_size": 128, "width": 32, "max_width": 256, "mapping_width": 256, "steps": 20_000, **_QUICK},
     "base": {"width": 32, "max_width": 256, "lambda_pair": 10.0},
     "paper": {},
@@ -165,7 +181,8 @@ def resolve(
     merged = PRESETS[preset] | values | (overrides or {})
     problems: list[AttclError] = [
         UsageError(
-            f"setting {key!r}: no such setting, wanted one of those that `attcl train --help` lists",
+            f"setting {key!r}: no such setting, "
+            "wanted one of those that `attcl train --help` lists",
             _nearest(key, Settings.model_fields),
         )
         for key in merged

@@ -26,7 +26,7 @@ class Progress:
         self._clock = self._last = time.monotonic()
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
-            from tqdm import tqdm  # noqa: PLC0415 - not needed for --help
+            from tqdm import tqdm  # not needed for --help
 
             self._bar = tqdm(
                 total=total, desc=title, file=sys.stderr, dynamic_ncols=True, smoothing=0.05
@@ -89,8 +89,8 @@ def document(content: Any) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
     """A table on stdout, columns from the first row, at most 80 wide where it is no terminal."""
-    from rich.console import Console  # noqa: PLC0415 - not needed for --help
-    from rich.table import Table  # noqa: PLC0415
+    from rich.console import Console  # not needed for --help
+    from rich.table import Table
 
     if not rows:
         return

@@ -39,7 +39,8 @@ class Layout:
     Attributes:
         name: what `--layout` takes.
         title: what people call it.
-        template: the relative path; `{prefix}`, `{case}`, `{token}` (the modality's spelling), `{slice}` and `{ext}` vary.
+        template: the relative path; `{prefix}`, `{case}`, `{token}` (the modality's spelling),
+            `{slice}` and `{ext}` vary.
         fields: a regular expression for each of these.
         tokens: the spelling of the default modalities, used where a dataset shows none of its own.
         patient: a regular expression whose first group, found in a case's id, names the patient.
@@ -228,7 +229,8 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
     """
     if not root.is_dir():
         raise AttclError(
-            f"{root}: {'a file' if root.exists() else 'no such folder'}, wanted the folder of a dataset"
+            f"{root}: {'a file' if root.exists() else 'no such folder'}, "
+            "wanted the folder of a dataset"
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
         modalities = root / VOCABULARY_FILE
@@ -276,7 +278,8 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
             else "no [modalities] table of two names or more"
         )
         raise UsageError(
-            f"{path}: {found}, wanted `pattern` (optional) and [modalities] with a list of spellings each",
+            f"{path}: {found}, "
+            "wanted `pattern` (optional) and [modalities] with a list of spellings each",
             "see the README, 'Other modalities'",
         )
     for name, spellings in table.items():
@@ -286,7 +289,8 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
             or not all(isinstance(item, str) for item in spellings)
         ):
             raise UsageError(
-                f"{path}: modality {name!r} = {spellings!r}, wanted letters and digits = a list of spellings"
+                f"{path}: modality {name!r} = {spellings!r}, "
+                "wanted letters and digits = a list of spellings"
             )
     vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
     if "pattern" not in document:
@@ -299,7 +303,8 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
         or not re.search(rf"{_NIFTI}$", pattern)
     ):
         raise UsageError(
-            f"{path}: pattern {pattern!r}, wanted a path with {{case}} and {{modality}} that ends in .nii or .nii.gz"
+            f"{path}: pattern {pattern!r}, "
+            f"wanted a path with {{case}} and {{modality}} that ends in .nii or .nii.gz"
         )
     ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
     layout = Layout(
@@ -492,7 +497,8 @@ def _assemble(
             folder = root / by_case[case_id][0].path.parent
             problems.append(
                 AttclError(
-                    f"{folder}: a case with no modality, wanted at least one of {', '.join(vocabulary)}",
+                    f"{folder}: a case with no modality, "
+                    f"wanted at least one of {', '.join(vocabulary)}",
                     "add its images or remove the folder",
                 )
             )
@@ -534,7 +540,8 @@ def _case(
             pair = sorted(str(name.path) for name in own)[:2]
             problems.append(
                 AttclError(
-                    f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, wanted one",
+                    f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, "
+                    "wanted one",
                     "remove or rename one of them",
                 )
             )
@@ -553,7 +560,8 @@ def _case(
             gap = sorted(whole - present)
             problems.append(
                 AttclError(
-                    f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} of {len(whole)} slices (no slice {gap[0]}), wanted all or none",
+                    f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} slices of "
+                    f"{len(whole)} (no slice {gap[0]}), wanted all or none",
                     "add the missing slices or remove the others",
                 )
             )
@@ -599,10 +607,18 @@ def _unknown_layout(
         if images
         else f"{len(files)} files and no image"
     )
-    wanted = " or ".join(
-        f"{layout.template.replace('{prefix}', '').replace('{token}', '<modality>').replace('{ext}', '.nii.gz' if layout.name != 'slices' else '.png')} ({layout.title})"
-        for layout in candidates
-    )
+    fields = {"{prefix}": "", "{token}": "<modality>", "{ext}": ".nii.gz"}
+    known = []
+    for layout in candidates:
+        path = (
+            layout.template
+            if "{slice}" not in layout.template
+            else layout.template.replace("{ext}", ".png")
+        )
+        for field_, shown in fields.items():
+            path = path.replace(field_, shown)
+        known.append(f"{path} ({layout.title})")
+    wanted = " or ".join(known)
     return AttclError(
         f"{root}: unknown folder layout: {seen}, wanted {wanted}",
         "rename the files, or describe the naming in a TOML file and pass it with --modalities",

@@ -50,7 +50,8 @@ def write_whole(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise AttclError(
-            f"{path}: not written ({error.strerror or error}), wanted a writable place with free space",
+            f"{path}: not written ({error.strerror or error}), "
+            "wanted a writable place with free space",
             "free some space or choose another output folder, then run the same command again",
         ) from error
 
@@ -116,7 +117,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may lose the rename although the file's bytes are safe. Some systems cannot open a folder.
+    # Without this a power cut may lose the rename although the bytes are safe. Some systems cannot open a folder.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def real_loss(logits: Tensor) -> Tensor:
-    """Binary cross-entropy against "real", for D on real and for G on fake slices (Eq 12, non-saturating): (B,) -> ()."""
+    """Binary cross-entropy against "real", of D on real and of G on fake slices (Eq 12): (B,) -> ()."""
     return F.softplus(-logits).mean()
 
 

@@ -17,7 +17,7 @@ Loaded = TypeVar("Loaded")
 def read_ahead(
     load: Callable[[Item], Loaded], items: Iterable[Item], *, depth: int = 2
 ) -> Iterator[tuple[Item, Future[Loaded]]]:
-    """Yields (item, future of `load(item)`) in order, with `depth` items in the making; memory holds no more than these.
+    """Yields (item, future of `load(item)`) in order; `depth` items are in the making, and no more in memory.
 
     `depth` 0 loads within the caller's own thread.
     """

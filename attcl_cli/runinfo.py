@@ -59,6 +59,10 @@ class RunInfo:
             record["error"] = error
         self.cases.append(record)
 
+    def count(self, status: str) -> int:
+        """How many cases ended with this status."""
+        return sum(record["status"] == status for record in self.cases)
+
     def finish(self, exit_code: int) -> None:
         """Replaces the record by the final one."""
         self._write("done" if exit_code == 0 else "stopped", exit_code)

@@ -91,7 +91,8 @@ def build(
                 size = -(-max(height, width) // image_size) * image_size
                 problems.append(
                     AttclError(
-                        f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, wanted at most {canvas}x{canvas}",
+                        f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, "
+                        f"wanted at most {canvas}x{canvas}",
                         f"train with --set canvas={size}",
                     )
                 )
@@ -102,7 +103,8 @@ def build(
     if free_bytes(folder) < needed:
         problems.append(
             AttclError(
-                f"{folder}: {free_bytes(folder) / 1e9:.1f} GB free, wanted {needed / 1e9:.1f} GB for training slices",
+                f"{folder}: {free_bytes(folder) / 1e9:.1f} GB free, "
+                f"wanted {needed / 1e9:.1f} GB for training slices",
                 "free some space or choose another --output",
             )
         )
@@ -147,7 +149,7 @@ def build(
             "modalities": [modality for modality in dataset.modalities if scales[modality]],
             "scales": {modality: asdict(scale) for modality, scale in medians.items()},
             "entries": [asdict(entry) for entry in entries],
-            "filled": [bool(value) for value in (data > -_STEPS).any(axis=(1, 2))],
+            "filled": np.any(data > -_STEPS, axis=(1, 2)).tolist(),
             "cases": [case.id for case in cases],
         },
     )

@@ -1,4 +1,4 @@
-"""Cases -> train, val and test, and what is hidden in each: the paper's scenarios, `splits.json`, and the linked data tree.
+"""Cases -> train, val and test, and what is hidden in each: scenarios, `splits.json`, the linked data tree.
 
 Knows patients and names, no voxel. The stages after this one read `data/` and `splits.json`, never the original folder.
 """
@@ -110,7 +110,8 @@ def make_splits(
         keep = int(len(drawn["train"]) * subset)
         if not 0 < subset <= 1 or keep == 0:
             raise UsageError(
-                f"--subset: {subset} of {len(drawn['train'])} training cases is {keep}, wanted at least one",
+                f"--subset: {subset} of {len(drawn['train'])} training cases is {keep}, "
+                "wanted at least one",
                 "for BraTS_s: --subset 1/8",
             )
         drawn["train"] = drawn["train"][:keep]
@@ -150,7 +151,8 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
         )
         if not good or set(document) - {"name", "hidden"}:
             raise UsageError(
-                f"{path}: keys {sorted(document)}, wanted hidden = [[...], ...] and, if you like, name",
+                f"{path}: keys {sorted(document)}, "
+                "wanted hidden = [[...], ...] and, if you like, name",
                 'for example: hidden = [["t1ce", "t2"], ["t1"], []]',
             )
         groups = tuple(tuple(group) for group in document["hidden"])
@@ -158,7 +160,8 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
     for group in known:
         if set(group) >= set(modalities):
             raise UsageError(
-                f"--ratio: {name} hides all of {', '.join(modalities)} from a group, wanted at least one to stay"
+                f"--ratio: {name} hides all of {', '.join(modalities)} from a group, "
+                "wanted at least one to stay"
             )
     return name, known
 
@@ -188,7 +191,8 @@ def write_tree(
     """
     if is_within(output, dataset.root) or is_within(dataset.root, output):
         raise UsageError(
-            f"--output: {output} and the dataset {dataset.root} contain one another, wanted two separate folders",
+            f"--output: {output} and the dataset {dataset.root} contain one another, "
+            "wanted two separate folders",
             "originals are never touched; choose another --output",
         )
     document = to_json(splits)
@@ -203,7 +207,8 @@ def write_tree(
             )
         if any(output.iterdir()) and not existing.is_file():
             raise UsageError(
-                f"--output: {output} was not made by prepare-splits (it has no splits.json), wanted a folder that --overwrite may replace",
+                f"--output: {output} was not made by prepare-splits (it has no splits.json), "
+                "wanted a folder that --overwrite may replace",
                 "choose another --output",
             )
     with _beside(output) as building:
@@ -281,7 +286,8 @@ def _sizes(
     if sizes is not None:
         if min(sizes) < 0 or sizes[0] == 0 or sum(sizes) > total:
             raise UsageError(
-                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, wanted a sum of at most {total} and at least one to train on"
+                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, "
+                f"wanted a sum of at most {total} and at least one to train on"
             )
         return sizes
     if fractions is None:
@@ -290,7 +296,8 @@ def _sizes(
         fractions = DEFAULT_FRACTIONS
     if min(fractions) < 0 or fractions[0] == 0 or sum(fractions) > 1 + 1e-9:
         raise UsageError(
-            f"--fractions: {'/'.join(map(str, fractions))}, wanted shares that sum to at most 1, the first above 0"
+            f"--fractions: {'/'.join(map(str, fractions))}, "
+            "wanted shares that sum to at most 1, the first above 0"
         )
     exact = [Fraction(str(share)) * total for share in fractions]
     counts = [int(value) for value in exact]
@@ -341,7 +348,8 @@ def _hide(
 def _require_every_modality(name: str, train: Sequence[SplitCase], dataset: Dataset) -> None:
     problems: list[AttclError] = [
         UsageError(
-            f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, wanted at least one to learn from",
+            f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
+            "wanted at least one to learn from",
             "use more training cases (--sizes, --fractions) or a ratio with fewer groups",
         )
         for modality in dataset.modalities
@@ -349,7 +357,8 @@ def _require_every_modality(name: str, train: Sequence[SplitCase], dataset: Data
     ]
     problems += [
         UsageError(
-            f"--ratio: {name} leaves case {item.case} with no modality, wanted at least one to stay",
+            f"--ratio: {name} leaves case {item.case} with no modality, "
+            "wanted at least one to stay",
             "complete or remove this case, or choose another ratio",
         )
         for item in train
@@ -396,7 +405,8 @@ def _beside(output: Path) -> Iterator[Path]:
             building.rename(output)
     except OSError as error:
         raise AttclError(
-            f"{output}: not written ({error.strerror or error}), wanted a writable place with free space",
+            f"{output}: not written ({error.strerror or error}), "
+            "wanted a writable place with free space",
             "choose another --output, or --link symlink, which needs no space",
         ) from error
     finally:

@@ -85,7 +85,7 @@ def train(
         torch.manual_seed(settings.seed)
         method = METHODS[settings.method](settings, store.modalities)
     for module in method.modules().values():
-        module.to(device, memory_format=torch.channels_last)
+        module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = copy.deepcopy(method)
     average_modules = {
         name: average.modules()[name].requires_grad_(requires_grad=False)
@@ -169,9 +169,9 @@ def _average(method: Method, average: Mapping[str, nn.Module], decay: float, ste
     decay = min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
         for name, module in average.items():
-            own = list(method.modules()[name].parameters())
+            own: list[Tensor] = list(method.modules()[name].parameters())
             if own:
-                torch._foreach_lerp_(list(module.parameters()), own, 1 - decay)
+                torch._foreach_lerp_([*module.parameters()], own, 1 - decay)
 
 
 def _state(step: int, method: Method, average: Mapping[str, nn.Module]) -> TrainingState:
@@ -261,7 +261,8 @@ def _require_finite(losses: Mapping[str, float], step: int, run_dir: Path) -> No
     if bad:
         raise AttclError(
             f"{run_dir}: loss {bad[0]} is {losses[bad[0]]} at step {step}, wanted a finite number",
-            f"the last good checkpoint is kept; go on with a smaller step: attcl train --resume {run_dir} --set learning_rate=5e-5",
+            f"the last good checkpoint is kept; take smaller steps: attcl train --resume {run_dir} "
+            "--set learning_rate=5e-5",
         )
 
 

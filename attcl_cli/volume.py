@@ -8,6 +8,7 @@ right, whatever the file's orientation. That is BraTS's own voxel order (LPS) tr
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import struct
@@ -16,6 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
@@ -27,10 +29,10 @@ from PIL import Image, PngImagePlugin
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
 
-try:  # Intel's ISA-L is several times faster than zlib on volumes; it has no wheel for every platform
+_gzip: ModuleType = gzip
+with contextlib.suppress(ImportError):  # no wheel for every platform
+    # Intel's ISA-L is several times faster than zlib on volumes
     from isal import igzip as _gzip
-except ImportError:  # pragma: no cover - depends on the platform
-    _gzip = gzip  # type: ignore[assignment]
 
 Array = NDArray[Any]
 
@@ -47,6 +49,7 @@ _SUSPICIOUS_COMPRESSION = (
     0.01  # a brain compresses to a tenth or more; a constant volume to a thousandth
 )
 _FULL_DIMENSIONS = 3
+_NIFTI2_HEADER = 540  # bytes; the first number of such a file
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header = nib.load(path).header
+            header: Any = nib.load(path).header
             grid = _grid(header, path)
             offset = int(header["vox_offset"])
     except _UNREADABLE as error:
@@ -168,7 +171,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
 def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     """Whether the values of a volume need a look before a run: it may hold NaN or be constant.
 
-    Integers hold no NaN, and a constant volume compresses to almost nothing; so for the common case this costs a `stat`.
+    Integers hold no NaN, and a constant volume compresses to almost nothing; so mostly this costs a `stat`.
     """
     path = paths[0]
     if path.suffix == ".png":
@@ -214,7 +217,8 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
         difference = other.grid.differs_from(volumes[first].grid)
         if difference:
             raise AttclError(
-                f"{files[modality][0]}: {difference} of {files[first][0].name}, wanted one grid for all volumes of a case",
+                f"{files[modality][0]}: {difference} of {files[first][0].name}, "
+                "wanted one grid for all volumes of a case",
                 "co-register and resample the case's volumes, or remove the one that is off",
             )
     brain = brain_of([other.data for other in volumes.values()])
@@ -387,7 +391,7 @@ def _load_nifti(path: Path) -> Volume:
             size = struct.unpack("<i", raw[:4])[0]
             kind = (
                 nib.Nifti2Image
-                if 540 in (size, struct.unpack(">i", raw[:4])[0])
+                if _NIFTI2_HEADER in (size, struct.unpack(">i", raw[:4])[0])
                 else nib.Nifti1Image
             )
             image = kind.from_bytes(raw)
@@ -560,7 +564,8 @@ def _png_grid(paths: Sequence[Path]) -> Grid:
             )
         if (other_height, other_width, other_mode) != (height, width, mode):
             raise AttclError(
-                f"{path}: {other_height}x{other_width} {other_mode}, wanted {height}x{width} {mode} as {first.name}",
+                f"{path}: {other_height}x{other_width} {other_mode}, "
+                f"wanted {height}x{width} {mode} as {first.name}",
                 "make all slices of a volume alike",
             )
     return Grid(

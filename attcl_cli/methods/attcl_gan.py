@@ -62,7 +62,7 @@ class AttclGan:
                 if settings.acl != "none"
             }
         )
-        self.inference = ("generator", "attention", "mapping", "style_encoder")
+        self.inference: tuple[str, ...] = ("generator", "attention", "mapping", "style_encoder")
         self._optimisers: dict[str, Optimizer] = {}
 
     def modules(self) -> dict[str, nn.Module]:
@@ -176,7 +176,7 @@ class AttclGan:
         }
 
     def _style_encoder_step(self, batch: Batch) -> dict[str, Tensor]:
-        """SCD of the reference path (Eq 11): all that E learns there, as StarGAN v2 updates only the generator on it."""
+        """SCD of the reference path (Eq 11): all that E learns there; StarGAN v2 updates only G on it."""
         s = self.settings
         if not s.scd or s.lambda_scd == 0:
             return {}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+_IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,7 +40,9 @@ class Batch:
         for item in fields(self):
             value: Tensor = getattr(self, item.name).to(device, non_blocking=True)
             moved[item.name] = (
-                value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+                value.contiguous(memory_format=torch.channels_last)
+                if value.ndim == _IMAGE_DIMENSIONS
+                else value
             )
         return Batch(**moved)
 

@@ -1,11 +1,12 @@
 """The generator G: an image and a style code in, the image in that style out.
 
-Encoder and decoder are called apart, because completion encodes a slice once and decodes it into every missing modality.
+Encoder and decoder are called apart: completion encodes a slice once and decodes it into every missing modality.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -32,8 +33,7 @@ class Generator(nn.Module):
         self.channels = channels
         self.stem = nn.Conv2d(1, width, 3, padding=1)
         self.down = nn.ModuleList(
-            ResidualBlock(a, b, norm=True, down=True)
-            for a, b in zip(channels, channels[1:], strict=False)
+            ResidualBlock(a, b, norm=True, down=True) for a, b in pairwise(channels)
         )
         self.encode_deep = nn.ModuleList(
             ResidualBlock(deep, deep, norm=True) for _ in range(bottleneck)
@@ -43,8 +43,7 @@ class Generator(nn.Module):
         )
         backwards = channels[::-1]
         self.up = nn.ModuleList(
-            AdaINResidualBlock(a, b, style_dim, up=True)
-            for a, b in zip(backwards, backwards[1:], strict=False)
+            AdaINResidualBlock(a, b, style_dim, up=True) for a, b in pairwise(backwards)
         )
         self.to_image = nn.Sequential(
             nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)

@@ -40,7 +40,7 @@ def as_rows(features: Tensor) -> Tensor:
 def similarity_operand(rows: Tensor, scale: AttentionScale) -> Tensor:
     """Scales rows (B, HW, C) so that their plain dot products are the logits of the row softmax.
 
-    Unscaled products saturate at many channels: every entropy is near 0 and the ranking is noise (method.md, section 2).
+    Unscaled products saturate at many channels: every entropy is near 0, the ranking noise (method.md, section 2).
     """
     if scale == "l2":
         return F.normalize(rows, dim=-1)

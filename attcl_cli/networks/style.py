@@ -5,6 +5,8 @@ Both return the codes of all N domains; whoever asks picks one.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -47,9 +49,7 @@ class Trunk(nn.Module):
         channels = widths(width, max_width, halvings)
         self.outputs = channels[-1]
         self.stem = nn.Conv2d(1, width, 3, padding=1)
-        self.down = nn.Sequential(
-            *(ResidualBlock(a, b, down=True) for a, b in zip(channels, channels[1:], strict=False))
-        )
+        self.down = nn.Sequential(*(ResidualBlock(a, b, down=True) for a, b in pairwise(channels)))
         self.last = nn.Sequential(
             nn.LeakyReLU(0.2), nn.Conv2d(self.outputs, self.outputs, _LAST_SIZE), nn.LeakyReLU(0.2)
         )

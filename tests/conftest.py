@@ -1,0 +1,183 @@
+"""What tests share: phantoms in every layout, small volumes, a network that trains in milliseconds, patients."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share their machine
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from attcl_cli.cohort import write_cohort
+from attcl_cli.config import Settings, resolve
+from attcl_cli.files import sha256
+
+CASES = 4
+VOXEL_MM = 6.0  # 40x40x26 voxels
+BRATS_AFFINE = np.array(
+    [[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
+)  # stored L, P, S
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file below a folder (of what links lead to)."""
+    return {
+        path.relative_to(root).as_posix(): sha256(path)
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
+    """`phantoms(layout)` is the folder of a whole cohort of 4 in that layout; shared, so no test may write into it."""
+    made: dict[str, tuple[Path, dict[str, str]]] = {}
+
+    def cohort_in(layout: str = "brats") -> Path:
+        if layout not in made:
+            root = tmp_path_factory.mktemp(f"phantoms-{layout}")
+            write_cohort(root, cases=CASES, layout=layout, voxel_mm=VOXEL_MM, workers=1)
+            made[layout] = root, fingerprint(root)
+        return made[layout][0]
+
+    yield cohort_in
+    for root, before in made.values():
+        assert fingerprint(root) == before, f"a test changed the shared cohort {root}"
+
+
+@pytest.fixture(scope="session")
+def phantom_root(phantoms: Callable[[str], Path]) -> Path:
+    """The shared cohort in the layout of BraTS 2018-2021; read-only."""
+    return phantoms("brats")
+
+
+@pytest.fixture
+def incomplete_root(phantom_root: Path, tmp_path: Path) -> Path:
+    """A copy of one's own with holes: case 0 lacks t2, case 1 t1 and t1ce, case 2 nothing, case 3 t2 again."""
+    root = tmp_path / "incomplete"
+    shutil.copytree(phantom_root, root)
+    for case, lacking in enumerate([["t2"], ["t1", "t1ce"], [], ["t2"]]):
+        for modality in lacking:
+            (root / f"Phantom_{case:05d}" / f"Phantom_{case:05d}_{modality}.nii.gz").unlink()
+    return root
+
+
+@pytest.fixture(scope="session")
+def write_nifti() -> Callable[..., Path]:
+    """`write_nifti(path, array, affine=...)` writes a volume with nibabel alone, and returns the path."""
+
+    def write(
+        path: Path,
+        array: Any,
+        *,
+        affine: Any = None,
+        dtype: Any = None,
+        image: Any = nib.Nifti1Image,
+        codes: tuple[int, int] = (1, 1),
+        units: tuple[str, str] = ("mm", "sec"),
+    ) -> Path:
+        array = np.asarray(array)
+        made = image(
+            array,
+            BRATS_AFFINE if affine is None else np.asarray(affine, dtype=float),
+            dtype=dtype or array.dtype,
+        )
+        made.header.set_qform(made.affine, code=codes[0])
+        made.header.set_sform(made.affine, code=codes[1])
+        made.header.set_xyzt_units(*units)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(made, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_case(write_nifti: Callable[..., Path]) -> Callable[..., None]:
+    """`write_case(root, ["A/A_t1.nii.gz", ...])` writes a small volume of random intensities under each name."""
+
+    def write(root: Path, names: list[str], *, shape: tuple[int, int, int] = (6, 5, 4)) -> None:
+        for number, name in enumerate(names):
+            values = np.random.default_rng(number).integers(1, 1000, shape).astype(np.int16)
+            write_nifti(root / name, values)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Settings:
+    """A method of a few thousand weights, whose training step takes milliseconds; fits the shared cohorts."""
+    return resolve(
+        preset="tiny",
+        overrides={
+            "image_size": 16,
+            "canvas": 64,
+            "width": 4,
+            "max_width": 8,
+            "downs": 2,
+            "bottleneck": 1,
+            "style_dim": 8,
+            "latent_dim": 4,
+            "mapping_width": 8,
+            "contrastive_layers": (1, 2),
+            "contrastive_patches": 16,
+            "batch_size": 2,
+            "steps": 4,
+            "log_every": 1,
+            "save_every": 2,
+            "sample_every": 4,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def store(
+    phantom_root: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """The training slices of the first three shared phantoms, at the size of `tiny_settings`."""
+    from attcl_cli.dataset import open_dataset
+    from attcl_cli.slices import build
+
+    dataset = open_dataset(phantom_root)
+    return build(
+        dataset,
+        dataset.cases[:3],
+        tmp_path_factory.mktemp("slices"),
+        image_size=tiny_settings.image_size,
+        canvas=tiny_settings.canvas,
+        workers=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    store: Any, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a finished run of `tiny_settings`: weights, card, checkpoint, statistics. Read-only."""
+    import torch
+
+    from attcl_cli.train import train
+
+    run_dir = tmp_path_factory.mktemp("runs") / "tiny"
+    run_dir.mkdir()
+    train(tiny_settings, store, run_dir, device=torch.device("cpu"), note="of the tests")
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def cohort() -> Path:
+    """The folder of real patients (`brats/`, `brasyn/`); tests that take it are marked `cohort`."""
+    named = os.environ.get("ATTCL_COHORT")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "cohort"
+    if not folder.is_dir():
+        pytest.skip(
+            f"no real patients in {folder}: set ATTCL_COHORT to a folder with brats/ and brasyn/"
+        )
+    return folder

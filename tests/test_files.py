@@ -1,0 +1,216 @@
+"""Files appear whole or not at all; what killed writers leave is swept, what live ones make is not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attcl_cli import files
+from attcl_cli.errors import AttclError, ProblemsError, UsageError, raise_all
+from attcl_cli.files import free_bytes, is_within, read_json, sha256, sweep, write_json, write_whole
+
+
+def refuse(code: int):
+    def call(*_args: object, **_options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_whole_makes_missing_folders_and_leaves_nothing_else(tmp_path):
+    write_whole(tmp_path / "a" / "b" / "c.bin", b"\x00\x01")
+    assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"\x00\x01"
+    assert names(tmp_path / "a" / "b") == ["c.bin"]
+
+
+def test_written_files_have_ordinary_permissions(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "file", b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failure_before_the_rename_keeps_the_old_content_and_no_temporary(
+    tmp_path, monkeypatch, step
+):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    owner = os if step == "fsync" else Path
+    monkeypatch.setattr(owner, step, refuse(errno.EIO))
+    with pytest.raises(AttclError, match="not written"):
+        write_whole(path, b"new")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", refuse(errno.ENOSPC))
+    with pytest.raises(AttclError) as caught:
+        write_whole(tmp_path / "file", b"data")
+    assert caught.value.message == (
+        f"{tmp_path / 'file'}: not written (No space left on device), "
+        "wanted a writable place with free space"
+    )
+    assert caught.value.hint.startswith("free some space")
+    assert names(tmp_path) == []
+
+
+def test_a_kill_in_the_middle_leaves_the_old_file_and_a_temporary_that_sweep_removes(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    script = (
+        "import os, signal, sys; from pathlib import Path; from attcl_cli import files;"
+        "os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL);"
+        "files.write_whole(Path(sys.argv[1]), b'new')"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert killed.returncode == -9
+    assert path.read_bytes() == b"old"
+    assert len(names(tmp_path)) == 2
+    assert sweep(tmp_path) == 1
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_too_large_for_the_system_is_an_error_and_leaves_nothing(tmp_path):
+    script = (
+        "import resource, signal, sys; from pathlib import Path;"
+        "from attcl_cli import errors, files;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: files.write_whole(Path(sys.argv[1]), b'x' * 5000)\n"
+        "except errors.AttclError as error: sys.exit(error.message)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "file")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "not written (File too large)" in done.stderr
+    assert names(tmp_path) == []
+
+
+def test_a_place_below_a_file_is_an_error_that_names_it(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(AttclError, match=r"file/inner: not written"):
+        write_whole(tmp_path / "file" / "inner", b"data")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_in_place_of_the_target_folder_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(AttclError, match="not written"):
+        write_whole(tmp_path / "folder", b"data")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_sweep_spares_live_writers_other_hosts_and_other_files(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    spared = [
+        f".a.nii.gz.{files._HOST}-{os.getpid()}-k3x.attcl-tmp",
+        f".a.nii.gz.elsewhere{files._HOST}-{dead.pid}-k3x.attcl-tmp",
+        f"a.nii.gz.{files._HOST}-{dead.pid}-k3x.attcl-tmp",
+        ".hidden.attcl-tmp",
+    ]
+    for name in [*spared, f".a.nii.gz.{files._HOST}-{dead.pid}-k3x.attcl-tmp"]:
+        (inner / name).touch()
+    assert sweep(tmp_path) == 1
+    assert names(inner) == sorted(spared)
+
+
+def test_temporary_names_are_those_that_sweep_knows(tmp_path, monkeypatch):
+    seen = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (seen.append(self.name), replace(self, to))
+    )
+    write_whole(tmp_path / "Case_01_t1.nii.gz", b"data")
+    match = files._TEMPORARY.match(seen[0])
+    assert match is not None
+    assert (match["host"], int(match["pid"])) == (files._HOST, os.getpid())
+
+
+def test_sweep_of_a_folder_that_does_not_exist_removes_nothing(tmp_path):
+    assert sweep(tmp_path / "none") == 0
+
+
+def test_is_within_follows_links_on_both_sides(tmp_path):
+    (tmp_path / "ori" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "ori" / "inner")
+    (tmp_path / "alias").symlink_to(tmp_path / "ori")
+    assert is_within(tmp_path / "link" / "new", tmp_path / "ori")
+    assert is_within(tmp_path / "ori" / "new", tmp_path / "alias")
+    assert is_within(tmp_path / "ori", tmp_path / "ori")
+    assert is_within(tmp_path / "other" / ".." / "ori" / "new", tmp_path / "ori")
+
+
+def test_is_within_is_no_comparison_of_prefixes(tmp_path):
+    assert not is_within(tmp_path / "original", tmp_path / "ori")
+    assert not is_within(tmp_path, tmp_path / "ori")
+
+
+def test_json_is_readable_ends_with_a_newline_and_comes_back(tmp_path):
+    write_json(tmp_path / "a.json", {"name": "Müller", "n": None})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert text == '{\n  "name": "Müller",\n  "n": null\n}\n'
+    assert read_json(tmp_path / "a.json") == {"name": "Müller", "n": None}
+
+
+def test_nan_never_gets_into_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])
+def test_what_is_no_json_is_an_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AttclError, match=r"a\.json: not readable as JSON"):
+        read_json(path)
+
+
+def test_sha256_is_that_of_the_standard(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")  # FIPS 180-2, appendix B.1
+    assert sha256(tmp_path / "abc") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+
+
+def test_free_space_of_a_folder_to_be_is_that_of_its_disk(tmp_path):
+    there = os.statvfs(tmp_path)
+    found = free_bytes(tmp_path / "not" / "yet")
+    assert found == pytest.approx(there.f_bavail * there.f_frsize, rel=0.1)
+
+
+def test_raise_all_raises_nothing_the_problem_or_all_of_them():
+    one, two = UsageError("a: found, wanted"), AttclError("b: found, wanted", "do this")
+    raise_all([])
+    with pytest.raises(UsageError) as single:
+        raise_all([one])
+    assert single.value is one
+    with pytest.raises(ProblemsError) as both:
+        raise_all([one, two])
+    assert both.value.problems == (one, two)
+    assert json.dumps([str(problem) for problem in both.value.problems]) == json.dumps(
+        ["a: found, wanted", "b: found, wanted"]
+    )
