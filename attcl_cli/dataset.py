@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NoReturn
 
 from attcl_cli import volume
 from attcl_cli.errors import AttclError, UsageError
@@ -292,6 +292,15 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
                 f"{path}: modality {name!r} = {spellings!r}, "
                 "wanted letters and digits = a list of spellings"
             )
+    owner: dict[str, str] = {}
+    for name, spellings in table.items():
+        for spelling in (name, *spellings):
+            if spelling.lower() in SEGMENTATION_NAMES:
+                raise UsageError(f"{path}: {spelling!r} names the label map, wanted another name")
+            if owner.setdefault(spelling.lower(), name) != name:
+                raise UsageError(
+                    f"{path}: {spelling!r} is a spelling of {owner[spelling.lower()]} and of {name}, wanted one owner"
+                )
     vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
     if "pattern" not in document:
         return vocabulary, None
@@ -328,8 +337,8 @@ def canonical(name: str, modalities: Iterable[str]) -> str:
     known = list(modalities)
     if name in known:
         return name
-    for ours, spellings in DEFAULT_MODALITIES.items():
-        if ours in known and name.lower() in spellings:
+    for ours in known:
+        if name.lower() in (ours.lower(), *DEFAULT_MODALITIES.get(ours, ())):
             return ours
     raise UsageError(f"modality {name!r}: unknown here, wanted one of {', '.join(known)}")
 
@@ -422,19 +431,28 @@ class _Name:
 
 
 def _walk(root: Path) -> list[PurePosixPath]:
-    """Every file below `root`, relative, sorted; hidden names are passed over, and a folder met twice through links."""
+    """Every file below `root`, relative and sorted, also through links; hidden names and repeated folders are not."""
     files: list[PurePosixPath] = []
     visited: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
-        files += [relative / name for name in sorted(names) if not name.startswith(".")]
-    return files
+    starts = [root]  # linked folders wait at the end, so that none takes the place of a real one
+    for start in starts:
+        for folder, folders, names in os.walk(start, onerror=_refuse):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in visited:
+                folders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [Path(folder, name) for name in folders if Path(folder, name).is_symlink()]
+            relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+            files += [relative / name for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise AttclError(
+        f"{error.filename}: not readable ({error.strerror}), wanted a folder that can be listed"
+    ) from error
 
 
 def _read_names(

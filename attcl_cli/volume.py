@@ -150,15 +150,12 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            header: Any = nib.load(path).header
-            grid = _grid(header, path)
-            offset = int(header["vox_offset"])
+            image: Any = nib.load(path)
+            grid = _grid(image.header, path)
+            offset = int(image.dataobj.offset)  # nibabel sets the header's own vox_offset to 0
     except _UNREADABLE as error:
         raise _no_nifti(path, error) from error
-    expected = (
-        max(offset, header.structarr.dtype.itemsize)
-        + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
-    )
+    expected = offset + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
     if path.suffix != ".gz":
         found = path.stat().st_size
         if found < expected:

@@ -1,0 +1,90 @@
+"""The examples run as a user would start them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attcl_cli.cohort import write_cohort
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+# The smallest networks that train, on 30x30 slices.
+SMALL = [
+    "--preset=tiny",
+    "--steps=2",
+    *(
+        f"--set={setting}"
+        for setting in (
+            "image_size=16",
+            "canvas=32",
+            "downs=2",
+            "width=4",
+            "max_width=8",
+            "mapping_width=8",
+            "batch_size=2",
+        )
+    ),
+]
+
+
+def run(command: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which quick_start.sh has run on four phantoms."""
+    folder = tmp_path_factory.mktemp("quick")
+    write_cohort(folder / "phantoms", cases=5, voxel_mm=8)
+    ended = run(["bash", str(EXAMPLES / "quick_start.sh"), "phantoms", *SMALL], folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def volumes(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.nii.gz")
+    }
+
+
+def test_the_quick_start_completes_what_ratio1_hides(started: Path) -> None:
+    assert len(volumes(started / "out")) == 2 * 5
+
+
+def test_the_tasks_of_the_job_array_make_together_what_one_run_makes(started: Path) -> None:
+    (weights,) = (started / "runs").iterdir()
+    for task in ("1", "2"):
+        ended = run(
+            ["bash", str(EXAMPLES / "slurm_array.sh"), "data", "array", str(weights)],
+            started,
+            SLURM_ARRAY_TASK_COUNT="2",
+            SLURM_ARRAY_TASK_ID=task,
+        )
+        assert ended.returncode == 0, ended.stderr
+    assert volumes(started / "array") == volumes(started / "out")
+
+
+def test_the_python_example_makes_the_same_files(started: Path) -> None:
+    (weights,) = (started / "runs").iterdir()
+    script = str(EXAMPLES / "python_api.py")
+    ended = run([sys.executable, script, "data", "python", str(weights)], started)
+    assert ended.returncode == 0, ended.stderr
+    assert volumes(started / "python") == volumes(started / "out")
+
+
+def test_the_python_example_tells_an_error_in_one_line(started: Path) -> None:
+    ended = run([sys.executable, str(EXAMPLES / "python_api.py"), "data", "x", "nowhere"], started)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: --weights: 'nowhere'")
