@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1
 BUNDLED = "phantom-tiny"
 WEIGHTS_FILE = "weights.safetensors"
 STATE_FILE = "checkpoint-last.safetensors"
+BEST_FILE = "checkpoint-best.safetensors"
 
 _KEY = "attcl"  # our entry among a safetensors file's metadata
 _REFERENCE = "reference"

@@ -166,7 +166,14 @@ def train(
         int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
     ] = None,
     device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option("--precision", help="bf16 is faster on recent GPUs; weights stay float32."),
+    ] = "fp32",
     workers: Workers = 2,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write statistics for TensorBoard.")
+    ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -185,7 +192,9 @@ def train(
         overrides=overrides | {key: value for key, value in given.items() if value is not None},
         resume=resume,
         device=device,
+        precision=precision,
         workers=workers,
+        tensorboard=tensorboard,
         dry_run=dry_run,
         talk=commands.Talk(as_json=as_json, quiet=quiet),
     )

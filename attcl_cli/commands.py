@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import device as Device
 
     from attcl_cli.complete import Plan
+    from attcl_cli.devices import Processes
+    from attcl_cli.slices import SliceStore
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
 _SHOWN_LOSSES = ("g_latent_adv", "g_reference_cyc", "g_reference_pair")
@@ -106,7 +108,9 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
     workers: int = 2,
+    tensorboard: bool = False,
     dry_run: bool = False,
     talk: Talk = Talk(),
 ) -> None:
@@ -121,17 +125,19 @@ def train(
                 "start without --resume, or name another run",
             )
     settings = resolve(preset=preset, file=config, overrides=dict(overrides or {}))
-    run_dir = resume or output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    place, processes = devices.join(device)
+    named = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    run_dir = processes.agree(resume or output or Path("runs") / named)
     if resume is None and run_dir.exists() and any(run_dir.iterdir()):
         raise UsageError(
             f"--output: {run_dir} is not empty, wanted a new folder",
             f"choose another --output, or go on with: attcl train --resume {run_dir}",
         )
-    place = devices.select(device)
+    processes.wait()  # before the main process puts something there
     dataset = source.open()
-    cases = _training_cases(dataset)
-    raise_all(check(dataset, cases=cases))
-    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS:
+    cases, validation = _training_cases(dataset)
+    raise_all(check(dataset, cases=[*cases, *validation]))
+    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
             "To try things out: attcl train --preset tiny",
@@ -143,14 +149,29 @@ def train(
         if talk.as_json:
             console.document({**described, "settings": settings.model_dump(mode="json")})
         else:
-            console.result(
-                f"would train on {len(cases)} cases, {volumes} volumes, on {place}, into {run_dir}\n"
-            )
+            told = f"{len(cases)} cases, {volumes} volumes, on {place}, into {run_dir}"
+            console.result(f"would train on {told}\n")
             console.result(dump(settings))
         return
-    steps = _train(dataset, cases, settings, run_dir, place, resume is not None, workers, talk)
+    run = _TrainingRun(
+        dataset=dataset,
+        cases=cases,
+        validation=validation,
+        settings=settings,
+        folder=run_dir,
+        device=place,
+        processes=processes,
+        precision=precision,
+        resume=resume is not None,
+        workers=workers,
+        tensorboard=tensorboard,
+        talk=talk,
+    )
+    steps = _train(run)
+    if not processes.main:
+        return
     weights = run_dir / "weights.safetensors"
-    console.say(f"{weights}: written after {steps} steps", quiet=talk.quiet)
+    console.say(f"{weights}: written, from step {steps} of {settings.steps}", quiet=talk.quiet)
     if talk.as_json:
         outcome = {"steps": steps, "weights": str(weights), "sha256": sha256(weights)}
         console.document({**described, **outcome})
@@ -314,8 +335,8 @@ def info_installation(*, as_json: bool = False) -> None:
     console.table([{"what": key, "found": value or "none"} for key, value in shown.items()])
 
 
-def _training_cases(dataset: Dataset) -> list[Case]:
-    """The training split; all cases of a dataset that nobody split."""
+def _training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
+    """The training split (all cases of a dataset that nobody split), and the validation cases with a pair."""
     splits = splitting.read_splits(dataset.root)
     cases = [case for case in dataset.cases if splits is None or case.id in splits.names("train")]
     if not cases:
@@ -323,71 +344,126 @@ def _training_cases(dataset: Dataset) -> list[Case]:
             f"{dataset.root}: no training case, wanted at least one",
             "run attcl prepare-splits with a larger --fractions or --sizes",
         )
-    return cases
+    chosen = splits.names("val") if splits else ()
+    validation = [case for case in dataset.cases if case.id in chosen and len(case.files) > 1]
+    return cases, validation
 
 
-def _train(
-    dataset: Dataset,
-    cases: Sequence[Case],
-    settings: Settings,
-    run_dir: Path,
-    device: Device,
-    resume: bool,  # noqa: FBT001
-    workers: int,
-    talk: Talk,
-) -> int:
+@dataclass(frozen=True)
+class _TrainingRun:
+    """What one training run needs to know."""
+
+    dataset: Dataset
+    cases: Sequence[Case]
+    validation: Sequence[Case]
+    settings: Settings
+    folder: Path
+    device: Device
+    processes: Processes
+    precision: Literal["fp32", "bf16"]
+    resume: bool
+    workers: int
+    tensorboard: bool
+    talk: Talk
+
+
+def _train(run: _TrainingRun) -> int:
     """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
-    from attcl_cli import report, slices
+    from attcl_cli import report, validate
     from attcl_cli import train as training
 
-    write_whole(run_dir / "config.toml", dump(settings).encode())
-    extra = {"data": str(dataset.root), "trained_on": [case.id for case in cases]}
-    config = settings.model_dump(mode="json")
-    run = RunInfo(
-        run_dir / "run.json",
+    settings, main = run.settings, run.processes.main
+    on_log = _tensorboard(run.folder) if run.tensorboard and main else training.Hooks().on_log
+    record = RunInfo(
+        run.folder / "run.json",
         "train",
-        config=config,
+        config=settings.model_dump(mode="json"),
         seed=settings.seed,
-        device=str(device),
-        extra=extra,
+        device=str(run.device),
+        extra={
+            "data": str(run.dataset.root),
+            "precision": run.precision,
+            "processes": run.processes.count,
+            "trained_on": [case.id for case in run.cases],
+        },
     )
-    run.start()
-    cache = run_dir / "slices"
+    if main:
+        write_whole(run.folder / "config.toml", dump(settings).encode())
+        record.start()
+    quiet = run.talk.quiet or not main
     code = 1
     try:
-        if resume and (cache / "index.json").is_file():
-            store = slices.open_store(cache)
-        else:
-            with console.progress(len(cases), "slices", quiet=talk.quiet) as bar:
-                store = slices.build(
-                    dataset,
-                    cases,
-                    cache,
-                    image_size=settings.image_size,
-                    canvas=settings.canvas,
-                    on_case=bar,
-                    workers=workers,
-                )
-        with console.progress(settings.steps, "train", every_seconds=10, quiet=talk.quiet) as bar:
+        store = _slices(run, run.cases, run.folder / "slices", quiet=quiet)
+        score = None
+        if run.validation:
+            paired = _slices(run, run.validation, run.folder / "slices-val", quiet=quiet)
+            score = validate.on_pairs(paired, run.device, seed=settings.seed)
+        with console.progress(settings.steps, "train", every_seconds=10, quiet=quiet) as bar:
 
             def on_step(step: int, losses: Mapping[str, float]) -> None:
-                shown = (
-                    f"{key} {value:.3f}" for key, value in losses.items() if key in _SHOWN_LOSSES
-                )
+                shown = (f"{key} {losses[key]:.3f}" for key in _SHOWN_LOSSES if key in losses)
                 bar("  ".join(shown), to=step)
 
-            hooks = training.Hooks(on_step=on_step, draw=report.write_grid)
-            info = training.train(
-                settings, store, run_dir, device=device, resume=resume, hooks=hooks
+            steps = training.train(
+                settings,
+                store,
+                run.folder,
+                device=run.device,
+                precision=run.precision,
+                processes=run.processes,
+                resume=run.resume,
+                hooks=training.Hooks(on_step, on_log, report.write_grid, score),
             )
-        shutil.rmtree(cache, ignore_errors=True)
         code = 0
     except AttclError as error:
         code = error.exit_code
         raise
     finally:
-        run.finish(code)
-    return info.steps
+        if main:
+            record.finish(code)
+    if main:
+        for cache in ("slices", "slices-val"):
+            shutil.rmtree(run.folder / cache, ignore_errors=True)
+    return steps
+
+
+def _slices(run: _TrainingRun, cases: Sequence[Case], folder: Path, *, quiet: bool) -> SliceStore:
+    """The cases' slices: those that an interrupted run left, or new ones, made by the main process."""
+    from attcl_cli import slices
+
+    made_before = run.resume and (folder / "index.json").is_file()
+    if run.processes.main and not made_before:
+        with console.progress(len(cases), folder.name, quiet=quiet) as bar:
+            slices.build(
+                run.dataset,
+                cases,
+                folder,
+                image_size=run.settings.image_size,
+                canvas=run.settings.canvas,
+                on_case=bar,
+                workers=run.workers,
+            )
+    run.processes.wait()
+    return slices.open_store(folder)
+
+
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard: the package tensorboard is not installed, wanted it",
+            "pip install tensorboard",
+        ) from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def on_log(record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(record["step"]))
+        writer.flush()
+
+    return on_log
 
 
 def _complete(plan: Plan, run: RunInfo, items: Any, talk: Talk) -> int:

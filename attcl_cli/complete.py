@@ -6,6 +6,7 @@ a file that exists there is never written again, so a run that was killed is fin
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,19 +134,22 @@ def plan(
     """
     _refuse_output(output, (dataset.root, *originals))
     modal_list = dataset.by_frequency()
-    problems: list[AttclError] = [] if keep_going else list(dataset.problems)
+    problems: list[AttclError] = []
     jobs: list[Job] = []
     done = 0
     for case in dataset.cases[part[0] - 1 :: part[1]]:
         wanted = [name for name in dataset.missing(case) if not targets or name in targets]
         outputs: dict[str, tuple[PurePosixPath, ...]] = {}
         for target in wanted:
-            files = _place(dataset, case, target, slices)
+            whole = dataset.place(case, target)
+            files = whole[slices[0] : slices[1]] if slices and _is_png(dataset) else whole
             missing = files if overwrite else _not_there(output, files)
-            problems += _escapes(output, files[0])
-            if len(missing) < len(files):
-                problems += _existing_problems(output, dataset, case, files, weights, slices)
-            if missing:
+            problems += _escapes(output, whole[0])
+            present = [output / file for file in whole if (output / file).exists()]
+            if present:
+                label = output / _sidecar(whole[0], dataset, case)
+                problems += _existing_problems(present, label, weights, slices, overwrite=overwrite)
+            if missing or not files:
                 outputs[target] = missing
             else:
                 done += 1
@@ -155,8 +159,14 @@ def plan(
     problems += _lacking(weights, jobs)
     sound: list[Job] = []
     failed: dict[str, AttclError] = {}
+    checked = {job.case.id for job in jobs}
+    for name, own in dataset.wrong.items() if part[0] == 1 else ():
+        if name not in checked and keep_going:
+            failed[name] = own[0]
+        elif name not in checked:
+            problems += own
     for job in jobs:
-        found = check_case(dataset, job.case, values=True)
+        found = check_case(dataset, job.case, values=True) or _beyond(dataset, job.case, slices)
         if found and keep_going:
             failed[job.case.id] = found[0]
             continue
@@ -274,6 +284,8 @@ def link_originals(dataset: Dataset, output: Path) -> int:
         for files in (*case.files.values(), case.segmentation):
             for file in files:
                 link = output / file
+                if not is_within(link.parent, output):
+                    raise _escape(link, output)
                 if not link.exists() and not link.is_symlink():
                     try:
                         link.parent.mkdir(parents=True, exist_ok=True)
@@ -304,9 +316,7 @@ def _prepare(plan: Plan, job: Job) -> _Prepared:
     )
     source = images.volumes[job.source]
     inside = source.data != 0
-    if plan.slices is not None and not _is_png(plan.dataset):
-        inside[: plan.slices[0]] = False
-        inside[plan.slices[1] :] = False
+    inside[~_wanted(plan, job, len(inside))] = False
     indices = np.flatnonzero(inside.any(axis=(1, 2)))
     settings = plan.weights.info.settings
     chosen = volume.normalise(
@@ -318,6 +328,18 @@ def _prepare(plan: Plan, job: Job) -> _Prepared:
         inside,
         source.grid,
     )
+
+
+def _wanted(plan: Plan, job: Job, depth: int) -> Array:
+    """(D,) bool: the slices that are to be written."""
+    wanted = np.zeros(depth, dtype=bool)
+    if not _is_png(plan.dataset):
+        wanted[slice(*plan.slices) if plan.slices else slice(None)] = True
+        return wanted
+    for target, files in job.outputs.items():
+        missing = set(files)
+        wanted |= [file in missing for file in plan.dataset.place(job.case, target)]
+    return wanted
 
 
 def _translate(
@@ -364,10 +386,14 @@ def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, Array])
         if _is_png(plan.dataset):  # only the slices that are wanted and not yet there
             own = [file.name for file in plan.dataset.place(job.case, target)]
             data = data[[own.index(file.name) for file in files]]
-        # The label first: an image without its label never exists.
-        write_json(
-            plan.output / _sidecar(files[0], plan.dataset, job.case), _label(plan, job, target)
-        )
+        # The label first: an image without its label never exists. Nor does one under the label of another.
+        label_file = plan.output / _sidecar(files[0], plan.dataset, job.case)
+        label = _label(plan, job, target)
+        if label_file.exists() and _read_label(label_file) != label:
+            for file in plan.dataset.place(job.case, target):
+                with contextlib.suppress(OSError):
+                    (plan.output / file).unlink()
+        write_json(label_file, label)
         volume.save(
             paths,
             data,
@@ -412,13 +438,6 @@ def _refuse_output(output: Path, originals: Sequence[Path]) -> None:
         raise UsageError(f"--cpl: {output} is a file, wanted a folder", "choose another --cpl")
 
 
-def _place(
-    dataset: Dataset, case: Case, target: str, slices: tuple[int, int] | None
-) -> tuple[PurePosixPath, ...]:
-    files = dataset.place(case, target)
-    return files[slices[0] : slices[1]] if slices and _is_png(dataset) else files
-
-
 def _not_there(output: Path, files: Sequence[PurePosixPath]) -> tuple[PurePosixPath, ...]:
     """Algorithm 1's path check; files appear whole, so one that exists is complete."""
     return tuple(file for file in files if not (output / file).exists())
@@ -438,30 +457,49 @@ def _lacking(weights: Weights, jobs: Sequence[Job]) -> list[AttclError]:
     ]
 
 
+def _beyond(dataset: Dataset, case: Case, slices: tuple[int, int] | None) -> list[AttclError]:
+    if slices is None:
+        return []
+    paths = dataset.paths(case, next(iter(case.files)))
+    depth = len(paths) if _is_png(dataset) else volume.read_grid(paths).axial_shape[0]
+    if slices[0] < depth:
+        return []
+    return [
+        UsageError(
+            f"--slices: {slices[0]}:{slices[1]}, but {case.id} has {depth} slices, wanted some of these",
+            "slices are counted from 0, at the feet",
+        )
+    ]
+
+
 def _existing_problems(
-    output: Path,
-    dataset: Dataset,
-    case: Case,
-    files: Sequence[PurePosixPath],
+    present: Sequence[Path],
+    label: Path,
     weights: Weights,
     slices: tuple[int, int] | None,
+    *,
+    overwrite: bool,
 ) -> list[AttclError]:
-    """A result of an earlier run counts as done only if it is whole and was made in the same way."""
-    present = [output / file for file in files if (output / file).exists()]
+    """A result of an earlier run counts as done only if it is whole and was made in the same way.
+
+    What attcl did not make is never replaced, not even with --overwrite: it may be an original.
+    """
+    if not label.is_file():
+        return [
+            AttclError(
+                f"{present[0]}: has no label {label.name}, wanted a file made by attcl",
+                "choose another --cpl, or move that file away",
+            )
+        ]
+    if overwrite:
+        return []
     try:
         volume.read_grid(present)
     except AttclError as error:
         hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
         return [AttclError(error.message, hint)]
     again = "choose another --cpl, or make it again with --overwrite"
-    label = output / _sidecar(files[0], dataset, case)
-    if not label.is_file():
-        return [
-            AttclError(
-                f"{present[0]}: has no label {label.name}, wanted a file made by attcl", again
-            )
-        ]
-    document = read_json(label)
+    document = _read_label(label)
     made_by = str(document.get("weights", {}).get("sha256"))
     if made_by != weights.sha256:
         wanted = f"{weights.sha256[:12]} ({weights.name})"
@@ -476,14 +514,25 @@ def _existing_problems(
 
 def _escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
     path = output / file
-    if path.is_symlink() or not is_within(path.parent, output):
-        return [
-            AttclError(
-                f"{path}: leads out of {output} through a link, wanted a place inside",
-                "remove the link, or choose another --cpl",
-            )
-        ]
-    return []
+    return (
+        [_escape(path, output)] if path.is_symlink() or not is_within(path.parent, output) else []
+    )
+
+
+def _escape(path: Path, output: Path) -> AttclError:
+    return AttclError(
+        f"{path}: leads out of {output} through a link, wanted a place inside",
+        "remove the link, or choose another --cpl",
+    )
+
+
+def _read_label(path: Path) -> dict[str, Any]:
+    """A damaged label is nobody's."""
+    try:
+        document = read_json(path)
+    except AttclError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _no_room(dataset: Dataset, output: Path, jobs: Sequence[Job]) -> list[AttclError]:

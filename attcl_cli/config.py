@@ -98,6 +98,9 @@ class Settings(BaseModel):
     # Optimisation
     steps: Positive = Field(100_000, description="Training iterations.")
     batch_size: Positive = Field(8, description="Slices an iteration.")
+    micro_batch: Annotated[int, Field(ge=0)] = Field(
+        0, description="Slices at once; gradients of the parts add up. 0: the whole batch."
+    )
     learning_rate: Rate = Field(
         1e-4, description="Adam step of all networks but the mapping network."
     )

@@ -158,7 +158,8 @@ class Dataset:
         layout: the convention its names follow.
         modalities: every modality that a case should have, sorted.
         cases: sorted by id.
-        problems: everything that is wrong with names; `check` adds what is wrong with files.
+        wrong: case id, or name of an empty folder -> what is wrong with its names; `check` adds what is wrong
+            with files.
         ignored: relative paths of files that are no image of the layout.
         spellings: modality -> the token that most files of this dataset use.
         extension: the file ending that most files use.
@@ -169,11 +170,16 @@ class Dataset:
     layout: Layout
     modalities: tuple[str, ...]
     cases: tuple[Case, ...]
-    problems: tuple[AttclError, ...]
+    wrong: Mapping[str, tuple[AttclError, ...]]
     ignored: tuple[PurePosixPath, ...]
     spellings: Mapping[str, str]
     extension: str
     vocabulary_file: Path | None = None
+
+    @property
+    def problems(self) -> tuple[AttclError, ...]:
+        """Everything that is wrong with names."""
+        return tuple(problem for found in self.wrong.values() for problem in found)
 
     def paths(self, case: Case, modality: str) -> tuple[Path, ...]:
         """The files of a modality that the case has."""
@@ -349,28 +355,31 @@ def check(
     """Everything that is wrong with the files of a dataset: unreadable, not 3-D, not on one grid.
 
     Args:
-        dataset: the dataset; its own `problems` come first in the answer.
+        dataset: the dataset; what is wrong with folders that are no case comes first in the answer.
         cases: only these cases.
         values: also look for NaN and constant volumes, reading only files that could be such (`volume.suspicious`).
 
     Returns:
         The problems, in the order of the cases; empty where all is well.
     """
-    problems = list(dataset.problems) if cases is None else []
+    problems: list[AttclError] = []
+    if cases is None:
+        cases = dataset.cases
+        known = {case.id for case in cases}
+        problems += [
+            item for name in dataset.wrong if name not in known for item in dataset.wrong[name]
+        ]
     with ThreadPoolExecutor(
         max_workers=min(8, (os.cpu_count() or 1) * 2)
     ) as pool:  # waits for disks, not for processors
-        for found in pool.map(
-            lambda case: check_case(dataset, case, values=values),
-            dataset.cases if cases is None else cases,
-        ):
+        for found in pool.map(lambda case: check_case(dataset, case, values=values), cases):
             problems += found
     return problems
 
 
 def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:
     """`check` of a single case; its label map is not looked at."""
-    problems: list[AttclError] = []
+    problems: list[AttclError] = list(dataset.wrong.get(case.id, ()))
     grids: dict[str, volume.Grid] = {}
     for modality in case.files:
         paths = dataset.paths(case, modality)
@@ -504,14 +513,13 @@ def _assemble(
     by_case: dict[str, list[_Name]] = defaultdict(list)
     for name in found.values():
         by_case[name.case].append(name)
-    problems: list[AttclError] = []
+    wrong: dict[str, tuple[AttclError, ...]] = {}
     cases = []
     for case_id in sorted(by_case):
-        case, wrong = _case(root, layout, case_id, by_case[case_id])
-        problems += wrong
+        case, problems = _case(root, layout, case_id, by_case[case_id])
         if case.files:
             cases.append(case)
-        elif not wrong:
+        elif not problems:
             folder = root / by_case[case_id][0].path.parent
             problems.append(
                 AttclError(
@@ -520,7 +528,14 @@ def _assemble(
                     "add its images or remove the folder",
                 )
             )
-    problems += _empty_folders(root, layout, by_case)
+        if problems:
+            wrong[case_id] = tuple(problems)
+    for folder in _empty_folders(root, layout, by_case):
+        problem = AttclError(
+            f"{folder}: a case with no modality, wanted its images",
+            "add its images or remove the folder",
+        )
+        wrong[folder.name] = (*wrong.get(folder.name, ()), problem)
     ignored = tuple(
         path for path in files if path not in found and path.suffix in {".gz", ".nii", ".png"}
     )
@@ -537,7 +552,7 @@ def _assemble(
         layout=layout,
         modalities=tuple(sorted(vocabulary)),
         cases=tuple(cases),
-        problems=tuple(problems),
+        wrong=wrong,
         ignored=ignored,
         spellings=spellings,
         extension=endings.most_common(1)[0][0],
@@ -594,19 +609,14 @@ def _case(
     ), problems
 
 
-def _empty_folders(
-    root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]
-) -> list[AttclError]:
+def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:
     """Case folders without a single file of the layout: siblings of the case folders that are found."""
     if "{case}/" not in layout.template:
         return []
     parents = {root / name.path.parent.parent for names in cases.values() for name in names}
     found = {root / name.path.parent for names in cases.values() for name in names}
     return [
-        AttclError(
-            f"{folder}: a case with no modality, wanted its images",
-            "add its images or remove the folder",
-        )
+        folder
         for parent in sorted(parents)
         for folder in sorted(parent.iterdir())
         if folder.is_dir()

@@ -56,6 +56,11 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from error
 
 
+def copy_whole(source: Path, target: Path) -> None:
+    """`write_whole` of another file's bytes."""
+    write_whole(target, source.read_bytes())
+
+
 def write_json(path: Path, document: Any) -> None:
     """`write_whole` of a JSON document, readable and with a final newline."""
     write_whole(

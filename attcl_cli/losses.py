@@ -72,14 +72,19 @@ def patch_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), target.flatten())
 
 
-def paired_loss(x_fake: Tensor, x_pair: Tensor, has_pair: Tensor) -> Tensor:
+def paired_loss(
+    x_fake: Tensor, x_pair: Tensor, has_pair: Tensor, *, share: float | None = None
+) -> Tensor:
     """L1 to the true slice, over the slices whose case has it (ours, method.md); 0 where none has.
 
     Args:
         x_fake, x_pair: (B, 1, H, W).
         has_pair: (B,) bool.
+        share: share of slices with a pair in the whole batch, where this is a part of one: means of equal parts then
+            average to the mean of the whole. None: this is the whole.
     """
     per_slice = (x_fake - x_pair).abs().mean(dim=(1, 2, 3))
-    return torch.where(
-        has_pair, per_slice, torch.zeros_like(per_slice)
-    ).sum() / has_pair.sum().clamp_min(1)
+    total = torch.where(has_pair, per_slice, torch.zeros_like(per_slice)).sum()
+    if share is None:
+        return total / has_pair.sum().clamp_min(1)
+    return total / max(len(per_slice) * share, 1e-9)

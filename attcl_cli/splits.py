@@ -116,7 +116,7 @@ def make_splits(
             )
         drawn["train"] = drawn["train"][:keep]
     splits = {split: _hide(cases, groups, dataset.modalities) for split, cases in drawn.items()}
-    _require_every_modality(name, splits["train"], dataset)
+    _require_every_modality(name, splits, dataset)
     return Splits(
         str(dataset.root.resolve()), dataset.layout.name, name, seed, dataset.modalities, splits
     )
@@ -205,7 +205,7 @@ def write_tree(
                 f"--output: {output} exists already, wanted a new folder",
                 "choose another --output, or replace it with --overwrite",
             )
-        if any(output.iterdir()) and not existing.is_file():
+        if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
             raise UsageError(
                 f"--output: {output} was not made by prepare-splits (it has no splits.json), "
                 "wanted a folder that --overwrite may replace",
@@ -294,7 +294,8 @@ def _sizes(
         if total in PAPER_SIZES:
             return PAPER_SIZES[total]
         fractions = DEFAULT_FRACTIONS
-    if min(fractions) < 0 or fractions[0] == 0 or sum(fractions) > 1 + 1e-9:
+    # "not" and not the opposite comparison: NaN is wrong, too
+    if not min(fractions) >= 0 or fractions[0] == 0 or not sum(fractions) <= 1 + 1e-9:
         raise UsageError(
             f"--fractions: {'/'.join(map(str, fractions))}, "
             "wanted shares that sum to at most 1, the first above 0"
@@ -345,7 +346,10 @@ def _hide(
     )
 
 
-def _require_every_modality(name: str, train: Sequence[SplitCase], dataset: Dataset) -> None:
+def _require_every_modality(
+    name: str, splits: Mapping[str, Sequence[SplitCase]], dataset: Dataset
+) -> None:
+    train = splits["train"]
     problems: list[AttclError] = [
         UsageError(
             f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
@@ -361,7 +365,8 @@ def _require_every_modality(name: str, train: Sequence[SplitCase], dataset: Data
             "wanted at least one to stay",
             "complete or remove this case, or choose another ratio",
         )
-        for item in train
+        for items in splits.values()
+        for item in items
         if not item.present
     ]
     raise_all(problems)

@@ -16,13 +16,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attcl_cli.checkpoint import (
+    BEST_FILE,
     STATE_FILE,
     WEIGHTS_FILE,
     TrainingState,
@@ -32,8 +33,10 @@ from attcl_cli.checkpoint import (
     save_weights,
 )
 from attcl_cli.config import Settings
-from attcl_cli.errors import AttclError, InterruptedRun
-from attcl_cli.methods import METHODS, Batch, Method
+from attcl_cli.devices import Processes
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.files import copy_whole
+from attcl_cli.methods import METHODS, Method, Runtime
 from attcl_cli.overlap import read_ahead
 from attcl_cli.slices import Sampler, SliceStore
 
@@ -47,13 +50,18 @@ class Hooks:
 
     Attributes:
         on_step: called after each step with its number (from 1) and the last logged losses.
+        on_log: called with each record of `stats.jsonl`.
         draw: writes a sample picture: path, column titles, rows of (row title, images (S, S) in [-1, 1]).
+        validate: scores the averaged method, higher is better; called before each checkpoint, and the weights that
+            score best are kept. None: the last ones are.
     """
 
     on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
+    on_log: Callable[[Mapping[str, float]], None] = lambda _record: None
     draw: Callable[[Path, list[str], list[tuple[str, list[np.ndarray[Any, Any]]]]], None] = (
         lambda _path, _titles, _rows: None
     )
+    validate: Callable[[Method], float] | None = None
 
 
 def train(
@@ -62,10 +70,12 @@ def train(
     run_dir: Path,
     *,
     device: torch.device,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    processes: Processes = Processes(),  # noqa: B008 - one process, and never changed
     resume: bool = False,
     hooks: Hooks = Hooks(),
     note: str = "",
-) -> WeightsInfo:
+) -> int:
     """Trains a method and leaves weights, checkpoint, statistics and sample pictures in `run_dir`.
 
     Args:
@@ -73,142 +83,208 @@ def train(
         store: the training slices.
         run_dir: exists.
         device: where.
+        precision: `bf16` computes networks in bfloat16; weights and losses stay float32.
+        processes: who takes part; each has its share of every batch, the main one writes.
         resume: go on from the checkpoint in `run_dir`.
-        hooks: progress and pictures.
+        hooks: progress, pictures and validation.
         note: said on the weights' card.
+
+    Returns:
+        The steps that the weights in `run_dir` have seen.
 
     Raises:
         InterruptedRun: Ctrl-C; everything is saved.
-        AttclError: a loss is no longer finite; the last good checkpoint is kept.
+        AttclError: a loss is no longer finite, or the device is out of memory; the last good checkpoint is kept.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        method = METHODS[settings.method](settings, store.modalities)
-    for module in method.modules().values():
-        module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = copy.deepcopy(method)
-    average_modules = {
-        name: average.modules()[name].requires_grad_(requires_grad=False)
-        for name in method.inference
-    }
-    first = 0
-    if resume:
-        first = _restore(load_state(run_dir / STATE_FILE), method, average_modules)
-    references = _choose_references(store, settings.seed)
+    if settings.batch_size % processes.count:
+        raise UsageError(
+            f"setting batch_size: {settings.batch_size} slices, wanted a multiple of the {processes.count} processes",
+            f"--set batch_size={math.ceil(settings.batch_size / processes.count) * processes.count}",
+        )
+    run = _Run(settings, store, run_dir, device, hooks, note)
+    run.method.runtime = Runtime(
+        precision=precision,
+        micro_batch=settings.micro_batch,
+        rank=processes.rank,
+        processes=processes.count,
+        average=processes.average_gradients,
+    )
+    first = run.restore() if resume else 0
+    if processes.main:
+        _trim_stats(run_dir / STATS_FILE, first)
     sampler = Sampler(store, batch_size=settings.batch_size, seed=settings.seed)
-
-    def save(step: int) -> WeightsInfo:
-        average.remember_references(
-            {name: store.read(np.array([row])).to(device) for name, (row, _) in references.items()}
-        )
-        info = WeightsInfo(
-            settings=settings,
-            modalities=store.modalities,
-            scales=store.scales,
-            references={name: described for name, (_, described) in references.items()},
-            trained_on=store.trained_on,
-            steps=step,
-        )
-        save_state(run_dir / STATE_FILE, _state(step, method, average_modules))
-        save_weights(run_dir / WEIGHTS_FILE, average, info, note=note)
-        return info
-
-    _trim_stats(run_dir / STATS_FILE, first)
+    own = run.method.runtime.share(settings.batch_size)
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}
-    info = save(0) if first == 0 else None
-    with _stop_requested() as stopped, (run_dir / STATS_FILE).open("a", encoding="utf-8") as stats:
+    with _stop_requested() as stop:
         for step, future in read_ahead(sampler.batch, range(first, settings.steps), depth=2):
-            batch: Batch = future.result().to(device)
-            losses = method.training_step(batch, step)
-            _average(method, average_modules, settings.ema_decay, step)
+            try:
+                batch = future.result().part(own).to(device)
+                losses = run.method.training_step(batch, step)
+            except torch.cuda.OutOfMemoryError as error:
+                raise _out_of_memory(settings, precision, device) from error
+            run.average(step)
             done = step + 1
-            if done % settings.log_every == 0 or done == settings.steps:
+            last = done == settings.steps
+            stopped = processes.any(stop.is_set(), device)
+            saving = done % settings.save_every == 0 or last or stopped
+            if done % settings.log_every == 0 or saving:
                 # The only place where the loop waits for the device.
-                logged = {name: float(value) for name, value in losses.items()}
+                logged = _values(losses, processes)
                 _require_finite(logged, done, run_dir)
                 now = time.monotonic()
-                stats.write(
-                    json.dumps(
-                        {
-                            "step": done,
-                            "seconds_a_step": round((now - clock) / (done - clock_step), 4),
-                            **{name: round(value, 6) for name, value in logged.items()},
-                        }
-                    )
-                    + "\n"
-                )
-                stats.flush()
+                record = {
+                    "step": done,
+                    "seconds_a_step": round((now - clock) / (done - clock_step), 4),
+                    **logged,
+                }
                 clock, clock_step = now, done
-            if done % settings.sample_every == 0 or done == settings.steps:
-                _draw_samples(
-                    run_dir / "samples" / f"step-{done:06d}.png",
-                    average,
-                    store,
-                    hooks,
-                    settings.seed,
-                    save_references=references,
-                    device=device,
-                )
-            if done % settings.save_every == 0 or done == settings.steps or stopped.is_set():
-                _require_finite(
-                    {name: float(value) for name, value in losses.items()}, done, run_dir
-                )
-                info = save(done)
+                if processes.main and (done % settings.log_every == 0 or last):
+                    run.log(record)
+            if processes.main and (done % settings.sample_every == 0 or last):
+                run.draw_samples(done)
+            if processes.main and saving:
+                run.save(done)
             hooks.on_step(done, logged)
-            if stopped.is_set() and done < settings.steps:
+            if stopped and not last:
                 raise InterruptedRun(
                     f"{run_dir}: stopped after step {done} of {settings.steps}, everything is saved",
                     f"go on with: attcl train --resume {run_dir}",
                 )
-    return info if info is not None else save(first)
+    processes.wait()
+    return run.best_step
 
 
-def _average(method: Method, average: Mapping[str, nn.Module], decay: float, step: int) -> None:
-    """Exponential moving average, started as an exact copy; early on it forgets faster, or it would keep the start."""
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, module in average.items():
-            own: list[Tensor] = list(method.modules()[name].parameters())
-            if own:
-                torch._foreach_lerp_([*module.parameters()], own, 1 - decay)
+class _Run:
+    """A method in training, its average, and their files."""
 
-
-def _state(step: int, method: Method, average: Mapping[str, nn.Module]) -> TrainingState:
-    tensors: dict[str, Tensor] = {}
-    for name, module in method.modules().items():
-        tensors |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
-    for name, module in average.items():
-        tensors |= {f"average.{name}.{key}": value for key, value in module.state_dict().items()}
-    for name, optimiser in method.optimisers().items():
-        for index, slots in optimiser.state_dict()["state"].items():
-            tensors |= {
-                f"optimiser.{name}.{index}.{slot}": torch.as_tensor(value)
-                for slot, value in slots.items()
-            }
-    return TrainingState(step=step, tensors=tensors)
-
-
-def _restore(state: TrainingState, method: Method, average: Mapping[str, nn.Module]) -> int:
-    def own(prefix: str) -> dict[str, Tensor]:
-        return {
-            key.removeprefix(prefix): value
-            for key, value in state.tensors.items()
-            if key.startswith(prefix)
+    def __init__(
+        self,
+        settings: Settings,
+        store: SliceStore,
+        run_dir: Path,
+        device: torch.device,
+        hooks: Hooks,
+        note: str,
+    ) -> None:
+        self.settings, self.store, self.run_dir = settings, store, run_dir
+        self.device, self.hooks, self.note = device, hooks, note
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # every process starts from the same weights
+            self.method = METHODS[settings.method](settings, store.modalities)
+        for module in self.method.modules().values():
+            module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged = copy.deepcopy(self.method)
+        self.modules = {
+            name: self.averaged.modules()[name].requires_grad_(requires_grad=False)
+            for name in self.method.inference
         }
+        self.references = _choose_references(store, settings.seed)
+        self.best: float | None = None
+        self.best_step = 0
 
-    for name, module in method.modules().items():
-        module.load_state_dict(own(f"module.{name}."))
-    for name, module in average.items():
-        module.load_state_dict(own(f"average.{name}."))
-    for name, optimiser in method.optimisers().items():
-        document = optimiser.state_dict()
-        slots: dict[int, dict[str, Tensor]] = {}
-        for key, value in own(f"optimiser.{name}.").items():
-            index, slot = key.split(".", 1)
-            slots.setdefault(int(index), {})[slot] = value
-        optimiser.load_state_dict({"state": slots, "param_groups": document["param_groups"]})
-    return state.step
+    def average(self, step: int) -> None:
+        """Moving average of the weights, started as an exact copy; at first it forgets faster."""
+        decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, module in self.modules.items():
+                own: list[Tensor] = list(self.method.modules()[name].parameters())
+                if own:
+                    torch._foreach_lerp_([*module.parameters()], own, 1 - decay)
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """A line of `stats.jsonl`."""
+        with (self.run_dir / STATS_FILE).open("a", encoding="utf-8") as stats:
+            stats.write(
+                json.dumps({name: round(value, 6) for name, value in record.items()}) + "\n"
+            )
+        self.hooks.on_log(record)
+
+    def save(self, step: int) -> None:
+        """The weights, if they are the best so far, and the checkpoint to resume from."""
+        self._remember_references()
+        info = WeightsInfo(
+            settings=self.settings,
+            modalities=self.store.modalities,
+            scales=self.store.scales,
+            references={name: described for name, (_, described) in self.references.items()},
+            trained_on=self.store.trained_on,
+            steps=step,
+        )
+        score = self.hooks.validate(self.averaged) if self.hooks.validate else None
+        if score is not None:
+            self.log({"step": step, "validation": score})
+        if score is None or self.best is None or score > self.best:
+            self.best, self.best_step = score, step
+            save_weights(self.run_dir / WEIGHTS_FILE, self.averaged, info, note=self.note)
+        save_state(self.run_dir / STATE_FILE, self._state(step))
+        if score is not None and self.best_step == step:
+            copy_whole(self.run_dir / STATE_FILE, self.run_dir / BEST_FILE)
+
+    def draw_samples(self, step: int) -> None:
+        """A row a source slice: the source, then its translation into every modality by the averaged weights."""
+        self._remember_references()
+        store = self.store
+        rng = np.random.default_rng((self.settings.seed, 1))
+        rows = []
+        for index in range(min(_SAMPLES_AN_IMAGE, len(store.entries))):
+            modality = store.modalities[index % len(store.modalities)]
+            entries = [entry for entry in store.entries if entry.modality == modality]
+            entry = entries[int(rng.integers(len(entries)))]
+            x = store.read(np.array([entry.start + entry.count // 2])).to(self.device)
+            fakes = self.averaged.synthesise({modality: x}, store.modalities)
+            shown = [image[0, 0].float().cpu().numpy() for image in (x, *fakes.values())]
+            rows.append((f"{entry.case} {modality}", shown))
+        path = self.run_dir / "samples" / f"step-{step:06d}.png"
+        self.hooks.draw(path, ["source", *(f"synthetic {name}" for name in store.modalities)], rows)
+
+    def restore(self) -> int:
+        """Everything as it was at the checkpoint; returns its step."""
+        state = load_state(self.run_dir / STATE_FILE)
+
+        def own(prefix: str) -> dict[str, Tensor]:
+            found = ((key, value) for key, value in state.tensors.items() if key.startswith(prefix))
+            return {key.removeprefix(prefix): value for key, value in found}
+
+        for name, module in self.method.modules().items():
+            module.load_state_dict(own(f"module.{name}."))
+        for name, module in self.modules.items():
+            module.load_state_dict(own(f"average.{name}."))
+        for name, optimiser in self.method.optimisers().items():
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in own(f"optimiser.{name}.").items():
+                index, slot = key.split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": slots, "param_groups": groups})
+        self.best, self.best_step = state.extra["best"], state.extra["best_step"]
+        return state.step
+
+    def _state(self, step: int) -> TrainingState:
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.method.modules().items():
+            tensors |= {f"module.{name}.{key}": value for key, value in module.state_dict().items()}
+        for name, module in self.modules.items():
+            tensors |= {
+                f"average.{name}.{key}": value for key, value in module.state_dict().items()
+            }
+        for name, optimiser in self.method.optimisers().items():
+            for index, slots in optimiser.state_dict()["state"].items():
+                tensors |= {
+                    f"optimiser.{name}.{index}.{slot}": torch.as_tensor(value)
+                    for slot, value in slots.items()
+                }
+        return TrainingState(
+            step=step, tensors=tensors, extra={"best": self.best, "best_step": self.best_step}
+        )
+
+    def _remember_references(self) -> None:
+        rows = {
+            name: self.store.read(np.array([row])) for name, (row, _) in self.references.items()
+        }
+        self.averaged.remember_references(
+            {name: image.to(self.device) for name, image in rows.items()}
+        )
 
 
 def _choose_references(store: SliceStore, seed: int) -> dict[str, tuple[int, dict[str, Any]]]:
@@ -225,35 +301,10 @@ def _choose_references(store: SliceStore, seed: int) -> dict[str, tuple[int, dic
     return chosen
 
 
-def _draw_samples(
-    path: Path,
-    average: Method,
-    store: SliceStore,
-    hooks: Hooks,
-    seed: int,
-    *,
-    save_references: Mapping[str, tuple[int, Any]],
-    device: torch.device,
-) -> None:
-    """A row a source slice: the source, then its translation into every modality by the averaged weights."""
-    average.remember_references(
-        {name: store.read(np.array([row])).to(device) for name, (row, _) in save_references.items()}
-    )
-    rng = np.random.default_rng((seed, 1))
-    rows = []
-    for index in range(min(_SAMPLES_AN_IMAGE, len(store.entries))):
-        modality = store.modalities[index % len(store.modalities)]
-        entries = [entry for entry in store.entries if entry.modality == modality]
-        entry = entries[int(rng.integers(len(entries)))]
-        x = store.read(np.array([entry.start + entry.count // 2])).to(device)
-        fakes = average.synthesise({modality: x}, store.modalities)
-        rows.append(
-            (
-                f"{entry.case} {modality}",
-                [image[0, 0].float().cpu().numpy() for image in (x, *fakes.values())],
-            )
-        )
-    hooks.draw(path, ["source", *(f"synthetic {name}" for name in store.modalities)], rows)
+def _values(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
+    """The losses as numbers, mean over the processes."""
+    mean = processes.mean(torch.stack([value.float() for value in losses.values()]))
+    return dict(zip(losses, mean.tolist(), strict=True))
 
 
 def _require_finite(losses: Mapping[str, float], step: int, run_dir: Path) -> None:
@@ -261,20 +312,32 @@ def _require_finite(losses: Mapping[str, float], step: int, run_dir: Path) -> No
     if bad:
         raise AttclError(
             f"{run_dir}: loss {bad[0]} is {losses[bad[0]]} at step {step}, wanted a finite number",
-            f"the last good checkpoint is kept; take smaller steps: attcl train --resume {run_dir} "
-            "--set learning_rate=5e-5",
+            "the last good checkpoint is kept; take smaller steps: "
+            f"attcl train --resume {run_dir} --set learning_rate=5e-5",
         )
+
+
+def _out_of_memory(settings: Settings, precision: str, device: torch.device) -> AttclError:
+    at_once = settings.micro_batch or settings.batch_size
+    smaller = f"--set micro_batch={max(at_once // 2, 1)}"
+    other = " or --precision bf16" if precision == "fp32" else ""
+    return AttclError(
+        f"{device}: out of memory with {at_once} slices of {settings.image_size} pixels, "
+        "wanted a step that fits",
+        f"{smaller} (the same results in smaller parts){other}",
+    )
 
 
 def _trim_stats(path: Path, first: int) -> None:
     """Drops the lines beyond the checkpoint that a resumed run starts from: it will write them again."""
-    if path.exists():
-        kept = [
-            line
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.startswith("{") and line.endswith("}") and json.loads(line)["step"] <= first
-        ]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # a kill may have cut the last line
+            if json.loads(line)["step"] <= first:
+                kept.append(line + "\n")
+    path.write_text("".join(kept), encoding="utf-8")
 
 
 @contextmanager

@@ -61,12 +61,14 @@ class Grid:
         affine: voxel to RAS+ world in mm, (4, 4).
         dtype: the stored number type.
         header: the NIfTI header, or None for PNG slices.
+        scaled: whether intensities are the stored numbers times a slope, or plus an intercept.
     """
 
     shape: tuple[int, int, int]
     affine: Array
     dtype: np.dtype[Any]
     header: Any = None
+    scaled: bool = False
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -151,7 +153,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image: Any = nib.load(path)
-            grid = _grid(image.header, path)
+            grid = _grid(image, path)
             offset = int(image.dataobj.offset)  # nibabel sets the header's own vox_offset to 0
     except _UNREADABLE as error:
         raise _no_nifti(path, error) from error
@@ -371,6 +373,7 @@ def type_of_image(header: Any) -> type[Any]:
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
     OSError,
     EOFError,
     zlib.error,
@@ -392,7 +395,7 @@ def _load_nifti(path: Path) -> Volume:
                 else nib.Nifti1Image
             )
             image = kind.from_bytes(raw)
-            grid = _grid(image.header, path)
+            grid = _grid(image, path)
             stored = np.asanyarray(image.dataobj, dtype=np.float32)
     except AttclError:
         raise
@@ -401,7 +404,8 @@ def _load_nifti(path: Path) -> Volume:
     return Volume(np.ascontiguousarray(to_working_order(stored, grid)), grid)
 
 
-def _grid(header: Any, path: Path) -> Grid:
+def _grid(image: Any, path: Path) -> Grid:
+    header = image.header
     if not isinstance(header, nib.Nifti1Header):  # Nifti2Header is one, too
         raise AttclError(
             f"{path}: a {type(header).__name__}, wanted NIfTI", "convert it to .nii.gz"
@@ -430,7 +434,9 @@ def _grid(header: Any, path: Path) -> Grid:
             f"{path}: its affine maps voxels to no 3-D space, wanted an invertible one",
             "repair the header's sform or qform",
         )
-    return Grid(shape=(shape[0], shape[1], shape[2]), affine=affine, dtype=dtype, header=header)
+    # nibabel keeps the scaling with the data and clears it from the header.
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    return Grid((shape[0], shape[1], shape[2]), affine, dtype, header, scaled)
 
 
 def _require_bytes(path: Path) -> None:
@@ -495,8 +501,7 @@ def _to_stored_order(data: Array, grid: Grid) -> Array:
 
 
 def _output_type(data: Array, like: Grid) -> np.dtype[Any]:
-    slope, intercept = like.header.get_slope_inter()
-    if like.dtype.kind == "f" or slope not in (None, 1.0) or intercept not in (None, 0.0):
+    if like.dtype.kind == "f" or like.scaled:
         return np.dtype(np.float32)
     low, high = float(data.min()), float(data.max())
     for dtype in (like.dtype.newbyteorder("="), np.dtype(np.int16)):

@@ -23,6 +23,7 @@ from PIL import Image
 from attcl_cli import __version__, checkpoint, complete, volume
 from attcl_cli.checkpoint import Weights, WeightsInfo
 from attcl_cli.cli import main
+from attcl_cli.cohort import write_cohort
 from attcl_cli.config import Settings
 from attcl_cli.dataset import Dataset, open_dataset
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
@@ -35,6 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Of the four shared phantoms: t2 is there three times, the others twice, so modal_list is t2, flair, t1, t1ce.
 LACKING = (("flair", "t2"), ("t1", "t1ce"), (), ("flair", "t1", "t1ce"))
 SOURCES = ("t1", "t2", None, "t2")
+SCALE = Scale(100.0, 5100.0)
 
 Gappy = Callable[..., Path]
 
@@ -97,7 +99,7 @@ class Echo:
         return dict.fromkeys(targets, x)
 
 
-def echo_weights(settings: Settings, scale: Scale = Scale(100.0, 5100.0)) -> Weights:
+def echo_weights(settings: Settings, scale: Scale = SCALE) -> Weights:
     """Weights of a method that sees every voxel as it is: slices of 64x64, not averaged down."""
     info = WeightsInfo(
         settings=settings.model_copy(update={"image_size": 64, "canvas": 64}),
@@ -166,7 +168,9 @@ def algorithm_1(
 
     The numbers are the printed lines. Lines 1 and 4 happened in training: E's codes of the reference images are saved.
     """
-    counts = {name: sum(name in case.files for case in dataset.cases) for name in dataset.modalities}
+    counts = {
+        name: sum(name in case.files for case in dataset.cases) for name in dataset.modalities
+    }
     modal_list = sorted(counts, key=lambda name: (-counts[name], name))
     is_png = dataset.layout.name == "slices"
     settings = weights.info.settings
@@ -175,7 +179,9 @@ def algorithm_1(
         case.id: volume.load_case({name: dataset.paths(case, name) for name in case.files})
         for case in dataset.cases
     }
-    for modal_src in modal_list:  # "we prioritize translations from the modality with the largest number of images"
+    for modal_src in (
+        modal_list
+    ):  # "we prioritize translations from the modality with the largest number of images"
         for case in dataset.cases:
             if modal_src not in case.files:
                 continue
@@ -184,7 +190,9 @@ def algorithm_1(
             for number in range(len(source)):  # 2, 3
                 x_src = torch.from_numpy(complete.fit(normalised[number : number + 1], **sizes))
                 for target in modal_list:  # 5, 6
-                    x_fake = complete.translate(method, x_src[:, None], modal_src, [target], **sizes)  # 7
+                    x_fake = complete.translate(
+                        method, x_src[:, None], modal_src, [target], **sizes
+                    )  # 7
                     suf = f"{case.id}_{number:03d}"  # 8
                     name = dataset.place(case, target)[number if is_png else 0]
                     if (dataset.root / name).exists():  # 9, 10
@@ -211,14 +219,16 @@ def algorithm_1(
 
 
 @pytest.mark.parametrize("layout", ["brats", "slices"])
-def test_the_planned_run_writes_the_very_files_of_algorithm_1(
-    layout, gappy, weights, method, tmp_path
-):
-    dataset = open_dataset(gappy(layout))
+def test_the_planned_run_writes_the_very_files_of_algorithm_1(layout, weights, method, tmp_path):
+    lacking = [("flair", "t2"), ("t1", "t1ce"), ("flair", "t1", "t1ce")]
+    write_cohort(
+        tmp_path / "in", cases=3, layout=layout, voxel_mm=8, missing=lacking, seed=1, workers=1
+    )
+    dataset = open_dataset(tmp_path / "in")
     algorithm_1(dataset, tmp_path / "paper", weights, method, tmp_path / "scratch")
     completed(dataset, tmp_path / "ours", weights, method)
     paper = images(tmp_path / "paper")
-    assert len(paper) == (7 if layout == "brats" else 7 * 26)
+    assert len(paper) == (7 if layout == "brats" else 7 * 20)
     assert images(tmp_path / "ours") == paper
 
 
@@ -236,11 +246,18 @@ def test_the_planned_run_writes_the_very_files_of_algorithm_1(
     ],
     ids=str,
 )
-@pytest.mark.parametrize("layout", ["brats", "slices"])
-def test_batch_size_and_workers_change_no_byte(layout, options, gappy, weights, method, tmp_path):
-    root = gappy(layout)
+def test_batch_size_and_workers_change_no_byte(options, gappy, weights, method, tmp_path):
+    root = gappy()
     completed(root, tmp_path / "plain", weights, method)
     completed(root, tmp_path / "other", weights, method, **options)
+    assert content(tmp_path / "other") == content(tmp_path / "plain")
+
+
+def test_batch_size_and_workers_change_no_byte_of_png_slices(gappy, weights, method, tmp_path):
+    root = gappy("slices")
+    completed(root, tmp_path / "plain", weights, method, slices=(7, 19))
+    completed(root, tmp_path / "other", weights, method, slices=(7, 19), batch_size=1, workers=0)
+    assert len(images(tmp_path / "plain")) == 7 * 12
     assert content(tmp_path / "other") == content(tmp_path / "plain")
 
 
@@ -334,9 +351,7 @@ def test_volumes_that_lie_in_the_output_count_as_done(gappy, weights, method, tm
     assert (plan.volumes, plan.done) == (5, 2)
 
 
-def test_the_network_sees_each_filled_slice_of_a_source_once(
-    gappy, tiny_settings, tmp_path
-):
+def test_the_network_sees_each_filled_slice_of_a_source_once(gappy, tiny_settings, tmp_path):
     root = gappy()
     echo = Echo()
     completed(root, tmp_path / "out", echo_weights(tiny_settings), echo)
@@ -410,7 +425,8 @@ def test_slices_that_are_not_asked_for_are_not_written_as_png(gappy, weights, me
 @pytest.mark.parametrize("layout", ["brats", "slices"])
 def test_slices_beyond_the_volume_are_refused(layout, gappy, weights, tmp_path):
     with pytest.raises(UsageError, match=r"--slices: 26:30.*Phantom.*26 slices"):
-        complete.plan(open_dataset(gappy(layout)), tmp_path / "out", weights, slices=(26, 30))
+        root = gappy(layout, [("t2",), (), (), ()])
+        complete.plan(open_dataset(root), tmp_path / "out", weights, slices=(26, 30))
 
 
 # --- geometry and intensities -----------------------------------------------------------------------------------------
@@ -434,16 +450,12 @@ GEOMETRIES = {
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_the_output_has_the_geometry_of_its_case(
-    name, write_nifti, tiny_settings, tmp_path
-):
+def test_the_output_has_the_geometry_of_its_case(name, write_nifti, tiny_settings, tmp_path):
     options = dict(GEOMETRIES[name])
     ending = options.pop("ending", ".nii.gz")
     dtype = np.dtype(options.get("dtype", np.int16))
     values = np.random.default_rng(3).integers(0, 200, (9, 11, 7))
-    original = write_nifti(
-        tmp_path / f"in/A/A_flair{ending}", values.astype(dtype), **options
-    )
+    original = write_nifti(tmp_path / f"in/A/A_flair{ending}", values.astype(dtype), **options)
     # another case shows the layout's other modalities
     for modality in ("flair", "t1", "t1ce", "t2"):
         write_nifti(tmp_path / f"in/B/B_{modality}.nii.gz", values.astype(np.int16))
@@ -482,13 +494,14 @@ def test_a_case_stored_in_another_orientation_is_completed_to_the_same_image(
 
 def test_intensities_are_brought_to_the_scale_of_the_target(gappy, tiny_settings, tmp_path):
     root = gappy("brats", [("t2",), (), (), ()])
-    completed(root, tmp_path / "out", echo_weights(tiny_settings, Scale(100.0, 5100.0)), Echo())
+    completed(root, tmp_path / "out", echo_weights(tiny_settings, SCALE), Echo())
     source = nib.load(root / phantom_file(0, "flair")).get_fdata()
     brain = np.any(
         [nib.load(root / phantom_file(0, m)).get_fdata() for m in ("flair", "t1", "t1ce")], axis=0
     )
     low, high = np.percentile(source[brain], [0.5, 99.5])
-    expected = 100 + (np.clip(source, low, high) - low) / (high - low) * 5000
+    unit = (np.clip(source, low, high) - low) / (high - low)
+    expected = SCALE.low + unit * (SCALE.high - SCALE.low)
     expected[source == 0] = 0
     got = nib.load(tmp_path / "out" / phantom_file(0, "t2"))
     assert got.get_data_dtype() == np.int16
@@ -592,8 +605,8 @@ def test_running_again_touches_nothing_and_says_so(finished, attcl, trained_run)
 
 def test_running_again_finds_nothing_to_do_with_png_slices(gappy, weights, method, tmp_path):
     root = gappy("slices")
-    completed(root, tmp_path / "out", weights, method)
-    plan = complete.plan(open_dataset(root), tmp_path / "out", weights)
+    completed(root, tmp_path / "out", weights, method, slices=(10, 12))
+    plan = complete.plan(open_dataset(root), tmp_path / "out", weights, slices=(10, 12))
     assert (plan.jobs, plan.done) == ((), 7)
 
 
@@ -635,7 +648,9 @@ def test_results_of_other_weights_are_not_taken_for_done(finished, attcl, other_
     code, _, err = again(attcl, finished, other_weights)
     lines = err.splitlines()
     assert code == 1
-    assert lines[0].startswith(f"error: {finished['cpl']}/Phantom_00000/Phantom_00000_flair.nii.gz: made by weights")
+    assert lines[0].startswith(
+        f"error: {finished['cpl']}/Phantom_00000/Phantom_00000_flair.nii.gz: made by weights"
+    )
     assert lines[1].startswith("hint: choose another --cpl")
     assert states(finished["cpl"]) == before
 
@@ -648,14 +663,12 @@ def test_results_of_other_slices_are_not_taken_for_done(
     root = gappy(layout, [("t2",), (), (), ()])
     completed(root, tmp_path / "out", weights, method, slices=(10, 13))
     before = states(tmp_path / "out")
-    with pytest.raises(AttclError, match=r"_t2|t2/.*made with other --slices \(\[10, 13\]\)"):
+    with pytest.raises(AttclError, match=r"_t2|t2/.*made with --slices \[10, 13\]"):
         complete.plan(open_dataset(root), tmp_path / "out", weights, slices=slices)
     assert states(tmp_path / "out") == before
 
 
-def test_overwrite_makes_all_again_with_other_weights(
-    finished, attcl, other_weights, tmp_path
-):
+def test_overwrite_makes_all_again_with_other_weights(finished, attcl, other_weights, tmp_path):
     code, out, _ = again(attcl, finished, other_weights, "--overwrite")
     assert (code, "7 volumes written, 0 were there already" in out) == (0, True)
     fresh = {"ori": finished["ori"], "cpl": tmp_path / "fresh"}
@@ -813,7 +826,7 @@ def test_a_killed_run_is_finished_by_running_it_again(
 def test_two_runs_at_once_on_one_output_do_no_harm(gappy, trained_run, weights, method, tmp_path):
     root = gappy()
     completed(root, tmp_path / "undisturbed", weights, method)
-    assert script(_TWO_AT_ONCE, root, trained_run, tmp_path / "both") == ["0", "0"]
+    assert script(_TWO_AT_ONCE, root, trained_run, tmp_path / "both")[-2:] == ["0", "0"]
     assert outputs(tmp_path / "both") == outputs(tmp_path / "undisturbed")
     assert json.loads((tmp_path / "both/run.json").read_text())["status"] == "done"
 
@@ -926,7 +939,7 @@ def test_a_case_that_fails_on_the_way_stops_the_run_or_is_passed_over(
         completed(root, tmp_path / "stopped", weights, method)
     assert phantom_file(0, "t2") in content(tmp_path / "stopped")  # what was finished stays
     made = completed(root, tmp_path / "going", weights, method, keep_going=True)
-    assert [(item.case[-1], len(item.outputs), str(item.error or "")) for item in made] == [
+    assert sorted((item.case[-1], len(item.outputs), str(item.error or "")) for item in made) == [
         ("0", 2, ""),
         ("1", 0, "Phantom_00001: lost, wanted it"),
         ("3", 3, ""),
@@ -934,15 +947,11 @@ def test_a_case_that_fails_on_the_way_stops_the_run_or_is_passed_over(
 
 
 @pytest.mark.parametrize("layout", ["brats", "slices"])
-def test_keep_going_fails_a_case_with_two_files_for_one_modality(
-    layout, gappy, weights, tmp_path
-):
+def test_keep_going_fails_a_case_with_two_files_for_one_modality(layout, gappy, weights, tmp_path):
     """Which of the two is meant, nobody can know: neither may be used in silence."""
     root = gappy(layout)
     file = root / (phantom_file(1, "flair") if layout == "brats" else "flair/Phantom00001_003.png")
-    twin = file.with_name(
-        file.name.replace("flair", "FLAIR").replace("_003", "_3")
-    )
+    twin = file.with_name(file.name.replace("flair", "FLAIR").replace("_003", "_3"))
     shutil.copyfile(file, twin)
     plan = complete.plan(open_dataset(root), tmp_path / "out", weights, keep_going=True)
     assert [job.case.id[-1] for job in plan.jobs] == ["0", "3"]
@@ -1014,7 +1023,8 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
         __hash__ = object.__hash__
         __eq__ = object.__eq__
 
-        def __post_init__(self) -> None:
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments)
             alive.add(self)
             gc.collect()
             most.append(len(alive))

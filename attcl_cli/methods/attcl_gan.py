@@ -5,7 +5,9 @@ Follows method.md, section 2. Leaves the loop, the averaging and all files to `t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from attcl_cli import losses
 from attcl_cli.config import Settings
-from attcl_cli.methods.contract import Batch
+from attcl_cli.methods.contract import Batch, Runtime
 from attcl_cli.networks import patches
 from attcl_cli.networks.attention import CBAM
 from attcl_cli.networks.blocks import pick
@@ -32,6 +34,7 @@ class AttclGan:
         self.settings = settings
         self.modalities = modalities
         self.references: dict[str, Tensor] = {}
+        self.runtime = Runtime()
         domains = len(modalities)
         shape = {"width": settings.width, "max_width": settings.max_width}
         self.generator = Generator(
@@ -91,35 +94,67 @@ class AttclGan:
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One iteration: D on the latent and the reference path, then G+F+E+A+P, then G+A+P (StarGAN v2's order)."""
-        # Latent codes are a function of (seed, step), so that a resumed run draws the same ones; made on the CPU, so
-        # that every device sees the same.
-        noise = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
-        z, z2 = (
-            torch.randn(len(batch.y_src), self.settings.latent_dim, generator=noise).to(
-                batch.x_src.device
-            )
-            for _ in range(2)
-        )
+        parts = self._parts(batch, step)
+        # Neither G nor F changes before the third update: with the batch in one part, the latent path's translation
+        # is made once, shown to D, and learned from, and D's reference path decodes the same features.
+        kept = self._latent(parts[0]) if len(parts) == 1 else None
+
+        def latent(part: _Part) -> _Translation:
+            return kept or self._latent(part)
+
+        def latent_fake(part: _Part) -> Tensor:
+            with torch.no_grad():
+                return latent(part).x_fake.detach()
+
+        def reference_fake(part: _Part) -> Tensor:
+            with torch.no_grad():
+                style = pick(self.style_encoder(part.batch.x_ref), part.batch.y_ref)
+                return (
+                    self._decode(kept, style) if kept else self._translate(part, style).x_fake
+                ).detach()
+
+        def reference(part: _Part) -> _Translation:
+            with torch.no_grad():
+                style = pick(self.style_encoder(part.batch.x_ref), part.batch.y_ref)
+            return self._translate(part, style)
+
+        def latent_style2(part: _Part) -> Tensor:
+            return pick(self.mapping(part.z2), part.batch.y_ref)
+
+        def reference_style2(part: _Part) -> Tensor:
+            return pick(self.style_encoder(part.batch.x_ref2), part.batch.y_ref)
+
         found: dict[str, Tensor] = {}
-
-        with torch.no_grad():
-            style = pick(self.mapping(z), batch.y_ref)
-        found |= self._discriminator_step(batch, style, "latent")
-        with torch.no_grad():
-            style = pick(self.style_encoder(batch.x_ref), batch.y_ref)
-        found |= self._discriminator_step(batch, style, "reference")
-
-        codes = self.mapping(z)
-        style = pick(codes, batch.y_ref)
-        with torch.no_grad():
-            style2 = pick(self.mapping(z2), batch.y_ref)
-        found |= self._generator_step(batch, codes, style, style2, step, noise, "latent")
-
-        found |= self._style_encoder_step(batch)
-        with torch.no_grad():
-            style = pick(self.style_encoder(batch.x_ref), batch.y_ref)
-            style2 = pick(self.style_encoder(batch.x_ref2), batch.y_ref)
-        found |= self._generator_step(batch, None, style, style2, step, noise, "reference")
+        d = ("discriminator",)
+        found |= self._update(
+            parts, d, "d_latent", lambda part: self._discriminator_loss(part, latent_fake(part))
+        )
+        found |= self._update(
+            parts,
+            d,
+            "d_reference",
+            lambda part: self._discriminator_loss(part, reference_fake(part)),
+        )
+        with _frozen(self.discriminator):
+            networks = ("generator", "attention", "heads", "mapping", "style_encoder")
+            found |= self._update(
+                parts,
+                networks,
+                "g_latent",
+                lambda part: self._generator_loss(part, latent(part), latent_style2, step),
+            )
+        if self._uses_scd:
+            # All that E learns from the reference path, as StarGAN v2 updates only G on it.
+            found |= self._update(
+                parts, ("style_encoder",), "g_reference", self._style_encoder_loss
+            )
+        with _frozen(self.discriminator), _frozen(self.style_encoder):
+            found |= self._update(
+                parts,
+                networks[:3],
+                "g_reference",
+                lambda part: self._generator_loss(part, reference(part), reference_style2, step),
+            )
         return found
 
     def remember_references(self, images: Mapping[str, Tensor]) -> None:
@@ -149,142 +184,215 @@ class AttclGan:
             for target in targets
         }
 
+    @property
+    def _uses_scd(self) -> bool:
+        return self.settings.scd and self.settings.lambda_scd > 0
+
+    def _parts(self, batch: Batch, step: int) -> list[_Part]:
+        """The batch in parts that go through the networks at once, with the random numbers of the step.
+
+        These are a function of (seed, step), drawn on the CPU for the whole batch of all processes: a resumed run, more
+        processes or smaller parts see the same ones.
+        """
+        s, runtime = self.settings, self.runtime
+        total = len(batch) * runtime.processes
+        noise = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
+        own = runtime.share(total)
+        z, z2 = (
+            torch.randn(total, s.latent_dim, generator=noise)[own].to(batch.x_src.device)
+            for _ in range(2)
+        )
+        keys = noise.initial_seed()
+        size = runtime.micro_batch or len(batch)
+        chosen = [
+            slice(start, min(start + size, len(batch))) for start in range(0, len(batch), size)
+        ]
+        return [
+            _Part(
+                batch.part(part),
+                z[part],
+                z2[part],
+                [keys * total + own.start + index for index in range(part.start, part.stop)],
+            )
+            for part in chosen
+        ]
+
+    def _update(
+        self,
+        parts: Sequence[_Part],
+        names: Iterable[str],
+        path: str,
+        loss_of: Callable[[_Part], dict[str, tuple[float, Tensor]]],
+    ) -> dict[str, Tensor]:
+        """One step of the optimisers of `names` down the weighted sum of the losses, which are returned unweighted."""
+        stepping = [self.optimisers()[name] for name in names if name in self.optimisers()]
+        for optimiser in stepping:
+            optimiser.zero_grad(set_to_none=True)
+        total = sum(len(part.batch) for part in parts)
+        found: dict[str, Tensor] = {}
+        for part in parts:
+            share = len(part.batch) / total
+            with self.runtime.autocast(part.batch.x_src.device):
+                losses_ = loss_of(part)
+            objective = torch.stack(
+                [weight * value.float() for weight, value in losses_.values()]
+            ).sum()
+            (share * objective).backward()
+            for name, (_, value) in losses_.items():
+                key = f"{path}_{name}"
+                found[key] = found.get(key, 0) + share * value.detach().float()
+        self.runtime.average(
+            [
+                parameter
+                for optimiser in stepping
+                for group in optimiser.param_groups
+                for parameter in group["params"]
+            ]
+        )
+        for optimiser in stepping:
+            optimiser.step()
+        return found
+
+    def _latent(self, part: _Part) -> _Translation:
+        with self.runtime.autocast(part.batch.x_src.device):
+            codes = self.mapping(part.z)
+            return replace(self._translate(part, pick(codes, part.batch.y_ref)), codes=codes)
+
+    def _translate(self, part: _Part, style: Tensor) -> _Translation:
+        features = self.generator.encode(part.batch.x_src)
+        refined = self._refine(features)
+        x_fake = self.generator.decode(features[0], style, self._to_add(refined))
+        return _Translation(features, refined, style, x_fake)
+
+    def _decode(self, made: _Translation, style: Tensor) -> Tensor:
+        return self.generator.decode(made.features[0], style, self._to_add(made.refined))
+
     def _refine(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         return {int(layer): cbam(features[int(layer)]) for layer, cbam in self.attention.items()}
 
     def _to_add(self, refined: Mapping[int, Tensor]) -> Mapping[int, Tensor] | None:
         return refined if self.settings.att_adain else None
 
-    def _discriminator_step(self, batch: Batch, style: Tensor, path: str) -> dict[str, Tensor]:
-        with torch.no_grad():
-            features = self.generator.encode(batch.x_src)
-            x_fake = self.generator.decode(
-                features[0],
-                style,
-                self._to_add(self._refine(features) if self.settings.att_adain else {}),
-            )
+    def _discriminator_loss(self, part: _Part, x_fake: Tensor) -> dict[str, tuple[float, Tensor]]:
+        batch = part.batch
         x_real = batch.x_src.detach().requires_grad_()
-        logits = self.discriminator(x_real, batch.y_src)
-        real = losses.real_loss(logits)
-        r1 = losses.r1_penalty(logits, x_real)
-        fake = losses.fake_loss(self.discriminator(x_fake, batch.y_ref))
-        self._descend(real + fake + self.settings.lambda_r1 * r1, ("discriminator",))
+        logits = self.discriminator(x_real, batch.y_src).float()
         return {
-            f"d_{path}_real": real.detach(),
-            f"d_{path}_fake": fake.detach(),
-            f"d_{path}_r1": r1.detach(),
+            "real": (1.0, losses.real_loss(logits)),
+            "r1": (self.settings.lambda_r1, losses.r1_penalty(logits, x_real)),
+            "fake": (1.0, losses.fake_loss(self.discriminator(x_fake, batch.y_ref).float())),
         }
 
-    def _style_encoder_step(self, batch: Batch) -> dict[str, Tensor]:
-        """SCD of the reference path (Eq 11): all that E learns there; StarGAN v2 updates only G on it."""
-        s = self.settings
-        if not s.scd or s.lambda_scd == 0:
-            return {}
-        scd = losses.style_code_diversity(
-            self.style_encoder(batch.x_ref), batch.y_ref, bound=s.scd_bound
-        )
-        self._descend(-s.lambda_scd * scd, ("style_encoder",))
-        return {"g_reference_scd": scd.detach()}
+    def _style_encoder_loss(self, part: _Part) -> dict[str, tuple[float, Tensor]]:
+        """Eq 11, of the codes that E finds in the reference."""
+        codes = self.style_encoder(part.batch.x_ref).float()
+        scd = losses.style_code_diversity(codes, part.batch.y_ref, bound=self.settings.scd_bound)
+        return {"scd": (-self.settings.lambda_scd, scd)}
 
-    def _generator_step(
-        self,
-        batch: Batch,
-        codes: Tensor | None,
-        style: Tensor,
-        style2: Tensor,
-        step: int,
-        noise: torch.Generator,
-        path: str,
-    ) -> dict[str, Tensor]:
-        s = self.settings
-        latent = path == "latent"
-        _require_gradients(self.discriminator.parameters(), wanted=False)
-        _require_gradients(self.style_encoder.parameters(), wanted=latent)
-        features = self.generator.encode(batch.x_src)
-        refined = self._refine(features)
-        x_fake = self.generator.decode(features[0], style, self._to_add(refined))
-
-        parts = {"adv": losses.real_loss(self.discriminator(x_fake, batch.y_ref))}
-        weighted = parts["adv"]
-        parts["sty"] = losses.style_loss(style, pick(self.style_encoder(x_fake), batch.y_ref))
+    def _generator_loss(
+        self, part: _Part, made: _Translation, style2_of: Callable[[_Part], Tensor], step: int
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Eq 16 without D's side: name -> (weight, loss); what is maximised weighs below 0."""
+        s, batch = self.settings, part.batch
+        x_fake = made.x_fake
+        found: dict[str, tuple[float, Tensor]] = {}
+        found["adv"] = (1.0, losses.real_loss(self.discriminator(x_fake, batch.y_ref).float()))
+        style_found = pick(self.style_encoder(x_fake), batch.y_ref)
+        found["sty"] = (s.lambda_sty, losses.style_loss(made.style.float(), style_found.float()))
         # The way back starts from the fake's own features, which the contrastive loss compares, too.
         fake_features = self.generator.encode(x_fake)
         fake_refined = self._refine(fake_features)
-        x_rec = self.generator.decode(
-            fake_features[0],
-            pick(self.style_encoder(batch.x_src), batch.y_src),
-            self._to_add(fake_refined),
-        )
-        parts["cyc"] = losses.cycle_loss(batch.x_src, x_rec)
-        weighted = weighted + s.lambda_sty * parts["sty"] + s.lambda_cyc * parts["cyc"]
+        style_org = pick(self.style_encoder(batch.x_src), batch.y_src)
+        x_rec = self.generator.decode(fake_features[0], style_org, self._to_add(fake_refined))
+        found["cyc"] = (s.lambda_cyc, losses.cycle_loss(batch.x_src, x_rec.float()))
         lambda_ds = s.lambda_ds * max(0.0, 1 - step / s.steps)
         if lambda_ds > 0:
             with torch.no_grad():
-                x_fake2 = self.generator.decode(features[0], style2, self._to_add(refined))
-            parts["ds"] = losses.diversity_loss(x_fake, x_fake2)
-            weighted = weighted - lambda_ds * parts["ds"]
+                x_fake2 = self._decode(made, style2_of(part))
+            found["ds"] = (-lambda_ds, losses.diversity_loss(x_fake.float(), x_fake2.float()))
         if s.acl != "none" and s.lambda_patch > 0:
-            parts["patch"] = self._patch_loss(features, refined, fake_features, fake_refined, noise)
-            weighted = weighted + s.lambda_patch * parts["patch"]
-        if codes is not None and s.scd and s.lambda_scd > 0:
-            parts["scd"] = losses.style_code_diversity(codes, batch.y_ref, bound=s.scd_bound)
-            weighted = weighted - s.lambda_scd * parts["scd"]
+            use_attention = s.acl == "attention"
+            source = made.refined if use_attention else made.features
+            fake = fake_refined if use_attention else fake_features
+            found["patch"] = (s.lambda_patch, self._patch_loss(source, fake, part.keys))
+        if made.codes is not None and self._uses_scd:
+            scd = losses.style_code_diversity(made.codes.float(), batch.y_ref, bound=s.scd_bound)
+            found["scd"] = (-s.lambda_scd, scd)
         if s.lambda_pair > 0:
-            parts["pair"] = losses.paired_loss(x_fake, batch.x_pair, batch.has_pair)
-            weighted = weighted + s.lambda_pair * parts["pair"]
-
-        names = ("generator", "attention", "heads") + (
-            ("mapping", "style_encoder") if latent else ()
-        )
-        self._descend(weighted, names)
-        _require_gradients(self.discriminator.parameters(), wanted=True)
-        _require_gradients(self.style_encoder.parameters(), wanted=True)
-        return {f"g_{path}_{name}": value.detach() for name, value in parts.items()}
+            pair = losses.paired_loss(
+                x_fake.float(), batch.x_pair, batch.has_pair, share=batch.pair_share
+            )
+            found["pair"] = (s.lambda_pair, pair)
+        return found
 
     def _patch_loss(
         self,
-        features: Sequence[Tensor],
-        refined: Mapping[int, Tensor],
-        fake_features: Sequence[Tensor],
-        fake_refined: Mapping[int, Tensor],
-        noise: torch.Generator,
+        source: Sequence[Tensor] | Mapping[int, Tensor],
+        fake: Sequence[Tensor] | Mapping[int, Tensor],
+        keys: Sequence[int],
     ) -> Tensor:
+        """Eq 1 and 6, mean over the contrastive layers; nothing of the source side carries a gradient."""
         s = self.settings
-        total = features[0].new_zeros(())
+        total = []
         for name, head in self.heads.items():
-            layer = int(name)
-            with_attention = s.acl == "attention"
-            source = patches.as_rows((refined if with_attention else features)[layer]).detach()
-            fake = patches.as_rows((fake_refined if with_attention else fake_features)[layer])
+            rows = patches.as_rows(source[int(name)]).detach()
+            fake_rows = patches.as_rows(fake[int(name)])
             if s.acl == "cut":
-                count = min(s.contrastive_patches, source.shape[1])
-                drawn = torch.stack(
-                    [
-                        torch.randperm(source.shape[1], generator=noise)[:count]
-                        for _ in range(len(source))
-                    ]
-                ).to(source.device)
-                queries, keys = patches.gather(fake, drawn), patches.gather(source, drawn)
+                drawn = [
+                    _positions(key, int(name), rows.shape[1], s.contrastive_patches) for key in keys
+                ]
+                positions = torch.stack(drawn).to(rows.device)
+                query, key = patches.gather(fake_rows, positions), patches.gather(rows, positions)
             else:
-                chosen = patches.select(
-                    patches.row_entropies(source, scale=s.attention_scale), s.contrastive_patches
+                rows32 = rows.float()
+                entropies = patches.row_entropies(rows32, scale=s.attention_scale)
+                positions = patches.select(entropies, s.contrastive_patches)
+                importance = patches.importance_rows(rows32, positions, scale=s.attention_scale).to(
+                    rows.dtype
                 )
-                importance = patches.importance_rows(source, chosen, scale=s.attention_scale)
-                queries, keys = importance @ fake, importance @ source
+                query, key = importance @ fake_rows, importance @ rows
             with torch.no_grad():
-                keys = head(keys)
-            total = total + losses.patch_nce(head(queries), keys, temperature=s.temperature)
-        return total / len(self.heads)
-
-    def _descend(self, loss: Tensor, names: Iterable[str]) -> None:
-        stepping = [self.optimisers()[name] for name in names if name in self.optimisers()]
-        for optimiser in stepping:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser in stepping:
-            optimiser.step()
+                key = head(key)
+            total.append(
+                losses.patch_nce(head(query).float(), key.float(), temperature=s.temperature)
+            )
+        return torch.stack(total).mean()
 
 
-def _require_gradients(parameters: Iterable[nn.Parameter], *, wanted: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(wanted)
+@dataclass(frozen=True)
+class _Part:
+    """Slices that go through the networks at once, and their random numbers."""
+
+    batch: Batch
+    z: Tensor  # (B, latent_dim)
+    z2: Tensor  # (B, latent_dim)
+    keys: list[int]  # one a slice: seeds what is drawn for it alone
+
+
+@dataclass(frozen=True)
+class _Translation:
+    """A translation with all that is learned from it."""
+
+    features: list[Tensor]
+    refined: dict[int, Tensor]
+    style: Tensor
+    x_fake: Tensor
+    codes: Tensor | None = None  # of all domains, where SCD applies to them
+
+
+def _positions(key: int, layer: int, count: int, wanted: int) -> Tensor:
+    """Random positions of one slice and layer, without repetition (CUT)."""
+    noise = torch.Generator().manual_seed((key * 31 + layer) % 2**63)
+    return torch.randperm(count, generator=noise)[:wanted]
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module, but none are computed for its weights."""
+    for parameter in module.parameters():
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in module.parameters():
+            parameter.requires_grad = True

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Batch:
         y_ref: (B,) int64, the target modality's index.
         x_pair: the source's own slice in the target modality, where the training data has it; else -1 everywhere.
         has_pair: (B,) bool, where it has.
+        pair_share: share of slices with a pair in the batch that this one is a part of, so that parts add up to the
+            whole; left out, this batch is the whole.
     """
 
     x_src: Tensor
@@ -33,18 +36,60 @@ class Batch:
     y_ref: Tensor
     x_pair: Tensor
     has_pair: Tensor
+    pair_share: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.y_src)
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, images channels-last."""
-        moved = {}
-        for item in fields(self):
-            value: Tensor = getattr(self, item.name).to(device, non_blocking=True)
-            moved[item.name] = (
-                value.contiguous(memory_format=torch.channels_last)
-                if value.ndim == _IMAGE_DIMENSIONS
-                else value
-            )
-        return Batch(**moved)
+
+        def move(value: Tensor) -> Tensor:
+            value = value.to(device, non_blocking=True)
+            if value.ndim != _IMAGE_DIMENSIONS:
+                return value
+            return value.contiguous(memory_format=torch.channels_last)
+
+        return self._each(move)
+
+    def part(self, chosen: slice) -> Batch:
+        """Some of the slices, as a part of this batch."""
+        share = self.pair_share
+        if share is None:
+            share = float(self.has_pair.float().mean())
+        return replace(self._each(lambda value: value[chosen]), pair_share=share)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        share = tensors.pop("pair_share")
+        return Batch(**{name: change(value) for name, value in tensors.items()}, pair_share=share)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a training step is carried out; changes memory and speed, and results by rounding alone.
+
+    Attributes:
+        precision: `bf16` computes networks in bfloat16 where that is safe; weights and losses stay float32.
+        micro_batch: slices that go through the networks at once; gradients of the parts are added up. 0: all.
+        rank, processes: this process' number, and how many there are; each has its share of every batch.
+        average: replaces the gradients of these parameters by their mean over all processes.
+    """
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: int = 0
+    rank: int = 0
+    processes: int = 1
+    average: Callable[[Sequence[nn.Parameter]], None] = lambda _parameters: None
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The context in which networks are called."""
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    def share(self, count: int) -> slice:
+        """Which of `count` slices of the whole batch are this process'."""
+        own = count // self.processes
+        return slice(self.rank * own, (self.rank + 1) * own)
 
 
 class Method(Protocol):
@@ -59,6 +104,9 @@ class Method(Protocol):
     references: dict[str, Tensor]
     """Modality -> what `remember_references` made of its reference image; saved with the weights."""
 
+    runtime: Runtime
+    """How steps are carried out; set by the loop."""
+
     def modules(self) -> dict[str, nn.Module]:
         """All networks by name."""
 
@@ -66,7 +114,10 @@ class Method(Protocol):
         """All optimisers by name; made on first use, after the networks are on their device."""
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """One iteration: updates the networks, returns the losses by name. A function of (weights, batch, step)."""
+        """One iteration: updates the networks, returns the losses by name, in the order in which they arise.
+
+        A function of (weights, batch, step); `batch` is this process' share.
+        """
 
     def remember_references(self, images: Mapping[str, Tensor]) -> None:
         """Fixes the style of each modality from one reference image, (1, 1, S, S) in [-1, 1]."""
