@@ -135,7 +135,8 @@ def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
     digest = sha256(path)
     card = path.with_suffix(".json")
     if card.is_file():
-        expected = read_json(card).get("sha256")
+        described = read_json(card)
+        expected = described.get("sha256") if isinstance(described, dict) else None
         if expected != digest:
             raise AttclError(
                 f"{path}: SHA-256 {digest[:16]}..., "
@@ -254,8 +255,11 @@ def _read_info(path: Path) -> WeightsInfo:
             "use the version of attcl that wrote it, or train again",
         )
     try:
+        settings = parse(document["settings"])
+        if settings.method not in METHODS:
+            raise KeyError(f"method {settings.method}")
         return WeightsInfo(
-            settings=parse(document["settings"]),
+            settings=settings,
             modalities=tuple(document["modalities"]),
             scales={name: Scale(**scale) for name, scale in document["scales"].items()},
             references=document["references"],
@@ -263,7 +267,7 @@ def _read_info(path: Path) -> WeightsInfo:
             steps=document["steps"],
             attcl_version=document["attcl_version"],
         )
-    except (KeyError, TypeError, UsageError) as error:
+    except (KeyError, TypeError, AttributeError, AttclError) as error:
         raise AttclError(
             f"{path}: its description is incomplete ({error}), wanted a file that attcl wrote"
         ) from error
@@ -278,12 +282,15 @@ def _metadata(path: Path) -> dict[str, Any]:
             f"{path}: not readable as safetensors ({error}), wanted weights that attcl wrote",
             "copy the file again from its source",
         ) from error
-    if _KEY not in metadata:
+    try:
+        document = json.loads(metadata.get(_KEY, ""))
+    except json.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict):
         raise AttclError(
             f"{path}: safetensors without a description by attcl, wanted weights that attcl wrote",
             "use a run's weights.safetensors",
         )
-    document: dict[str, Any] = json.loads(metadata[_KEY])
     return document
 
 

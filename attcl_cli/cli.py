@@ -16,7 +16,7 @@ import click
 import typer
 
 from attcl_cli import __version__, console
-from attcl_cli.config import PRESETS, parse_override
+from attcl_cli.config import PRESETS, VARIANTS, parse_override
 from attcl_cli.errors import EXIT_USAGE, AttclError, InterruptedRun, UsageError
 
 app = typer.Typer(
@@ -146,6 +146,10 @@ def train(
     preset: Annotated[
         str, typer.Option("--preset", help=f"Sizes of images and networks: {', '.join(PRESETS)}.")
     ] = "base",
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", help=f"The paper's ablations: {', '.join(VARIANTS)}."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("-c", "--config", help="TOML file of settings, such as a run's config.toml."),
@@ -188,6 +192,7 @@ def train(
         commands.Source(data, layout, modalities),
         output,
         preset=preset,
+        variant=variant,
         config=config,
         overrides=overrides | {key: value for key, value in given.items() if value is not None},
         resume=resume,

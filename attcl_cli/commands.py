@@ -104,6 +104,7 @@ def train(
     output: Path | None,
     *,
     preset: str,
+    variant: str | None = None,
     config: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     resume: Path | None = None,
@@ -115,7 +116,7 @@ def train(
     talk: Talk = Talk(),
 ) -> None:
     """Prepares the training slices and trains."""
-    from attcl_cli import devices
+    from attcl_cli import devices, slices
 
     if resume is not None and config is None:
         config = resume / "config.toml"
@@ -124,7 +125,7 @@ def train(
                 f"--resume: {resume} has no config.toml, wanted the folder of a run",
                 "start without --resume, or name another run",
             )
-    settings = resolve(preset=preset, file=config, overrides=dict(overrides or {}))
+    settings = resolve(preset=preset, variant=variant, file=config, overrides=dict(overrides or {}))
     place, processes = devices.join(device)
     named = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
     run_dir = processes.agree(resume or output or Path("runs") / named)
@@ -134,27 +135,30 @@ def train(
             f"choose another --output, or go on with: attcl train --resume {run_dir}",
         )
     processes.wait()  # before the main process puts something there
-    dataset = source.open()
-    cases, validation = _training_cases(dataset)
-    raise_all(check(dataset, cases=[*cases, *validation]))
+    origin: Dataset | Path = source.folder
+    cases: list[Case] = []
+    validation: list[Case] = []
+    if not slices.is_store(source.folder / slices.TRAINING_FOLDER):
+        origin = source.open()
+        cases, validation = _training_cases(origin)
+        raise_all(check(origin, cases=[*cases, *validation]))
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
             "To try things out: attcl train --preset tiny",
             quiet=talk.quiet,
         )
-    volumes = sum(len(case.files) for case in cases)
-    described = {"run": str(run_dir), "device": str(place), "cases": len(cases), "volumes": volumes}
+    described = {"run": str(run_dir), "device": str(place), "cases": len(cases)}
     if dry_run:
         if talk.as_json:
             console.document({**described, "settings": settings.model_dump(mode="json")})
         else:
-            told = f"{len(cases)} cases, {volumes} volumes, on {place}, into {run_dir}"
-            console.result(f"would train on {told}\n")
+            told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
+            console.result(f"would train on {told}, on {place}, into {run_dir}\n")
             console.result(dump(settings))
         return
     run = _TrainingRun(
-        dataset=dataset,
+        origin=origin,
         cases=cases,
         validation=validation,
         settings=settings,
@@ -353,7 +357,7 @@ def _training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
 class _TrainingRun:
     """What one training run needs to know."""
 
-    dataset: Dataset
+    origin: Dataset | Path  # a dataset, or a folder of packed slices
     cases: Sequence[Case]
     validation: Sequence[Case]
     settings: Settings
@@ -369,7 +373,7 @@ class _TrainingRun:
 
 def _train(run: _TrainingRun) -> int:
     """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
-    from attcl_cli import report, validate
+    from attcl_cli import report, slices, validate
     from attcl_cli import train as training
 
     settings, main = run.settings, run.processes.main
@@ -380,12 +384,7 @@ def _train(run: _TrainingRun) -> int:
         config=settings.model_dump(mode="json"),
         seed=settings.seed,
         device=str(run.device),
-        extra={
-            "data": str(run.dataset.root),
-            "precision": run.precision,
-            "processes": run.processes.count,
-            "trained_on": [case.id for case in run.cases],
-        },
+        extra={"precision": run.precision, "processes": run.processes.count},
     )
     if main:
         write_whole(run.folder / "config.toml", dump(settings).encode())
@@ -393,11 +392,12 @@ def _train(run: _TrainingRun) -> int:
     quiet = run.talk.quiet or not main
     code = 1
     try:
-        store = _slices(run, run.cases, run.folder / "slices", quiet=quiet)
-        score = None
-        if run.validation:
-            paired = _slices(run, run.validation, run.folder / "slices-val", quiet=quiet)
-            score = validate.on_pairs(paired, run.device, seed=settings.seed)
+        store = _slices(run, run.cases, slices.TRAINING_FOLDER, quiet=quiet)
+        if store is None:
+            raise AttclError(f"{run.origin}: no training slices, wanted packed ones")
+        record.extra |= {"data": str(run.origin), "trained_on": list(store.trained_on)}
+        paired = _slices(run, run.validation, slices.VALIDATION_FOLDER, quiet=quiet)
+        score = validate.on_pairs(paired, run.device, seed=settings.seed) if paired else None
         with console.progress(settings.steps, "train", every_seconds=10, quiet=quiet) as bar:
 
             def on_step(step: int, losses: Mapping[str, float]) -> None:
@@ -422,24 +422,41 @@ def _train(run: _TrainingRun) -> int:
         if main:
             record.finish(code)
     if main:
-        for cache in ("slices", "slices-val"):
+        for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
             shutil.rmtree(run.folder / cache, ignore_errors=True)
     return steps
 
 
-def _slices(run: _TrainingRun, cases: Sequence[Case], folder: Path, *, quiet: bool) -> SliceStore:
-    """The cases' slices: those that an interrupted run left, or new ones, made by the main process."""
+def _slices(
+    run: _TrainingRun, cases: Sequence[Case], name: str, *, quiet: bool
+) -> SliceStore | None:
+    """Packed slices, those that an interrupted run left, or new ones, made by the main process; None without cases."""
     from attcl_cli import slices
 
-    made_before = run.resume and (folder / "index.json").is_file()
-    if run.processes.main and not made_before:
-        with console.progress(len(cases), folder.name, quiet=quiet) as bar:
+    settings = run.settings
+    if isinstance(run.origin, Path):
+        folder = run.origin / name
+        if not slices.is_store(folder):
+            return None
+        store = slices.open_store(folder)
+        side = store.data.shape[-1]
+        if side != settings.image_size:
+            raise UsageError(
+                f"{folder}: slices of {side} pixels, wanted {settings.image_size} (image_size)",
+                "pack them again with this --image-size, or choose another --preset",
+            )
+        return store
+    if not cases:
+        return None
+    folder = run.folder / name
+    if run.processes.main and not (run.resume and slices.is_store(folder)):
+        with console.progress(len(cases), name, quiet=quiet) as bar:
             slices.build(
-                run.dataset,
+                run.origin,
                 cases,
                 folder,
-                image_size=run.settings.image_size,
-                canvas=run.settings.canvas,
+                image_size=settings.image_size,
+                canvas=settings.canvas,
                 on_case=bar,
                 workers=run.workers,
             )

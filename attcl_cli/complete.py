@@ -65,6 +65,8 @@ class Plan:
         jobs: what is left to do.
         done: volumes that were missing and lie complete in the output folder.
         slices: (first, stop) of the slices that are synthesised, or None for all.
+        samples: looks drawn a volume, whose mean is written; 0: the reference's look.
+        uncertainty: whether the standard deviation of the samples is written, too.
         failed: case id -> problem, of cases that `keep_going` leaves out.
     """
 
@@ -76,6 +78,14 @@ class Plan:
     done: int
     slices: tuple[int, int] | None
     failed: Mapping[str, AttclError]
+    samples: int = 0
+    uncertainty: bool = False
+
+    @property
+    def made_how(self) -> dict[str, Any]:
+        """What a label must say alike for a volume of an earlier run to count as done."""
+        slices = list(self.slices) if self.slices else "all"
+        return {"slices": slices, "samples": self.samples, "uncertainty": self.uncertainty}
 
     @property
     def volumes(self) -> int:

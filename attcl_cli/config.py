@@ -160,13 +160,34 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+# The paper's switches by name: the eight rows of Table 4, and the two contrastive baselines of Table 2.
+_OFF: dict[str, Any] = {"acl": "none", "att_adain": False, "scd": False}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "attcl-gan": {"acl": "attention", "att_adain": True, "scd": True},
+    "stargan-v2": _OFF,
+    "acl": {**_OFF, "acl": "attention"},
+    "att-adain": {**_OFF, "att_adain": True},
+    "scd": {**_OFF, "scd": True},
+    "acl+att-adain": {**_OFF, "acl": "attention", "att_adain": True},
+    "acl+scd": {**_OFF, "acl": "attention", "scd": True},
+    "att-adain+scd": {**_OFF, "att_adain": True, "scd": True},
+    "stargan-v2+cut": {**_OFF, "acl": "cut"},
+    "stargan-v2+qs": {**_OFF, "acl": "qs"},
+}
+
+
 def resolve(
-    *, preset: str, file: Path | None = None, overrides: dict[str, Any] | None = None
+    *,
+    preset: str,
+    variant: str | None = None,
+    file: Path | None = None,
+    overrides: dict[str, Any] | None = None,
 ) -> Settings:
-    """Builds the settings of a run: preset, then the TOML file, then overrides; later ones win.
+    """Builds the settings of a run: preset, TOML file, variant, overrides; later ones win.
 
     Args:
         preset: a key of `PRESETS`.
+        variant: a key of `VARIANTS`, or None for what preset and file say.
         file: a TOML file of settings, as `dump` writes it; may name its own `preset`.
         overrides: single settings, values as TOML would give them.
 
@@ -181,7 +202,12 @@ def resolve(
         raise UsageError(
             f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}", _nearest(preset, PRESETS)
         )
-    merged = PRESETS[preset] | values | (overrides or {})
+    if variant is not None and variant not in VARIANTS:
+        raise UsageError(
+            f"--variant: {variant!r}, wanted one of {', '.join(VARIANTS)}",
+            _nearest(variant, VARIANTS),
+        )
+    merged = PRESETS[preset] | values | VARIANTS.get(variant or "", {}) | (overrides or {})
     problems: list[AttclError] = [
         UsageError(
             f"setting {key!r}: no such setting, "

@@ -379,7 +379,11 @@ def check(
 
 def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:
     """`check` of a single case; its label map is not looked at."""
-    problems: list[AttclError] = list(dataset.wrong.get(case.id, ()))
+    if (
+        case.id in dataset.wrong
+    ):  # which file is meant is not clear: what they hold would only confuse
+        return list(dataset.wrong[case.id])
+    problems: list[AttclError] = []
     grids: dict[str, volume.Grid] = {}
     for modality in case.files:
         paths = dataset.paths(case, modality)
@@ -566,11 +570,12 @@ def _case(
     files: dict[str, tuple[PurePosixPath, ...]] = {}
     for modality in sorted({name.modality for name in names}):
         own = [name for name in names if name.modality == modality]
-        slices = [name.slice_ for name in own]
-        if len(set(slices)) < len(slices) or len(
-            {int(number) for number in slices if number}
-        ) < len([number for number in slices if number]):
-            pair = sorted(str(name.path) for name in own)[:2]
+        by_number: dict[int, list[str]] = defaultdict(list)
+        for name in own:
+            by_number[int(name.slice_ or 0)].append(str(name.path))
+        twins = [sorted(paths) for paths in by_number.values() if len(paths) > 1]
+        if twins:
+            pair = twins[0]
             problems.append(
                 AttclError(
                     f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, "

@@ -23,9 +23,15 @@ from attcl_cli.methods.contract import Batch
 from attcl_cli.overlap import read_ahead
 from attcl_cli.volume import Array, Scale
 
-_STEPS = 32767  # [-1, 1] is stored as int16; -1 (background) is exact
-_INDEX = "index.json"
-_DATA = "slices.npy"
+STEPS = 32767  # [-1, 1] is stored as int16; -1 (background) is exact
+INDEX_FILE = "index.json"
+DATA_FILE = "slices.npy"
+# Where they lie in a run's folder, or in a folder of packed slices that stands in for a dataset.
+TRAINING_FOLDER, VALIDATION_FOLDER = "slices", "slices-val"
+TRAINING_FOLDER, VALIDATION_FOLDER = (
+    "slices",
+    "slices-val",
+)  # in a run's folder, or a packed dataset
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class SliceStore:
 
     def read(self, rows: Array) -> torch.Tensor:
         """Rows (B,) -> (B, 1, S, S) float32 in [-1, 1]."""
-        return torch.from_numpy(self.data[rows].astype(np.float32) / _STEPS)[:, None]
+        return torch.from_numpy(self.data[rows].astype(np.float32) / STEPS)[:, None]
 
 
 def build(
@@ -112,7 +118,7 @@ def build(
 
     folder.mkdir(parents=True, exist_ok=True)
     data = np.lib.format.open_memmap(
-        folder / _DATA, mode="w+", dtype=np.int16, shape=(rows, image_size, image_size)
+        folder / DATA_FILE, mode="w+", dtype=np.int16, shape=(rows, image_size, image_size)
     )
     scales: dict[str, list[Scale]] = {modality: [] for modality in dataset.modalities}
     by_case: dict[str, list[Entry]] = {}
@@ -134,7 +140,7 @@ def build(
             scales[entry.modality].append(images.scales[entry.modality])
             chosen = images.normalised(entry.modality)[entry.first : entry.first + entry.count]
             small = volume.shrink(volume.pad(chosen, (canvas, canvas)), canvas // image_size)
-            data[entry.start : entry.start + entry.count] = np.rint(small * _STEPS)
+            data[entry.start : entry.start + entry.count] = np.rint(small * STEPS)
         on_case(case.id)
     raise_all(problems)
     data.flush()
@@ -144,23 +150,28 @@ def build(
         if found
     }
     write_json(
-        folder / _INDEX,
+        folder / INDEX_FILE,
         {
             "modalities": [modality for modality in dataset.modalities if scales[modality]],
             "scales": {modality: asdict(scale) for modality, scale in medians.items()},
             "entries": [asdict(entry) for entry in entries],
-            "filled": np.any(data > -_STEPS, axis=(1, 2)).tolist(),
+            "filled": np.any(data > -STEPS, axis=(1, 2)).tolist(),
             "cases": [case.id for case in cases],
         },
     )
     return open_store(folder)
 
 
+def is_store(folder: Path) -> bool:
+    """Whether the folder holds all that `build` writes; the index is written last."""
+    return (folder / INDEX_FILE).is_file()
+
+
 def open_store(folder: Path) -> SliceStore:
     """Opens what `build` wrote."""
-    index: dict[str, Any] = json.loads((folder / _INDEX).read_text())
+    index: dict[str, Any] = json.loads((folder / INDEX_FILE).read_text())
     return SliceStore(
-        data=np.load(folder / _DATA, mmap_mode="r"),
+        data=np.load(folder / DATA_FILE, mmap_mode="r"),
         entries=tuple(Entry(**entry) for entry in index["entries"]),
         filled=np.array(index["filled"]),
         modalities=tuple(index["modalities"]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,20 @@ from attcl_cli.cohort import write_cohort
 from attcl_cli.dataset import LAYOUTS, SEGMENTATION, open_dataset
 
 VOXEL_MM = 10.0
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda _handle: None)
+
+
+@pytest.fixture
+def patients_made_once(monkeypatch):
+    """Other tests, and those of `phantom`, show that a patient is the same each time."""
+    monkeypatch.setattr(phantom, "make_case", PATIENTS)
+
+
+PATIENTS = functools.cache(phantom.make_case)
 
 
 def contents(root):
@@ -23,7 +39,7 @@ def contents(root):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_seed_gives_the_same_bytes_with_any_number_of_threads(layout, tmp_path):
     for name, workers in (("a", 1), ("b", 3)):
-        write_cohort(tmp_path / name, cases=2, layout=layout, voxel_mm=VOXEL_MM, workers=workers)
+        write_cohort(tmp_path / name, cases=2, layout=layout, voxel_mm=16.0, workers=workers)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
@@ -43,7 +59,7 @@ def test_more_cases_do_not_change_the_first_ones(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_shows_the_same_patient(layout, tmp_path):
+def test_every_layout_shows_the_same_patient(layout, tmp_path, patients_made_once):
     write_cohort(tmp_path, cases=1, layout=layout, voxel_mm=VOXEL_MM, seed=5)
     made = phantom.make_case(0, seed=5, voxel_mm=VOXEL_MM)
     dataset = open_dataset(tmp_path)
@@ -57,7 +73,7 @@ def test_every_layout_shows_the_same_patient(layout, tmp_path):
         assert np.allclose(found.grid.affine, made.affine)
 
 
-def test_ids_are_returned_in_order_and_reported(tmp_path):
+def test_ids_are_returned_in_order_and_reported(tmp_path, patients_made_once):
     seen: list[str] = []
     ids = write_cohort(tmp_path, cases=3, voxel_mm=VOXEL_MM, on_case=seen.append)
     assert ids == seen == ["Phantom_00000", "Phantom_00001", "Phantom_00002"]
@@ -65,7 +81,7 @@ def test_ids_are_returned_in_order_and_reported(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path):
+def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path, patients_made_once):
     write_cohort(
         tmp_path, cases=3, layout=layout, voxel_mm=VOXEL_MM, missing=[["t2"], ["t1", "t1ce"]]
     )
@@ -74,7 +90,7 @@ def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path):
     assert all(case.segmentation for case in dataset.cases)
 
 
-def test_a_phantom_is_said_to_be_one(tmp_path):
+def test_a_phantom_is_said_to_be_one(tmp_path, patients_made_once):
     write_cohort(tmp_path, cases=1, voxel_mm=VOXEL_MM)
     header = volume.read_grid([tmp_path / "Phantom_00000" / "Phantom_00000_t1.nii.gz"]).header
     assert b"phantom, simulated" in bytes(header["descrip"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import os
 import shutil
@@ -1026,7 +1025,6 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)
             alive.add(self)
-            gc.collect()
             most.append(len(alive))
 
     monkeypatch.setattr(complete, "_Prepared", Noted)

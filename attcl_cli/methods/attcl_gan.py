@@ -167,22 +167,30 @@ class AttclGan:
 
     @torch.inference_mode()
     def synthesise(
-        self, sources: Mapping[str, Tensor], targets: Sequence[str]
+        self, sources: Mapping[str, Tensor], targets: Sequence[str], *, sample: int | None = None
     ) -> dict[str, Tensor]:
         """See `Method`. A slice is encoded once, whatever the number of targets."""
         (x,) = sources.values()
         features = self.generator.encode(x)
-        refined = self._refine(features)
+        to_add = self._to_add(self._refine(features))
         # One row of style for the whole batch: its affine maps are then computed once, and in the same way for every
         # batch size.
-        return {
-            target: self.generator.decode(
-                features[0],
-                self.references[target][None].to(x.device, x.dtype),
-                self._to_add(refined),
-            )
-            for target in targets
+        styles = {
+            target: self._style(target, sample)[None].to(x.device, x.dtype) for target in targets
         }
+        return {
+            target: self.generator.decode(features[0], style, to_add)
+            for target, style in styles.items()
+        }
+
+    def _style(self, target: str, sample: int | None) -> Tensor:
+        """The reference's style code, or one that the mapping network makes of a latent drawn by `sample`."""
+        if sample is None:
+            return self.references[target]
+        noise = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + sample)
+        z = torch.randn(1, self.settings.latent_dim, generator=noise)
+        device = next(self.mapping.parameters()).device
+        return self.mapping(z.to(device))[0, self.modalities.index(target)]
 
     @property
     def _uses_scd(self) -> bool:

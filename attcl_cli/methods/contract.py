@@ -123,13 +123,14 @@ class Method(Protocol):
         """Fixes the style of each modality from one reference image, (1, 1, S, S) in [-1, 1]."""
 
     def synthesise(
-        self, sources: Mapping[str, Tensor], targets: Sequence[str]
+        self, sources: Mapping[str, Tensor], targets: Sequence[str], *, sample: int | None = None
     ) -> dict[str, Tensor]:
         """Translates slices.
 
         Args:
             sources: modality -> (B, 1, H, W) in [-1, 1]; exactly one where `accepts` is "one".
             targets: modalities that `references` holds.
+            sample: draw the look of each target instead of taking the reference's; the same number draws the same.
 
         Returns:
             target -> (B, 1, H, W), about [-1, 1], in the order of `targets`.

@@ -10,7 +10,13 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from attcl_cli.networks.blocks import AdaINResidualBlock, ResidualBlock, initialise, widths
+from attcl_cli.networks.blocks import (
+    AdaINResidualBlock,
+    InstanceNorm,
+    ResidualBlock,
+    initialise,
+    widths,
+)
 
 
 class Generator(nn.Module):
@@ -46,7 +52,7 @@ class Generator(nn.Module):
             AdaINResidualBlock(a, b, style_dim, up=True) for a, b in pairwise(backwards)
         )
         self.to_image = nn.Sequential(
-            nn.InstanceNorm2d(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
+            InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
         )
         initialise(self)
 

@@ -1,0 +1,143 @@
+"""Seconds a training step: a plain transcription of StarGAN v2's iteration over ours, at equal settings, in one run.
+
+The plain one does what the paper says, in the order in which it says it, with the same networks: every image is
+generated where it is needed, gradients are computed for whatever is in the graph. The two take turns, so that a machine
+whose speed drifts treats them alike.
+
+    python benchmarks/train.py --preset tiny
+    python benchmarks/train.py --preset paper --device cuda --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from attcl_cli import devices, losses
+from attcl_cli.config import PRESETS, Settings, resolve
+from attcl_cli.methods import METHODS, Batch, Runtime
+from attcl_cli.methods.attcl_gan import AttclGan
+from attcl_cli.networks.blocks import pick
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+def plain_step(method: AttclGan, batch: Batch, z: Tensor, z2: Tensor) -> None:
+    """One iteration as StarGAN v2's paper describes it (Section 3, Appendix), eager and float32."""
+    s = method.settings
+    networks = method.modules()
+    optimisers = method.optimisers()
+    g, f, e, d = (
+        networks[name] for name in ("generator", "mapping", "style_encoder", "discriminator")
+    )
+
+    def descend(loss: Tensor, names: tuple[str, ...]) -> None:
+        for optimiser in optimisers.values():
+            optimiser.zero_grad()
+        loss.backward()
+        for name in names:
+            optimisers[name].step()
+
+    for latent in (True, False):
+        x_real = batch.x_src.detach().requires_grad_()
+        logits = d(x_real, batch.y_src)
+        with torch.no_grad():
+            style = pick(f(z) if latent else e(batch.x_ref), batch.y_ref)
+            x_fake = g(batch.x_src, style)
+        loss = losses.real_loss(logits) + losses.fake_loss(d(x_fake, batch.y_ref))
+        descend(loss + s.lambda_r1 * losses.r1_penalty(logits, x_real), ("discriminator",))
+    for latent in (True, False):
+        style = pick(f(z) if latent else e(batch.x_ref), batch.y_ref)
+        style2 = pick(f(z2) if latent else e(batch.x_ref2), batch.y_ref)
+        x_fake = g(batch.x_src, style)
+        loss = losses.real_loss(d(x_fake, batch.y_ref))
+        loss = loss + s.lambda_sty * losses.style_loss(style, pick(e(x_fake), batch.y_ref))
+        x_fake2 = g(batch.x_src, style2).detach()
+        loss = loss - s.lambda_ds * losses.diversity_loss(x_fake, x_fake2)
+        x_rec = g(x_fake, pick(e(batch.x_src), batch.y_src))
+        loss = loss + s.lambda_cyc * losses.cycle_loss(batch.x_src, x_rec)
+        descend(loss, ("generator", "mapping", "style_encoder") if latent else ("generator",))
+
+
+def random_batch(settings: Settings, device: torch.device) -> Batch:
+    """A batch of noise; time does not depend on what is in the pictures."""
+    noise = torch.Generator().manual_seed(0)
+    shape = (settings.batch_size, 1, settings.image_size, settings.image_size)
+    images = [torch.rand(shape, generator=noise) * 2 - 1 for _ in range(4)]
+    domains = [
+        torch.randint(len(MODALITIES), (settings.batch_size,), generator=noise) for _ in range(2)
+    ]
+    pairs = torch.ones(settings.batch_size, dtype=torch.bool)
+    return Batch(images[0], domains[0], images[1], images[2], domains[1], images[3], pairs).to(
+        device
+    )
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--image-size", type=int, help="instead of the preset's, to make it small")
+    options = parser.parse_args()
+    device = devices.select(options.device)
+    changes = {"batch_size": options.batch_size, "lambda_pair": 0.0}
+    if options.image_size:
+        changes |= {"image_size": options.image_size, "canvas": options.image_size, "downs": 2}
+    settings = resolve(preset=options.preset, variant="stargan-v2", overrides=changes)
+    whole = resolve(preset=options.preset, overrides=changes)
+    batch = random_batch(settings, device)
+    z, z2 = (torch.randn(len(batch), settings.latent_dim, device=device) for _ in range(2))
+
+    def make(chosen: Settings, *, plain: bool) -> AttclGan:
+        torch.manual_seed(0)
+        method = METHODS[chosen.method](chosen, MODALITIES)
+        for module in method.modules().values():
+            module.to(device)
+            if not plain:
+                module.to(memory_format=torch.channels_last)
+        if not plain:
+            method.runtime = Runtime(precision=options.precision)
+        return method
+
+    plain, ours, attcl = (
+        make(settings, plain=True),
+        make(settings, plain=False),
+        make(whole, plain=False),
+    )
+    contiguous = copy.deepcopy(batch).to(device)
+    contiguous = contiguous._each(lambda value: value.contiguous())
+    runs = {
+        "plain StarGAN v2": lambda step: plain_step(plain, contiguous, z, z2),
+        "ours, StarGAN v2": lambda step: ours.training_step(batch, step),
+        "ours, AttCL-GAN": lambda step: attcl.training_step(batch, step),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(options.repeats + 1):  # the first one warms up
+        for name, run in runs.items():
+            clock = time.perf_counter()
+            run(repeat)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if repeat:
+                seconds[name].append(time.perf_counter() - clock)
+    print(
+        f"preset {options.preset}, batch {options.batch_size}, {device}, "
+        f"ours in {options.precision}, torch {torch.__version__}"
+    )
+    for name, found in seconds.items():
+        print(f"{name:<18} {statistics.median(found):8.3f} s a step (median of {len(found)})")
+    paired = zip(seconds["plain StarGAN v2"], seconds["ours, StarGAN v2"], strict=True)
+    print(f"plain / ours, StarGAN v2: {statistics.median(a / b for a, b in paired):.2f} times")
+
+
+if __name__ == "__main__":
+    main()

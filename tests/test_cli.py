@@ -1,0 +1,419 @@
+"""The command line as users rely on it: the commands in a row with their defaults, streams, exit codes, run.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from attcl_cli import __version__
+from attcl_cli.checkpoint import BUNDLED, WEIGHTS_FILE
+from attcl_cli.cli import app, main
+from attcl_cli.config import Settings, dump
+from attcl_cli.dataset import LAYOUTS, open_dataset
+from attcl_cli.files import sha256
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMANDS = ("prepare-splits", "train", "complete", "info", "demo")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def attcl(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`attcl("complete", ...)` is (exit code, stdout, stderr) of the command line, run in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_settings: Settings) -> Path:
+    """An empty current folder, but for the settings of a method that trains in milliseconds."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "tiny.toml").write_text(dump(tiny_settings))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def files(root: Path) -> set[str]:
+    """Relative paths of all files, hidden ones too."""
+    return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
+
+
+def states(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Relative path -> (time of the last change, bytes) of everything below a folder."""
+    return {
+        path.relative_to(root).as_posix(): (
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def hidden_files(splits: Path, whole: Path) -> set[str]:
+    """The files of the original dataset that splits.json says are hidden."""
+    document = json.loads(splits.read_text())
+    dataset = open_dataset(whole)
+    cases = {case.id: case for case in dataset.cases}
+    return {
+        str(file)
+        for items in document["splits"].values()
+        for item in items
+        for modality in item["hidden"]
+        for file in cases[item["case"]].files[modality]
+    }
+
+
+# --- the commands in a row --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_three_commands_with_defaults_complete_a_dataset(layout, phantoms, attcl, here):
+    whole = phantoms(layout)
+    code, out, err = attcl("prepare-splits", whole)
+    assert code == 0, err
+    assert out.startswith("ratio1: what remains of")
+    code, out, err = attcl("train", "-c", "tiny.toml")  # the default preset would take days
+    assert code == 0, err
+    assert re.fullmatch(rf"runs/\d{{8}}-\d{{6}}-attcl-gan/{WEIGHTS_FILE}\n", out)
+    code, out, err = attcl("complete")
+    assert code == 0, err
+    assert out == "out: 8 volumes written, 0 were there already\n"  # ratio1 hides two of each case
+
+    hidden = hidden_files(Path("data/splits.json"), whole)
+    images = {name for name in files(here / "out") if not name.endswith(".json")}
+    assert images == hidden
+    assert files(here / "out") - images - {"run.json"} == {
+        re.sub(r"_\d+\.png$|\.nii\.gz$", ".json", name) for name in hidden
+    }
+    assert files(here / "data") == files(whole) - hidden | {"splits.json", "run.json"}
+
+
+def test_the_newest_run_is_taken_and_named(incomplete_root, trained_run, attcl, here):
+    for index, name in enumerate(("older", "newer")):
+        (here / "runs" / name).mkdir(parents=True)
+        weights = here / "runs" / name / WEIGHTS_FILE
+        weights.write_bytes((trained_run / WEIGHTS_FILE).read_bytes())
+        os.utime(weights, (1_700_000_000 + index, 1_700_000_000 + index))
+    _, _, err = attcl("complete", "--ori", incomplete_root)
+    assert err.startswith(f"weights: runs/newer/{WEIGHTS_FILE} (4 steps on 3 cases)\n")
+    assert json.loads(Path("out/run.json").read_text())["weights"] == {
+        "name": "newer",
+        "sha256": sha256(here / "runs/newer" / WEIGHTS_FILE),
+    }
+
+
+def test_bundled_weights_come_with_a_warning(
+    incomplete_root, trained_run, attcl, here, monkeypatch
+):
+    (here / "named").mkdir()
+    bundled = here / "named" / f"{BUNDLED}.safetensors"
+    bundled.write_bytes((trained_run / WEIGHTS_FILE).read_bytes())
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(here / "named"))
+    code, _, err = attcl("complete", "--ori", incomplete_root, "--target", "t1")
+    assert code == 0
+    assert "warning: these bundled weights know simulated phantoms only" in err
+
+
+def test_two_parts_write_what_one_run_writes(incomplete_root, trained_run, attcl, here):
+    command = ("complete", "--ori", incomplete_root, "-w", trained_run)
+    assert attcl(*command, "--cpl", "one")[0] == 0
+    for part in (2, 1):
+        assert attcl(*command, "--cpl", "two", "--num-parts", 2, "--part-id", part)[0] == 0
+    own = {"run.json", "run-1of2.json", "run-2of2.json"}
+    one, two = (
+        {name: data for name, (_, data) in states(here / folder).items() if name not in own}
+        for folder in ("one", "two")
+    )
+    assert one == two
+    done = [
+        {case["id"] for case in json.loads(Path(f"two/run-{part}of2.json").read_text())["cases"]}
+        for part in (1, 2)
+    ]
+    assert done == [{"Phantom_00000"}, {"Phantom_00001", "Phantom_00003"}]
+
+
+def test_prepare_splits_again_writes_nothing(phantom_root, attcl, here):
+    assert attcl("prepare-splits", phantom_root, "--ratio", "ratio3")[0] == 0
+    before = states(here)
+    code, _, err = attcl("prepare-splits", phantom_root, "--ratio", "ratio3")
+    assert (code, "nothing written" in err) == (0, True)
+    assert states(here) == before
+
+
+# --- run.json ---------------------------------------------------------------------------------------------------------
+
+FIELDS = {
+    "schema_version", "attcl_version", "command", "argv", "config", "seed", "device", "torch_version", "weights",
+    "started", "seconds", "cases", "exit_code", "status",
+}  # fmt: skip
+
+
+def test_run_json_of_every_command_says_what_was_done(phantom_root, attcl, here):
+    attcl("prepare-splits", phantom_root, "--ratio", "ratio3", "--seed", 5)
+    attcl("train", "-c", "tiny.toml", "-o", "run", "-d", "cpu", "--seed", 6)
+    attcl("complete", "-w", "run", "-d", "cpu")
+    runs = {
+        command: json.loads(Path(folder, "run.json").read_text())
+        for command, folder in (("prepare-splits", "data"), ("train", "run"), ("complete", "out"))
+    }
+    for command, run in runs.items():
+        assert set(run) >= FIELDS, command
+        assert (run["command"], run["status"], run["exit_code"]) == (command, "done", 0)
+        assert (run["schema_version"], run["attcl_version"]) == (1, __version__)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", run["started"])
+        assert run["seconds"] >= 0
+    assert [run["seed"] for run in runs.values()] == [5, 6, 6]
+    assert [run["device"] for run in runs.values()] == ["", "cpu", "cpu"]
+    assert runs["prepare-splits"]["config"]["ratio"] == "ratio3"
+    assert runs["train"]["config"]["width"] == 4
+    assert runs["complete"]["config"]["ori"] == "data"
+    assert runs["complete"]["weights"] == {
+        "name": "run",
+        "sha256": sha256(Path("run", WEIGHTS_FILE)),
+    }
+    hidden = hidden_files(Path("data/splits.json"), phantom_root)
+    cases = runs["complete"]["cases"]
+    assert {output for case in cases for output in case["outputs"]} == hidden
+    assert {case["status"] for case in cases} == {"done"}
+    assert set(cases[0]) == {"id", "status", "seconds", "outputs"}
+
+
+def test_run_json_records_the_arguments_that_were_given(incomplete_root, trained_run, here):
+    arguments = ["complete", "--ori", str(incomplete_root), "-w", str(trained_run), "-d", "cpu"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert json.loads(Path("out/run.json").read_text())["argv"][1:] == arguments
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_document_on_stdout_and_nothing_else(phantom_root, attcl, here):
+    documents = {}
+    for name, arguments in {
+        "prepare-splits": (phantom_root, "--ratio", "ratio3"),
+        "train": ("-c", "tiny.toml", "-o", "run"),
+        "plan": ("-w", "run", "--dry-run"),
+        "complete": ("-w", "run"),
+        "again": ("-w", "run"),
+        "info": ("data",),
+        "installation": (),
+    }.items():
+        command = {"plan": "complete", "again": "complete", "installation": "info"}.get(name, name)
+        code, out, err = attcl(command, *arguments, "--json")
+        assert code == 0, err
+        documents[name] = json.loads(out)
+    assert documents["prepare-splits"]["splits"].keys() == {"train", "val", "test"}
+    assert documents["train"]["sha256"] == sha256(Path("run", WEIGHTS_FILE))
+    assert documents["plan"]["volumes"] == documents["complete"]["written"] > 0
+    assert documents["again"]["written"] == 0
+    assert documents["again"]["done_before"] == documents["complete"]["written"]
+    assert documents["info"]["cases"] == 4
+    assert documents["installation"]["attcl"] == __version__
+
+
+def test_json_counts_the_cases_that_failed_on_the_way(
+    incomplete_root, trained_run, attcl, here, monkeypatch
+):
+    from attcl_cli import complete
+    from attcl_cli.errors import AttclError
+
+    def fail(*_: object) -> None:
+        raise AttclError("lost, wanted it")
+
+    monkeypatch.setattr(complete, "_translate", fail)
+    code, out, _ = attcl(
+        "complete", "--ori", incomplete_root, "-w", trained_run, "--keep-going", "--json"
+    )
+    assert (code, json.loads(out)["failed"]) == (3, 3)
+
+
+def test_quiet_says_nothing_at_all(phantom_root, attcl, here):
+    for arguments in (
+        ("prepare-splits", phantom_root, "--ratio", "ratio3"),
+        ("train", "-c", "tiny.toml", "-o", "run"),
+        ("complete", "-w", "run"),
+        ("complete", "-w", "run"),
+    ):
+        assert attcl(*arguments, "--quiet") == (0, "", ""), arguments
+
+
+def test_quiet_still_tells_errors(attcl, here):
+    code, _, err = attcl("complete", "--ori", "nowhere", "-q")
+    assert (code, err.startswith("error: nowhere: ")) == (1, True)
+
+
+def test_without_a_terminal_progress_is_one_plain_line_a_case(
+    incomplete_root, trained_run, attcl, here
+):
+    _, out, err = attcl("complete", "--ori", incomplete_root, "-w", trained_run)
+    lines = err.splitlines()
+    assert [re.sub(r" \(.*", "", line) for line in lines] == [
+        "complete 1/3 Phantom_00000",
+        "complete 2/3 Phantom_00001",
+        "complete 3/3 Phantom_00003",
+    ]
+    assert "\r" not in err
+    assert "\x1b" not in err + out
+    assert out == "out: 4 volumes written, 0 were there already\n"
+
+
+def test_tables_are_plain_and_narrow_without_a_terminal(phantom_root, attcl, here):
+    _, out, _ = attcl("prepare-splits", phantom_root, "--ratio", "ratio3")
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    rows = [line.split() for line in out.splitlines()]
+    assert ["split", "cases", "flair", "t1", "t1ce", "t2"] in rows
+    assert ["train", "3", "3", "3", "3", "2"] in rows
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("prepare-splits", "{data}", "--ratio", "ratio3"),
+        ("train", "--data", "{data}", "-c", "tiny.toml"),
+        ("complete", "--ori", "{data}", "-w", "{run}"),
+        ("complete", "--ori", "{data}", "-w", "{run}", "--link-originals"),
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_tells_and_writes_nothing(arguments, incomplete_root, trained_run, attcl, here):
+    before = states(here)
+    words = [word.format(data=incomplete_root, run=trained_run) for word in arguments]
+    code, out, _ = attcl(*words, "--dry-run")
+    assert code == 0
+    assert out
+    assert states(here) == before
+
+
+def test_the_plan_is_told_case_by_case(incomplete_root, trained_run, attcl, here):
+    _, out, _ = attcl("complete", "--ori", incomplete_root, "-w", trained_run, "-n", "--json")
+    plan = json.loads(out)
+    assert plan["modal_list"] == ["flair", "t1", "t1ce", "t2"]
+    assert [(job["case"][-1], job["source"], job["targets"]) for job in plan["jobs"]] == [
+        ("0", "flair", ["t2"]),
+        ("1", "flair", ["t1", "t1ce"]),
+        ("3", "flair", ["t2"]),
+    ]
+
+
+# --- info, version, help ----------------------------------------------------------------------------------------------
+
+
+def test_info_shows_what_is_there_and_what_is_missing(incomplete_root, attcl, here):
+    code, out, err = attcl("info", incomplete_root)
+    assert (code, err) == (0, "")
+    assert f"{incomplete_root}: BraTS 2018-2021, 4 cases of 4 patients, 4 with segmentation" in out
+    rows = [line.split() for line in out.splitlines()]
+    for row in ("flair 4 0", "t1 3 1", "t1ce 3 1", "t2 2 2", "2 t2", "1 t1, t1ce", "1 nothing"):
+        assert row.split() in rows
+    assert out.endswith("no problems\n")
+
+
+def test_info_as_json_holds_the_same(incomplete_root, attcl, here):
+    _, out, _ = attcl("info", incomplete_root, "--json")
+    content = json.loads(out)
+    assert content["volumes"] == {"flair": 4, "t1": 3, "t1ce": 3, "t2": 2}
+    assert content["patterns"] == [
+        {"missing": [], "cases": 1},
+        {"missing": ["t2"], "cases": 2},
+        {"missing": ["t1", "t1ce"], "cases": 1},
+    ]
+    assert content["problems"] == []
+
+
+def test_info_of_a_data_tree_shows_its_splits(phantom_root, attcl, here):
+    attcl("prepare-splits", phantom_root, "--ratio", "ratio3")
+    _, out, _ = attcl("info", "data")
+    assert ["train", "3", "3", "3", "3", "2"] in [line.split() for line in out.splitlines()]
+
+
+def test_info_without_a_folder_shows_the_installation(attcl, here):
+    import torch
+
+    code, out, _ = attcl("info")
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["attcl", __version__] in rows
+    assert ["torch", str(torch.__version__)] in rows
+
+
+def test_the_version_is_told(attcl):
+    assert attcl("--version") == (0, f"attcl {__version__}\n", "")
+
+
+def test_every_command_is_tested_here():
+    assert {command.name for command in app.registered_commands} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_each_command_ends_with_two_examples(command, flag, attcl):
+    code, out, err = attcl(command, flag)
+    assert (code, err) == (0, "")
+    examples = re.sub(r"\s+", " ", out[out.index("Examples:") :])
+    assert examples.count(f"attcl {command}") == 2
+    assert examples.count("|") == 1
+
+
+def test_help_lists_the_commands(attcl):
+    code, out, _ = attcl("-h")
+    assert code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", out, re.M)
+
+
+def test_attcl_alone_shows_the_help_as_wrong_usage(attcl):
+    code, out, err = attcl()
+    assert code == 2
+    assert (out + err).startswith("Usage: attcl")
+
+
+def test_help_loads_no_torch():
+    script = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from attcl_cli.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'nibabel', 'numpy', 'scipy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "print(sorted(heavy), time.perf_counter() - start)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    loaded, seconds = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    assert "torch" not in loaded
+    assert loaded == "[]"
+    assert float(seconds) < 5  # a tenth of that on an idle machine; with torch it would be more
+
+
+def test_python_dash_m_runs_the_command_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "attcl_cli", "--version"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == f"attcl {__version__}\n"

@@ -1,0 +1,158 @@
+"""Real patients: two releases are read without complaint, and completed without a change to any original."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from attcl_cli import volume
+from attcl_cli.checkpoint import WeightsInfo, save_weights
+from attcl_cli.cli import main
+from attcl_cli.config import Settings
+from attcl_cli.dataset import check, open_dataset
+from attcl_cli.methods import METHODS
+from attcl_cli.volume import Scale
+
+pytestmark = pytest.mark.cohort
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+SHAPE = (240, 240, 155)
+
+
+@pytest.fixture
+def attcl(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`attcl("complete", ...)` runs the command line in this process, which must end well; returns its stdout."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 0, err
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny network at its random start, for slices of 240x240."""
+    settings = tiny_settings.model_copy(update={"image_size": 32, "canvas": 256})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        method = METHODS["attcl-gan"](settings, MODALITIES)
+        method.remember_references({name: torch.randn(1, 1, 32, 32) for name in MODALITIES})
+    info = WeightsInfo(
+        settings=settings,
+        modalities=MODALITIES,
+        scales=dict.fromkeys(MODALITIES, Scale(20.0, 1800.0)),
+        references={},
+        trained_on=(),
+        steps=0,
+    )
+    path = tmp_path_factory.mktemp("untrained") / "untrained.safetensors"
+    save_weights(path, method, info)
+    return path
+
+
+def assert_originals_are_as_released(cohort: Path, folder: str) -> None:
+    lines = [line.split(maxsplit=1) for line in (cohort / "SHA256SUMS").read_text().splitlines()]
+    sums = {name: digest for digest, name in lines if name.startswith(f"{folder}/")}
+    assert {
+        path.relative_to(cohort).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (cohort / folder).rglob("*")
+        if path.is_file()
+    } == sums
+
+
+def assert_completed(data: Path, out: Path, source: Path, cases: int, shown: int) -> None:
+    """The output holds the hidden files of `shown` cases, in the geometry of the real ones."""
+    document = json.loads((data / "splits.json").read_text())
+    items = [item for items in document["splits"].values() for item in items]
+    assert len(items) == cases
+    real = open_dataset(source)
+    hidden = {
+        str(file)
+        for case in real.cases
+        for item in items
+        if item["case"] == case.id
+        for modality in item["hidden"]
+        for file in case.files[modality]
+    }
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*.nii.gz")}
+    assert made <= hidden
+    assert len({Path(name).parent for name in made}) == shown
+    for folder in {Path(name).parent for name in made}:
+        assert {name for name in hidden if Path(name).parent == folder} <= made
+    for name in made:
+        truth, synthetic = nib.load(source / name), nib.load(out / name)
+        assert synthetic.shape == truth.shape == SHAPE
+        assert np.array_equal(synthetic.affine, truth.affine)
+        for field in ("qform_code", "sform_code", "xyzt_units", "pixdim"):
+            assert np.array_equal(synthetic.header[field], truth.header[field]), (name, field)
+        assert synthetic.get_data_dtype() == truth.get_data_dtype()
+        assert np.asanyarray(synthetic.dataobj).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "layout", "cases", "segmentations"),
+    [("brats", "brats", 20, 20), ("brasyn", "brats2023", 2, 1)],
+)
+def test_every_case_is_found_and_sound(folder, layout, cases, segmentations, cohort):
+    dataset = open_dataset(cohort / folder)
+    assert dataset.layout.name == layout
+    assert dataset.counts() == dict.fromkeys(MODALITIES, cases)
+    assert len(dataset.cases) == len({case.patient for case in dataset.cases}) == cases
+    assert sum(bool(case.segmentation) for case in dataset.cases) == segmentations
+    assert [problem.message for problem in check(dataset, values=True)] == []
+
+
+def test_a_real_case_is_normalised_inside_its_brain(cohort):
+    dataset = open_dataset(cohort / "brats")
+    case = dataset.cases[0]
+    images = volume.load_case({name: dataset.paths(case, name) for name in case.files})
+    stored = nib.load(dataset.paths(case, "t1ce")[0])
+    data = images.volumes["t1ce"].data
+    assert np.array_equal(data, np.asanyarray(stored.dataobj).transpose(2, 1, 0))  # stored L, P, S
+    normalised = images.normalised("t1ce")
+    assert normalised.dtype == np.float32
+    assert normalised.shape == SHAPE[::-1]
+    assert (normalised.min(), normalised.max()) == (-1, 1)
+    assert (normalised[~images.brain] == -1).all()
+    assert 0.1 < images.brain.mean() < 0.3  # of a head that fills the field of view
+    scale = images.scales["t1ce"]
+    clipped = np.clip(data, scale.low, scale.high)
+    back = volume.denormalise(normalised, scale)
+    assert np.abs(back - clipped)[images.brain].max() < 1e-3 * (scale.high - scale.low)
+
+
+@pytest.mark.slow
+def test_brats_cases_are_completed_in_their_geometry(cohort, untrained, attcl, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    attcl("prepare-splits", cohort / "brats", "-o", data)
+    told = attcl(
+        "complete", "--ori", data, "--cpl", out, "-w", untrained, "-d", "cpu", "--num-parts", 7
+    )
+    assert told.startswith(f"{out}: 6 volumes written")
+    assert_completed(data, out, cohort / "brats", cases=20, shown=3)
+    assert_originals_are_as_released(cohort, "brats")
+
+
+@pytest.mark.slow
+def test_brasyn_cases_are_completed_in_their_geometry(cohort, untrained, attcl, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    attcl("prepare-splits", cohort / "brasyn", "-o", data, "--ratio", "ratio2", "--sizes", "2/0/0")
+    attcl("complete", "--ori", data, "--cpl", out, "-w", untrained, "-d", "cpu")
+    assert {path.name.rsplit("-", 1)[1] for path in out.rglob("*.nii.gz")} == {
+        "t1c.nii.gz",
+        "t2w.nii.gz",
+    }
+    assert_completed(data, out, cohort / "brasyn", cases=2, shown=2)
+    assert_originals_are_as_released(cohort, "brasyn")
