@@ -219,6 +219,11 @@ def load_state(path: Path) -> TrainingState:
             "start without --resume, or name another run",
         )
     metadata = _metadata(path)
+    if not {"step", "extra"} <= metadata.keys():
+        raise AttclError(
+            f"{path}: weights and no training state, wanted a checkpoint",
+            f"name a run's folder; its checkpoint is called {STATE_FILE}",
+        )
     return TrainingState(
         step=metadata["step"], tensors=_read_tensors(path), extra=metadata["extra"]
     )

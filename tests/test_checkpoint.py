@@ -1,4 +1,4 @@
-"""Weights and checkpoints: what is saved comes back, what is damaged or foreign is refused, and nothing is unpickled."""
+"""Weights and checkpoints: what is saved comes back, what is damaged or foreign is refused, nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def own_run(trained_run, tmp_path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_named_weights(monkeypatch, tmp_path):
+def no_named_weights(monkeypatch):
     monkeypatch.delenv("ATTCL_WEIGHTS", raising=False)
-    monkeypatch.setattr(checkpoint, "weights_folders", checkpoint.weights_folders)
 
 
 def saved_method(path: Path, settings, **changes) -> tuple[object, WeightsInfo]:
@@ -183,7 +182,7 @@ def test_a_name_of_nothing_lists_the_known_ones(own_run, tmp_path, monkeypatch):
     (tmp_path / "named").mkdir()
     shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / "special.safetensors")
     monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
-    with pytest.raises(UsageError, match="'speciel' is no file and no known name.*special"):
+    with pytest.raises(UsageError, match=r"'speciel' is no file and no known name.*special"):
         find_weights("speciel")
 
 
@@ -206,7 +205,7 @@ def test_weights_that_are_not_those_of_the_card_are_refused(own_run):
 @pytest.mark.parametrize("card", ["[]", "{}", '"text"'])
 def test_a_card_that_says_nothing_of_the_hash_is_no_proof(card, own_run):
     (own_run / "weights.json").write_text(card)
-    with pytest.raises(AttclError, match="as its card weights.json says"):
+    with pytest.raises(AttclError, match=r"as its card weights\.json says"):
         find_weights(str(own_run))
 
 
@@ -322,7 +321,7 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
 
 
 def test_a_state_that_is_not_there_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="--resume: .* does not exist, wanted the folder of a run"):
+    with pytest.raises(UsageError, match=r"--resume: .* does not exist, wanted the folder of a run"):
         load_state(tmp_path / STATE_FILE)
 
 
