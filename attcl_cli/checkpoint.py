@@ -174,6 +174,11 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         for key, tensor in tensors.items()
         if key.startswith(prefix)
     }
+    lacking = sorted(set(info.modalities) - set(method.references))
+    if lacking:
+        raise AttclError(
+            f"{weights.path}: no reference of {', '.join(lacking)}, wanted a file that attcl wrote"
+        )
     return method
 
 

@@ -237,6 +237,21 @@ def complete(
     slices: Annotated[
         str, typer.Option("--slices", help="all, or FIRST:STOP such as 31:125.")
     ] = "all",
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            min=0,
+            max=1000,
+            help="Write the mean of so many drawn looks; 0: the reference's.",
+        ),
+    ] = 0,
+    uncertainty: Annotated[
+        bool,
+        typer.Option(
+            "--uncertainty", help="Also write the samples' standard deviation (<name>_uncertainty)."
+        ),
+    ] = False,
     link_originals: Annotated[
         bool,
         typer.Option(
@@ -276,6 +291,8 @@ def complete(
         targets=target or [],
         batch_size=batch_size,
         slices=_span(slices),
+        samples=samples,
+        uncertainty=uncertainty,
         link_originals=link_originals,
         part=(part_id, num_parts),
         keep_going=keep_going,

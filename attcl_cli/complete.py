@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import BoundedSemaphore
 from typing import Any
@@ -84,8 +84,7 @@ class Plan:
     @property
     def made_how(self) -> dict[str, Any]:
         """What a label must say alike for a volume of an earlier run to count as done."""
-        slices = list(self.slices) if self.slices else "all"
-        return {"slices": slices, "samples": self.samples, "uncertainty": self.uncertainty}
+        return _how(self.slices, self.samples, uncertainty=self.uncertainty)
 
     @property
     def volumes(self) -> int:
@@ -117,6 +116,8 @@ def plan(
     *,
     targets: Sequence[str] = (),
     slices: tuple[int, int] | None = None,
+    samples: int = 0,
+    uncertainty: bool = False,
     part: tuple[int, int] = (1, 1),
     originals: Sequence[Path] = (),
     keep_going: bool = False,
@@ -134,6 +135,8 @@ def plan(
         weights: verified weights.
         targets: only these modalities; empty: all.
         slices: synthesise only these slices (first, stop); the others stay 0, or are not written as PNG.
+        samples: draw so many looks of each volume from the mapping network, and write their mean; 0: the reference's.
+        uncertainty: also write their standard deviation, beside the volume.
         part: (k, n): every n-th case, starting with the k-th; parts never overlap.
         originals: further folders that must not be written into (where links of the dataset lead).
         keep_going: leave out cases with problems instead of refusing to start.
@@ -143,6 +146,8 @@ def plan(
         AttclError: everything that is wrong, together.
     """
     _refuse_output(output, (dataset.root, *originals))
+    _refuse_samples(dataset, samples, uncertainty=uncertainty)
+    how = _how(slices, samples, uncertainty=uncertainty)
     modal_list = dataset.by_frequency()
     problems: list[AttclError] = []
     jobs: list[Job] = []
@@ -158,7 +163,7 @@ def plan(
             present = [output / file for file in whole if (output / file).exists()]
             if present:
                 label = output / _sidecar(whole[0], dataset, case)
-                problems += _existing_problems(present, label, weights, slices, overwrite=overwrite)
+                problems += _existing_problems(present, label, weights, how, overwrite=overwrite)
             if missing or not files:
                 outputs[target] = missing
             else:
@@ -185,7 +190,8 @@ def plan(
     if not problems:
         problems += _no_room(dataset, output, sound)
     raise_all(problems)
-    return Plan(dataset, output, weights, modal_list, tuple(sound), done, slices, failed)
+    choices = (slices, failed, samples, uncertainty)
+    return Plan(dataset, output, weights, modal_list, tuple(sound), done, *choices)
 
 
 def run(
@@ -250,6 +256,7 @@ def translate(
     image_size: int,
     canvas: int,
     downs: int,
+    sample: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Translates up to `NETWORK_BATCH` slices, and brings them back to their own size.
 
@@ -259,6 +266,7 @@ def translate(
         source: their modality.
         targets: the modalities wanted.
         image_size, canvas, downs: of the weights' settings.
+        sample: draw the look of each target with this number instead of taking the reference's.
 
     Returns:
         target -> (B, 1, h * factor, w * factor), clipped to [-1, 1]; factor = canvas / image_size.
@@ -271,7 +279,7 @@ def translate(
     )
     filled = filled.contiguous(memory_format=torch.channels_last)
     factor = canvas // image_size
-    fakes = method.synthesise({source: filled}, targets)
+    fakes = method.synthesise({source: filled}, targets, sample=sample)
     if factor > 1:
         fakes = {
             target: F.interpolate(fake, scale_factor=factor, mode="bicubic", align_corners=False)
@@ -352,16 +360,40 @@ def _wanted(plan: Plan, job: Job, depth: int) -> Array:
     return wanted
 
 
+@dataclass(frozen=True)
+class _Made:
+    """One target of a case: (N, H, W) float32, the slices of `_Prepared.indices`."""
+
+    mean: Array  # in [-1, 1]
+    deviation: Array | None  # of the samples, in the same unit
+
+
 def _translate(
     plan: Plan, method: Method, job: Job, prepared: _Prepared, device: torch.device, batch_size: int
-) -> dict[str, Array]:
-    """target -> (N, H, W) float32 in [-1, 1], the slices of `prepared.indices`."""
+) -> dict[str, _Made]:
     settings = plan.weights.info.settings
     _, height, width = prepared.grid.axial_shape
+    shape = (len(prepared.indices), height, width)
     made = {
-        target: np.empty((len(prepared.indices), height, width), dtype=np.float32)
+        target: _Made(
+            np.empty(shape, dtype=np.float32),
+            np.empty(shape, dtype=np.float32) if plan.uncertainty else None,
+        )
         for target in job.outputs
     }
+
+    def fakes_of(chunk: torch.Tensor, sample: int | None) -> dict[str, torch.Tensor]:
+        return translate(
+            method,
+            chunk,
+            job.source,
+            tuple(job.outputs),
+            image_size=settings.image_size,
+            canvas=settings.canvas,
+            downs=settings.downs,
+            sample=sample,
+        )
+
     at_once = max(batch_size // NETWORK_BATCH, 1) * NETWORK_BATCH
     for start in range(0, len(prepared.indices), at_once):
         block = torch.from_numpy(prepared.small[start : start + at_once])[:, None].to(
@@ -369,28 +401,24 @@ def _translate(
         )
         for offset in range(0, block.shape[0], NETWORK_BATCH):
             chunk = block[offset : offset + NETWORK_BATCH]
-            fakes = translate(
-                method,
-                chunk,
-                job.source,
-                tuple(job.outputs),
-                image_size=settings.image_size,
-                canvas=settings.canvas,
-                downs=settings.downs,
-            )
-            for target, fake in fakes.items():
-                first = start + offset
-                made[target][first : first + chunk.shape[0]] = volume.crop(
-                    fake[:, 0].cpu().numpy(), (height, width)
-                )
+            rows = slice(start + offset, start + offset + chunk.shape[0])
+            drawn = [fakes_of(chunk, sample) for sample in range(plan.samples) or [None]]
+            for target, own in made.items():
+                looks = torch.stack([fakes[target][:, 0] for fakes in drawn])  # (samples, B, H, W)
+                own.mean[rows] = volume.crop(looks.mean(dim=0).cpu().numpy(), (height, width))
+                if own.deviation is not None:
+                    deviation = looks.std(dim=0).cpu().numpy()
+                    own.deviation[rows] = volume.crop(deviation, (height, width))
     return made
 
 
-def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, Array]) -> tuple[str, ...]:
+def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, _Made]) -> tuple[str, ...]:
     written: list[str] = []
     for target, files in job.outputs.items():
         data = np.zeros(prepared.inside.shape, dtype=np.float32)
-        data[prepared.indices] = volume.denormalise(made[target], plan.weights.info.scales[target])
+        data[prepared.indices] = volume.denormalise(
+            made[target].mean, plan.weights.info.scales[target]
+        )
         data[~prepared.inside] = 0
         paths = [plan.output / file for file in files]
         if _is_png(plan.dataset):  # only the slices that are wanted and not yet there
@@ -404,6 +432,11 @@ def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, Array])
                 with contextlib.suppress(OSError):
                     (plan.output / file).unlink()
         write_json(label_file, label)
+        deviation = made[target].deviation
+        if deviation is not None:  # before the volume, whose existence says that all is done
+            file = uncertainty_file(files[0])
+            _write_deviation(plan, prepared, target, deviation, file)
+            written.append(str(file))
         volume.save(
             paths,
             data,
@@ -414,6 +447,25 @@ def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, Array])
     return tuple(written)
 
 
+def _write_deviation(
+    plan: Plan, prepared: _Prepared, target: str, deviation: Array, file: PurePosixPath
+) -> None:
+    """The samples' standard deviation in the target's intensity unit, float32."""
+    scale = plan.weights.info.scales[target]
+    data = np.zeros(prepared.inside.shape, dtype=np.float32)
+    data[prepared.indices] = deviation * np.float32((scale.high - scale.low) / 2)
+    data[~prepared.inside] = 0
+    description = f"attcl {__version__} std of {plan.samples} synthetic {target}, no image"
+    like = replace(prepared.grid, dtype=np.dtype(np.float32))
+    volume.save([plan.output / file], data, like, description=description)
+
+
+def uncertainty_file(file: PurePosixPath) -> PurePosixPath:
+    """Where the standard deviation beside a volume goes: under a name that no layout takes for an image."""
+    ending = ".nii.gz" if file.name.endswith(".nii.gz") else file.suffix
+    return file.with_name(file.name.removesuffix(ending) + "_uncertainty" + ending)
+
+
 def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
     return {
         "synthetic": True,
@@ -422,7 +474,7 @@ def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
             "modality": job.source,
             "files": [str(file) for file in job.case.files[job.source][:1]],
         },
-        "slices": _said(plan.slices),
+        **plan.made_how,
         "method": plan.weights.info.settings.method,
         "weights": {"name": plan.weights.name, "sha256": plan.weights.sha256},
         "seed": plan.weights.info.settings.seed,
@@ -486,7 +538,7 @@ def _existing_problems(
     present: Sequence[Path],
     label: Path,
     weights: Weights,
-    slices: tuple[int, int] | None,
+    how: Mapping[str, Any],
     *,
     overwrite: bool,
 ) -> list[AttclError]:
@@ -514,11 +566,10 @@ def _existing_problems(
     if made_by != weights.sha256:
         wanted = f"{weights.sha256[:12]} ({weights.name})"
         return [AttclError(f"{present[0]}: made by weights {made_by[:12]}, wanted {wanted}", again)]
-    if document.get("slices") != _said(slices):
-        found = document.get("slices")
-        return [
-            AttclError(f"{present[0]}: made with --slices {found}, wanted {_said(slices)}", again)
-        ]
+    for name, wanted_value in how.items():
+        if document.get(name) != wanted_value:
+            found = f"--{name} {document.get(name)}"
+            return [AttclError(f"{present[0]}: made with {found}, wanted {wanted_value}", again)]
     return []
 
 
@@ -577,8 +628,18 @@ def _finished(
         return _failed(job, error, keep_going=keep_going)
 
 
-def _said(slices: tuple[int, int] | None) -> list[int] | str:
-    return list(slices) if slices else "all"
+def _refuse_samples(dataset: Dataset, samples: int, *, uncertainty: bool) -> None:
+    if uncertainty and samples < 2:  # noqa: PLR2004
+        raise UsageError(
+            f"--uncertainty: of {samples} samples, wanted 2 or more", "add --samples 10"
+        )
+    if uncertainty and _is_png(dataset):
+        raise UsageError("--uncertainty: of PNG slices, wanted NIfTI volumes", "leave it out")
+
+
+def _how(slices: tuple[int, int] | None, samples: int, *, uncertainty: bool) -> dict[str, Any]:
+    said = list(slices) if slices else "all"
+    return {"slices": said, "samples": samples, "uncertainty": uncertainty}
 
 
 def _is_png(dataset: Dataset) -> bool:

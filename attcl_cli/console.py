@@ -116,9 +116,11 @@ def error(problem: AttclError) -> None:
     problems: Sequence[AttclError] = (
         problem.problems if isinstance(problem, ProblemsError) else (problem,)
     )
-    for single in problems[:_MAX_PROBLEMS]:
+    shown = problems[:_MAX_PROBLEMS]
+    for index, single in enumerate(shown):
         say(f"error: {single.message}")
-        if single.hint:
+        following = shown[index + 1].hint if index + 1 < len(shown) else ""
+        if single.hint and single.hint != following:  # one hint for a row of like problems
             say(f"hint: {single.hint}")
     if len(problems) > _MAX_PROBLEMS:
         say(f"error: {len(problems) - _MAX_PROBLEMS} more problems, {len(problems)} in all")

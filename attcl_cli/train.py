@@ -246,10 +246,17 @@ class _Run:
             found = ((key, value) for key, value in state.tensors.items() if key.startswith(prefix))
             return {key.removeprefix(prefix): value for key, value in found}
 
-        for name, module in self.method.modules().items():
-            module.load_state_dict(own(f"module.{name}."))
-        for name, module in self.modules.items():
-            module.load_state_dict(own(f"average.{name}."))
+        try:
+            for name, module in self.method.modules().items():
+                module.load_state_dict(own(f"module.{name}."))
+            for name, module in self.modules.items():
+                module.load_state_dict(own(f"average.{name}."))
+        except RuntimeError as error:
+            raise UsageError(
+                f"--resume: {self.run_dir / STATE_FILE} does not fit these settings or modalities, "
+                "wanted those that the run began with",
+                "leave out the --set and --config that change networks, or start a new run",
+            ) from error
         for name, optimiser in self.method.optimisers().items():
             slots: dict[int, dict[str, Tensor]] = {}
             for key, value in own(f"optimiser.{name}.").items():

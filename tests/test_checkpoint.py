@@ -321,7 +321,9 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
 
 
 def test_a_state_that_is_not_there_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match=r"--resume: .* does not exist, wanted the folder of a run"):
+    with pytest.raises(
+        UsageError, match=r"--resume: .* does not exist, wanted the folder of a run"
+    ):
         load_state(tmp_path / STATE_FILE)
 
 

@@ -193,11 +193,14 @@ def test_run_json_of_every_command_says_what_was_done(phantom_root, attcl, here)
     assert set(cases[0]) == {"id", "status", "seconds", "outputs"}
 
 
-def test_run_json_records_the_arguments_that_were_given(incomplete_root, trained_run, here):
-    arguments = ["complete", "--ori", str(incomplete_root), "-w", str(trained_run), "-d", "cpu"]
+def test_run_json_records_the_arguments_that_were_given(
+    incomplete_root, trained_run, here, monkeypatch
+):
+    argv = ["attcl", "complete", "--ori", str(incomplete_root), "-w", str(trained_run), "-d", "cpu"]
+    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit):
-        main(arguments)
-    assert json.loads(Path("out/run.json").read_text())["argv"][1:] == arguments
+        main()
+    assert json.loads(Path("out/run.json").read_text())["argv"] == argv
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------

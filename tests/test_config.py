@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from attcl_cli.config import PRESETS, Settings, dump, parse, parse_override, resolve
+from attcl_cli.config import PRESETS, VARIANTS, Settings, dump, parse, parse_override, resolve
 from attcl_cli.errors import ProblemsError, UsageError
 
 # method.md, section 1: image_size, first and last width of the generator, halvings
@@ -203,3 +203,36 @@ def test_set_reads_toml_values_and_bare_words(text, pair):
 def test_set_without_key_or_value_is_an_error(text):
     with pytest.raises(UsageError, match="wanted KEY=VALUE"):
         parse_override(text)
+
+
+# the eight rows of Table 4 (ACL, AttAdaIN, SCD), and the two contrastive baselines of Table 2
+TABLE_4 = {
+    "stargan-v2": ("none", False, False),
+    "acl": ("attention", False, False),
+    "att-adain": ("none", True, False),
+    "scd": ("none", False, True),
+    "acl+att-adain": ("attention", True, False),
+    "acl+scd": ("attention", False, True),
+    "att-adain+scd": ("none", True, True),
+    "attcl-gan": ("attention", True, True),
+    "stargan-v2+cut": ("cut", False, False),
+    "stargan-v2+qs": ("qs", False, False),
+}
+
+
+def test_variants_are_the_rows_of_the_papers_tables():
+    found = {name: resolve(preset="tiny", variant=name) for name in VARIANTS}
+    assert {name: (s.acl, s.att_adain, s.scd) for name, s in found.items()} == TABLE_4
+
+
+def test_a_variant_changes_the_switches_alone_and_overrides_beat_it():
+    plain = resolve(preset="small").model_dump()
+    variant = resolve(preset="small", variant="stargan-v2").model_dump()
+    assert {key for key in plain if plain[key] != variant[key]} == {"acl", "att_adain", "scd"}
+    assert resolve(preset="small", variant="scd", overrides={"scd": False}).scd is False
+
+
+def test_an_unknown_variant_names_the_nearest():
+    with pytest.raises(UsageError, match="--variant: 'stargan', wanted one of") as caught:
+        resolve(preset="tiny", variant="stargan")
+    assert caught.value.hint == "did you mean 'stargan-v2'?"

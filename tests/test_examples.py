@@ -54,9 +54,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def volumes(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.nii.gz")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.nii.gz")}
 
 
 def test_the_quick_start_completes_what_ratio1_hides(started: Path) -> None:

@@ -43,7 +43,10 @@ ALLOWED: dict[str, set[str]] = {
 }
 NARROW = {"errors": set(), "files": {"errors"}, "losses": set(), "overlap": set()}
 STAGES = {"train", "complete", "score", "segment"}
-ASSEMBLERS = {"commands", "demo"}  # they put the stages together: all but the command line is theirs
+ASSEMBLERS = {
+    "commands",
+    "demo",
+}  # they put the stages together: all but the command line is theirs
 
 
 def module_of(path: Path) -> str:

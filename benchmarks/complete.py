@@ -1,0 +1,253 @@
+"""Completion against the paper's Algorithm 1 to the letter, and its memory: figures measured side by side in one run.
+
+Prints ratios. Seconds and megabytes depend on the machine, ratios hardly do; networks are untrained, for weights
+change no time. `--help` says how to make it small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attcl_cli import checkpoint, complete, devices, volume
+from attcl_cli.checkpoint import Weights, WeightsInfo
+from attcl_cli.cohort import write_cohort
+from attcl_cli.config import PRESETS, resolve
+from attcl_cli.dataset import Case, Dataset, open_dataset
+from attcl_cli.methods import METHODS, Method
+from attcl_cli.splits import RATIOS
+from attcl_cli.volume import Scale
+
+MODALITIES = ("flair", "t1", "t1ce", "t2")
+
+
+@dataclass
+class Clocked:
+    """A method that counts the seconds spent in its network."""
+
+    method: Method
+    seconds: float = 0.0
+    accepts: str = "one"
+
+    def synthesise(
+        self, sources: Mapping[str, torch.Tensor], targets: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        """See `Method`."""
+        start = time.perf_counter()
+        made = self.method.synthesise(sources, targets)
+        _wait(next(iter(sources.values())).device)
+        self.seconds += time.perf_counter() - start
+        return made
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = _options()
+    if options.child:
+        _complete_and_tell_memory(*map(Path, options.child))
+        return
+    device = devices.select(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*_speed(Path(folder), options, device), *_memory(Path(folder), options)]
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    print(f"torch {torch.__version__} on {device}{threads}")
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", default="base", choices=PRESETS)
+    parser.add_argument("--cases", type=int, default=3, help="phantoms, ratio1 (default: 3)")
+    parser.add_argument("--voxel-mm", type=float, default=1.0, help="1 is BraTS's 240x240x155")
+    parser.add_argument("--slices", default="all", help="all, or FIRST:STOP")
+    parser.add_argument(
+        "--literal-slices",
+        type=int,
+        default=12,
+        help="source slices that Algorithm 1 to the letter is timed on; its total is extrapolated",
+    )
+    parser.add_argument("--memory-cases", type=int, nargs=2, default=(4, 40), metavar="N")
+    parser.add_argument("--memory-voxel-mm", type=float, default=2.0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def _speed(
+    folder: Path, options: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[str, str]]:
+    root = folder / "cohort"
+    write_cohort(root, cases=options.cases, voxel_mm=options.voxel_mm, missing=RATIOS["ratio1"])
+    dataset = open_dataset(root)
+    weights = _untrained(folder / "untrained.safetensors", options.preset)
+    first, stop = (
+        (int(part) for part in options.slices.split(":")) if ":" in options.slices else (0, None)
+    )
+    method = checkpoint.load_method(weights, device)
+    size = weights.info.settings.image_size
+    for batch in (1, complete.NETWORK_BATCH):  # the first calls also choose kernels
+        method.synthesise({"flair": torch.zeros(batch, 1, size, size, device=device)}, ["t1"])
+    _wait(device)
+
+    clocked = Clocked(method)
+    start = time.perf_counter()
+    plan = complete.plan(dataset, folder / "ours", weights, slices=(first, stop) if stop else None)
+    made = sum(len(item.outputs) for item in complete.run(plan, clocked, device=device))
+    ours = time.perf_counter() - start
+
+    every = [
+        (case, modality, number)
+        for modality in dataset.by_frequency()
+        for case in dataset.cases
+        if modality in case.files
+        for number in range(volume.read_grid(dataset.paths(case, modality)).axial_shape[0])[
+            first:stop
+        ]
+    ]
+    step = max(len(every) // max(options.literal_slices, 1), 1)
+    chosen = every[step // 2 :: step]
+    seconds = _literal(dataset, chosen, folder / "literal", weights, method, device)
+    literal = seconds / len(chosen) * len(every)
+
+    yield (
+        "cohort",
+        f"{options.cases} phantoms, ratio1, {options.voxel_mm:g} mm, slices {options.slices}",
+    )
+    yield "network", f"preset {options.preset}, untrained, {size}x{size}"
+    yield "ours", f"{ours:.1f} s for {made} volumes"
+    yield "  of that not in the network", f"{1 - clocked.seconds / ours:.1%}"
+    how = (
+        "measured whole"
+        if len(chosen) == len(every)
+        else f"extrapolated from {len(chosen)} of {len(every)} source slices ({seconds:.1f} s), files not counted"
+    )
+    yield "Algorithm 1 to the letter", f"{literal:.1f} s, {how}"
+    yield "Algorithm 1 / ours", f"{literal / ours:.2f}"
+
+
+def _literal(
+    dataset: Dataset,
+    chosen: Sequence[tuple[Case, str, int]],
+    path_cpl: Path,
+    weights: Weights,
+    method: Method,
+    device: torch.device,
+) -> float:
+    """Seconds of Algorithm 1 as printed: E and every modality for every slice, one by one; reading not counted."""
+    settings = weights.info.settings
+    sizes = {"image_size": settings.image_size, "canvas": settings.canvas, "downs": settings.downs}
+    x_ref = _references(settings.image_size, device)
+    loaded: tuple[str, volume.CaseImages] | None = None
+    seconds = 0.0
+    for case, modal_src, number in chosen:
+        if loaded is None or loaded[0] != case.id:
+            files = {name: dataset.paths(case, name) for name in case.files}
+            loaded = case.id, volume.load_case(files)
+        normalised = loaded[1].normalised(modal_src)[number : number + 1]
+        start = time.perf_counter()
+        x_src = torch.from_numpy(complete.fit(normalised, **sizes))[:, None].to(device)
+        method.remember_references(x_ref)  # line 4: the style codes, for each slice anew
+        for target in dataset.by_frequency():
+            x_fake = method.synthesise({modal_src: x_src}, [target])[target]
+            name = dataset.place(case, target)[0]
+            corr_path_cpl = path_cpl / target / f"{case.id}_{number}.npy"
+            if not (dataset.root / name).exists() and not corr_path_cpl.exists():
+                corr_path_cpl.parent.mkdir(parents=True, exist_ok=True)
+                np.save(corr_path_cpl, x_fake.cpu().numpy())
+        _wait(device)
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Peaks of a process each; the smallest network, for the question is whether memory grows with the cases."""
+    weights = _untrained(folder / "tiny.safetensors", "tiny")
+    peaks, grown = [], []
+    for count in options.memory_cases:
+        root = folder / f"memory-{count}"
+        write_cohort(root, cases=count, voxel_mm=options.memory_voxel_mm, missing=RATIOS["ratio1"])
+        command = [__file__, "--child", root, folder / f"memory-{count}-out", weights.path]
+        done = subprocess.run(
+            [sys.executable, *map(str, command)], capture_output=True, text=True, check=True
+        )
+        before, peak = map(float, done.stdout.split())
+        peaks.append(peak)
+        grown.append(peak - before)
+    few, many = options.memory_cases
+    where = f"{options.memory_voxel_mm:g} mm, preset tiny, CPU"
+    yield (
+        f"peak memory, {few} cases",
+        f"{peaks[0]:.0f} MB, {grown[0]:.0f} of it beyond the imports ({where})",
+    )
+    yield (
+        f"peak memory, {many} cases",
+        f"{peaks[1]:.0f} MB, {grown[1]:.0f} of it beyond the imports ({where})",
+    )
+    yield f"memory {many} / {few} cases", f"{peaks[1] / peaks[0]:.3f}"
+
+
+def _complete_and_tell_memory(root: Path, output: Path, weights_file: Path) -> None:
+    device = torch.device("cpu")
+    weights = checkpoint.find_weights(str(weights_file))
+    method = checkpoint.load_method(weights, device)
+    before = _peak_megabytes()
+    plan = complete.plan(open_dataset(root), output, weights)
+    for _ in complete.run(plan, method, device=device):
+        pass
+    print(before, _peak_megabytes())
+
+
+def _peak_megabytes() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _untrained(path: Path, preset: str) -> Weights:
+    settings = resolve(preset=preset)
+    torch.manual_seed(settings.seed)
+    method = METHODS[settings.method](settings, MODALITIES)
+    method.remember_references(_references(settings.image_size, torch.device("cpu")))
+    info = WeightsInfo(
+        settings=settings,
+        modalities=MODALITIES,
+        scales=dict.fromkeys(MODALITIES, Scale(0.0, 1000.0)),
+        references={},
+        trained_on=(),
+        steps=0,
+    )
+    checkpoint.save_weights(path, method, info)
+    return checkpoint.find_weights(str(path))
+
+
+def _references(size: int, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(1, 1, size, size, device=device) for name in MODALITIES}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

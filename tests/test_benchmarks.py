@@ -1,0 +1,38 @@
+"""The benchmarks run, at their smallest size, and print the figures that they promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_completion_prints_its_ratios():
+    options = (
+        "--preset tiny --cases 3 --voxel-mm 6 --slices 8:16 --literal-slices 6 --device cpu "
+        "--memory-cases 2 6 --memory-voxel-mm 8"
+    )
+    done = subprocess.run(
+        [sys.executable, "benchmarks/complete.py", *options.split()],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in done.stdout.splitlines()[1:])
+    assert rows["ours"].endswith("s for 6 volumes")
+    # 3 cases have 2 modalities of 8 slices each; all 4 modalities are made of each
+    assert "extrapolated from 6 of 48 source slices" in rows["Algorithm 1 to the letter"]
+    assert 0 < float(rows["of that not in the network"].rstrip("%")) < 100
+    assert float(rows["Algorithm 1 / ours"]) > 1
+    assert 0.8 < float(rows["memory 6 / 2 cases"]) < 1.25
