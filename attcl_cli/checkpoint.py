@@ -212,17 +212,22 @@ def save_state(path: Path, state: TrainingState) -> None:
     write_whole(path, to_safetensors(tensors, {_KEY: json.dumps(metadata)}))
 
 
+def require_state(path: Path) -> None:
+    """Raises a `UsageError` unless there is a checkpoint at `path`."""
+    if not path.is_file():
+        raise UsageError(
+            f"--resume: {path} does not exist, wanted the folder of a run that saved a checkpoint",
+            "start without --resume, or name another run",
+        )
+
+
 def load_state(path: Path) -> TrainingState:
     """Reads what `save_state` wrote.
 
     Raises:
         AttclError: the file is missing or not such a file.
     """
-    if not path.is_file():
-        raise UsageError(
-            f"--resume: {path} does not exist, wanted the folder of a run that saved a checkpoint",
-            "start without --resume, or name another run",
-        )
+    require_state(path)
     metadata = _metadata(path)
     if not {"step", "extra"} <= metadata.keys():
         raise AttclError(

@@ -12,18 +12,21 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import click
 import typer
 
 from attcl_cli import __version__, console
 from attcl_cli.config import PRESETS, VARIANTS, parse_override
 from attcl_cli.errors import EXIT_USAGE, AttclError, InterruptedRun, UsageError
 
+# What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
+_ParserError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+
 app = typer.Typer(
     name="attcl",
     help="Fill the holes of a multi-modal MRI dataset: learn from what is there, synthesise what is missing.",
     epilog="Examples:  attcl demo   |   attcl info BraTS2021/",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -348,7 +351,7 @@ def info(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with the code that cli.md promises."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     code = 0
     try:
         code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
@@ -357,16 +360,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         console.error(error)
         code = error.exit_code
-    except click.ClickException as error:
+    except _ParserError as error:
         context = getattr(error, "ctx", None)
-        console.error(
-            UsageError(
-                error.format_message(),
-                f"see: {context.command_path if context else 'attcl'} --help",
-            )
-        )
+        help_of = context.command_path if context else "attcl"
+        console.error(UsageError(error.format_message(), f"see: {help_of} --help"))  # type: ignore[attr-defined]
         code = EXIT_USAGE
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         stopped = InterruptedRun(
             "interrupted: finished files are kept, no half-written ones are left",
             "run the same command again to go on",

@@ -117,6 +117,7 @@ def train(
 ) -> None:
     """Prepares the training slices and trains."""
     from attcl_cli import devices, slices
+    from attcl_cli.methods import METHODS
 
     if resume is not None and config is None:
         config = resume / "config.toml"
@@ -126,14 +127,11 @@ def train(
                 "start without --resume, or name another run",
             )
     settings = resolve(preset=preset, variant=variant, file=config, overrides=dict(overrides or {}))
+    if settings.method not in METHODS:
+        known = ", ".join(METHODS)
+        raise UsageError(f"--method: {settings.method!r}, wanted one of {known}", f"known: {known}")
     place, processes = devices.join(device)
-    named = f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
-    run_dir = processes.agree(resume or output or Path("runs") / named)
-    if resume is None and run_dir.exists() and any(run_dir.iterdir()):
-        raise UsageError(
-            f"--output: {run_dir} is not empty, wanted a new folder",
-            f"choose another --output, or go on with: attcl train --resume {run_dir}",
-        )
+    run_dir = processes.agree(_run_folder(settings, output, resume))
     processes.wait()  # before the main process puts something there
     origin: Dataset | Path = source.folder
     cases: list[Case] = []
@@ -141,7 +139,7 @@ def train(
     if not slices.is_store(source.folder / slices.TRAINING_FOLDER):
         origin = source.open()
         cases, validation = _training_cases(origin)
-        raise_all(check(origin, cases=[*cases, *validation]))
+        raise_all(check(origin, cases=[*cases, *validation], values=True))
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
@@ -223,7 +221,7 @@ def complete(
         dataset,
         output,
         found,
-        targets=[canonical(name, dataset.modalities) for name in targets],
+        targets=_targets(targets, dataset),
         slices=slices,
         samples=samples,
         uncertainty=uncertainty,
@@ -341,6 +339,33 @@ def info_installation(*, as_json: bool = False) -> None:
         return
     shown = {**content, "weights": ", ".join(checkpoint.named_weights()) or "none"}
     console.table([{"what": key, "found": value or "none"} for key, value in shown.items()])
+
+
+def _run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
+    """Where the run goes: an existing one to resume, else a new folder."""
+    from attcl_cli.checkpoint import STATE_FILE, require_state
+
+    if resume is not None:
+        require_state(resume / STATE_FILE)
+        return resume
+    folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(
+            f"--output: {folder} is a file, wanted a folder", "choose another --output"
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"--output: {folder} is not empty, wanted a new folder",
+            f"choose another --output, or go on with: attcl train --resume {folder}",
+        )
+    return folder
+
+
+def _targets(names: Sequence[str], dataset: Dataset) -> list[str]:
+    try:
+        return [canonical(name, dataset.modalities) for name in names]
+    except UsageError as error:
+        raise UsageError(f"--target: {error.message}", "name one of these") from error
 
 
 def _training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:

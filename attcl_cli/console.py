@@ -116,11 +116,9 @@ def error(problem: AttclError) -> None:
     problems: Sequence[AttclError] = (
         problem.problems if isinstance(problem, ProblemsError) else (problem,)
     )
-    shown = problems[:_MAX_PROBLEMS]
-    for index, single in enumerate(shown):
+    for single in problems[:_MAX_PROBLEMS]:
         say(f"error: {single.message}")
-        following = shown[index + 1].hint if index + 1 < len(shown) else ""
-        if single.hint and single.hint != following:  # one hint for a row of like problems
+        if single.hint:
             say(f"hint: {single.hint}")
     if len(problems) > _MAX_PROBLEMS:
         say(f"error: {len(problems) - _MAX_PROBLEMS} more problems, {len(problems)} in all")

@@ -615,11 +615,14 @@ def _case(
 
 
 def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:
-    """Case folders without a single file of the layout: siblings of the case folders that are found."""
+    """Case folders without a single file of the layout: beside those that are found, and named like one of them."""
     if "{case}/" not in layout.template:
         return []
     parents = {root / name.path.parent.parent for names in cases.values() for name in names}
     found = {root / name.path.parent for names in cases.values() for name in names}
+    shapes = {
+        re.sub(r"\d+", "0", case_id) for case_id in cases
+    }  # a folder `docs/` is nobody's case
     return [
         folder
         for parent in sorted(parents)
@@ -628,6 +631,7 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
         and not folder.name.startswith(".")
         and folder not in found
         and folder not in parents
+        and re.sub(r"\d+", "0", folder.name) in shapes
     ]
 
 

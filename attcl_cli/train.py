@@ -35,7 +35,7 @@ from attcl_cli.checkpoint import (
 from attcl_cli.config import Settings
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
-from attcl_cli.files import copy_whole
+from attcl_cli.files import copy_whole, write_whole
 from attcl_cli.methods import METHODS, Method, Runtime
 from attcl_cli.overlap import read_ahead
 from attcl_cli.slices import Sampler, SliceStore
@@ -316,11 +316,13 @@ def _values(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, flo
 
 def _require_finite(losses: Mapping[str, float], step: int, run_dir: Path) -> None:
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    smaller = "--set learning_rate=5e-5"
     if bad:
         raise AttclError(
             f"{run_dir}: loss {bad[0]} is {losses[bad[0]]} at step {step}, wanted a finite number",
-            "the last good checkpoint is kept; take smaller steps: "
-            f"attcl train --resume {run_dir} --set learning_rate=5e-5",
+            f"the last good checkpoint is kept; take smaller steps: attcl train --resume {run_dir} {smaller}"
+            if (run_dir / STATE_FILE).is_file()
+            else f"start again with smaller steps: attcl train {smaller}",
         )
 
 
@@ -344,7 +346,7 @@ def _trim_stats(path: Path, first: int) -> None:
         with suppress(json.JSONDecodeError):  # a kill may have cut the last line
             if json.loads(line)["step"] <= first:
                 kept.append(line + "\n")
-    path.write_text("".join(kept), encoding="utf-8")
+    write_whole(path, "".join(kept).encode())
 
 
 @contextmanager

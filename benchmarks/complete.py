@@ -40,11 +40,15 @@ class Clocked:
     accepts: str = "one"
 
     def synthesise(
-        self, sources: Mapping[str, torch.Tensor], targets: Sequence[str]
+        self,
+        sources: Mapping[str, torch.Tensor],
+        targets: Sequence[str],
+        *,
+        sample: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Method`."""
         start = time.perf_counter()
-        made = self.method.synthesise(sources, targets)
+        made = self.method.synthesise(sources, targets, sample=sample)
         _wait(next(iter(sources.values())).device)
         self.seconds += time.perf_counter() - start
         return made

@@ -75,8 +75,9 @@ def refusal(outcome: tuple[int, str, str], *, code: int, names: str, hint: str =
     assert "Traceback" not in err
     assert lines[0].startswith(f"error: {names}"), err
     if hint:
-        assert lines[1].startswith("hint: "), err
-        assert re.search(hint, lines[1]), err
+        hints = [line for line in lines if line.startswith("hint: ")]
+        assert hints, err
+        assert re.search(hint, hints[0]), err
     return lines
 
 
@@ -379,20 +380,19 @@ def test_an_output_inside_the_source_of_a_data_tree_is_refused(
 def test_a_link_in_the_output_that_leads_to_the_originals_is_refused(
     linked, options, incomplete_root, phantom_root, trained_run, attcl, tmp_path
 ):
-    link = tmp_path / "out" / linked
-    link.parent.mkdir(parents=True)
-    link.symlink_to(phantom_root / linked)
-    before = states(tmp_path / "out"), states(phantom_root)
-    outcome = attcl(
-        "complete", "--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", trained_run, *options
-    )
-    refusal(
-        outcome,
+    """A linked folder that lacks t2, in which the result would be written; a linked file that it would replace."""
+    out = tmp_path / "out"
+    (out / linked).parent.mkdir(parents=True)
+    (out / linked).symlink_to((phantom_root if "_t2" in linked else incomplete_root) / linked)
+    before = states(out), states(incomplete_root), states(phantom_root)
+    lines = refusal(
+        attcl("complete", "--ori", incomplete_root, "--cpl", out, "-w", trained_run, *options),
         code=1,
-        names=f"{tmp_path / 'out/Phantom_00000/Phantom_00000_t2.nii.gz'}: ",
-        hint="another --cpl",
+        names=f"{out / 'Phantom_00000/Phantom_00000_t2.nii.gz'}: leads out of {out} through a link",
+        hint="remove the link",
     )
-    assert (states(tmp_path / "out"), states(phantom_root)) == before
+    assert lines[0].endswith("wanted a place inside")
+    assert (states(out), states(incomplete_root), states(phantom_root)) == before
 
 
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)], ids=str)
@@ -663,7 +663,7 @@ def test_weights_that_do_not_know_a_needed_modality_are_refused(
     command = ("complete", "--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", path)
     lines = refusal(attcl(*command), code=1, names=f"{path}: knows flair, t1", hint="--target")
     assert "t1ce too (1 cases need it)" in lines[0]
-    assert "t2 too (2 cases need it)" in lines[2]
+    assert any("t2 too (2 cases need it)" in line for line in lines[1:])
     assert not (tmp_path / "out").exists()
     assert attcl(*command, "--target", "t1")[0] == 0
 
@@ -727,7 +727,7 @@ USAGE = {
     "prepare-splits {data} --link magic": "Invalid value for '--link'",
     "prepare-splits {data} --seed -1": "Invalid value for '--seed'",
     "train --data {data} --preset huge": "--preset: 'huge'",
-    "train --data {data} --method magic": "setting method: ",
+    "train --data {data} --method magic": "--method: ",
     "train --data {data} --set lambda_scdd=1": "setting 'lambda_scdd': no such setting",
     "train --data {data} --set steps=-1": "setting steps: found -1",
     "train --data {data} --set steps": "--set: 'steps'",
@@ -761,7 +761,7 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one(phantom_root, attcl
         names="setting 'lamda_scd': no such setting",
         hint="did you mean 'lambda_scd'",
     )
-    assert lines[2].startswith("error: setting 'lerning_rate'")
+    assert any(line.startswith("error: setting 'lerning_rate'") for line in lines[1:])
     assert states(elsewhere) == before
 
 

@@ -91,7 +91,7 @@ class Echo:
         self.asked: list[tuple[str, tuple[str, ...]]] = []
         self.slices: list[bytes] = []
 
-    def synthesise(self, sources, targets):
+    def synthesise(self, sources, targets, *, sample=None):
         ((source, x),) = sources.items()
         self.asked.append((source, tuple(targets)))
         self.slices += [image.numpy().tobytes() for image in x if (image > -1).any()]

@@ -54,11 +54,13 @@ def row_entropies(rows: Tensor, *, scale: AttentionScale = "sqrt") -> Tensor:
     entropies = []
     for block in operand.split(_ROWS_AT_ONCE, dim=1):
         logits = block @ operand.transpose(1, 2)
+        logits = logits - logits.amax(
+            dim=-1, keepdim=True
+        )  # else large logits cancel badly in float32
         log_total = logits.logsumexp(dim=-1)
         # H = log Z - sum p * logit: one pass over the block, and no logarithm of a probability that underflowed to 0
-        entropies.append(
-            log_total - (torch.exp(logits - log_total[..., None]) * logits).sum(dim=-1)
-        )
+        mean_logit = (torch.exp(logits - log_total[..., None]) * logits).sum(dim=-1)
+        entropies.append((log_total - mean_logit).clamp_min(0))
     return torch.cat(entropies, dim=1)
 
 
