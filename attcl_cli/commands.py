@@ -349,9 +349,10 @@ def _run_folder(settings: Settings, output: Path | None, resume: Path | None) ->
         require_state(resume / STATE_FILE)
         return resume
     folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
-    if folder.exists() and not folder.is_dir():
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir():
         raise UsageError(
-            f"--output: {folder} is a file, wanted a folder", "choose another --output"
+            f"--output: {existing} is a file, wanted a folder", "choose another --output"
         )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(
