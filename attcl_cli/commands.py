@@ -352,7 +352,8 @@ def _run_folder(settings: Settings, output: Path | None, resume: Path | None) ->
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir():
         raise UsageError(
-            f"--output: {existing} is a file, wanted a folder", "choose another --output"
+            f"--output: {folder} cannot be made ({existing} is a file), wanted a folder",
+            "choose another --output",
         )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(
