@@ -16,7 +16,7 @@ import typer
 
 from attcl_cli import __version__, console
 from attcl_cli.config import PRESETS, VARIANTS, parse_override
-from attcl_cli.errors import EXIT_USAGE, AttclError, InterruptedRun, UsageError
+from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
 _ParserError: type[Exception] = next(
@@ -352,28 +352,30 @@ def info(
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with the code that cli.md promises."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    code = 0
+    code, told = 0, False
     try:
         code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
     except AttclError as error:
         if "--debug" in arguments:
             traceback.print_exc()
         console.error(error)
-        code = error.exit_code
+        code, told = error.exit_code, True
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context else "attcl"
         console.error(UsageError(error.format_message(), f"see: {help_of} --help"))  # type: ignore[attr-defined]
         code = EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
-        stopped = InterruptedRun(
-            "interrupted: finished files are kept, no half-written ones are left",
-            "run the same command again to go on",
-        )
-        console.error(stopped)
-        code = stopped.exit_code
+        code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `attcl info | head` does
         sys.stderr.close()
+    if code == EXIT_INTERRUPTED and not told:  # Typer turns Ctrl-C into this code by itself
+        console.error(
+            InterruptedRun(
+                "interrupted: finished files are kept, no half-written ones are left",
+                "run the same command again to go on",
+            )
+        )
     sys.exit(code)
 
 

@@ -63,6 +63,16 @@ class Talk:
     quiet: bool = False
     verbose: bool = False
 
+    def result(self, text: str) -> None:
+        """A line of the result, unless nothing is to be said."""
+        if not self.quiet:
+            console.result(text)
+
+    def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+        """A table of the result, unless nothing is to be said."""
+        if not self.quiet:
+            console.table(rows, title=title)
+
 
 def prepare_splits(
     source: Source,
@@ -94,7 +104,7 @@ def prepare_splits(
     if talk.as_json:
         console.document({"output": str(output), "written": written, **splitting.to_json(made)})
         return
-    console.table(made.table(), title=f"{made.ratio}: what remains of {source.folder}")
+    talk.table(made.table(), title=f"{made.ratio}: what remains of {source.folder}")
     said = "written" if written else "holds these very splits, nothing written"
     console.say(f"{output}: {'nothing written (dry run)' if dry_run else said}", quiet=talk.quiet)
 
@@ -152,8 +162,8 @@ def train(
             console.document({**described, "settings": settings.model_dump(mode="json")})
         else:
             told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
-            console.result(f"would train on {told}, on {place}, into {run_dir}\n")
-            console.result(dump(settings))
+            talk.result(f"would train on {told}, on {place}, into {run_dir}\n")
+            talk.result(dump(settings))
         return
     run = _TrainingRun(
         origin=origin,
@@ -178,7 +188,7 @@ def train(
         outcome = {"steps": steps, "weights": str(weights), "sha256": sha256(weights)}
         console.document({**described, **outcome})
     else:
-        console.result(str(weights))
+        talk.result(str(weights))
 
 
 def complete(
@@ -267,8 +277,8 @@ def complete(
         made = _complete(plan, run, items, talk)
     else:
         _finish_earlier(run)
-    _show_outcome(plan, made, linked, talk)
     failed = run.count("failed")
+    _show_outcome(plan, made, linked, failed, talk)
     if failed:
         raise IncompleteError(
             f"{output}: {failed} of {len(plan.jobs) + len(plan.failed)} cases failed, wanted all",
@@ -572,22 +582,22 @@ def _show_plan(plan: Plan, talk: Talk) -> None:
         counts = {"volumes": plan.volumes, "done": plan.done, "jobs": jobs, "failed": failed}
         console.document({"modal_list": list(plan.modal_list), **counts})
         return
-    console.table(
+    talk.table(
         [{**job, "targets": ", ".join(job["targets"]), "files": len(job["files"])} for job in jobs]
     )
     frequency = ", ".join(plan.modal_list)
-    console.result(
+    talk.result(
         f"{plan.volumes} volumes to make, {plan.done} done; sources by frequency: {frequency}"
     )
 
 
-def _show_outcome(plan: Plan, made: int, linked: int, talk: Talk) -> None:
+def _show_outcome(plan: Plan, made: int, linked: int, failed: int, talk: Talk) -> None:
     if talk.as_json:
         counts = {"written": made, "done_before": plan.done, "linked": linked}
-        console.document({"output": str(plan.output), **counts, "failed": len(plan.failed)})
+        console.document({"output": str(plan.output), **counts, "failed": failed})
     elif plan.jobs:
-        console.result(f"{plan.output}: {made} volumes written, {plan.done} were there already")
+        talk.result(f"{plan.output}: {made} volumes written, {plan.done} were there already")
     else:
-        console.result(f"{plan.output}: nothing to do, {plan.done} volumes are there already")
+        talk.result(f"{plan.output}: nothing to do, {plan.done} volumes are there already")
     if linked:
         console.say(f"{plan.output}: {linked} originals linked", quiet=talk.quiet)

@@ -96,9 +96,9 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
         files = {"report": str(page), "montage": str(montage)}
         console.document({**files, "seconds": round(seconds, 1), "summary": summary})
         return
-    console.table(summary, title="synthetic volumes against the hidden truth, inside the brain")
+    talk.table(summary, title="synthetic volumes against the hidden truth, inside the brain")
     console.say("(copy) is what copying the source reaches: what costs nothing", quiet=talk.quiet)
-    console.result(f"{output / 'report.html'}: open it in a browser ({seconds:.0f} s in all)")
+    talk.result(f"{output / 'report.html'}: open it in a browser ({seconds:.0f} s in all)")
 
 
 def _cohort(root: Path, cases: int, seed: int, talk: Talk) -> Dataset:
