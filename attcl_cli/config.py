@@ -97,6 +97,10 @@ class Settings(BaseModel):
 
     # Optimisation
     steps: Positive = Field(100_000, description="Training iterations.")
+    pair_targets: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of targets drawn from the modalities that the source's case has (ours).",
+    )
     batch_size: Positive = Field(8, description="Slices an iteration.")
     micro_batch: Annotated[int, Field(ge=0)] = Field(
         0, description="Slices at once; gradients of the parts add up. 0: the whole batch."
@@ -150,12 +154,17 @@ class Settings(BaseModel):
 
 # What a preset changes in the defaults. `paper` is the published set-up; the others add the paired term
 # (method.md, "Beyond the paper"); the small ones also take larger steps, since they are trained for minutes.
-_QUICK: dict[str, Any] = {"lambda_pair": 10.0, "learning_rate": 4e-4, "learning_rate_mapping": 4e-6}
+_QUICK: dict[str, Any] = {
+    "lambda_pair": 10.0,
+    "pair_targets": 0.75,
+    "learning_rate": 4e-4,
+    "learning_rate_mapping": 4e-6,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"image_size": 64, "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128,
              "contrastive_layers": (1, 2), "ema_decay": 0.995, "steps": 3_000, **_QUICK},
     "small": {"image_size": 128, "width": 32, "max_width": 256, "mapping_width": 256, "steps": 20_000, **_QUICK},
-    "base": {"width": 32, "max_width": 256, "lambda_pair": 10.0},
+    "base": {"width": 32, "max_width": 256, "lambda_pair": 10.0, "pair_targets": 0.75},
     "paper": {},
 }  # fmt: skip
 

@@ -186,10 +186,13 @@ class Sampler:
     Modalities are drawn uniformly, however unequal their numbers of volumes (StarGAN v2 balances its domains, too).
     """
 
-    def __init__(self, store: SliceStore, *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, store: SliceStore, *, batch_size: int, seed: int, pair_targets: float = 0.0
+    ) -> None:
         self.store = store
         self.batch_size = batch_size
         self.seed = seed
+        self.pair_targets = pair_targets
         count = len(store.modalities)
         rows = store.data.shape[0]
         self._domain = np.empty(rows, dtype=np.int64)
@@ -218,6 +221,12 @@ class Sampler:
         size, domains = self.batch_size, len(self._pools)
         y_src, y_ref = rng.integers(domains, size=size), rng.integers(domains, size=size)
         source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
+        for index in np.flatnonzero(rng.random(size) < self.pair_targets):
+            # Uniformly drawn, few targets have a truth (one in five under ratio1): the true ones are drawn more often.
+            partners = self._partner[self._entry[source[index]]] >= 0
+            partners[y_src[index]] = False
+            if partners.any():
+                y_ref[index] = rng.choice(np.flatnonzero(partners))
         first, second = (
             np.array([rng.choice(self._pools[domain]) for domain in y_ref]) for _ in range(2)
         )

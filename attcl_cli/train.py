@@ -112,7 +112,12 @@ def train(
     first = run.restore() if resume else 0
     if processes.main:
         _trim_stats(run_dir / STATS_FILE, first)
-    sampler = Sampler(store, batch_size=settings.batch_size, seed=settings.seed)
+    sampler = Sampler(
+        store,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        pair_targets=settings.pair_targets,
+    )
     own = run.method.runtime.share(settings.batch_size)
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}

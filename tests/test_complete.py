@@ -553,8 +553,6 @@ def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
         "slices": "all",
         "samples": 0,
         "uncertainty": False,
-        "samples": 0,
-        "uncertainty": False,
         "method": "attcl-gan",
         "weights": {"name": weights.name, "sha256": sha256(weights.path)},
         "seed": weights.info.settings.seed,
