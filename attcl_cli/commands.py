@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,7 @@ from attcl_cli import splits as splitting
 from attcl_cli.config import Settings, dump, resolve
 from attcl_cli.dataset import Case, Dataset, canonical, check, describe, open_dataset
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
-from attcl_cli.files import read_json, sha256, sweep, write_whole
+from attcl_cli.files import is_within, read_json, sha256, sweep, write_whole
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def train(
         origin = source.open()
         cases, validation = _training_cases(origin)
         raise_all(check(origin, cases=[*cases, *validation], values=True))
+        _refuse_inside(run_dir, origin)
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
@@ -351,6 +353,17 @@ def info_installation(*, as_json: bool = False) -> None:
     console.table([{"what": key, "found": value or "none"} for key, value in shown.items()])
 
 
+def _refuse_inside(folder: Path, dataset: Dataset) -> None:
+    """A run's folder must not lie among the originals, nor among the links to them."""
+    splits = splitting.read_splits(dataset.root)
+    for originals in (dataset.root, *([Path(splits.source)] if splits else [])):
+        if is_within(folder, originals):
+            raise UsageError(
+                f"--output: {folder} lies inside {originals}, wanted a folder outside of the data",
+                "originals are never touched; choose another --output",
+            )
+
+
 def _run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
     """Where the run goes: an existing one to resume, else a new folder."""
     from attcl_cli.checkpoint import STATE_FILE, require_state
@@ -461,7 +474,7 @@ def _train(run: _TrainingRun) -> int:
         raise
     finally:
         if main:
-            record.finish(code)
+            _end(record, code)
     if main:
         for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
             shutil.rmtree(run.folder / cache, ignore_errors=True)
@@ -557,8 +570,18 @@ def _complete(plan: Plan, run: RunInfo, items: Any, talk: Talk) -> int:
         code = 130
         raise
     finally:
-        run.finish(code)
+        _end(run, code)
     return made
+
+
+def _end(run: RunInfo, code: int) -> None:
+    """Finishes `run.json`; where that fails beside another error (a full disk), the other one is told."""
+    told = sys.exc_info()[1] is not None
+    try:
+        run.finish(code)
+    except AttclError:
+        if not told:
+            raise
 
 
 def _finish_earlier(run: RunInfo) -> None:

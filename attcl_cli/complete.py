@@ -237,6 +237,11 @@ def run(
             except AttclError as error:
                 yield _failed(job, error, keep_going=keep_going)
                 continue
+            except torch.cuda.OutOfMemoryError as error:
+                raise AttclError(
+                    f"{device}: out of memory on {job.case.id}, wanted room for {batch_size} slices",
+                    "run with --batch-size 8, free the device, or use --device cpu",
+                ) from error
             slots.acquire()
             writing = writers.submit(_write, plan, job, prepared, made)
             writing.add_done_callback(lambda _future: slots.release())

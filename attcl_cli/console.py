@@ -23,6 +23,7 @@ class Progress:
     def __init__(self, *, total: int, title: str, every_seconds: float, quiet: bool) -> None:
         self._total, self._title, self._every, self._quiet = total, title, every_seconds, quiet
         self._done = 0
+        self._before = 0  # what an earlier run had done
         self._clock = self._last = time.monotonic()
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
@@ -34,6 +35,11 @@ class Progress:
 
     def __call__(self, item: str = "", *, to: int | None = None) -> None:
         """One more item is done (or all `to`), called `item`."""
+        if to is not None and self._done == 0:
+            self._before = self._done = to - 1
+            if self._bar is not None:
+                self._bar.update(self._before)
+                self._bar.unpause()
         previous, self._done = self._done, self._done + 1 if to is None else to
         if self._quiet:
             return
@@ -46,7 +52,8 @@ class Progress:
         if self._every and now - self._last < self._every and self._done < self._total:
             return
         self._last = now
-        left = (now - self._clock) / max(self._done, 1) * (self._total - self._done)
+        rate = (now - self._clock) / max(self._done - self._before, 1)
+        left = rate * (self._total - self._done)
         say(
             f"{self._title} {self._done}/{self._total} {item}".rstrip()
             + (f" ({_duration(left)} left)" if self._done < self._total else "")

@@ -615,14 +615,21 @@ def _case(
 
 
 def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:
-    """Case folders without a single file of the layout: beside those that are found, and named like one of them."""
+    """Case folders without a single file of the layout.
+
+    That is a folder beside those that are found which is empty, holds images, or is named like a case: `docs/` is none.
+    """
     if "{case}/" not in layout.template:
         return []
     parents = {root / name.path.parent.parent for names in cases.values() for name in names}
     found = {root / name.path.parent for names in cases.values() for name in names}
-    shapes = {
-        re.sub(r"\d+", "0", case_id) for case_id in cases
-    }  # a folder `docs/` is nobody's case
+    shapes = {re.sub(r"\d+", "0", case_id) for case_id in cases}
+
+    def is_case(folder: Path) -> bool:
+        names = [item.name for item in folder.iterdir()]
+        images = any(name.endswith((".nii", ".nii.gz", ".png")) for name in names)
+        return not names or images or re.sub(r"\d+", "0", folder.name) in shapes
+
     return [
         folder
         for parent in sorted(parents)
@@ -631,7 +638,7 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
         and not folder.name.startswith(".")
         and folder not in found
         and folder not in parents
-        and re.sub(r"\d+", "0", folder.name) in shapes
+        and is_case(folder)
     ]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from attcl_cli.errors import AttclError
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
+TEMPORARY_SUFFIX = ".attcl-tmp"
 # A temporary file's name says who writes it, so that a later run can tell a live one from a leftover.
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9-]+)-(?P<pid>\d+)-[^.]*\.attcl-tmp$")
 
@@ -35,7 +36,7 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.{_HOST}-{os.getpid()}-", suffix=".attcl-tmp", dir=path.parent
+            prefix=temporary_prefix(path), suffix=TEMPORARY_SUFFIX, dir=path.parent
         )
         temporary = Path(name)
         with os.fdopen(handle, "wb") as stream:
@@ -88,17 +89,26 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def temporary_prefix(path: Path) -> str:
+    """How the name of a temporary neighbour of `path` begins; it ends in `TEMPORARY_SUFFIX`."""
+    return f".{path.name}.{_HOST}-{os.getpid()}-"
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a name is that of a temporary file or folder of a process on this machine that is no more."""
+    match = _TEMPORARY.match(name)
+    return bool(match and match["host"] == _HOST and not _alive(int(match["pid"])))
+
+
 def sweep(root: Path) -> int:
-    """Removes what killed runs on this machine left below `root`; returns how many files that were."""
+    """Removes the files that killed runs on this machine left below `root`; returns how many that were."""
     removed = 0
     for folder, folders, names in os.walk(root):
         folders.sort()
-        for name in names:
-            match = _TEMPORARY.match(name)
-            if match and match["host"] == _HOST and not _alive(int(match["pid"])):
-                with contextlib.suppress(OSError):
-                    (Path(folder) / name).unlink()
-                    removed += 1
+        for name in filter(is_leftover, names):
+            with contextlib.suppress(OSError):
+                (Path(folder) / name).unlink()
+                removed += 1
     return removed
 
 

@@ -20,7 +20,14 @@ from typing import Any, Literal
 
 from attcl_cli.dataset import VOCABULARY_FILE, Case, Dataset, canonical
 from attcl_cli.errors import AttclError, UsageError, raise_all
-from attcl_cli.files import is_within, read_json, write_json
+from attcl_cli.files import (
+    TEMPORARY_SUFFIX,
+    is_leftover,
+    is_within,
+    read_json,
+    temporary_prefix,
+    write_json,
+)
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -387,8 +394,13 @@ def _beside(output: Path) -> Iterator[Path]:
     """A folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.glob(f".{output.name}.*"):  # by a run that was killed
+            if left.is_dir() and is_leftover(left.name):
+                shutil.rmtree(left, ignore_errors=True)
         building = Path(
-            tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".attcl-tmp", dir=output.parent)
+            tempfile.mkdtemp(
+                prefix=temporary_prefix(output), suffix=TEMPORARY_SUFFIX, dir=output.parent
+            )
         )
     except OSError as error:
         raise AttclError(
@@ -399,7 +411,9 @@ def _beside(output: Path) -> Iterator[Path]:
         yield building
         building.chmod(0o777 & ~_current_umask())
         if output.exists() or output.is_symlink():
-            old = building.with_name(building.name + "-old")
+            old = building.with_name(
+                f"{building.name.removesuffix(TEMPORARY_SUFFIX)}old{TEMPORARY_SUFFIX}"
+            )
             output.rename(old)
             building.rename(output)
             if old.is_symlink():

@@ -420,3 +420,11 @@ def test_python_dash_m_runs_the_command_line():
         timeout=60,
     )
     assert done.stdout == f"attcl {__version__}\n"
+
+
+def test_a_training_run_is_not_written_among_the_originals(phantom_root, attcl):
+    inside = phantom_root / "runs"
+    code, _, err = attcl("train", "--data", phantom_root, "--preset", "tiny", "-o", inside)
+    assert code == 2
+    assert err.startswith(f"error: --output: {inside} lies inside {phantom_root}")
+    assert not inside.exists()

@@ -436,6 +436,7 @@ def test_a_case_folder_without_images_is_a_problem(tmp_path):
 
 def test_a_folder_that_is_not_named_like_a_case_is_no_problem(tmp_path):
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "protocol.txt").touch()
     assert open_dataset(touch(tmp_path, brats("P1", FOUR))).problems == ()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from attcl_cli.dataset import LAYOUTS, Case, Dataset, open_dataset
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
-from attcl_cli.files import sha256
+from attcl_cli.files import TEMPORARY_SUFFIX, sha256, temporary_prefix
 from attcl_cli.splits import (
     Splits,
     group_sizes,
@@ -515,3 +515,17 @@ def test_a_splits_json_of_another_kind_is_an_error(content, complaint, tmp_path)
     with pytest.raises(AttclError, match=complaint) as caught:
         read_splits(tmp_path)
     assert str(tmp_path / "splits.json") in caught.value.message
+
+
+def test_the_half_tree_of_a_run_that_was_killed_is_swept(phantom_root, tmp_path):
+    host_and_pid = (
+        temporary_prefix(tmp_path / "data").removesuffix(f"{os.getpid()}-") + "999999999-"
+    )
+    left = tmp_path / f"{host_and_pid}x{TEMPORARY_SUFFIX}"
+    left.mkdir()
+    alive = tmp_path / f"{temporary_prefix(tmp_path / 'data')}x{TEMPORARY_SUFFIX}"
+    alive.mkdir()
+    dataset = open_dataset(phantom_root)
+    write_tree(dataset, make_splits(dataset, ratio="ratio3"), tmp_path / "data")
+    assert not left.exists()
+    assert alive.exists()
