@@ -427,10 +427,10 @@ def test_a_hole_in_the_slices_of_one_modality_is_a_problem(tmp_path):
 
 
 def test_a_case_folder_without_images_is_a_problem(tmp_path):
-    (tmp_path / "P2").mkdir()
-    dataset = open_dataset(touch(tmp_path, brats("P1", FOUR)))
+    (tmp_path / "B").mkdir()
+    dataset = open_dataset(touch(tmp_path, brats("A", FOUR)))
     (problem,) = dataset.problems
-    assert problem.message.startswith(f"{tmp_path / 'P2'}: a case with no modality")
+    assert problem.message.startswith(f"{tmp_path / 'B'}: a case with no modality")
     assert [case.id for case in dataset.cases] == ["A"]
 
 
