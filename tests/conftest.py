@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from attcl_cli.cli import main
 from attcl_cli.cohort import write_cohort
 from attcl_cli.config import Settings, resolve
 from attcl_cli.files import sha256
@@ -27,6 +28,20 @@ BRATS_AFFINE = np.array(
 )  # stored L, P, S
 
 
+Run = Callable[..., tuple[int, str, str]]
+
+
+def states(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Relative path -> (time of the last change, bytes) of everything below a folder; folders have no bytes."""
+    return {
+        path.relative_to(root).as_posix(): (
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(root.rglob("*"))
+    }
+
+
 def fingerprint(root: Path) -> dict[str, str]:
     """Relative path -> SHA-256 of every file below a folder (of what links lead to)."""
     return {
@@ -34,6 +49,19 @@ def fingerprint(root: Path) -> dict[str, str]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+@pytest.fixture
+def attcl(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`attcl("complete", ...)` is (exit code, stdout, stderr) of the command line, run in this process."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import states
 from PIL import Image
 
-from attcl_cli.cli import main
 from attcl_cli.config import dump
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,36 +27,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def attcl(capsys: pytest.CaptureFixture[str]) -> Run:
-    """`attcl("complete", ...)` is (exit code, stdout, stderr) of the command line, run in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        return stop.value.code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, so that no default path leads anywhere."""
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
-
-
-def states(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Relative path -> (time of the last change, bytes) of everything below a folder; links are not followed."""
-    return {
-        path.relative_to(root).as_posix(): (
-            path.lstat().st_mtime_ns,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in sorted(root.rglob("*"))
-    }
 
 
 def refusal(outcome: tuple[int, str, str], *, code: int, names: str, hint: str = "") -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import states
 
 from attcl_cli import __version__
 from attcl_cli.checkpoint import BUNDLED, WEIGHTS_FILE
@@ -26,19 +27,6 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def attcl(capsys: pytest.CaptureFixture[str]) -> Run:
-    """`attcl("complete", ...)` is (exit code, stdout, stderr) of the command line, run in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        return stop.value.code, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_settings: Settings) -> Path:
     """An empty current folder, but for the settings of a method that trains in milliseconds."""
     folder = tmp_path / "here"
@@ -51,17 +39,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_settings: Setting
 def files(root: Path) -> set[str]:
     """Relative paths of all files, hidden ones too."""
     return {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()}
-
-
-def states(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Relative path -> (time of the last change, bytes) of everything below a folder."""
-    return {
-        path.relative_to(root).as_posix(): (
-            path.lstat().st_mtime_ns,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in sorted(root.rglob("*"))
-    }
 
 
 def hidden_files(splits: Path, whole: Path) -> set[str]:

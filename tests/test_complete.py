@@ -17,11 +17,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import states
 from PIL import Image
 
 from attcl_cli import __version__, checkpoint, complete, volume
 from attcl_cli.checkpoint import Weights, WeightsInfo
-from attcl_cli.cli import main
 from attcl_cli.cohort import write_cohort
 from attcl_cli.config import Settings
 from attcl_cli.dataset import Dataset, open_dataset
@@ -67,19 +67,6 @@ def weights(trained_run: Path) -> Weights:
 @pytest.fixture(scope="session")
 def method(weights: Weights) -> Method:
     return checkpoint.load_method(weights, CPU)
-
-
-@pytest.fixture
-def attcl(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """`attcl("complete", ...)` is (exit code, stdout, stderr) of the command line, run in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 class Echo:
@@ -134,17 +121,6 @@ def content(root: Path) -> dict[str, bytes]:
 def images(root: Path) -> dict[str, bytes]:
     """`content` of the volumes or slices alone."""
     return {name: data for name, data in content(root).items() if name.endswith((".gz", ".png"))}
-
-
-def states(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Relative path -> (time of the last change, bytes) of everything; folders have no bytes."""
-    return {
-        path.relative_to(root).as_posix(): (
-            path.lstat().st_mtime_ns,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in sorted(root.rglob("*"))
-    }
 
 
 def phantom_file(case: int, modality: str) -> str:
