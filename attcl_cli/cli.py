@@ -133,12 +133,13 @@ def prepare_splits(
 )
 def train(
     data: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--data",
-            help="The data tree of prepare-splits, or any dataset (then all its cases are used).",
+            help="What prepare-splits wrote, or any dataset (then all its cases are used).  "
+            "[default: data; with --resume, the run's own]",
         ),
-    ] = Path("data"),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder of the run.  [default: runs/<time>-<method>]"),
@@ -147,8 +148,11 @@ def train(
         str | None, typer.Option("--method", help="What is trained.  [default: attcl-gan]")
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help=f"Sizes of images and networks: {', '.join(PRESETS)}.")
-    ] = "base",
+        str | None,
+        typer.Option(
+            "--preset", help=f"Sizes of images and networks: {', '.join(PRESETS)}.  [default: base]"
+        ),
+    ] = None,
     variant: Annotated[
         str | None,
         typer.Option("--variant", help=f"The paper's ablations: {', '.join(VARIANTS)}."),
@@ -192,7 +196,7 @@ def train(
     given = {"method": method, "steps": steps, "seed": seed}
     overrides = dict(parse_override(text) for text in set_ or [])
     commands.train(
-        commands.Source(data, layout, modalities),
+        commands.Source(data or commands.data_of(resume), layout, modalities),
         output,
         preset=preset,
         variant=variant,

@@ -51,7 +51,7 @@ class Source:
         if not self.folder.exists():
             raise AttclError(
                 f"{self.folder}: no such folder, wanted a dataset or what prepare-splits wrote",
-                "run attcl prepare-splits DATASET first, or name the folder",
+                "check the path; data/ is what attcl prepare-splits DATASET writes",
             )
         return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
 
@@ -96,7 +96,9 @@ def prepare_splits(
         dataset, ratio=ratio, sizes=sizes, fractions=fractions, subset=subset, seed=seed
     )
     written = False
-    if not dry_run:
+    if dry_run:
+        splitting.is_written(dataset, made, output, overwrite=overwrite)
+    else:
         written = splitting.write_tree(dataset, made, output, link=link, overwrite=overwrite)
     if written:
         config = {"dataset": str(source.folder), "ratio": made.ratio, "link": link}
@@ -114,7 +116,7 @@ def train(
     source: Source,
     output: Path | None,
     *,
-    preset: str,
+    preset: str | None = None,
     variant: str | None = None,
     config: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -128,19 +130,17 @@ def train(
 ) -> None:
     """Prepares the training slices and trains."""
     from attcl_cli import devices, slices
+    from attcl_cli.checkpoint import STATE_FILE, state_step
     from attcl_cli.methods import METHODS
 
-    if resume is not None and config is None:
-        config = resume / "config.toml"
-        if not config.is_file():
-            raise UsageError(
-                f"--resume: {resume} has no config.toml, wanted the folder of a run",
-                "start without --resume, or name another run",
-            )
-    settings = resolve(preset=preset, variant=variant, file=config, overrides=dict(overrides or {}))
+    settings = _settings(preset, variant, config, overrides or {}, resume)
     if settings.method not in METHODS:
         known = ", ".join(METHODS)
         raise UsageError(f"--method: {settings.method!r}, wanted one of {known}", f"known: {known}")
+    if resume is not None and state_step(resume / STATE_FILE) >= settings.steps:
+        told = f"finished at step {settings.steps}, nothing to do; --steps N goes on"
+        console.say(f"{resume}: {told}", quiet=talk.quiet)
+        return
     place, processes = devices.join(device)
     run_dir = processes.agree(_run_folder(settings, output, resume))
     processes.wait()  # before the main process puts something there
@@ -152,6 +152,8 @@ def train(
         cases, validation = _training_cases(origin)
         raise_all(check(origin, cases=[*cases, *validation], values=True))
         _refuse_inside(run_dir, origin)
+        if resume is not None:
+            _require_same_cases(resume, cases)
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
@@ -353,6 +355,52 @@ def info_installation(*, as_json: bool = False) -> None:
     console.table([{"what": key, "found": value or "none"} for key, value in shown.items()])
 
 
+def _settings(
+    preset: str | None,
+    variant: str | None,
+    file: Path | None,
+    overrides: Mapping[str, Any],
+    resume: Path | None,
+) -> Settings:
+    """The settings of a new run, or those of the run to resume with what is changed in them."""
+    if resume is not None and preset is not None:
+        raise UsageError(
+            "--preset: given with --resume, wanted one of them",
+            "a run keeps the sizes it was started with",
+        )
+    if resume is not None and file is None:
+        file = resume / "config.toml"
+        if not file.is_file():
+            raise UsageError(
+                f"--resume: {resume} has no config.toml, wanted the folder of a run",
+                "start without --resume, or name another run",
+            )
+    return resolve(preset=preset or "base", variant=variant, file=file, overrides=dict(overrides))
+
+
+def data_of(run_dir: Path | None) -> Path:
+    """The dataset that a run was trained on; `data/` where there is no run, or it does not say."""
+    if run_dir is not None and (run_dir / "run.json").is_file():
+        told = read_json(run_dir / "run.json").get("data")
+        if isinstance(told, str):
+            return Path(told)
+    return Path("data")
+
+
+def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
+    """A resumed run must see the patients that it was started with, and no others."""
+    if not (run_dir / "run.json").is_file():
+        return
+    before = read_json(run_dir / "run.json").get("trained_on")
+    now = [case.id for case in cases]
+    if before is not None and before != now:
+        raise UsageError(
+            f"--resume: {run_dir} was trained on {len(before)} other cases than the {len(now)} here, "
+            "wanted the same",
+            "name the run's own dataset with --data",
+        )
+
+
 def _refuse_inside(folder: Path, dataset: Dataset) -> None:
     """A run's folder must not lie among the originals, nor among the links to them."""
     splits = splitting.read_splits(dataset.root)
@@ -438,7 +486,14 @@ def _train(run: _TrainingRun) -> int:
         config=settings.model_dump(mode="json"),
         seed=settings.seed,
         device=str(run.device),
-        extra={"precision": run.precision, "processes": run.processes.count},
+        extra={
+            "precision": run.precision,
+            "processes": run.processes.count,
+            "data": str(
+                (run.origin if isinstance(run.origin, Path) else run.origin.root).resolve()
+            ),
+            "trained_on": [case.id for case in run.cases] or None,
+        },
     )
     if main:
         write_whole(run.folder / "config.toml", dump(settings).encode())
@@ -449,7 +504,7 @@ def _train(run: _TrainingRun) -> int:
         store = _slices(run, run.cases, slices.TRAINING_FOLDER, quiet=quiet)
         if store is None:
             raise AttclError(f"{run.origin}: no training slices, wanted packed ones")
-        record.extra |= {"data": str(run.origin), "trained_on": list(store.trained_on)}
+        record.extra["trained_on"] = list(store.trained_on)
         paired = _slices(run, run.validation, slices.VALIDATION_FOLDER, quiet=quiet)
         score = validate.on_pairs(paired, run.device, seed=settings.seed) if paired else None
         with console.progress(settings.steps, "train", every_seconds=10, quiet=quiet) as bar:
@@ -618,7 +673,7 @@ def _show_outcome(plan: Plan, made: int, linked: int, failed: int, talk: Talk) -
     if talk.as_json:
         counts = {"written": made, "done_before": plan.done, "linked": linked}
         console.document({"output": str(plan.output), **counts, "failed": failed})
-    elif plan.jobs:
+    elif plan.jobs or failed:
         talk.result(f"{plan.output}: {made} volumes written, {plan.done} were there already")
     else:
         talk.result(f"{plan.output}: nothing to do, {plan.done} volumes are there already")

@@ -220,7 +220,7 @@ def resolve(
     problems: list[AttclError] = [
         UsageError(
             f"setting {key!r}: no such setting, "
-            "wanted one of those that `attcl train --help` lists",
+            "wanted one of those that `attcl train --dry-run` lists",
             _nearest(key, Settings.model_fields),
         )
         for key in merged

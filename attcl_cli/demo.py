@@ -97,7 +97,11 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
         console.document({**files, "seconds": round(seconds, 1), "summary": summary})
         return
     talk.table(summary, title="synthetic volumes against the hidden truth, inside the brain")
-    console.say("(copy) is what copying the source reaches: what costs nothing", quiet=talk.quiet)
+    console.say(
+        "(copy) is what copying the source reaches: what costs nothing. These weights are tiny and "
+        "trained for an hour or two: the demo shows the way, not the quality.",
+        quiet=talk.quiet,
+    )
     talk.result(f"{output / 'report.html'}: open it in a browser ({seconds:.0f} s in all)")
 
 

@@ -178,6 +178,36 @@ def group_sizes(count: int, groups: int) -> list[int]:
     return [count // groups + (index < count % groups) for index in range(groups)]
 
 
+def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: bool = False) -> bool:
+    """Whether `output` holds these very splits already; if not, that it may be written is checked.
+
+    Raises:
+        AttclError: `output` holds something else (and not `overwrite`), or it and the dataset contain one another.
+    """
+    if is_within(output, dataset.root) or is_within(dataset.root, output):
+        raise UsageError(
+            f"--output: {output} and the dataset {dataset.root} contain one another, "
+            "wanted two separate folders",
+            "originals are never touched; choose another --output",
+        )
+    if output.exists() or output.is_symlink():
+        existing = output / "splits.json"
+        if existing.is_file() and read_json(existing) == to_json(splits):
+            return True
+        if not overwrite:
+            raise UsageError(
+                f"--output: {output} exists already, wanted a new folder",
+                "choose another --output, or replace it with --overwrite",
+            )
+        if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
+            raise UsageError(
+                f"--output: {output} was not made by prepare-splits (it has no splits.json), "
+                "wanted a folder that --overwrite may replace",
+                "choose another --output",
+            )
+    return False
+
+
 def write_tree(
     dataset: Dataset,
     splits: Splits,
@@ -196,28 +226,9 @@ def write_tree(
     Raises:
         AttclError: `output` holds something else (and not `overwrite`), lies inside the dataset, or cannot be written.
     """
-    if is_within(output, dataset.root) or is_within(dataset.root, output):
-        raise UsageError(
-            f"--output: {output} and the dataset {dataset.root} contain one another, "
-            "wanted two separate folders",
-            "originals are never touched; choose another --output",
-        )
+    if is_written(dataset, splits, output, overwrite=overwrite):
+        return False
     document = to_json(splits)
-    if output.exists() or output.is_symlink():
-        existing = output / "splits.json"
-        if existing.is_file() and read_json(existing) == document:
-            return False
-        if not overwrite:
-            raise UsageError(
-                f"--output: {output} exists already, wanted a new folder",
-                "choose another --output, or replace it with --overwrite",
-            )
-        if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
-            raise UsageError(
-                f"--output: {output} was not made by prepare-splits (it has no splits.json), "
-                "wanted a folder that --overwrite may replace",
-                "choose another --output",
-            )
     with _beside(output) as building:
         for file in _kept_files(dataset, splits):
             _link(dataset.root / file, building / file, link)
@@ -361,7 +372,8 @@ def _require_every_modality(
         UsageError(
             f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
             "wanted at least one to learn from",
-            "use more training cases (--sizes, --fractions) or a ratio with fewer groups",
+            "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "
+            "a dataset with holes of its own needs no prepare-splits: attcl train --data DATASET",
         )
         for modality in dataset.modalities
         if not any(modality in item.present for item in train)

@@ -149,7 +149,8 @@ def train(
             if processes.main and (done % settings.sample_every == 0 or last):
                 run.draw_samples(done)
             if processes.main and saving:
-                run.save(done)
+                # Off the grid (Ctrl-C) nothing is judged: an undisturbed run would not have looked at this step.
+                run.save(done, judge=done % settings.save_every == 0 or last)
             hooks.on_step(done, logged)
             if stopped and not last:
                 raise InterruptedRun(
@@ -205,7 +206,7 @@ class _Run:
             )
         self.hooks.on_log(record)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, judge: bool = True) -> None:
         """The weights, if they are the best so far, and the checkpoint to resume from."""
         self._remember_references()
         info = WeightsInfo(
@@ -216,10 +217,12 @@ class _Run:
             trained_on=self.store.trained_on,
             steps=step,
         )
-        score = self.hooks.validate(self.averaged) if self.hooks.validate else None
+        validate = self.hooks.validate if judge else None
+        score = validate(self.averaged) if validate else None
         if score is not None:
             self.log({"step": step, "validation": score})
-        if score is None or self.best is None or score > self.best:
+        unjudged = self.hooks.validate is not None and not judge
+        if self.best is None or (not unjudged and (score is None or score > self.best)):
             self.best, self.best_step = score, step
             save_weights(self.run_dir / WEIGHTS_FILE, self.averaged, info, note=self.note)
         save_state(self.run_dir / STATE_FILE, self._state(step))

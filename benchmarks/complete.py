@@ -104,7 +104,7 @@ def _speed(
     )
     method = checkpoint.load_method(weights, device)
     size = weights.info.settings.image_size
-    for batch in (1, complete.NETWORK_BATCH):  # the first calls also choose kernels
+    for batch in (1, complete.slices_a_call(size, device)):  # the first calls also choose kernels
         method.synthesise({"flair": torch.zeros(batch, 1, size, size, device=device)}, ["t1"])
     _wait(device)
 

@@ -28,4 +28,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     except AttclError as error:
-        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+        sys.exit(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""))

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# The whole way on a dataset of your own: ./quick_start.sh BraTS2021/ [more options of `attcl train`]
+# The whole way on a complete dataset; one that has holes of its own needs no prepare-splits.
+#   ./quick_start.sh BraTS2021/ [more options of `attcl train`]
 # Run it in an empty folder; it writes data/, runs/ and out/ there and never into the dataset.
 set -euo pipefail
 
+if [ $# -eq 0 ]; then
+  echo "usage: quick_start.sh DATASET [options of attcl train]" >&2
+  exit 2
+fi
 dataset=$1
 shift
 

@@ -710,7 +710,7 @@ USAGE = {
     "train --data {data} --steps 0": "Invalid value for '--steps'",
     "train --data {data} --config nowhere.toml": "nowhere.toml: not readable",
     "train --data {data} --resume nowhere": "--resume: nowhere",
-    "train --data {data} --preset tiny --resume nowhere --config {config}": "--resume: nowhere",
+    "train --data {data} --resume nowhere --config {config}": "--resume: nowhere",
     "info --jsn": "No such option: --jsn",
 }  # fmt: skip
 

@@ -405,3 +405,48 @@ def test_a_training_run_is_not_written_among_the_originals(phantom_root, attcl):
     assert code == 2
     assert err.startswith(f"error: --output: {inside} lies inside {phantom_root}")
     assert not inside.exists()
+
+
+@pytest.fixture
+def stopped_run(here, incomplete_root, attcl) -> Path:
+    """A run of two steps on a dataset that is not called data/."""
+    code, _, err = attcl(
+        "train", "--data", incomplete_root, "-c", "tiny.toml", "--steps", 2, "-o", "run"
+    )
+    assert code == 0, err
+    return Path("run")
+
+
+def test_a_resumed_run_finds_its_own_dataset(stopped_run, incomplete_root, attcl):
+    code, _, err = attcl("train", "--resume", stopped_run, "--steps", 3)
+    assert code == 0, err
+    record = json.loads((stopped_run / "run.json").read_text())
+    assert record["data"] == str(incomplete_root.resolve())
+
+
+def test_a_resumed_run_is_not_shown_other_patients(stopped_run, phantoms, attcl):
+    other = phantoms("brats2023")
+    code, _, err = attcl("train", "--resume", stopped_run, "--steps", 3, "--data", other)
+    assert code == 2
+    assert f"error: --resume: {stopped_run} was trained on" in err
+
+
+def test_a_finished_run_is_not_run_again(stopped_run, attcl):
+    before = states(stopped_run)
+    code, _, err = attcl("train", "--resume", stopped_run)
+    assert code == 0
+    assert "finished at step 2, nothing to do" in err
+    assert states(stopped_run) == before
+
+
+def test_a_run_keeps_its_sizes(stopped_run, attcl):
+    code, _, err = attcl("train", "--resume", stopped_run, "--preset", "base")
+    assert code == 2
+    assert err.startswith("error: --preset: given with --resume")
+
+
+def test_a_dry_run_of_prepare_splits_refuses_what_the_run_would(here, phantom_root, attcl):
+    assert attcl("prepare-splits", phantom_root, "--ratio", "ratio3")[0] == 0
+    code, _, err = attcl("prepare-splits", phantom_root, "--ratio", "ratio2", "-n")
+    assert code == 2
+    assert err.startswith("error: --output: data exists already")

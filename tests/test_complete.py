@@ -339,7 +339,7 @@ def test_the_network_sees_each_filled_slice_of_a_source_once(gappy, tiny_setting
     calls = [
         (SOURCES[case], LACKING[case])
         for case in filled
-        for _ in range(-(-filled[case] // complete.NETWORK_BATCH))
+        for _ in range(-(-filled[case] // complete.slices_a_call(16, torch.device("cpu"))))
     ]
     assert echo.asked == calls
 
