@@ -184,6 +184,7 @@ def train(
         talk=talk,
     )
     steps = _train(run)
+    processes.leave()
     if not processes.main:
         return
     weights = run_dir / "weights.safetensors"

@@ -43,6 +43,13 @@ class Processes:
         if self._state:
             self._state.wait_for_everyone()
 
+    def leave(self) -> None:
+        """Ends the common work, all at once: a process that exits while another still listens takes that one down."""
+        if self._state:
+            self._state.wait_for_everyone()
+            self._state.destroy_process_group()
+            self._state = None
+
     def agree(self, thing: Thing) -> Thing:
         """The main process' `thing`, in all processes."""
         if self._state is None:

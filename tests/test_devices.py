@@ -40,6 +40,7 @@ for step in range(3):
     method.training_step(whole.part(method.runtime.share(4)), step)
     weights = torch.cat([item.detach().flatten() for m in method.modules().values() for item in m.parameters()])
     apart.append(float(processes.mean((weights - processes.mean(weights)).abs()).max()))
+processes.leave()
 if processes.main:
     print(json.dumps({"processes": processes.count, "apart": apart, "weights": weights.tolist()}))
 """
