@@ -20,7 +20,7 @@ from attcl_cli import splits as splitting
 from attcl_cli.config import Settings, dump, resolve
 from attcl_cli.dataset import Case, Dataset, canonical, check, describe, open_dataset
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
-from attcl_cli.files import is_within, read_json, sha256, sweep, write_whole
+from attcl_cli.files import read_json, refuse_inside, sha256, sweep, write_whole
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def train(
 ) -> None:
     """Prepares the training slices and trains."""
     from attcl_cli import devices, slices
-    from attcl_cli.checkpoint import STATE_FILE, state_step
+    from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, state_step
     from attcl_cli.methods import METHODS
 
     settings = _settings(preset, variant, config, overrides or {}, resume)
@@ -151,7 +151,7 @@ def train(
         origin = source.open()
         cases, validation = _training_cases(origin)
         raise_all(check(origin, cases=[*cases, *validation], values=True))
-        _refuse_inside(run_dir, origin)
+        refuse_inside(run_dir, splitting.originals_of(origin.root), flag="--output")
         if resume is not None:
             _require_same_cases(resume, cases)
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
@@ -187,7 +187,7 @@ def train(
     processes.leave()
     if not processes.main:
         return
-    weights = run_dir / "weights.safetensors"
+    weights = run_dir / WEIGHTS_FILE
     console.say(f"{weights}: written, from step {steps} of {settings.steps}", quiet=talk.quiet)
     if talk.as_json:
         outcome = {"steps": steps, "weights": str(weights), "sha256": sha256(weights)}
@@ -231,7 +231,6 @@ def complete(
                 "train on your own data first: attcl train",
                 quiet=talk.quiet,
             )
-    splits = splitting.read_splits(dataset.root)
     plan = completing.plan(
         dataset,
         output,
@@ -241,7 +240,7 @@ def complete(
         samples=samples,
         uncertainty=uncertainty,
         part=part,
-        originals=[Path(splits.source)] if splits else [],
+        originals=splitting.originals_of(dataset.root),
         keep_going=keep_going,
         overwrite=overwrite,
     )
@@ -402,23 +401,9 @@ def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
         )
 
 
-def _refuse_inside(folder: Path, dataset: Dataset) -> None:
-    """A run's folder must not lie among the originals, nor among the links to them."""
-    splits = splitting.read_splits(dataset.root)
-    for originals in (dataset.root, *([Path(splits.source)] if splits else [])):
-        if is_within(folder, originals):
-            raise UsageError(
-                f"--output: {folder} lies inside {originals}, wanted a folder outside of the data",
-                "originals are never touched; choose another --output",
-            )
-
-
 def _run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
     """Where the run goes: an existing one to resume, else a new folder."""
-    from attcl_cli.checkpoint import STATE_FILE, require_state
-
     if resume is not None:
-        require_state(resume / STATE_FILE)
         return resume
     folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
     existing = next(place for place in (folder, *folder.parents) if place.exists())

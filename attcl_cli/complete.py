@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from attcl_cli import __version__, volume
 from attcl_cli.checkpoint import Weights
-from attcl_cli.dataset import Case, Dataset, check_case
+from attcl_cli.dataset import Case, Dataset, check_case, ending_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
-from attcl_cli.files import free_bytes, is_within, read_json, write_json
+from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside, write_json
 from attcl_cli.methods import Method
 from attcl_cli.overlap import read_ahead
 from attcl_cli.volume import Array, Grid
@@ -154,18 +154,21 @@ def plan(
         for target in wanted:
             whole = dataset.place(case, target)
             files = whole[slices[0] : slices[1]] if slices and _is_png(dataset) else whole
-            missing = files if overwrite else _not_there(output, files)
             problems += _escapes(output, whole[0])
-            present = [output / file for file in whole if (output / file).exists()]
-            if present:
+            # Algorithm 1's path check; files appear whole, so one that exists is complete.
+            there = {file: output / file for file in whole if (output / file).exists()}
+            missing = files if overwrite else tuple(file for file in files if file not in there)
+            if there:
                 label = output / _sidecar(whole[0], dataset, case)
-                existing += _existing_problems(present, label, weights, how, overwrite=overwrite)
+                existing += _existing_problems(
+                    list(there.values()), label, weights, how, overwrite=overwrite
+                )
             if missing or not files:
                 outputs[target] = missing
             else:
                 done += 1
         if outputs:
-            source = next(name for name in modal_list if name in case.files)
+            source = source_of(case, modal_list)
             jobs.append(Job(case, source, outputs))
     problems += _fold(existing)
     problems += _lacking(weights, jobs)
@@ -187,8 +190,23 @@ def plan(
     if not problems:
         problems += _no_room(dataset, output, sound)
     raise_all(problems)
-    choices = (slices, failed, samples, uncertainty)
-    return Plan(dataset, output, weights, modal_list, tuple(sound), done, *choices)
+    return Plan(
+        dataset=dataset,
+        output=output,
+        weights=weights,
+        modal_list=modal_list,
+        jobs=tuple(sound),
+        done=done,
+        slices=slices,
+        failed=failed,
+        samples=samples,
+        uncertainty=uncertainty,
+    )
+
+
+def source_of(case: Case, modal_list: Sequence[str]) -> str:
+    """What a case's missing volumes are made from: the first modality of the list that it has."""
+    return next(name for name in modal_list if name in case.files)
 
 
 def run(
@@ -338,6 +356,13 @@ class _Prepared:
     inside: Array  # (D, H, W) bool: where the source is not 0
     grid: Grid
 
+    def spread(self, slices: Array) -> Array:
+        """(N, H, W), the slices of `indices` -> (D, H, W) float32, 0 where the source is 0."""
+        data = np.zeros(self.inside.shape, dtype=np.float32)
+        data[self.indices] = slices
+        data[~self.inside] = 0
+        return data
+
 
 def _prepare(plan: Plan, job: Job) -> _Prepared:
     images = volume.load_case(
@@ -427,11 +452,9 @@ def _translate(
 def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, _Made]) -> tuple[str, ...]:
     written: list[str] = []
     for target, files in job.outputs.items():
-        data = np.zeros(prepared.inside.shape, dtype=np.float32)
-        data[prepared.indices] = volume.denormalise(
-            made[target].mean, plan.weights.info.scales[target]
+        data = prepared.spread(
+            volume.denormalise(made[target].mean, plan.weights.info.scales[target])
         )
-        data[~prepared.inside] = 0
         paths = [plan.output / file for file in files]
         if _is_png(plan.dataset):  # only the slices that are wanted and not yet there
             own = [file.name for file in plan.dataset.place(job.case, target)]
@@ -464,9 +487,7 @@ def _write_deviation(
 ) -> None:
     """The samples' standard deviation in the target's intensity unit, float32."""
     scale = plan.weights.info.scales[target]
-    data = np.zeros(prepared.inside.shape, dtype=np.float32)
-    data[prepared.indices] = deviation * np.float32((scale.high - scale.low) / 2)
-    data[~prepared.inside] = 0
+    data = prepared.spread(deviation * np.float32((scale.high - scale.low) / 2))
     description = f"attcl {__version__} std of {plan.samples} synthetic {target}, no image"
     like = replace(prepared.grid, dtype=np.dtype(np.float32))
     volume.save([plan.output / file], data, like, description=description)
@@ -474,7 +495,7 @@ def _write_deviation(
 
 def uncertainty_file(file: PurePosixPath) -> PurePosixPath:
     """Where the standard deviation beside a volume goes: under a name that no layout takes for an image."""
-    ending = ".nii.gz" if file.name.endswith(".nii.gz") else file.suffix
+    ending = ending_of(file)
     return file.with_name(file.name.removesuffix(ending) + "_uncertainty" + ending)
 
 
@@ -498,23 +519,13 @@ def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
 def _sidecar(file: PurePosixPath, dataset: Dataset, case: Case) -> PurePosixPath:
     if _is_png(dataset):
         return file.with_name(f"{case.id}.json")  # one label a volume, not one a slice
-    return file.with_name(file.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+    return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
 
 
 def _refuse_output(output: Path, originals: Sequence[Path]) -> None:
-    for folder in originals:
-        if is_within(output, folder):
-            raise UsageError(
-                f"--cpl: {output} lies inside {folder}, wanted a folder outside of the originals",
-                "originals are never touched; choose another --cpl",
-            )
+    refuse_inside(output, originals, flag="--cpl")
     if output.exists() and not output.is_dir():
         raise UsageError(f"--cpl: {output} is a file, wanted a folder", "choose another --cpl")
-
-
-def _not_there(output: Path, files: Sequence[PurePosixPath]) -> tuple[PurePosixPath, ...]:
-    """Algorithm 1's path check; files appear whole, so one that exists is complete."""
-    return tuple(file for file in files if not (output / file).exists())
 
 
 def _lacking(weights: Weights, jobs: Sequence[Job]) -> list[AttclError]:

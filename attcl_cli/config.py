@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.files import read_toml
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -205,7 +206,7 @@ def resolve(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_toml(file)
+        values = read_toml(file, wanted="a file of `key = value` lines")
         preset = values.pop("preset", preset)
     if preset not in PRESETS:
         raise UsageError(
@@ -264,15 +265,6 @@ def parse_override(text: str) -> tuple[str, Any]:
 def dump(settings: Settings) -> str:
     """The settings as TOML, every key, in the order of the class."""
     return tomli_w.dumps(settings.model_dump(mode="json"))
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(
-            f"{file}: not readable as TOML ({error}), wanted a file of `key = value` lines"
-        ) from error
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 from attcl_cli import volume
 from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import read_toml
 
 DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
     # our name: every name it goes by, compared without case; a layout's own spelling is found in `Layout.tokens`
@@ -216,7 +216,7 @@ class Dataset:
 
     def extension_of(self, case: Case) -> str:
         """The ending of the case's own files (`.nii` beside `.nii.gz` happens), by majority."""
-        endings = Counter(_ending(files[0]) for files in case.files.values())
+        endings = Counter(ending_of(files[0]) for files in case.files.values())
         return endings.most_common(1)[0][0] if endings else self.extension
 
 
@@ -269,12 +269,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
     Raises:
         UsageError: the file is unreadable or says something else.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(
-            f"{path}: not readable as TOML ({error}), wanted a [modalities] table"
-        ) from error
+    document = read_toml(path, wanted="a [modalities] table")
     table = document.get("modalities")
     unknown = set(document) - {"modalities", "pattern"}
     if unknown or not isinstance(table, dict) or len(table) < 2:  # noqa: PLR2004
@@ -676,5 +671,6 @@ def _slice_number(layout: Layout, path: PurePosixPath) -> str:
     return match[1] if match else ""
 
 
-def _ending(path: PurePosixPath) -> str:
+def ending_of(path: PurePosixPath) -> str:
+    """`.nii.gz`, `.nii` or `.png`."""
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix

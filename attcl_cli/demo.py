@@ -72,7 +72,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
     with console.progress(len(plan.jobs), "complete", quiet=talk.quiet) as bar:
         for completed in complete.run(plan, method, device=place):
             bar(completed.case)
-    sources = {case.id: _source(plan.modal_list, case.files) for case in data.cases}
+    sources = {case.id: complete.source_of(case, plan.modal_list) for case in data.cases}
 
     scores, panels = [], []
     with console.progress(len(data.cases), "score", quiet=talk.quiet) as bar:
@@ -117,10 +117,6 @@ def _cohort(root: Path, cases: int, seed: int, talk: Talk) -> Dataset:
     with console.progress(cases, "phantoms", quiet=talk.quiet) as bar:
         write_cohort(root, cases=cases, seed=_SEED + seed, voxel_mm=_VOXEL_MM, on_case=bar)
     return open_dataset(root)
-
-
-def _source(modal_list: Sequence[str], present: object) -> str:
-    return next(name for name in modal_list if name in present)  # type: ignore[operator]
 
 
 def _score(

@@ -13,10 +13,12 @@ import re
 import shutil
 import socket
 import tempfile
+import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, UsageError
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 TEMPORARY_SUFFIX = ".attcl-tmp"
@@ -43,7 +45,9 @@ def write_whole(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes private files; outputs are ordinary ones
+        temporary.chmod(
+            ordinary_mode(0o666)
+        )  # mkstemp makes private files; outputs are ordinary ones
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -83,6 +87,18 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def read_toml(path: Path, *, wanted: str) -> dict[str, Any]:
+    """The TOML document in `path`.
+
+    Raises:
+        UsageError: the file is missing or no TOML; `wanted` says what it should hold.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path}: not readable as TOML ({error}), wanted {wanted}") from error
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
@@ -117,6 +133,16 @@ def is_within(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
+def refuse_inside(folder: Path, originals: Iterable[Path], *, flag: str) -> None:
+    """Raises a `UsageError` where `folder`, which `flag` names, lies in one of `originals`."""
+    for original in originals:
+        if is_within(folder, original):
+            raise UsageError(
+                f"{flag}: {folder} lies inside {original}, wanted a folder outside of the originals",
+                f"originals are never touched; choose another {flag}",
+            )
+
+
 def free_bytes(folder: Path) -> int:
     """Free space where `folder` is or will be."""
     existing = next(
@@ -125,10 +151,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
-def _umask() -> int:
+def ordinary_mode(bits: int) -> int:
+    """`bits` less the umask: the mode of an ordinary file (0o666) or folder (0o777)."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return bits & ~mask
 
 
 def _sync_folder(folder: Path) -> None:

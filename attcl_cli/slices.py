@@ -5,7 +5,6 @@ Memory does not grow with the dataset: the operating system keeps in memory what
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from attcl_cli import volume
 from attcl_cli.dataset import Case, Dataset
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import free_bytes, write_json
+from attcl_cli.files import free_bytes, read_json, write_json
 from attcl_cli.methods.contract import Batch
 from attcl_cli.overlap import read_ahead
 from attcl_cli.volume import Array, Scale
@@ -169,7 +168,7 @@ def is_store(folder: Path) -> bool:
 
 def open_store(folder: Path) -> SliceStore:
     """Opens what `build` wrote."""
-    index: dict[str, Any] = json.loads((folder / INDEX_FILE).read_text())
+    index: dict[str, Any] = read_json(folder / INDEX_FILE)
     return SliceStore(
         data=np.load(folder / DATA_FILE, mmap_mode="r"),
         entries=tuple(Entry(**entry) for entry in index["entries"]),

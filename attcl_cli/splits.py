@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import tempfile
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,9 @@ from attcl_cli.files import (
     TEMPORARY_SUFFIX,
     is_leftover,
     is_within,
+    ordinary_mode,
     read_json,
+    read_toml,
     temporary_prefix,
     write_json,
 )
@@ -140,12 +141,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 f"--ratio: {ratio!r}, wanted {', '.join(RATIOS)} or a .toml file",
                 'such a file says: hidden = [["t1ce", "t2"], ["t1"], []]',
             )
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(
-                f"{path}: not readable as TOML ({error}), wanted hidden = [[...], ...]"
-            ) from error
+        document = read_toml(path, wanted="hidden = [[...], ...]")
         name = str(document.get("name", path.stem))
         hidden = document.get("hidden")
         good = (
@@ -274,6 +270,12 @@ def read_splits(data: Path) -> Splits | None:
             f"{path}: not the content that prepare-splits writes ({error!r}), wanted its keys",
             "run prepare-splits again",
         ) from error
+
+
+def originals_of(root: Path) -> list[Path]:
+    """The folders that nothing may be written into: a dataset, and where a data tree's links lead."""
+    splits = read_splits(root)
+    return [root, *([Path(splits.source)] if splits else [])]
 
 
 def to_json(splits: Splits) -> dict[str, Any]:
@@ -421,7 +423,7 @@ def _beside(output: Path) -> Iterator[Path]:
         ) from error
     try:
         yield building
-        building.chmod(0o777 & ~_current_umask())
+        building.chmod(ordinary_mode(0o777))
         if output.exists() or output.is_symlink():
             old = building.with_name(
                 f"{building.name.removesuffix(TEMPORARY_SUFFIX)}old{TEMPORARY_SUFFIX}"
@@ -453,9 +455,3 @@ def _link(source: Path, target: Path, kind: LinkKind) -> None:
         os.link(real, target)
     else:
         target.symlink_to(real)
-
-
-def _current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
