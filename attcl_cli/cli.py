@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from attcl_cli import __version__, console
+from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.config import PRESETS, VARIANTS, parse_override
 from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
 
@@ -110,10 +111,10 @@ def prepare_splits(
     debug: Debug = False,
 ) -> None:
     """Split a dataset by patients and hide modalities as a scenario says; writes data/ with links and splits.json."""
-    from attcl_cli import commands
+    from attcl_cli.commands import preparation
 
-    commands.prepare_splits(
-        commands.Source(dataset, layout, modalities),
+    preparation.prepare_splits(
+        Source(dataset, layout, modalities),
         output,
         ratio=ratio,
         sizes=_triple(sizes, "--sizes", int),
@@ -123,7 +124,7 @@ def prepare_splits(
         seed=seed,
         overwrite=overwrite,
         dry_run=dry_run,
-        talk=commands.Talk(as_json=as_json, quiet=quiet),
+        talk=Talk(as_json=as_json, quiet=quiet),
     )
 
 
@@ -191,12 +192,12 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Learn to translate between the modalities that the training cases have; writes runs/<run>/."""
-    from attcl_cli import commands
+    from attcl_cli.commands import training
 
     given = {"method": method, "steps": steps, "seed": seed}
     overrides = dict(parse_override(text) for text in set_ or [])
-    commands.train(
-        commands.Source(data or commands.data_of(resume), layout, modalities),
+    training.train(
+        Source(data or training.data_of(resume), layout, modalities),
         output,
         preset=preset,
         variant=variant,
@@ -208,7 +209,7 @@ def train(
         workers=workers,
         tensorboard=tensorboard,
         dry_run=dry_run,
-        talk=commands.Talk(as_json=as_json, quiet=quiet),
+        talk=Talk(as_json=as_json, quiet=quiet),
     )
 
 
@@ -287,12 +288,12 @@ def complete(
     debug: Debug = False,
 ) -> None:
     """Synthesise every missing volume (Algorithm 1); finished files are never made again."""
-    from attcl_cli import commands
+    from attcl_cli.commands import completion
 
     if part_id > num_parts:
         raise UsageError(f"--part-id: {part_id}, wanted 1 to --num-parts ({num_parts})")
-    commands.complete(
-        commands.Source(ori, layout, modalities),
+    completion.complete(
+        Source(ori, layout, modalities),
         cpl,
         weights=weights,
         targets=target or [],
@@ -307,7 +308,137 @@ def complete(
         workers=workers,
         overwrite=overwrite,
         dry_run=dry_run,
-        talk=commands.Talk(as_json=as_json, quiet=quiet, verbose=verbose),
+        talk=Talk(as_json=as_json, quiet=quiet, verbose=verbose),
+    )
+
+
+@app.command(
+    "score",
+    epilog="Examples:  attcl score --fid --lpips   |   attcl score --ssim --psnr --baselines --split all",
+)
+def score(
+    ori: Annotated[
+        Path, typer.Option("--ori", help="The incomplete dataset that prepare-splits wrote.")
+    ] = Path("data"),
+    cpl: Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")] = Path("out"),
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth", help="The complete dataset.  [default: the one that splits.json names]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for scores, report and pictures.")
+    ] = Path("scores"),
+    fid: Annotated[
+        bool, typer.Option("--fid", help="Frechet Inception distance, real against synthetic.")
+    ] = False,
+    kid: Annotated[
+        bool, typer.Option("--kid", help="Kernel Inception distance; sound for few slices, too.")
+    ] = False,
+    lpips: Annotated[
+        bool,
+        typer.Option("--lpips", help="Perceptual distance to the real slice; lower is better."),
+    ] = False,
+    lpips_diversity: Annotated[
+        bool,
+        typer.Option(
+            "--lpips-diversity", help="Distance between samples of one source; higher is better."
+        ),
+    ] = False,
+    ssim: Annotated[
+        bool, typer.Option("--ssim", help="Structural similarity by region, and the challenge's.")
+    ] = False,
+    psnr: Annotated[bool, typer.Option("--psnr", help="Peak signal-to-noise ratio, dB.")] = False,
+    nmse: Annotated[
+        bool, typer.Option("--nmse", help="Squared error over squared truth; lower is better.")
+    ] = False,
+    fid_network: Annotated[
+        Literal["inception", "effnet-lite0"],
+        typer.Option(
+            "--fid-network",
+            help="effnet-lite0 needs no download and is reported as fd-effnet and kd-effnet.",
+        ),
+    ] = "inception",
+    split: Annotated[
+        str, typer.Option("--split", help="Which cases are scored: train, val, test or all.")
+    ] = "test",
+    directions: Annotated[
+        bool,
+        typer.Option(
+            "--directions", help="Translate the real volumes in every direction (Table 2) instead."
+        ),
+    ] = False,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines", help="Score copies, means of the sources and zeros by every metric, too."
+        ),
+    ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "-w",
+            "--weights",
+            help="For --directions and --lpips-diversity.  [default: the newest run]",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=2, max=1000, help="Samples of --lpips-diversity.")
+    ] = 10,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Count missing volumes (exit code 3) and go on."),
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Never download a feature network.")
+    ] = False,
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Slices a feature network sees at once.")
+    ] = 32,
+    device: Device = "auto",
+    workers: Workers = 2,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compare synthesised volumes with the hidden truths; writes scores/ with a report. Default: SSIM, PSNR, NMSE."""
+    from attcl_cli.commands import scoring
+
+    chosen = {
+        "fid": fid,
+        "kid": kid,
+        "lpips": lpips,
+        "lpips-diversity": lpips_diversity,
+        "ssim": ssim,
+        "ssim-brasyn": ssim,
+        "psnr": psnr,
+        "nmse": nmse,
+    }
+    scoring.score(
+        Source(ori, layout, modalities),
+        cpl,
+        output,
+        scoring.Wanted(
+            metrics=[name for name, on in chosen.items() if on],
+            fid_network=fid_network,
+            baselines=baselines,
+            directions=directions,
+            samples=samples,
+            offline=offline,
+        ),
+        truth=truth,
+        split=split,
+        weights=weights,
+        allow_missing=allow_missing,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        dry_run=dry_run,
+        talk=Talk(as_json=as_json, quiet=quiet),
     )
 
 
@@ -324,10 +455,9 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """The whole way on simulated patients, with bundled weights: about a minute on a CPU, ends with a report."""
-    from attcl_cli import commands
     from attcl_cli.demo import run
 
-    talk = commands.Talk(as_json=as_json, quiet=quiet)
+    talk = Talk(as_json=as_json, quiet=quiet)
     run(output, cases=cases, seed=seed, device=device, talk=talk)
 
 
@@ -345,12 +475,12 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Say what a folder holds: layout, cases, modalities, what is missing, what is wrong."""
-    from attcl_cli import commands
+    from attcl_cli.commands import inspection
 
     if folder is None:
-        commands.info_installation(as_json=as_json)
+        inspection.info_installation(as_json=as_json)
     else:
-        commands.info_dataset(commands.Source(folder, layout, modalities), as_json=as_json)
+        inspection.info_dataset(Source(folder, layout, modalities), as_json=as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

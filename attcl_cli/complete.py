@@ -22,12 +22,13 @@ from torch.nn import functional as F
 
 from attcl_cli import __version__, volume
 from attcl_cli.checkpoint import Weights
+from attcl_cli.config import Settings
 from attcl_cli.dataset import Case, Dataset, check_case, ending_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside, write_json
 from attcl_cli.methods import Method
 from attcl_cli.overlap import read_ahead
-from attcl_cli.volume import Array, Grid
+from attcl_cli.volume import Array, Grid, Scale, Volume
 
 _WRITERS = 2
 _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
@@ -159,7 +160,7 @@ def plan(
             there = {file: output / file for file in whole if (output / file).exists()}
             missing = files if overwrite else tuple(file for file in files if file not in there)
             if there:
-                label = output / _sidecar(whole[0], dataset, case)
+                label = output / dataset.place_label(case, target)
                 existing += _existing_problems(
                     list(there.values()), label, weights, how, overwrite=overwrite
                 )
@@ -371,11 +372,15 @@ def _prepare(plan: Plan, job: Job) -> _Prepared:
     source = images.volumes[job.source]
     inside = source.data != 0
     inside[~_wanted(plan, job, len(inside))] = False
-    indices = np.flatnonzero(inside.any(axis=(1, 2)))
     settings = plan.weights.info.settings
-    chosen = volume.normalise(
-        source.data[indices], images.brain[indices], images.scales[job.source]
-    )
+    return _prepared(source, inside, images.brain, images.scales[job.source], settings)
+
+
+def _prepared(
+    source: Volume, inside: Array, brain: Array, scale: Scale, settings: Settings
+) -> _Prepared:
+    indices = np.flatnonzero(inside.any(axis=(1, 2)))
+    chosen = volume.normalise(source.data[indices], brain[indices], scale)
     return _Prepared(
         fit(chosen, image_size=settings.image_size, canvas=settings.canvas, downs=settings.downs),
         indices,
@@ -404,10 +409,55 @@ class _Made:
     deviation: Array | None  # of the samples, in the same unit
 
 
+@dataclass(frozen=True)
+class _Network:
+    """What translates, and how much of it at once."""
+
+    method: Method
+    settings: Settings
+    device: torch.device
+    batch_size: int
+
+    def looks(
+        self,
+        prepared: _Prepared,
+        source: str,
+        targets: Sequence[str],
+        samples: Sequence[int | None],
+    ) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+        """Rows of `_Prepared.indices` after each other, and target -> (samples, B, H, W) in [-1, 1] of them."""
+        s = self.settings
+        call = slices_a_call(s.image_size, self.device)
+        at_once = max(self.batch_size // call, 1) * call
+        for start in range(0, len(prepared.indices), at_once):
+            block = torch.from_numpy(prepared.small[start : start + at_once])[:, None].to(
+                self.device, non_blocking=True
+            )
+            for offset in range(0, block.shape[0], call):
+                chunk = block[offset : offset + call]
+                drawn = [
+                    translate(
+                        self.method,
+                        chunk,
+                        source,
+                        targets,
+                        image_size=s.image_size,
+                        canvas=s.canvas,
+                        downs=s.downs,
+                        sample=sample,
+                    )
+                    for sample in samples
+                ]
+                rows = slice(start + offset, start + offset + chunk.shape[0])
+                yield (
+                    rows,
+                    {name: torch.stack([fakes[name][:, 0] for fakes in drawn]) for name in targets},
+                )
+
+
 def _translate(
     plan: Plan, method: Method, job: Job, prepared: _Prepared, device: torch.device, batch_size: int
 ) -> dict[str, _Made]:
-    settings = plan.weights.info.settings
     _, height, width = prepared.grid.axial_shape
     shape = (len(prepared.indices), height, width)
     made = {
@@ -417,36 +467,77 @@ def _translate(
         )
         for target in job.outputs
     }
-
-    def fakes_of(chunk: torch.Tensor, sample: int | None) -> dict[str, torch.Tensor]:
-        return translate(
-            method,
-            chunk,
-            job.source,
-            tuple(job.outputs),
-            image_size=settings.image_size,
-            canvas=settings.canvas,
-            downs=settings.downs,
-            sample=sample,
-        )
-
-    call = slices_a_call(settings.image_size, device)
-    at_once = max(batch_size // call, 1) * call
-    for start in range(0, len(prepared.indices), at_once):
-        block = torch.from_numpy(prepared.small[start : start + at_once])[:, None].to(
-            device, non_blocking=True
-        )
-        for offset in range(0, block.shape[0], call):
-            chunk = block[offset : offset + call]
-            rows = slice(start + offset, start + offset + chunk.shape[0])
-            drawn = [fakes_of(chunk, sample) for sample in range(plan.samples) or [None]]
-            for target, own in made.items():
-                looks = torch.stack([fakes[target][:, 0] for fakes in drawn])  # (samples, B, H, W)
-                own.mean[rows] = volume.crop(looks.mean(dim=0).cpu().numpy(), (height, width))
-                if own.deviation is not None:
-                    deviation = looks.std(dim=0).cpu().numpy()
-                    own.deviation[rows] = volume.crop(deviation, (height, width))
+    network = _Network(method, plan.weights.info.settings, device, batch_size)
+    samples: Sequence[int | None] = range(plan.samples) or [None]
+    for rows, looks in network.looks(prepared, job.source, tuple(job.outputs), samples):
+        for target, own in made.items():
+            own.mean[rows] = volume.crop(looks[target].mean(dim=0).cpu().numpy(), (height, width))
+            if own.deviation is not None:
+                deviation = looks[target].std(dim=0).cpu().numpy()
+                own.deviation[rows] = volume.crop(deviation, (height, width))
     return made
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Completion of volumes that are in memory, nothing written: for scores of what is not on disk."""
+
+    method: Method
+    weights: Weights
+    device: torch.device
+    batch_size: int = 64
+
+    def volumes(
+        self, source: Volume, brain: Array, name: str, targets: Sequence[str]
+    ) -> dict[str, Array]:
+        """A source volume in each target modality.
+
+        Args:
+            source: the source.
+            brain: (D, H, W) bool, non-zero in any modality of the case.
+            name: the source's modality.
+            targets: the modalities wanted.
+
+        Returns:
+            target -> (D, H, W) float32, intensities as `run` would write them before rounding.
+        """
+        prepared = self._prepare(source, source.data != 0, brain)
+        scales = self.weights.info.scales
+        made = self._images(prepared, name, targets, [None])[0]
+        return {
+            target: prepared.spread(volume.denormalise(made[target], scales[target]))
+            for target in targets
+        }
+
+    def samples(
+        self, source: Volume, brain: Array, name: str, target: str, indices: Array, *, count: int
+    ) -> list[Array]:
+        """`count` looks of some slices, each (N, H, W) float32 in [0, 1], drawn from the mapping network."""
+        inside = np.zeros_like(brain)
+        inside[indices] = source.data[indices] != 0
+        prepared = self._prepare(source, inside, brain)
+        drawn = self._images(prepared, name, [target], range(count))
+        return [
+            np.where(inside, (prepared.spread(made[target]) + 1) / 2, 0)[indices] for made in drawn
+        ]
+
+    def _prepare(self, source: Volume, inside: Array, brain: Array) -> _Prepared:
+        scale = volume.intensity_scale(source.data, brain)
+        assert scale is not None  # a source without contrast is refused when it is read
+        return _prepared(source, inside, brain, scale, self.weights.info.settings)
+
+    def _images(
+        self, prepared: _Prepared, name: str, targets: Sequence[str], samples: Sequence[int | None]
+    ) -> list[dict[str, Array]]:
+        """For each sample target -> (N, H, W) in [-1, 1], the slices of `prepared.indices`."""
+        size = prepared.grid.axial_shape[1:]
+        parts: list[dict[str, list[Array]]] = [{target: [] for target in targets} for _ in samples]
+        network = _Network(self.method, self.weights.info.settings, self.device, self.batch_size)
+        for _, looks in network.looks(prepared, name, targets, samples):
+            for target in targets:
+                for own, look in zip(parts, looks[target].cpu().numpy(), strict=True):
+                    own[target].append(volume.crop(look, size))
+        return [{target: np.concatenate(own[target]) for target in targets} for own in parts]
 
 
 def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, _Made]) -> tuple[str, ...]:
@@ -460,7 +551,7 @@ def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, _Made])
             own = [file.name for file in plan.dataset.place(job.case, target)]
             data = data[[own.index(file.name) for file in files]]
         # The label first: an image without its label never exists. Nor does one under the label of another.
-        label_file = plan.output / _sidecar(files[0], plan.dataset, job.case)
+        label_file = plan.output / plan.dataset.place_label(job.case, target)
         label = _label(plan, job, target)
         if label_file.exists() and _read_label(label_file) != label:
             for file in plan.dataset.place(job.case, target):
@@ -514,12 +605,6 @@ def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
         "attcl_version": __version__,
         "note": "Synthesised by attcl; research use only, not for diagnosis.",
     }
-
-
-def _sidecar(file: PurePosixPath, dataset: Dataset, case: Case) -> PurePosixPath:
-    if _is_png(dataset):
-        return file.with_name(f"{case.id}.json")  # one label a volume, not one a slice
-    return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
 
 
 def _refuse_output(output: Path, originals: Sequence[Path]) -> None:

@@ -214,6 +214,13 @@ class Dataset:
             for number in numbers
         )
 
+    def place_label(self, case: Case, modality: str) -> PurePosixPath:
+        """Where the JSON label beside a synthetic volume belongs; PNG slices share one a volume."""
+        file = self.place(case, modality)[0]
+        if "{slice}" in self.layout.template:
+            return file.with_name(f"{case.id}.json")
+        return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
+
     def extension_of(self, case: Case) -> str:
         """The ending of the case's own files (`.nii` beside `.nii.gz` happens), by majority."""
         endings = Counter(ending_of(files[0]) for files in case.files.values())

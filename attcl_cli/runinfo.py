@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from attcl_cli import __version__
+from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, AttclError, IncompleteError
 from attcl_cli.files import write_json
 
 SCHEMA_VERSION = 1
@@ -40,6 +43,31 @@ class RunInfo:
     extra: dict[str, Any] = field(default_factory=dict)
     _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Writes the record when the block begins, and replaces it however the block ends.
+
+        Failed cases make the exit code 3. Where the record cannot be written beside another error (a full disk), the
+        other one is told.
+        """
+        self.start()
+        code, told = EXIT_FAILED, True
+        try:
+            yield
+            code, told = IncompleteError.exit_code if self.count("failed") else 0, False
+        except AttclError as error:
+            code = error.exit_code
+            raise
+        except KeyboardInterrupt:
+            code = EXIT_INTERRUPTED
+            raise
+        finally:
+            try:
+                self.finish(code)
+            except AttclError:
+                if not told:
+                    raise
 
     def start(self) -> None:
         """Writes the record with status "running"."""

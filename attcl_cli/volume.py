@@ -233,13 +233,18 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
     return CaseImages(volumes, brain, scales)
 
 
-def load_labels(path: Path) -> Array:
+def load_labels(paths: Sequence[Path]) -> Array:
     """Reads a segmentation into working order: (D, H, W) int16 labels, constants allowed.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
 
     Raises:
         AttclError: as `read_grid`.
     """
-    return np.rint(_load_nifti(path).data).astype(np.int16)
+    path = paths[0]
+    found = _load_png(paths) if path.suffix == ".png" else _load_nifti(path)
+    return np.rint(found.data).astype(np.int16)
 
 
 def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) -> None:

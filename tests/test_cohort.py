@@ -68,7 +68,7 @@ def test_every_layout_shows_the_same_patient(layout, tmp_path, patients_made_onc
         found = volume.load(dataset.paths(case, modality))
         assert np.array_equal(found.data, image.transpose(2, 1, 0))
     if layout != "slices":
-        labels = volume.load_labels(dataset.paths(case, SEGMENTATION)[0])
+        labels = volume.load_labels(dataset.paths(case, SEGMENTATION))
         assert np.array_equal(labels, made.segmentation.transpose(2, 1, 0))
         assert np.allclose(found.grid.affine, made.affine)
 

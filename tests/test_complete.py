@@ -714,7 +714,7 @@ def test_a_broken_result_is_refused_and_overwrite_mends_it(finished, weights, me
 # that a file takes, the first lies between writing and renaming it, the second after that.
 _KILLED = """
 import os, signal, sys
-from attcl_cli import checkpoint, commands, complete, devices  # once, not in every process
+from attcl_cli.commands import completion  # once, not in every process
 from attcl_cli.cli import main
 ori, weights, cpl, *moments = sys.argv[1:]
 for moment in map(int, moments):
@@ -733,7 +733,7 @@ for moment in map(int, moments):
 """
 _TWO_AT_ONCE = """
 import os, sys
-from attcl_cli import checkpoint, commands, complete, devices
+from attcl_cli.commands import completion
 from attcl_cli.cli import main
 ori, weights, cpl = sys.argv[1:]
 children = []

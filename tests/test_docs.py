@@ -17,7 +17,7 @@ from attcl_cli.splits import read_ratio
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = typer.main.get_command(cli.app).commands
-PLANNED = {"score", "segment"}
+PLANNED = {"segment"}
 
 
 def blocks(language: str) -> list[str]:
@@ -46,10 +46,8 @@ def test_every_option_of_the_readme_exists() -> None:
         option for command in COMMANDS.values() for item in command.params for option in item.opts
     }
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) - {
-        "--fid",
-        "--lpips",
-        "--nproc-per-node",
-    }  # of score, of torchrun
+        "--nproc-per-node"
+    }  # of torchrun
     assert used <= known | {"--help"}
 
 

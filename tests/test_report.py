@@ -1,4 +1,4 @@
-"""The montage and the page: what they show, what they hide, and that no name can break them."""
+"""The page: what it shows, what it hides, and that no name can break it."""
 
 import base64
 import hashlib
@@ -8,35 +8,21 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_pictures import panel
 
 from attcl_cli import report
 
 HOSTILE = "<img src=x onerror=alert(1)></script>$title"
-AMBER = (255, 186, 92)
-
-
-def panel(**changes) -> report.Panel:
-    """A (6, 20, 16) head whose brain is rows 4..15 and columns 5..12 of slices 1..4."""
-    shape = (6, 20, 16)
-    brain = np.zeros(shape, bool)
-    brain[1:5, 4:16, 5:13] = True
-    brain[3, 3, 5:13] = True  # slice 3 has most brain
-    settings = {
-        "case": "Patient_1",
-        "source_modality": "flair",
-        "target_modality": "t1",
-        "source": np.where(brain, np.float32(0.2), 0),
-        "synthetic": np.where(brain, np.float32(0.4), 0),
-        "truth": np.where(brain, np.float32(0.9), 0),
-        "brain": brain,
-        "scores": {"SSIM brain": 0.8125, "PSNR brain (dB)": 22.34},
-        "baseline": {"SSIM brain": 0.25, "PSNR brain (dB)": 25.0},
-    }
-    return report.Panel(**(settings | changes))
+CASES = [
+    {"case": "Patient_1", "source": "flair", "modality": "t1", "SSIM": 0.8, "SSIM (copy)": 0.7},
+    {"case": "Patient_2", "source": "flair", "modality": "t1", "SSIM": None, "SSIM (copy)": 0.6},
+]
+SCORES = report.Distribution("SSIM brain", "", {"t1": [0.8, 0.9], "t2": [0.7]}, {"t1": [0.6]})
 
 
 def page(folder: Path, panels=None, **changes) -> str:
@@ -80,69 +66,6 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_montage_has_a_row_a_panel(tmp_path):
-    heights = []
-    for count in (1, 2, 3):
-        path = tmp_path / f"{count}.png"
-        report.write_montage(path, [panel()] * count, title="Montage")
-        with Image.open(path) as image:
-            assert image.format == "PNG"
-            heights.append(image.height)
-    assert heights[2] - heights[1] == heights[1] - heights[0] > 200
-
-
-def test_the_montage_stops_at_the_most_rows(tmp_path):
-    report.write_montage(tmp_path / "2.png", [panel()] * 2, title="Montage")
-    report.write_montage(tmp_path / "5.png", [panel()] * 5, title="Montage", max_rows=2)
-    with Image.open(tmp_path / "2.png") as two, Image.open(tmp_path / "5.png") as five:
-        assert two.size == five.size
-
-
-def test_the_montage_shows_the_grey_of_each_volume_in_its_column(tmp_path):
-    report.write_montage(tmp_path / "m.png", [panel()], title="Montage")
-    pixels = np.asarray(Image.open(tmp_path / "m.png"))
-    row = pixels[112 + 110]  # the middle of the first row of pictures
-    centres = [28 + 190 + column * 230 + 110 for column in range(4)]
-    assert [tuple(row[x].tolist()) for x in centres[:3]] == [(51,) * 3, (102,) * 3, (230,) * 3]
-    # |0.4 - 0.9| is the brightest colour of the scale
-    assert tuple(row[centres[3]].tolist()) == (252, 255, 164)
-
-
-def test_the_montage_marks_only_the_synthetic_column(tmp_path):
-    report.write_montage(tmp_path / "m.png", [panel()], title="Montage")
-    pictures = np.asarray(Image.open(tmp_path / "m.png"))[112 : 112 + 220]
-    marked = [
-        bool((pictures[:, 218 + c * 230 : 218 + c * 230 + 220] == AMBER).all(axis=2).any())
-        for c in range(4)
-    ]
-    assert marked == [False, True, False, False]
-
-
-def test_a_montage_without_truth_leaves_its_two_places_black_but_for_a_dash(tmp_path):
-    report.write_montage(tmp_path / "m.png", [panel(truth=None)], title="Montage")
-    pixels = np.asarray(Image.open(tmp_path / "m.png"))[112 : 112 + 220]
-    for left in (218 + 2 * 230, 218 + 3 * 230):
-        lit = (pixels[:, left : left + 220] > 0).any(axis=2)
-        rows, columns = np.nonzero(lit)
-        assert lit.any()
-        assert np.ptp(rows) < 10
-        assert np.ptp(columns) < 30
-
-
-def test_a_montage_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="wanted one or more"):
-        report.write_montage(tmp_path / "m.png", [], title="Montage")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", ["$\\frac{", "two\nlines", "\u8133", "x" * 300, ""])
-def test_any_name_can_be_drawn(tmp_path, name):
-    one = panel(case=name, target_modality=name, scores={name: 1.0}, baseline={})
-    report.write_montage(tmp_path / "m.png", [one], title=name)
-    with Image.open(tmp_path / "m.png") as image:
-        assert image.width == 1406
-
-
 def test_the_page_needs_nothing_beside_itself(tmp_path):
     tags = Tags(page(tmp_path, files=["scores/scores.csv"])).tags
     for tag, attributes in tags:
@@ -176,13 +99,21 @@ def test_names_from_the_data_stay_text(tmp_path):
         summary=[{HOSTILE: HOSTILE, "n": 3}],
         notes=[HOSTILE],
         files=[HOSTILE, "javascript:alert(1)", '" onclick="alert(1)'],
+        cases=[{"case": HOSTILE, HOSTILE: 0.5, "modality": HOSTILE}],
+        distributions=[
+            report.Distribution(HOSTILE, HOSTILE, {HOSTILE: [0.5]}, {HOSTILE: [0.4]}),
+            report.Distribution(HOSTILE, HOSTILE, {}),
+        ],
+        order=HOSTILE,
+        pictured=HOSTILE,
     )
     tags = Tags(text).tags
     assert not [tag for tag, _ in tags if tag == "img"]
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
     assert len([tag for tag, _ in tags if tag == "script"]) == 2
     links = [attributes["href"] for tag, attributes in tags if tag == "a"]
-    assert links[1] == "javascript%3Aalert%281%29"
+    assert links[0] == "#viewer"
+    assert links[2] == "javascript%3Aalert%281%29"
     entry = data_of(text)["panels"][0]
     assert [entry["case"], entry["source"], entry["target"]] == [HOSTILE] * 3
     assert text.count("A report") == 0  # "$title" in the data was not filled in again
@@ -334,24 +265,184 @@ def test_numbers_are_shown_for_people(tmp_path, value, shown):
     assert f"<td>{shown}</td>" in page(tmp_path, summary=[{"value": value}])
 
 
-def test_the_same_panels_give_the_same_bytes(tmp_path):
-    report.write_montage(tmp_path / "a.png", [panel()], title="Montage")
-    report.write_montage(tmp_path / "b.png", [panel()], title="Montage")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert page(tmp_path) == page(tmp_path)
+def test_the_same_panels_give_the_same_page(tmp_path):
+    settings = {"cases": CASES, "distributions": [SCORES]}
+    assert page(tmp_path, **settings) == page(tmp_path, **settings)
 
 
-def test_pictures_replace_older_ones_and_leave_nothing_else_behind(tmp_path):
-    for name in ("m.png", "report.html"):
-        (tmp_path / name).write_text("old")
-    report.write_montage(tmp_path / "m.png", [panel()], title="Montage")
-    page(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.png", "report.html"]
-    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+def test_a_page_replaces_an_older_one_and_leaves_nothing_else_behind(tmp_path):
+    (tmp_path / "report.html").write_text("old")
+    assert page(tmp_path).startswith("<!doctype html>")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_volumes_of_two_shapes_are_refused():
-    with pytest.raises(ValueError, match="wanted one"):
-        panel(synthetic=np.zeros((6, 20, 15), np.float32))
-    with pytest.raises(ValueError, match="wanted one"):
-        panel(truth=np.zeros((5, 20, 16), np.float32))
+# --- The table of cases ---------------------------------------------------------------------------
+
+
+def rows_of(text: str) -> list[str]:
+    body = re.search(r'<section id="cases">.*?<tbody>(.*?)</tbody>', text, re.S)[1]
+    return body.removesuffix("</tr>").split("</tr>")
+
+
+def test_a_row_of_the_table_leads_to_its_panel(tmp_path):
+    panels = [panel(case="B"), panel(), panel(target_modality="t2"), panel(source_modality="t2")]
+    keys = [
+        {"case": "Patient_1", "source": "flair", "modality": "t1"},
+        {"case": "Patient_1", "source": "t2", "modality": "t1"},
+        {"case": "Patient_1", "modality": "t2"},
+        {"case": "Patient_1", "source": "t1ce", "modality": "t1"},
+        {"case": "C", "source": "flair", "modality": "t1"},
+        {"volume": 3},
+    ]
+    rows = rows_of(page(tmp_path, panels, cases=keys))
+    found = [re.search(r'<tr data-panel="(\d+)"', row) for row in rows]
+    assert [match and int(match[1]) for match in found] == [1, 3, 2, None, None, None]
+    assert ['<a href="#viewer">' in row for row in rows] == [True, True, True, False, False, False]
+
+
+def test_the_cases_are_sorted_by_the_whole_value_and_shown_rounded(tmp_path):
+    values = [0.81249, np.float32(0.5), 3, math.inf, -math.inf, math.nan, None, "none"]
+    rows = rows_of(page(tmp_path, cases=[{"case": "A", "SSIM": value} for value in values]))
+    cells = [re.search(r"<td[^>]*>([^<]*)$", row.removesuffix("</td>")) for row in rows]
+    keys = [re.search(r'data-value="([^"]*)"', row) for row in rows]
+    assert [cell[1] for cell in cells] == [
+        "0.812",
+        "0.500",
+        "3",
+        "\u221e",
+        "-\u221e",
+        "\u2013",
+        "\u2013",
+        "none",
+    ]
+    assert [key and key[1] for key in keys] == [
+        "0.81249",
+        "0.5",
+        "3.0",
+        "Infinity",
+        "-Infinity",
+        "",
+        "",
+        None,
+    ]
+
+
+def test_the_columns_of_the_cases_are_all_keys_in_order(tmp_path):
+    text = page(tmp_path, cases=[{"case": "A", "x": 1.0}, {"case": "B", "x (copy)": 2.0}])
+    heads = re.search(r'<section id="cases">.*?<thead>(.*?)</thead>', text, re.S)[1]
+    assert re.findall(r"<th[^>]*>([^<]*)", heads) == ["case", "x", "x (copy)"]
+
+
+def test_a_page_without_cases_or_distributions_has_no_such_section(tmp_path):
+    text = page(tmp_path)
+    assert 'id="cases"' not in text
+    assert 'id="distributions"' not in text
+
+
+# --- The box plots --------------------------------------------------------------------------------
+
+
+class Plot:
+    """The first box plot of a page, as numbers: what its marks stand for on its own axis."""
+
+    def __init__(self, folder: Path, distribution: report.Distribution) -> None:
+        text = page(folder, [], distributions=[distribution])
+        self.figure = re.search(r"<figure.*?</figure>", text, re.S)[0]
+        self.svg = ElementTree.fromstring(re.search(r"<svg.*</svg>", self.figure, re.S)[0])
+        self.labels = [label.text for label in self.svg.findall("text[@class='tick']")]
+        heights = [float(rule.get("d").split()[1].split("H")[0]) for rule in self.rules()]
+        ticks = [float(label) for label in self.labels]
+        self.slope = (ticks[-1] - ticks[0]) / (heights[-1] - heights[0])
+        self.origin = ticks[0] - self.slope * heights[0]
+
+    def rules(self):
+        return self.svg.findall("path[@class='rule']")
+
+    def value(self, height: float) -> float:
+        return self.origin + self.slope * float(height)
+
+    def groups(self, kind: str):
+        return self.svg.findall(f"g[@class='{kind}']")
+
+    def box(self, group) -> tuple[float, float, float, float, float]:
+        """Whisker, quartile, median, quartile, whisker."""
+        rect, path = group.find("rect"), group.find("path").get("d")
+        top, height = float(rect.get("y")), float(rect.get("height"))
+        median = re.match(r"M\S+ ([\d.]+)H", path)[1]
+        low, high = re.findall(r"V([\d.]+)", path)
+        heights = (low, top + height, median, top, high)
+        return tuple(self.value(each) for each in heights)
+
+    def dots(self, group) -> list[float]:
+        return [self.value(dot.get("cy")) for dot in group.findall("circle")]
+
+
+def test_a_box_holds_the_quartiles_and_its_whiskers_end_within_one_and_a_half_boxes(tmp_path):
+    values = [*range(1, 10), 30.0]  # quartiles 3.25, 5.5, 7.75: whiskers reach from -3.5 to 14.5
+    plot = Plot(tmp_path, report.Distribution("HD95", "mm", {"t1": values}))
+    (group,) = plot.groups("made")
+    np.testing.assert_allclose(plot.box(group), (1, 3.25, 5.5, 7.75, 9), atol=0.02)
+    np.testing.assert_allclose(plot.dots(group), values, atol=0.02)
+
+
+def test_of_many_values_only_those_beyond_the_whiskers_are_dots(tmp_path):
+    values = [*np.linspace(0, 1, 40), 4.0, -3.0]
+    plot = Plot(tmp_path, report.Distribution("x", "", {"t1": values}, {"t1": [0.5, 0.5, 9.0]}))
+    np.testing.assert_allclose(plot.dots(plot.groups("made")[0]), [4, -3], atol=0.05)
+    np.testing.assert_allclose(plot.dots(plot.groups("copy")[0]), [9] * 0, atol=0.05)
+
+
+def test_the_copies_stand_beside_the_synthetic_volumes(tmp_path):
+    plot = Plot(tmp_path, SCORES)
+    made, copies = plot.groups("made"), plot.groups("copy")
+    assert (len(made), len(copies)) == (2, 1)
+    left, right = (float(each[0].find("rect").get("x")) for each in (made, copies))
+    assert left + float(made[0].find("rect").get("width")) < right
+
+
+def test_what_has_no_value_is_left_out_and_counted(tmp_path):
+    broken = [0.5, math.nan, math.inf, 0.7]
+    plot = Plot(tmp_path, report.Distribution("x", "", {"t1": broken, "t2": [math.nan]}))
+    assert "3 without value" in plot.figure
+    assert [count.text for count in plot.svg.findall("text[@class='n']")] == ["n 2", "n 0"]
+    assert len(plot.groups("made")) == 1
+
+
+def test_a_distribution_of_nothing_says_so(tmp_path):
+    for groups in ({}, {"t1": []}, {"t1": [math.nan, math.inf]}):
+        text = page(tmp_path, distributions=[report.Distribution("x", "", groups)])
+        assert "<p>no values</p>" in text
+        assert "<svg" not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.52, 0.98], ["0.6", "0.7", "0.8", "0.9"]),
+        ([17, 34.2], ["20", "25", "30"]),
+        ([-1, 1], ["-1.0", "-0.5", "0.0", "0.5", "1.0"]),
+        ([5.0], ["4.8", "4.9", "5.0", "5.1", "5.2"]),
+        ([0.0, 0.0], ["-0.4", "-0.2", "0.0", "0.2", "0.4"]),
+        ([0.00001, 0.00003], ["1e-05", "1.5e-05", "2e-05", "2.5e-05", "3e-05"]),
+        ([0, 6e6], ["0", "2e+06", "4e+06", "6e+06"]),
+    ],
+)
+def test_an_axis_has_round_ticks(tmp_path, values, labels):
+    assert Plot(tmp_path, report.Distribution("x", "", {"t1": values})).labels == labels
+
+
+def test_a_plot_tells_its_medians_and_shortens_its_labels(tmp_path):
+    name = "<b>a region of a very long name</b>"
+    plot = Plot(tmp_path, report.Distribution("SSIM & more", "1", {name: [1.0, 2.0], "b": [3.0]}))
+    assert plot.svg.find("title").text == "SSIM & more"
+    assert plot.svg.find("desc").text == f"{name}: median 1.500 of 2; b: median 3.0 of 1"
+    label = plot.svg.find("text[@class='group']/title")
+    assert label.text == name
+    assert label.tail.endswith("\u2026")
+    assert len(label.tail) < len(name)
+
+
+def test_a_plot_of_many_groups_takes_the_whole_width(tmp_path):
+    few, many = ({str(name): [1.0] for name in range(count)} for count in (5, 9))
+    assert 'class="plain"' in Plot(tmp_path, report.Distribution("x", "", few)).figure
+    assert 'class="wide"' in Plot(tmp_path, report.Distribution("x", "", many)).figure

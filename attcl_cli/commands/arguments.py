@@ -1,0 +1,57 @@
+"""What several commands are told: which dataset, how much to say, which modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attcl_cli import console
+from attcl_cli.errors import AttclError
+
+if TYPE_CHECKING:  # the command line imports this file to answer --help at once
+    from attcl_cli.dataset import Dataset
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as the command line names it."""
+
+    folder: Path
+    layout: str = "auto"
+    modalities: Path | None = None
+
+    def open(self) -> Dataset:
+        """Finds the cases.
+
+        Raises:
+            AttclError: there is no such folder, or nothing in it that we know.
+        """
+        from attcl_cli.dataset import open_dataset
+
+        if not self.folder.exists():
+            raise AttclError(
+                f"{self.folder}: no such folder, wanted a dataset or what prepare-splits wrote",
+                "check the path; data/ is what attcl prepare-splits DATASET writes",
+            )
+        return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """How much is said, and in which form the result is given."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def result(self, text: str) -> None:
+        """A line of the result, unless nothing is to be said."""
+        if not self.quiet:
+            console.result(text)
+
+    def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+        """A table of the result, unless nothing is to be said."""
+        if not self.quiet:
+            console.table(rows, title=title)

@@ -1,0 +1,182 @@
+"""`attcl complete`: plans, synthesises what is missing, and says what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attcl_cli import checkpoint, console, devices, splits
+from attcl_cli import complete as completing
+from attcl_cli.commands.arguments import Source, Talk
+from attcl_cli.dataset import Dataset, canonical
+from attcl_cli.errors import IncompleteError, UsageError
+from attcl_cli.files import read_json, sweep
+from attcl_cli.runinfo import RunInfo
+
+
+def complete(
+    source: Source,
+    output: Path,
+    *,
+    weights: str | None = None,
+    targets: Sequence[str] = (),
+    batch_size: int = 64,
+    slices: tuple[int, int] | None = None,
+    samples: int = 0,
+    uncertainty: bool = False,
+    link_originals: bool = False,
+    part: tuple[int, int] = (1, 1),
+    keep_going: bool = False,
+    device: str = "auto",
+    workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Plans and makes the missing volumes."""
+    dataset = source.open()
+    place = devices.select(device)
+    found = checkpoint.find_weights(weights)
+    if weights is None:
+        trained = f"{found.info.steps} steps on {len(found.info.trained_on)} cases"
+        console.say(f"weights: {found.path} ({trained})", quiet=talk.quiet)
+        if found.name == checkpoint.BUNDLED:
+            console.say(
+                "warning: these bundled weights know simulated phantoms only; "
+                "train on your own data first: attcl train",
+                quiet=talk.quiet,
+            )
+    plan = completing.plan(
+        dataset,
+        output,
+        found,
+        targets=_targets(targets, dataset),
+        slices=slices,
+        samples=samples,
+        uncertainty=uncertainty,
+        part=part,
+        originals=splits.originals_of(dataset.root),
+        keep_going=keep_going,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        _show_plan(plan, talk)
+        return
+    name = "run.json" if part == (1, 1) else f"run-{part[0]}of{part[1]}.json"
+    run = RunInfo(
+        output / name,
+        "complete",
+        config={
+            "ori": str(source.folder),
+            "cpl": str(output),
+            "targets": list(targets),
+            **plan.made_how,
+            "part": list(part),
+            "keep_going": keep_going,
+            "overwrite": overwrite,
+        },
+        seed=found.info.settings.seed,
+        device=str(place),
+        weights={"name": found.name, "sha256": found.sha256},
+    )
+    if output.is_dir():
+        sweep(output)
+    linked = completing.link_originals(dataset, output) if link_originals else 0
+    made = 0
+    if plan.jobs or plan.failed:
+        method = checkpoint.load_method(found, place)
+        items = completing.run(
+            plan,
+            method,
+            device=place,
+            batch_size=batch_size,
+            workers=workers,
+            keep_going=keep_going,
+        )
+        made = _complete(plan, run, items, talk)
+    else:
+        _finish_earlier(run)
+    failed = run.count("failed")
+    _show_outcome(plan, made, linked, failed, talk)
+    if failed:
+        raise IncompleteError(
+            f"{output}: {failed} of {len(plan.jobs) + len(plan.failed)} cases failed, wanted all",
+            f"see {output / name}; mend the cases and run the same command again",
+        )
+
+
+def _targets(names: Sequence[str], dataset: Dataset) -> list[str]:
+    try:
+        return [canonical(name, dataset.modalities) for name in names]
+    except UsageError as error:
+        raise UsageError(f"--target: {error.message}", "name one of these") from error
+
+
+def _complete(
+    plan: completing.Plan, run: RunInfo, items: Iterator[completing.Completed], talk: Talk
+) -> int:
+    """Runs the plan with its progress and `run.json`; returns how many volumes were made."""
+    made = 0
+    targets = {job.case.id: len(job.outputs) for job in plan.jobs}
+    with run.recorded():
+        for case, error in plan.failed.items():
+            run.add(case, "failed", seconds=0, outputs=[], error=error.message)
+            console.error(error)
+        with console.progress(len(plan.jobs), "complete", quiet=talk.quiet) as bar:
+            for item in items:
+                status, text = ("failed", item.error.message) if item.error else ("done", "")
+                run.add(
+                    item.case, status, seconds=item.seconds, outputs=list(item.outputs), error=text
+                )
+                if item.error:
+                    console.error(item.error)
+                else:
+                    made += targets[item.case]
+                bar(item.case)
+                if talk.verbose:
+                    console.say(
+                        f"{item.case}: {item.seconds:.1f} s in the network", quiet=talk.quiet
+                    )
+    return made
+
+
+def _finish_earlier(run: RunInfo) -> None:
+    """A run that was killed after its last file left `run.json` as "running"; a finished one is not touched."""
+    if run.path.is_file() and read_json(run.path).get("status") == "running":
+        run.finish(0)
+
+
+def _show_plan(plan: completing.Plan, talk: Talk) -> None:
+    jobs = [
+        {
+            "case": job.case.id,
+            "source": job.source,
+            "targets": list(job.outputs),
+            "files": [str(file) for files in job.outputs.values() for file in files],
+        }
+        for job in plan.jobs
+    ]
+    if talk.as_json:
+        failed = {case: error.message for case, error in plan.failed.items()}
+        counts = {"volumes": plan.volumes, "done": plan.done, "jobs": jobs, "failed": failed}
+        console.document({"modal_list": list(plan.modal_list), **counts})
+        return
+    talk.table(
+        [{**job, "targets": ", ".join(job["targets"]), "files": len(job["files"])} for job in jobs]
+    )
+    frequency = ", ".join(plan.modal_list)
+    talk.result(
+        f"{plan.volumes} volumes to make, {plan.done} done; sources by frequency: {frequency}"
+    )
+
+
+def _show_outcome(plan: completing.Plan, made: int, linked: int, failed: int, talk: Talk) -> None:
+    if talk.as_json:
+        counts = {"written": made, "done_before": plan.done, "linked": linked}
+        console.document({"output": str(plan.output), **counts, "failed": failed})
+    elif plan.jobs or failed:
+        talk.result(f"{plan.output}: {made} volumes written, {plan.done} were there already")
+    else:
+        talk.result(f"{plan.output}: nothing to do, {plan.done} volumes are there already")
+    if linked:
+        console.say(f"{plan.output}: {linked} originals linked", quiet=talk.quiet)

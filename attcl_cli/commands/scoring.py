@@ -1,0 +1,216 @@
+"""`attcl score`: the completed volumes against the hidden truths; scores/ with a table, a page and pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attcl_cli import console, splits
+from attcl_cli.commands.arguments import Source, Talk
+from attcl_cli.dataset import Dataset
+from attcl_cli.errors import AttclError, IncompleteError, UsageError
+from attcl_cli.files import refuse_inside
+from attcl_cli.runinfo import RunInfo
+
+if TYPE_CHECKING:
+    from attcl_cli.score import Measures, Row
+
+DEFAULT_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
+_EFFNET = "effnet-lite0"
+# The networks' names for what only Inception's may be called.
+_OTHERWISE = {"fid": "fd-effnet", "kid": "kd-effnet"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured.
+
+    Attributes:
+        metrics: as on the command line; empty: `DEFAULT_METRICS`.
+        fid_network: `inception` or `effnet-lite0`.
+        baselines: score what costs nothing by every metric.
+        directions: translate the real volumes in every direction instead of reading completed ones.
+        samples: of lpips-diversity.
+        offline: never download a network.
+    """
+
+    metrics: Sequence[str] = ()
+    fid_network: str = "inception"
+    baselines: bool = False
+    directions: bool = False
+    samples: int = 10
+    offline: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics by the names that they are reported under."""
+        chosen = tuple(self.metrics) or DEFAULT_METRICS
+        if self.fid_network == _EFFNET:
+            chosen = tuple(_OTHERWISE.get(name, name) for name in chosen)
+        return chosen
+
+
+def score(
+    source: Source,
+    cpl: Path,
+    output: Path,
+    wanted: Wanted,
+    *,
+    truth: Path | None = None,
+    split: str = "test",
+    weights: str | None = None,
+    allow_missing: bool = False,
+    device: str = "auto",
+    batch_size: int = 32,
+    workers: int = 2,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Compares, writes `scores.csv`, `summary.json`, `report.html`, `montage.png`, and shows a table."""
+    data = source.open()
+    made = splits.read_splits(data.root)
+    whole = _truth(source, made, truth)
+    refuse_inside(output, [*splits.originals_of(data.root), whole.root], flag="--output")
+    _locate_networks(wanted, talk)  # before anything slow is imported or read
+    from attcl_cli import score as scoring
+    from attcl_cli.commands import score_report
+
+    if wanted.directions:
+        plan = scoring.plan_directions(whole, made, split=split)
+    else:
+        plan = scoring.plan(data, whole, cpl, made, split=split, allow_missing=allow_missing)
+    if dry_run:
+        told = {"volumes": plan.volumes, "missing": len(plan.missing), "metrics": wanted.names}
+        _say_plan(told, output, talk)
+        return
+    record = RunInfo(
+        output / "run.json",
+        "score",
+        config={
+            "ori": str(source.folder),
+            "cpl": str(cpl),
+            "truth": str(whole.root),
+            "split": split,
+        }
+        | asdict(wanted),
+    )
+    measures = _measures(wanted, record, weights, device, batch_size, output, talk)
+    with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as folder:
+        rows: list[Row] = []
+        with console.progress(len(plan.jobs), "score", quiet=talk.quiet) as bar:
+            for found in scoring.run(plan, measures, folder=Path(folder), workers=workers):
+                rows += found
+                bar(found[0].case if found else "")
+        figures = scoring.summarise(rows, plan, measures, folder=Path(folder))
+        scoring.write_csv(output / "scores.csv", rows)
+        scoring.write_summary(output / "summary.json", figures, plan, split=split)
+        score_report.write_pages(
+            output,
+            plan,
+            rows,
+            figures,
+            measures,
+            title="attcl score: synthetic volumes against the truth",
+            facts={"split": split, "truth": whole.root.name, "missing": str(len(plan.missing))},
+        )
+    score_report.show(figures, output, plan, talk)
+    if plan.missing:
+        raise IncompleteError(
+            f"{cpl}: {len(plan.missing)} of {plan.volumes + len(plan.missing)} hidden volumes are missing, wanted all",
+            "they are counted as n_missing in summary.json; attcl complete makes them",
+        )
+
+
+def _truth(source: Source, made: splits.Splits | None, truth: Path | None) -> Dataset:
+    if truth is None and made is None:
+        raise UsageError(
+            f"--truth: {source.folder} has no splits.json that names the complete dataset, wanted --truth",
+            "name the folder that holds the real volumes: --truth DATASET",
+        )
+    folder = truth if truth is not None else Path(made.source) if made else Path()
+    if not folder.is_dir():
+        raise AttclError(
+            f"{folder}: no such folder, wanted the complete dataset",
+            "name it with --truth DATASET",
+        )
+    return Source(folder, source.layout, source.modalities).open()
+
+
+def _locate_networks(wanted: Wanted, talk: Talk) -> None:
+    """Finds, or downloads, the files of the networks that are needed; out of reach, the run ends here."""
+    from attcl_cli import feature_files
+
+    told: set[str] = set()
+
+    def progress(done: int, total: int) -> None:
+        text = f"downloading a feature network: {10 * done // total * 10} % of {total / 1e6:.0f} MB"
+        if text not in told:
+            told.add(text)
+            console.say(text, quiet=talk.quiet)
+
+    names = set(wanted.names)
+    for file, metrics in (("inception", {"fid", "kid"}), ("alexnet", {"lpips", "lpips-diversity"})):
+        if names & metrics:
+            feature_files.locate(
+                feature_files.FILES[file], offline=wanted.offline, progress=progress
+            )
+
+
+def _measures(
+    wanted: Wanted,
+    record: RunInfo,
+    weights: str | None,
+    device: str,
+    batch_size: int,
+    output: Path,
+    talk: Talk,
+) -> Measures:
+    """Loads the networks that are needed, and notes them in the record."""
+    from attcl_cli import checkpoint, complete, devices, features
+    from attcl_cli.score import Measures
+
+    place = devices.select(device)
+    names = set(wanted.names)
+    reach: dict[str, Any] = {"offline": wanted.offline, "device": place}
+    embed = perceptual = predict = draw = None
+    if names & {"fid", "kid", *_OTHERWISE.values()}:
+        embed = features.load_network(wanted.fid_network, **reach)
+    if names & {"lpips", "lpips-diversity"}:
+        perceptual = features.load_perceptual(**reach)
+    if wanted.directions or "lpips-diversity" in names:
+        found = checkpoint.find_weights(weights)
+        record.weights = {"name": found.name, "sha256": found.sha256}
+        console.say(f"weights: {found.path}", quiet=talk.quiet)
+        network = complete.InMemory(checkpoint.load_method(found, place), found, place)
+        predict = network.volumes
+
+        def draw(*arguments: Any) -> Any:
+            return network.samples(*arguments, count=wanted.samples)
+
+    record.device = str(place)
+    record.extra["networks"] = {
+        item.name: item.sha256 for item in (embed, perceptual) if item is not None
+    }
+    return Measures(
+        metrics=wanted.names,
+        baselines=wanted.baselines,
+        embed=embed,
+        perceptual=perceptual,
+        predict=predict,
+        draw=draw,
+        batch_size=batch_size,
+        cache=output / "features",
+    )
+
+
+def _say_plan(told: Mapping[str, Any], output: Path, talk: Talk) -> None:
+    if talk.as_json:
+        console.document(told)
+    else:
+        measured = ", ".join(told["metrics"])
+        talk.result(
+            f"would score {told['volumes']} volumes by {measured} into {output}; {told['missing']} missing"
+        )

@@ -1,0 +1,310 @@
+"""`attcl train`: prepares the training slices and runs the loop with its progress, pictures and `run.json`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from attcl_cli import console, devices, pictures, slices, splits, validate
+from attcl_cli import train as loop
+from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, state_step
+from attcl_cli.commands.arguments import Source, Talk
+from attcl_cli.config import Settings, dump, resolve
+from attcl_cli.dataset import Case, Dataset, check
+from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.files import read_json, refuse_inside, sha256, write_whole
+from attcl_cli.methods import METHODS
+from attcl_cli.runinfo import RunInfo
+from attcl_cli.slices import SliceStore
+
+_SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
+_SHOWN_LOSSES = ("g_latent_adv", "g_reference_cyc", "g_reference_pair")
+
+
+def train(
+    source: Source,
+    output: Path | None,
+    *,
+    preset: str | None = None,
+    variant: str | None = None,
+    config: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: Path | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    workers: int = 2,
+    tensorboard: bool = False,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Prepares the training slices and trains."""
+    settings = _settings(preset, variant, config, overrides or {}, resume)
+    if settings.method not in METHODS:
+        known = ", ".join(METHODS)
+        raise UsageError(f"--method: {settings.method!r}, wanted one of {known}", f"known: {known}")
+    if resume is not None and state_step(resume / STATE_FILE) >= settings.steps:
+        told = f"finished at step {settings.steps}, nothing to do; --steps N goes on"
+        console.say(f"{resume}: {told}", quiet=talk.quiet)
+        return
+    place, processes = devices.join(device)
+    run_dir = processes.agree(_run_folder(settings, output, resume))
+    processes.wait()  # before the main process puts something there
+    origin: Dataset | Path = source.folder
+    cases: list[Case] = []
+    validation: list[Case] = []
+    if not slices.is_store(source.folder / slices.TRAINING_FOLDER):
+        origin = source.open()
+        cases, validation = _training_cases(origin)
+        raise_all(check(origin, cases=[*cases, *validation], values=True))
+        refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
+        if resume is not None:
+            _require_same_cases(resume, cases)
+    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
+        console.say(
+            f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
+            "To try things out: attcl train --preset tiny",
+            quiet=talk.quiet,
+        )
+    described = {"run": str(run_dir), "device": str(place), "cases": len(cases)}
+    if dry_run:
+        if talk.as_json:
+            console.document({**described, "settings": settings.model_dump(mode="json")})
+        else:
+            told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
+            talk.result(f"would train on {told}, on {place}, into {run_dir}\n")
+            talk.result(dump(settings))
+        return
+    run = _TrainingRun(
+        origin=origin,
+        cases=cases,
+        validation=validation,
+        settings=settings,
+        folder=run_dir,
+        device=place,
+        processes=processes,
+        precision=precision,
+        resume=resume is not None,
+        workers=workers,
+        tensorboard=tensorboard,
+        talk=talk,
+    )
+    steps = _train(run)
+    processes.leave()
+    if not processes.main:
+        return
+    weights = run_dir / WEIGHTS_FILE
+    console.say(f"{weights}: written, from step {steps} of {settings.steps}", quiet=talk.quiet)
+    if talk.as_json:
+        outcome = {"steps": steps, "weights": str(weights), "sha256": sha256(weights)}
+        console.document({**described, **outcome})
+    else:
+        talk.result(str(weights))
+
+
+def data_of(run_dir: Path | None) -> Path:
+    """The dataset that a run was trained on; `data/` where there is no run, or it does not say."""
+    if run_dir is not None and (run_dir / "run.json").is_file():
+        told = read_json(run_dir / "run.json").get("data")
+        if isinstance(told, str):
+            return Path(told)
+    return Path("data")
+
+
+def _settings(
+    preset: str | None,
+    variant: str | None,
+    file: Path | None,
+    overrides: Mapping[str, Any],
+    resume: Path | None,
+) -> Settings:
+    """The settings of a new run, or those of the run to resume with what is changed in them."""
+    if resume is not None and preset is not None:
+        raise UsageError(
+            "--preset: given with --resume, wanted one of them",
+            "a run keeps the sizes it was started with",
+        )
+    if resume is not None and file is None:
+        file = resume / "config.toml"
+        if not file.is_file():
+            raise UsageError(
+                f"--resume: {resume} has no config.toml, wanted the folder of a run",
+                "start without --resume, or name another run",
+            )
+    return resolve(preset=preset or "base", variant=variant, file=file, overrides=dict(overrides))
+
+
+def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
+    """A resumed run must see the patients that it was started with, and no others."""
+    if not (run_dir / "run.json").is_file():
+        return
+    before = read_json(run_dir / "run.json").get("trained_on")
+    now = [case.id for case in cases]
+    if before is not None and before != now:
+        raise UsageError(
+            f"--resume: {run_dir} was trained on {len(before)} other cases than the {len(now)} here, "
+            "wanted the same",
+            "name the run's own dataset with --data",
+        )
+
+
+def _run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
+    """Where the run goes: an existing one to resume, else a new folder."""
+    if resume is not None:
+        return resume
+    folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not existing.is_dir():
+        raise UsageError(
+            f"--output: {folder} cannot be made ({existing} is a file), wanted a folder",
+            "choose another --output",
+        )
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(
+            f"--output: {folder} is not empty, wanted a new folder",
+            f"choose another --output, or go on with: attcl train --resume {folder}",
+        )
+    return folder
+
+
+def _training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
+    """The training split (all cases of a dataset that nobody split), and the validation cases with a pair."""
+    made = splits.read_splits(dataset.root)
+    cases = [case for case in dataset.cases if made is None or case.id in made.names("train")]
+    if not cases:
+        raise AttclError(
+            f"{dataset.root}: no training case, wanted at least one",
+            "run attcl prepare-splits with a larger --fractions or --sizes",
+        )
+    chosen = made.names("val") if made else ()
+    validation = [case for case in dataset.cases if case.id in chosen and len(case.files) > 1]
+    return cases, validation
+
+
+@dataclass(frozen=True)
+class _TrainingRun:
+    """What one training run needs to know."""
+
+    origin: Dataset | Path  # a dataset, or a folder of packed slices
+    cases: Sequence[Case]
+    validation: Sequence[Case]
+    settings: Settings
+    folder: Path
+    device: torch.device
+    processes: devices.Processes
+    precision: Literal["fp32", "bf16"]
+    resume: bool
+    workers: int
+    tensorboard: bool
+    talk: Talk
+
+
+def _train(run: _TrainingRun) -> int:
+    """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
+    settings, main = run.settings, run.processes.main
+    on_log = _tensorboard(run.folder) if run.tensorboard and main else loop.Hooks().on_log
+    record = RunInfo(
+        run.folder / "run.json",
+        "train",
+        config=settings.model_dump(mode="json"),
+        seed=settings.seed,
+        device=str(run.device),
+        extra={
+            "precision": run.precision,
+            "processes": run.processes.count,
+            "data": str(
+                (run.origin if isinstance(run.origin, Path) else run.origin.root).resolve()
+            ),
+            "trained_on": [case.id for case in run.cases] or None,
+        },
+    )
+    if main:
+        write_whole(run.folder / "config.toml", dump(settings).encode())
+    quiet = run.talk.quiet or not main
+    with record.recorded() if main else nullcontext():
+        store = _slices(run, run.cases, slices.TRAINING_FOLDER, quiet=quiet)
+        if store is None:
+            raise AttclError(f"{run.origin}: no training slices, wanted packed ones")
+        record.extra["trained_on"] = list(store.trained_on)
+        paired = _slices(run, run.validation, slices.VALIDATION_FOLDER, quiet=quiet)
+        score = validate.on_pairs(paired, run.device, seed=settings.seed) if paired else None
+        with console.progress(settings.steps, "train", every_seconds=10, quiet=quiet) as bar:
+
+            def on_step(step: int, losses: Mapping[str, float]) -> None:
+                shown = (f"{key} {losses[key]:.3f}" for key in _SHOWN_LOSSES if key in losses)
+                bar("  ".join(shown), to=step)
+
+            steps = loop.train(
+                settings,
+                store,
+                run.folder,
+                device=run.device,
+                precision=run.precision,
+                processes=run.processes,
+                resume=run.resume,
+                hooks=loop.Hooks(on_step, on_log, pictures.write_grid, score),
+            )
+    if main:
+        for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
+            shutil.rmtree(run.folder / cache, ignore_errors=True)
+    return steps
+
+
+def _slices(
+    run: _TrainingRun, cases: Sequence[Case], name: str, *, quiet: bool
+) -> SliceStore | None:
+    """Packed slices, those that an interrupted run left, or new ones, made by the main process; None without cases."""
+    settings = run.settings
+    if isinstance(run.origin, Path):
+        folder = run.origin / name
+        if not slices.is_store(folder):
+            return None
+        store = slices.open_store(folder)
+        side = store.data.shape[-1]
+        if side != settings.image_size:
+            raise UsageError(
+                f"{folder}: slices of {side} pixels, wanted {settings.image_size} (image_size)",
+                "pack them again with this --image-size, or choose another --preset",
+            )
+        return store
+    if not cases:
+        return None
+    folder = run.folder / name
+    if run.processes.main and not (run.resume and slices.is_store(folder)):
+        with console.progress(len(cases), name, quiet=quiet) as bar:
+            slices.build(
+                run.origin,
+                cases,
+                folder,
+                image_size=settings.image_size,
+                canvas=settings.canvas,
+                on_case=bar,
+                workers=run.workers,
+            )
+    run.processes.wait()
+    return slices.open_store(folder)
+
+
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(
+            "--tensorboard: the package tensorboard is not installed, wanted it",
+            "pip install tensorboard",
+        ) from error
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def on_log(record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(record["step"]))
+        writer.flush()
+
+    return on_log

@@ -1,0 +1,358 @@
+"""Pictures of completed cases: arrays as grey values and colours, sheets of slices, montage and grid.
+
+Knows nothing of datasets, networks, metrics or pages: arrays, names and numbers come from the caller.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from attcl_cli.files import write_whole
+
+Array = NDArray[Any]
+
+DISCLAIMER = "Research software for datasets, not a medical device."
+COLUMNS = ("source", "synthetic", "real", "|synthetic - real|")
+DIFFERENCE_TOP = 0.5  # differences from here on, in units of the window, have the brightest colour
+DASH = "\u2013"
+
+_MOST_SLICES, _LEAST_SLICES = 52, 12
+_MOST_PIXELS_A_SIDE, _LEAST_PIXELS_A_SIDE = 160, 72
+_WEBP_QUALITY = 72
+_MARGIN = 3  # voxels around the brain
+
+_BACKGROUND, _TEXT, _MUTED = (12, 14, 18), (236, 239, 242), (150, 160, 171)
+_AMBER = (255, 186, 92)  # marks what is synthetic
+_GRID_CELL = 160  # pixels
+_CELL, _GAP, _EDGE = 220, 10, 28  # pixels
+_LABEL_WIDTH, _SCORES_WIDTH = 190, 230
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One completed volume beside its source and, where there is one, the real volume.
+
+    Attributes:
+        case: the patient's name.
+        source_modality: what was there.
+        target_modality: what was synthesised.
+        source: (D, H, W) in [0, 1]; axial slices, row 0 anterior.
+        synthetic: the same shape, in [0, 1].
+        truth: the same shape, in [0, 1]; None where the real volume does not exist.
+        brain: the same shape, bool.
+        scores: name -> value of the synthetic volume.
+        baseline: the same names -> value of a copy of the source.
+    """
+
+    case: str
+    source_modality: str
+    target_modality: str
+    source: Array
+    synthetic: Array
+    truth: Array | None
+    brain: Array
+    scores: Mapping[str, float] = field(default_factory=dict)
+    baseline: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        volumes = [self.source, self.synthetic, self.brain]
+        volumes += [] if self.truth is None else [self.truth]
+        shapes = {volume.shape for volume in volumes}
+        if len(shapes) > 1 or self.source.ndim != 3 or 0 in self.source.shape:  # noqa: PLR2004
+            raise ValueError(f"{self.case}: shapes {sorted(shapes)}, wanted one (D, H, W)")
+
+
+@dataclass(frozen=True, eq=False)
+class Sprites:
+    """The slices of a panel that a viewer shows, side by side in one picture a column.
+
+    Attributes:
+        sheets: a WebP file for each of `COLUMNS`; None where there is no truth.
+        size: (width, height) of a slice in a sheet, in pixels.
+        grid: (slices in a row, rows).
+        slices: which slices of the volume these are, ascending.
+        start: the position in `slices` of the one with most brain.
+    """
+
+    sheets: tuple[bytes | None, ...]
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    slices: tuple[int, ...]
+    start: int
+
+
+def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> None:
+    """Writes a PNG with a row a panel: source, synthetic, real, difference, at its largest slice.
+
+    Args:
+        path: the file to write.
+        panels: one or more; those beyond `max_rows` are counted in the title's line.
+        title: the heading.
+        max_rows: the most rows.
+
+    Raises:
+        ValueError: there is no panel.
+        AttclError: the file cannot be written.
+    """
+    if not panels:
+        raise ValueError("panels: none, wanted one or more")
+    rows = panels[:max_rows]
+    top, bottom = 112, 56
+    left = _EDGE + _LABEL_WIDTH
+    right = left + len(COLUMNS) * (_CELL + _GAP)
+    width = right + _GAP + _SCORES_WIDTH + _EDGE
+    height = top + len(rows) * (_CELL + _GAP) + bottom
+    canvas = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+
+    _write(draw, (_EDGE, 24), title, 26, room=width - 2 * _EDGE - 200, bold=True)
+    shown = f"{len(rows)} of {len(panels)}" if len(rows) < len(panels) else f"{len(rows)}"
+    _write(draw, (width - _EDGE, 32), f"{shown} synthesised volumes", 15, _MUTED, anchor="ra")
+    for column, name in enumerate(COLUMNS):
+        colour = _AMBER if name == "synthetic" else _MUTED
+        _write(draw, (left + column * (_CELL + _GAP), 84), name, 15, colour)
+    _write(draw, (right + _GAP, 84), "scores", 15, _MUTED)
+
+    for row, panel in enumerate(rows):
+        y = top + row * (_CELL + _GAP)
+        index = _largest_slice(panel.brain)
+        _write(draw, (_EDGE, y + 4), panel.case, 16, room=_LABEL_WIDTH - 16, bold=True)
+        arrow = f"{panel.source_modality} \u2192 {panel.target_modality}"
+        _write(draw, (_EDGE, y + 30), arrow, 15, room=_LABEL_WIDTH - 16)
+        depth = panel.source.shape[0]
+        _write(draw, (_EDGE, y + 54), f"slice {index + 1} of {depth}", 13, _MUTED)
+        box = _brain_box(panel.brain[index : index + 1])
+        for column, picture in enumerate(_pictures(panel, np.s_[index : index + 1, *box[1:]])):
+            x = left + column * (_CELL + _GAP)
+            draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), fill=(0, 0, 0))
+            if picture is None:
+                _write(draw, (x + _CELL // 2, y + _CELL // 2), DASH, 30, _MUTED, anchor="mm")
+                continue
+            image = _fit(picture[0], (_CELL, _CELL))
+            offset = (_CELL - image.width) // 2, (_CELL - image.height) // 2
+            canvas.paste(image, (x + offset[0], y + offset[1]))
+            if COLUMNS[column] == "synthetic":
+                _badge(draw, (x + 4, y + _CELL - 24))
+        _write_scores(draw, (right + _GAP, y + 4), panel)
+
+    _write(draw, (_EDGE, height - 36), DISCLAIMER, 14, _MUTED)
+    _colour_bar(canvas, draw, (right - _CELL - _GAP, height - 40))
+    stream = io.BytesIO()
+    canvas.save(stream, format="PNG", optimize=True)
+    write_whole(Path(path), stream.getvalue())
+
+
+def write_grid(path: Path, titles: list[str], rows: list[tuple[str, list[Array]]]) -> None:
+    """Writes a plain grid of slices as a PNG: what training shows of itself.
+
+    Args:
+        path: the PNG.
+        titles: one a column.
+        rows: (title, images (H, W) in [-1, 1]), as many images as there are titles.
+    """
+    side = max(_GRID_CELL, rows[0][1][0].shape[-1])
+    sheet = Image.new("RGB", (len(titles) * side, len(rows) * side), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    font = _font(11, bold=False)
+    for top, (title, images) in enumerate(rows):
+        for left, (column, image) in enumerate(zip(titles, images, strict=True)):
+            grey = Image.fromarray(((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8))
+            sheet.paste(
+                grey.resize((side, side), Image.Resampling.BICUBIC), (left * side, top * side)
+            )
+            draw.text(
+                (left * side + 3, top * side + 2), title if left == 0 else column, _AMBER, font
+            )
+    stream = io.BytesIO()
+    sheet.save(stream, format="PNG")
+    write_whole(path, stream.getvalue())
+
+
+def sprites(panel: Panel, *, pixels: int) -> Sprites:
+    """The slices of a panel, cropped to the brain and reduced, for a viewer.
+
+    Args:
+        panel: the panel.
+        pixels: the most that one sheet should hold: first there are fewer slices, then smaller
+            ones. A sheet of the fewest and smallest ones is made, whatever it holds.
+    """
+    box = _brain_box(panel.brain)
+    depth, rows, columns = (side.stop - side.start for side in box)
+    most = min(_MOST_PIXELS_A_SIDE / max(rows, columns), 1)
+    least = min(_LEAST_PIXELS_A_SIDE / max(rows, columns), 1)
+    fewest = min(_LEAST_SLICES, depth)
+    scale = min(most, max(least, math.sqrt(pixels / (fewest * rows * columns))))
+    size = max(round(columns * scale), 1), max(round(rows * scale), 1)
+    count = max(_LEAST_SLICES, min(_MOST_SLICES, pixels // (size[0] * size[1])))
+    step = max(1, math.ceil(depth / count))
+    # In steps from the largest slice, so that the viewer opens at the one that the montage shows.
+    largest = _largest_slice(panel.brain)
+    first = box[0].start + (largest - box[0].start) % step
+    slices = tuple(range(first, box[0].stop, step))
+    across = math.ceil(math.sqrt(len(slices)))
+    block = np.s_[first : box[0].stop : step, *box[1:]]
+    return Sprites(
+        sheets=tuple(
+            None if pictures is None else _sheet(pictures, size, across)
+            for pictures in _pictures(panel, block)
+        ),
+        size=size,
+        grid=(across, math.ceil(len(slices) / across)),
+        slices=slices,
+        start=slices.index(largest),
+    )
+
+
+def number(value: Any) -> str:
+    """A number for people: three decimals below 2, one above; a dash for NaN and None."""
+    if value is None or math.isnan(value):
+        return DASH
+    if math.isinf(value):
+        return "\u221e" if value > 0 else "-\u221e"
+    if isinstance(value, int | np.integer):
+        return str(value)
+    # An SSIM or a Dice needs the third decimal, a PSNR in dB or a distance in mm does not have it.
+    return f"{value:.1f}" if abs(value) >= 2 else f"{value:.3f}"  # noqa: PLR2004
+
+
+# --- Arrays to pictures ---------------------------------------------------------------------------
+
+
+def _pictures(panel: Panel, block: tuple[slice, ...]) -> Iterator[Array | None]:
+    """A block's pictures, (D, H, W[, 3]) uint8, in the order of `COLUMNS`; None: no truth."""
+    synthetic = panel.synthetic[block]
+    yield _grey(panel.source[block])
+    yield _grey(synthetic)
+    if panel.truth is None:
+        yield from (None, None)
+        return
+    truth = panel.truth[block]
+    yield _grey(truth)
+    level = _grey(np.abs(synthetic - truth) / DIFFERENCE_TOP)
+    yield _colours()[np.where(panel.brain[block], level, 0)]
+
+
+def _grey(volume: Array) -> Array:
+    # A NaN has no grey: it is black here, and the scores (which become NaN) tell of it.
+    unit = np.nan_to_num(np.clip(volume, 0, 1), nan=0.0)
+    return np.rint(unit * 255).astype(np.uint8)
+
+
+def _colours() -> Array:
+    """The colours of the differences: (256, 3) uint8, black for none."""
+    return np.rint(colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+
+
+def _largest_slice(brain: Array) -> int:
+    """The slice with most brain; the middle one where there is none."""
+    areas = brain.sum(axis=(1, 2))
+    return int(areas.argmax()) if areas.any() else len(areas) // 2
+
+
+def _brain_box(brain: Array) -> tuple[slice, slice, slice]:
+    """The bounding box of the brain with a margin; everything where there is no brain."""
+    box = []
+    for axis, length in enumerate(brain.shape):
+        hits = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))
+        first, last = (int(hits[0]), int(hits[-1])) if hits.size else (0, length - 1)
+        margin = _MARGIN if axis else 0
+        box.append(slice(max(first - margin, 0), min(last + margin + 1, length)))
+    return box[0], box[1], box[2]
+
+
+def _fit(picture: Array, room: tuple[int, int]) -> Image.Image:
+    """A slice scaled to fill `room` (width, height) without changing its proportions."""
+    image = Image.fromarray(picture)
+    scale = min(room[0] / image.width, room[1] / image.height)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _sheet(slices: Array, size: tuple[int, int], across: int) -> bytes:
+    """Slices side by side in one picture, as a WebP file.
+
+    Args:
+        slices: (N, H, W) or (N, H, W, 3) uint8.
+        size: (width, height) of a slice in the sheet.
+        across: slices in a row.
+    """
+    down = math.ceil(len(slices) / across)
+    mode = "RGB" if slices.ndim == 4 else "L"  # noqa: PLR2004
+    sheet = Image.new(mode, (across * size[0], down * size[1]))
+    for place, slice_ in enumerate(slices):
+        row, column = divmod(place, across)
+        small = Image.fromarray(np.ascontiguousarray(slice_)).resize(size, Image.Resampling.BICUBIC)
+        sheet.paste(small, (column * size[0], row * size[1]))
+    stream = io.BytesIO()
+    sheet.save(stream, format="WEBP", quality=_WEBP_QUALITY, method=4)
+    return stream.getvalue()
+
+
+# --- The montage's text ---------------------------------------------------------------------------
+
+
+def _write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[int, int],
+    text: str,
+    size: int,
+    colour: tuple[int, int, int] = _TEXT,
+    *,
+    room: int | None = None,
+    bold: bool = False,
+    anchor: str = "la",
+) -> None:
+    """Draws one line, shortened with an ellipsis where it is wider than `room` pixels."""
+    font = _font(size, bold=bold)
+    line = " ".join(text.split())
+    if room is not None and draw.textlength(line, font) > room:
+        while line and draw.textlength(line + "\u2026", font) > room:
+            line = line[:-1]
+        line += "\u2026"
+    draw.text(at, line, fill=colour, font=font, anchor=anchor)
+
+
+def _font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
+    # matplotlib brings a font with it, so that a picture looks the same on every machine.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _badge(draw: ImageDraw.ImageDraw, at: tuple[int, int]) -> None:
+    font = _font(11, bold=True)
+    text = "SYNTHETIC"
+    end = at[0] + draw.textlength(text, font) + 10, at[1] + 20
+    draw.rounded_rectangle((*at, *end), radius=4, fill=_BACKGROUND, outline=_AMBER)
+    draw.text((at[0] + 5, at[1] + 10), text, fill=_AMBER, font=font, anchor="lm")
+
+
+def _write_scores(draw: ImageDraw.ImageDraw, at: tuple[int, int], panel: Panel) -> None:
+    x, y = at
+    lines = (_CELL - 4) // 46
+    for row, (name, value) in enumerate(list(panel.scores.items())[:lines]):
+        top = y + row * 46
+        end = x + _SCORES_WIDTH
+        _write(draw, (x, top), name, 14, _MUTED, room=_SCORES_WIDTH - 70)
+        _write(draw, (end, top - 1), number(value), 16, bold=True, anchor="ra")
+        if name in panel.baseline:
+            copy = f"copy {number(panel.baseline[name])}"
+            _write(draw, (end, top + 21), copy, 12, _MUTED, anchor="ra")
+
+
+def _colour_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, at: tuple[int, int]) -> None:
+    bar = Image.fromarray(np.broadcast_to(_colours(), (10, 256, 3)).copy())
+    canvas.paste(bar.resize((_CELL, 10)), at)
+    _write(draw, (at[0], at[1] + 14), "0", 12, _MUTED)
+    top = f"{DIFFERENCE_TOP:g} of the window"
+    _write(draw, (at[0] + _CELL, at[1] + 14), top, 12, _MUTED, anchor="ra")
