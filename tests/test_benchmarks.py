@@ -36,3 +36,22 @@ def test_the_benchmark_of_completion_prints_its_ratios():
     assert 0 < float(rows["of that not in the network"].rstrip("%")) < 100
     assert float(rows["Algorithm 1 / ours"]) > 1
     assert 0.8 < float(rows["memory 6 / 2 cases"]) < 1.25
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/score.py", "--cases", "1", "--voxel-mm", "4", "--without-fid"],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 3
+    for _name, _theirs, _ours, ratio, *figures in rows:
+        assert float(ratio) > 0
+        assert float(figures[0]) == pytest.approx(float(figures[1]), rel=1e-4)

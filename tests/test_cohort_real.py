@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 from collections.abc import Callable
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from attcl_cli import volume
+from attcl_cli import metrics, volume
 from attcl_cli.checkpoint import WeightsInfo, save_weights
 from attcl_cli.cli import main
 from attcl_cli.config import Settings
-from attcl_cli.dataset import check, open_dataset
+from attcl_cli.dataset import SEGMENTATION, check, open_dataset
 from attcl_cli.methods import METHODS
+from attcl_cli.splits import read_splits
 from attcl_cli.volume import Scale
 
 pytestmark = pytest.mark.cohort
@@ -156,3 +158,39 @@ def test_brasyn_cases_are_completed_in_their_geometry(cohort, untrained, attcl, 
     }
     assert_completed(data, out, cohort / "brasyn", cases=2, shown=2)
     assert_originals_are_as_released(cohort, "brasyn")
+
+
+def test_the_challenges_similarity_of_zeros_and_of_a_copy_is_what_method_md_says(cohort):
+    dataset = open_dataset(cohort / "brasyn")
+    case = next(case for case in dataset.cases if case.id == "BraTS-GLI-00000-000")
+    truth, copy = (volume.load(dataset.paths(case, name)).data for name in ("t1ce", "t1"))
+    tumour = volume.load_labels(dataset.paths(case, SEGMENTATION)) > 0
+    assert metrics.ssim_brasyn(np.zeros_like(truth), truth, tumour) == pytest.approx(
+        (0.99, 0.80), abs=0.005
+    )
+    assert metrics.ssim_brasyn(copy, truth, tumour) == pytest.approx((0.996, 0.90), abs=0.002)
+    assert metrics.ssim_brasyn(truth, truth, tumour) == pytest.approx((1, 1))
+
+
+def test_real_cases_are_hidden_completed_and_scored_without_a_gap(
+    cohort, untrained, attcl, tmp_path
+):
+    data, out, scores = (tmp_path / name for name in ("data", "out", "scores"))
+    source = tmp_path / "three"
+    source.mkdir()
+    for folder in sorted((cohort / "brats").iterdir())[:3]:
+        (source / folder.name).symlink_to(folder)
+    attcl("prepare-splits", source, "--ratio", "ratio1", "--sizes", "3/0/0", "-o", data)
+    hidden = {
+        (item.case, name) for item in read_splits(data).splits["train"] for name in item.hidden
+    }
+    attcl("complete", "--ori", data, "--cpl", out, "-w", untrained, "-q")
+    attcl("score", "--ori", data, "--cpl", out, "-o", scores, "--split", "train", "-q")
+    with (scores / "scores.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    synthetic = [row for row in rows if row["prediction"] == "synthetic"]
+    assert {(row["case"], row["modality"]) for row in synthetic} == hidden
+    for metric, regions in {"ssim": 3, "psnr": 3, "nmse": 3, "ssim-brasyn": 2}.items():
+        values = [float(row["value"]) for row in synthetic if row["metric"] == metric]
+        assert len(values) == regions * len(hidden)
+        assert np.isfinite(values).all()

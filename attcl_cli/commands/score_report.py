@@ -14,9 +14,9 @@ from attcl_cli.report import Distribution
 from attcl_cli.score import (
     BRAIN,
     COPY,
-    IMAGE_METRICS,
     KINDS,
     SYNTHETIC,
+    WHOLE,
     Figure,
     Measures,
     Plan,
@@ -179,22 +179,29 @@ def _label(metric: str, region: str) -> str:
 
 
 def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, str | float]]:
-    """The page's table: a row a group, the copy beside what it is compared with, other baselines below."""
-    rows: dict[tuple[str, str], dict[str, str | float]] = {}
+    """The page's table: a row a group, the copy beside what it is compared with, other baselines below.
+
+    Image scores over the whole volume, which are mostly background, stay in the plots and files.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
     hidden = _only_directions(figures)
     for figure in figures:
-        if figure.group in hidden:
+        if figure.group in hidden or (figure.region == WHOLE and not KINDS[figure.metric].network):
             continue
         beside = figure.prediction in {SYNTHETIC, COPY}
         key = (figure.group, SYNTHETIC if beside else figure.prediction)
         row = rows.setdefault(
-            key, {"modality": figure.group if beside else f"{figure.group}, {figure.prediction}"}
+            key,
+            {
+                "modality": figure.group if beside else f"{figure.group}, {figure.prediction}",
+                "n": 0,
+            },
         )
         label = _label(figure.metric, figure.region)
         value = math.inf if figure.n_infinite and not figure.n else figure.mean
         row[label + (" (copy)" if figure.prediction == COPY else "")] = value
-        if figure.prediction == SYNTHETIC:
-            row["n"] = max(int(row.get("n", 0)), figure.n if figure.metric in IMAGE_METRICS else 0)
+        if KINDS[figure.metric].network != "embed":
+            row["n"] = max(row["n"], figure.n + figure.n_undefined + figure.n_infinite)
     return list(rows.values())
 
 
