@@ -21,7 +21,7 @@ from attcl_cli.dataset import LAYOUTS, open_dataset
 from attcl_cli.files import sha256
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("prepare-splits", "train", "complete", "info", "demo")
+COMMANDS = ("prepare-splits", "train", "complete", "score", "info", "demo")
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -59,7 +59,7 @@ def hidden_files(splits: Path, whole: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_three_commands_with_defaults_complete_a_dataset(layout, phantoms, attcl, here):
+def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phantoms, attcl, here):
     whole = phantoms(layout)
     code, out, err = attcl("prepare-splits", whole)
     assert code == 0, err
@@ -78,6 +78,11 @@ def test_three_commands_with_defaults_complete_a_dataset(layout, phantoms, attcl
         re.sub(r"_\d+\.png$|\.nii\.gz$", ".json", name) for name in hidden
     }
     assert files(here / "data") == files(whole) - hidden | {"splits.json", "run.json"}
+
+    code, out, err = attcl("score", "--split", "train")
+    assert code == 0, err
+    assert out.endswith("scores/report.html: open it in a browser\n")
+    assert files(here / "scores") >= {"scores.csv", "summary.json", "report.html", "montage.png"}
 
 
 def test_the_newest_run_is_taken_and_named(incomplete_root, trained_run, attcl, here):

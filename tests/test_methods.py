@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from attcl_cli.config import Settings
+from attcl_cli.config import Settings, resolve
 from attcl_cli.methods import METHODS, Batch, Method, Runtime
 from attcl_cli.networks import patches
 
@@ -169,7 +169,9 @@ def test_the_mapping_network_takes_its_own_small_steps(tiny_settings):
     assert rates.pop("mapping") == tiny_settings.learning_rate_mapping
     assert set(rates.values()) == {tiny_settings.learning_rate}
     group = method_of(tiny_settings).optimisers()["generator"].param_groups[0]
-    assert (group["betas"], group["weight_decay"]) == ((0.0, 0.99), 1e-4)
+    assert (group["betas"], group["weight_decay"]) == ((0.5, 0.99), 1e-4)
+    paper = tiny_settings.model_copy(update={"beta1": resolve(preset="paper").beta1})
+    assert method_of(paper).optimisers()["generator"].param_groups[0]["betas"] == (0.0, 0.99)
 
 
 def test_a_step_is_a_function_of_weights_batch_and_step(tiny_settings):
