@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from attcl_cli import checkpoint, complete, console, devices, score, splits
+from attcl_cli import checkpoint, complete, console, devices, pairs, score, splits
 from attcl_cli.cohort import write_cohort
 from attcl_cli.commands import score_report
 from attcl_cli.commands.arguments import Talk
@@ -56,7 +56,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
     with console.progress(len(plan.jobs), "complete", quiet=talk.quiet) as bar:
         for completed in complete.run(plan, method, device=place):
             bar(completed.case)
-    scored = score.plan(data, whole, output / "out", made, split="train")
+    scored = pairs.plan(data, whole, output / "out", made, split="train")
     rows: list[score.Row] = []
     with console.progress(len(scored.jobs), "score", quiet=talk.quiet) as bar:
         for found in score.run(scored, _MEASURES, folder=output):

@@ -1,7 +1,7 @@
-"""Completed volumes against the hidden truths: which pairs are compared, their scores, and a summary.
+"""Completed volumes against the hidden truths: a row a volume, region and metric, and the figures of groups.
 
-`plan` looks at names and headers and decides everything; `run` reads each case once and yields its rows; `summarise`
-turns rows into figures. What a metric is stands in `metrics`; the networks that some need are passed in.
+`run` reads each case once and yields its rows; `summarise` turns rows into figures. What is compared with what is in
+`pairs`, what a metric is in `metrics`; the networks that some need are passed in.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from attcl_cli import __version__, metrics, volume
-from attcl_cli.dataset import SEGMENTATION, Case, Dataset
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError
 from attcl_cli.feature_store import (
     KERNEL_IMAGES,
     SLICE_POLICY,
@@ -30,13 +29,12 @@ from attcl_cli.feature_store import (
     shown_slices,
     to_bytes,
 )
-from attcl_cli.files import read_json, write_json, write_whole
+from attcl_cli.files import write_json, write_whole
 from attcl_cli.overlap import read_ahead
-from attcl_cli.splits import Splits
+from attcl_cli.pairs import Job, Plan, Target
 from attcl_cli.volume import Array
 
 SCHEMA_VERSION = 1
-SPLITS = ("train", "val", "test", "all")
 SYNTHETIC, COPY, MEAN, ZEROS = "synthetic", "copy", "mean", "zeros"
 BASELINES = (COPY, MEAN, ZEROS)
 _DIVERSITY_STEP = 8  # every n-th of the training slices is sampled
@@ -113,54 +111,6 @@ Draw = Callable[[volume.Volume, Array, str, str, Array], Iterator[Array]]
 
 
 @dataclass(frozen=True)
-class Target:
-    """One volume to score; `made` is empty where it is missing, or comes from a network (`--directions`)."""
-
-    modality: str
-    truth: tuple[Path, ...]
-    made: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Job:
-    """All volumes of one case that were made from one source.
-
-    Attributes:
-        case: its id.
-        source: the modality that they were made from.
-        present: what the case has, modality -> files; the source is among them.
-        targets: what is scored.
-        segmentation: the label map; empty where there is none.
-    """
-
-    case: str
-    source: str
-    present: Mapping[str, tuple[Path, ...]]
-    targets: tuple[Target, ...]
-    segmentation: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared.
-
-    Attributes:
-        jobs: a case and source each.
-        missing: (case, modality) that should have been completed and is not there.
-        truth: the folder of the truths.
-    """
-
-    jobs: tuple[Job, ...]
-    missing: tuple[tuple[str, str], ...]
-    truth: Path
-
-    @property
-    def volumes(self) -> int:
-        """How many volumes are scored."""
-        return sum(len(job.targets) for job in self.jobs)
-
-
-@dataclass(frozen=True)
 class Row:
     """A line of `scores.csv`."""
 
@@ -229,115 +179,6 @@ class Measures:
     draw: Draw | None = None
     batch_size: int = 32
     cache: Path | None = None
-
-
-def plan(
-    data: Dataset,
-    truth: Dataset,
-    output: Path,
-    splits: Splits | None,
-    *,
-    split: str = "test",
-    allow_missing: bool = False,
-) -> Plan:
-    """Lists every hidden truth and the completed volume that belongs to it; checks that all are there and fit.
-
-    Args:
-        data: the incomplete dataset.
-        truth: the complete one.
-        output: the completed folder.
-        splits: what was hidden; None: every volume that `truth` has and `data` has not.
-        split: one of `SPLITS`.
-        allow_missing: count missing volumes instead of refusing.
-
-    Raises:
-        AttclError: everything that is wrong, together.
-    """
-    whole = {case.id: case for case in truth.cases}
-    modal_list = data.by_frequency()
-    jobs: list[Job] = []
-    missing: list[tuple[str, str]] = []
-    problems: list[AttclError] = []
-    for case in _cases_of(data, splits, split):
-        real = whole.get(case.id)
-        hidden = () if real is None else [name for name in data.missing(case) if name in real.files]
-        if splits is not None:
-            wanted = next(
-                item.hidden
-                for part in splits.splits.values()
-                for item in part
-                if item.case == case.id
-            )
-            problems += [
-                AttclError(
-                    f"{truth.root}: no {name} of {case.id}, wanted the truth that was hidden",
-                    "name the complete dataset with --truth",
-                )
-                for name in wanted
-                if name not in hidden
-            ]
-            hidden = [name for name in wanted if name in hidden]
-        by_source: dict[str, list[Target]] = {}
-        for name in hidden:
-            assert real is not None  # nothing is hidden of a case that the truth lacks
-            files = tuple(output / file for file in data.place(case, name))
-            there = files if all(file.is_file() for file in files) else ()
-            target = Target(name, truth.paths(real, name), there)
-            if there:
-                problems += _unlike(target)
-            else:
-                missing.append((case.id, name))
-                continue
-            source = _source(output, data, case, name, modal_list)
-            by_source.setdefault(source, []).append(target)
-        present = {name: data.paths(case, name) for name in case.files}
-        jobs += [
-            Job(case.id, source, present, tuple(targets), _segmentation(truth, real))
-            for source, targets in by_source.items()
-        ]
-    if missing and not allow_missing:
-        case_id, name = missing[0]
-        problems.append(
-            AttclError(
-                f"{output}: {len(missing)} hidden volumes were not completed, "
-                f"wanted all (the first: {name} of {case_id})",
-                "finish attcl complete, or count them with --allow-missing",
-            )
-        )
-    raise_all(problems)
-    if not jobs and not missing:
-        raise AttclError(
-            f"{data.root}: nothing is hidden in the {split} split, wanted truths to compare with",
-            "choose another --split (train, val, test or all)",
-        )
-    return Plan(tuple(jobs), tuple(missing), truth.root)
-
-
-def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "test") -> Plan:
-    """Every ordered pair of modalities that a case really has (the paper's Table 2).
-
-    Args:
-        truth: the complete dataset.
-        splits: which cases belong to which split; None: all are scored.
-        split: one of `SPLITS`.
-
-    Raises:
-        AttclError: no case has two modalities.
-    """
-    jobs = []
-    for case in _cases_of(truth, splits, split):
-        paths = {name: truth.paths(case, name) for name in case.files}
-        for source, files in paths.items():
-            others = tuple(Target(name, paths[name], ()) for name in paths if name != source)
-            if others:
-                own = {source: files}
-                jobs.append(Job(case.id, source, own, others, _segmentation(truth, case)))
-    if not jobs:
-        raise AttclError(
-            f"{truth.root}: no case of the {split} split has two modalities, wanted pairs",
-            "choose another --split, or name the complete dataset with --truth",
-        )
-    return Plan(tuple(jobs), (), truth.root)
 
 
 def run(plan: Plan, measures: Measures, *, folder: Path, workers: int = 2) -> Iterator[list[Row]]:
@@ -538,49 +379,6 @@ def _unit(image: Array, brain: Array) -> Array:
     if scale is None:
         return np.zeros(image.shape, dtype=np.float32)
     return np.where(brain, metrics.to_unit(image, scale.low, scale.high), np.float32(0))
-
-
-def _cases_of(dataset: Dataset, splits: Splits | None, split: str) -> list[Case]:
-    if split not in SPLITS:
-        raise UsageError(f"--split: {split!r}, wanted one of {', '.join(SPLITS)}")
-    if splits is None or split == "all":
-        return list(dataset.cases)
-    chosen = set(splits.names(split))
-    return [case for case in dataset.cases if case.id in chosen]
-
-
-def _unlike(target: Target) -> list[AttclError]:
-    """A completed volume must lie on its truth's grid."""
-    try:
-        difference = volume.read_grid(target.made).differs_from(volume.read_grid(target.truth))
-    except AttclError as error:
-        return [error]
-    if not difference:
-        return []
-    return [
-        AttclError(
-            f"{target.made[0]}: {difference} of the truth {target.truth[0]}, wanted the same grid",
-            "remove this file and run attcl complete again",
-        )
-    ]
-
-
-def _source(
-    output: Path, data: Dataset, case: Case, modality: str, modal_list: Sequence[str]
-) -> str:
-    """What the label beside a completed volume says it was made from; without one, Algorithm 1's source."""
-    label = output / data.place_label(case, modality)
-    found = None
-    if label.is_file():
-        told = read_json(label)
-        found = told.get("source", {}).get("modality") if isinstance(told, dict) else None
-    if isinstance(found, str) and found in case.files:
-        return found
-    return next(name for name in modal_list if name in case.files)
-
-
-def _segmentation(truth: Dataset, case: Case | None) -> tuple[Path, ...]:
-    return truth.paths(case, SEGMENTATION) if case is not None and case.segmentation else ()
 
 
 # --- Scores of one volume -------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from skimage.metrics import structural_similarity
 from test_features import alexnet_state
 
-from attcl_cli import feature_files, feature_store, features, score, volume
+from attcl_cli import feature_files, feature_store, features, pairs, score, volume
 from attcl_cli.dataset import open_dataset
 from attcl_cli.splits import read_splits
 
@@ -286,8 +286,8 @@ class Counting:
         return self.network(slices)
 
 
-def plan_of(folders: SimpleNamespace) -> score.Plan:
-    return score.plan(open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None)
+def plan_of(folders: SimpleNamespace) -> pairs.Plan:
+    return pairs.plan(open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None)
 
 
 def distances_of(folders, tmp_path, network, name: str, *, batch_size: int = 32, cache=None):
@@ -453,3 +453,12 @@ def test_a_direction_scores_what_complete_writes(attcl, scored, folders, trained
     assert scored("--directions", "-w", trained_run, "--ssim")[0] == 0
     # Rounded to integers on disk, and its brain made of all modalities that are there.
     assert value() == pytest.approx(written, abs=0.02)
+
+
+def test_a_case_that_the_splits_list_is_never_left_out(attcl, phantom_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attcl("prepare-splits", phantom_root, "--sizes", "3/0/1")[0] == 0
+    lost = read_splits(tmp_path / "data").names("test")[0]
+    shutil.rmtree(tmp_path / "data" / lost)
+    code, _, err = attcl("score")
+    assert code == 1 and f"data: no case {lost}" in err

@@ -10,6 +10,7 @@ from typing import Any
 from attcl_cli import __version__, console, pictures, report, score
 from attcl_cli.commands.arguments import Talk
 from attcl_cli.feature_store import FEW_IMAGES
+from attcl_cli.pairs import Plan
 from attcl_cli.report import Distribution
 from attcl_cli.score import (
     BRAIN,
@@ -19,7 +20,6 @@ from attcl_cli.score import (
     WHOLE,
     Figure,
     Measures,
-    Plan,
     Row,
 )
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli import console, splits
+from attcl_cli import console, pairs, splits
 from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.dataset import Dataset
 from attcl_cli.errors import AttclError, IncompleteError, UsageError
@@ -79,9 +79,9 @@ def score(
     from attcl_cli.commands import score_report
 
     if wanted.directions:
-        plan = scoring.plan_directions(whole, made, split=split)
+        plan = pairs.plan_directions(whole, made, split=split)
     else:
-        plan = scoring.plan(data, whole, cpl, made, split=split, allow_missing=allow_missing)
+        plan = pairs.plan(data, whole, cpl, made, split=split, allow_missing=allow_missing)
     if dry_run:
         told = {"volumes": plan.volumes, "missing": len(plan.missing), "metrics": wanted.names}
         _say_plan(told, output, talk)

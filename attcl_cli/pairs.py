@@ -1,0 +1,234 @@
+"""Which volumes are compared with which: every hidden truth beside the completed volume, or every direction.
+
+Looks at names and headers only, and refuses to leave a volume out silently; what the scores are is `score`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from attcl_cli import volume
+from attcl_cli.dataset import SEGMENTATION, Case, Dataset
+from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.files import read_json
+from attcl_cli.splits import Splits
+
+SPLITS = ("train", "val", "test", "all")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One volume to score; `made` is empty where it is missing, or comes from a network (`--directions`)."""
+
+    modality: str
+    truth: tuple[Path, ...]
+    made: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """All volumes of one case that were made from one source.
+
+    Attributes:
+        case: its id.
+        source: the modality that they were made from.
+        present: what the case has, modality -> files; the source is among them.
+        targets: what is scored.
+        segmentation: the label map; empty where there is none.
+    """
+
+    case: str
+    source: str
+    present: Mapping[str, tuple[Path, ...]]
+    targets: tuple[Target, ...]
+    segmentation: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        jobs: a case and source each.
+        missing: (case, modality) that should have been completed and is not there.
+        truth: the folder of the truths.
+    """
+
+    jobs: tuple[Job, ...]
+    missing: tuple[tuple[str, str], ...]
+    truth: Path
+
+    @property
+    def volumes(self) -> int:
+        """How many volumes are scored."""
+        return sum(len(job.targets) for job in self.jobs)
+
+
+def plan(
+    data: Dataset,
+    truth: Dataset,
+    output: Path,
+    splits: Splits | None,
+    *,
+    split: str = "test",
+    allow_missing: bool = False,
+) -> Plan:
+    """Lists every hidden truth and the completed volume that belongs to it; checks that all are there and fit.
+
+    Args:
+        data: the incomplete dataset.
+        truth: the complete one.
+        output: the completed folder.
+        splits: what was hidden; None: every volume that `truth` has and `data` has not.
+        split: one of `SPLITS`.
+        allow_missing: count missing volumes instead of refusing.
+
+    Raises:
+        AttclError: everything that is wrong, together.
+    """
+    modal_list = data.by_frequency()
+    jobs: list[Job] = []
+    missing: list[tuple[str, str]] = []
+    problems: list[AttclError] = []
+    for case, real, hidden in _hidden(data, truth, splits, split, problems):
+        by_source: dict[str, list[Target]] = {}
+        for name in hidden:
+            files = tuple(output / file for file in data.place(case, name))
+            if not all(file.is_file() for file in files):
+                missing.append((case.id, name))
+                continue
+            target = Target(name, truth.paths(real, name), files)
+            problems += _unlike(target)
+            source = _source(output, data, case, name, modal_list)
+            by_source.setdefault(source, []).append(target)
+        present = {name: data.paths(case, name) for name in case.files}
+        jobs += [
+            Job(case.id, source, present, tuple(targets), _segmentation(truth, real))
+            for source, targets in by_source.items()
+        ]
+    if missing and not allow_missing:
+        case_id, name = missing[0]
+        problems.append(
+            AttclError(
+                f"{output}: {len(missing)} hidden volumes were not completed, "
+                f"wanted all (the first: {name} of {case_id})",
+                "finish attcl complete, or count them with --allow-missing",
+            )
+        )
+    raise_all(problems)
+    if not jobs and not missing:
+        raise AttclError(
+            f"{data.root}: nothing is hidden in the {split} split, wanted truths to compare with",
+            "choose another --split (train, val, test or all)",
+        )
+    return Plan(tuple(jobs), tuple(missing), truth.root)
+
+
+def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "test") -> Plan:
+    """Every ordered pair of modalities that a case really has (the paper's Table 2).
+
+    Args:
+        truth: the complete dataset.
+        splits: which cases belong to which split; None: all are scored.
+        split: one of `SPLITS`.
+
+    Raises:
+        AttclError: no case has two modalities.
+    """
+    jobs = []
+    chosen = _chosen(splits, split)
+    for case in truth.cases:
+        if chosen is not None and case.id not in chosen:
+            continue
+        paths = {name: truth.paths(case, name) for name in case.files}
+        for source, files in paths.items():
+            others = tuple(Target(name, paths[name], ()) for name in paths if name != source)
+            if others:
+                own = {source: files}
+                jobs.append(Job(case.id, source, own, others, _segmentation(truth, case)))
+    if not jobs:
+        raise AttclError(
+            f"{truth.root}: no case of the {split} split has two modalities, wanted pairs",
+            "choose another --split, or name the complete dataset with --truth",
+        )
+    return Plan(tuple(jobs), (), truth.root)
+
+
+def _chosen(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | None:
+    """Case -> what was hidden of it; None where nobody wrote it down."""
+    if split not in SPLITS:
+        raise UsageError(f"--split: {split!r}, wanted one of {', '.join(SPLITS)}")
+    if splits is None:
+        return None
+    names = splits.splits if split == "all" else (split,)
+    return {item.case: item.hidden for name in names for item in splits.splits[name]}
+
+
+def _hidden(
+    data: Dataset, truth: Dataset, splits: Splits | None, split: str, problems: list[AttclError]
+) -> Iterator[tuple[Case, Case, Sequence[str]]]:
+    """(incomplete case, true case, what is hidden); what should be there and is not goes to `problems`."""
+    ours = {case.id: case for case in data.cases}
+    theirs = {case.id: case for case in truth.cases}
+    chosen = _chosen(splits, split)
+    if chosen is None:  # what the truth has and the data has not
+        for case_id in sorted(ours.keys() & theirs.keys()):
+            case, real = ours[case_id], theirs[case_id]
+            yield case, real, [name for name in data.missing(case) if name in real.files]
+        return
+    for case_id, hidden in chosen.items():
+        if case_id not in ours:
+            problems.append(
+                AttclError(
+                    f"{data.root}: no case {case_id}, wanted every case that splits.json lists",
+                    "run attcl prepare-splits again",
+                )
+            )
+            continue
+        found = theirs[case_id].files if case_id in theirs else {}
+        lost = [name for name in hidden if name not in found]
+        problems += [
+            AttclError(
+                f"{truth.root}: no {name} of {case_id}, wanted the truth that was hidden",
+                "name the complete dataset with --truth",
+            )
+            for name in lost
+        ]
+        if not lost:
+            yield ours[case_id], theirs[case_id], hidden
+
+
+def _unlike(target: Target) -> list[AttclError]:
+    """A completed volume must lie on its truth's grid."""
+    try:
+        difference = volume.read_grid(target.made).differs_from(volume.read_grid(target.truth))
+    except AttclError as error:
+        return [error]
+    if not difference:
+        return []
+    return [
+        AttclError(
+            f"{target.made[0]}: {difference} of the truth {target.truth[0]}, wanted the same grid",
+            "remove this file and run attcl complete again",
+        )
+    ]
+
+
+def _source(
+    output: Path, data: Dataset, case: Case, modality: str, modal_list: Sequence[str]
+) -> str:
+    """What the label beside a completed volume says it was made from; without one, Algorithm 1's source."""
+    label = output / data.place_label(case, modality)
+    found = None
+    if label.is_file():
+        told = read_json(label)
+        found = told.get("source", {}).get("modality") if isinstance(told, dict) else None
+    if isinstance(found, str) and found in case.files:
+        return found
+    return next(name for name in modal_list if name in case.files)
+
+
+def _segmentation(truth: Dataset, case: Case | None) -> tuple[Path, ...]:
+    return truth.paths(case, SEGMENTATION) if case is not None and case.segmentation else ()
