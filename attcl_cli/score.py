@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
@@ -184,22 +185,29 @@ class Measures:
 def run(plan: Plan, measures: Measures, *, folder: Path, workers: int = 2) -> Iterator[list[Row]]:
     """Scores case by case; yields the rows of each job. Memory holds a handful of cases, however many there are.
 
+    Threads read the next cases and compute their image scores while the networks are busy with this one.
+
     Args:
         plan: what is compared.
         measures: what is measured.
         folder: a folder for the features of slices, which `summarise` reads; removed by the caller.
-        workers: cases read ahead.
+        workers: cases in the making.
 
     Raises:
         AttclError: a file cannot be read, or the shapes of a case differ.
     """
-    session = _Session(measures, _store(measures, folder))
-    for _, future in read_ahead(_read, plan.jobs, depth=workers):
-        loaded = future.result()
-        rows: list[Row] = []
-        for shown in _predictions(loaded, measures):
-            rows += session.score(loaded, shown)
-        yield rows
+    networks = _Networks(measures, _store(measures, folder))
+
+    def measure(job: Job) -> list[_Measured]:
+        loaded = _read(job)
+        return [_measure(loaded, shown, measures) for shown in _predictions(loaded, measures)]
+
+    for job, future in read_ahead(measure, plan.jobs, depth=workers):
+        yield [
+            Row(job.case, item.target.modality, job.source, region, name, value, item.prediction)
+            for item in future.result()
+            for (name, region), value in (item.found | networks.score(job, item)).items()
+        ]
 
 
 def summarise(
@@ -384,97 +392,97 @@ def _unit(image: Array, brain: Array) -> Array:
 # --- Scores of one volume -------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The image scores of a prediction, and what the networks need of it."""
+
+    target: Target
+    prediction: str
+    found: dict[tuple[str, str], float]  # (metric, region) -> value
+    slices: tuple[Array, Array] | None  # real and predicted, (N, H, W) uint8
+    source: (
+        tuple[volume.Volume, Array, Array] | None
+    )  # volume, brain, slice indices; to draw samples of
+
+
+def _measure(loaded: _Loaded, shown: Shown, measures: Measures) -> _Measured:
+    wanted = set(measures.metrics)
+    synthetic = shown.prediction == SYNTHETIC
+    found: dict[tuple[str, str], float] = {}
+    if synthetic or shown.prediction == COPY or measures.baselines:
+        regions: dict[str, Array | None] = {BRAIN: shown.brain, WHOLE: None}
+        if loaded.tumour is not None:
+            regions[TUMOUR] = loaded.tumour
+        found |= _image_scores(shown, regions, wanted)
+    if "ssim-brasyn" in wanted and loaded.tumour is not None:
+        pair = metrics.ssim_brasyn(shown.raw, shown.raw_truth, loaded.tumour)
+        found |= {("ssim-brasyn", TUMOUR): pair[0], ("ssim-brasyn", HEALTHY): pair[1]}
+    slices = source = None
+    if (synthetic or measures.baselines) and (measures.embed or "lpips" in wanted):
+        slices = _slices(shown)
+    if synthetic and "lpips-diversity" in wanted:
+        indices = shown_slices(shown.brain)[::_DIVERSITY_STEP]
+        brain = volume.brain_of([item.data for item in loaded.present.values()])
+        source = loaded.present[loaded.job.source], brain, indices
+    return _Measured(shown.target, shown.prediction, found, slices, source)
+
+
+def _slices(shown: Shown) -> tuple[Array, Array]:
+    """The slices that networks see, of truth and prediction."""
+    indices = shown_slices(shown.brain)
+    image = shown.raw
+    if shown.prediction != SYNTHETIC:  # of another modality: brought into the truth's window
+        span = np.float32(shown.scale.high - shown.scale.low)
+        image = shown.scale.low + shown.image * span
+    real, made = (
+        grey(data, shown.scale, shown.brain, indices) for data in (shown.raw_truth, image)
+    )
+    return real, made
+
+
 @dataclass
-class _Session:
-    """What is kept between the volumes of a run."""
+class _Networks:
+    """The scores that networks give; one volume after the other."""
 
     measures: Measures
     store: FeatureStore | None
     _seen: tuple[object, list[Any]] = field(default=(None, []), init=False)
 
-    def score(self, loaded: _Loaded, shown: Shown) -> list[Row]:
-        """All scores of one prediction."""
-        job, wanted = loaded.job, set(self.measures.metrics)
-        synthetic, all_of_them = shown.prediction == SYNTHETIC, self.measures.baselines
+    def score(self, job: Job, item: _Measured) -> dict[tuple[str, str], float]:
+        """Notes the features for FID and its like; returns LPIPS and its diversity."""
         found: dict[tuple[str, str], float] = {}
-        if synthetic or shown.prediction == COPY or all_of_them:
-            regions: dict[str, Array | None] = {BRAIN: shown.brain, WHOLE: None}
-            if loaded.tumour is not None:
-                regions[TUMOUR] = loaded.tumour
-            found |= _image_scores(shown, regions, wanted)
-        if "ssim-brasyn" in wanted and loaded.tumour is not None:
-            pair = metrics.ssim_brasyn(shown.raw, shown.raw_truth, loaded.tumour)
-            found |= {("ssim-brasyn", TUMOUR): pair[0], ("ssim-brasyn", HEALTHY): pair[1]}
-        if synthetic or all_of_them:
-            found |= self._by_networks(job, shown)
-        if "lpips-diversity" in wanted and synthetic:
-            found["lpips-diversity", WHOLE] = self._diversity(loaded, shown)
-        return [
-            Row(job.case, shown.target.modality, job.source, region, name, value, shown.prediction)
-            for (name, region), value in found.items()
-        ]
+        if item.slices is not None and self.store is not None:
+            origin = {"source": job.source, "modality": item.target.modality}
+            self.store.add({**origin, "prediction": item.prediction}, *item.slices)
+        if item.slices is not None and "lpips" in self.measures.metrics:
+            found["lpips", WHOLE] = self._distance(item.target, *item.slices)
+        if item.source is not None:
+            found["lpips-diversity", WHOLE] = self._diversity(job, item)
+        return found
 
-    def _by_networks(self, job: Job, shown: Shown) -> dict[tuple[str, str], float]:
-        """Notes the features for FID and its like; returns LPIPS."""
-        wants_lpips = "lpips" in self.measures.metrics
-        if self.store is None and not wants_lpips:
-            return {}
-        indices = shown_slices(shown.brain)
-        image = shown.raw
-        if shown.prediction != SYNTHETIC:  # of another modality: brought into the truth's window
-            span = np.float32(shown.scale.high - shown.scale.low)
-            image = shown.scale.low + shown.image * span
-        real, made = (
-            grey(data, shown.scale, shown.brain, indices) for data in (shown.raw_truth, image)
-        )
-        if self.store is not None:
-            origin = {"source": job.source, "modality": shown.target.modality}
-            self.store.add({**origin, "prediction": shown.prediction}, real, made)
-        if not wants_lpips:
-            return {}
-        perceptual = self._perceptual()
-        values = [
-            perceptual.between(true, perceptual.embed(block)).numpy()
-            for true, block in zip(
-                self._embedded(shown.target, real), self._batches(made), strict=True
-            )
-        ]
-        return {("lpips", WHOLE): _mean_of(values)}
-
-    def _embedded(self, target: Target, real: Array) -> list[Any]:
-        """The truth's LPIPS features, kept while its predictions are compared."""
+    def _distance(self, target: Target, real: Array, made: Array) -> float:
+        """LPIPS, mean over slices; the truth's features are kept while its predictions are compared."""
         if self._seen[0] is not target:
-            perceptual = self._perceptual()
-            self._seen = (target, [perceptual.embed(block) for block in self._batches(real)])
-        return self._seen[1]
+            self._seen = (target, self._embedded(real))
+        return _mean_between(self._perceptual(), self._seen[1], self._embedded(made))
 
-    def _diversity(self, loaded: _Loaded, shown: Shown) -> float:
+    def _diversity(self, job: Job, item: _Measured) -> float:
         """The mean pairwise LPIPS of the samples of a slice, mean over slices (StarGAN v2, Section 4)."""
-        assert self.measures.draw is not None  # asked for by whoever asks for the metric
-        job, perceptual = loaded.job, self._perceptual()
-        indices = shown_slices(shown.brain)[::_DIVERSITY_STEP]
-        brain = volume.brain_of([item.data for item in loaded.present.values()])
-        drawn = self.measures.draw(
-            loaded.present[job.source], brain, job.source, shown.target.modality, indices
-        )
-        looks = [
-            [perceptual.embed(block) for block in self._batches(to_bytes(sample))]
-            for sample in drawn
-        ]
-        values = [
-            perceptual.between(first, second).numpy()
-            for index, one in enumerate(looks)
-            for other in looks[index + 1 :]
-            for first, second in zip(one, other, strict=True)
-        ]
-        return _mean_of(values)
+        assert self.measures.draw is not None  # given by whoever asks for the metric
+        assert item.source is not None  # as `score` has seen
+        source, brain, indices = item.source
+        drawn = self.measures.draw(source, brain, job.source, item.target.modality, indices)
+        looks = [self._embedded(to_bytes(sample)) for sample in drawn]
+        pairs = itertools.combinations(looks, 2)
+        return fmean(_mean_between(self._perceptual(), one, other) for one, other in pairs)
+
+    def _embedded(self, slices: Array) -> list[Any]:
+        embed = self._perceptual().embed
+        return [embed(block) for block in batches(slices, self.measures.batch_size)]
 
     def _perceptual(self) -> Perceptual:
-        assert self.measures.perceptual is not None  # asked for by whoever asks for the metric
+        assert self.measures.perceptual is not None  # given by whoever asks for the metric
         return self.measures.perceptual
-
-    def _batches(self, slices: Array) -> Iterator[Any]:
-        return batches(slices, self.measures.batch_size)
 
 
 def _store(measures: Measures, folder: Path) -> FeatureStore | None:
@@ -484,7 +492,11 @@ def _store(measures: Measures, folder: Path) -> FeatureStore | None:
     return FeatureStore(measures.embed, folder, cache, measures.batch_size)
 
 
-def _mean_of(values: Sequence[Array]) -> float:
+def _mean_between(perceptual: Perceptual, first: Sequence[Any], second: Sequence[Any]) -> float:
+    """LPIPS of slices embedded in batches, mean over all of them; NaN for none."""
+    values = [
+        perceptual.between(one, other).numpy() for one, other in zip(first, second, strict=True)
+    ]
     return float(np.concatenate(values).mean()) if values else float("nan")
 
 
