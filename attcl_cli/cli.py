@@ -361,8 +361,11 @@ def score(
         ),
     ] = "inception",
     split: Annotated[
-        str, typer.Option("--split", help="Which cases are scored: train, val, test or all.")
-    ] = "test",
+        Literal["train", "val", "test", "all"] | None,
+        typer.Option(
+            "--split", help="Which cases are scored.  [default: test; all without splits.json]"
+        ),
+    ] = None,
     directions: Annotated[
         bool,
         typer.Option(
@@ -372,7 +375,7 @@ def score(
     baselines: Annotated[
         bool,
         typer.Option(
-            "--baselines", help="Score copies, means of the sources and zeros by every metric, too."
+            "--baselines", help="Score copies, means of the sources and zeros by the networks, too."
         ),
     ] = False,
     weights: Annotated[

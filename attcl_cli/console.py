@@ -101,7 +101,9 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
 
     if not rows:
         return
-    shown = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    if title:  # Rich would wrap it to the width of the columns
+        result(title)
+    shown = Table(box=None, pad_edge=False)
     for index, column in enumerate(rows[0]):
         shown.add_column(
             column, justify="left" if index == 0 or isinstance(rows[0][column], str) else "right"

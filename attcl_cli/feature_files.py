@@ -150,7 +150,8 @@ def _unavailable(file: FeatureFile, reason: str) -> AttclError:
     return AttclError(
         f"{file.name}: not in {folders}, and not downloaded ({reason}), "
         f"wanted {file.size_bytes} bytes with SHA-256 {file.sha256}",
-        f"download {file.url} on a machine with a connection and put it into {_folders()[0]}"
+        f"download {file.url} on a machine with a connection and put it into {_folders()[0]} "
+        "(or a folder that ATTCL_WEIGHTS names); or leave this score out"
         + (f"; {file.instead}" if file.instead else ""),
     )
 

@@ -20,6 +20,7 @@ from attcl_cli.files import read_json, write_json, write_whole
 from attcl_cli.volume import Array
 
 FEW_IMAGES = 2048  # the length of Inception's features: fewer images have a singular covariance
+KERNEL_DISTANCES = ("kid", "kd-effnet")
 KERNEL_IMAGES = 5_000  # drawn of each side where there are more
 SLICE_POLICY = "slices at 20 to 80 % of the height, 8 bit, window of the real volume's 0.5 and 99.5 percentiles"
 
@@ -94,7 +95,7 @@ class FeatureStore:
         """The distances between real and generated slices, group by group.
 
         Args:
-            names: which of `fid`, `fd-effnet`, `kid`.
+            names: which of `fid`, `fd-effnet` and `KERNEL_DISTANCES`.
             groups_of: (source, modality) -> the groups that such a volume counts in.
             seed: draws the slices of KID where there are too many.
 
@@ -118,7 +119,7 @@ class FeatureStore:
         for name in names:
             if count < 2:  # noqa: PLR2004 - no covariance of one slice
                 found[name] = float("nan")
-            elif name == "kid":
+            elif name in KERNEL_DISTANCES:
                 found[name] = metrics.kernel_distance(*(_drawn(side, seed) for side in sides))
             else:
                 real, made = (self._moments(side) for side in sides)

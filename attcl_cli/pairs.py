@@ -6,8 +6,9 @@ Looks at names and headers only, and refuses to leave a volume out silently; wha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from attcl_cli import volume
 from attcl_cli.dataset import SEGMENTATION, Case, Dataset
@@ -54,11 +55,13 @@ class Plan:
         jobs: a case and source each.
         missing: (case, modality) that should have been completed and is not there.
         truth: the folder of the truths.
+        weights: SHA-256 -> name of the weights that the labels beside the completed volumes tell of.
     """
 
     jobs: tuple[Job, ...]
     missing: tuple[tuple[str, str], ...]
     truth: Path
+    weights: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def volumes(self) -> int:
@@ -72,7 +75,7 @@ def plan(
     output: Path,
     splits: Splits | None,
     *,
-    split: str = "test",
+    split: str = "all",
     allow_missing: bool = False,
 ) -> Plan:
     """Lists every hidden truth and the completed volume that belongs to it; checks that all are there and fit.
@@ -91,6 +94,12 @@ def plan(
     modal_list = data.by_frequency()
     jobs: list[Job] = []
     missing: list[tuple[str, str]] = []
+    weights: dict[str, str] = {}
+    if not output.is_dir():
+        raise AttclError(
+            f"{output}: no such folder, wanted the completed volumes",
+            "name it with --cpl, or make it with attcl complete",
+        )
     problems: list[AttclError] = []
     for case, real, hidden in _hidden(data, truth, splits, split, problems):
         by_source: dict[str, list[Target]] = {}
@@ -101,7 +110,10 @@ def plan(
                 continue
             target = Target(name, truth.paths(real, name), files)
             problems += _unlike(target)
-            source = _source(output, data, case, name, modal_list)
+            label = _label(output / data.place_label(case, name))
+            if made_by := label.get("weights"):
+                weights[made_by["sha256"]] = made_by["name"]
+            source = _source(label, case, modal_list)
             by_source.setdefault(source, []).append(target)
         present = {name: data.paths(case, name) for name in case.files}
         jobs += [
@@ -112,21 +124,23 @@ def plan(
         case_id, name = missing[0]
         problems.append(
             AttclError(
-                f"{output}: {len(missing)} hidden volumes were not completed, "
-                f"wanted all (the first: {name} of {case_id})",
+                f"{output}: {name} of {case_id} was not completed"
+                + (f", nor were {len(missing) - 1} more" if len(missing) > 1 else "")
+                + f", wanted all volumes hidden in the {split} split",
                 "finish attcl complete, or count them with --allow-missing",
             )
         )
     raise_all(problems)
     if not jobs and not missing:
         raise AttclError(
-            f"{data.root}: nothing is hidden in the {split} split, wanted truths to compare with",
+            f"{data.root}: nothing is hidden in {'any' if split == 'all' else f'the {split}'} split, "
+            "wanted truths to compare with",
             "choose another --split (train, val, test or all)",
         )
-    return Plan(tuple(jobs), tuple(missing), truth.root)
+    return Plan(tuple(jobs), tuple(missing), truth.root, weights)
 
 
-def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "test") -> Plan:
+def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all") -> Plan:
     """Every ordered pair of modalities that a case really has (the paper's Table 2).
 
     Args:
@@ -161,6 +175,11 @@ def _chosen(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | N
     if split not in SPLITS:
         raise UsageError(f"--split: {split!r}, wanted one of {', '.join(SPLITS)}")
     if splits is None:
+        if split != "all":
+            raise UsageError(
+                f"--split: {split}, but no splits.json says which cases these are, wanted all",
+                "leave --split out: all cases are scored",
+            )
         return None
     names = splits.splits if split == "all" else (split,)
     return {item.case: item.hidden for name in names for item in splits.splits[name]}
@@ -173,6 +192,16 @@ def _hidden(
     ours = {case.id: case for case in data.cases}
     theirs = {case.id: case for case in truth.cases}
     chosen = _chosen(splits, split)
+    if data.root.resolve() == truth.root.resolve():
+        raise UsageError(
+            f"--truth: {truth.root} is the incomplete dataset itself, wanted the complete one",
+            "name the folder that holds the hidden volumes",
+        )
+    if not ours.keys() & theirs.keys():
+        raise UsageError(
+            f"--truth: {truth.root} holds none of the {len(ours)} cases of {data.root}, wanted the same patients",
+            "name the complete dataset",
+        )
     if chosen is None:  # what the truth has and the data has not
         for case_id in sorted(ours.keys() & theirs.keys()):
             case, real = ours[case_id], theirs[case_id]
@@ -201,30 +230,28 @@ def _hidden(
 
 
 def _unlike(target: Target) -> list[AttclError]:
-    """A completed volume must lie on its truth's grid."""
+    """A completed volume must be whole, and lie on its truth's grid."""
+    hint = "remove this file and run attcl complete again"
     try:
-        difference = volume.read_grid(target.made).differs_from(volume.read_grid(target.truth))
+        made = volume.read_grid(target.made)
     except AttclError as error:
-        return [error]
+        return [AttclError(error.message, hint)]
+    difference = made.differs_from(volume.read_grid(target.truth))
     if not difference:
         return []
-    return [
-        AttclError(
-            f"{target.made[0]}: {difference} of the truth {target.truth[0]}, wanted the same grid",
-            "remove this file and run attcl complete again",
-        )
-    ]
+    told = f"{target.made[0]}: {difference} of the truth {target.truth[0]}, wanted the same grid"
+    return [AttclError(told, hint)]
 
 
-def _source(
-    output: Path, data: Dataset, case: Case, modality: str, modal_list: Sequence[str]
-) -> str:
-    """What the label beside a completed volume says it was made from; without one, Algorithm 1's source."""
-    label = output / data.place_label(case, modality)
-    found = None
-    if label.is_file():
-        told = read_json(label)
-        found = told.get("source", {}).get("modality") if isinstance(told, dict) else None
+def _label(path: Path) -> dict[str, Any]:
+    """What the label beside a completed volume says; nothing where there is none."""
+    told = read_json(path) if path.is_file() else {}
+    return told if isinstance(told, dict) else {}
+
+
+def _source(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> str:
+    """What a completed volume was made from; where no label says it, Algorithm 1's source."""
+    found = label.get("source", {}).get("modality")
     if isinstance(found, str) and found in case.files:
         return found
     return next(name for name in modal_list if name in case.files)

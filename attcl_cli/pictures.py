@@ -317,9 +317,12 @@ def _write(
     font = _font(size, bold=bold)
     line = " ".join(text.split())
     if room is not None and draw.textlength(line, font) > room:
-        while line and draw.textlength(line + "\u2026", font) > room:
-            line = line[:-1]
-        line += "\u2026"
+        # What tells names of patients apart stands at their end.
+        kept = len(line)
+        while kept and draw.textlength(line, font) > room:
+            kept -= 1
+            line = " ".join(text.split())
+            line = line[: kept // 2] + "\u2026" + line[len(line) - (kept - kept // 2) :]
     draw.text(at, line, fill=colour, font=font, anchor=anchor)
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from pathlib import Path
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, stdev
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -40,6 +40,7 @@ SYNTHETIC, COPY, MEAN, ZEROS = "synthetic", "copy", "mean", "zeros"
 BASELINES = (COPY, MEAN, ZEROS)
 _DIVERSITY_STEP = 8  # every n-th of the training slices is sampled
 BRAIN, TUMOUR, HEALTHY, WHOLE = "brain", "tumour", "healthy", "whole"
+SLICES = "slices"  # what networks see
 ALL = "all"
 
 IMAGE_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
@@ -66,7 +67,8 @@ KINDS: Mapping[str, Kind] = {
     "nmse": Kind(f"squared error over squared truth; {_OWN}; empty region: undefined"),
     "ssim-brasyn": Kind(
         "the BraSyn challenge's: each volume clipped at its own 0.5 and 99.5 percentiles, times the mask, "
-        "mean over the whole volume",
+        "mean over the whole volume; most of that is background, so zeros score .8 (healthy) and .98 (tumour): "
+        "compare with the baselines only",
         higher_is_better=True,
     ),
     "lpips": Kind(f"mean over slices; {SLICE_POLICY}", network="perceptual"),
@@ -132,6 +134,7 @@ class Figure:
         group: a modality, a direction such as `flair->t1`, or `all`.
         prediction: `synthetic` or the name of a trivial baseline.
         mean: over the n values that are finite; NaN where there is none.
+        sd: of the sample (n - 1); NaN for fewer than two values.
         n: finite values (volumes; of FID, KID and their like generated slices).
         n_missing: volumes of the group that are not there.
         n_undefined: volumes without a value (an empty region).
@@ -162,8 +165,7 @@ class Measures:
 
     Attributes:
         metrics: names, keys of `KINDS`.
-        baselines: also score what costs nothing, by every metric; a copy is always scored by the image metrics, and all
-            of them by the challenge's SSIM, whose figures say nothing alone.
+        baselines: score what costs nothing by the networks, too, as the image metrics always do.
         embed: the network of fid, fd-effnet and kid.
         perceptual: LPIPS.
         predict: makes the volumes that are not on disk (`--directions`).
@@ -237,6 +239,18 @@ def summarise(
     store = _store(measures, folder)
     if store is not None:
         figures += _distances(lost, store, measures, seed)
+    known = {figure.group for figure in figures}
+    figures += [  # nothing of the group is there: it must not vanish from the summary
+        _figure(
+            (group, SYNTHETIC, metric, BRAIN if metric in IMAGE_METRICS else SLICES),
+            [],
+            count,
+            measures,
+        )
+        for group, count in lost.items()
+        if group not in known
+        for metric in measures.metrics
+    ]
     order = {name: place for place, name in enumerate(KINDS)}
     return sorted(
         figures,
@@ -351,10 +365,8 @@ def _predictions(loaded: _Loaded, measures: Measures) -> Iterator[Shown]:
         made |= measures.predict(loaded.present[job.source], brain, job.source, lacking)
     wanted = set(measures.metrics)
     names = [SYNTHETIC]
-    if measures.baselines or "ssim-brasyn" in wanted:
+    if measures.baselines or wanted & set(IMAGE_METRICS):
         names += BASELINES
-    elif wanted & set(IMAGE_METRICS):
-        names.append(COPY)
     source = loaded.present[job.source].data
     mean = None
     if MEAN in names:
@@ -408,12 +420,10 @@ class _Measured:
 def _measure(loaded: _Loaded, shown: Shown, measures: Measures) -> _Measured:
     wanted = set(measures.metrics)
     synthetic = shown.prediction == SYNTHETIC
-    found: dict[tuple[str, str], float] = {}
-    if synthetic or shown.prediction == COPY or measures.baselines:
-        regions: dict[str, Array | None] = {BRAIN: shown.brain, WHOLE: None}
-        if loaded.tumour is not None:
-            regions[TUMOUR] = loaded.tumour
-        found |= _image_scores(shown, regions, wanted)
+    regions: dict[str, Array | None] = {BRAIN: shown.brain, WHOLE: None}
+    if loaded.tumour is not None:
+        regions[TUMOUR] = loaded.tumour
+    found = _image_scores(shown, regions, wanted)
     if "ssim-brasyn" in wanted and loaded.tumour is not None:
         pair = metrics.ssim_brasyn(shown.raw, shown.raw_truth, loaded.tumour)
         found |= {("ssim-brasyn", TUMOUR): pair[0], ("ssim-brasyn", HEALTHY): pair[1]}
@@ -455,9 +465,9 @@ class _Networks:
             origin = {"source": job.source, "modality": item.target.modality}
             self.store.add({**origin, "prediction": item.prediction}, *item.slices)
         if item.slices is not None and "lpips" in self.measures.metrics:
-            found["lpips", WHOLE] = self._distance(item.target, *item.slices)
+            found["lpips", SLICES] = self._distance(item.target, *item.slices)
         if item.source is not None:
-            found["lpips-diversity", WHOLE] = self._diversity(job, item)
+            found["lpips-diversity", SLICES] = self._diversity(job, item)
         return found
 
     def _distance(self, target: Target, real: Array, made: Array) -> float:
@@ -508,12 +518,12 @@ def _image_scores(
     if "ssim" in wanted:
         means = metrics.ssim_of_regions(*pair, regions, data_range=1.0)
         found |= {("ssim", region): value for region, value in means.items()}
-    for name in ("psnr", "nmse"):
-        if name in wanted:
-            function = metrics.METRICS[name].function
-            found |= {
-                (name, region): function(*pair, mask=mask) for region, mask in regions.items()
-            }
+    if "psnr" in wanted:
+        for region, mask in regions.items():
+            found["psnr", region] = metrics.psnr(*pair, data_range=1.0, mask=mask)
+    if "nmse" in wanted:
+        for region in regions.keys() - {WHOLE}:  # where both are 0 nothing is added to either sum
+            found["nmse", region] = metrics.nmse(*pair, mask=regions[region])
     return found
 
 
@@ -533,7 +543,7 @@ def _distances(
     for (group, prediction), (count, values) in store.distances(names, _groups, seed).items():
         for name, value in values.items():
             figure = _figure(
-                (group, prediction, name, WHOLE), [value], lost.get(group, 0), measures
+                (group, prediction, name, SLICES), [value], lost.get(group, 0), measures
             )
             # A distance of two sets is one number: it has no spread, and its n is the generated slices.
             nothing = float("nan")
@@ -554,7 +564,7 @@ def _figure(
         metric=metric,
         region=region,
         mean=fmean(finite) if finite else float("nan"),
-        sd=pstdev(finite) if finite else float("nan"),
+        sd=stdev(finite) if len(finite) > 1 else float("nan"),
         median=median(finite) if finite else float("nan"),
         n=len(finite),
         n_missing=missing if prediction == SYNTHETIC else 0,

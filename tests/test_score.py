@@ -19,7 +19,7 @@ import torch
 from skimage.metrics import structural_similarity
 from test_features import alexnet_state
 
-from attcl_cli import feature_files, feature_store, features, pairs, score, volume
+from attcl_cli import feature_files, feature_store, features, metrics, pairs, score, volume
 from attcl_cli.dataset import open_dataset
 from attcl_cli.splits import read_splits
 
@@ -131,21 +131,23 @@ def test_the_image_scores_are_those_of_other_tools(scored, folders):
         error = ((x - y)[mask] ** 2).mean()
         assert found["ssim", region] == pytest.approx(similarity[mask].mean(), abs=1e-5)
         assert found["psnr", region] == pytest.approx(10 * np.log10(1 / error), abs=1e-3)
-        assert found["nmse", region] == pytest.approx(
-            ((x - y)[mask] ** 2).sum() / (y[mask] ** 2).sum(), rel=1e-4
-        )
+        if region != "whole":  # the same figure as in the brain: nothing is added outside
+            energy = (y[mask] ** 2).sum()
+            assert found["nmse", region] == pytest.approx(
+                ((x - y)[mask] ** 2).sum() / energy, rel=1e-4
+            )
 
 
 def test_a_missing_volume_is_an_error_unless_it_may_be_counted(scored, folders):
     first_made(folders).unlink()
     code, out, err = scored("--ssim")
     assert (code, out) == (1, "")
-    assert "1 hidden volumes" in err and "t2 of Phantom_00000" in err and "--allow-missing" in err
+    assert "t2 of Phantom_00000 was not completed, wanted" in err and "--allow-missing" in err
     assert not folders.scores.exists()
 
     code, _, err = scored("--ssim", "--allow-missing")
     assert code == 3
-    assert "1 of 4 hidden volumes are missing" in err
+    assert "1 of 4 hidden volumes not there, counted" in err
     figures = figures_of(folders.scores)
     assert figures["t2", "synthetic", "ssim", "brain"]["n_missing"] == 1
     assert figures["t2", "synthetic", "ssim", "brain"]["n"] == 1
@@ -156,10 +158,15 @@ def test_a_missing_volume_is_an_error_unless_it_may_be_counted(scored, folders):
 
 
 def test_all_missing_volumes_are_counted_too(scored, folders):
-    shutil.rmtree(folders.cpl)
-    code, _, err = scored("--allow-missing")
+    for file in folders.cpl.rglob("*.nii.gz"):
+        file.unlink()
+    code, _, err = scored("--allow-missing", "--ssim")
     assert code == 3
-    assert "4 of 4 hidden volumes are missing" in err
+    assert "4 of 4 hidden volumes not there" in err
+    figure = figures_of(folders.scores)["t1ce", "synthetic", "ssim", "brain"]
+    assert (figure["mean"], figure["n"], figure["n_missing"]) == (None, 0, 1)
+    page = (folders.scores / "report.html").read_text()
+    assert "t1ce of Phantom_00001" in page
 
 
 def test_a_volume_of_another_shape_is_named(scored, folders):
@@ -196,7 +203,7 @@ def test_without_a_tumour_its_scores_are_undefined_and_counted(scored, folders, 
 
 
 def test_baselines_stand_beside_the_method(scored, folders):
-    assert scored("--ssim", "--baselines")[0] == 0
+    assert scored("--ssim")[0] == 0
     predictions = {row["prediction"] for row in rows_of(folders.scores) if row["metric"] == "ssim"}
     assert predictions == {"synthetic", "copy", "mean", "zeros"}
     figures = figures_of(folders.scores)
@@ -206,8 +213,15 @@ def test_baselines_stand_beside_the_method(scored, folders):
         figures["t2", "mean", "ssim", "brain"]["mean"]
         != figures["t2", "copy", "ssim", "brain"]["mean"]
     )
-    assert scored("--psnr")[0] == 0
-    assert {row["prediction"] for row in rows_of(folders.scores)} == {"synthetic", "copy"}
+    spread = figures["t2", "copy", "ssim", "brain"]
+    values = [
+        float(row["value"])
+        for row in rows_of(folders.scores)
+        if (row["modality"], row["metric"], row["region"], row["prediction"])
+        == ("t2", "ssim", "brain", "copy")
+    ]
+    assert spread["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert figures["t1", "copy", "ssim", "brain"]["sd"] is None  # of one volume
 
 
 def test_the_label_says_which_source_a_copy_is_made_of(scored, folders):
@@ -237,6 +251,8 @@ def test_splits_choose_the_cases_and_name_the_truth(attcl, phantom_root, tmp_pat
     assert code == 1 and "nothing is hidden in the val split" in err
     code, _, err = attcl("score", "--split", "tset")
     assert code == 2 and "'tset'" in err
+    code, _, err = attcl("score", "--cpl", "nowhere")
+    assert code == 1 and "nowhere: no such folder, wanted the completed volumes" in err
 
 
 def test_the_wrong_places_are_refused(attcl, scored, folders, tmp_path):
@@ -246,6 +262,30 @@ def test_the_wrong_places_are_refused(attcl, scored, folders, tmp_path):
     assert code == 2 and "--output" in err
     code, _, err = scored("--truth", tmp_path / "nowhere")
     assert code == 1 and "nowhere: no such folder" in err
+    code, _, err = scored("--truth", folders.ori)
+    assert code == 2 and "is the incomplete dataset itself" in err
+    other = tmp_path / "other"
+    shutil.copytree(folders.truth / "Phantom_00000", other / "Someone")
+    for file in (other / "Someone").iterdir():
+        file.rename(file.with_name(file.name.replace("Phantom_00000", "Someone")))
+    code, _, err = scored("--truth", other)
+    assert code == 2 and "holds none of the 4 cases" in err
+    code, _, err = scored("--split", "val")
+    assert code == 2 and "no splits.json says which cases these are" in err
+
+
+def test_a_damaged_volume_is_to_be_made_again(scored, folders):
+    file = first_made(folders)
+    file.write_bytes(file.read_bytes()[:2000])
+    code, _, err = scored()
+    assert code == 1
+    assert str(file) in err and "remove this file and run attcl complete again" in err
+
+
+def test_a_second_run_says_what_it_replaces(scored, folders):
+    assert scored("--psnr")[0] == 0
+    _, _, err = scored("--nmse")
+    assert "scores of an earlier run are replaced (psnr)" in err
 
 
 def test_the_streams_hold_a_table_of_80_columns_or_one_document(scored, folders):
@@ -254,7 +294,8 @@ def test_the_streams_hold_a_table_of_80_columns_or_one_document(scored, folders)
     assert len(table) > 12 and max(map(len, table)) <= 80
     assert "report.html" in last and "Phantom_00000" in err
     _, out, _ = scored("--json")
-    assert json.loads(out)["volumes"] == 4
+    document = json.loads(out)
+    assert document["volumes"] == 4 and document["scores"][0]["mean"] is not None
     assert scored("-q")[1:] == ("", "")
     code, out, _ = scored("--dry-run", "-o", folders.scores / "never")
     assert code == 0 and "would score 4 volumes" in out
@@ -327,6 +368,13 @@ def test_distances_of_sets_are_zero_for_the_truth_and_do_not_depend_on_batches(
     # only generated slices were shown: the real ones come from the cache
     assert network.seen - first_seen == first_seen / 2
     assert one["t2", "fd-effnet"].mean > 1
+    vectors = [
+        np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
+        for folder in (cache, tmp_path / "one")
+    ]
+    kernel = metrics.kernel_distance(*vectors)
+    assert one["all", "kd-effnet"].mean == pytest.approx(kernel, rel=1e-4)
+    assert one["all", "kd-effnet"].mean != pytest.approx(one["all", "fd-effnet"].mean, rel=0.1)
     assert one["t1", "fd-effnet"].mean == pytest.approx(0, abs=1e-6)
     other = distances_of(folders, tmp_path, network, "other", batch_size=5)
     for key, figure in one.items():
@@ -384,7 +432,7 @@ def test_lpips_is_the_mean_over_slices_of_the_packages(alexnet, scored, folders)
     expected = features.load_perceptual(offline=True).distance(*slices).mean()
     assert found["Phantom_00000", "t2"] == pytest.approx(float(expected), rel=1e-4)
     assert found["Phantom_00001", "t1"] == 0
-    figure = figures_of(folders.scores)["all", "synthetic", "lpips", "whole"]
+    figure = figures_of(folders.scores)["all", "synthetic", "lpips", "slices"]
     assert figure["network"] == "lpips-alex" and not figure["higher_is_better"]
     assert figure["network_sha256"] == hashlib.sha256(alexnet.read_bytes()).hexdigest()
 
@@ -393,9 +441,20 @@ def test_diversity_is_a_metric_of_its_own(alexnet, scored, folders, trained_run)
     code, _, err = scored("--lpips-diversity", "--samples", 3, "-w", trained_run)
     assert code == 0, err
     figures = figures_of(folders.scores)
-    diversity = figures["all", "synthetic", "lpips-diversity", "whole"]
+    diversity = figures["all", "synthetic", "lpips-diversity", "slices"]
     assert diversity["higher_is_better"] and diversity["mean"] > 0 and diversity["n"] == 4
     assert not any(metric == "lpips" for _, _, metric, _ in figures)
+
+
+def test_all_networks_that_are_out_of_reach_are_named_together(
+    scored, folders, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    code, _, err = scored("--fid", "--lpips", "--offline")
+    assert code == 1
+    assert all(file.name in err for file in feature_files.FILES.values())
+    assert scored("--fid", "--lpips", "--dry-run")[0] == 0  # nothing is fetched for a plan
 
 
 @pytest.mark.parametrize("flag", ["--fid", "--lpips"])
@@ -423,7 +482,7 @@ def test_offline_the_missing_network_is_named_before_anything_slow(flag, folders
 
 def test_directions_translate_every_real_volume_into_every_other(scored, folders, trained_run):
     shutil.rmtree(folders.cpl)  # nothing completed is read
-    code, out, err = scored("--directions", "-w", trained_run, "--ssim", "--split", "all")
+    code, out, err = scored("--directions", "-w", trained_run, "--ssim")
     assert code == 0, err
     rows = [row for row in rows_of(folders.scores) if row["prediction"] == "synthetic"]
     assert len({(row["case"], row["source"], row["modality"]) for row in rows}) == 4 * 12
@@ -460,5 +519,6 @@ def test_a_case_that_the_splits_list_is_never_left_out(attcl, phantom_root, tmp_
     assert attcl("prepare-splits", phantom_root, "--sizes", "3/0/1")[0] == 0
     lost = read_splits(tmp_path / "data").names("test")[0]
     shutil.rmtree(tmp_path / "data" / lost)
+    (tmp_path / "out").mkdir()
     code, _, err = attcl("score")
     assert code == 1 and f"data: no case {lost}" in err

@@ -9,7 +9,8 @@ from typing import Any
 
 from attcl_cli import __version__, console, pictures, report, score
 from attcl_cli.commands.arguments import Talk
-from attcl_cli.feature_store import FEW_IMAGES
+from attcl_cli.feature_store import FEW_IMAGES, KERNEL_DISTANCES
+from attcl_cli.files import read_json
 from attcl_cli.pairs import Plan
 from attcl_cli.report import Distribution
 from attcl_cli.score import (
@@ -17,12 +18,15 @@ from attcl_cli.score import (
     COPY,
     KINDS,
     SYNTHETIC,
+    TUMOUR,
     WHOLE,
     Figure,
     Measures,
     Row,
 )
 
+_HEAD = ("modality", "prediction", "volumes", "slices")
+_NAMED = 5  # missing volumes that the page names
 _PICTURED = 24  # volumes with pictures in the report, the worst ones
 _LABELS = {"ssim": "SSIM", "psnr": "PSNR", "nmse": "NMSE", "ssim-brasyn": "SSIM (BraSyn)", "lpips": "LPIPS",
            "lpips-diversity": "LPIPS diversity", "fid": "FID", "kid": "KID", "fd-effnet": "FD (EfficientNet)",
@@ -39,47 +43,28 @@ def write_pages(
     title: str,
     facts: Mapping[str, str],
     notes: Sequence[str] = (),
+    quiet: bool = False,
 ) -> None:
     """Writes `report.html` and `montage.png`: the worst volumes first, read once more for their pictures."""
-    ranked = _worst_first(rows)
-    chosen = list(ranked)[:_PICTURED]
-    jobs = {
-        (job.case, job.source, target.modality): job for job in plan.jobs for target in job.targets
-    }
-    loaded: dict[int, Any] = {}
-    panels = []
-    for key in chosen:
-        job = jobs[key]
-        if id(job) not in loaded:
-            loaded = {id(job): score.compare(job, measures.predict)}  # one job in memory
-        image, shown = loaded[id(job)]
-        own = next(item for item in shown if item.target.modality == key[2])
-        values, copies = (_labelled(rows, key, name) for name in (score.SYNTHETIC, score.COPY))
-        panels.append(
-            pictures.Panel(
-                case=key[0],
-                source_modality=key[1],
-                target_modality=key[2],
-                source=image,
-                synthetic=own.image,
-                truth=own.truth,
-                brain=own.brain,
-                scores=values,
-                baseline=copies,
-            )
-        )
+    ranked = _worst_first(rows, plan)
+    panels = _panels(list(ranked)[:_PICTURED], rows, plan, measures, quiet=quiet)
     if panels:
         pictures.write_montage(output / "montage.png", panels, title=title)
     lower = [
-        _label(name, region)
-        for name, region in _kinds(figures)
-        if not score.KINDS[name].higher_is_better
+        _label(name, region) for name, region in _kinds(figures) if not KINDS[name].higher_is_better
     ]
+    missing = ", ".join(f"{name} of {case}" for case, name in plan.missing[:_NAMED])
+    more = f" and {len(plan.missing) - _NAMED} more" if len(plan.missing) > _NAMED else ""
     report.write_html(
         output / "report.html",
         panels,
         title=title,
-        facts={"volumes": str(plan.volumes), **facts, "attcl": __version__},
+        facts={
+            "volumes": str(plan.volumes),
+            "missing": missing + more or "none",
+            **facts,
+            "attcl": __version__,
+        },
         summary=_summary_rows(figures),
         notes=[*notes, *_notes(figures)],
         files=[
@@ -93,47 +78,81 @@ def write_pages(
                 "case": key[0],
                 "source": key[1],
                 "modality": key[2],
-                **_labelled(rows, key, score.SYNTHETIC),
+                **_labelled(rows, key, SYNTHETIC),
             }
-            for key in ranked
+            for key in (ranked if rows else ())
         ],
         distributions=_distributions(rows),
-        order="worst first",
-        pictured=f"the {len(panels)} worst of {plan.volumes} volumes"
+        order="worst first" if rows else "",
+        pictured=f"Pictures of {len(panels)} of {plan.volumes} volumes."
         if len(panels) < plan.volumes
         else "",
     )
 
 
+def _panels(
+    chosen: Sequence[tuple[str, str, str]],
+    rows: Sequence[Row],
+    plan: Plan,
+    measures: Measures,
+    *,
+    quiet: bool,
+) -> list[pictures.Panel]:
+    """The panels of (case, source, target), in this order; a job is read once, whatever the number of its targets."""
+    made: dict[tuple[str, str, str], pictures.Panel] = {}
+    jobs = [job for job in plan.jobs if any((job.case, job.source) == key[:2] for key in chosen)]
+    with console.progress(len(jobs), "pictures", quiet=quiet) as bar:
+        for job in jobs:
+            image, shown = score.compare(job, measures.predict)
+            for own in shown:
+                key = (job.case, job.source, own.target.modality)
+                if key not in chosen:
+                    continue
+                made[key] = pictures.Panel(
+                    case=job.case,
+                    source_modality=job.source,
+                    target_modality=own.target.modality,
+                    source=image,
+                    synthetic=own.image,
+                    truth=own.truth,
+                    brain=own.brain,
+                    scores=_labelled(rows, key, SYNTHETIC),
+                    baseline=_labelled(rows, key, COPY),
+                )
+            bar(f"{job.case} {job.source}")
+    return [made[key] for key in chosen]
+
+
 def show(figures: Sequence[Figure], output: Path, plan: Plan, talk: Talk) -> None:
+    """Shows the figures on the terminal, as tables or as one document."""
     if talk.as_json:
         files = {name: str(output / name) for name in ("report.html", "scores.csv", "summary.json")}
-        console.document(
-            {"output": str(output), **files, "volumes": plan.volumes, "missing": len(plan.missing)}
-        )
+        told = read_json(output / "summary.json")
+        console.document({"output": str(output), "files": files, **told})
         return
-    for title, names in {
-        "a volume at a time, inside the brain (SSIM of BraSyn: in the tumour and outside)": [
-            key
-            for key in _kinds(figures)
-            if not KINDS[key[0]].network
-            and key[1] not in {"whole"}
-            and (key[0] == "ssim-brasyn" or key[1] == "brain")
-        ],
-        "by feature networks, slices at 20 to 80 % of the height": [
-            key for key in _kinds(figures) if KINDS[key[0]].network
-        ],
+    shown = [
+        key for key in _kinds(figures) if key[1] not in {WHOLE, TUMOUR} or key[0] == "ssim-brasyn"
+    ]
+    by_volume = [key for key in shown if not KINDS[key[0]].network]
+    by_network = [key for key in shown if KINDS[key[0]].network]
+    for title, kinds in {
+        "volume by volume, inside the brain": by_volume,
+        "by feature networks, slices at 20 to 80 % of the height": by_network,
     }.items():
-        if names:
-            talk.table(_table(figures, names), title=title)
+        if kinds:
+            talk.table(_table(figures, kinds), title=title)
             talk.result("")
+    names = dict.fromkeys(name for name, _ in shown)
+    lower = [_LABELS[name] for name in names if not KINDS[name].higher_is_better]
+    if lower:
+        console.say(f"lower is better: {', '.join(lower)}; of all others higher", quiet=talk.quiet)
     for note in _few_slices(figures):
         console.say(f"note: {note}", quiet=talk.quiet)
     talk.result(f"{output / 'report.html'}: open it in a browser")
 
 
 def _table(figures: Sequence[Figure], kinds: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """A row a group and prediction, a column a metric."""
+    """A row a group and prediction, a column a metric; for the terminal."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     hidden = _only_directions(figures)
     for figure in figures:
@@ -158,7 +177,7 @@ def _only_directions(figures: Sequence[Figure]) -> set[str]:
 def _short(metric: str, region: str) -> str:
     if metric == "ssim-brasyn":
         return f"brasyn {region}"
-    return {"lpips-diversity": "diversity"}.get(metric, metric)
+    return {"lpips-diversity": "diversity", "psnr": "psnr dB"}.get(metric, metric)
 
 
 def _value(figure: Figure) -> float | str:
@@ -178,50 +197,62 @@ def _label(metric: str, region: str) -> str:
     return f"{_LABELS[metric]}{where}" + (f" ({unit})" if unit != "1" else "")
 
 
-def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, str | float]]:
-    """The page's table: a row a group, the copy beside what it is compared with, other baselines below.
+def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """The page's table: a row a group and prediction, mean and standard deviation in a cell.
 
     Image scores over the whole volume, which are mostly background, stay in the plots and files.
     """
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     hidden = _only_directions(figures)
     for figure in figures:
-        if figure.group in hidden or (figure.region == WHOLE and not KINDS[figure.metric].network):
+        if figure.group in hidden or figure.region == WHOLE:
             continue
-        beside = figure.prediction in {SYNTHETIC, COPY}
-        key = (figure.group, SYNTHETIC if beside else figure.prediction)
         row = rows.setdefault(
-            key,
-            {
-                "modality": figure.group if beside else f"{figure.group}, {figure.prediction}",
-                "n": 0,
-            },
+            (figure.group, figure.prediction),
+            {"modality": figure.group, "prediction": figure.prediction},
         )
-        label = _label(figure.metric, figure.region)
-        value = math.inf if figure.n_infinite and not figure.n else figure.mean
-        row[label + (" (copy)" if figure.prediction == COPY else "")] = value
-        if KINDS[figure.metric].network != "embed":
-            row["n"] = max(row["n"], figure.n + figure.n_undefined + figure.n_infinite)
-    return list(rows.values())
+        count = figure.n + figure.n_undefined + figure.n_infinite
+        unit = "slices" if KINDS[figure.metric].network == "embed" else "volumes"
+        row[unit] = max(row.get(unit, 0), count)
+        row[_label(figure.metric, figure.region)] = _cell(figure)
+    columns = dict.fromkeys(
+        [*_HEAD, *(name for row in rows.values() for name in row if name not in _HEAD)]
+    )
+    used = [name for name in columns if any(name in row for row in rows.values())]
+    return [{name: row.get(name) for name in used} for row in rows.values()]
+
+
+def _cell(figure: Figure) -> str | float:
+    if figure.n_infinite and not figure.n:
+        return math.inf
+    if math.isnan(figure.sd):
+        return figure.mean
+    return f"{pictures.number(figure.mean)} \u00b1 {pictures.number(figure.sd)}"
 
 
 def _labelled(rows: Sequence[Row], key: tuple[str, str, str], prediction: str) -> dict[str, float]:
-    """The scores of one volume by their labels."""
+    """The scores of one volume by their labels, without those that are mostly background."""
     return {
         _label(row.metric, row.region): row.value
         for row in rows
-        if (row.case, row.source, row.modality) == key and row.prediction == prediction
+        if (row.case, row.source, row.modality) == key
+        and row.prediction == prediction
+        and row.region != WHOLE
     }
 
 
-def _worst_first(rows: Sequence[Row]) -> dict[tuple[str, str, str], float]:
-    """Volumes by the first metric that there is, the worst first; without a value last."""
+def _worst_first(rows: Sequence[Row], plan: Plan) -> dict[tuple[str, str, str], float]:
+    """Volumes by the first metric that there is, the worst first, without a value last; unscored ones as planned."""
+    values = {
+        (job.case, job.source, target.modality): math.inf
+        for job in plan.jobs
+        for target in job.targets
+    }
     own = [row for row in rows if row.prediction == SYNTHETIC]
     if not own:
-        return {}
+        return values
     first = next((row for row in own if row.region == BRAIN), own[0])
     sign = 1 if KINDS[first.metric].higher_is_better else -1
-    values = {(row.case, row.source, row.modality): math.inf for row in own}
     for row in own:
         if (row.metric, row.region) == (first.metric, first.region) and not math.isnan(row.value):
             values[row.case, row.source, row.modality] = sign * row.value
@@ -247,13 +278,15 @@ def _distributions(rows: Sequence[Row]) -> list[Any]:
 
 
 def _few_slices(figures: Sequence[Figure]) -> list[str]:
+    names = {item.metric for item in figures}
     few = [item for item in figures if item.metric in {"fid", "fd-effnet"} and item.n < FEW_IMAGES]
     if not few:
         return []
     least = min(item.n for item in few)
     return [
         f"{_LABELS[few[0].metric]} of as few as {least} slices: below {FEW_IMAGES} the covariance is singular and "
-        "the figure depends on n; compare figures of equal n only, and see --kid"
+        "the figure depends on n; compare figures of equal n only"
+        + ("" if names & set(KERNEL_DISTANCES) else ", and see --kid")
     ]
 
 

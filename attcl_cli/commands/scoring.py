@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli import console, pairs, splits
 from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.dataset import Dataset
-from attcl_cli.errors import AttclError, IncompleteError, UsageError
-from attcl_cli.files import refuse_inside
+from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
+from attcl_cli.files import read_json, refuse_inside
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
+    from attcl_cli.pairs import Plan
     from attcl_cli.score import Measures, Row
 
 DEFAULT_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
@@ -60,7 +61,7 @@ def score(
     wanted: Wanted,
     *,
     truth: Path | None = None,
-    split: str = "test",
+    split: str | None = None,
     weights: str | None = None,
     allow_missing: bool = False,
     device: str = "auto",
@@ -73,8 +74,10 @@ def score(
     data = source.open()
     made = splits.read_splits(data.root)
     whole = _truth(source, made, truth)
+    split = split or ("test" if made else "all")
     refuse_inside(output, [*splits.originals_of(data.root), whole.root], flag="--output")
-    _locate_networks(wanted, talk)  # before anything slow is imported or read
+    if not dry_run:
+        _locate_networks(wanted, talk)  # before anything slow is imported or read
     from attcl_cli import score as scoring
     from attcl_cli.commands import score_report
 
@@ -98,12 +101,15 @@ def score(
         | asdict(wanted),
     )
     measures = _measures(wanted, record, weights, device, batch_size, output, talk)
+    _say_what_is_replaced(output, talk)
     with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as folder:
         rows: list[Row] = []
+        scored = scoring.run(plan, measures, folder=Path(folder), workers=workers)
         with console.progress(len(plan.jobs), "score", quiet=talk.quiet) as bar:
-            for found in scoring.run(plan, measures, folder=Path(folder), workers=workers):
+            for job, found in zip(plan.jobs, scored, strict=True):
                 rows += found
-                bar(found[0].case if found else "")
+                record.add(job.case, "done", seconds=0, outputs=[])
+                bar(f"{job.case} {job.source}")
         figures = scoring.summarise(rows, plan, measures, folder=Path(folder))
         scoring.write_csv(output / "scores.csv", rows)
         scoring.write_summary(output / "summary.json", figures, plan, split=split)
@@ -114,13 +120,15 @@ def score(
             figures,
             measures,
             title="attcl score: synthetic volumes against the truth",
-            facts={"split": split, "truth": whole.root.name, "missing": str(len(plan.missing))},
+            facts={"split": split, "truth": whole.root.name, "weights": _weights_of(plan, record)},
+            quiet=talk.quiet,
         )
     score_report.show(figures, output, plan, talk)
     if plan.missing:
         raise IncompleteError(
-            f"{cpl}: {len(plan.missing)} of {plan.volumes + len(plan.missing)} hidden volumes are missing, wanted all",
-            "they are counted as n_missing in summary.json; attcl complete makes them",
+            f"{cpl}: {len(plan.missing)} of {plan.volumes + len(plan.missing)} hidden volumes not there, "
+            "counted as n_missing, wanted all",
+            "summary.json lists them; attcl complete makes them",
         )
 
 
@@ -152,11 +160,26 @@ def _locate_networks(wanted: Wanted, talk: Talk) -> None:
             console.say(text, quiet=talk.quiet)
 
     names = set(wanted.names)
+    problems: list[AttclError] = []
     for file, metrics in (("inception", {"fid", "kid"}), ("alexnet", {"lpips", "lpips-diversity"})):
         if names & metrics:
-            feature_files.locate(
-                feature_files.FILES[file], offline=wanted.offline, progress=progress
-            )
+            try:
+                feature_files.locate(
+                    feature_files.FILES[file], offline=wanted.offline, progress=progress
+                )
+            except AttclError as error:
+                problems.append(error)
+    raise_all(problems)
+
+
+def _weights_of(plan: Plan, record: RunInfo) -> str:
+    """The weights that made what is scored, for the page; `run.json` gets their hashes."""
+    if record.weights:
+        return record.weights["name"]
+    record.extra["completed_by"] = [
+        {"name": name, "sha256": key} for key, name in plan.weights.items()
+    ]
+    return ", ".join(sorted(set(plan.weights.values()))) or "unknown"
 
 
 def _measures(
@@ -204,6 +227,16 @@ def _measures(
         batch_size=batch_size,
         cache=output / "features",
     )
+
+
+def _say_what_is_replaced(output: Path, talk: Talk) -> None:
+    earlier = output / "summary.json"
+    if earlier.is_file():
+        known = {item["metric"] for item in read_json(earlier).get("scores", [])}
+        console.say(
+            f"{output}: the scores of an earlier run are replaced ({', '.join(sorted(known)) or 'none'})",
+            quiet=talk.quiet,
+        )
 
 
 def _say_plan(told: Mapping[str, Any], output: Path, talk: Talk) -> None:
