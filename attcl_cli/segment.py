@@ -297,9 +297,7 @@ def evaluate(
 
 def save_segmenter(path: Path, network: nn.Module, info: SegmenterInfo) -> None:
     """Writes weights, float32 and whole, with all that is needed to use them."""
-    tensors = {
-        key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
-    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.named_parameters()}
     document = {
         "schema_version": SCHEMA_VERSION,
         **asdict(info),
@@ -354,12 +352,10 @@ def load_segmenter(path: Path, device: torch.device) -> Segmenter:
     network = make_network(info.settings, len(info.channels))
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
+    if not _load(network, tensors):
         raise AttclError(
             f"{path}: tensors do not fit its own settings, wanted weights that attcl segment wrote"
-        ) from error
+        )
     network.to(device).eval().requires_grad_(requires_grad=False)
     return Segmenter(network, info, device)
 
@@ -394,7 +390,7 @@ class _Run:
 
     def save(self, step: int) -> None:
         """The checkpoint to resume from."""
-        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        tensors = {f"network.{key}": value for key, value in self.network.named_parameters()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             if slots.get("momentum_buffer") is not None:
                 tensors[f"momentum.{index}"] = slots["momentum_buffer"]
@@ -409,14 +405,12 @@ class _Run:
             found = ((key, value) for key, value in state.tensors.items() if key.startswith(prefix))
             return {key.removeprefix(prefix): value for key, value in found}
 
-        try:
-            self.network.load_state_dict(own("network."))
-        except RuntimeError as error:
+        if not _load(self.network, own("network.")):
             raise UsageError(
                 f"--resume: {self.folder / STATE_FILE} does not fit these settings, "
                 "wanted those that the run began with",
-                "leave out the --set that changes networks, or start a new run",
-            ) from error
+                "start a new run with another --output",
+            )
         slots = {
             int(index): {"momentum_buffer": value} for index, value in own("momentum.").items()
         }
@@ -424,6 +418,19 @@ class _Run:
         self.optimiser.load_state_dict({"state": slots, "param_groups": groups})
         self.best, self.best_step = state.extra["best"], state.extra["best_step"]
         return state.step
+
+
+def _load(network: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Sets all weights, unless these are not a network's like this; monai's registers them under several names."""
+    own = dict(network.named_parameters())
+    if {key: value.shape for key, value in own.items()} != {
+        key: value.shape for key, value in tensors.items()
+    }:
+        return False
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(tensors[key])
+    return True
 
 
 def _probabilities(network: nn.Module, images: Array, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,22 +138,24 @@ def show(output: Path, report: Report, talk: Talk) -> None:
             }
         )
         return
-    title = f"{cases} test cases; WT whole tumour, TC tumour core, ET enhancing tumour"
-    talk.table(_table(report.figures, ""), title=title)
+    talk.result(f"{cases} test cases; WT whole tumour, TC tumour core, ET enhancing tumour")
+    talk.table(_table(report.figures, ""))
     by_slice = _table(report.figures, BY_SLICE)
     if by_slice:
         talk.result("")
-        talk.table(by_slice, title="the paper's way: a slice is the unit")
+        talk.result("the paper's way: a slice is the unit")
+        talk.table(by_slice)
     gaps = report.differences
     if gaps:
         talk.result("")
-        talk.table(_gaps(gaps), title="differences, case by case, with the 95 % interval of Dice")
+        talk.result("differences, case by case, with the 95 % interval of Dice")
+        talk.table(_gaps(gaps))
     talk.result("")
     talk.result(_SHORT_POLICY)
     if gaps and cases < _FEW_CASES:
         console.say(f"note: intervals of {cases} cases say little", quiet=talk.quiet)
     for warning in report.warnings:
-        talk.result(f"warning: {warning}")
+        talk.result(textwrap.fill(f"warning: {warning}", 80, break_long_words=False))
     talk.result(f"{files['summary.json']}: how each figure was measured")
 
 

@@ -690,6 +690,8 @@ def _train(session: _Session, name: str, shown: Input, folder: Path) -> Path:
         trained_on=stores["train"].cases,
         validated_on=stores["val"].cases if "val" in stores else (),
     )
+    import monai.losses.dice  # noqa: F401 - takes seconds, which are no part of the first step
+
     with console.progress(settings.steps, f"train {name}", every_seconds=10, quiet=quiet) as bar:
 
         def on_step(step: int, values: Mapping[str, float]) -> None:
