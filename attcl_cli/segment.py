@@ -176,7 +176,8 @@ def train(
             done = step + 1
             last = done == settings.steps
             judging = done % settings.validate_every == 0 or last
-            saving = judging or stop.is_set()
+            stopped = stop.is_set()  # asked once: what is saved is what is told
+            saving = judging or stopped
             if done % settings.log_every == 0 or saving:
                 # The only place where the loop waits for the device.
                 logged = {"loss": float(loss.detach())}
@@ -195,7 +196,7 @@ def train(
             if saving:
                 run.save(done)
             on_step(done, logged)
-            if stop.is_set() and not last:
+            if stopped and not last:
                 raise InterruptedRun(
                     f"{folder}: stopped after step {done} of {settings.steps}, everything is saved",
                     "go on with --resume",

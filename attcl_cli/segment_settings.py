@@ -31,7 +31,7 @@ class SegmentSettings(BaseModel):
         256, description="Side that slices are padded to, in voxels; averaged down to image_size."
     )
     width: Positive = Field(32, description="Channels of the first level; doubled at each next.")
-    levels: Annotated[int, Field(ge=2, le=7)] = Field(5, description="Resolutions of the U-Net.")
+    levels: Annotated[int, Field(ge=3, le=7)] = Field(5, description="Resolutions of the U-Net.")
     learning_rate: Rate = Field(1e-3, description="Step of SGD.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: Weight = Field(1e-4, description="Weight decay of SGD.")

@@ -109,7 +109,7 @@ def test_labels_of_2023_are_linked_unless_their_header_differs(attcl, place, pha
         attcl("prepare-splits", whole, "--ratio", "none.toml", "--sizes", "3/0/1", "--seed", 1)[0]
         == 0
     )
-    code, out, err = attcl("segment", "--export", "nnunet", NAME, "--input", "flair")
+    code, _, err = attcl("segment", "--export", "nnunet", NAME, "--input", "flair")
     assert code == 0, err
     labels = sorted((place.folder / "labelsTr").iterdir())
     floats = [path for path in labels if "00000" in path.name]
@@ -184,7 +184,7 @@ def test_nnunets_own_check_is_asked_where_it_is_installed(monkeypatch, capsys, t
         raise AssertionError("labels are not consecutive")
 
     fake_nnunet(monkeypatch, bad)
-    with pytest.raises(AttclError, match="refused by nnU-Net .labels are not consecutive"):
+    with pytest.raises(AttclError, match="refused by nnU-Net"):
         nnunet.verify(tmp_path)
 
 

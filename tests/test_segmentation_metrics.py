@@ -1,4 +1,4 @@
-"""Dice, sensitivity, IoU and HD95 are those that one counts by hand, monai's, and the definition's; empty masks, too."""
+"""Dice, sensitivity, IoU and HD95 are those that one counts by hand, monai's, the definition's; empty masks, too."""
 
 from __future__ import annotations
 
