@@ -78,7 +78,9 @@ def run(attcl, place) -> Callable[..., tuple[int, str, str]]:
     """`run("--compare")` is `attcl segment` at a tiny size for two steps."""
 
     def call(*arguments: object, steps: int = 2) -> tuple[int, str, str]:
-        return attcl("segment", *SETTINGS, "--steps", steps, "-d", "cpu", *arguments)
+        given = {"-w", "--evaluate", "--export"} & set(arguments)
+        settings = [] if given else [*SETTINGS, "--steps", steps]
+        return attcl("segment", *settings, "-d", "cpu", *arguments)
 
     return call
 
@@ -644,6 +646,8 @@ def test_all_problems_are_told_together(run, place):
         (["--input", "t1"], "wanted a modality that all cases have"),
         (["--compare", "--input", "flair"], "given with --compare"),
         (["--compare", "--resume", "x"], "--compare: given with --resume"),
+        (["-w", "segment", "--steps", "3"], "given with steps, wanted it without settings"),
+        (["--evaluate", "data", "--input", "flair"], "--evaluate: given with --input"),
         (["--export", "monai", "x"], "--export: 'monai', wanted nnunet"),
         (["--set", "canvas=20", "--set", "image_size=20"], "wanted at most 20x20"),
         (["--preset", "huge"], "--preset: 'huge'"),

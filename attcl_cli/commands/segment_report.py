@@ -11,6 +11,7 @@ from typing import Any
 
 from attcl_cli import console
 from attcl_cli.commands.arguments import Talk
+from attcl_cli.errors import IncompleteError
 from attcl_cli.regions import REGIONS
 from attcl_cli.segment_inputs import COMPLETED, INCOMPLETE, REAL, Completion
 from attcl_cli.segment_scores import (
@@ -157,6 +158,15 @@ def show(output: Path, report: Report, talk: Talk) -> None:
     for warning in report.warnings:
         talk.result(textwrap.fill(f"warning: {warning}", 80, break_long_words=False))
     talk.result(f"{files['summary.json']}: how each figure was measured")
+
+
+def complain(output: Path, missing: Sequence[str]) -> None:
+    """Raises an `IncompleteError` where cases were left out."""
+    if missing:
+        raise IncompleteError(
+            f"{output}: {len(missing)} cases were left out, wanted all (the first: {missing[0]})",
+            "they have no label map, or no prediction; summary.json lists them",
+        )
 
 
 def _table(figures: Sequence[Figure], suffix: str) -> list[dict[str, Any]]:
