@@ -18,6 +18,7 @@ from attcl_cli import __version__, console
 from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.config import PRESETS, VARIANTS, parse_override
 from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
+from attcl_cli.segment_settings import PRESETS as SEGMENT_PRESETS
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
 _ParserError: type[Exception] = next(
@@ -440,6 +441,139 @@ def score(
         device=device,
         batch_size=batch_size,
         workers=workers,
+        dry_run=dry_run,
+        talk=Talk(as_json=as_json, quiet=quiet),
+    )
+
+
+@app.command(
+    "segment",
+    epilog="Examples:  attcl segment --compare   |   attcl segment --input flair --preset tiny -o segment-flair",
+)
+def segment(
+    ori: Annotated[
+        Path, typer.Option("--ori", help="The incomplete dataset that prepare-splits wrote.")
+    ] = Path("data"),
+    cpl: Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")] = Path("out"),
+    truth: Annotated[
+        Path | None,
+        typer.Option(
+            "--truth", help="The complete dataset.  [default: the one that splits.json names]"
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder for weights, predictions and scores.  [default: segment]",
+        ),
+    ] = None,
+    input_: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            help="What the segmenter sees: completed, incomplete (missing channels are 0), real (the hidden truths), "
+            "or a modality that all cases have, such as flair.  [default: completed]",
+        ),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare", help="One modality, incomplete, completed and real, with the same budget."
+        ),
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            help=f"Sizes of slices and network: {', '.join(SEGMENT_PRESETS)}.  [default: base]",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Training steps, each input.  [default: the preset's]"),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "-w", "--weights", help="Only evaluate these, a segmenter's folder or weights file."
+        ),
+    ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluate", metavar="DIR", help="Only score the label maps in a folder, CASE.nii.gz."
+        ),
+    ] = None,
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--export",
+            metavar="nnunet DIR",
+            help="Only write a raw dataset for nnU-Net v2; DIR is named DatasetNNN_Name.",
+        ),
+    ] = None,
+    per_slice: Annotated[
+        bool,
+        typer.Option("--per-slice", help="Also score each slice by itself, as the paper does."),
+    ] = False,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="Leave out cases without label map or prediction (exit code 3)."
+        ),
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the run in this folder.")
+    ] = None,
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        typer.Option("--precision", help="bf16 is faster on recent GPUs; weights stay float32."),
+    ] = "fp32",
+    workers: Workers = 2,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train tumour segmenters on the completed and on the incomplete dataset, and score both; writes segment/."""
+    from attcl_cli.commands import segmentation
+
+    given = {"steps": steps, "seed": seed}
+    overrides = dict(parse_override(text) for text in set_ or [])
+    overrides |= {key: value for key, value in given.items() if value is not None}
+    asked = segmentation.Asked(
+        ori=str(ori),
+        cpl=str(cpl),
+        truth=str(truth) if truth else None,
+        layout=layout,
+        modalities=str(modalities) if modalities else None,
+        input=input_,
+        compare=compare,
+        preset=preset,
+        overrides=tuple(overrides.items()),
+        per_slice=per_slice,
+        allow_missing=allow_missing,
+    )
+    segmentation.start(
+        asked,
+        segmentation.Mode(output, resume, weights, evaluate, export),
+        device=device,
+        precision=precision,
+        workers=workers,
+        overwrite=overwrite,
         dry_run=dry_run,
         talk=Talk(as_json=as_json, quiet=quiet),
     )

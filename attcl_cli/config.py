@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,7 @@ from attcl_cli.files import read_toml
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 _LEAST_SIZE = 16  # pixels; D and E end at 4x4
@@ -234,9 +235,14 @@ def resolve(
 
 
 def parse(values: dict[str, Any]) -> Settings:
-    """Validates a dict of settings, with each complaint as a `UsageError` that names the key."""
+    """Validates the settings of a training run, with each complaint as a `UsageError` that names the key."""
+    return validated(Settings, values)
+
+
+def validated(kind: type[Model], values: dict[str, Any]) -> Model:
+    """Validates a dict as a model of settings, with each complaint as a `UsageError` that names the key."""
     try:
-        return Settings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         problems: list[AttclError] = []
         for item in error.errors():

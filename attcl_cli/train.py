@@ -6,16 +6,11 @@ Everything random is a function of (seed, step), so a run that was stopped goes 
 from __future__ import annotations
 
 import copy
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
@@ -35,12 +30,12 @@ from attcl_cli.checkpoint import (
 from attcl_cli.config import Settings
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
-from attcl_cli.files import copy_whole, write_whole
+from attcl_cli.files import copy_whole
+from attcl_cli.loops import STATS_FILE, log_stats, stop_requested, trim_stats
 from attcl_cli.methods import METHODS, Method, Runtime
 from attcl_cli.overlap import read_ahead
 from attcl_cli.slices import Sampler, SliceStore
 
-STATS_FILE = "stats.jsonl"
 _SAMPLES_AN_IMAGE = 4
 
 
@@ -111,7 +106,7 @@ def train(
     )
     first = run.restore() if resume else 0
     if processes.main:
-        _trim_stats(run_dir / STATS_FILE, first)
+        trim_stats(run_dir / STATS_FILE, first)
     sampler = Sampler(
         store,
         batch_size=settings.batch_size,
@@ -121,7 +116,7 @@ def train(
     own = run.method.runtime.share(settings.batch_size)
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}
-    with _stop_requested() as stop:
+    with stop_requested() as stop:
         for step, future in read_ahead(sampler.batch, range(first, settings.steps), depth=2):
             try:
                 batch = future.result().part(own).to(device)
@@ -200,10 +195,7 @@ class _Run:
 
     def log(self, record: Mapping[str, float]) -> None:
         """A line of `stats.jsonl`."""
-        with (self.run_dir / STATS_FILE).open("a", encoding="utf-8") as stats:
-            stats.write(
-                json.dumps({name: round(value, 6) for name, value in record.items()}) + "\n"
-            )
+        log_stats(self.run_dir / STATS_FILE, record)
         self.hooks.on_log(record)
 
     def save(self, step: int, *, judge: bool = True) -> None:
@@ -343,36 +335,3 @@ def _out_of_memory(settings: Settings, precision: str, device: torch.device) -> 
         "wanted a step that fits",
         f"{smaller} (the same results in smaller parts){other}",
     )
-
-
-def _trim_stats(path: Path, first: int) -> None:
-    """Drops the lines beyond the checkpoint that a resumed run starts from: it will write them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # a kill may have cut the last line
-            if json.loads(line)["step"] <= first:
-                kept.append(line + "\n")
-    write_whole(path, "".join(kept).encode())
-
-
-@contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or a polite kill, so that the step in progress ends and is saved; a second one stops at once."""
-    stopped = threading.Event()
-
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    previous = {}
-    with suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    try:
-        yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -49,6 +49,7 @@ _SUSPICIOUS_COMPRESSION = (
     0.01  # a brain compresses to a tenth or more; a constant volume to a thousandth
 )
 _FULL_DIMENSIONS = 3
+_LABEL_TOLERANCE = 1e-3
 _NIFTI2_HEADER = 540  # bytes; the first number of such a file
 
 
@@ -75,6 +76,17 @@ class Grid:
         """Voxel edge lengths in stored axis order, mm."""
         x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
         return float(x), float(y), float(z)
+
+    @property
+    def axial_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge lengths along (D, H, W) in working order, mm; 1 for PNG slices, which do not say."""
+        if self.header is None:
+            return 1.0, 1.0, 1.0
+        order = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
+        x, y, z = (
+            self.spacing_mm[int(np.flatnonzero(order[:, 0] == axis)[0])] for axis in range(3)
+        )
+        return z, y, x
 
     @property
     def axial_shape(self) -> tuple[int, int, int]:
@@ -240,11 +252,19 @@ def load_labels(paths: Sequence[Path]) -> Array:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
 
     Raises:
-        AttclError: as `read_grid`.
+        AttclError: as `read_grid`; or a value is no whole number, as interpolation leaves them.
     """
     path = paths[0]
-    found = _load_png(paths) if path.suffix == ".png" else _load_nifti(path)
-    return np.rint(found.data).astype(np.int16)
+    found = (_load_png(paths) if path.suffix == ".png" else _load_nifti(path)).data
+    labels = np.rint(found)
+    between = np.abs(found - labels) > _LABEL_TOLERANCE
+    if between.any() or not np.isfinite(found).all():
+        wrong = found[between] if between.any() else found[~np.isfinite(found)]
+        raise AttclError(
+            f"{path}: label {wrong[0]:g} in {wrong.size} voxels, wanted whole numbers",
+            "resample label maps with nearest neighbours",
+        )
+    return labels.astype(np.int16)
 
 
 def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) -> None:

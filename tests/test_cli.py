@@ -21,7 +21,7 @@ from attcl_cli.dataset import LAYOUTS, open_dataset
 from attcl_cli.files import sha256
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("prepare-splits", "train", "complete", "score", "info", "demo")
+COMMANDS = ("prepare-splits", "train", "complete", "score", "segment", "info", "demo")
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -78,6 +78,9 @@ def complete(
         seed=found.info.settings.seed,
         device=str(place),
         weights={"name": found.name, "sha256": found.sha256},
+        extra={
+            "trained_on": list(found.info.trained_on)
+        },  # `segment` warns where test patients are among them
     )
     if output.is_dir():
         sweep(output)

@@ -1,0 +1,245 @@
+"""Trains and evaluates the segmenter of each input, with its progress and `run.json`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attcl_cli import console
+from attcl_cli.commands import segment_report
+from attcl_cli.commands.arguments import Talk
+from attcl_cli.commands.segment_asked import TRAINING, VALIDATION, Asked, Setup
+from attcl_cli.errors import InterruptedRun, UsageError
+from attcl_cli.files import read_json, sha256
+from attcl_cli.runinfo import RunInfo
+from attcl_cli.segment_settings import SegmentSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from attcl_cli.segment import SegmenterInfo
+    from attcl_cli.segment_inputs import Input, Plan
+    from attcl_cli.segment_scores import Row
+
+_SEEN = {"trained_on": "train", "validated_on": "val", "tested_on": "test"}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one run needs to know."""
+
+    asked: Asked
+    setup: Setup
+    plan: Plan
+    settings: SegmentSettings
+    output: Path
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    workers: int
+    resume: bool
+    given: tuple[Path, SegmenterInfo] | None
+    notes: tuple[str, ...]
+    talk: Talk
+
+    def folder(self, name: str) -> Path:
+        """Where the results of an input go."""
+        return self.output / name if self.asked.compare else self.output
+
+    def cases(self, part: str) -> list[str]:
+        """The ids of a split's cases: the same for all inputs."""
+        first = next(iter(self.plan.inputs.values()))
+        return [sample.case for sample in first.splits.get(part, ())]
+
+
+def run(session: Session) -> None:
+    asked, output = session.asked, session.output
+    lists = {name: session.cases(part) for name, part in _SEEN.items()}
+    if session.given:
+        lists |= {
+            "trained_on": list(session.given[1].trained_on),
+            "validated_on": list(session.given[1].validated_on),
+        }
+    if session.resume:
+        _require_same_cases(output, lists)
+    warnings = segment_report.leaks(session.setup.completion, tuple(session.plan.inputs))
+    if session.given:
+        warnings += segment_report.seen(lists)
+    record = RunInfo(
+        output / "run.json",
+        "segment",
+        config={
+            **asdict(asked),
+            "overrides": [list(item) for item in asked.overrides],
+            "weights": str(session.given[0]) if session.given else None,
+        },
+        seed=session.settings.seed,
+        device=str(session.device),
+        extra={
+            "settings": session.settings.model_dump(mode="json"),
+            "precision": session.precision,
+            **lists,
+            "left_out": list(session.plan.unlabelled),
+            "completed_by": list(session.setup.completion.weights),
+            "warnings": warnings,
+            "inputs": {},
+        },
+    )
+    rows: list[Row] = []
+    with record.recorded():
+        try:
+            for name, shown in session.plan.inputs.items():
+                rows += _one_input(session, name, shown, record)
+        except InterruptedRun as stop:
+            again = f"go on with: attcl segment --resume {output}"
+            raise InterruptedRun(stop.message, again) from stop
+        report = segment_report.Report(
+            rows,
+            tuple(session.plan.inputs),
+            missing=session.plan.unlabelled,
+            warnings=tuple(warnings),
+            notes=session.notes,
+            seed=session.settings.seed,
+        )
+        facts = {
+            "labels": str(session.plan.convention),
+            "inputs": {name: shown.explained for name, shown in session.plan.inputs.items()},
+            "settings": session.settings.model_dump(mode="json"),
+            "segmenters": record.extra["inputs"],
+        }
+        segment_report.write(output, report, facts=facts)
+    segment_report.show(output, report, session.talk)
+    segment_report.complain(output, report.missing)
+
+
+def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> None:
+    before = read_json(output / "run.json")
+    for name, cases in lists.items():
+        if before.get(name, cases) != cases:
+            raise UsageError(
+                f"--resume: {output} was {name.replace('_', ' ')} other cases than those here, wanted the same",
+                "start a new run with another --output",
+            )
+
+
+def _one_input(session: Session, name: str, shown: Input, record: RunInfo) -> list[Row]:
+    """Trains and evaluates; what an earlier run finished is read instead."""
+    from attcl_cli import segment as segmenting
+    from attcl_cli import segment_scores
+    from attcl_cli.checkpoint import WEIGHTS_FILE
+
+    folder = session.folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = session.given[0] if session.given else _train(session, name, shown, folder)
+    if weights.is_dir():
+        weights /= WEIGHTS_FILE
+    segmenter = segmenting.load_segmenter(weights, session.device)
+    samples = shown.splits["test"]
+    outputs = {
+        sample.case: (folder / segmenting.PREDICTIONS / f"{sample.case}.nii.gz")
+        for sample in samples
+    }
+    described = {
+        "sees": shown.explained,
+        "weights": str(weights if session.given else weights.relative_to(session.output)),
+        "sha256": sha256(weights),
+        "steps": segmenter.info.steps,
+    }
+    record.extra["inputs"][name] = described
+    rows = _finished(folder, described, outputs) if session.resume else None
+    if rows is None:
+        rows = []
+        found = segmenting.evaluate(
+            segmenter,
+            samples,
+            folder / segmenting.PREDICTIONS,
+            convention=session.plan.convention,
+            input_=name,
+            per_slice=session.asked.per_slice,
+            workers=session.workers,
+        )
+        with console.progress(len(samples), f"test {name}", quiet=session.talk.quiet) as bar:
+            for case, own in found:
+                rows += own
+                bar(case)
+        if session.asked.compare:
+            segment_scores.write_csv(folder / "segment.csv", rows)
+            figures = segment_scores.summarise(rows)
+            segment_scores.write_summary(folder / "summary.json", figures, [], described)
+    for case, path in outputs.items():
+        said = str(path.relative_to(session.output))
+        record.add(case, "done", seconds=0, outputs=[said])
+    return rows
+
+
+def _finished(
+    folder: Path, described: Mapping[str, Any], outputs: Mapping[str, Path]
+) -> list[Row] | None:
+    """The rows of an input that an earlier run evaluated with these very weights, or None."""
+    from attcl_cli import segment_scores
+
+    if not all((folder / name).is_file() for name in ("summary.json", "segment.csv")):
+        return None
+    same = read_json(folder / "summary.json").get("sha256") == described["sha256"]
+    if not same or not all(path.is_file() for path in outputs.values()):
+        return None
+    return segment_scores.read_csv(folder / "segment.csv")
+
+
+def _train(session: Session, name: str, shown: Input, folder: Path) -> Path:
+    from attcl_cli import segment as segmenting
+    from attcl_cli import segment_slices
+    from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, state_step
+
+    settings, quiet = session.settings, session.talk.quiet
+    begun = session.resume and (folder / STATE_FILE).is_file()
+    if begun and state_step(folder / STATE_FILE) >= settings.steps:
+        return folder / WEIGHTS_FILE
+    stores = {}
+    for part, cache in (("train", TRAINING), ("val", VALIDATION)):
+        samples = shown.splits[part]
+        if not samples:
+            continue
+        if session.resume and segment_slices.is_store(folder / cache):
+            stores[part] = segment_slices.open_store(folder / cache)
+            continue
+        with console.progress(len(samples), f"read {part} {name}", quiet=quiet) as bar:
+            stores[part] = segment_slices.build(
+                samples,
+                folder / cache,
+                size=segmenting.size_of(settings),
+                convention=session.plan.convention,
+                on_case=bar,
+                workers=session.workers,
+            )
+    info = segmenting.SegmenterInfo(
+        settings=settings,
+        input=name,
+        channels=shown.channels,
+        convention=session.plan.convention.name,
+        trained_on=stores["train"].cases,
+        validated_on=stores["val"].cases if "val" in stores else (),
+    )
+    import monai.losses.dice  # noqa: F401 - takes seconds, which are no part of the first step
+
+    with console.progress(settings.steps, f"train {name}", every_seconds=10, quiet=quiet) as bar:
+
+        def on_step(step: int, values: Mapping[str, float]) -> None:
+            bar("  ".join(f"{key} {value:.3f}" for key, value in values.items()), to=step)
+
+        segmenting.train(
+            info,
+            stores["train"],
+            folder,
+            validation=stores.get("val"),
+            device=session.device,
+            precision=session.precision,
+            resume=begun,
+            workers=session.workers,
+            on_step=on_step,
+        )
+    for cache in (TRAINING, VALIDATION):
+        shutil.rmtree(folder / cache, ignore_errors=True)
+    return folder / WEIGHTS_FILE

@@ -1,0 +1,326 @@
+"""`attcl segment`: trains segmenters on data/ + out/ and on what that is compared with, and scores them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from attcl_cli import console, splits
+from attcl_cli.commands.arguments import Talk
+from attcl_cli.commands.segment_asked import (
+    DEFAULT_INPUT,
+    DEFAULT_OUTPUT,
+    Asked,
+    Mode,
+    asked_before,
+    inputs_of,
+    open_setup,
+    open_truth,
+    prepare,
+)
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import refuse_inside
+from attcl_cli.runinfo import RunInfo
+from attcl_cli.segment_settings import SegmentSettings, resolve
+
+if TYPE_CHECKING:
+    from attcl_cli.segment import SegmenterInfo
+    from attcl_cli.segment_inputs import Completion, Input, Plan
+    from attcl_cli.segment_scores import Row
+
+__all__ = ["Asked", "Mode", "start"]
+
+_SLOW_CPU_PIXELS = 128
+
+
+def start(
+    asked: Asked,
+    mode: Mode,
+    *,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Trains and evaluates, or does the one other thing that was asked for."""
+    _require_one(asked, mode)
+    common: dict[str, Any] = {
+        "workers": workers,
+        "overwrite": overwrite,
+        "dry_run": dry_run,
+        "talk": talk,
+    }
+    if mode.export is not None:
+        kind, folder = mode.export
+        if kind != "nnunet":
+            raise UsageError(f"--export: {kind!r}, wanted nnunet", "--export nnunet DIR")
+        export(asked, folder, **common)
+    elif mode.evaluate is not None:
+        folder = mode.output or Path(f"{DEFAULT_OUTPUT}-{mode.evaluate.resolve().name}")
+        evaluate(asked, mode.evaluate, folder, **common)
+    else:
+        segment(
+            asked,
+            mode.resume or mode.output or Path(DEFAULT_OUTPUT),
+            resume=mode.resume is not None,
+            weights=mode.weights,
+            device=device,
+            precision=precision,
+            **common,
+        )
+
+
+def _require_one(asked: Asked, mode: Mode) -> None:
+    chosen = {
+        "--compare": asked.compare,
+        "--weights": mode.weights,
+        "--evaluate": mode.evaluate,
+        "--export": mode.export,
+        "--resume": mode.resume,
+    }
+    given = [flag for flag, value in chosen.items() if value]
+    if mode.output is not None and (mode.resume or mode.export):
+        given.insert(0, "--output")
+    if len(given) > 1:
+        raise UsageError(f"{given[0]}: given with {given[1]}, wanted one of them")
+    flag = next((flag for flag in ("--weights", "--evaluate", "--export") if chosen[flag]), None)
+    if flag and (asked.preset or asked.overrides):
+        key = "preset" if asked.preset else asked.overrides[0][0]
+        raise UsageError(
+            f"{flag}: given with {key}, wanted it without settings: nothing is trained",
+            "leave out --preset, --set, --steps and --seed",
+        )
+    if mode.evaluate and asked.input:
+        raise UsageError("--evaluate: given with --input, wanted one of them")
+
+
+def segment(
+    asked: Asked,
+    output: Path,
+    *,
+    resume: bool = False,
+    weights: Path | None = None,
+    device: str = "auto",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Trains a segmenter an input, or takes the one in `weights`, and scores it on the test split."""
+    if resume:
+        asked = asked_before(output, asked)
+    setup = open_setup(asked)
+    names, notes = inputs_of(asked, setup)
+    from attcl_cli import devices, segment_inputs
+    from attcl_cli import segment as segmenting
+    from attcl_cli.commands import segment_run
+
+    given = segmenting.read_info(weights) if weights is not None else None
+    settings = given.settings if given else resolve(asked.preset, dict(asked.overrides))
+    if given and asked.input is None:
+        names = (given.input,)
+    truth = open_truth(asked, setup) if segment_inputs.REAL in names else None
+    if asked.compare and truth is not None and segment_inputs.lacks_truth(setup.data, truth):
+        names = tuple(name for name in names if name != segment_inputs.REAL)
+        notes.append("real is left out: the complete dataset lacks volumes, too")
+        truth = None
+    protected = [*splits.originals_of(setup.data.root), Path(asked.cpl)]
+    refuse_inside(output, [*protected, *([truth.root] if truth else [])], flag="--output")
+    place = devices.select(device)
+    plan = segment_inputs.plan(
+        setup.data,
+        setup.made,
+        names,
+        completed=Path(asked.cpl),
+        truth=truth,
+        canvas=settings.canvas,
+        parts=("test",) if given else splits.SPLITS,
+        allow_missing=asked.allow_missing,
+    )
+    if given:
+        _require_channels(given, plan.inputs[names[0]])
+    prepare(output, resume=resume, overwrite=overwrite, dry_run=dry_run)
+    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and not given:
+        console.say(
+            f"note: no GPU; {settings.image_size}-pixel networks take days on a CPU. "
+            "To try things out: attcl segment --preset tiny",
+            quiet=talk.quiet,
+        )
+    for note in notes:
+        console.say(f"note: {note}", quiet=talk.quiet)
+    if dry_run:
+        _say_plan(plan, settings, str(place), output, talk)
+        return
+    session = segment_run.Session(
+        asked=asked,
+        setup=setup,
+        plan=plan,
+        settings=settings,
+        output=output,
+        device=place,
+        precision=precision,
+        workers=workers,
+        resume=resume,
+        given=(weights, given) if weights and given else None,
+        notes=tuple(notes),
+        talk=talk,
+    )
+    segment_run.run(session)
+
+
+def evaluate(
+    asked: Asked,
+    predictions: Path,
+    output: Path,
+    *,
+    workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Scores label maps of the test split that something else made, `<case>.nii.gz` each."""
+    setup = open_setup(asked)
+    from attcl_cli import segment_inputs, segment_scores
+    from attcl_cli.commands import segment_report
+
+    if not predictions.is_dir():
+        raise AttclError(
+            f"{predictions}: no such folder, wanted predictions named CASE.nii.gz",
+            "name the folder that holds them: --evaluate DIR",
+        )
+    refuse_inside(output, [*splits.originals_of(setup.data.root), Path(asked.cpl)], flag="--output")
+    plan = segment_inputs.plan_truths(setup.data, setup.made, allow_missing=asked.allow_missing)
+    samples = plan.inputs[""].splits["test"]
+    found, missing = segment_scores.find_predictions(predictions, samples)
+    if not found or (missing and not asked.allow_missing):
+        raise AttclError(
+            f"{predictions}: {len(missing)} of {len(samples)} test cases have no prediction, wanted all "
+            f"(the first: {missing[0]}.nii.gz)",
+            "add them, or count them with --allow-missing",
+        )
+    prepare(output, resume=False, overwrite=overwrite, dry_run=dry_run)
+    if dry_run:
+        talk.result(f"would score {len(found)} predictions into {output}")
+        return
+    chosen = [sample for sample in samples if sample.case in found]
+    record = RunInfo(
+        output / "run.json",
+        "segment",
+        config={**asdict(asked), "evaluate": str(predictions)},
+        extra={"tested_on": [sample.case for sample in chosen]},
+    )
+    name = predictions.resolve().name
+    rows: list[Row] = []
+    with record.recorded():
+        scored = segment_scores.score_folder(
+            found, plan, chosen, name=name, per_slice=asked.per_slice, workers=workers
+        )
+        with console.progress(len(chosen), "segment", quiet=talk.quiet) as bar:
+            for own in scored:
+                rows += own
+                bar(own[0].case)
+        report = segment_report.Report(rows, (name,), missing=(*plan.unlabelled, *missing))
+        segment_report.write(output, report, facts={"labels": str(plan.convention)})
+    segment_report.show(output, report, talk)
+    segment_report.complain(output, report.missing)
+
+
+def export(
+    asked: Asked,
+    folder: Path,
+    *,
+    workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    talk: Talk = Talk(),
+) -> None:
+    """Writes what nnU-Net trains on, and has nnU-Net check it where it is installed."""
+    from attcl_cli import nnunet, segment_inputs
+    from attcl_cli.commands import segment_report
+
+    nnunet.require_name(folder)
+    setup = open_setup(asked)
+    name = asked.input or DEFAULT_INPUT
+    truth = open_truth(asked, setup) if name == segment_inputs.REAL else None
+    protected = [*splits.originals_of(setup.data.root), Path(asked.cpl)]
+    refuse_inside(folder, [*protected, *([truth.root] if truth else [])], flag="--export nnunet")
+    plan = segment_inputs.plan(
+        setup.data,
+        setup.made,
+        (name,),
+        completed=Path(asked.cpl),
+        truth=truth,
+        canvas=1_000_000,  # nnU-Net takes any size
+        allow_missing=asked.allow_missing,
+    )
+    prepare(folder, resume=False, overwrite=overwrite, dry_run=dry_run, flag="--export nnunet")
+    shown = plan.inputs[name]
+    counts = {part: len(own) for part, own in shown.splits.items()}
+    if dry_run:
+        cases = ", ".join(f"{count} {part}" for part, count in counts.items())
+        talk.result(f"would export {name} ({cases}) to {folder}")
+        return
+    record = RunInfo(folder / "run.json", "segment", config={**asdict(asked), "export": "nnunet"})
+    with record.recorded():
+        with console.progress(sum(counts.values()), "export", quiet=talk.quiet) as bar:
+            done = nnunet.export(
+                shown,
+                folder,
+                convention=plan.convention,
+                ending=setup.data.extension,
+                workers=workers,
+                on_case=bar,
+            )
+        checked = nnunet.verify(folder, workers=workers)
+        record.extra |= {"checked_by_nnunet": checked, **asdict(done)}
+    if not checked:
+        console.say(
+            "note: nnU-Net is not installed here, so its own check was not run: "
+            "nnUNetv2_plan_and_preprocess --verify_dataset_integrity runs it",
+            quiet=talk.quiet,
+        )
+    if talk.as_json:
+        console.document({"output": str(folder), "checked_by_nnunet": checked, **asdict(done)})
+    else:
+        talk.result(
+            f"{folder}: {done.train} training and {done.test} test cases, "
+            f"{done.linked} files linked, {done.written} written"
+        )
+    _warn(setup.completion, name, talk)
+    segment_report.complain(folder, plan.unlabelled)
+
+
+def _warn(completion: Completion, name: str, talk: Talk) -> None:
+    from attcl_cli.commands import segment_report
+
+    for warning in segment_report.leaks(completion, (name,)):
+        console.say(f"warning: {warning}", quiet=talk.quiet)
+
+
+def _require_channels(given: SegmenterInfo, shown: Input) -> None:
+    if given.channels != shown.channels:
+        raise UsageError(
+            f"--weights: trained on {', '.join(given.channels)}, wanted {', '.join(shown.channels)} "
+            f"for --input {shown.name}",
+            f"--input {given.input} is what these weights were trained on",
+        )
+
+
+def _say_plan(plan: Plan, settings: SegmentSettings, device: str, output: Path, talk: Talk) -> None:
+    inputs = {
+        name: {part: len(own) for part, own in shown.splits.items()}
+        for name, shown in plan.inputs.items()
+    }
+    described = {"output": str(output), "device": device, "labels": str(plan.convention)}
+    if talk.as_json:
+        told = {"inputs": inputs, "left_out": list(plan.unlabelled)}
+        console.document({**described, **told, "settings": settings.model_dump(mode="json")})
+        return
+    talk.table([{"input": name, **counts} for name, counts in inputs.items()])
+    talk.result(
+        f"would train {settings.steps} steps at {settings.image_size} pixels on {device}, into {output}"
+    )
