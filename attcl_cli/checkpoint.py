@@ -177,7 +177,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         if key.startswith(prefix)
     }
     lacking = sorted(set(info.modalities) - set(method.references))
-    if lacking:
+    if method.styled and lacking:
         raise AttclError(
             f"{weights.path}: no reference of {', '.join(lacking)}, wanted a file that attcl wrote"
         )

@@ -15,7 +15,7 @@ from torch.optim import Adam, Optimizer
 
 from attcl_cli import losses
 from attcl_cli.config import Settings
-from attcl_cli.methods.contract import Batch, Runtime, SliceBatches
+from attcl_cli.methods.contract import Batch, CaseBatches, Runtime, SliceBatches
 from attcl_cli.methods.steps import Losses, contrast, frozen, update
 from attcl_cli.networks import patches
 from attcl_cli.networks.attention import CBAM
@@ -29,6 +29,7 @@ class AttclGan:
     """One generator for all directions; a style code says which modality, and how it looks."""
 
     accepts: ClassVar[Literal["one", "many"]] = "one"
+    learns_labels: ClassVar[bool] = False
     styled: ClassVar[bool] = True
     shown: ClassVar[tuple[str, ...]] = ("g_latent_adv", "g_reference_cyc", "g_reference_pair")
 
@@ -37,7 +38,7 @@ class AttclGan:
         self.modalities = modalities
         self.references: dict[str, Tensor] = {}
         self.runtime = Runtime()
-        self.batches = SliceBatches(settings.pair_targets)
+        self.batches: SliceBatches | CaseBatches = SliceBatches(settings.pair_targets)
         domains = len(modalities)
         shape = {"width": settings.width, "max_width": settings.max_width}
         self.generator = Generator(

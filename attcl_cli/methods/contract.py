@@ -177,6 +177,9 @@ class Method(Protocol):
     accepts: ClassVar[Literal["one", "many"]]
     """Whether `synthesise` uses one source modality or all that a case has."""
 
+    learns_labels: ClassVar[bool]
+    """Whether training looks at segmentations, where there are any; it must do without them, too."""
+
     styled: ClassVar[bool]
     """Whether a target has looks: one fixed by a reference image, others drawn. Without, `references` stays empty."""
 
