@@ -568,15 +568,18 @@ def _unlike(target: Target) -> list[AttclError]:
 def _source(
     output: Path, data: Dataset, case: Case, modality: str, modal_list: Sequence[str]
 ) -> str:
-    """What the label beside a completed volume says it was made from; without one, Algorithm 1's source."""
+    """What the label beside a completed volume says it was made from; without one, Algorithm 1's source.
+
+    Of several sources the most frequent one stands for all: it is what a copy costs nothing of.
+    """
     label = output / data.place_label(case, modality)
-    found = None
+    found: set[str] = set()
     if label.is_file():
         told = read_json(label)
-        found = told.get("source", {}).get("modality") if isinstance(told, dict) else None
-    if isinstance(found, str) and found in case.files:
-        return found
-    return next(name for name in modal_list if name in case.files)
+        if isinstance(told, dict):
+            sources = told.get("sources", [told.get("source", {})])
+            found = {item.get("modality") for item in sources} & set(case.files)
+    return next(name for name in modal_list if name in (found or case.files))
 
 
 def _segmentation(truth: Dataset, case: Case | None) -> tuple[Path, ...]:
