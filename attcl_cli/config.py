@@ -115,6 +115,10 @@ class Settings(BaseModel):
     plave_blocks: Annotated[int, Field(ge=1, le=16)] = Field(
         6, description="PLAVE: residual blocks of the trunk."
     )
+    plave_skips: bool = Field(
+        default=False,
+        description="PLAVE: the decoders also see the branches' larger features, fused (ours).",
+    )
     plave_pretraining: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.4,
         description="PLAVE: share of the steps, the first ones, that train the self-representation network.",
@@ -203,8 +207,9 @@ class Settings(BaseModel):
 # (method.md, "Beyond the paper") with the weight that L1 has in pix2pix and ACA-GAN. The small ones also take larger
 # steps, with momentum, since they are trained for minutes: 300 steps of tiny on phantoms, 12 directions, mean SSIM in
 # the brain .438 with momentum .5, .404 without.
-# Nor does PLAVE see slices with tumour alone there: completion makes the others, too.
-_PAIRED: dict[str, Any] = {"lambda_pair": 100.0, "pair_targets": 0.75, "plave_tumour_slices": 0.5}
+# Nor does PLAVE see slices with tumour alone there, for completion makes the others, too; and it has skips.
+_OURS: dict[str, Any] = {"plave_tumour_slices": 0.5, "plave_skips": True}
+_PAIRED: dict[str, Any] = {"lambda_pair": 100.0, "pair_targets": 0.75, **_OURS}
 _QUICK: dict[str, Any] = _PAIRED | {
     "learning_rate": 1e-3,
     "learning_rate_mapping": 1e-5,

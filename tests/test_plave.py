@@ -147,7 +147,12 @@ def test_the_generator_goes_down_to_a_quarter_and_back():
     images, present = [torch.randn(2, 1, 32, 32)] * 3, ALL_THERE
     style = generator.code(torch.tensor([0, 2]))
     features = generator.encode(images, present, style)
-    assert features.shape == (2, 3, 16, 8, 8)
+    assert [layer.shape for layer in features] == [
+        (2, 3, 4, 32, 32),
+        (2, 3, 8, 16, 16),
+        (2, 3, 16, 8, 8),
+    ]
+    assert generator.skips(features, present) == []
     fused, following = generator.fuse(features, present, style)
     assert fused.shape == following.shape == (2, 16, 8, 8)
     h = generator.refine(following, style)
@@ -162,7 +167,7 @@ def test_256_pixels_are_fused_at_64():
     generator = FusionGenerator(slots=1, targets=1, width=2, max_width=4, blocks=1, style_dim=2)
     present = torch.ones(1, 1, dtype=torch.bool)
     code = generator.code(torch.tensor([0]))
-    assert generator.encode([torch.zeros(1, 1, 256, 256)], present, code).shape[-2:] == (64, 64)
+    assert generator.encode([torch.zeros(1, 1, 256, 256)], present, code)[-1].shape[-2:] == (64, 64)
 
 
 def test_a_target_s_code_changes_every_stage_of_the_generator():
@@ -171,7 +176,7 @@ def test_a_target_s_code_changes_every_stage_of_the_generator():
     present, x = torch.ones(1, 1, dtype=torch.bool), torch.randn(1, 1, 16, 16)
     codes = [generator.code(torch.tensor([index])) for index in range(2)]
     one, two = (generator.encode([x], present, code) for code in codes)
-    assert not torch.allclose(one, two, atol=1e-3)
+    assert not torch.allclose(one[-1], two[-1], atol=1e-3)
     fused = [generator.fuse(one, present, code)[1] for code in codes]
     assert not torch.allclose(*fused, atol=1e-3)
     refined = [generator.refine(fused[0], code) for code in codes]
@@ -367,13 +372,21 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
 
     def fused_of(images, code):
         """images: slot -> (1, 1, S, S)."""
-        own = {slot: g.branches[slot](image, code) for slot, image in images.items()}
-        scores = torch.cat([g.fusion.score[slot](own[slot]) for slot in own], dim=1).softmax(dim=1)
-        weighted = dict(zip(own, scores.split(1, dim=1), strict=True))
-        zero = torch.zeros_like(next(iter(own.values())))
-        parts = [weighted[slot] * own[slot] if slot in own else zero for slot in range(4)]
-        fused = g.fusion.mix(torch.cat(parts, dim=1))
-        return own, fused, g.next(fused, code)
+        layers = {slot: g.branches[slot](image, code) for slot, image in images.items()}
+
+        def mixed(fusion, level):
+            own = {slot: found[level] for slot, found in layers.items()}
+            scores = torch.cat([fusion.score[slot](own[slot]) for slot in own], dim=1).softmax(
+                dim=1
+            )
+            weighted = dict(zip(own, scores.split(1, dim=1), strict=True))
+            zero = torch.zeros_like(next(iter(own.values())))
+            parts = [weighted[slot] * own[slot] if slot in own else zero for slot in range(4)]
+            return fusion.mix(torch.cat(parts, dim=1))
+
+        fused = mixed(g.fusion, 2)
+        skips = [mixed(g.skip[0], 1), mixed(g.skip[1], 0)] if s.plave_skips else []
+        return {slot: found[2] for slot, found in layers.items()}, fused, g.next(fused, code), skips
 
     def contrast(head, source, fake):
         p, q = (
@@ -394,20 +407,20 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
             slot: batch.images[b, slot][None, None] for slot in range(4) if batch.sources[b, slot]
         }
         code = g.code(batch.target[b : b + 1])
-        own, fused, following = fused_of(images, code)
+        own, fused, following, skips = fused_of(images, code)
         h = following
         for block in g.trunk:
             h = block(h, code)
-        raw, decoded = g.decoder(h, code)
+        raw, decoded = g.decoder(h, code, skips)
         real = batch.images[b, batch.target[b]][None, None]
         shown = torch.where(
             batch.sources[b], batch.images[b].movedim(0, -1), -torch.ones(())
         ).movedim(-1, 0)[None]
-        made.append((images, code, own, fused, following, h, raw.tanh(), decoded, real, shown))
+        made.append((images, code, own, fused, following, h, skips, raw.tanh(), decoded, real, shown))
     found: dict[str, Tensor] = {}
     target = [batch.target[b : b + 1] for b in cases]
-    d_real = [bce(d(made[b][9], made[b][8], target[b]), 1.0) for b in cases]
-    d_fake = [bce(d(made[b][9], made[b][6].detach(), target[b]), 0.0) for b in cases]
+    d_real = [bce(d(made[b][10], made[b][9], target[b]), 1.0) for b in cases]
+    d_fake = [bce(d(made[b][10], made[b][7].detach(), target[b]), 0.0) for b in cases]
     found["d_real"], found["d_fake"] = torch.stack(d_real).mean(), torch.stack(d_fake).mean()
     adam["discriminator"].zero_grad()
     (found["d_real"] + found["d_fake"]).backward()
@@ -415,10 +428,10 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
 
     terms: dict[str, list[Tensor]] = {}
     for b in cases:
-        images, code, own, fused, following, h, fake, decoded, real, shown = made[b]
+        images, code, own, fused, following, h, skips, fake, decoded, real, shown = made[b]
         with torch.no_grad():
             _, branch, last, layers = a(real, target[b])
-        _, fused2, following2 = fused_of(dict.fromkeys(images, fake), code)
+        _, fused2, following2, _ = fused_of(dict.fromkeys(images, fake), code)
         pairs = ((heads[0], fused, fused2), (heads[1], following, following2))
         one = {
             "adv": bce(d(shown, fake, target[b]), 1.0),
@@ -434,7 +447,7 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
             ).mean(),
         }
         if batch.has_labels[b]:
-            one["seg"] = F.cross_entropy(seg(h, code)[0], batch.labels[b : b + 1])
+            one["seg"] = F.cross_entropy(seg(h, code, skips)[0], batch.labels[b : b + 1])
         for name, value in one.items():
             terms.setdefault(name, []).append(value)
     total = {name: torch.stack(values).mean() for name, values in terms.items()}
@@ -596,7 +609,7 @@ def test_preset_paper_is_the_published_set_up():
 
 
 def test_what_the_user_says_is_stronger_than_the_method_s_defaults():
-    s = resolve(preset="tiny", overrides={"method": "plave", "weight_decay": 0.0, "batch_size": 2, "beta2": 0.9})
+    s = resolve(preset="tiny", overrides={"method": "plave", "batch_size": 2, "beta2": 0.9})
     assert (s.batch_size, s.beta2, s.beta1) == (2, 0.9, 0.5)
     assert resolve(preset="tiny").batch_size == 8
 

@@ -55,6 +55,7 @@ class Plave:
             **shape,
             blocks=s.plave_blocks,
             style_dim=s.style_dim,
+            skips=s.plave_skips,
         )
         self.segmenter = Decoder(**shape, outputs=CLASSES, style_dim=s.style_dim)
         self.discriminator = PatchDiscriminator(
@@ -146,8 +147,7 @@ class Plave:
         del sample  # not styled: there is nothing to draw
         made = {}
         for target in targets:
-            h, style = self._trunk_of(sources, target)
-            made[target] = self.generator.decode(h, style)[0]
+            made[target] = self.generator.decode(*self._trunk_of(sources, target))[0]
         return made
 
     @torch.inference_mode()
@@ -155,8 +155,10 @@ class Plave:
         """What the segmentation decoder sees on the way to `target`: logits (B, 4, H, W) of `CLASSES`."""
         return self.segmenter(*self._trunk_of(sources, target))[0]
 
-    def _trunk_of(self, sources: Mapping[str, Tensor], target: str) -> tuple[Tensor, Tensor]:
-        """The trunk's output, (B, C, H / 4, W / 4), and the target's code, (1, style_dim)."""
+    def _trunk_of(
+        self, sources: Mapping[str, Tensor], target: str
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What decoders take: the trunk's output (B, C, H / 4, W / 4), the target's code (1, style_dim), and skips."""
         used = {name: image for name, image in sources.items() if name != target}
         images = [used.get(self.modalities[index]) for index in self._slots]
         some = next(image for image in images if image is not None)
@@ -167,7 +169,8 @@ class Plave:
         index = torch.tensor([self.modalities.index(target)], device=some.device)
         style = self.generator.code(index).to(some.dtype)
         features = self.generator.encode(images, present, style)
-        return self.generator.refine(self.generator.fuse(features, present, style)[1], style), style
+        h = self.generator.refine(self.generator.fuse(features, present, style)[1], style)
+        return h, style, self.generator.skips(features, present)
 
     def _update(
         self,
@@ -189,8 +192,11 @@ class Plave:
             features = self.generator.encode(images, present, style)
             fused, following = self.generator.fuse(features, present, style)
             h = self.generator.refine(following, style)
-            x_fake, decoded = self.generator.decode(h, style)
-            return _Translation(style, present, features, fused, following, h, x_fake, decoded)
+            skips = self.generator.skips(features, present)
+            x_fake, decoded = self.generator.decode(h, style, skips)
+            return _Translation(
+                style, present, features[-1], fused, following, h, skips, x_fake, decoded
+            )
 
     def _autoencoder_loss(self, part: CaseBatch) -> Losses:
         x_real = part.image(part.target)
@@ -218,7 +224,7 @@ class Plave:
         if s.plave_lambda_patch > 0:
             found["patch"] = (s.plave_lambda_patch, self._patch_loss(made))
         if s.plave_lambda_seg > 0:
-            guessed = self.segmenter(made.h, made.style)[0]
+            guessed = self.segmenter(made.h, made.style, made.skips)[0]
             loss = losses.segmentation_loss(
                 guessed.float(), part.labels, part.has_labels, share=part.label_share
             )
@@ -265,5 +271,6 @@ class _Translation:
     fused: Tensor
     following: Tensor
     h: Tensor
+    skips: list[Tensor]
     x_fake: Tensor
     decoded: list[Tensor]

@@ -7,7 +7,7 @@ of weights can make several targets; a constant on an input plane would not surv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from attcl_cli.networks.attention import SqueezeExcitation
 from attcl_cli.networks.blocks import (
     AdaIN,
     AdaINResidualBlock,
-    InstanceNorm,
     initialise,
     leaky_relu,
     widths,
@@ -66,12 +65,12 @@ class Branch(nn.Module):
         self.attention = SqueezeExcitation(channels[-1])
         initialise(self)
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """(B, 1, H, W) in [-1, 1], (B or 1, style_dim) -> (B, C, H / 4, W / 4)."""
-        h = self.stem(x, style)
+    def forward(self, x: Tensor, style: Tensor) -> list[Tensor]:
+        """(B, 1, H, W) in [-1, 1], (B or 1, style_dim) -> features of sizes H, H / 2 and, with attention, H / 4."""
+        layers = [self.stem(x, style)]
         for block in self.down:
-            h = block(h, style)
-        return self.attention(h)
+            layers.append(block(layers[-1], style))
+        return [*layers[:-1], self.attention(layers[-1])]
 
 
 class Fusion(nn.Module):
@@ -105,25 +104,43 @@ class Fusion(nn.Module):
         return self.mix(weighted.flatten(1, 2))
 
 
+class UpAdaIN(nn.Module):
+    """Transposed convolution to twice the size, AdaIN, LeakyReLU."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
+        self.norm = AdaIN(outputs, style_dim)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """(B, inputs, H, W), (B or 1, style_dim) -> (B, outputs, 2 H, 2 W)."""
+        return leaky_relu(self.norm(self.conv(x), style))
+
+
 class Decoder(nn.Module):
-    """Doubles the size twice; its features after each doubling are handed out, too."""
+    """Doubles the size twice; its features after each doubling are handed out, too.
+
+    No norm after the last doubling's own: what is black and what is bright must survive.
+    """
 
     def __init__(self, *, width: int, max_width: int, outputs: int, style_dim: int) -> None:
         super().__init__()
         backwards = widths(width, max_width, HALVINGS)[::-1]
-        self.up = nn.ModuleList(
-            AdaINResidualBlock(a, b, style_dim, up=True) for a, b in pairwise(backwards)
-        )
-        self.last = nn.Sequential(
-            InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, outputs, 1)
-        )
+        self.up = nn.ModuleList(UpAdaIN(a, b, style_dim) for a, b in pairwise(backwards))
+        self.last = nn.Conv2d(width, outputs, 7, padding=3)
         initialise(self)
 
-    def forward(self, h: Tensor, style: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, H, W), (B or 1, style_dim) -> (B, outputs, 4 H, 4 W) unbounded, and the features on the way."""
+    def forward(
+        self, h: Tensor, style: Tensor, skips: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(B, C, H, W), (B or 1, style_dim) -> (B, outputs, 4 H, 4 W) unbounded, and the features on the way.
+
+        `skips` are added after each doubling: of sizes 2 H and 4 H, or none.
+        """
         features = []
-        for block in self.up:
+        for block, skip in zip_longest(self.up, skips):
             h = block(h, style)
+            h = h if skip is None else h + skip
             features.append(h)
         return self.last(h), features
 
@@ -137,6 +154,7 @@ class FusionGenerator(nn.Module):
         width, max_width: channels of the first convolution, and the most there are.
         blocks: residual blocks of the trunk.
         style_dim: length of a target's code.
+        skips: whether the decoders also see the branches' larger features, fused in the same way.
     """
 
     def __init__(
@@ -148,13 +166,15 @@ class FusionGenerator(nn.Module):
         max_width: int,
         blocks: int,
         style_dim: int,
+        skips: bool = False,
     ) -> None:
         super().__init__()
         shape = {"width": width, "max_width": max_width}
-        self.channels = widths(width, max_width, HALVINGS)[-1]
+        *larger, self.channels = widths(width, max_width, HALVINGS)
         self.code = TargetCodes(targets, style_dim)
         self.branches = nn.ModuleList(Branch(**shape, style_dim=style_dim) for _ in range(slots))
         self.fusion = Fusion(self.channels, slots=slots)
+        self.skip = nn.ModuleList(Fusion(count, slots=slots) for count in reversed(larger) if skips)
         self.next = ConvAdaIN(self.channels, self.channels, style_dim)
         self.trunk = nn.ModuleList(
             AdaINResidualBlock(self.channels, self.channels, style_dim) for _ in range(blocks)
@@ -162,8 +182,13 @@ class FusionGenerator(nn.Module):
         self.decoder = Decoder(**shape, outputs=1, style_dim=style_dim)
         initialise(self.next)
         initialise(self.trunk)
+        # The trunk begins as the identity: what the branches found would else be drowned in what six blocks add.
+        for block in self.trunk:
+            nn.init.zeros_(block.conv2.weight)  # type: ignore[union-attr,arg-type]
 
-    def encode(self, images: Sequence[Tensor | None], present: Tensor, style: Tensor) -> Tensor:
+    def encode(
+        self, images: Sequence[Tensor | None], present: Tensor, style: Tensor
+    ) -> list[Tensor]:
         """The features of each source.
 
         Args:
@@ -172,9 +197,9 @@ class FusionGenerator(nn.Module):
             style: (B or 1, style_dim), `code` of the target.
 
         Returns:
-            (B, M, C, H / 4, W / 4), 0 where a source is absent.
+            (B, M, C, H, W), then half the size, then a quarter, which is what is fused; 0 where a source is absent.
         """
-        encoded: list[Tensor | None] = []
+        encoded: list[list[Tensor] | None] = []
         for slot, (branch, image) in enumerate(zip(self.branches, images, strict=True)):
             if image is None:
                 encoded.append(None)
@@ -182,14 +207,25 @@ class FusionGenerator(nn.Module):
             there = present[:, slot, None, None, None]
             # All rows, for choosing some would wait for the device; what absent ones hold gets nowhere.
             made = branch(torch.where(there, image, torch.full_like(image, -1)), style)
-            encoded.append(torch.where(there, made, torch.zeros_like(made)))
+            encoded.append([torch.where(there, layer, torch.zeros_like(layer)) for layer in made])
         like = next(item for item in encoded if item is not None)
-        return torch.stack([torch.zeros_like(like) if x is None else x for x in encoded], dim=1)
+        nothing = [torch.zeros_like(layer) for layer in like]
+        slots = [nothing if item is None else item for item in encoded]
+        return [torch.stack(layers, dim=1) for layers in zip(*slots, strict=True)]
 
-    def fuse(self, features: Tensor, present: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, M, C, H, W), (B, M) -> the fused features and those after the next convolution, (B, C, H, W) each."""
-        fused = self.fusion(features, present)
+    def fuse(
+        self, features: Sequence[Tensor], present: Tensor, style: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `encode` gave -> the fused features and those after the next convolution, (B, C, H / 4, W / 4) each."""
+        fused = self.fusion(features[-1], present)
         return fused, self.next(fused, style)
+
+    def skips(self, features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
+        """What the decoders see beside the trunk's output: sizes H / 2 and H, or nothing."""
+        return [
+            fusion(layer, present)
+            for fusion, layer in zip(self.skip, reversed(features[:-1]), strict=False)
+        ]
 
     def refine(self, h: Tensor, style: Tensor) -> Tensor:
         """The trunk: (B, C, H, W) -> the same shape."""
@@ -197,9 +233,11 @@ class FusionGenerator(nn.Module):
             h = block(h, style)
         return h
 
-    def decode(self, h: Tensor, style: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def decode(
+        self, h: Tensor, style: Tensor, skips: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, list[Tensor]]:
         """(B, C, H, W) -> the image (B, 1, 4 H, 4 W) in (-1, 1), and the decoder's features."""
-        image, features = self.decoder(h, style)
+        image, features = self.decoder(h, style, skips)
         return torch.tanh(image), features
 
 
@@ -232,7 +270,7 @@ class AutoEncoder(nn.Module):
             decoder's features.
         """
         style = self.code(target)
-        branch = self.branch(x, style)
+        branch = self.branch(x, style)[-1]
         last = self.mix(branch)
         image, features = self.decoder(last, style)
         return torch.tanh(image), branch, last, features
