@@ -163,6 +163,23 @@ def test_the_generator_goes_down_to_a_quarter_and_back():
     assert len(generator.trunk) == 6
 
 
+def test_skips_are_fused_at_both_larger_sizes_and_added_in_the_decoder():
+    sizes = {"slots": 3, "targets": 4, "width": 4, "max_width": 64, "blocks": 1, "style_dim": 8}
+    generator = FusionGenerator(**sizes, skips=True)
+    style = generator.code(torch.tensor([0, 2]))
+    present = torch.tensor([[True, False, True], [False, True, False]])
+    features = generator.encode([torch.randn(2, 1, 32, 32)] * 3, present, style)
+    half, whole = generator.skips(features, present)
+    assert torch.equal(half, generator.skip[0](features[1], present))
+    assert torch.equal(whole, generator.skip[1](features[0], present))
+    h = torch.randn(2, 16, 8, 8)
+    first = generator.decoder.up[0](h, style) + half
+    second = generator.decoder.up[1](first, style) + whole
+    image, decoded = generator.decode(h, style, [half, whole])
+    assert all(map(torch.equal, decoded, (first, second)))
+    assert torch.equal(image, generator.decoder.last(second).tanh())
+
+
 def test_256_pixels_are_fused_at_64():
     generator = FusionGenerator(slots=1, targets=1, width=2, max_width=4, blocks=1, style_dim=2)
     present = torch.ones(1, 1, dtype=torch.bool)
@@ -179,6 +196,10 @@ def test_a_target_s_code_changes_every_stage_of_the_generator():
     assert not torch.allclose(one[-1], two[-1], atol=1e-3)
     fused = [generator.fuse(one, present, code)[1] for code in codes]
     assert not torch.allclose(*fused, atol=1e-3)
+    assert torch.equal(
+        *(generator.refine(fused[0], code) for code in codes)
+    )  # at first the identity
+    nn.init.normal_(generator.trunk[0].conv2.weight)
     refined = [generator.refine(fused[0], code) for code in codes]
     assert not torch.allclose(*refined, atol=1e-3)
     assert not torch.allclose(*(generator.decode(refined[0], code)[0] for code in codes), atol=1e-3)
@@ -416,7 +437,9 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
         shown = torch.where(
             batch.sources[b], batch.images[b].movedim(0, -1), -torch.ones(())
         ).movedim(-1, 0)[None]
-        made.append((images, code, own, fused, following, h, skips, raw.tanh(), decoded, real, shown))
+        made.append(
+            (images, code, own, fused, following, h, skips, raw.tanh(), decoded, real, shown)
+        )
     found: dict[str, Tensor] = {}
     target = [batch.target[b : b + 1] for b in cases]
     d_real = [bce(d(made[b][10], made[b][9], target[b]), 1.0) for b in cases]
@@ -468,7 +491,9 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
     return found | {f"g_{name}": value for name, value in total.items()}
 
 
-def test_a_step_is_the_literal_iteration_of_the_paper(settings):
+@pytest.mark.parametrize("skips", [False, True])
+def test_a_step_is_the_literal_iteration_of_the_paper(skips, settings):
+    settings = changed(settings, plave_skips=skips)
     ours, literal = method_of(settings), method_of(settings)
     sources = torch.tensor(
         [[True, False, True, True], [True, True, False, False], [False, False, True, False]]
@@ -606,6 +631,7 @@ def test_preset_paper_is_the_published_set_up():
     assert (s.plave_lambda_image, s.plave_lambda_patch, s.plave_lambda_seg) == (100, 0.1, 0.1)
     assert (s.plave_lambda_branch, s.plave_lambda_fused, s.plave_lambda_decoder) == (0.1, 0.1, 0.05)
     assert (s.contrastive_patches, s.temperature) == (256, 0.07)
+    assert not s.plave_skips
 
 
 def test_what_the_user_says_is_stronger_than_the_method_s_defaults():
