@@ -106,11 +106,15 @@ def newest_run(runs: Path) -> Path | None:
     return max(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
 
 
-def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
+def find_weights(
+    name: str | None, *, runs: Path = Path("runs"), flag: str = "--weights"
+) -> Weights:
     """Finds and verifies weights.
 
     Args:
         name: a bundled name, a file, or a run's folder; None: the newest run below `runs`, else the bundled weights.
+        runs: where runs are.
+        flag: the option that names them.
 
     Raises:
         UsageError: there is nothing of that name.
@@ -120,7 +124,7 @@ def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
         path = newest_run(runs) or named_weights().get(BUNDLED)
         if path is None:
             raise UsageError(
-                f"--weights: none given, no run with weights in {runs}/ and none bundled",
+                f"{flag}: none given, no run with weights in {runs}/ and none bundled",
                 "train first: attcl train",
             )
     else:
@@ -129,7 +133,7 @@ def find_weights(name: str | None, *, runs: Path = Path("runs")) -> Weights:
             path = path / WEIGHTS_FILE
         if not path.is_file():
             raise UsageError(
-                f"--weights: {name!r} is no file and no known name, "
+                f"{flag}: {name!r} is no file and no known name, "
                 f"wanted a run's folder, a .safetensors file or one of {_known_names()}"
             )
     digest = sha256(path)
@@ -177,7 +181,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         if key.startswith(prefix)
     }
     lacking = sorted(set(info.modalities) - set(method.references))
-    if lacking:
+    if method.styled and lacking:
         raise AttclError(
             f"{weights.path}: no reference of {', '.join(lacking)}, wanted a file that attcl wrote"
         )

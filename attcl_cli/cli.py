@@ -233,6 +233,13 @@ def complete(
             help="A run's folder, a weights file, or a bundled name.  [default: the newest run]",
         ),
     ] = None,
+    fallback: Annotated[
+        str | None,
+        typer.Option(
+            "--fallback",
+            help="Weights for the cases that lack sources that the others need.  [default: none]",
+        ),
+    ] = None,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", help="Only this modality; may be given several times."),
@@ -277,7 +284,13 @@ def complete(
         bool,
         typer.Option("--keep-going", help="Do the sound cases; bad ones are listed, exit code 3."),
     ] = False,
-    layout: LayoutName = "auto",
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--layout",
+            help="auto, brats, brats2023, bids or slices; or brasyn-submission: writes the challenge's flat folder.",
+        ),
+    ] = "auto",
     modalities: Vocabulary = None,
     device: Device = "auto",
     workers: Workers = 2,
@@ -297,6 +310,7 @@ def complete(
         Source(ori, layout, modalities),
         cpl,
         weights=weights,
+        fallback=fallback,
         targets=target or [],
         batch_size=batch_size,
         slices=_span(slices),

@@ -7,6 +7,7 @@ a file that exists there is never written again, so a run that was killed is fin
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +24,10 @@ from torch.nn import functional as F
 from attcl_cli import __version__, volume
 from attcl_cli.checkpoint import Weights
 from attcl_cli.config import Settings
-from attcl_cli.dataset import Case, Dataset, check_case, ending_of
+from attcl_cli.dataset import Case, Dataset, Layout, check_case, ending_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside, write_json
-from attcl_cli.methods import Method
+from attcl_cli.methods import METHODS, Method
 from attcl_cli.overlap import read_ahead
 from attcl_cli.volume import Array, Grid, Scale, Volume
 
@@ -36,17 +37,24 @@ _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take 
 
 @dataclass(frozen=True)
 class Job:
-    """All volumes that one case lacks and that are made from one source.
+    """All volumes that one case lacks.
 
     Attributes:
         case: the case.
-        source: the modality they are made from.
+        sources: the modalities they are made from: one, or all that the case has and the weights know.
         outputs: target -> files to write, relative to the output folder.
+        weights: what makes them: the plan's, or its fallback.
     """
 
     case: Case
-    source: str
+    sources: tuple[str, ...]
     outputs: Mapping[str, tuple[PurePosixPath, ...]]
+    weights: Weights
+
+    @property
+    def source(self) -> str:
+        """The source, or the first of them."""
+        return self.sources[0]
 
 
 @dataclass(frozen=True)
@@ -57,13 +65,15 @@ class Plan:
         dataset: where the sources lie.
         output: where the volumes go.
         weights: what makes them.
-        modal_list: modalities by falling number of volumes; a case's source is the first that it has.
+        modal_list: modalities by falling number of volumes; a method of one source takes the first that a case has.
         jobs: what is left to do.
         done: volumes that were missing and lie complete in the output folder.
         slices: (first, stop) of the slices that are synthesised, or None for all.
         samples: looks drawn a volume, whose mean is written; 0: the reference's look.
         uncertainty: whether the standard deviation of the samples is written, too.
         failed: case id -> problem, of cases that `keep_going` leaves out.
+        naming: the flat naming of a challenge; None: files are named as the dataset's others are.
+        fallback: what makes the volumes of cases that `weights` cannot serve.
     """
 
     dataset: Dataset
@@ -76,6 +86,13 @@ class Plan:
     failed: Mapping[str, AttclError]
     samples: int = 0
     uncertainty: bool = False
+    naming: Layout | None = None
+    fallback: Weights | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where files go."""
+        return Places(self.dataset, self.output, self.naming)
 
     @property
     def made_how(self) -> dict[str, Any]:
@@ -86,6 +103,39 @@ class Plan:
     def volumes(self) -> int:
         """How many volumes are left to make."""
         return sum(len(job.outputs) for job in self.jobs)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the files of an output folder go.
+
+    A challenge's folder holds its volumes and nothing else, so that what is said of them lies in a folder beside it.
+    """
+
+    dataset: Dataset
+    output: Path
+    naming: Layout | None = None
+
+    @property
+    def records(self) -> Path:
+        """The folder of labels and `run.json`: the output folder, or the one beside it."""
+        if self.naming is None:
+            return self.output
+        return self.output.parent / f"{self.output.absolute().name}-labels"
+
+    def files(self, case: Case, target: str) -> tuple[PurePosixPath, ...]:
+        """The volume, or its PNG slices, relative to the output folder."""
+        if self.naming is None:
+            return self.dataset.place(case, target)
+        token = self.naming.tokens[target]
+        return (PurePosixPath(self.naming.template.format(case=case.id, token=token)),)
+
+    def label(self, case: Case, target: str) -> Path:
+        """The JSON label of a volume."""
+        if self.naming is None:
+            return self.output / self.dataset.place_label(case, target)
+        file = self.files(case, target)[0]
+        return self.records / (file.name.removesuffix(ending_of(file)) + ".json")
 
 
 @dataclass(frozen=True)
@@ -105,11 +155,13 @@ class Completed:
     error: AttclError | None = None
 
 
-def plan(
+def plan(  # noqa: PLR0913 - what a user may ask of a run
     dataset: Dataset,
     output: Path,
     weights: Weights,
     *,
+    fallback: Weights | None = None,
+    naming: Layout | None = None,
     targets: Sequence[str] = (),
     slices: tuple[int, int] | None = None,
     samples: int = 0,
@@ -123,12 +175,15 @@ def plan(
 
     Algorithm 1 walks through every slice and modality and writes a translation where neither the original nor the
     completed folder has a file; the first one written wins. So the source of a missing volume is the first modality of
-    `modal_list` that the case has, and nothing else needs to be generated.
+    `modal_list` that the case has, and nothing else needs to be generated. A method that accepts many sources is given
+    all that the case has.
 
     Args:
         dataset: the incomplete dataset.
         output: the completed folder; may hold results of earlier runs.
         weights: verified weights.
+        fallback: weights for the cases of which the others cannot make all that is wanted.
+        naming: names files in this way, flat, and their labels in a folder beside.
         targets: only these modalities; empty: all.
         slices: synthesise only these slices (first, stop); the others stay 0, or are not written as PNG.
         samples: draw so many looks of each volume from the mapping network, and write their mean; 0: the reference's.
@@ -141,8 +196,12 @@ def plan(
     Raises:
         AttclError: everything that is wrong, together.
     """
-    _refuse_output(output, (dataset.root, *originals))
+    places = Places(dataset, output, naming)
+    _refuse_output(places, (dataset.root, *originals))
     _refuse_samples(dataset, samples, uncertainty=uncertainty)
+    usable = [weights] if fallback is None else [weights, fallback]
+    _refuse_looks(usable, samples)
+    _refuse_naming(dataset, naming, uncertainty=uncertainty)
     how = _how(slices, samples, uncertainty=uncertainty)
     modal_list = dataset.by_frequency()
     problems: list[AttclError] = []
@@ -151,36 +210,31 @@ def plan(
     done = 0
     for case in dataset.cases[part[0] - 1 :: part[1]]:
         wanted = [name for name in dataset.missing(case) if not targets or name in targets]
+        served = fallback is None or _can_make(weights, case, wanted, modal_list)
+        job = Job(case, (), {}, weights if served or fallback is None else fallback)
         outputs: dict[str, tuple[PurePosixPath, ...]] = {}
         for target in wanted:
-            whole = dataset.place(case, target)
-            files = whole[slices[0] : slices[1]] if slices and _is_png(dataset) else whole
-            problems += _escapes(output, whole[0])
-            # Algorithm 1's path check; files appear whole, so one that exists is complete.
-            there = {file: output / file for file in whole if (output / file).exists()}
-            missing = files if overwrite else tuple(file for file in files if file not in there)
-            if there:
-                label = output / dataset.place_label(case, target)
-                existing += _existing_problems(
-                    list(there.values()), label, weights, how, overwrite=overwrite
-                )
-            if missing or not files:
-                outputs[target] = missing
-            else:
+            problems += _escapes(output, places.files(case, target)[0])
+            missing = _missing_files(places, case, target, slices, overwrite=overwrite)
+            existing += _existing_problems(places, job, target, how, overwrite=overwrite)
+            if missing is None:
                 done += 1
+            else:
+                outputs[target] = missing
         if outputs:
-            source = source_of(case, modal_list)
-            jobs.append(Job(case, source, outputs))
+            sources = _sources_of(job.weights, case, modal_list)
+            jobs.append(replace(job, sources=sources, outputs=outputs))
     problems += _fold(existing)
-    problems += _lacking(weights, jobs)
+    for used in usable:
+        problems += _lacking(used, [job for job in jobs if job.weights is used], fallback)
     sound: list[Job] = []
     failed: dict[str, AttclError] = {}
     checked = {job.case.id for job in jobs}
-    for name, own in dataset.wrong.items() if part[0] == 1 else ():
-        if name not in checked and keep_going:
-            failed[name] = own[0]
-        elif name not in checked:
-            problems += own
+    unplanned = {name: own for name, own in dataset.wrong.items() if name not in checked}
+    if part[0] == 1 and keep_going:
+        failed |= {name: own[0] for name, own in unplanned.items()}
+    elif part[0] == 1:
+        problems += [problem for own in unplanned.values() for problem in own]
     for job in jobs:
         found = check_case(dataset, job.case, values=True) or _beyond(dataset, job.case, slices)
         if found and keep_going:
@@ -202,7 +256,24 @@ def plan(
         failed=failed,
         samples=samples,
         uncertainty=uncertainty,
+        naming=naming,
+        fallback=fallback,
     )
+
+
+def _missing_files(
+    places: Places, case: Case, target: str, slices: tuple[int, int] | None, *, overwrite: bool
+) -> tuple[PurePosixPath, ...] | None:
+    """The files of a volume that are to be written; None where all are there (Algorithm 1's path check).
+
+    Files appear whole, so one that exists is complete.
+    """
+    whole = places.files(case, target)
+    files = whole[slices[0] : slices[1]] if slices and _is_png(places.dataset) else whole
+    if overwrite:
+        return files
+    missing = tuple(file for file in files if not (places.output / file).exists())
+    return missing if missing or not files else None
 
 
 def source_of(case: Case, modal_list: Sequence[str]) -> str:
@@ -210,11 +281,33 @@ def source_of(case: Case, modal_list: Sequence[str]) -> str:
     return next(name for name in modal_list if name in case.files)
 
 
+def _sources_of(weights: Weights, case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:
+    """Algorithm 1's source, or all that the case has and the weights know, in the dataset's order."""
+    if METHODS[weights.info.settings.method].accepts == "many":
+        known = tuple(name for name in sorted(case.files) if name in weights.info.modalities)
+        if known:
+            return known
+    return (source_of(case, modal_list),)
+
+
+def _can_make(
+    weights: Weights, case: Case, targets: Sequence[str], modal_list: Sequence[str]
+) -> bool:
+    """Whether the weights make all these targets from what the case has."""
+    info = weights.info
+    needs = METHODS[info.settings.method].needs(info.settings, info.modalities)
+    known = all(name in info.modalities for name in _sources_of(weights, case, modal_list))
+    return known and all(
+        target in needs and set(needs[target]) <= set(case.files) for target in targets
+    )
+
+
 def run(
     plan: Plan,
     method: Method,
     *,
     device: torch.device,
+    fallback: Method | None = None,
     batch_size: int = 64,
     workers: int = 2,
     keep_going: bool = False,
@@ -227,7 +320,8 @@ def run(
     Args:
         plan: what is to be done.
         method: with the plan's weights, on `device`.
-        device: where the network runs.
+        device: where the networks run.
+        fallback: with the weights of the plan's fallback, where it has jobs for it.
         batch_size: slices moved to the device at once; changes memory, never results.
         workers: cases read ahead; 0 reads within the loop.
         keep_going: yield a failed case and go on; else its error is raised.
@@ -248,7 +342,8 @@ def run(
             try:
                 prepared = future.result()
                 clock = time.monotonic()
-                made = _translate(plan, method, job, prepared, device, batch_size)
+                chosen = method if job.weights is plan.weights or fallback is None else fallback
+                made = _translate(plan, chosen, job, prepared, device, batch_size)
                 seconds = time.monotonic() - clock
             except AttclError as error:
                 yield _failed(job, error, keep_going=keep_going)
@@ -270,8 +365,7 @@ def run(
 
 def translate(
     method: Method,
-    slices: torch.Tensor,
-    source: str,
+    slices: Mapping[str, torch.Tensor],
     targets: Sequence[str],
     *,
     image_size: int,
@@ -283,8 +377,7 @@ def translate(
 
     Args:
         method: with weights.
-        slices: (B, 1, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the method's device.
-        source: their modality.
+        slices: source -> (B, 1, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the method's device.
         targets: the modalities wanted.
         image_size, canvas, downs: of the weights' settings.
         sample: draw the look of each target with this number instead of taking the reference's.
@@ -292,14 +385,14 @@ def translate(
     Returns:
         target -> (B, 1, h * factor, w * factor), clipped to [-1, 1]; factor = canvas / image_size.
     """
-    count = slices.shape[0]
-    lacking = slices_a_call(image_size, slices.device) - count
-    filled = slices
-    if lacking > 0:
-        filled = torch.cat([slices, slices.new_full((lacking, *slices.shape[1:]), -1.0)])
-    filled = filled.contiguous(memory_format=torch.channels_last)
+    count, *shape = next(iter(slices.values())).shape
+    filled = {}
+    for source, x in slices.items():
+        lacking = slices_a_call(image_size, x.device) - count
+        whole = torch.cat([x, x.new_full((lacking, *shape), -1.0)]) if lacking > 0 else x
+        filled[source] = whole.contiguous(memory_format=torch.channels_last)
     factor = canvas // image_size
-    fakes = method.synthesise({source: filled}, targets, sample=sample)
+    fakes = method.synthesise(filled, targets, sample=sample)
     if factor > 1:
         fakes = {
             target: F.interpolate(fake, scale_factor=factor, mode="bicubic", align_corners=False)
@@ -352,13 +445,13 @@ def link_originals(dataset: Dataset, output: Path) -> int:
 class _Prepared:
     """A case, read and ready for the network: only what is needed from here on is kept."""
 
-    small: Array  # (N, h, w) float32 in [-1, 1]: the slices that show any of the source
+    small: Mapping[str, Array]  # source -> (N, h, w) float32 in [-1, 1]: the slices that show any
     indices: Array  # (N,) where they belong
-    inside: Array  # (D, H, W) bool: where the source is not 0
+    inside: Array  # (D, H, W) bool: where any source is not 0
     grid: Grid
 
     def spread(self, slices: Array) -> Array:
-        """(N, H, W), the slices of `indices` -> (D, H, W) float32, 0 where the source is 0."""
+        """(N, H, W), the slices of `indices` -> (D, H, W) float32, 0 where all sources are 0."""
         data = np.zeros(self.inside.shape, dtype=np.float32)
         data[self.indices] = slices
         data[~self.inside] = 0
@@ -369,24 +462,26 @@ def _prepare(plan: Plan, job: Job) -> _Prepared:
     images = volume.load_case(
         {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files}
     )
-    source = images.volumes[job.source]
-    inside = source.data != 0
+    sources = {name: images.volumes[name] for name in job.sources}
+    inside = volume.brain_of([source.data for source in sources.values()])
     inside[~_wanted(plan, job, len(inside))] = False
-    settings = plan.weights.info.settings
-    return _prepared(source, inside, images.brain, images.scales[job.source], settings)
+    return _prepared(sources, inside, images.brain, images.scales, job.weights.info.settings)
 
 
 def _prepared(
-    source: Volume, inside: Array, brain: Array, scale: Scale, settings: Settings
+    sources: Mapping[str, Volume],
+    inside: Array,
+    brain: Array,
+    scales: Mapping[str, Scale],
+    settings: Settings,
 ) -> _Prepared:
     indices = np.flatnonzero(inside.any(axis=(1, 2)))
-    chosen = volume.normalise(source.data[indices], brain[indices], scale)
-    return _Prepared(
-        fit(chosen, image_size=settings.image_size, canvas=settings.canvas, downs=settings.downs),
-        indices,
-        inside,
-        source.grid,
-    )
+    sizes = {"image_size": settings.image_size, "canvas": settings.canvas, "downs": settings.downs}
+    small = {
+        name: fit(volume.normalise(source.data[indices], brain[indices], scales[name]), **sizes)
+        for name, source in sources.items()
+    }
+    return _Prepared(small, indices, inside, next(iter(sources.values())).grid)
 
 
 def _wanted(plan: Plan, job: Job, depth: int) -> Array:
@@ -397,7 +492,7 @@ def _wanted(plan: Plan, job: Job, depth: int) -> Array:
         return wanted
     for target, files in job.outputs.items():
         missing = set(files)
-        wanted |= [file in missing for file in plan.dataset.place(job.case, target)]
+        wanted |= [file in missing for file in plan.places.files(job.case, target)]
     return wanted
 
 
@@ -421,7 +516,6 @@ class _Network:
     def looks(
         self,
         prepared: _Prepared,
-        source: str,
         targets: Sequence[str],
         samples: Sequence[int | None],
     ) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
@@ -430,16 +524,19 @@ class _Network:
         call = slices_a_call(s.image_size, self.device)
         at_once = max(self.batch_size // call, 1) * call
         for start in range(0, len(prepared.indices), at_once):
-            block = torch.from_numpy(prepared.small[start : start + at_once])[:, None].to(
-                self.device, non_blocking=True
-            )
-            for offset in range(0, block.shape[0], call):
-                chunk = block[offset : offset + call]
+            block = {
+                name: torch.from_numpy(small[start : start + at_once])[:, None].to(
+                    self.device, non_blocking=True
+                )
+                for name, small in prepared.small.items()
+            }
+            count = min(at_once, len(prepared.indices) - start)
+            for offset in range(0, count, call):
+                chunk = {name: whole[offset : offset + call] for name, whole in block.items()}
                 drawn = [
                     translate(
                         self.method,
                         chunk,
-                        source,
                         targets,
                         image_size=s.image_size,
                         canvas=s.canvas,
@@ -448,7 +545,7 @@ class _Network:
                     )
                     for sample in samples
                 ]
-                rows = slice(start + offset, start + offset + chunk.shape[0])
+                rows = slice(start + offset, start + min(offset + call, count))
                 yield (
                     rows,
                     {name: torch.stack([fakes[name][:, 0] for fakes in drawn]) for name in targets},
@@ -467,9 +564,9 @@ def _translate(
         )
         for target in job.outputs
     }
-    network = _Network(method, plan.weights.info.settings, device, batch_size)
+    network = _Network(method, job.weights.info.settings, device, batch_size)
     samples: Sequence[int | None] = range(plan.samples) or [None]
-    for rows, looks in network.looks(prepared, job.source, tuple(job.outputs), samples):
+    for rows, looks in network.looks(prepared, tuple(job.outputs), samples):
         for target, own in made.items():
             own.mean[rows] = volume.crop(looks[target].mean(dim=0).cpu().numpy(), (height, width))
             if own.deviation is not None:
@@ -501,9 +598,9 @@ class InMemory:
         Returns:
             target -> (D, H, W) float32, intensities as `run` would write them before rounding.
         """
-        prepared = self._prepare(source, source.data != 0, brain)
+        prepared = self._prepare(source, source.data != 0, brain, name)
         scales = self.weights.info.scales
-        made = self._images(prepared, name, targets, [None])[0]
+        made = self._images(prepared, targets, [None])[0]
         return {
             target: prepared.spread(volume.denormalise(made[target], scales[target]))
             for target in targets
@@ -515,25 +612,26 @@ class InMemory:
         """`count` looks of some slices, each (N, H, W) float32 in [0, 1], drawn from the mapping network."""
         inside = np.zeros_like(brain)
         inside[indices] = source.data[indices] != 0
-        prepared = self._prepare(source, inside, brain)
-        drawn = self._images(prepared, name, [target], range(count))
+        prepared = self._prepare(source, inside, brain, name)
+        drawn = self._images(prepared, [target], range(count))
         return [
             np.where(inside, (prepared.spread(made[target]) + 1) / 2, 0)[indices] for made in drawn
         ]
 
-    def _prepare(self, source: Volume, inside: Array, brain: Array) -> _Prepared:
+    def _prepare(self, source: Volume, inside: Array, brain: Array, name: str) -> _Prepared:
         scale = volume.intensity_scale(source.data, brain)
         assert scale is not None  # a source without contrast is refused when it is read
-        return _prepared(source, inside, brain, scale, self.weights.info.settings)
+        settings = self.weights.info.settings
+        return _prepared({name: source}, inside, brain, {name: scale}, settings)
 
     def _images(
-        self, prepared: _Prepared, name: str, targets: Sequence[str], samples: Sequence[int | None]
+        self, prepared: _Prepared, targets: Sequence[str], samples: Sequence[int | None]
     ) -> list[dict[str, Array]]:
         """For each sample target -> (N, H, W) in [-1, 1], the slices of `prepared.indices`."""
         size = prepared.grid.axial_shape[1:]
         parts: list[dict[str, list[Array]]] = [{target: [] for target in targets} for _ in samples]
         network = _Network(self.method, self.weights.info.settings, self.device, self.batch_size)
-        for _, looks in network.looks(prepared, name, targets, samples):
+        for _, looks in network.looks(prepared, targets, samples):
             for target in targets:
                 for own, look in zip(parts, looks[target].cpu().numpy(), strict=True):
                     own[target].append(volume.crop(look, size))
@@ -544,40 +642,40 @@ def _write(plan: Plan, job: Job, prepared: _Prepared, made: Mapping[str, _Made])
     written: list[str] = []
     for target, files in job.outputs.items():
         data = prepared.spread(
-            volume.denormalise(made[target].mean, plan.weights.info.scales[target])
+            volume.denormalise(made[target].mean, job.weights.info.scales[target])
         )
         paths = [plan.output / file for file in files]
         if _is_png(plan.dataset):  # only the slices that are wanted and not yet there
-            own = [file.name for file in plan.dataset.place(job.case, target)]
+            own = [file.name for file in plan.places.files(job.case, target)]
             data = data[[own.index(file.name) for file in files]]
         # The label first: an image without its label never exists. Nor does one under the label of another.
-        label_file = plan.output / plan.dataset.place_label(job.case, target)
+        label_file = plan.places.label(job.case, target)
         label = _label(plan, job, target)
         if label_file.exists() and _read_label(label_file) != label:
-            for file in plan.dataset.place(job.case, target):
+            for file in plan.places.files(job.case, target):
                 with contextlib.suppress(OSError):
                     (plan.output / file).unlink()
         write_json(label_file, label)
         deviation = made[target].deviation
         if deviation is not None:  # before the volume, whose existence says that all is done
             file = uncertainty_file(files[0])
-            _write_deviation(plan, prepared, target, deviation, file)
+            _write_deviation(plan, job, prepared, target, deviation, file)
             written.append(str(file))
         volume.save(
             paths,
             data,
             prepared.grid,
-            description=f"attcl {__version__} synthetic {target} from {job.source}",
+            description=f"attcl {__version__} synthetic {target} from {', '.join(job.sources)}",
         )
         written += [str(file) for file in files]
     return tuple(written)
 
 
 def _write_deviation(
-    plan: Plan, prepared: _Prepared, target: str, deviation: Array, file: PurePosixPath
+    plan: Plan, job: Job, prepared: _Prepared, target: str, deviation: Array, file: PurePosixPath
 ) -> None:
     """The samples' standard deviation in the target's intensity unit, float32."""
-    scale = plan.weights.info.scales[target]
+    scale = job.weights.info.scales[target]
     data = prepared.spread(deviation * np.float32((scale.high - scale.low) / 2))
     description = f"attcl {__version__} std of {plan.samples} synthetic {target}, no image"
     like = replace(prepared.grid, dtype=np.dtype(np.float32))
@@ -591,39 +689,70 @@ def uncertainty_file(file: PurePosixPath) -> PurePosixPath:
 
 
 def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
+    weights = job.weights
+    sources = [
+        {"modality": name, "files": [str(file) for file in job.case.files[name][:1]]}
+        for name in job.sources
+    ]
     return {
         "synthetic": True,
         "target": target,
-        "source": {
-            "modality": job.source,
-            "files": [str(file) for file in job.case.files[job.source][:1]],
-        },
+        **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
         **plan.made_how,
-        "method": plan.weights.info.settings.method,
-        "weights": {"name": plan.weights.name, "sha256": plan.weights.sha256},
-        "seed": plan.weights.info.settings.seed,
+        "method": weights.info.settings.method,
+        "weights": {"name": weights.name, "sha256": weights.sha256},
+        "seed": weights.info.settings.seed,
         "attcl_version": __version__,
         "note": "Synthesised by attcl; research use only, not for diagnosis.",
     }
 
 
-def _refuse_output(output: Path, originals: Sequence[Path]) -> None:
-    refuse_inside(output, originals, flag="--cpl")
-    if output.exists() and not output.is_dir():
-        raise UsageError(f"--cpl: {output} is a file, wanted a folder", "choose another --cpl")
+def _refuse_output(places: Places, originals: Sequence[Path]) -> None:
+    for folder in (places.output, places.records):
+        refuse_inside(folder, originals, flag="--cpl")
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--cpl: {folder} is a file, wanted a folder", "choose another --cpl")
 
 
-def _lacking(weights: Weights, jobs: Sequence[Job]) -> list[AttclError]:
-    """One problem for each modality that jobs need and the weights do not know."""
-    needed = Counter(name for job in jobs for name in (job.source, *job.outputs))
-    known = ", ".join(weights.info.modalities)
-    return [
+def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) -> list[AttclError]:
+    """What the weights would have to know to do their jobs: a problem for each modality, and each target."""
+    info = weights.info
+    many = METHODS[info.settings.method].accepts == "many"
+    needed = Counter(name for job in jobs for name in (*job.sources, *job.outputs))
+    known = ", ".join(info.modalities)
+    problems = [
         AttclError(
             f"{weights.path}: knows {known}, wanted {name} too ({count} cases need it)",
             "train on data that has it, or choose other modalities with --target",
         )
         for name, count in sorted(needed.items())
-        if name not in weights.info.modalities
+        if name not in info.modalities
+    ]
+    if not many:
+        return problems
+    needs = METHODS[info.settings.method].needs(info.settings, info.modalities)
+    hint = (
+        "name other weights for these cases: --fallback WEIGHTS, or restrict with --target"
+        if fallback is None
+        else "choose another --fallback, or restrict with --target"
+    )
+    unmade: dict[str, list[str]] = {}
+    for job in jobs:
+        for target in job.outputs:
+            if target not in info.modalities:
+                continue
+            absent = sorted(set(needs.get(target, ())) - set(job.case.files))
+            if target not in needs:
+                unmade.setdefault(f"makes {', '.join(needs)}, not {target}", []).append(job.case.id)
+            elif absent:
+                told = f"makes {target} from {', '.join(needs[target])}, but cases lack {', '.join(absent)}"
+                unmade.setdefault(told, []).append(job.case.id)
+    return problems + [
+        AttclError(
+            f"{weights.path}: {told}, wanted a model for {len(cases)} cases (the first: {cases[0]})",
+            hint,
+        )
+        for told, cases in sorted(unmade.items())
     ]
 
 
@@ -643,17 +772,17 @@ def _beyond(dataset: Dataset, case: Case, slices: tuple[int, int] | None) -> lis
 
 
 def _existing_problems(
-    present: Sequence[Path],
-    label: Path,
-    weights: Weights,
-    how: Mapping[str, Any],
-    *,
-    overwrite: bool,
+    places: Places, job: Job, target: str, how: Mapping[str, Any], *, overwrite: bool
 ) -> list[AttclError]:
     """A result of an earlier run counts as done only if it is whole and was made in the same way.
 
     What attcl did not make is never replaced, not even with --overwrite: it may be an original.
     """
+    files = (places.output / file for file in places.files(job.case, target))
+    present = [file for file in files if file.exists()]
+    if not present:
+        return []
+    weights, label = job.weights, places.label(job.case, target)
     if not label.is_file():
         return [
             AttclError(
@@ -668,22 +797,21 @@ def _existing_problems(
     except AttclError as error:
         hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
         return [AttclError(error.message, hint)]
+    told = _made_otherwise(_read_label(label), weights, how)
     again = "choose another --cpl, or make it again with --overwrite"
-    document = _read_label(label)
+    return [AttclError(f"{present[0]}: {told}", again)] if told else []
+
+
+def _made_otherwise(document: Mapping[str, Any], weights: Weights, how: Mapping[str, Any]) -> str:
+    """How the volume of this label was made, if not as this run would make it; else ""."""
     made_by = str(document.get("weights", {}).get("sha256"))
-    named = document.get("weights", {}).get("name")
     if made_by != weights.sha256:
-        wanted = f"{weights.sha256[:12]} ({weights.name})"
-        return [
-            AttclError(
-                f"{present[0]}: made by weights {made_by[:12]} ({named}), wanted {wanted}", again
-            )
-        ]
-    for name, wanted_value in how.items():
-        if document.get(name) != wanted_value:
-            found = f"--{name} {document.get(name)}"
-            return [AttclError(f"{present[0]}: made with {found}, wanted {wanted_value}", again)]
-    return []
+        named = document.get("weights", {}).get("name")
+        return f"made by weights {made_by[:12]} ({named}), wanted {weights.sha256[:12]} ({weights.name})"
+    for name, wanted in how.items():
+        if document.get(name) != wanted:
+            return f"made with --{name} {document.get(name)}, wanted {wanted}"
+    return ""
 
 
 def _fold(problems: Sequence[AttclError]) -> list[AttclError]:
@@ -761,6 +889,42 @@ def _refuse_samples(dataset: Dataset, samples: int, *, uncertainty: bool) -> Non
         )
     if uncertainty and _is_png(dataset):
         raise UsageError("--uncertainty: of PNG slices, wanted NIfTI volumes", "leave it out")
+
+
+def _refuse_looks(used: Sequence[Weights], samples: int) -> None:
+    for weights in used:
+        method = weights.info.settings.method
+        if samples and not METHODS[method].styled:
+            raise UsageError(
+                f"--samples: {samples} with weights of {method}, which has one look a volume, wanted 0",
+                "leave it out, or choose weights of attcl-gan with -w",
+            )
+
+
+def _refuse_naming(dataset: Dataset, naming: Layout | None, *, uncertainty: bool) -> None:
+    """A challenge takes NIfTI volumes of its own cases and modalities, and nothing else."""
+    if naming is None:
+        return
+    flag = f"--layout {naming.name}"
+    if _is_png(dataset):
+        raise UsageError(f"{flag}: of PNG slices, wanted NIfTI volumes", "leave it out")
+    if uncertainty:
+        raise UsageError(
+            f"{flag}: with --uncertainty, wanted volumes alone", "leave one of them out"
+        )
+    pattern = re.compile(naming.fields["case"])
+    strange = [case.id for case in dataset.cases if not pattern.fullmatch(case.id)]
+    if strange:
+        raise UsageError(
+            f"{flag}: case {strange[0]!r} ({len(strange)} of {len(dataset.cases)}), "
+            "wanted cohort-ID-timepoint such as BraTS-GLI-00001-000",
+            "name the cases as the challenge does, or leave --layout out",
+        )
+    unknown = [name for name in dataset.modalities if name not in naming.tokens]
+    if unknown:
+        raise UsageError(
+            f"{flag}: modality {unknown[0]}, wanted {', '.join(naming.tokens)}", "leave it out"
+        )
 
 
 def _how(slices: tuple[int, int] | None, samples: int, *, uncertainty: bool) -> dict[str, Any]:

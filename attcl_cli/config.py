@@ -45,31 +45,39 @@ class Settings(BaseModel):
         description="Side of the square that slices are padded to, in voxels; averaged down to image_size.",
     )
 
-    # Networks (method.md, section 2)
+    # Networks (method.md, sections 2 and 6); a description that names a method says that no other looks at the setting
     width: Positive = Field(64, description="Channels of the first convolution.")
     max_width: Positive = Field(512, description="Channels never grow beyond this.")
     downs: Annotated[int, Field(ge=1, le=6)] = Field(
-        4, description="Halvings in the generator's encoder."
+        4, description="AttCL-GAN: halvings in the generator's encoder."
     )
     bottleneck: Annotated[int, Field(ge=0, le=8)] = Field(
-        2, description="Residual blocks at the smallest size, on each side."
+        2, description="AttCL-GAN: residual blocks at the smallest size, on each side."
     )
-    style_dim: Positive = Field(64, description="Length of a style code.")
-    latent_dim: Positive = Field(16, description="Length of the latent z of the mapping network.")
-    mapping_width: Positive = Field(512, description="Width of the mapping network's layers.")
+    style_dim: Positive = Field(
+        64, description="Length of a style code (AttCL-GAN), or of a target's code (PLAVE)."
+    )
+    latent_dim: Positive = Field(
+        16, description="AttCL-GAN: length of the latent z of the mapping network."
+    )
+    mapping_width: Positive = Field(
+        512, description="AttCL-GAN: width of the mapping network's layers."
+    )
 
-    # The paper's switches (Table 4); all off is StarGAN v2
+    # AttCL-GAN's switches (Table 4); all off is StarGAN v2. The three settings of patches are PLAVE's, too
     acl: Literal["none", "cut", "qs", "attention"] = Field(
-        "attention", description="Contrastive learning: which patches are compared."
+        "attention", description="AttCL-GAN: contrastive learning: which patches are compared."
     )
     att_adain: bool = Field(
-        default=True, description="Add the refined encoder features to the decoder's (Eq 8, 9)."
+        default=True,
+        description="AttCL-GAN: add the refined encoder features to the decoder's (Eq 8, 9).",
     )
     scd: bool = Field(
-        default=True, description="Push style codes of different modalities apart (Eq 11)."
+        default=True,
+        description="AttCL-GAN: push style codes of different modalities apart (Eq 11).",
     )
     contrastive_layers: tuple[Positive, ...] = Field(
-        (2, 3), description="Encoder layers whose patches are compared."
+        (2, 3), description="AttCL-GAN: encoder layers whose patches are compared."
     )
     contrastive_patches: Positive = Field(
         256, description="Patches compared per layer and image (R)."
@@ -81,36 +89,78 @@ class Settings(BaseModel):
         0.07, description="Temperature of the contrastive loss (Eq 1)."
     )
 
-    # Weights of the losses (Eq 16)
-    lambda_sty: Weight = Field(1.0, description="Style reconstruction (Eq 13).")
-    lambda_cyc: Weight = Field(1.0, description="Cycle consistency (Eq 15).")
+    # AttCL-GAN's weights of the losses (Eq 16)
+    lambda_sty: Weight = Field(1.0, description="AttCL-GAN: style reconstruction (Eq 13).")
+    lambda_cyc: Weight = Field(1.0, description="AttCL-GAN: cycle consistency (Eq 15).")
     lambda_ds: Weight = Field(
-        1.0, description="Diversity (Eq 14); falls linearly to 0 over the run."
+        1.0, description="AttCL-GAN: diversity (Eq 14); falls linearly to 0 over the run."
     )
-    lambda_patch: Weight = Field(1.0, description="Contrastive loss (Eq 1).")
-    lambda_scd: Weight = Field(0.1, description="Style code diversity (Eq 11).")
+    lambda_patch: Weight = Field(1.0, description="AttCL-GAN: contrastive loss (Eq 1).")
+    lambda_scd: Weight = Field(0.1, description="AttCL-GAN: style code diversity (Eq 11).")
     scd_bound: Annotated[float, Field(gt=0)] = Field(
-        10.0, description="Style code distances beyond this no longer count."
+        10.0, description="AttCL-GAN: style code distances beyond this no longer count."
     )
-    lambda_r1: Weight = Field(1.0, description="R1 gradient penalty of the discriminator.")
+    lambda_r1: Weight = Field(
+        1.0, description="AttCL-GAN: R1 gradient penalty of the discriminator."
+    )
     lambda_pair: Weight = Field(
-        0.0, description="L1 to the true target slice where the training case has it (ours)."
+        0.0,
+        description="AttCL-GAN: L1 to the true target slice where the training case has it (ours).",
+    )
+
+    # PLAVE only (method.md, section 6)
+    plave_target: str = Field(
+        "",
+        description="PLAVE: the one modality that a dedicated model makes; empty: a general model makes any.",
+    )
+    plave_blocks: Annotated[int, Field(ge=1, le=16)] = Field(
+        6, description="PLAVE: residual blocks of the trunk."
+    )
+    plave_skips: bool = Field(
+        default=False,
+        description="PLAVE: the decoders also see the branches' larger features, fused (ours).",
+    )
+    plave_pretraining: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.4,
+        description="PLAVE: share of the steps, the first ones, that train the self-representation network.",
+    )
+    plave_leave_out: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="PLAVE, general model: share of slices with some sources left out (ours)."
+    )
+    plave_tumour_slices: Annotated[float, Field(ge=0, le=1)] = Field(
+        1.0, description="PLAVE: share of slices drawn from those with tumour, where that is known."
+    )
+    plave_lambda_image: Weight = Field(100.0, description="PLAVE: L1 to the true slice.")
+    plave_lambda_patch: Weight = Field(0.1, description="PLAVE: contrastive loss (its Eq 1).")
+    plave_lambda_seg: Weight = Field(
+        0.1, description="PLAVE: cross-entropy of the segmentation (its Eq 3)."
+    )
+    plave_lambda_branch: Weight = Field(
+        0.1, description="PLAVE: branch features against the target's own."
+    )
+    plave_lambda_fused: Weight = Field(
+        0.1, description="PLAVE: fused features against the target's own."
+    )
+    plave_lambda_decoder: Weight = Field(
+        0.05, description="PLAVE: decoder features against the target's own (its Eq 4)."
     )
 
     # Optimisation
     steps: Positive = Field(100_000, description="Training iterations.")
     pair_targets: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Share of targets drawn from the modalities that the source's case has (ours).",
+        description="AttCL-GAN: share of targets drawn from the modalities that the source's case has (ours).",
     )
     batch_size: Positive = Field(8, description="Slices an iteration.")
     micro_batch: Annotated[int, Field(ge=0)] = Field(
         0, description="Slices at once; gradients of the parts add up. 0: the whole batch."
     )
     learning_rate: Rate = Field(
-        1e-4, description="Adam step of all networks but the mapping network."
+        1e-4, description="Adam step of all networks (AttCL-GAN: but the mapping network)."
     )
-    learning_rate_mapping: Rate = Field(1e-6, description="Adam step of the mapping network.")
+    learning_rate_mapping: Rate = Field(
+        1e-6, description="AttCL-GAN: Adam step of the mapping network."
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: Weight = 1e-4
@@ -158,11 +208,14 @@ class Settings(BaseModel):
 # (method.md, "Beyond the paper") with the weight that L1 has in pix2pix and ACA-GAN. The small ones also take larger
 # steps, with momentum, since they are trained for minutes: 300 steps of tiny on phantoms, 12 directions, mean SSIM in
 # the brain .438 with momentum .5, .404 without.
-_PAIRED: dict[str, Any] = {"lambda_pair": 100.0, "pair_targets": 0.75}
+# Nor does PLAVE see slices with tumour alone there, for completion makes the others, too; and it has skips.
+_OURS: dict[str, Any] = {"plave_tumour_slices": 0.5, "plave_skips": True}
+_PAIRED: dict[str, Any] = {"lambda_pair": 100.0, "pair_targets": 0.75, **_OURS}
 _QUICK: dict[str, Any] = _PAIRED | {
     "learning_rate": 1e-3,
     "learning_rate_mapping": 1e-5,
     "beta1": 0.5,
+    "plave_pretraining": 0.1,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"image_size": 64, "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128,
@@ -171,6 +224,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": {"width": 32, "max_width": 256, **_PAIRED},
     "paper": {},
 }  # fmt: skip
+
+
+# What other methods' papers fix otherwise (the defaults are AttCL-GAN's); a preset, a file and the line are stronger.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "plave": {"batch_size": 4, "beta1": 0.5, "beta2": 0.999, "weight_decay": 0.0},
+}
 
 
 # The paper's switches by name: the eight rows of Table 4, and the two contrastive baselines of Table 2.
@@ -196,7 +255,7 @@ def resolve(
     file: Path | None = None,
     overrides: dict[str, Any] | None = None,
 ) -> Settings:
-    """Builds the settings of a run: preset, TOML file, variant, overrides; later ones win.
+    """Builds the settings of a run: the method's defaults, preset, TOML file, variant, overrides; later ones win.
 
     Args:
         preset: a key of `PRESETS`.
@@ -220,7 +279,15 @@ def resolve(
             f"--variant: {variant!r}, wanted one of {', '.join(VARIANTS)}",
             _nearest(variant, VARIANTS),
         )
-    merged = PRESETS[preset] | values | VARIANTS.get(variant or "", {}) | (overrides or {})
+    chosen = values | VARIANTS.get(variant or "", {}) | (overrides or {})
+    method = chosen.get("method", "attcl-gan")
+    if variant is not None and method != "attcl-gan":
+        raise UsageError(
+            f"--variant: {variant!r} with method {method}, wanted it with attcl-gan alone",
+            "leave out --variant; settings of PLAVE begin with plave_: --set plave_lambda_seg=0",
+        )
+    own = METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
+    merged = own | PRESETS[preset] | chosen
     problems: list[AttclError] = [
         UsageError(
             f"setting {key!r}: no such setting, "

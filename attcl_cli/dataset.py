@@ -130,6 +130,18 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
+# What a challenge takes: names of `complete`'s output alone; no dataset is read by them.
+SUBMISSIONS: Mapping[str, Layout] = {
+    "brasyn-submission": Layout(
+        name="brasyn-submission",
+        title="BraSyn challenge",
+        template="{case}-{token}.nii.gz",  # {cohort}-{ID}-{timepoint}-{modality}.nii.gz, all in one folder
+        fields={"case": r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*-\d{5}-\d{3}", "token": r"[a-z0-9]+"},
+        tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w"},
+    )
+}
+
+
 @dataclass(frozen=True)
 class Case:
     """One examination of one patient.

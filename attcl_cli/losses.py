@@ -1,9 +1,11 @@
-"""The losses: free functions, one an equation of the AttCL-GAN paper, the number in the docstring.
+"""The losses: free functions, one an equation of the papers; numbers are AttCL-GAN's where PLAVE is not named.
 
 Knows tensors only; which network made them is `methods`' business. All return a scalar, mean over the batch.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,12 +13,12 @@ from torch.nn import functional as F
 
 
 def real_loss(logits: Tensor) -> Tensor:
-    """Binary cross-entropy against "real", of D on real and of G on fake slices (Eq 12): (B,) -> ()."""
+    """Binary cross-entropy against "real", of D on real and of G on fake slices (Eq 12): (B, ...) -> ()."""
     return F.softplus(-logits).mean()
 
 
 def fake_loss(logits: Tensor) -> Tensor:
-    """Binary cross-entropy against "fake" (Eq 12): (B,) -> ()."""
+    """Binary cross-entropy against "fake" (Eq 12): (B, ...) -> ()."""
     return F.softplus(logits).mean()
 
 
@@ -83,8 +85,66 @@ def paired_loss(
         share: share of slices with a pair in the whole batch, where this is a part of one: means of equal parts then
             average to the mean of the whole. None: this is the whole.
     """
-    per_slice = (x_fake - x_pair).abs().mean(dim=(1, 2, 3))
-    total = torch.where(has_pair, per_slice, torch.zeros_like(per_slice)).sum()
+    return _mean_where((x_fake - x_pair).abs().mean(dim=(1, 2, 3)), has_pair, share)
+
+
+def image_loss(x_fake: Tensor, x_real: Tensor) -> Tensor:
+    """L1 between an image and the true one (PLAVE; pix2pix)."""
+    return (x_fake - x_real).abs().mean()
+
+
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, has_labels: Tensor, *, share: float | None = None
+) -> Tensor:
+    """Cross-entropy of every pixel, over the slices whose case has a segmentation (PLAVE, Eq 3); 0 where none has.
+
+    Args:
+        logits: (B, K, H, W).
+        labels: (B, H, W) int64.
+        has_labels: (B,) bool.
+        share: as of `paired_loss`.
+    """
+    per_slice = F.cross_entropy(logits, labels, reduction="none").mean(dim=(1, 2))
+    return _mean_where(per_slice, has_labels, share)
+
+
+def branch_loss(features: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
+    """Mean squared distance of each source's features from the target's own, mean over the sources that are there.
+
+    Args:
+        features: (B, M, C, H, W).
+        wanted: (B, C, H, W) of the self-representation network; carries no gradient.
+        present: (B, M) bool, at least one a row.
+    """
+    squared = (features - wanted.detach()[:, None]).pow(2).mean(dim=(2, 3, 4))
+    there = torch.where(present, squared, torch.zeros_like(squared))
+    return (there.sum(dim=1) / present.sum(dim=1)).mean()
+
+
+def fused_loss(features: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared distance of fused features from the target's own (PLAVE): (B, C, H, W); these carry no gradient."""
+    return F.mse_loss(features, wanted.detach())
+
+
+def decoder_loss(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """KL divergence of decoder features from the target's own (PLAVE, Eq 4).
+
+    The paper names no distribution. Ours: at each position, the softmax over the channels says what is there;
+    KL(wanted || found) in nats, mean over positions, batch and layers. The wanted ones carry no gradient.
+
+    Args:
+        features, wanted: (B, C, H, W) a layer.
+    """
+    layers = []
+    for found, true in zip(features, wanted, strict=True):
+        log_p, log_q = true.detach().log_softmax(dim=1), found.log_softmax(dim=1)
+        layers.append((log_p.exp() * (log_p - log_q)).sum(dim=1).mean())
+    return torch.stack(layers).mean()
+
+
+def _mean_where(per_slice: Tensor, chosen: Tensor, share: float | None) -> Tensor:
+    """Mean over the chosen slices (B,); of a part, so that parts average to the mean of the whole."""
+    total = torch.where(chosen, per_slice, torch.zeros_like(per_slice)).sum()
     if share is None:
-        return total / has_pair.sum().clamp_min(1)
+        return total / chosen.sum().clamp_min(1)
     return total / max(len(per_slice) * share, 1e-9)

@@ -250,11 +250,13 @@ def _label(path: Path) -> dict[str, Any]:
 
 
 def _source(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> str:
-    """What a completed volume was made from; where no label says it, Algorithm 1's source."""
-    found = label.get("source", {}).get("modality")
-    if isinstance(found, str) and found in case.files:
-        return found
-    return next(name for name in modal_list if name in case.files)
+    """What a completed volume was made from; where no label says it, Algorithm 1's source.
+
+    Of several sources the most frequent one stands for all: it is what a copy costs nothing of.
+    """
+    sources = label.get("sources", [label.get("source", {})])
+    found = {item.get("modality") for item in sources} & set(case.files)
+    return next(name for name in modal_list if name in (found or case.files))
 
 
 def _segmentation(truth: Dataset, case: Case | None) -> tuple[Path, ...]:

@@ -32,11 +32,12 @@ from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import copy_whole
 from attcl_cli.loops import STATS_FILE, log_stats, stop_requested, trim_stats
-from attcl_cli.methods import METHODS, Method, Runtime
+from attcl_cli.methods import METHODS, Batch, CaseBatch, Method, Runtime
 from attcl_cli.overlap import read_ahead
-from attcl_cli.slices import Sampler, SliceStore
+from attcl_cli.slices import Entry, SliceStore, sampler_of
 
 _SAMPLES_AN_IMAGE = 4
+_Rows = list[tuple[str, list[np.ndarray[Any, Any]]]]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Hooks:
 
     on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
     on_log: Callable[[Mapping[str, float]], None] = lambda _record: None
-    draw: Callable[[Path, list[str], list[tuple[str, list[np.ndarray[Any, Any]]]]], None] = (
-        lambda _path, _titles, _rows: None
-    )
+    draw: Callable[[Path, list[str], _Rows], None] = lambda _path, _titles, _rows: None
     validate: Callable[[Method], float] | None = None
 
 
@@ -107,17 +106,14 @@ def train(
     first = run.restore() if resume else 0
     if processes.main:
         trim_stats(run_dir / STATS_FILE, first)
-    sampler = Sampler(
-        store,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        pair_targets=settings.pair_targets,
-    )
+    draw: Callable[[int], Batch | CaseBatch] = sampler_of(
+        store, run.method.batches, batch_size=settings.batch_size, seed=settings.seed
+    ).batch
     own = run.method.runtime.share(settings.batch_size)
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}
     with stop_requested() as stop:
-        for step, future in read_ahead(sampler.batch, range(first, settings.steps), depth=2):
+        for step, future in read_ahead(draw, range(first, settings.steps), depth=2):
             try:
                 batch = future.result().part(own).to(device)
                 losses = run.method.training_step(batch, step)
@@ -222,8 +218,14 @@ class _Run:
             copy_whole(self.run_dir / STATE_FILE, self.run_dir / BEST_FILE)
 
     def draw_samples(self, step: int) -> None:
-        """A row a source slice: the source, then its translation into every modality by the averaged weights."""
+        """Some training slices, and what the averaged weights make of them."""
         self._remember_references()
+        show = self._of_one if self.method.accepts == "one" else self._of_many
+        titles, rows = show()
+        self.hooks.draw(self.run_dir / "samples" / f"step-{step:06d}.png", titles, rows)
+
+    def _of_one(self) -> tuple[list[str], _Rows]:
+        """A row a source slice: the source, then its translation into every modality."""
         store = self.store
         rng = np.random.default_rng((self.settings.seed, 1))
         rows = []
@@ -235,8 +237,37 @@ class _Run:
             fakes = self.averaged.synthesise({modality: x}, store.modalities)
             shown = [image[0, 0].float().cpu().numpy() for image in (x, *fakes.values())]
             rows.append((f"{entry.case} {modality}", shown))
-        path = self.run_dir / "samples" / f"step-{step:06d}.png"
-        self.hooks.draw(path, ["source", *(f"synthetic {name}" for name in store.modalities)], rows)
+        return ["source", *(f"synthetic {name}" for name in store.modalities)], rows
+
+    def _of_many(self) -> tuple[list[str], _Rows]:
+        """A row a target: the sources that the case has (black: none, or the target itself), synthetic and real."""
+        store = self.store
+        rng = np.random.default_rng((self.settings.seed, 1))
+        volumes: dict[str, dict[str, Entry]] = {}
+        for entry in store.entries:
+            volumes.setdefault(entry.case, {})[entry.modality] = entry
+        rows: _Rows = []
+        for target, needed in self.method.needs(self.settings, store.modalities).items():
+            chosen = [
+                (case, own)
+                for case, own in volumes.items()
+                if target in own and len(own) > 1 and set(needed) <= set(own)
+            ]
+            if not chosen or len(rows) == _SAMPLES_AN_IMAGE:
+                continue
+            case, own = chosen[int(rng.integers(len(chosen)))]
+            images = {
+                name: store.read(np.array([entry.start + entry.count // 2])).to(self.device)
+                for name, entry in own.items()
+            }
+            real = images.pop(target)
+            fake = self.averaged.synthesise(images, [target])[target]
+            black = torch.full_like(real, -1)
+            shown = [images.get(name, black) for name in store.modalities] + [fake, real]
+            rows.append(
+                (f"{case} {target}", [image[0, 0].float().cpu().numpy() for image in shown])
+            )
+        return [*(f"source {name}" for name in store.modalities), "synthetic", "real"], rows
 
     def restore(self) -> int:
         """Everything as it was at the checkpoint; returns its step."""

@@ -5,7 +5,7 @@ Knows slices at the networks' own size, no volume; whole volumes are `score`'s b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
 import numpy as np
@@ -13,9 +13,10 @@ import torch
 
 from attcl_cli import metrics
 from attcl_cli.methods import Method
-from attcl_cli.slices import SliceStore
+from attcl_cli.slices import Entry, SliceStore
 
 _SLICES_A_DIRECTION = 12
+_SLICES_A_TARGET = 36  # as many as the directions that lead to it have together
 
 
 def on_pairs(
@@ -57,14 +58,75 @@ def on_pairs(
         scores = []
         for (source, target), rows in chosen.items():
             x = store.read(np.array([row for row, _ in rows]))
-            truth = store.read(np.array([row for _, row in rows]))[:, 0].numpy()
             made = method.synthesise({source: x.to(device)}, [target])[target]
-            made_ = made[:, 0].float().clamp(-1, 1).cpu().numpy()
-            values = [
-                metrics.ssim(prediction, real, data_range=2, mask=real > -1)
-                for prediction, real in zip(made_, truth, strict=True)
-            ]
+            scores.append(mean(_similarities(store, made, [row for _, row in rows])))
+        return mean(scores)
+
+    return validate
+
+
+def on_cases(
+    store: SliceStore,
+    device: torch.device,
+    *,
+    needs: Mapping[str, tuple[str, ...]],
+    seed: int = 0,
+) -> Callable[[Method], float] | None:
+    """A validation function for methods of many sources: each target is made from all other modalities of its case.
+
+    Args:
+        store: slices of the validation cases.
+        device: where the method is.
+        needs: target -> the sources that it cannot do without.
+        seed: chooses the slices, once.
+
+    Returns:
+        The function: SSIM in the brain, mean over slices, then over targets; or None where no case allows it.
+    """
+    volumes: dict[str, dict[str, Entry]] = {}
+    for entry in store.entries:
+        volumes.setdefault(entry.case, {})[entry.modality] = entry
+    # target -> the modalities of a case -> (rows of these, row of the target)
+    chosen: dict[str, dict[tuple[str, ...], list[tuple[list[int], int]]]] = {}
+    rng = np.random.default_rng(seed)
+    for target, needed in sorted(needs.items()):
+        found = []
+        for own in volumes.values():
+            sources = tuple(name for name in store.modalities if name in own and name != target)
+            if target not in own or not sources or not set(needed) <= set(sources):
+                continue
+            for offset in range(own[target].count):
+                truth = own[target].start + offset
+                if store.filled[truth]:
+                    found.append((sources, [own[name].start + offset for name in sources], truth))
+        for index in rng.permutation(len(found))[:_SLICES_A_TARGET]:
+            sources, rows, truth = found[int(index)]
+            chosen.setdefault(target, {}).setdefault(sources, []).append((rows, truth))
+    if not chosen:
+        return None
+
+    def validate(method: Method) -> float:
+        scores = []
+        for target, groups in chosen.items():
+            values: list[float] = []
+            for sources, slices in groups.items():
+                images = {
+                    name: store.read(np.array([rows[index] for rows, _ in slices])).to(device)
+                    for index, name in enumerate(sources)
+                }
+                made = method.synthesise(images, [target])[target]
+                values += _similarities(store, made, [truth for _, truth in slices])
             scores.append(mean(values))
         return mean(scores)
 
     return validate
+
+
+def _similarities(store: SliceStore, made: torch.Tensor, rows: Sequence[int]) -> list[float]:
+    """SSIM in the brain of made slices (B, 1, S, S) and the true ones of the store."""
+    truth = store.read(np.array(rows))[:, 0].numpy()
+    made_ = made[:, 0].float().clamp(-1, 1).cpu().numpy()
+    return [
+        metrics.ssim(prediction, real, data_range=2, mask=real > -1)
+        for prediction, real in zip(made_, truth, strict=True)
+    ]

@@ -55,3 +55,29 @@ def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
     for _name, _theirs, _ours, ratio, *figures in rows:
         assert float(ratio) > 0
         assert float(figures[0]) == pytest.approx(float(figures[1]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_plave_prints_its_table_and_goes_on_where_it_was(tmp_path):
+    options = "--cases 4 --test-cases 4 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2"
+    for steps in (2, 4):
+        done = subprocess.run(
+            [sys.executable, "benchmarks/plave.py", *options.split(), "--steps", str(steps),
+             "--output", str(tmp_path / "bench"), "--set", "plave_pretraining=0.25",
+             "--set", "plave_blocks=1"],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        for name in ("attcl-gan", "plave", "mean of sources"):
+            rows = [re.split(r"  +", line) for line in lines if line.startswith(f"{name}  ")]
+            assert [len(row) for row in rows] == [5, 5]  # SSIM and PSNR, four targets
+        assert any(line.startswith(f"plave: {steps} steps") for line in lines)
+        assert re.search(
+            r"segmentation head, Dice .*WT \d\.\d+, TC \d\.\d+, ET \d\.\d+", done.stdout
+        )

@@ -166,7 +166,7 @@ def algorithm_1(
                 x_src = torch.from_numpy(complete.fit(normalised[number : number + 1], **sizes))
                 for target in modal_list:  # 5, 6
                     x_fake = complete.translate(
-                        method, x_src[:, None], modal_src, [target], **sizes
+                        method, {modal_src: x_src[:, None]}, [target], **sizes
                     )  # 7
                     suf = f"{case.id}_{number:03d}"  # 8
                     name = dataset.place(case, target)[number if is_png else 0]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from attcl_cli import checkpoint, console, devices, splits
 from attcl_cli import complete as completing
 from attcl_cli.commands.arguments import Source, Talk
-from attcl_cli.dataset import Dataset, canonical
+from attcl_cli.dataset import SUBMISSIONS, Dataset, canonical
 from attcl_cli.errors import IncompleteError, UsageError
 from attcl_cli.files import read_json, sweep
+from attcl_cli.methods import METHODS
 from attcl_cli.runinfo import RunInfo
 
 
@@ -19,6 +21,7 @@ def complete(
     output: Path,
     *,
     weights: str | None = None,
+    fallback: str | None = None,
     targets: Sequence[str] = (),
     batch_size: int = 64,
     slices: tuple[int, int] | None = None,
@@ -34,6 +37,14 @@ def complete(
     talk: Talk = Talk(),
 ) -> None:
     """Plans and makes the missing volumes."""
+    naming = SUBMISSIONS.get(source.layout)
+    if naming is not None:  # says how to write; what is read tells its layout itself
+        source = replace(source, layout="auto")
+        if link_originals:
+            raise UsageError(
+                f"--link-originals: with --layout {naming.name}, wanted synthesised files alone",
+                "leave one of them out",
+            )
     dataset = source.open()
     place = devices.select(device)
     found = checkpoint.find_weights(weights)
@@ -46,10 +57,13 @@ def complete(
                 "train on your own data first: attcl train",
                 quiet=talk.quiet,
             )
+    second = None if fallback is None else checkpoint.find_weights(fallback, flag="--fallback")
     plan = completing.plan(
         dataset,
         output,
         found,
+        fallback=second,
+        naming=naming,
         targets=_targets(targets, dataset),
         slices=slices,
         samples=samples,
@@ -64,11 +78,12 @@ def complete(
         return
     name = "run.json" if part == (1, 1) else f"run-{part[0]}of{part[1]}.json"
     run = RunInfo(
-        output / name,
+        plan.places.records / name,
         "complete",
         config={
             "ori": str(source.folder),
             "cpl": str(output),
+            "layout": naming.name if naming else dataset.layout.name,
             "targets": list(targets),
             **plan.made_how,
             "part": list(part),
@@ -79,19 +94,26 @@ def complete(
         device=str(place),
         weights={"name": found.name, "sha256": found.sha256},
         extra={
-            "trained_on": list(found.info.trained_on)
-        },  # `segment` warns where test patients are among them
+            # `segment` warns where test patients are among them
+            "trained_on": sorted(
+                {*found.info.trained_on, *(second.info.trained_on if second else ())}
+            ),
+            **({"fallback": {"name": second.name, "sha256": second.sha256}} if second else {}),
+        },
     )
-    if output.is_dir():
-        sweep(output)
+    for folder in {output, plan.places.records}:
+        if folder.is_dir():
+            sweep(folder)
     linked = completing.link_originals(dataset, output) if link_originals else 0
     made = 0
     if plan.jobs or plan.failed:
         method = checkpoint.load_method(found, place)
+        needed = second is not None and any(job.weights is second for job in plan.jobs)
         items = completing.run(
             plan,
             method,
             device=place,
+            fallback=checkpoint.load_method(second, place) if second and needed else None,
             batch_size=batch_size,
             workers=workers,
             keep_going=keep_going,
@@ -104,7 +126,7 @@ def complete(
     if failed:
         raise IncompleteError(
             f"{output}: {failed} of {len(plan.jobs) + len(plan.failed)} cases failed, wanted all",
-            f"see {output / name}; mend the cases and run the same command again",
+            f"see {plan.places.records / name}; mend the cases and run the same command again",
         )
 
 
@@ -153,7 +175,8 @@ def _show_plan(plan: completing.Plan, talk: Talk) -> None:
     jobs = [
         {
             "case": job.case.id,
-            "source": job.source,
+            "source": ", ".join(job.sources),
+            **({"weights": job.weights.name} if plan.fallback else {}),
             "targets": list(job.outputs),
             "files": [str(file) for files in job.outputs.values() for file in files],
         }
@@ -167,10 +190,10 @@ def _show_plan(plan: completing.Plan, talk: Talk) -> None:
     talk.table(
         [{**job, "targets": ", ".join(job["targets"]), "files": len(job["files"])} for job in jobs]
     )
-    frequency = ", ".join(plan.modal_list)
-    talk.result(
-        f"{plan.volumes} volumes to make, {plan.done} done; sources by frequency: {frequency}"
-    )
+    told = f"sources by frequency: {', '.join(plan.modal_list)}"
+    if METHODS[plan.weights.info.settings.method].accepts == "many":
+        told = "sources: all that a case has"
+    talk.result(f"{plan.volumes} volumes to make, {plan.done} done; {told}")
 
 
 def _show_outcome(plan: completing.Plan, made: int, linked: int, failed: int, talk: Talk) -> None:
@@ -179,6 +202,8 @@ def _show_outcome(plan: completing.Plan, made: int, linked: int, failed: int, ta
         console.document({"output": str(plan.output), **counts, "failed": failed})
     elif plan.jobs or failed:
         talk.result(f"{plan.output}: {made} volumes written, {plan.done} were there already")
+        if plan.naming is not None:
+            console.say(f"{plan.places.records}: labels and run.json", quiet=talk.quiet)
     else:
         talk.result(f"{plan.output}: nothing to do, {plan.done} volumes are there already")
     if linked:

@@ -16,6 +16,7 @@ from attcl_cli.files import read_json, refuse_inside
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
+    from attcl_cli.checkpoint import Weights
     from attcl_cli.pairs import Plan
     from attcl_cli.score import Measures, Row
 
@@ -206,6 +207,7 @@ def _measures(
     if wanted.directions or "lpips-diversity" in names:
         found = checkpoint.find_weights(weights)
         record.weights = {"name": found.name, "sha256": found.sha256}
+        _require_able(wanted, found)
         console.say(f"weights: {found.path}", quiet=talk.quiet)
         network = complete.InMemory(checkpoint.load_method(found, place), found, place)
         predict = network.volumes
@@ -236,6 +238,24 @@ def _say_what_is_replaced(output: Path, talk: Talk) -> None:
         console.say(
             f"{output}: the scores of an earlier run are replaced ({', '.join(sorted(known)) or 'none'})",
             quiet=talk.quiet,
+        )
+
+
+def _require_able(wanted: Wanted, weights: Weights) -> None:
+    """Directions take one source, diversity takes looks: not every method has them."""
+    from attcl_cli.methods import METHODS
+
+    info = weights.info
+    method = METHODS[info.settings.method]
+    hint = "choose weights of attcl-gan with -w"
+    if wanted.directions and any(method.needs(info.settings, info.modalities).values()):
+        raise UsageError(
+            f"--directions: {weights.path} needs several sources, wanted a model that takes one",
+            hint,
+        )
+    if "lpips-diversity" in wanted.names and not method.styled:
+        raise UsageError(
+            f"--lpips-diversity: {info.settings.method} has one look a volume, wanted samples", hint
         )
 
 

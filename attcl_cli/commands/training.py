@@ -20,12 +20,11 @@ from attcl_cli.config import Settings, dump, resolve
 from attcl_cli.dataset import Case, Dataset, check
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, sha256, write_whole
-from attcl_cli.methods import METHODS
+from attcl_cli.methods import METHODS, Method
 from attcl_cli.runinfo import RunInfo
 from attcl_cli.slices import SliceStore
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
-_SHOWN_LOSSES = ("g_latent_adv", "g_reference_cyc", "g_reference_pair")
 
 
 def train(
@@ -49,6 +48,7 @@ def train(
     if settings.method not in METHODS:
         known = ", ".join(METHODS)
         raise UsageError(f"--method: {settings.method!r}, wanted one of {known}", f"known: {known}")
+    kind = METHODS[settings.method]
     if resume is not None and state_step(resume / STATE_FILE) >= settings.steps:
         told = f"finished at step {settings.steps}, nothing to do; --steps N goes on"
         console.say(f"{resume}: {told}", quiet=talk.quiet)
@@ -61,6 +61,7 @@ def train(
     validation: list[Case] = []
     if not slices.is_store(source.folder / slices.TRAINING_FOLDER):
         origin = source.open()
+        kind.needs(settings, origin.modalities)  # a modality that nobody knows is told at once
         cases, validation = _training_cases(origin)
         raise_all(check(origin, cases=[*cases, *validation], values=True))
         refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
@@ -208,6 +209,7 @@ class _TrainingRun:
 def _train(run: _TrainingRun) -> int:
     """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
     settings, main = run.settings, run.processes.main
+    kind = METHODS[settings.method]
     on_log = _tensorboard(run.folder) if run.tensorboard and main else loop.Hooks().on_log
     record = RunInfo(
         run.folder / "run.json",
@@ -233,11 +235,11 @@ def _train(run: _TrainingRun) -> int:
             raise AttclError(f"{run.origin}: no training slices, wanted packed ones")
         record.extra["trained_on"] = list(store.trained_on)
         paired = _slices(run, run.validation, slices.VALIDATION_FOLDER, quiet=quiet)
-        score = validate.on_pairs(paired, run.device, seed=settings.seed) if paired else None
+        score = _validation(paired, run) if paired else None
         with console.progress(settings.steps, "train", every_seconds=10, quiet=quiet) as bar:
 
             def on_step(step: int, losses: Mapping[str, float]) -> None:
-                shown = (f"{key} {losses[key]:.3f}" for key in _SHOWN_LOSSES if key in losses)
+                shown = (f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses)
                 bar("  ".join(shown), to=step)
 
             steps = loop.train(
@@ -254,6 +256,15 @@ def _train(run: _TrainingRun) -> int:
         for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
             shutil.rmtree(run.folder / cache, ignore_errors=True)
     return steps
+
+
+def _validation(store: SliceStore, run: _TrainingRun) -> Callable[[Method], float] | None:
+    """How the method is judged while it trains."""
+    settings, kind = run.settings, METHODS[run.settings.method]
+    if kind.accepts == "one":
+        return validate.on_pairs(store, run.device, seed=settings.seed)
+    needs = kind.needs(settings, store.modalities)
+    return validate.on_cases(store, run.device, needs=needs, seed=settings.seed)
 
 
 def _slices(
@@ -284,6 +295,7 @@ def _slices(
                 folder,
                 image_size=settings.image_size,
                 canvas=settings.canvas,
+                labels=METHODS[settings.method].learns_labels,
                 on_case=bar,
                 workers=run.workers,
             )

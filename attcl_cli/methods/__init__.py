@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from attcl_cli.config import Settings
 from attcl_cli.methods.attcl_gan import AttclGan
-from attcl_cli.methods.contract import Batch, Method, Runtime
+from attcl_cli.methods.contract import (
+    Batch,
+    CaseBatch,
+    CaseBatches,
+    Method,
+    Runtime,
+    SliceBatches,
+)
+from attcl_cli.methods.plave import Plave
 
-METHODS: dict[str, Callable[[Settings, tuple[str, ...]], Method]] = {
+METHODS: dict[str, type[Method]] = {
     "attcl-gan": AttclGan,
+    "plave": Plave,
 }
 
-__all__ = ["METHODS", "Batch", "Method", "Runtime"]
+__all__ = [
+    "METHODS",
+    "Batch",
+    "CaseBatch",
+    "CaseBatches",
+    "Method",
+    "Runtime",
+    "SliceBatches",
+]

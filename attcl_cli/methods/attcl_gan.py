@@ -5,10 +5,9 @@ Follows method.md, section 2. Leaves the loop, the averaging and all files to `t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,8 @@ from torch.optim import Adam, Optimizer
 
 from attcl_cli import losses
 from attcl_cli.config import Settings
-from attcl_cli.methods.contract import Batch, Runtime
+from attcl_cli.methods.contract import Batch, CaseBatches, Runtime, SliceBatches
+from attcl_cli.methods.steps import Losses, contrast, frozen, update
 from attcl_cli.networks import patches
 from attcl_cli.networks.attention import CBAM
 from attcl_cli.networks.blocks import pick
@@ -28,13 +28,17 @@ from attcl_cli.networks.style import MappingNetwork, StyleEncoder
 class AttclGan:
     """One generator for all directions; a style code says which modality, and how it looks."""
 
-    accepts: Literal["one", "many"] = "one"
+    accepts: ClassVar[Literal["one", "many"]] = "one"
+    learns_labels: ClassVar[bool] = False
+    styled: ClassVar[bool] = True
+    shown: ClassVar[tuple[str, ...]] = ("g_latent_adv", "g_reference_cyc", "g_reference_pair")
 
     def __init__(self, settings: Settings, modalities: tuple[str, ...]) -> None:
         self.settings = settings
         self.modalities = modalities
         self.references: dict[str, Tensor] = {}
         self.runtime = Runtime()
+        self.batches: SliceBatches | CaseBatches = SliceBatches(settings.pair_targets)
         domains = len(modalities)
         shape = {"width": settings.width, "max_width": settings.max_width}
         self.generator = Generator(
@@ -67,6 +71,12 @@ class AttclGan:
         )
         self.inference: tuple[str, ...] = ("generator", "attention", "mapping", "style_encoder")
         self._optimisers: dict[str, Optimizer] = {}
+
+    @staticmethod
+    def needs(settings: Settings, modalities: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """See `Method`: every modality, from any other."""
+        del settings
+        return dict.fromkeys(modalities, ())
 
     def modules(self) -> dict[str, nn.Module]:
         """See `Method`."""
@@ -135,7 +145,7 @@ class AttclGan:
             "d_reference",
             lambda part: self._discriminator_loss(part, reference_fake(part)),
         )
-        with _frozen(self.discriminator):
+        with frozen(self.discriminator):
             networks = ("generator", "attention", "heads", "mapping", "style_encoder")
             found |= self._update(
                 parts,
@@ -148,7 +158,7 @@ class AttclGan:
             found |= self._update(
                 parts, ("style_encoder",), "g_reference", self._style_encoder_loss
             )
-        with _frozen(self.discriminator), _frozen(self.style_encoder):
+        with frozen(self.discriminator), frozen(self.style_encoder):
             found |= self._update(
                 parts,
                 networks[:3],
@@ -230,36 +240,12 @@ class AttclGan:
         parts: Sequence[_Part],
         names: Iterable[str],
         path: str,
-        loss_of: Callable[[_Part], dict[str, tuple[float, Tensor]]],
+        loss_of: Callable[[_Part], Losses],
     ) -> dict[str, Tensor]:
-        """One step of the optimisers of `names` down the weighted sum of the losses, which are returned unweighted."""
+        """One step of the optimisers of `names`."""
         stepping = [self.optimisers()[name] for name in names if name in self.optimisers()]
-        for optimiser in stepping:
-            optimiser.zero_grad(set_to_none=True)
-        total = sum(len(part.batch) for part in parts)
-        found: dict[str, Tensor] = {}
-        for part in parts:
-            share = len(part.batch) / total
-            with self.runtime.autocast(part.batch.x_src.device):
-                losses_ = loss_of(part)
-            objective = torch.stack(
-                [weight * value.float() for weight, value in losses_.values()]
-            ).sum()
-            (share * objective).backward()
-            for name, (_, value) in losses_.items():
-                key = f"{path}_{name}"
-                found[key] = found.get(key, 0) + share * value.detach().float()
-        self.runtime.average(
-            [
-                parameter
-                for optimiser in stepping
-                for group in optimiser.param_groups
-                for parameter in group["params"]
-            ]
-        )
-        for optimiser in stepping:
-            optimiser.step()
-        return found
+        device = parts[0].batch.x_src.device
+        return update(parts, stepping, loss_of, path=path, runtime=self.runtime, device=device)
 
     def _latent(self, part: _Part) -> _Translation:
         with self.runtime.autocast(part.batch.x_src.device):
@@ -281,7 +267,7 @@ class AttclGan:
     def _to_add(self, refined: Mapping[int, Tensor]) -> Mapping[int, Tensor] | None:
         return refined if self.settings.att_adain else None
 
-    def _discriminator_loss(self, part: _Part, x_fake: Tensor) -> dict[str, tuple[float, Tensor]]:
+    def _discriminator_loss(self, part: _Part, x_fake: Tensor) -> Losses:
         batch = part.batch
         x_real = batch.x_src.detach().requires_grad_()
         logits = self.discriminator(x_real, batch.y_src).float()
@@ -291,7 +277,7 @@ class AttclGan:
             "fake": (1.0, losses.fake_loss(self.discriminator(x_fake, batch.y_ref).float())),
         }
 
-    def _style_encoder_loss(self, part: _Part) -> dict[str, tuple[float, Tensor]]:
+    def _style_encoder_loss(self, part: _Part) -> Losses:
         """Eq 11, of the codes that E finds in the reference."""
         codes = self.style_encoder(part.batch.x_ref).float()
         scd = losses.style_code_diversity(codes, part.batch.y_ref, bound=self.settings.scd_bound)
@@ -299,11 +285,11 @@ class AttclGan:
 
     def _generator_loss(
         self, part: _Part, made: _Translation, style2_of: Callable[[_Part], Tensor], step: int
-    ) -> dict[str, tuple[float, Tensor]]:
+    ) -> Losses:
         """Eq 16 without D's side: name -> (weight, loss); what is maximised weighs below 0."""
         s, batch = self.settings, part.batch
         x_fake = made.x_fake
-        found: dict[str, tuple[float, Tensor]] = {}
+        found: Losses = {}
         found["adv"] = (1.0, losses.real_loss(self.discriminator(x_fake, batch.y_ref).float()))
         style_found = pick(self.style_encoder(x_fake), batch.y_ref)
         found["sty"] = (s.lambda_sty, losses.style_loss(made.style.float(), style_found.float()))
@@ -343,27 +329,13 @@ class AttclGan:
         s = self.settings
         total = []
         for name, head in self.heads.items():
-            rows = patches.as_rows(source[int(name)]).detach()
-            fake_rows = patches.as_rows(fake[int(name)])
+            layer = int(name)
+            positions = None
             if s.acl == "cut":
-                drawn = [
-                    _positions(key, int(name), rows.shape[1], s.contrastive_patches) for key in keys
-                ]
-                positions = torch.stack(drawn).to(rows.device)
-                query, key = patches.gather(fake_rows, positions), patches.gather(rows, positions)
-            else:
-                rows32 = rows.float()
-                entropies = patches.row_entropies(rows32, scale=s.attention_scale)
-                positions = patches.select(entropies, s.contrastive_patches)
-                importance = patches.importance_rows(rows32, positions, scale=s.attention_scale).to(
-                    rows.dtype
-                )
-                query, key = importance @ fake_rows, importance @ rows
-            with torch.no_grad():
-                key = head(key)
-            total.append(
-                losses.patch_nce(head(query).float(), key.float(), temperature=s.temperature)
-            )
+                count = source[layer].shape[2] * source[layer].shape[3]
+                drawn = [_positions(key, layer, count, s.contrastive_patches) for key in keys]
+                positions = torch.stack(drawn).to(source[layer].device)
+            total.append(contrast(head, source[layer], fake[layer], s, positions=positions))
         return torch.stack(total).mean()
 
 
@@ -375,6 +347,9 @@ class _Part:
     z: Tensor  # (B, latent_dim)
     z2: Tensor  # (B, latent_dim)
     keys: list[int]  # one a slice: seeds what is drawn for it alone
+
+    def __len__(self) -> int:
+        return len(self.batch)
 
 
 @dataclass(frozen=True)
@@ -392,15 +367,3 @@ def _positions(key: int, layer: int, count: int, wanted: int) -> Tensor:
     """Random positions of one slice and layer, without repetition (CUT)."""
     noise = torch.Generator().manual_seed((key * 31 + layer) % 2**63)
     return torch.randperm(count, generator=noise)[:wanted]
-
-
-@contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module, but none are computed for its weights."""
-    for parameter in module.parameters():
-        parameter.requires_grad = False
-    try:
-        yield
-    finally:
-        for parameter in module.parameters():
-            parameter.requires_grad = True

@@ -1,17 +1,49 @@
-"""What a method promises to training, completion and scoring, and what a training batch holds."""
+"""What a method promises to training, completion and scoring, and what the training batches hold.
+
+Two kinds of batches: single slices with a target each (`Batch`), and whole cases at one slice (`CaseBatch`). A method
+says which it learns from (`batches`); `slices` draws them, and the loop knows neither.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attcl_cli.config import Settings
+
 _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
+
+
+@dataclass(frozen=True)
+class SliceBatches:
+    """Asks for batches of single slices, each with a modality to translate into (`Batch`).
+
+    Attributes:
+        pair_targets: share of targets drawn from the modalities that the source's case has.
+    """
+
+    pair_targets: float = 0.0
+
+
+@dataclass(frozen=True)
+class CaseBatches:
+    """Asks for batches of whole cases at one slice, each with a true target (`CaseBatch`).
+
+    Attributes:
+        needs: target -> the sources that a case must have to be learned from; none named, one of any will do.
+        leave_out: share of cases of which a random part of the sources is left out.
+        tumour_slices: share of slices drawn from those with tumour, where a case has a segmentation.
+    """
+
+    needs: Mapping[str, tuple[str, ...]]
+    leave_out: float = 0.0
+    tumour_slices: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +98,53 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class CaseBatch:
+    """One training batch of B cases, each at one slice, with M modalities in the method's order.
+
+    Attributes:
+        images: (B, M, S, S) float32 in [-1, 1]; -1 everywhere where the case lacks the modality.
+        sources: (B, M) bool, what the target is to be made from: one or more, all of them present, the target never.
+        target: (B,) int64, the modality to make, which the case has.
+        labels: (B, S, S) int64, 0 background, 1 necrosis, 2 oedema, 3 enhancing tumour; 0 where there is none.
+        has_labels: (B,) bool, whether the case has a segmentation.
+        label_share: share of cases with a segmentation in the batch that this one is a part of; left out, this batch is
+            the whole.
+    """
+
+    images: Tensor
+    sources: Tensor
+    target: Tensor
+    labels: Tensor
+    has_labels: Tensor
+    label_share: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def to(self, device: torch.device) -> CaseBatch:
+        """The batch on a device."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def part(self, chosen: slice) -> CaseBatch:
+        """Some of the cases, as a part of this batch."""
+        share = self.label_share
+        if share is None:
+            share = float(self.has_labels.float().mean())
+        return replace(self._each(lambda value: value[chosen]), label_share=share)
+
+    def image(self, modality: Tensor) -> Tensor:
+        """The slice of each case in one modality: (B,) int64 -> (B, 1, S, S)."""
+        rows = torch.arange(len(self), device=modality.device)
+        return self.images[rows, modality][:, None]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> CaseBatch:
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        share = tensors.pop("label_share")
+        changed = {name: change(value) for name, value in tensors.items()}
+        return CaseBatch(**changed, label_share=share)
+
+
+@dataclass(frozen=True)
 class Runtime:
     """How a training step is carried out; changes memory and speed, and results by rounding alone.
 
@@ -95,8 +174,17 @@ class Runtime:
 class Method(Protocol):
     """A way to learn translation between modalities; constructed as `METHODS[name](settings, modalities)`."""
 
-    accepts: Literal["one", "many"]
+    accepts: ClassVar[Literal["one", "many"]]
     """Whether `synthesise` uses one source modality or all that a case has."""
+
+    learns_labels: ClassVar[bool]
+    """Whether training looks at segmentations, where there are any; it must do without them, too."""
+
+    styled: ClassVar[bool]
+    """Whether a target has looks: one fixed by a reference image, others drawn. Without, `references` stays empty."""
+
+    shown: ClassVar[tuple[str, ...]]
+    """The losses that say most about a run, for the progress line."""
 
     inference: tuple[str, ...]
     """The names of the `modules()` that completion needs: these are averaged (EMA) and saved as weights."""
@@ -107,16 +195,30 @@ class Method(Protocol):
     runtime: Runtime
     """How steps are carried out; set by the loop."""
 
+    batches: SliceBatches | CaseBatches
+    """Which batches it learns from."""
+
+    def __init__(self, settings: Settings, modalities: tuple[str, ...]) -> None:
+        """Makes the networks; weights are drawn from torch's global generator."""
+
+    @staticmethod
+    def needs(settings: Settings, modalities: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+        """Which targets such a method makes, and which sources each cannot do without.
+
+        Raises:
+            UsageError: the settings ask for what the modalities do not allow.
+        """
+
     def modules(self) -> dict[str, nn.Module]:
         """All networks by name."""
 
     def optimisers(self) -> dict[str, Optimizer]:
         """All optimisers by name; made on first use, after the networks are on their device."""
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """One iteration: updates the networks, returns the losses by name, in the order in which they arise.
 
-        A function of (weights, batch, step); `batch` is this process' share.
+        A function of (weights, batch, step); `batch` is this process' share, of the kind that `batches` asks for.
         """
 
     def remember_references(self, images: Mapping[str, Tensor]) -> None:
@@ -128,9 +230,11 @@ class Method(Protocol):
         """Translates slices.
 
         Args:
-            sources: modality -> (B, 1, H, W) in [-1, 1]; exactly one where `accepts` is "one".
-            targets: modalities that `references` holds.
+            sources: modality -> (B, 1, H, W) in [-1, 1]; exactly one where `accepts` is "one", in any order where it is
+                "many".
+            targets: modalities that `needs` names; with fewer sources than it asks for the result is no use.
             sample: draw the look of each target instead of taking the reference's; the same number draws the same.
+                None where the method is not `styled`.
 
         Returns:
             target -> (B, 1, H, W), about [-1, 1], in the order of `targets`.

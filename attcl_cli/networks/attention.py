@@ -1,4 +1,4 @@
-"""The attention network A: CBAM, one a contrastive layer (Woo et al. 2018; Eq 2-5)."""
+"""Attention: CBAM (A of AttCL-GAN; Woo et al. 2018; Eq 2-5), and squeeze-and-excitation of PLAVE's branches."""
 
 from __future__ import annotations
 
@@ -33,3 +33,19 @@ class CBAM(nn.Module):
             [features.mean(dim=1, keepdim=True), features.amax(dim=1, keepdim=True)], dim=1
         )
         return torch.sigmoid(self.conv(pooled)) * features  # Eq 3, 5
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention of PLAVE's branches: x + x * se(x) (Hu et al. 2018; method.md, section 6)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(channels // _REDUCTION, 1)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        return x + x * self.mlp(x.mean(dim=(2, 3)))[:, :, None, None]

@@ -1,0 +1,229 @@
+"""PLAVE's general model against AttCL-GAN trained as long, and against the mean of the sources, on simulated patients.
+
+Each case lacks one modality, in turn; the test cases are other patients. Both methods see the same slices for the same
+number of steps, at the same batch size. Prints in-brain SSIM and PSNR by target, the Dice of PLAVE's segmentation head,
+and the seconds that each took. A stopped run goes on where it was when called again with the same folder.
+
+    python benchmarks/plave.py --output bench-plave --steps 3000
+    python benchmarks/plave.py --output bench-plave --preset small --voxel-mm 2 --device cuda --steps 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+
+from attcl_cli import checkpoint, complete, devices, score, slices
+from attcl_cli.cohort import write_cohort
+from attcl_cli.config import PRESETS, Settings, resolve
+from attcl_cli.dataset import Dataset, open_dataset
+from attcl_cli.errors import UsageError
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.plave import Plave
+from attcl_cli.train import STATE_FILE, Hooks, train
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+ONE_MISSING = [[name] for name in FOUR]
+METHOD_NAMES = ("attcl-gan", "plave")
+REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}  # whole tumour, core, enhancing tumour
+
+
+def main() -> None:
+    """Trains what is not trained yet, completes, scores, prints."""
+    options = _options()
+    device = devices.select(options.device)
+    root: Path = options.output
+    train_set = _cohort(root / "train", options.cases, options, seed=0, missing=ONE_MISSING)
+    hidden = _cohort(root / "test", options.test_cases, options, seed=1_000, missing=ONE_MISSING)
+    truth = _cohort(root / "truth", options.test_cases, options, seed=1_000, missing=[])
+    print(
+        f"{options.cases} training and {options.test_cases} test phantoms of {options.voxel_mm:g} mm, one modality "
+        f"missing in each; preset {options.preset}, {options.steps} steps of {options.batch_size} slices, {device}, "
+        f"torch {torch.__version__}",
+        flush=True,
+    )
+    table: dict[str, dict[tuple[str, str], float]] = {}
+    notes = []
+    for name in METHOD_NAMES:
+        settings = _settings(name, options)
+        seconds = _train(settings, train_set, root / name, device)
+        weights = checkpoint.find_weights(str(root / name))
+        method = checkpoint.load_method(weights, device)
+        out = root / f"{name}-out"
+        plan = complete.plan(hidden, out, weights, overwrite=True)
+        for _ in complete.run(plan, method, device=device):
+            pass
+        made = _scores(hidden, truth, out)
+        table[name] = made[score.SYNTHETIC]
+        table["mean of sources"] = made[score.MEAN]
+        notes.append(f"{name}: {weights.info.steps} steps, {seconds:.0f} s of training")
+        if isinstance(method, Plave):
+            dice = _dice(method, settings, hidden, truth, device)
+            told = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
+            notes.append(
+                f"segmentation head, Dice by case in the middle slices of {settings.image_size} pixels: {told}"
+            )
+    _print(table)
+    print("\n".join(notes))
+    wins = all(
+        table["plave"][key] > table[other][key]
+        for other in ("attcl-gan", "mean of sources")
+        for key in table["plave"]
+    )
+    print(f"plave best for all four targets in both scores: {'yes' if wins else 'no'}")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder of data and runs")
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--cases", type=int, default=32)
+    parser.add_argument("--test-cases", type=int, default=12, help="a multiple of 4")
+    parser.add_argument("--voxel-mm", type=float, default=4.0)
+    parser.add_argument("--image-size", type=int, help="instead of the preset's")
+    parser.add_argument(
+        "--canvas", type=int, help="default: image size, or 256 where voxels are 1 mm"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of PLAVE")
+    return parser.parse_args()
+
+
+def _settings(name: str, options: argparse.Namespace) -> Settings:
+    size = options.image_size or resolve(preset=options.preset).image_size
+    voxels = int(np.ceil(240 / options.voxel_mm))
+    changes = {
+        "method": name,
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "image_size": size,
+        "canvas": options.canvas or -(-voxels // size) * size,
+        "save_every": max(options.steps // 10, 1),
+        "sample_every": options.steps,
+    }
+    if name == "plave":
+        changes |= {
+            key: json.loads(value) for key, value in (item.split("=") for item in options.set)
+        }
+    return resolve(preset=options.preset, overrides=changes)
+
+
+def _cohort(
+    root: Path, cases: int, options: argparse.Namespace, *, seed: int, missing: list[list[str]]
+) -> Dataset:
+    if not root.is_dir():
+        with tempfile.TemporaryDirectory(dir=_made(root.parent)) as folder:
+            write_cohort(
+                Path(folder) / "new",
+                cases=cases,
+                seed=seed,
+                voxel_mm=options.voxel_mm,
+                missing=missing,
+            )
+            (Path(folder) / "new").rename(root)
+    dataset = open_dataset(root)
+    if len(dataset.cases) != cases:
+        raise UsageError(
+            f"{root}: {len(dataset.cases)} cases, wanted {cases}", "choose another --output"
+        )
+    return dataset
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _train(settings: Settings, dataset: Dataset, folder: Path, device: torch.device) -> float:
+    """Trains, or goes on; returns the seconds that all steps took, earlier calls' too."""
+    store = slices.build(
+        dataset,
+        dataset.cases,
+        _made(folder) / "slices",
+        image_size=settings.image_size,
+        canvas=settings.canvas,
+        labels=METHODS[settings.method].learns_labels,
+    )
+
+    def on_log(record: object) -> None:
+        print(f"  {settings.method} {record}", flush=True)
+
+    resume = (folder / STATE_FILE).is_file()
+    train(settings, store, folder, device=device, resume=resume, hooks=Hooks(on_log=on_log))
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    steps = [0, *(line["step"] for line in lines)]
+    spans = (after - before for before, after in itertools.pairwise(steps))
+    return sum(span * line["seconds_a_step"] for span, line in zip(spans, lines, strict=True))
+
+
+def _scores(data: Dataset, truth: Dataset, out: Path) -> dict[str, dict[tuple[str, str], float]]:
+    """Prediction -> (metric, target) -> mean in the brain over the cases."""
+    plan = score.plan(data, truth, out, None, split="all")
+    measures = score.Measures(("ssim", "psnr"), baselines=True)
+    values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in score.run(plan, measures, folder=Path(folder)):
+            for row in rows:
+                if row.region == score.BRAIN:
+                    values[row.prediction][row.metric, row.modality].append(row.value)
+    return {
+        prediction: {key: mean(found) for key, found in own.items()}
+        for prediction, own in values.items()
+    }
+
+
+def _dice(
+    method: Plave, settings: Settings, data: Dataset, truth: Dataset, device: torch.device
+) -> dict[str, float]:
+    """Region -> mean Dice over the cases, each seen on the way to the modality that it lacks."""
+    present = {case.id: set(case.files) for case in data.cases}
+    with tempfile.TemporaryDirectory() as folder:
+        store = slices.build(
+            truth,
+            truth.cases,
+            Path(folder),
+            image_size=settings.image_size,
+            canvas=settings.canvas,
+            labels=True,
+        )
+        assert store.labels is not None
+        starts = {(entry.case, entry.modality): entry for entry in store.entries}
+        values: dict[str, list[float]] = {region: [] for region in REGIONS}
+        for entry in store.segmentations:
+            sources = {
+                name: store.read(np.arange(own.start, own.start + own.count)).to(device)
+                for name in FOUR
+                if name in present[entry.case] and (own := starts[entry.case, name])
+            }
+            (target,) = set(FOUR) - set(sources)
+            guessed = method.segment(sources, target).argmax(dim=1).cpu().numpy()
+            true = np.array(store.labels[entry.start : entry.start + entry.count])
+            for region, labels in REGIONS.items():
+                one, two = np.isin(guessed, labels), np.isin(true, labels)
+                total = one.sum() + two.sum()
+                values[region].append(2 * (one & two).sum() / total if total else 1.0)
+    return {region: mean(found) for region, found in values.items()}
+
+
+def _print(table: dict[str, dict[tuple[str, str], float]]) -> None:
+    width = max(len(name) for name in table)
+    for metric, digits in (("ssim", 3), ("psnr", 2)):
+        print(f"\n{metric + ' in the brain':<{width}}  " + "  ".join(f"{name:>6}" for name in FOUR))
+        for name, values in table.items():
+            shown = "  ".join(f"{values[metric, target]:>6.{digits}f}" for target in FOUR)
+            print(f"{name:<{width}}  {shown}")
+    print()
+
+
+if __name__ == "__main__":
+    main()
