@@ -227,7 +227,9 @@ def _cell(figure: Figure) -> str | float:
         return math.inf
     if math.isnan(figure.sd):
         return figure.mean
-    return f"{pictures.number(figure.mean)} \u00b1 {pictures.number(figure.sd)}"
+    mean = pictures.number(figure.mean)
+    decimals = len(mean.partition(".")[2])
+    return f"{mean} \u00b1 {figure.sd:.{decimals}f}"
 
 
 def _labelled(rows: Sequence[Row], key: tuple[str, str, str], prediction: str) -> dict[str, float]:
