@@ -154,7 +154,7 @@ def show(output: Path, report: Report, talk: Talk) -> None:
     talk.result("")
     talk.result(_SHORT_POLICY)
     if gaps and cases < _FEW_CASES:
-        console.say(f"note: intervals of {cases} cases say little", quiet=talk.quiet)
+        console.say(f"note: few test cases ({cases}): the intervals say little", quiet=talk.quiet)
     for warning in report.warnings:
         talk.result(textwrap.fill(f"warning: {warning}", 80, break_long_words=False))
     talk.result(f"{files['summary.json']}: how each figure was measured")
