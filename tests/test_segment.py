@@ -368,9 +368,10 @@ def test_png_slices_are_segmented_into_nifti_of_their_shape(attcl, phantoms, tmp
     assert prediction.shape == (40, 40, 26)
     assert nib.aff2axcodes(prediction.affine) == ("L", "P", "S")
     assert json.loads(Path("segment/run.json").read_text())["validated_on"] == []
-    assert (
-        attcl("segment", "--evaluate", "segment/predictions")[0] == 1
-    )  # PNG says nothing of a grid
+    assert attcl("segment", "--evaluate", "segment/predictions", "-q")[0] == 0
+    assert [item["value"] for item in rows_of(tmp_path / "segment-predictions")] == [
+        item["value"] for item in rows_of(tmp_path / "segment")
+    ]
     code, _, err = attcl("segment", "--export", "nnunet", "Dataset001_x", "--input", "flair")
     assert code == 2 and "PNG slices" in err
 
