@@ -359,7 +359,7 @@ def test_plave_trains_and_completes_by_the_same_commands(
         "score", "--ori", root, "--cpl", "out", "--truth", root.parent / "gappy-brats", "--ssim",
         "--split", "all", "-o", "scores", "-d", "cpu",
     )  # fmt: skip
-    assert code == 1  # nothing is hidden in what is its own truth; but the labels were read
+    assert code == 2 and "is the incomplete dataset itself" in err
 
 
 def test_scores_read_labels_of_several_sources(gappy, runs, phantom_root, attcl, tmp_path):
