@@ -21,7 +21,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from attcl_cli import checkpoint, complete, devices, score, slices
+from attcl_cli import checkpoint, complete, devices, pairs, score, slices
 from attcl_cli.cohort import write_cohort
 from attcl_cli.config import PRESETS, Settings, resolve
 from attcl_cli.dataset import Dataset, open_dataset
@@ -168,7 +168,7 @@ def _train(settings: Settings, dataset: Dataset, folder: Path, device: torch.dev
 
 def _scores(data: Dataset, truth: Dataset, out: Path) -> dict[str, dict[tuple[str, str], float]]:
     """Prediction -> (metric, target) -> mean in the brain over the cases."""
-    plan = score.plan(data, truth, out, None, split="all")
+    plan = pairs.plan(data, truth, out, None, split="all")
     measures = score.Measures(("ssim", "psnr"), baselines=True)
     values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as folder:
