@@ -28,7 +28,7 @@ from attcl_cli import (
 )
 from attcl_cli.cohort import write_cohort
 from attcl_cli.dataset import open_dataset
-from attcl_cli.errors import UsageError
+from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.regions import CONVENTIONS
 from attcl_cli.segment_settings import PRESETS, SegmentSettings, resolve
 
@@ -644,6 +644,21 @@ def test_a_label_maps_header_may_differ_within_tolerance_only(run, place, gap_mm
     assert found == code, err
     if code:
         assert "affine off by" in err and path.name in err
+
+
+@pytest.mark.cohort
+def test_the_header_of_a_real_label_map_of_2023_is_accepted(cohort):
+    data = open_dataset(cohort / "brasyn")
+    parts = {case.id: splits.SplitCase(case.id, tuple(case.files), ()) for case in data.cases}
+    made = splits.Splits(
+        str(data.root), "brats2023", "none", 0, data.modalities,
+        {"train": (), "val": (), "test": tuple(parts.values())},
+    )  # fmt: skip
+    with pytest.raises(AttclError, match="1 cases have no segmentation file"):
+        segment_inputs.plan_truths(data, made)
+    plan = segment_inputs.plan_truths(data, made, allow_missing=True)
+    assert plan.convention.name == "2023" and len(plan.unlabelled) == 1
+    assert len(plan.inputs[""].splits["test"]) == 1
 
 
 def test_all_problems_are_told_together(run, place):
