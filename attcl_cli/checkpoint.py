@@ -134,7 +134,8 @@ def find_weights(
         if not path.is_file():
             raise UsageError(
                 f"{flag}: {name!r} is no file and no known name, "
-                f"wanted a run's folder, a .safetensors file or one of {_known_names()}"
+                f"wanted a run's folder, a .safetensors file or one of {_known_names()}",
+                "attcl info shows the weights that are found",
             )
     digest = sha256(path)
     card = path.with_suffix(".json")
