@@ -135,7 +135,7 @@ def find_weights(
             raise UsageError(
                 f"{flag}: {name!r} is no file and no known name, "
                 f"wanted a run's folder, a .safetensors file or one of {_known_names()}",
-                "check the path; runs/ holds what attcl train made",
+                "attcl info shows the weights that are found",
             )
     digest = sha256(path)
     card = path.with_suffix(".json")
