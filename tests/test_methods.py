@@ -15,6 +15,7 @@ from torch.optim import Adam
 
 from attcl_cli.config import Settings, resolve
 from attcl_cli.methods import METHODS, Batch, Method, Runtime
+from attcl_cli.methods.steps import contrast
 from attcl_cli.networks import patches
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -376,6 +377,24 @@ def test_a_batch_in_parts_has_the_losses_of_the_whole(tiny_settings):
 
 
 # --- patches ----------------------------------------------------------------------------------------------------------
+
+
+def test_which_patches_are_compared_does_not_depend_on_the_precision(tiny_settings, monkeypatch):
+    seen = []
+    select = patches.select
+
+    def spy(entropies: Tensor, count: int) -> Tensor:
+        seen.append(entropies)
+        return select(entropies, count)
+
+    monkeypatch.setattr(patches, "select", spy)
+    source, fake = torch.randn(2, 2, 16, 12, 12)
+    head = patches.PatchHead(16)
+    contrast(head, source, fake, tiny_settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        contrast(head, source, fake, tiny_settings)
+    assert seen[1].dtype == torch.float32
+    assert torch.equal(seen[0], seen[1])
 
 
 def test_cut_draws_each_position_once_and_others_for_another_slice_or_step(tiny_settings):

@@ -100,11 +100,12 @@ def contrast(
         query, key = patches.gather(fake_rows, positions), patches.gather(rows, positions)
     else:
         scale = settings.attention_scale
-        rows32 = rows.float()
-        chosen = patches.select(
-            patches.row_entropies(rows32, scale=scale), settings.contrastive_patches
-        )
-        importance = patches.importance_rows(rows32, chosen, scale=scale).to(rows.dtype)
+        # What is selected must not depend on rounding to 8 bits, so autocast is off here.
+        with torch.autocast(rows.device.type, enabled=False):
+            rows32 = rows.float()
+            entropies = patches.row_entropies(rows32, scale=scale)
+            chosen = patches.select(entropies, settings.contrastive_patches)
+            importance = patches.importance_rows(rows32, chosen, scale=scale).to(rows.dtype)
         query, key = importance @ fake_rows, importance @ rows
     with torch.no_grad():
         key = head(key)
