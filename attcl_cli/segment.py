@@ -383,7 +383,7 @@ class _Run:
         """Keeps the weights if they are the best so far; without validation cases the newest always are."""
         score = None if validation is None else validate(self.network, validation, self.device)
         if score is not None:
-            log_stats(self.folder / STATS_FILE, {"step": step, "validation": score})
+            log_stats(self.folder / STATS_FILE, {"step": step, "validation_dice": score})
         if self.best is None or score is None or score > self.best:
             self.best, self.best_step = score, step
             info = replace(self.info, steps=step)

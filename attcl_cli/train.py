@@ -36,6 +36,7 @@ from attcl_cli.methods import METHODS, Batch, CaseBatch, Method, Runtime
 from attcl_cli.overlap import read_ahead
 from attcl_cli.slices import Entry, SliceStore, sampler_of
 
+VALIDATION_SSIM = "validation_ssim"  # in stats.jsonl
 _SAMPLES_AN_IMAGE = 4
 _Rows = list[tuple[str, list[np.ndarray[Any, Any]]]]
 
@@ -208,7 +209,7 @@ class _Run:
         validate = self.hooks.validate if judge else None
         score = validate(self.averaged) if validate else None
         if score is not None:
-            self.log({"step": step, "validation": score})
+            self.log({"step": step, VALIDATION_SSIM: score})
         unjudged = self.hooks.validate is not None and not judge
         if self.best is None or (not unjudged and (score is None or score > self.best)):
             self.best, self.best_step = score, step

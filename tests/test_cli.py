@@ -58,6 +58,20 @@ def hidden_files(splits: Path, whole: Path) -> set[str]:
 # --- the commands in a row --------------------------------------------------------------------------------------------
 
 
+def test_training_says_how_good_it_is_on_the_validation_cases(phantoms, attcl, here):
+    code, _, err = attcl(
+        "prepare-splits", phantoms("brats"), "--ratio", "ratio3", "--sizes", "2/1/1"
+    )
+    assert code == 0, err
+    code, _, err = attcl("train", "-c", "tiny.toml", "-o", "run")
+    assert code == 0, err
+    lines = [json.loads(line) for line in Path("run/stats.jsonl").read_text().splitlines()]
+    judged = {line["step"]: line["validation_ssim"] for line in lines if "validation_ssim" in line}
+    assert judged
+    for step, ssim in judged.items():
+        assert f"step {step}: in-brain SSIM {ssim:.3f} on the validation cases" in err
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phantoms, attcl, here):
     whole = phantoms(layout)

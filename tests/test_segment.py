@@ -246,7 +246,7 @@ def test_training_learns_and_the_best_validated_weights_are_kept(packed, tmp_pat
     best = segment.train(info, packed, tmp_path, validation=packed, device=torch.device("cpu"))
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    judged = {line["step"]: line["validation"] for line in lines if "validation" in line}
+    judged = {line["step"]: line["validation_dice"] for line in lines if "validation_dice" in line}
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
     assert set(judged) == {12, 24} and judged[best] == max(judged.values())
     loaded_back = segment.load_segmenter(tmp_path, torch.device("cpu"))

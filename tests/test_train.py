@@ -206,7 +206,9 @@ def test_validation_keeps_the_weights_that_score_best(six, store, tmp_path):
     assert find_weights(str(tmp_path / "run")).info.steps == 4
     assert load_state(tmp_path / "run" / STATE_FILE).step == 6
     assert load_state(tmp_path / "run" / BEST_FILE).step == 4
-    noted = [line["validation"] for line in stats(tmp_path / "run") if "validation" in line]
+    noted = [
+        line["validation_ssim"] for line in stats(tmp_path / "run") if "validation_ssim" in line
+    ]
     assert noted == [0.5, 0.9, 0.7]
 
 

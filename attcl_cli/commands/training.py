@@ -210,7 +210,6 @@ def _train(run: _TrainingRun) -> int:
     """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
     settings, main = run.settings, run.processes.main
     kind = METHODS[settings.method]
-    on_log = _tensorboard(run.folder) if run.tensorboard and main else loop.Hooks().on_log
     record = RunInfo(
         run.folder / "run.json",
         "train",
@@ -229,6 +228,16 @@ def _train(run: _TrainingRun) -> int:
     if main:
         write_whole(run.folder / "config.toml", dump(settings).encode())
     quiet = run.talk.quiet or not main
+    note = _tensorboard(run.folder) if run.tensorboard and main else loop.Hooks().on_log
+
+    def on_log(line: Mapping[str, float]) -> None:
+        note(line)
+        if loop.VALIDATION_SSIM in line:
+            console.say(
+                f"step {line['step']}: in-brain SSIM {line[loop.VALIDATION_SSIM]:.3f} on the validation cases",
+                quiet=quiet,
+            )
+
     with record.recorded() if main else nullcontext():
         store = _slices(run, run.cases, slices.TRAINING_FOLDER, quiet=quiet)
         if store is None:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from attcl_cli.networks.blocks import initialise
 
 AttentionScale = Literal["none", "sqrt", "l2"]
-# Similarities that exist at once, all slices of the batch together: on a CPU what its caches hold (four times as fast as
-# 4 Mi of them), on a GPU enough to keep it busy.
+# Similarities that exist at once, of all slices together: on a CPU what its caches hold (four times as fast as what
+# they do not hold), on a GPU enough to keep it busy.
 _AT_ONCE = {"cpu": 2**20}
 _AT_ONCE_ELSEWHERE = 2**25
 
