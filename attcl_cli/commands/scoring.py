@@ -12,7 +12,7 @@ from attcl_cli import console, pairs, splits
 from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.dataset import Dataset
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
-from attcl_cli.files import read_json, refuse_inside
+from attcl_cli.files import read_json, refuse_inside, write_csv
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def score(
                 record.add(job.case, "done", seconds=0, outputs=[])
                 bar(f"{job.case} {job.source}")
         figures = scoring.summarise(rows, plan, measures, folder=Path(folder))
-        scoring.write_csv(output / "scores.csv", rows)
+        write_csv(output / "scores.csv", scoring.Row, rows)
         scoring.write_summary(output / "summary.json", figures, plan, split=split)
         score_report.write_pages(
             output,
