@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console, pairs, splits
-from attcl_cli.commands.arguments import Source, Talk
-from attcl_cli.dataset import Dataset
+from attcl_cli.commands.arguments import Source, Talk, open_truth
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, write_csv
 from attcl_cli.runinfo import RunInfo
@@ -74,7 +73,7 @@ def score(
     """Compares, writes `scores.csv`, `summary.json`, `report.html`, `montage.png`, and shows a table."""
     data = source.open()
     made = splits.read_splits(data.root)
-    whole = _truth(source, made, truth)
+    whole = open_truth(source, made, truth)
     split = split or ("test" if made else "all")
     refuse_inside(output, [*splits.originals_of(data.root), whole.root], flag="--output")
     if not dry_run:
@@ -131,21 +130,6 @@ def score(
             "counted as n_missing, wanted all",
             "summary.json lists them; attcl complete makes them",
         )
-
-
-def _truth(source: Source, made: splits.Splits | None, truth: Path | None) -> Dataset:
-    if truth is None and made is None:
-        raise UsageError(
-            f"--truth: {source.folder} has no splits.json that names the complete dataset, wanted --truth",
-            "name the folder that holds the real volumes: --truth DATASET",
-        )
-    folder = truth if truth is not None else Path(made.source) if made else Path()
-    if not folder.is_dir():
-        raise AttclError(
-            f"{folder}: no such folder, wanted the complete dataset",
-            "name it with --truth DATASET",
-        )
-    return Source(folder, source.layout, source.modalities).open()
 
 
 def _locate_networks(wanted: Wanted, talk: Talk) -> None:
