@@ -26,6 +26,8 @@ SSIM_K2 = 0.03
 
 BRASYN_PERCENTILES = (0.5, 99.5)
 
+IMAGE_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")  # what needs no network; scored by default
+
 EMPTY_IS_NAN = "NaN, counted by the caller"
 
 

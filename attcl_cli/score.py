@@ -29,6 +29,7 @@ from attcl_cli.feature_store import (
     to_bytes,
 )
 from attcl_cli.files import as_json, write_json
+from attcl_cli.metrics import IMAGE_METRICS
 from attcl_cli.overlap import read_ahead
 from attcl_cli.pairs import Job, Plan, Target
 from attcl_cli.volume import Array
@@ -40,8 +41,6 @@ _DIVERSITY_STEP = 8  # every n-th of the training slices is sampled
 BRAIN, TUMOUR, HEALTHY, WHOLE = "brain", "tumour", "healthy", "whole"
 SLICES = "slices"  # what networks see
 ALL = "all"
-
-IMAGE_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
 
 _OWN = "each volume scaled by its own 0.5 and 99.5 percentiles in the brain (non-zero truth)"
 

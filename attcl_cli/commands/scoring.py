@@ -12,6 +12,7 @@ from attcl_cli import console, pairs, splits
 from attcl_cli.commands.arguments import Source, Talk, open_truth
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, write_csv
+from attcl_cli.metrics import IMAGE_METRICS
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from attcl_cli.pairs import Plan
     from attcl_cli.score import Measures, Row
 
-DEFAULT_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
 _EFFNET = "effnet-lite0"
 # The networks' names for what only Inception's may be called.
 _OTHERWISE = {"fid": "fd-effnet", "kid": "kd-effnet"}
@@ -30,7 +30,7 @@ class Wanted:
     """What is measured.
 
     Attributes:
-        metrics: as on the command line; empty: `DEFAULT_METRICS`.
+        metrics: as on the command line; empty: `IMAGE_METRICS`.
         fid_network: `inception` or `effnet-lite0`.
         baselines: score what costs nothing by every metric.
         directions: translate the real volumes in every direction instead of reading completed ones.
@@ -48,7 +48,7 @@ class Wanted:
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics by the names that they are reported under."""
-        chosen = tuple(self.metrics) or DEFAULT_METRICS
+        chosen = tuple(self.metrics) or IMAGE_METRICS
         if self.fid_network == _EFFNET:
             chosen = tuple(_OTHERWISE.get(name, name) for name in chosen)
         return chosen
