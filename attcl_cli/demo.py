@@ -14,6 +14,7 @@ from attcl_cli.commands import score_report
 from attcl_cli.commands.arguments import Talk
 from attcl_cli.dataset import Dataset, open_dataset
 from attcl_cli.errors import AttclError
+from attcl_cli.files import write_csv
 from attcl_cli.runinfo import RunInfo
 
 _VOXEL_MM = 2.0  # what the bundled weights were trained at
@@ -63,7 +64,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
             rows += found
             bar(found[0].case)
     figures = score.summarise(rows, scored, _MEASURES, folder=output)
-    score.write_csv(output / "scores.csv", rows)
+    write_csv(output / "scores.csv", score.Row, rows)
     score.write_summary(output / "summary.json", figures, scored, split="train")
     seconds = time.monotonic() - clock
     score_report.write_pages(

@@ -1,13 +1,17 @@
 """Files that appear whole or not at all, and their fingerprints.
 
-Knows no format: callers hand over bytes. A killed run leaves at most a hidden temporary file, which `sweep` removes.
+Of formats it knows the plainest (JSON, TOML, CSV), and leaves to others what a file means. A killed run leaves at most
+a hidden temporary file, which `sweep` removes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
+import math
 import os
 import re
 import shutil
@@ -15,10 +19,14 @@ import socket
 import tempfile
 import tomllib
 from collections.abc import Iterable
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attcl_cli.errors import AttclError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 TEMPORARY_SUFFIX = ".attcl-tmp"
@@ -85,6 +93,24 @@ def read_json(path: Path) -> Any:
         raise AttclError(
             f"{path}: not readable as JSON ({error}), wanted the file that attcl wrote"
         ) from error
+
+
+def as_json(record: DataclassInstance) -> dict[str, Any]:
+    """A flat dataclass as JSON takes it: NaN and infinity are None."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(record).items()
+    }
+
+
+def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[DataclassInstance]) -> None:
+    """`write_whole` of a table: a column a field of `kind`, a line a record, NaN as an empty cell."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(item.name for item in fields(kind))
+    for row in rows:
+        writer.writerow("" if value != value else value for value in astuple(row))  # noqa: PLR0124
+    write_whole(path, stream.getvalue().encode())
 
 
 def read_toml(path: Path, *, wanted: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from, and what becomes of a NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -26,24 +25,7 @@ SSIM_K2 = 0.03
 
 BRASYN_PERCENTILES = (0.5, 99.5)
 
-EMPTY_IS_NAN = "NaN, counted by the caller"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of images scaled to [0, 1], and how to read it.
-
-    Attributes:
-        function: `function(prediction, truth, mask=None) -> float`.
-        unit: "dB", or "1" for a pure number.
-        higher_is_better: the direction.
-        empty: what an empty mask gives.
-    """
-
-    function: Callable[..., float]
-    unit: str
-    higher_is_better: bool
-    empty: str = EMPTY_IS_NAN
+IMAGE_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")  # what needs no network; scored by default
 
 
 def to_unit(volume: Array, low: float, high: float) -> Array:
@@ -336,13 +318,6 @@ def kernel_distance(first: Array, second: Array) -> float:
         for z in (x, y)
     )
     return within - 2 * _kernel_sum(x, y) / (len(x) * len(y))
-
-
-METRICS: dict[str, Metric] = {
-    "ssim": Metric(partial(ssim, data_range=1.0), unit="1", higher_is_better=True),
-    "psnr": Metric(partial(psnr, data_range=1.0), unit="dB", higher_is_better=True),
-    "nmse": Metric(nmse, unit="1", higher_is_better=False),
-}
 
 
 def _similarity(x: Array, y: Array, *, data_range: float, border: str) -> Array:

@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, Literal, Protocol
@@ -30,7 +28,8 @@ from attcl_cli.feature_store import (
     shown_slices,
     to_bytes,
 )
-from attcl_cli.files import write_json, write_whole
+from attcl_cli.files import as_json, write_json
+from attcl_cli.metrics import IMAGE_METRICS
 from attcl_cli.overlap import read_ahead
 from attcl_cli.pairs import Job, Plan, Target
 from attcl_cli.volume import Array
@@ -42,8 +41,6 @@ _DIVERSITY_STEP = 8  # every n-th of the training slices is sampled
 BRAIN, TUMOUR, HEALTHY, WHOLE = "brain", "tumour", "healthy", "whole"
 SLICES = "slices"  # what networks see
 ALL = "all"
-
-IMAGE_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
 
 _OWN = "each volume scaled by its own 0.5 and 99.5 percentiles in the brain (non-zero truth)"
 
@@ -258,22 +255,8 @@ def summarise(
     )
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Writes `scores.csv`, long form, NaN as an empty cell."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(item.name for item in fields(Row))
-    for row in rows:
-        writer.writerow("" if value != value else value for value in astuple(row))  # noqa: PLR0124
-    write_whole(path, stream.getvalue().encode())
-
-
 def write_summary(path: Path, figures: Sequence[Figure], plan: Plan, *, split: str) -> None:
     """Writes `summary.json`: every figure with how it was measured; NaN and infinity as null."""
-
-    def plain(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     write_json(
         path,
         {
@@ -282,9 +265,7 @@ def write_summary(path: Path, figures: Sequence[Figure], plan: Plan, *, split: s
             "split": split,
             "volumes": plan.volumes,
             "missing": [{"case": case, "modality": name} for case, name in plan.missing],
-            "scores": [
-                {key: plain(value) for key, value in asdict(figure).items()} for figure in figures
-            ],
+            "scores": [as_json(figure) for figure in figures],
         },
     )
 

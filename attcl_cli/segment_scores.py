@@ -6,11 +6,10 @@ What a metric is stands in `segmentation_metrics`; where predictions come from, 
 from __future__ import annotations
 
 import csv
-import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 
 from attcl_cli import __version__, volume
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import write_json, write_whole
+from attcl_cli.files import as_json, write_json
 from attcl_cli.overlap import read_ahead
 from attcl_cli.regions import REGIONS, convention_of, mask_of, to_classes
 from attcl_cli.segment_inputs import Plan, Sample
@@ -275,18 +274,8 @@ def bootstrap(gaps: Array, *, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Writes `segment.csv`, NaN as an empty cell."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(item.name for item in fields(Row))
-    for row in rows:
-        writer.writerow("" if value != value else value for value in astuple(row))  # noqa: PLR0124
-    write_whole(path, stream.getvalue().encode())
-
-
 def read_csv(path: Path) -> list[Row]:
-    """Reads what `write_csv` wrote."""
+    """Reads `segment.csv`, as `files.write_csv` writes it."""
     with path.open(encoding="utf-8", newline="") as stream:
         return [
             Row(**{**line, "value": float(line["value"] or "nan")})  # type: ignore[arg-type]
@@ -301,13 +290,6 @@ def write_summary(
     facts: Mapping[str, Any],
 ) -> None:
     """Writes `summary.json`; NaN as null."""
-
-    def plain(record: Any) -> dict[str, Any]:
-        return {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in asdict(record).items()
-        }
-
     write_json(
         path,
         {
@@ -319,9 +301,9 @@ def write_summary(
                 "TC": "tumour core",
                 "ET": "enhancing tumour",
             },
-            "scores": [plain(figure) for figure in figures],
+            "scores": [as_json(figure) for figure in figures],
             "interval": f"95 %, percentiles of a paired bootstrap over cases, {_BOOTSTRAPS} draws",
-            "differences": [plain(gap) for gap in gaps],
+            "differences": [as_json(gap) for gap in gaps],
         },
     )
 

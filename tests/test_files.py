@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,13 @@ import pytest
 from attcl_cli import files
 from attcl_cli.errors import AttclError, ProblemsError, UsageError, raise_all
 from attcl_cli.files import free_bytes, is_within, read_json, sha256, sweep, write_json, write_whole
+
+
+@dataclass(frozen=True)
+class Record:
+    name: str
+    value: float
+    count: int = 1
 
 
 def refuse(code: int):
@@ -178,6 +187,23 @@ def test_nan_never_gets_into_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert names(tmp_path) == []
+
+
+def test_a_record_as_json_has_null_for_what_is_not_finite():
+    assert files.as_json(Record("a", 0.5)) == {"name": "a", "value": 0.5, "count": 1}
+    assert files.as_json(Record("a", math.nan))["value"] is None
+    assert files.as_json(Record("a", -math.inf))["value"] is None
+
+
+def test_a_table_has_a_line_a_record_and_an_empty_cell_for_nan(tmp_path):
+    rows = [Record("a,b", 0.5, 2), Record("c", math.nan), Record("d", math.inf)]
+    files.write_csv(tmp_path / "a.csv", Record, rows)
+    assert (tmp_path / "a.csv").read_bytes() == (b'name,value,count\n"a,b",0.5,2\nc,,1\nd,inf,1\n')
+
+
+def test_a_table_of_nothing_is_its_header(tmp_path):
+    files.write_csv(tmp_path / "a.csv", Record, [])
+    assert (tmp_path / "a.csv").read_text() == "name,value,count\n"
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe"])

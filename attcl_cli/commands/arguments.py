@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, UsageError
 
 if TYPE_CHECKING:  # the command line imports this file to answer --help at once
     from attcl_cli.dataset import Dataset
+    from attcl_cli.splits import Splits
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,32 @@ class Source:
                 "check the path; data/ is what attcl prepare-splits DATASET writes",
             )
         return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
+
+
+def open_truth(
+    source: Source,
+    made: Splits | None,
+    truth: Path | None,
+    *,
+    hint: str = "name it with --truth DATASET",
+) -> Dataset:
+    """The complete dataset: the folder that --truth names, or else the one that `splits.json` does.
+
+    Raises:
+        AttclError: neither names one, or it is not there.
+    """
+    if truth is not None:
+        folder = truth
+    elif made is not None:
+        folder = Path(made.source)
+    else:
+        raise UsageError(
+            f"--truth: {source.folder} has no splits.json that names the complete dataset, wanted --truth",
+            "name the folder that holds the real volumes: --truth DATASET",
+        )
+    if not folder.is_dir():
+        raise AttclError(f"{folder}: no such folder, wanted the complete dataset", hint)
+    return replace(source, folder=folder).open()
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console, pairs, splits
-from attcl_cli.commands.arguments import Source, Talk
-from attcl_cli.dataset import Dataset
+from attcl_cli.commands.arguments import Source, Talk, open_truth
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
-from attcl_cli.files import read_json, refuse_inside
+from attcl_cli.files import read_json, refuse_inside, write_csv
+from attcl_cli.metrics import IMAGE_METRICS
 from attcl_cli.runinfo import RunInfo
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from attcl_cli.pairs import Plan
     from attcl_cli.score import Measures, Row
 
-DEFAULT_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")
 _EFFNET = "effnet-lite0"
 # The networks' names for what only Inception's may be called.
 _OTHERWISE = {"fid": "fd-effnet", "kid": "kd-effnet"}
@@ -31,7 +30,7 @@ class Wanted:
     """What is measured.
 
     Attributes:
-        metrics: as on the command line; empty: `DEFAULT_METRICS`.
+        metrics: as on the command line; empty: `IMAGE_METRICS`.
         fid_network: `inception` or `effnet-lite0`.
         baselines: score what costs nothing by every metric.
         directions: translate the real volumes in every direction instead of reading completed ones.
@@ -49,7 +48,7 @@ class Wanted:
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics by the names that they are reported under."""
-        chosen = tuple(self.metrics) or DEFAULT_METRICS
+        chosen = tuple(self.metrics) or IMAGE_METRICS
         if self.fid_network == _EFFNET:
             chosen = tuple(_OTHERWISE.get(name, name) for name in chosen)
         return chosen
@@ -74,7 +73,7 @@ def score(
     """Compares, writes `scores.csv`, `summary.json`, `report.html`, `montage.png`, and shows a table."""
     data = source.open()
     made = splits.read_splits(data.root)
-    whole = _truth(source, made, truth)
+    whole = open_truth(source, made, truth)
     split = split or ("test" if made else "all")
     refuse_inside(output, [*splits.originals_of(data.root), whole.root], flag="--output")
     if not dry_run:
@@ -112,7 +111,7 @@ def score(
                 record.add(job.case, "done", seconds=0, outputs=[])
                 bar(f"{job.case} {job.source}")
         figures = scoring.summarise(rows, plan, measures, folder=Path(folder))
-        scoring.write_csv(output / "scores.csv", rows)
+        write_csv(output / "scores.csv", scoring.Row, rows)
         scoring.write_summary(output / "summary.json", figures, plan, split=split)
         score_report.write_pages(
             output,
@@ -131,21 +130,6 @@ def score(
             "counted as n_missing, wanted all",
             "summary.json lists them; attcl complete makes them",
         )
-
-
-def _truth(source: Source, made: splits.Splits | None, truth: Path | None) -> Dataset:
-    if truth is None and made is None:
-        raise UsageError(
-            f"--truth: {source.folder} has no splits.json that names the complete dataset, wanted --truth",
-            "name the folder that holds the real volumes: --truth DATASET",
-        )
-    folder = truth if truth is not None else Path(made.source) if made else Path()
-    if not folder.is_dir():
-        raise AttclError(
-            f"{folder}: no such folder, wanted the complete dataset",
-            "name it with --truth DATASET",
-        )
-    return Source(folder, source.layout, source.modalities).open()
 
 
 def _locate_networks(wanted: Wanted, talk: Talk) -> None:

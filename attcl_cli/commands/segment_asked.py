@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli import splits
-from attcl_cli.commands.arguments import Source
+from attcl_cli.commands.arguments import Source, open_truth
 from attcl_cli.dataset import Dataset
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import UsageError
 from attcl_cli.files import read_json
 
 if TYPE_CHECKING:
@@ -115,14 +115,18 @@ def inputs_of(asked: Asked, setup: Setup) -> tuple[tuple[str, ...], list[str]]:
     return (single, INCOMPLETE, COMPLETED, REAL), []
 
 
-def open_truth(asked: Asked, setup: Setup) -> Dataset:
-    folder = Path(asked.truth) if asked.truth is not None else Path(setup.made.source)
-    if not folder.is_dir():
-        raise AttclError(
-            f"{folder}: no such folder, wanted the complete dataset",
-            "name it with --truth DATASET, or choose another --input",
-        )
-    return replace(asked.source, folder=folder).open()
+def truth_for(names: Sequence[str], asked: Asked, setup: Setup) -> Dataset | None:
+    """The complete dataset, where one of these inputs needs it."""
+    from attcl_cli import segment_inputs
+
+    if segment_inputs.REAL not in names:
+        return None
+    return open_truth(
+        asked.source,
+        setup.made,
+        Path(asked.truth) if asked.truth is not None else None,
+        hint="name it with --truth DATASET, or choose another --input",
+    )
 
 
 def asked_before(output: Path, asked: Asked) -> Asked:

@@ -12,6 +12,7 @@ from typing import Any
 from attcl_cli import console
 from attcl_cli.commands.arguments import Talk
 from attcl_cli.errors import IncompleteError
+from attcl_cli.files import write_csv
 from attcl_cli.regions import REGIONS
 from attcl_cli.segment_inputs import COMPLETED, INCOMPLETE, REAL, Completion
 from attcl_cli.segment_scores import (
@@ -21,7 +22,6 @@ from attcl_cli.segment_scores import (
     Row,
     differences,
     summarise,
-    write_csv,
     write_summary,
 )
 from attcl_cli.segmentation_metrics import KINDS
@@ -103,7 +103,7 @@ def seen(lists: Mapping[str, Sequence[str]]) -> list[str]:
 
 def write(output: Path, report: Report, *, facts: Mapping[str, Any]) -> None:
     """Writes `segment.csv` and `summary.json`."""
-    write_csv(output / "segment.csv", report.rows)
+    write_csv(output / "segment.csv", Row, report.rows)
     write_summary(
         output / "summary.json",
         report.figures,

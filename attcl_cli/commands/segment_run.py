@@ -13,7 +13,7 @@ from attcl_cli.commands import segment_report
 from attcl_cli.commands.arguments import Talk
 from attcl_cli.commands.segment_asked import TRAINING, VALIDATION, Asked, Setup
 from attcl_cli.errors import InterruptedRun, UsageError
-from attcl_cli.files import read_json, sha256
+from attcl_cli.files import read_json, sha256, write_csv
 from attcl_cli.runinfo import RunInfo
 from attcl_cli.segment_settings import SegmentSettings
 
@@ -165,7 +165,7 @@ def _one_input(session: Session, name: str, shown: Input, record: RunInfo) -> li
                 rows += own
                 bar(case)
         if session.asked.compare:
-            segment_scores.write_csv(folder / "segment.csv", rows)
+            write_csv(folder / "segment.csv", segment_scores.Row, rows)
             figures = segment_scores.summarise(rows)
             segment_scores.write_summary(folder / "summary.json", figures, [], described)
     for case, path in outputs.items():

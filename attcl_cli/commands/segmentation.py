@@ -16,8 +16,8 @@ from attcl_cli.commands.segment_asked import (
     asked_before,
     inputs_of,
     open_setup,
-    open_truth,
     prepare,
+    truth_for,
 )
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import refuse_inside
@@ -123,7 +123,7 @@ def segment(
     settings = given.settings if given else resolve(asked.preset, dict(asked.overrides))
     if given and asked.input is None:
         names = (given.input,)
-    truth = open_truth(asked, setup) if segment_inputs.REAL in names else None
+    truth = truth_for(names, asked, setup)
     if asked.compare and truth is not None and segment_inputs.lacks_truth(setup.data, truth):
         names = tuple(name for name in names if name != segment_inputs.REAL)
         notes.append("real is left out: the complete dataset lacks volumes, too")
@@ -245,7 +245,7 @@ def export(
     nnunet.require_name(folder)
     setup = open_setup(asked)
     name = asked.input or DEFAULT_INPUT
-    truth = open_truth(asked, setup) if name == segment_inputs.REAL else None
+    truth = truth_for((name,), asked, setup)
     protected = [*splits.originals_of(setup.data.root), Path(asked.cpl)]
     refuse_inside(folder, [*protected, *([truth.root] if truth else [])], flag="--export nnunet")
     plan = segment_inputs.plan(
