@@ -161,6 +161,10 @@ class Settings(BaseModel):
     learning_rate_mapping: Rate = Field(
         1e-6, description="AttCL-GAN: Adam step of the mapping network."
     )
+    learning_rate_decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of the steps, the last ones, over which all Adam steps fall linearly to 0 (ours).",
+    )
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     weight_decay: Weight = 1e-4

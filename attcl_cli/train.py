@@ -117,6 +117,7 @@ def train(
         for step, future in read_ahead(draw, range(first, settings.steps), depth=2):
             try:
                 batch = future.result().part(own).to(device)
+                run.set_rates(step)
                 losses = run.method.training_step(batch, step)
             except torch.cuda.OutOfMemoryError as error:
                 raise _out_of_memory(settings, precision, device) from error
@@ -178,8 +179,20 @@ class _Run:
             for name in self.method.inference
         }
         self.references = _choose_references(store, settings.seed)
+        self.rates = {
+            name: [group["lr"] for group in optimiser.param_groups]
+            for name, optimiser in self.method.optimisers().items()
+        }
         self.best: float | None = None
         self.best_step = 0
+
+    def set_rates(self, step: int) -> None:
+        """The learning rates of a step: constant, then a line that would reach 0 with the step after the last."""
+        share, steps = self.settings.learning_rate_decay, self.settings.steps
+        factor = min(1.0, (steps - step) / (share * steps)) if share else 1.0
+        for name, optimiser in self.method.optimisers().items():
+            for group, rate in zip(optimiser.param_groups, self.rates[name], strict=True):
+                group["lr"] = rate * factor
 
     def average(self, step: int) -> None:
         """Moving average of the weights, started as an exact copy; at first it forgets faster."""

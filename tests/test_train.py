@@ -62,7 +62,9 @@ def stats(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def six(tiny_settings) -> Settings:
-    return changed(tiny_settings, steps=6, save_every=3, log_every=1, sample_every=6)
+    return changed(
+        tiny_settings, steps=6, save_every=3, log_every=1, sample_every=6, learning_rate_decay=0.5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,28 @@ def same_run(first: Path, second: Path) -> None:
         assert torch.equal(value, two.tensors[key]), key
     assert sha256(first / WEIGHTS_FILE) == sha256(second / WEIGHTS_FILE)
     assert stats(first) == stats(second)
+
+
+@pytest.mark.parametrize(
+    ("share", "factors"),
+    [(0.0, [1, 1, 1, 1]), (0.5, [1, 1, 1, 1 / 2]), (1.0, [1, 3 / 4, 1 / 2, 1 / 4])],
+)
+def test_learning_rates_fall_over_the_last_share_of_the_run(
+    share, factors, six, store, tmp_path, monkeypatch
+):
+    seen: dict[str, list[float]] = {}
+    step_of = AttclGan.training_step
+
+    def spy(method: AttclGan, *arguments: object) -> object:
+        for name, optimiser in method.optimisers().items():
+            seen.setdefault(name, []).append(optimiser.param_groups[0]["lr"])
+        return step_of(method, *arguments)
+
+    monkeypatch.setattr(AttclGan, "training_step", spy)
+    settings = changed(six, steps=4, learning_rate_decay=share)
+    run(settings, store, tmp_path / "run")
+    assert seen["generator"] == pytest.approx([settings.learning_rate * it for it in factors])
+    assert seen["mapping"] == pytest.approx([settings.learning_rate_mapping * it for it in factors])
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
