@@ -73,7 +73,7 @@ def hd95(prediction: Mask, truth: Mask, spacing_mm: Sequence[float]) -> float:
     A mask's surface is its voxels with a neighbour outside of it, across a face; the volume's rim counts as outside. A
     distance is that of a surface voxel's centre to the nearest centre of the other surface, and percentiles are
     interpolated: monai's `compute_hausdorff_distance(percentile=95)`. (The surface-distance package weighs each element
-    of a surface by its area and so differs by a fraction of a voxel.)
+    of a surface by its area: the same for a shifted cube, 4 to 15 % less for the random blobs that were tried.)
 
     Returns:
         mm; both empty: 0; one empty: NaN.
