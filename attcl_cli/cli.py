@@ -57,6 +57,30 @@ Vocabulary = Annotated[
     Path | None,
     typer.Option("--modalities", help="TOML file with other modality names or another naming."),
 ]
+Ori = Annotated[Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")]
+Completed = Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")]
+Truth = Annotated[
+    Path | None,
+    typer.Option(
+        "--truth", help="The complete dataset.  [default: the one that splits.json names]"
+    ),
+]
+# Of what trains: None where nothing was given.
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Training steps.  [default: the preset's]")
+]
+RunSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
+]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option("--precision", help="bf16 is faster on recent GPUs; weights stay float32."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -163,26 +187,14 @@ def train(
         Path | None,
         typer.Option("-c", "--config", help="TOML file of settings, such as a run's config.toml."),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Training steps.  [default: the preset's]")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on with the run in this folder.")
-    ] = None,
+    set_: Overrides = None,
+    steps: Steps = None,
+    resume: Resume = None,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
-    ] = None,
+    seed: RunSeed = None,
     device: Device = "auto",
-    precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option("--precision", help="bf16 is faster on recent GPUs; weights stay float32."),
-    ] = "fp32",
+    precision: Precision = "fp32",
     workers: Workers = 2,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write statistics for TensorBoard.")
@@ -219,9 +231,7 @@ def train(
     epilog="Examples:  attcl complete --ori data/ --cpl out/   |   attcl complete -w runs/mine --target t2 --dry-run",
 )
 def complete(
-    ori: Annotated[
-        Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")
-    ] = Path("data"),
+    ori: Ori = Path("data"),
     cpl: Annotated[
         Path, typer.Option("--cpl", help="Folder for the synthesised volumes, and only these.")
     ] = Path("out"),
@@ -332,16 +342,9 @@ def complete(
     epilog="Examples:  attcl score --fid --lpips   |   attcl score --ssim --psnr --baselines --split all",
 )
 def score(
-    ori: Annotated[
-        Path, typer.Option("--ori", help="The incomplete dataset that prepare-splits wrote.")
-    ] = Path("data"),
-    cpl: Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")] = Path("out"),
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            "--truth", help="The complete dataset.  [default: the one that splits.json names]"
-        ),
-    ] = None,
+    ori: Ori = Path("data"),
+    cpl: Completed = Path("out"),
+    truth: Truth = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for scores, report and pictures.")
     ] = Path("scores"),
@@ -465,16 +468,9 @@ def score(
     epilog="Examples:  attcl segment --compare   |   attcl segment --input flair --preset tiny -o segment-flair",
 )
 def segment(
-    ori: Annotated[
-        Path, typer.Option("--ori", help="The incomplete dataset that prepare-splits wrote.")
-    ] = Path("data"),
-    cpl: Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")] = Path("out"),
-    truth: Annotated[
-        Path | None,
-        typer.Option(
-            "--truth", help="The complete dataset.  [default: the one that splits.json names]"
-        ),
-    ] = None,
+    ori: Ori = Path("data"),
+    cpl: Completed = Path("out"),
+    truth: Truth = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -504,14 +500,8 @@ def segment(
             help=f"Sizes of slices and network: {', '.join(SEGMENT_PRESETS)}.  [default: base]",
         ),
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", min=1, help="Training steps, each input.  [default: the preset's]"),
-    ] = None,
+    set_: Overrides = None,
+    steps: Steps = None,
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -542,19 +532,12 @@ def segment(
             "--allow-missing", help="Leave out cases without label map or prediction (exit code 3)."
         ),
     ] = False,
-    resume: Annotated[
-        Path | None, typer.Option("--resume", help="Go on with the run in this folder.")
-    ] = None,
+    resume: Resume = None,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
-    ] = None,
+    seed: RunSeed = None,
     device: Device = "auto",
-    precision: Annotated[
-        Literal["fp32", "bf16"],
-        typer.Option("--precision", help="bf16 is faster on recent GPUs; weights stay float32."),
-    ] = "fp32",
+    precision: Precision = "fp32",
     workers: Workers = 2,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,

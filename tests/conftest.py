@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share their machine
 
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,8 +21,10 @@ import pytest
 from attcl_cli.cli import main
 from attcl_cli.cohort import write_cohort
 from attcl_cli.config import Settings, resolve
+from attcl_cli.dataset import open_dataset
 from attcl_cli.files import sha256
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 CASES = 4
 VOXEL_MM = 6.0  # 40x40x26 voxels
 BRATS_AFFINE = np.array(
@@ -49,6 +53,21 @@ def fingerprint(root: Path) -> dict[str, str]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def fresh_python(*arguments: object) -> str:
+    """What a new interpreter with these arguments prints, in the repository; fails with what it complains of."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture
@@ -97,6 +116,28 @@ def incomplete_root(phantom_root: Path, tmp_path: Path) -> Path:
         for modality in lacking:
             (root / f"Phantom_{case:05d}" / f"Phantom_{case:05d}_{modality}.nii.gz").unlink()
     return root
+
+
+@pytest.fixture
+def gappy(
+    request: pytest.FixtureRequest, phantoms: Callable[[str], Path], tmp_path: Path
+) -> Callable[..., Path]:
+    """`gappy(layout, lacking)` is a copy of the shared cohort, one list of missing modalities a case.
+
+    By default these are the `LACKING` of the test's own file.
+    """
+
+    def make(layout: str = "brats", lacking: Sequence[Sequence[str]] | None = None) -> Path:
+        root = tmp_path / f"gappy-{layout}"
+        shutil.copytree(phantoms(layout), root)
+        dataset = open_dataset(root)
+        every = request.module.LACKING if lacking is None else lacking
+        for case, names in zip(dataset.cases, every, strict=True):
+            for path in [path for name in names for path in dataset.paths(case, name)]:
+                path.unlink()
+        return root
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -172,7 +213,6 @@ def store(
     phantom_root: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     """The training slices of the first three shared phantoms, at the size of `tiny_settings`."""
-    from attcl_cli.dataset import open_dataset
     from attcl_cli.slices import build
 
     dataset = open_dataset(phantom_root)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from conftest import fresh_python
 
 
 @pytest.mark.slow
@@ -19,17 +14,8 @@ def test_the_benchmark_of_completion_prints_its_ratios():
         "--preset tiny --cases 3 --voxel-mm 6 --slices 8:16 --literal-slices 6 --device cpu "
         "--memory-cases 2 6 --memory-voxel-mm 8"
     )
-    done = subprocess.run(
-        [sys.executable, "benchmarks/complete.py", *options.split()],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in done.stdout.splitlines()[1:])
+    told = fresh_python("benchmarks/complete.py", *options.split())
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in told.splitlines()[1:])
     assert rows["ours"].endswith("s for 6 volumes")
     # 3 cases have 2 modalities of 8 slices each; all 4 modalities are made of each
     assert "extrapolated from 6 of 48 source slices" in rows["Algorithm 1 to the letter"]
@@ -40,17 +26,8 @@ def test_the_benchmark_of_completion_prints_its_ratios():
 
 @pytest.mark.slow
 def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
-    done = subprocess.run(
-        [sys.executable, "benchmarks/score.py", "--cases", "1", "--voxel-mm", "4", "--without-fid"],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [re.split(r"  +", line.strip()) for line in done.stdout.splitlines()[2:]]
+    told = fresh_python("benchmarks/score.py", "--cases", 1, "--voxel-mm", 4, "--without-fid")
+    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()[2:]]
     assert len(rows) == 3
     for _name, _theirs, _ours, ratio, *figures in rows:
         assert float(ratio) > 0
@@ -59,25 +36,16 @@ def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
 
 @pytest.mark.slow
 def test_the_benchmark_of_plave_prints_its_table_and_goes_on_where_it_was(tmp_path):
-    options = "--cases 4 --test-cases 4 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2"
+    options = (
+        "--cases 4 --test-cases 4 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "
+        "--set plave_pretraining=0.25 --set plave_blocks=1"
+    )
     for steps in (2, 4):
-        done = subprocess.run(
-            [sys.executable, "benchmarks/plave.py", *options.split(), "--steps", str(steps),
-             "--output", str(tmp_path / "bench"), "--set", "plave_pretraining=0.25",
-             "--set", "plave_blocks=1"],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
+        place = ("--steps", steps, "--output", tmp_path / "bench")
+        told = fresh_python("benchmarks/plave.py", *options.split(), *place)
+        lines = told.splitlines()
         for name in ("attcl-gan", "plave", "mean of sources"):
             rows = [re.split(r"  +", line) for line in lines if line.startswith(f"{name}  ")]
             assert [len(row) for row in rows] == [5, 5]  # SSIM and PSNR, four targets
         assert any(line.startswith(f"plave: {steps} steps") for line in lines)
-        assert re.search(
-            r"segmentation head, Dice .*WT \d\.\d+, TC \d\.\d+, ET \d\.\d+", done.stdout
-        )
+        assert re.search(r"segmentation head, Dice .*WT \d\.\d+, TC \d\.\d+, ET \d\.\d+", told)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import states
+from conftest import fresh_python, states
 
 from attcl_cli import __version__
 from attcl_cli.checkpoint import BUNDLED, WEIGHTS_FILE
@@ -20,7 +19,6 @@ from attcl_cli.config import Settings, dump
 from attcl_cli.dataset import LAYOUTS, open_dataset
 from attcl_cli.files import sha256
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = ("prepare-splits", "train", "complete", "score", "segment", "info", "demo")
 
 Run = Callable[..., tuple[int, str, str]]
@@ -392,30 +390,14 @@ def test_help_loads_no_torch():
         "heavy = {'torch', 'nibabel', 'numpy', 'scipy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
         "print(sorted(heavy), time.perf_counter() - start)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    loaded, seconds = done.stdout.splitlines()[-1].rsplit(" ", 1)
+    loaded, seconds = fresh_python("-c", script).splitlines()[-1].rsplit(" ", 1)
     assert "torch" not in loaded
     assert loaded == "[]"
     assert float(seconds) < 5  # a tenth of that on an idle machine; with torch it would be more
 
 
 def test_python_dash_m_runs_the_command_line():
-    done = subprocess.run(
-        [sys.executable, "-m", "attcl_cli", "--version"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout == f"attcl {__version__}\n"
+    assert fresh_python("-m", "attcl_cli", "--version") == f"attcl {__version__}\n"
 
 
 def test_a_training_run_is_not_written_among_the_originals(phantom_root, attcl):

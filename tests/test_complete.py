@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import states
+from conftest import fresh_python, states
 from PIL import Image
 
 from attcl_cli import __version__, checkpoint, complete, volume
@@ -37,26 +37,8 @@ LACKING = (("flair", "t2"), ("t1", "t1ce"), (), ("flair", "t1", "t1ce"))
 SOURCES = ("t1", "t2", None, "t2")
 SCALE = Scale(100.0, 5100.0)
 
-Gappy = Callable[..., Path]
-
 
 # --- what the tests share ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gappy(phantoms: Callable[[str], Path], tmp_path: Path) -> Gappy:
-    """`gappy(layout, lacking)` is a copy of the shared cohort, one list of missing modalities a case."""
-
-    def make(layout: str = "brats", lacking: Sequence[Sequence[str]] = LACKING) -> Path:
-        root = tmp_path / f"gappy-{layout}"
-        shutil.copytree(phantoms(layout), root)
-        dataset = open_dataset(root)
-        for case, names in zip(dataset.cases, lacking, strict=True):
-            for path in [path for name in names for path in dataset.paths(case, name)]:
-                path.unlink()
-        return root
-
-    return make
 
 
 @pytest.fixture(scope="session")
@@ -747,19 +729,6 @@ for child in children:
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
 
 
-def script(text: str, *arguments: object) -> list[str]:
-    """Runs Python in a process of its own; returns the lines of its stdout."""
-    done = subprocess.run(
-        [sys.executable, "-c", text, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return done.stdout.splitlines()
-
-
 def outputs(folder: Path) -> dict[str, bytes]:
     """`content` but run.json, which holds times."""
     return {name: data for name, data in content(folder).items() if name != "run.json"}
@@ -780,8 +749,8 @@ def test_a_killed_run_is_finished_by_running_it_again(
     before = states(root)
     completed(root, tmp_path / "undisturbed", weights, method)
     undisturbed = outputs(tmp_path / "undisturbed")
-    endings = script(_KILLED, root, trained_run, tmp_path / "killed", *moments)
-    assert endings == [f"{moment} {-9}" for moment in moments]
+    told = fresh_python("-c", _KILLED, root, trained_run, tmp_path / "killed", *moments)
+    assert told.splitlines() == [f"{moment} {-9}" for moment in moments]
     temporary = 0
     for moment in moments:
         out = tmp_path / f"killed-{moment}"
@@ -803,7 +772,8 @@ def test_a_killed_run_is_finished_by_running_it_again(
 def test_two_runs_at_once_on_one_output_do_no_harm(gappy, trained_run, weights, method, tmp_path):
     root = gappy()
     completed(root, tmp_path / "undisturbed", weights, method)
-    assert script(_TWO_AT_ONCE, root, trained_run, tmp_path / "both")[-2:] == ["0", "0"]
+    told = fresh_python("-c", _TWO_AT_ONCE, root, trained_run, tmp_path / "both")
+    assert told.splitlines()[-2:] == ["0", "0"]
     assert outputs(tmp_path / "both") == outputs(tmp_path / "undisturbed")
     assert json.loads((tmp_path / "both/run.json").read_text())["status"] == "done"
 

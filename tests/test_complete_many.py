@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -55,20 +53,6 @@ def runs(plave_settings, plave_store, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def weights(runs) -> dict[str, Weights]:
     return {name: checkpoint.find_weights(str(folder)) for name, folder in runs.items()}
-
-
-@pytest.fixture
-def gappy(phantoms: Callable[[str], Path], tmp_path: Path) -> Callable[..., Path]:
-    def make(layout: str = "brats", lacking=LACKING) -> Path:
-        root = tmp_path / f"gappy-{layout}"
-        shutil.copytree(phantoms(layout), root)
-        dataset = open_dataset(root)
-        for case, names in zip(dataset.cases, lacking, strict=True):
-            for path in [path for name in names for path in dataset.paths(case, name)]:
-                path.unlink()
-        return root
-
-    return make
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from conftest import fresh_python
 from PIL import Image
 
 from attcl_cli import feature_files, features, metrics
@@ -530,14 +531,7 @@ def test_a_missing_library_is_an_error_with_its_pip_command(monkeypatch):
 def test_importing_the_module_loads_no_library_but_torch():
     heavy = ["torchvision", "lpips", "pytorch_fid", "efficientnet_lite_pytorch", "scipy", "PIL"]
     script = f"import sys, attcl_cli.features; print([n for n in {heavy} if n in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=Path(features.__file__).parents[1],
-    )
-    assert done.stdout.strip() == "[]"
+    assert fresh_python("-c", script).strip() == "[]"
 
 
 def test_torchvision_is_imported_beside_a_torch_of_another_build():
@@ -562,14 +556,7 @@ try:
 except RuntimeError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=Path(features.__file__).parents[1],
-    )
-    assert done.stdout.splitlines() == [
+    assert fresh_python("-c", script).splitlines() == [
         "imported ['torchvision', 'torchvision']",
         "torchvision.nms torchvision.qnms",  # without the declaration this raises
         "something else",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import fresh_python
 
 PACKAGE = Path(__file__).resolve().parents[1] / "attcl_cli"
 
@@ -163,14 +162,7 @@ def test_no_imports_go_in_a_circle():
 )
 def test_importing_a_module_loads_nothing_heavy(module, heavy):
     script = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=PACKAGE.parent,
-    )
-    assert done.stdout.strip() == "[]"
+    assert fresh_python("-c", script).strip() == "[]"
 
 
 def test_nibabel_is_imported_by_volume_alone():

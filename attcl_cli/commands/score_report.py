@@ -25,6 +25,7 @@ from attcl_cli.score import (
     Row,
 )
 
+_Key = tuple[str, str, str]  # case, source, modality
 _HEAD = ("modality", "prediction", "volumes", "slices")
 _NAMED = 5  # missing volumes that the page names
 _PICTURED = 24  # volumes with pictures in the report, the worst ones
@@ -47,7 +48,8 @@ def write_pages(
 ) -> None:
     """Writes `report.html` and `montage.png`: the worst volumes first, read once more for their pictures."""
     ranked = _worst_first(rows, plan)
-    panels = _panels(list(ranked)[:_PICTURED], rows, plan, measures, quiet=quiet)
+    own, copied = _labelled(rows, SYNTHETIC), _labelled(rows, COPY)
+    panels = _panels(list(ranked)[:_PICTURED], own, copied, plan, measures, quiet=quiet)
     if panels:
         pictures.write_montage(output / "montage.png", panels, title=title)
     lower = [
@@ -78,7 +80,7 @@ def write_pages(
                 "case": key[0],
                 "source": key[1],
                 "modality": key[2],
-                **_labelled(rows, key, SYNTHETIC),
+                **own.get(key, {}),
             }
             for key in (ranked if rows else ())
         ],
@@ -91,15 +93,16 @@ def write_pages(
 
 
 def _panels(
-    chosen: Sequence[tuple[str, str, str]],
-    rows: Sequence[Row],
+    chosen: Sequence[_Key],
+    scores: Mapping[_Key, dict[str, float]],
+    baselines: Mapping[_Key, dict[str, float]],
     plan: Plan,
     measures: Measures,
     *,
     quiet: bool,
 ) -> list[pictures.Panel]:
     """The panels of (case, source, target), in this order; a job is read once, whatever the number of its targets."""
-    made: dict[tuple[str, str, str], pictures.Panel] = {}
+    made: dict[_Key, pictures.Panel] = {}
     jobs = [job for job in plan.jobs if any((job.case, job.source) == key[:2] for key in chosen)]
     with console.progress(len(jobs), "pictures", quiet=quiet) as bar:
         for job in jobs:
@@ -116,8 +119,8 @@ def _panels(
                     synthetic=own.image,
                     truth=own.truth,
                     brain=own.brain,
-                    scores=_labelled(rows, key, SYNTHETIC),
-                    baseline=_labelled(rows, key, COPY),
+                    scores=scores.get(key, {}),
+                    baseline=baselines.get(key, {}),
                 )
             bar(f"{job.case} {job.source}")
     return [made[key] for key in chosen]
@@ -232,18 +235,17 @@ def _cell(figure: Figure) -> str | float:
     return f"{mean} \u00b1 {figure.sd:.{decimals}f}"
 
 
-def _labelled(rows: Sequence[Row], key: tuple[str, str, str], prediction: str) -> dict[str, float]:
-    """The scores of one volume by their labels, without those that are mostly background."""
-    return {
-        _label(row.metric, row.region): row.value
-        for row in rows
-        if (row.case, row.source, row.modality) == key
-        and row.prediction == prediction
-        and row.region != WHOLE
-    }
+def _labelled(rows: Sequence[Row], prediction: str) -> dict[_Key, dict[str, float]]:
+    """The scores of each volume by their labels, without those that are mostly background."""
+    found: dict[_Key, dict[str, float]] = {}
+    for row in rows:
+        if row.prediction == prediction and row.region != WHOLE:
+            key = row.case, row.source, row.modality
+            found.setdefault(key, {})[_label(row.metric, row.region)] = row.value
+    return found
 
 
-def _worst_first(rows: Sequence[Row], plan: Plan) -> dict[tuple[str, str, str], float]:
+def _worst_first(rows: Sequence[Row], plan: Plan) -> dict[_Key, float]:
     """Volumes by the first metric that there is, the worst first, without a value last; unscored ones as planned."""
     values = {
         (job.case, job.source, target.modality): math.inf

@@ -101,6 +101,10 @@ def score(
         | asdict(wanted),
     )
     measures = _measures(wanted, record, weights, device, batch_size, output, talk)
+    if not record.weights:
+        record.extra["completed_by"] = [
+            {"name": name, "sha256": key} for key, name in plan.weights.items()
+        ]
     _say_what_is_replaced(output, talk)
     with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as folder:
         rows: list[Row] = []
@@ -158,12 +162,9 @@ def _locate_networks(wanted: Wanted, talk: Talk) -> None:
 
 
 def _weights_of(plan: Plan, record: RunInfo) -> str:
-    """The weights that made what is scored, for the page; `run.json` gets their hashes."""
+    """The weights that made what is scored, for the page."""
     if record.weights:
         return record.weights["name"]
-    record.extra["completed_by"] = [
-        {"name": name, "sha256": key} for key, name in plan.weights.items()
-    ]
     return ", ".join(sorted(set(plan.weights.values()))) or "unknown"
 
 
