@@ -201,16 +201,23 @@ def open_store(folder: Path) -> SliceStore:
 
 
 def sampler_of(
-    store: SliceStore, wanted: SliceBatches | CaseBatches, *, batch_size: int, seed: int
+    store: SliceStore,
+    wanted: SliceBatches | CaseBatches,
+    *,
+    batch_size: int,
+    seed: int,
+    mirror: float = 0.0,
 ) -> Sampler | CaseSampler:
-    """What draws the batches that a method asks for.
+    """What draws the batches that a method asks for, this share of their slices mirrored left to right.
 
     Raises:
         AttclError: the store has nothing of the kind.
     """
     if isinstance(wanted, SliceBatches):
-        return Sampler(store, batch_size=batch_size, seed=seed, pair_targets=wanted.pair_targets)
-    return CaseSampler(store, wanted, batch_size=batch_size, seed=seed)
+        return Sampler(
+            store, batch_size=batch_size, seed=seed, mirror=mirror, pair_targets=wanted.pair_targets
+        )
+    return CaseSampler(store, wanted, batch_size=batch_size, seed=seed, mirror=mirror)
 
 
 class Sampler:
@@ -220,11 +227,18 @@ class Sampler:
     """
 
     def __init__(
-        self, store: SliceStore, *, batch_size: int, seed: int, pair_targets: float = 0.0
+        self,
+        store: SliceStore,
+        *,
+        batch_size: int,
+        seed: int,
+        mirror: float = 0.0,
+        pair_targets: float = 0.0,
     ) -> None:
         self.store = store
         self.batch_size = batch_size
         self.seed = seed
+        self.mirror = mirror
         self.pair_targets = pair_targets
         count = len(store.modalities)
         rows = store.data.shape[0]
@@ -272,6 +286,8 @@ class Sampler:
             "x_ref2": second,
             "y_ref": y_ref,
             "x_pair": pair,
+            "mirrored": rng.random((3, size))
+            < self.mirror,  # the source (and its pair), the references
         }
 
     def batch(self, step: int) -> Batch:
@@ -280,13 +296,14 @@ class Sampler:
         has_pair = rows["x_pair"] >= 0
         pair = self.store.read(np.maximum(rows["x_pair"], 0))
         pair[torch.from_numpy(~has_pair)] = -1
+        source, first, second = rows["mirrored"]
         return Batch(
-            x_src=self.store.read(rows["x_src"]),
+            x_src=_mirrored(self.store.read(rows["x_src"]), source),
             y_src=torch.from_numpy(rows["y_src"]),
-            x_ref=self.store.read(rows["x_ref"]),
-            x_ref2=self.store.read(rows["x_ref2"]),
+            x_ref=_mirrored(self.store.read(rows["x_ref"]), first),
+            x_ref2=_mirrored(self.store.read(rows["x_ref2"]), second),
             y_ref=torch.from_numpy(rows["y_ref"]),
-            x_pair=pair,
+            x_pair=_mirrored(pair, source),
             has_pair=torch.from_numpy(has_pair),
         )
 
@@ -299,12 +316,19 @@ class CaseSampler:
     """
 
     def __init__(
-        self, store: SliceStore, wanted: CaseBatches, *, batch_size: int, seed: int
+        self,
+        store: SliceStore,
+        wanted: CaseBatches,
+        *,
+        batch_size: int,
+        seed: int,
+        mirror: float = 0.0,
     ) -> None:
         self.store = store
         self.wanted = wanted
         self.batch_size = batch_size
         self.seed = seed
+        self.mirror = mirror
         modalities = store.modalities
         cases = list(dict.fromkeys(entry.case for entry in store.entries))
         number = {case: index for index, case in enumerate(cases)}
@@ -362,7 +386,13 @@ class CaseSampler:
                 others[there[rng.integers(1, len(there) + 1) :]] = False
             sources.append(others)
         case, offset = np.array(places).T
-        return {"case": case, "offset": offset, "target": targets, "sources": np.array(sources)}
+        return {
+            "case": case,
+            "offset": offset,
+            "target": targets,
+            "sources": np.array(sources),
+            "mirrored": rng.random(self.batch_size) < self.mirror,
+        }
 
     def batch(self, step: int) -> CaseBatch:
         """The batch of a step."""
@@ -380,12 +410,18 @@ class CaseSampler:
             labels = torch.from_numpy(read.astype(np.int64))
             labels[torch.from_numpy(first < 0)] = 0
         return CaseBatch(
-            images=images,
+            images=_mirrored(images, chosen["mirrored"]),
             sources=torch.from_numpy(chosen["sources"]),
             target=torch.from_numpy(chosen["target"]),
-            labels=labels,
+            labels=_mirrored(labels, chosen["mirrored"]),
             has_labels=torch.from_numpy(first >= 0),
         )
+
+
+def _mirrored(images: torch.Tensor, chosen: Array) -> torch.Tensor:
+    """(B, ..., W), left and right exchanged where chosen: (B,) bool."""
+    images[torch.from_numpy(chosen)] = images[torch.from_numpy(chosen)].flip(-1)
+    return images
 
 
 def _layout(

@@ -108,7 +108,11 @@ def train(
     if processes.main:
         trim_stats(run_dir / STATS_FILE, first)
     draw: Callable[[int], Batch | CaseBatch] = sampler_of(
-        store, run.method.batches, batch_size=settings.batch_size, seed=settings.seed
+        store,
+        run.method.batches,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        mirror=settings.mirror,
     ).batch
     own = run.method.runtime.share(settings.batch_size)
     clock, clock_step = time.monotonic(), first

@@ -20,12 +20,11 @@ from statistics import mean
 
 import numpy as np
 import torch
+from cohorts import canvas_for, phantoms
 
 from attcl_cli import checkpoint, complete, devices, pairs, score, slices
-from attcl_cli.cohort import write_cohort
 from attcl_cli.config import PRESETS, Settings, resolve
-from attcl_cli.dataset import Dataset, open_dataset
-from attcl_cli.errors import UsageError
+from attcl_cli.dataset import Dataset
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.plave import Plave
 from attcl_cli.train import STATE_FILE, Hooks, train
@@ -41,9 +40,11 @@ def main() -> None:
     options = _options()
     device = devices.select(options.device)
     root: Path = options.output
-    train_set = _cohort(root / "train", options.cases, options, seed=0, missing=ONE_MISSING)
-    hidden = _cohort(root / "test", options.test_cases, options, seed=1_000, missing=ONE_MISSING)
-    truth = _cohort(root / "truth", options.test_cases, options, seed=1_000, missing=[])
+    edge = options.voxel_mm
+    train_set = phantoms(root / "train", options.cases, voxel_mm=edge, seed=0, missing=ONE_MISSING)
+    test = {"cases": options.test_cases, "voxel_mm": edge, "seed": 1_000}
+    hidden = phantoms(root / "test", **test, missing=ONE_MISSING)
+    truth = phantoms(root / "truth", **test)
     print(
         f"{options.cases} training and {options.test_cases} test phantoms of {options.voxel_mm:g} mm, one modality "
         f"missing in each; preset {options.preset}, {options.steps} steps of {options.batch_size} slices, {device}, "
@@ -101,13 +102,12 @@ def _options() -> argparse.Namespace:
 
 def _settings(name: str, options: argparse.Namespace) -> Settings:
     size = options.image_size or resolve(preset=options.preset).image_size
-    voxels = int(np.ceil(240 / options.voxel_mm))
     changes = {
         "method": name,
         "steps": options.steps,
         "batch_size": options.batch_size,
         "image_size": size,
-        "canvas": options.canvas or -(-voxels // size) * size,
+        "canvas": options.canvas or canvas_for(options.voxel_mm, size),
         "save_every": max(options.steps // 10, 1),
         "sample_every": options.steps,
     }
@@ -118,38 +118,12 @@ def _settings(name: str, options: argparse.Namespace) -> Settings:
     return resolve(preset=options.preset, overrides=changes)
 
 
-def _cohort(
-    root: Path, cases: int, options: argparse.Namespace, *, seed: int, missing: list[list[str]]
-) -> Dataset:
-    if not root.is_dir():
-        with tempfile.TemporaryDirectory(dir=_made(root.parent)) as folder:
-            write_cohort(
-                Path(folder) / "new",
-                cases=cases,
-                seed=seed,
-                voxel_mm=options.voxel_mm,
-                missing=missing,
-            )
-            (Path(folder) / "new").rename(root)
-    dataset = open_dataset(root)
-    if len(dataset.cases) != cases:
-        raise UsageError(
-            f"{root}: {len(dataset.cases)} cases, wanted {cases}", "choose another --output"
-        )
-    return dataset
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _train(settings: Settings, dataset: Dataset, folder: Path, device: torch.device) -> float:
     """Trains, or goes on; returns the seconds that all steps took, earlier calls' too."""
     store = slices.build(
         dataset,
         dataset.cases,
-        _made(folder) / "slices",
+        folder / "slices",
         image_size=settings.image_size,
         canvas=settings.canvas,
         labels=METHODS[settings.method].learns_labels,

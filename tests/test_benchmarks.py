@@ -49,3 +49,17 @@ def test_the_benchmark_of_plave_prints_its_table_and_goes_on_where_it_was(tmp_pa
             assert [len(row) for row in rows] == [5, 5]  # SSIM and PSNR, four targets
         assert any(line.startswith(f"plave: {steps} steps") for line in lines)
         assert re.search(r"segmentation head, Dice .*WT \d\.\d+, TC \d\.\d+, ET \d\.\d+", told)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_variants_prints_a_line_each(tmp_path):
+    options = (
+        "--cases 2 --test-cases 2 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "
+        "--variants attcl-gan stargan-v2+cut"
+    )
+    for steps in (2, 4):
+        place = ("--steps", steps, "--output", tmp_path / "bench")
+        told = fresh_python("benchmarks/variants.py", *options.split(), *place)
+        for name in ("attcl-gan", "stargan-v2+cut"):
+            (line,) = (line for line in told.splitlines() if line.startswith(f"{name} "))
+            assert re.search(r"yes +\d\.\d+ -> \d\.\d+ +-?\d\.\d+ +\d+\.\d+ / \d+\.\d+", line)

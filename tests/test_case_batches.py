@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,18 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.sources, again.sources)
     assert not torch.equal(first.images, other.images)
+
+
+def test_mirrored_cases_take_their_labels_along():
+    made = made_store({"A": FOUR}, segmented={"A": [0, 1, 2, 3, 4]})
+    noise = np.random.default_rng(0).integers(0, 99, made.data.shape, dtype=np.int16)
+    store = replace(made, data=noise)
+    before = CaseSampler(store, ANY, batch_size=4, seed=0).batch(0)
+    after = CaseSampler(store, ANY, batch_size=4, seed=0, mirror=1).batch(0)
+    assert torch.equal(after.images, before.images.flip(-1))
+    assert torch.equal(after.labels, before.labels.flip(-1))
+    assert before.labels[:, 0, 0].eq(3).all()
+    assert after.labels[:, 0, -1].eq(3).all()
 
 
 def test_a_part_of_a_batch_knows_the_share_of_labels_in_the_whole():

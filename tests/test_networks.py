@@ -19,6 +19,7 @@ from attcl_cli.networks.attention import CBAM
 from attcl_cli.networks.blocks import (
     AdaIN,
     AdaINResidualBlock,
+    InstanceNorm,
     ResidualBlock,
     initialise,
     leaky_relu,
@@ -387,3 +388,14 @@ def test_the_patch_head_gives_rows_of_length_1_and_256_numbers():
     found = patches.PatchHead(24)(torch.randn(2, 5, 24))
     assert found.shape == (2, 5, 256)
     assert torch.allclose(found.norm(dim=-1), torch.ones(2, 5), atol=1e-5)
+
+
+def test_instance_norm_of_bfloat16_is_computed_in_float32():
+    x = (torch.randn(2, 3, 64, 64) + 40).to(
+        torch.bfloat16
+    )  # a mean that bfloat16's 8 bits do not resolve
+    found = InstanceNorm(3)(x)
+    assert found.dtype == torch.bfloat16
+    wide = x.double()
+    wanted = (wide - wide.mean((2, 3), keepdim=True)) / wide.std((2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 
@@ -263,3 +263,26 @@ def test_slices_without_brain_are_never_drawn():
         for row in sampler.rows(step)[name]
     }
     assert drawn == set(range(20)) - set(empty)
+
+
+def test_a_mirrored_source_takes_its_pair_along_and_references_are_mirrored_by_themselves():
+    made = made_store(PARTLY_PAIRED)
+    store = replace(
+        made, data=np.random.default_rng(0).integers(0, 99, made.data.shape, dtype=np.int16)
+    )
+    plain = Sampler(store, batch_size=8, seed=0)
+    mirrored = Sampler(store, batch_size=8, seed=0, mirror=0.5)
+    seen = set()
+    for step in range(20):
+        rows, before, after = mirrored.rows(step), plain.batch(step), mirrored.batch(step)
+        for name, chosen in zip(
+            ("x_src", "x_ref", "x_ref2", "x_pair"),
+            (*rows["mirrored"], rows["mirrored"][0]),
+            strict=True,
+        ):
+            for index in range(8):
+                wanted = getattr(before, name)[index]
+                wanted = wanted.flip(-1) if chosen[index] else wanted
+                assert torch.equal(getattr(after, name)[index], wanted)
+        seen |= {tuple(column) for column in rows["mirrored"].T.tolist()}
+    assert len(seen) == 8  # every combination of the three
