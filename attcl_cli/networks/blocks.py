@@ -63,7 +63,7 @@ class ResidualBlock(nn.Module):
         # A 1x1 convolution and average pooling commute; pooling first costs a quarter.
         if self.down:
             h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
-        h = self.conv2(leaky_relu(self.norm2(h)))
+        h = self.conv2(F.leaky_relu_(self.norm2(h), _SLOPE))
         return (self.skip(x) + h).div_(math.sqrt(2))
 
 
@@ -97,13 +97,13 @@ class AdaINResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(B, inputs, H, W), (B, style_dim) -> (B, outputs, H, W), or twice the size with `up`."""
-        h = leaky_relu(self.norm1(x, style))
+        h = F.leaky_relu_(self.norm1(x, style), _SLOPE)
         x = self.skip(
             x
         )  # a 1x1 convolution and nearest upsampling commute; the convolution first costs a quarter
         if self.up:
             h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
-        h = self.conv2(leaky_relu(self.norm2(self.conv1(h), style)))
+        h = self.conv2(F.leaky_relu_(self.norm2(self.conv1(h), style), _SLOPE))
         return (x + h).div_(math.sqrt(2))
 
 
