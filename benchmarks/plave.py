@@ -17,6 +17,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -48,14 +49,14 @@ def main() -> None:
     print(
         f"{options.cases} training and {options.test_cases} test phantoms of {options.voxel_mm:g} mm, one modality "
         f"missing in each; preset {options.preset}, {options.steps} steps of {options.batch_size} slices, {device}, "
-        f"torch {torch.__version__}",
+        f"{options.precision}, torch {torch.__version__}",
         flush=True,
     )
     table: dict[str, dict[tuple[str, str], float]] = {}
     notes = []
     for name in METHOD_NAMES:
         settings = _settings(name, options)
-        seconds = _train(settings, train_set, root / name, device)
+        seconds = _train(settings, train_set, root / name, device, options.precision)
         weights = checkpoint.find_weights(str(root / name))
         method = checkpoint.load_method(weights, device)
         out = root / f"{name}-out"
@@ -96,6 +97,7 @@ def _options() -> argparse.Namespace:
         "--canvas", type=int, help="default: image size, or 256 where voxels are 1 mm"
     )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of PLAVE")
     return parser.parse_args()
 
@@ -118,7 +120,13 @@ def _settings(name: str, options: argparse.Namespace) -> Settings:
     return resolve(preset=options.preset, overrides=changes)
 
 
-def _train(settings: Settings, dataset: Dataset, folder: Path, device: torch.device) -> float:
+def _train(
+    settings: Settings,
+    dataset: Dataset,
+    folder: Path,
+    device: torch.device,
+    precision: Literal["fp32", "bf16"],
+) -> float:
     """Trains, or goes on; returns the seconds that all steps took, earlier calls' too."""
     store = slices.build(
         dataset,
@@ -133,7 +141,15 @@ def _train(settings: Settings, dataset: Dataset, folder: Path, device: torch.dev
         print(f"  {settings.method} {record}", flush=True)
 
     resume = (folder / STATE_FILE).is_file()
-    train(settings, store, folder, device=device, resume=resume, hooks=Hooks(on_log=on_log))
+    train(
+        settings,
+        store,
+        folder,
+        device=device,
+        precision=precision,
+        resume=resume,
+        hooks=Hooks(on_log=on_log),
+    )
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     steps = [0, *(line["step"] for line in lines)]
     spans = (after - before for before, after in itertools.pairwise(steps))
