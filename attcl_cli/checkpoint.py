@@ -173,7 +173,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
                 "wanted a file that attcl wrote"
             ) from error
         modules[name].to(device).eval().requires_grad_(requires_grad=False)
-        # As the slices are (`complete.translate`): a sixth faster on a CPU than rearranging them in every layer.
+        # As the slices are (`translation.translate`): a sixth faster on a CPU than rearranging them in every layer.
         modules[name].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     prefix = f"{_REFERENCE}."
     method.references = {

@@ -74,7 +74,7 @@ def _write_case(
     naming = LAYOUTS[layout]
     name, prefix = (text.format(index) for text in _NAMES[layout])
     grid = volume.new_grid(made.segmentation.shape, made.affine)
-    png = "{slice}" in naming.template
+    png = naming.sliced
     images: dict[str, volume.Array] = {**made.images, SEGMENTATION: made.segmentation}
     for modality, image in images.items():
         if modality in missing:

@@ -53,6 +53,11 @@ class Layout:
     tokens: Mapping[str, str] = field(default_factory=dict)
     patient: str = r"^(.*)$"
 
+    @property
+    def sliced(self) -> bool:
+        """Whether a volume is a file a slice (PNG), not one file (NIfTI)."""
+        return "{slice}" in self.template
+
     def pattern(self) -> re.Pattern[str]:
         """The template as a regular expression over a POSIX relative path."""
         seen: set[str] = set()
@@ -216,7 +221,7 @@ class Dataset:
         token = self.spellings.get(modality, modality)
         values = {"prefix": case.prefix, "case": case.id, "token": token}
         some = next(iter(case.files.values()))
-        if "{slice}" not in self.layout.template:
+        if not self.layout.sliced:
             return (
                 PurePosixPath(self.layout.template.format(**values, ext=self.extension_of(case))),
             )
@@ -229,7 +234,7 @@ class Dataset:
     def place_label(self, case: Case, modality: str) -> PurePosixPath:
         """Where the JSON label beside a synthetic volume belongs; PNG slices share one a volume."""
         file = self.place(case, modality)[0]
-        if "{slice}" in self.layout.template:
+        if self.layout.sliced:
             return file.with_name(f"{case.id}.json")
         return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
 
@@ -668,11 +673,7 @@ def _unknown_layout(
     fields = {"{prefix}": "", "{token}": "<modality>", "{ext}": ".nii.gz"}
     known = []
     for layout in candidates:
-        path = (
-            layout.template
-            if "{slice}" not in layout.template
-            else layout.template.replace("{ext}", ".png")
-        )
+        path = layout.template if not layout.sliced else layout.template.replace("{ext}", ".png")
         for field_, shown in fields.items():
             path = path.replace(field_, shown)
         known.append(f"{path} ({layout.title})")
@@ -684,7 +685,7 @@ def _unknown_layout(
 
 
 def _slice_number(layout: Layout, path: PurePosixPath) -> str:
-    if "{slice}" not in layout.template:
+    if not layout.sliced:
         return ""
     match = re.search(r"_(\d+)\.png$", path.name)
     return match[1] if match else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from attcl_cli import checkpoint, complete, console, devices, pairs, score, splits
+from attcl_cli import checkpoint, complete, console, devices, pairs, planning, score, splits
 from attcl_cli.cohort import write_cohort
 from attcl_cli.commands import score_report
 from attcl_cli.commands.arguments import Talk
@@ -52,7 +52,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
         f"{output / 'data'}: {hidden} of {4 * cases} volumes hidden (ratio1)", quiet=talk.quiet
     )
 
-    plan = complete.plan(data, output / "out", weights)
+    plan = planning.plan(data, output / "out", weights)
     method = checkpoint.load_method(weights, place)
     with console.progress(len(plan.jobs), "complete", quiet=talk.quiet) as bar:
         for completed in complete.run(plan, method, device=place):

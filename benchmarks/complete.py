@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attcl_cli import checkpoint, complete, devices, volume
+from attcl_cli import checkpoint, complete, devices, planning, translation, volume
 from attcl_cli.checkpoint import Weights, WeightsInfo
 from attcl_cli.cohort import write_cohort
 from attcl_cli.config import PRESETS, resolve
@@ -104,13 +104,16 @@ def _speed(
     )
     method = checkpoint.load_method(weights, device)
     size = weights.info.settings.image_size
-    for batch in (1, complete.slices_a_call(size, device)):  # the first calls also choose kernels
+    for batch in (
+        1,
+        translation.slices_a_call(size, device),
+    ):  # the first calls also choose kernels
         method.synthesise({"flair": torch.zeros(batch, 1, size, size, device=device)}, ["t1"])
     _wait(device)
 
     clocked = Clocked(method)
     start = time.perf_counter()
-    plan = complete.plan(dataset, folder / "ours", weights, slices=(first, stop) if stop else None)
+    plan = planning.plan(dataset, folder / "ours", weights, slices=(first, stop) if stop else None)
     made = sum(len(item.outputs) for item in complete.run(plan, clocked, device=device))
     ours = time.perf_counter() - start
 
@@ -164,7 +167,7 @@ def _literal(
             loaded = case.id, volume.load_case(files)
         normalised = loaded[1].normalised(modal_src)[number : number + 1]
         start = time.perf_counter()
-        x_src = torch.from_numpy(complete.fit(normalised, **sizes))[:, None].to(device)
+        x_src = torch.from_numpy(translation.fit(normalised, **sizes))[:, None].to(device)
         method.remember_references(x_ref)  # line 4: the style codes, for each slice anew
         for target in dataset.by_frequency():
             x_fake = method.synthesise({modal_src: x_src}, [target])[target]
@@ -213,7 +216,7 @@ def _complete_and_tell_memory(root: Path, output: Path, weights_file: Path) -> N
     weights = checkpoint.find_weights(str(weights_file))
     method = checkpoint.load_method(weights, device)
     before = _peak_megabytes()
-    plan = complete.plan(open_dataset(root), output, weights)
+    plan = planning.plan(open_dataset(root), output, weights)
     for _ in complete.run(plan, method, device=device):
         pass
     print(before, _peak_megabytes())

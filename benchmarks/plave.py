@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from cohorts import canvas_for, phantoms
 
-from attcl_cli import checkpoint, complete, devices, pairs, score, slices
+from attcl_cli import checkpoint, complete, devices, pairs, planning, score, slices
 from attcl_cli.config import PRESETS, Settings, resolve
 from attcl_cli.dataset import Dataset
 from attcl_cli.methods import METHODS
@@ -60,7 +60,7 @@ def main() -> None:
         weights = checkpoint.find_weights(str(root / name))
         method = checkpoint.load_method(weights, device)
         out = root / f"{name}-out"
-        plan = complete.plan(hidden, out, weights, overwrite=True)
+        plan = planning.plan(hidden, out, weights, overwrite=True)
         for _ in complete.run(plan, method, device=device):
             pass
         made = _scores(hidden, truth, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from attcl_cli import checkpoint, complete, devices
+from attcl_cli import checkpoint, complete, devices, planning
 from attcl_cli.dataset import open_dataset
 from attcl_cli.errors import AttclError
 
@@ -14,7 +14,7 @@ def main(data: Path, output: Path, weights_name: str) -> None:
     """Plans, shows the plan, and runs it."""
     dataset = open_dataset(data)
     weights = checkpoint.find_weights(weights_name)
-    plan = complete.plan(dataset, output, weights)
+    plan = planning.plan(dataset, output, weights)
     print(f"{plan.volumes} volumes to make; sources by frequency: {', '.join(plan.modal_list)}")
     device = devices.select("auto")
     method = checkpoint.load_method(weights, device)

@@ -20,7 +20,7 @@ import torch
 from conftest import fresh_python, states
 from PIL import Image
 
-from attcl_cli import __version__, checkpoint, complete, volume
+from attcl_cli import __version__, checkpoint, complete, planning, translation, volume
 from attcl_cli.checkpoint import Weights, WeightsInfo
 from attcl_cli.cohort import write_cohort
 from attcl_cli.config import Settings
@@ -86,7 +86,7 @@ def completed(
     """Plans and runs; options of `run` are told from those of `plan` by name."""
     dataset = root if isinstance(root, Dataset) else open_dataset(root)
     of_run = {key: options.pop(key) for key in ("batch_size", "workers") if key in options}
-    plan = complete.plan(dataset, output, weights, **options)
+    plan = planning.plan(dataset, output, weights, **options)
     keep_going = bool(options.get("keep_going"))
     return list(complete.run(plan, method, device=CPU, keep_going=keep_going, **of_run))
 
@@ -145,9 +145,9 @@ def algorithm_1(
             source = loaded[case.id].volumes[modal_src].data
             normalised = loaded[case.id].normalised(modal_src)
             for number in range(len(source)):  # 2, 3
-                x_src = torch.from_numpy(complete.fit(normalised[number : number + 1], **sizes))
+                x_src = torch.from_numpy(translation.fit(normalised[number : number + 1], **sizes))
                 for target in modal_list:  # 5, 6
-                    x_fake = complete.translate(
+                    x_fake = translation.translate(
                         method, {modal_src: x_src[:, None]}, [target], **sizes
                     )  # 7
                     suf = f"{case.id}_{number:03d}"  # 8
@@ -233,7 +233,7 @@ def test_parts_together_write_what_one_run_writes(gappy, weights, method, tmp_pa
 def test_the_order_of_the_cases_changes_no_byte(gappy, weights, method, tmp_path):
     dataset = open_dataset(gappy())
     completed(dataset, tmp_path / "plain", weights, method)
-    plan = complete.plan(dataset, tmp_path / "reversed", weights)
+    plan = planning.plan(dataset, tmp_path / "reversed", weights)
     backwards = dataclasses.replace(plan, jobs=plan.jobs[::-1])
     made = [item.case for item in complete.run(backwards, method, device=CPU)]
     assert made == ["Phantom_00003", "Phantom_00001", "Phantom_00000"]
@@ -243,7 +243,7 @@ def test_the_order_of_the_cases_changes_no_byte(gappy, weights, method, tmp_path
 def test_a_case_alone_gives_what_it_gives_among_others(gappy, weights, method, tmp_path):
     dataset = open_dataset(gappy())
     completed(dataset, tmp_path / "all", weights, method)
-    plan = complete.plan(dataset, tmp_path / "one", weights)
+    plan = planning.plan(dataset, tmp_path / "one", weights)
     list(complete.run(dataclasses.replace(plan, jobs=plan.jobs[1:2]), method, device=CPU))
     both = content(tmp_path / "one")
     assert len(both) == 4
@@ -253,7 +253,7 @@ def test_a_case_alone_gives_what_it_gives_among_others(gappy, weights, method, t
 def test_two_plans_made_at_once_end_with_the_bytes_of_one(gappy, weights, method, tmp_path):
     dataset = open_dataset(gappy())
     completed(dataset, tmp_path / "plain", weights, method)
-    plans = [complete.plan(dataset, tmp_path / "both", weights) for _ in range(2)]
+    plans = [planning.plan(dataset, tmp_path / "both", weights) for _ in range(2)]
     for steps in zip(*(complete.run(plan, method, device=CPU) for plan in plans), strict=True):
         assert len({item.case for item in steps}) == 1
     assert content(tmp_path / "both") == content(tmp_path / "plain")
@@ -263,7 +263,7 @@ def test_two_plans_made_at_once_end_with_the_bytes_of_one(gappy, weights, method
 
 
 def test_the_source_is_the_most_frequent_modality_that_the_case_has(gappy, weights, tmp_path):
-    plan = complete.plan(open_dataset(gappy()), tmp_path / "out", weights)
+    plan = planning.plan(open_dataset(gappy()), tmp_path / "out", weights)
     assert plan.modal_list == ("t2", "flair", "t1", "t1ce")
     assert {job.case.id: job.source for job in plan.jobs} == {
         f"Phantom_{case:05d}": source for case, source in enumerate(SOURCES) if source
@@ -271,7 +271,7 @@ def test_the_source_is_the_most_frequent_modality_that_the_case_has(gappy, weigh
 
 
 def test_the_plan_holds_what_is_missing_and_nothing_else(gappy, weights, tmp_path):
-    plan = complete.plan(open_dataset(gappy()), tmp_path / "out", weights)
+    plan = planning.plan(open_dataset(gappy()), tmp_path / "out", weights)
     files = {str(file) for job in plan.jobs for files in job.outputs.values() for file in files}
     assert files == {name for name in expected_files() if name.endswith(".gz")}
     assert (plan.volumes, plan.done) == (7, 0)
@@ -279,12 +279,12 @@ def test_the_plan_holds_what_is_missing_and_nothing_else(gappy, weights, tmp_pat
 
 
 def test_a_whole_dataset_leaves_nothing_to_plan(phantom_root, weights, tmp_path):
-    plan = complete.plan(open_dataset(phantom_root), tmp_path / "out", weights)
+    plan = planning.plan(open_dataset(phantom_root), tmp_path / "out", weights)
     assert (plan.jobs, plan.volumes, plan.done) == ((), 0, 0)
 
 
 def test_target_limits_the_plan_to_these_modalities(gappy, weights, tmp_path):
-    plan = complete.plan(open_dataset(gappy()), tmp_path / "out", weights, targets=["t1", "t2"])
+    plan = planning.plan(open_dataset(gappy()), tmp_path / "out", weights, targets=["t1", "t2"])
     assert [(job.case.id[-1], list(job.outputs)) for job in plan.jobs] == [
         ("0", ["t2"]),
         ("1", ["t1"]),
@@ -295,7 +295,7 @@ def test_target_limits_the_plan_to_these_modalities(gappy, weights, tmp_path):
 def test_parts_share_the_cases_without_overlap(gappy, weights, tmp_path):
     dataset = open_dataset(gappy())
     parts = [
-        [job.case.id for job in complete.plan(dataset, tmp_path, weights, part=(k, 2)).jobs]
+        [job.case.id for job in planning.plan(dataset, tmp_path, weights, part=(k, 2)).jobs]
         for k in (1, 2)
     ]
     assert parts == [["Phantom_00000"], ["Phantom_00001", "Phantom_00003"]]
@@ -304,7 +304,7 @@ def test_parts_share_the_cases_without_overlap(gappy, weights, tmp_path):
 def test_volumes_that_lie_in_the_output_count_as_done(gappy, weights, method, tmp_path):
     root = gappy()
     completed(root, tmp_path / "out", weights, method, targets=["t1"])
-    plan = complete.plan(open_dataset(root), tmp_path / "out", weights)
+    plan = planning.plan(open_dataset(root), tmp_path / "out", weights)
     assert (plan.volumes, plan.done) == (5, 2)
 
 
@@ -321,7 +321,7 @@ def test_the_network_sees_each_filled_slice_of_a_source_once(gappy, tiny_setting
     calls = [
         (SOURCES[case], LACKING[case])
         for case in filled
-        for _ in range(-(-filled[case] // complete.slices_a_call(16, torch.device("cpu"))))
+        for _ in range(-(-filled[case] // translation.slices_a_call(16, torch.device("cpu"))))
     ]
     assert echo.asked == calls
 
@@ -383,7 +383,7 @@ def test_slices_that_are_not_asked_for_are_not_written_as_png(gappy, weights, me
 def test_slices_beyond_the_volume_are_refused(layout, gappy, weights, tmp_path):
     with pytest.raises(UsageError, match=r"--slices: 26:30.*Phantom.*26 slices"):
         root = gappy(layout, [("t2",), (), (), ()])
-        complete.plan(open_dataset(root), tmp_path / "out", weights, slices=(26, 30))
+        planning.plan(open_dataset(root), tmp_path / "out", weights, slices=(26, 30))
 
 
 # --- geometry and intensities -----------------------------------------------------------------------------------------
@@ -565,7 +565,7 @@ def test_running_again_touches_nothing_and_says_so(finished, attcl, trained_run)
 def test_running_again_finds_nothing_to_do_with_png_slices(gappy, weights, method, tmp_path):
     root = gappy("slices")
     completed(root, tmp_path / "out", weights, method, slices=(10, 12))
-    plan = complete.plan(open_dataset(root), tmp_path / "out", weights, slices=(10, 12))
+    plan = planning.plan(open_dataset(root), tmp_path / "out", weights, slices=(10, 12))
     assert (plan.jobs, plan.done) == ((), 7)
 
 
@@ -623,7 +623,7 @@ def test_results_of_other_slices_are_not_taken_for_done(
     completed(root, tmp_path / "out", weights, method, slices=(10, 13))
     before = states(tmp_path / "out")
     with pytest.raises(AttclError, match=r"_t2|t2/.*made with --slices \[10, 13\]"):
-        complete.plan(open_dataset(root), tmp_path / "out", weights, slices=slices)
+        planning.plan(open_dataset(root), tmp_path / "out", weights, slices=slices)
     assert states(tmp_path / "out") == before
 
 
@@ -684,7 +684,7 @@ def test_a_broken_result_is_refused_and_overwrite_mends_it(finished, weights, me
     whole = broken.read_bytes()
     broken.write_bytes(whole[:500])
     with pytest.raises(AttclError, match=r"Phantom_00000_t2.nii.gz") as found:
-        complete.plan(open_dataset(finished["ori"]), finished["cpl"], weights)
+        planning.plan(open_dataset(finished["ori"]), finished["cpl"], weights)
     assert "--overwrite" in found.value.hint
     completed(finished["ori"], finished["cpl"], weights, method, overwrite=True)
     assert broken.read_bytes() == whole
@@ -876,7 +876,7 @@ def test_a_case_that_fails_on_the_way_stops_the_run_or_is_passed_over(
     real = getattr(complete, stage)
 
     def failing(*arguments):
-        job = next(item for item in arguments if isinstance(item, complete.Job))
+        job = next(item for item in arguments if isinstance(item, planning.Job))
         if job.case.id == "Phantom_00001":
             raise AttclError("Phantom_00001: lost, wanted it")
         return real(*arguments)
@@ -900,7 +900,7 @@ def test_keep_going_fails_a_case_with_two_files_for_one_modality(layout, gappy, 
     file = root / (phantom_file(1, "flair") if layout == "brats" else "flair/Phantom00001_003.png")
     twin = file.with_name(file.name.replace("flair", "FLAIR").replace("_003", "_3"))
     shutil.copyfile(file, twin)
-    plan = complete.plan(open_dataset(root), tmp_path / "out", weights, keep_going=True)
+    plan = planning.plan(open_dataset(root), tmp_path / "out", weights, keep_going=True)
     assert [job.case.id[-1] for job in plan.jobs] == ["0", "3"]
     (error,) = plan.failed.values()
     assert "a second file for flair" in error.message
@@ -908,7 +908,7 @@ def test_keep_going_fails_a_case_with_two_files_for_one_modality(layout, gappy, 
 
 def test_keep_going_counts_a_case_without_any_modality_as_failed(gappy, weights, tmp_path):
     root = gappy("brats", [("t2",), (), (), ("flair", "t1", "t1ce", "t2")])
-    plan = complete.plan(open_dataset(root), tmp_path / "out", weights, keep_going=True)
+    plan = planning.plan(open_dataset(root), tmp_path / "out", weights, keep_going=True)
     assert [job.case.id for job in plan.jobs] == ["Phantom_00000"]
     (error,) = plan.failed.values()
     assert "Phantom_00003: a case with no modality" in error.message
@@ -919,7 +919,7 @@ def test_all_problems_of_all_cases_are_told_together(gappy, weights, tmp_path):
     for case, modality in ((0, "t1"), (1, "t2"), (3, "t2")):
         (root / phantom_file(case, modality)).write_bytes(b"")
     with pytest.raises(ProblemsError) as found:
-        complete.plan(open_dataset(root), tmp_path / "out", weights)
+        planning.plan(open_dataset(root), tmp_path / "out", weights)
     assert [problem.message.split(":")[0] for problem in found.value.problems] == [
         str(root / phantom_file(case, modality))
         for case, modality in ((0, "t1"), (1, "t2"), (3, "t2"))
@@ -966,7 +966,7 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
     alive: weakref.WeakSet[object] = weakref.WeakSet()
     most = []
 
-    class Noted(complete._Prepared):
+    class Noted(translation.Prepared):
         __hash__ = object.__hash__
         __eq__ = object.__eq__
 
@@ -975,7 +975,7 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr(complete, "_Prepared", Noted)
+    monkeypatch.setattr(translation, "Prepared", Noted)
     if slow:
         real = getattr(complete, slow)
         monkeypatch.setattr(

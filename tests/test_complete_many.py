@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from attcl_cli import checkpoint, complete
+from attcl_cli import checkpoint, complete, planning
 from attcl_cli.checkpoint import Weights
 from attcl_cli.config import Settings
 from attcl_cli.dataset import SUBMISSIONS, open_dataset
@@ -67,7 +67,7 @@ def completed(
     root: Path, output: Path, found: Weights, *, fallback: Weights | None = None, **options
 ):
     of_run = {key: options.pop(key) for key in ("batch_size", "workers") if key in options}
-    plan = complete.plan(open_dataset(root), output, found, fallback=fallback, **options)
+    plan = planning.plan(open_dataset(root), output, found, fallback=fallback, **options)
     second = checkpoint.load_method(fallback, CPU) if fallback else None
     method = checkpoint.load_method(found, CPU)
     return list(complete.run(plan, method, device=CPU, fallback=second, **of_run))
@@ -132,7 +132,7 @@ def test_weights_hold_no_references_and_no_discriminator(weights):
 
 
 def test_all_that_a_case_has_are_its_sources(gappy, weights, tmp_path):
-    plan = complete.plan(open_dataset(gappy()), tmp_path / "out", weights["general"])
+    plan = planning.plan(open_dataset(gappy()), tmp_path / "out", weights["general"])
     assert {job.case.id[-1]: job.sources for job in plan.jobs} == {
         "0": ("flair", "t1", "t2"),
         "1": ("flair", "t1ce"),
@@ -193,13 +193,13 @@ def test_parts_together_write_what_one_run_writes(gappy, weights, tmp_path):
     for number in (2, 1):
         completed(root, tmp_path / "parts", weights["general"], part=(number, 2))
     assert files(tmp_path / "parts") == files(tmp_path / "plain")
-    again = complete.plan(open_dataset(root), tmp_path / "parts", weights["general"])
+    again = planning.plan(open_dataset(root), tmp_path / "parts", weights["general"])
     assert (again.jobs, again.done) == ((), 4)
 
 
 def test_a_method_with_one_look_draws_no_samples(gappy, weights, tmp_path):
     with pytest.raises(UsageError, match="--samples: 3 with weights of plave"):
-        complete.plan(open_dataset(gappy()), tmp_path / "out", weights["general"], samples=3)
+        planning.plan(open_dataset(gappy()), tmp_path / "out", weights["general"], samples=3)
 
 
 # --- dedicated models, and what else serves ---------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_a_method_with_one_look_draws_no_samples(gappy, weights, tmp_path):
 def test_what_a_dedicated_model_cannot_make_is_told_before_anything_runs(gappy, weights, tmp_path):
     root = gappy(lacking=[("t1ce",), ("t1", "t2"), ("t1", "t1ce"), ("t2",)])
     with pytest.raises(AttclError) as caught:
-        complete.plan(open_dataset(root), tmp_path / "out", weights["dedicated"])
+        planning.plan(open_dataset(root), tmp_path / "out", weights["dedicated"])
     told = [problem.message for problem in caught.value.problems]
     assert len(told) == 3
     assert any("makes t1ce, not t1, wanted a model for 2 cases" in text for text in told)
@@ -238,13 +238,13 @@ def test_the_fallback_serves_the_cases_that_the_first_model_cannot(gappy, weight
     completed(root, tmp_path / "alone", general)
     name = "Phantom_00001/Phantom_00001_t2.nii.gz"
     assert files(tmp_path / "out")[name] == files(tmp_path / "alone")[name]
-    again = complete.plan(open_dataset(root), tmp_path / "out", dedicated, fallback=general)
+    again = planning.plan(open_dataset(root), tmp_path / "out", dedicated, fallback=general)
     assert (again.jobs, again.done) == ((), 5)
 
 
 def test_a_model_of_one_source_may_be_the_fallback(gappy, weights, trained_run, tmp_path):
     root, one = gappy(), checkpoint.find_weights(str(trained_run))
-    plan = complete.plan(open_dataset(root), tmp_path / "out", weights["dedicated"], fallback=one)
+    plan = planning.plan(open_dataset(root), tmp_path / "out", weights["dedicated"], fallback=one)
     assert {job.case.id[-1]: (job.sources, job.weights is one) for job in plan.jobs} == {
         "0": (("flair", "t1", "t2"), False),
         "1": (("flair",), True),
@@ -256,7 +256,7 @@ def test_a_fallback_that_cannot_make_it_either_is_told(gappy, weights, tmp_path)
     dedicated = weights["dedicated"]
     other = checkpoint.Weights("other", Path("other.safetensors"), "1" * 64, dedicated.info)
     with pytest.raises(AttclError) as caught:
-        complete.plan(open_dataset(gappy()), tmp_path / "out", dedicated, fallback=other)
+        planning.plan(open_dataset(gappy()), tmp_path / "out", dedicated, fallback=other)
     problems = caught.value.problems
     assert all(problem.message.startswith("other.safetensors: makes t1ce") for problem in problems)
     assert all(problem.hint.startswith("choose another --fallback") for problem in problems)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from attcl_cli import checkpoint, complete, volume
+from attcl_cli import checkpoint, complete, planning, volume
 from attcl_cli.dataset import open_dataset
 from attcl_cli.errors import AttclError, UsageError
 
@@ -22,7 +22,7 @@ def parts(incomplete_root: Path, trained_run: Path) -> tuple:
 
 def make(parts: tuple, output: Path, **options: object) -> list[str]:
     dataset, weights, method = parts
-    plan = complete.plan(dataset, output, weights, **options)
+    plan = planning.plan(dataset, output, weights, **options)
     ran = complete.run(plan, method, device=torch.device("cpu"))
     return [file for completed in ran for file in completed.outputs]
 

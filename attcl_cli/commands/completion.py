@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from attcl_cli import checkpoint, console, devices, splits
+from attcl_cli import checkpoint, console, devices, planning, splits
 from attcl_cli import complete as completing
 from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.dataset import SUBMISSIONS, Dataset, canonical
@@ -58,7 +58,7 @@ def complete(
                 quiet=talk.quiet,
             )
     second = None if fallback is None else checkpoint.find_weights(fallback, flag="--fallback")
-    plan = completing.plan(
+    plan = planning.plan(
         dataset,
         output,
         found,
@@ -138,7 +138,7 @@ def _targets(names: Sequence[str], dataset: Dataset) -> list[str]:
 
 
 def _complete(
-    plan: completing.Plan, run: RunInfo, items: Iterator[completing.Completed], talk: Talk
+    plan: planning.Plan, run: RunInfo, items: Iterator[completing.Completed], talk: Talk
 ) -> int:
     """Runs the plan with its progress and `run.json`; returns how many volumes were made."""
     made = 0
@@ -171,7 +171,7 @@ def _finish_earlier(run: RunInfo) -> None:
         run.finish(0)
 
 
-def _show_plan(plan: completing.Plan, talk: Talk) -> None:
+def _show_plan(plan: planning.Plan, talk: Talk) -> None:
     jobs = [
         {
             "case": job.case.id,
@@ -196,7 +196,7 @@ def _show_plan(plan: completing.Plan, talk: Talk) -> None:
     talk.result(f"{plan.volumes} volumes to make, {plan.done} done; {told}")
 
 
-def _show_outcome(plan: completing.Plan, made: int, linked: int, failed: int, talk: Talk) -> None:
+def _show_outcome(plan: planning.Plan, made: int, linked: int, failed: int, talk: Talk) -> None:
     if talk.as_json:
         counts = {"written": made, "done_before": plan.done, "linked": linked}
         console.document({"output": str(plan.output), **counts, "failed": failed})

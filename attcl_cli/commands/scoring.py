@@ -178,7 +178,7 @@ def _measures(
     talk: Talk,
 ) -> Measures:
     """Loads the networks that are needed, and notes them in the record."""
-    from attcl_cli import checkpoint, complete, devices, features
+    from attcl_cli import checkpoint, devices, features, translation
     from attcl_cli.score import Measures
 
     place = devices.select(device)
@@ -194,7 +194,7 @@ def _measures(
         record.weights = {"name": found.name, "sha256": found.sha256}
         _require_able(wanted, found)
         console.say(f"weights: {found.path}", quiet=talk.quiet)
-        network = complete.InMemory(checkpoint.load_method(found, place), found, place)
+        network = translation.InMemory(checkpoint.load_method(found, place), found, place)
         predict = network.volumes
 
         def draw(*arguments: Any) -> Any:
