@@ -56,7 +56,8 @@ class Plan:
         weights: what makes them.
         modal_list: modalities by falling number of volumes; a method of one source takes the first that a case has.
         jobs: what is left to do.
-        done: volumes that were missing and lie complete in the output folder.
+        present: case id -> files of the volumes that it lacked and that lie complete in the output folder.
+        done: how many these volumes are.
         slices: (first, stop) of the slices that are synthesised, or None for all.
         samples: looks drawn a volume, whose mean is written; 0: the reference's look.
         uncertainty: whether the standard deviation of the samples is written, too.
@@ -70,6 +71,7 @@ class Plan:
     weights: Weights
     modal_list: tuple[str, ...]
     jobs: tuple[Job, ...]
+    present: Mapping[str, tuple[PurePosixPath, ...]]
     done: int
     slices: tuple[int, int] | None
     failed: Mapping[str, AttclError]
@@ -179,6 +181,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
     problems: list[AttclError] = []
     existing: list[AttclError] = []
     jobs: list[Job] = []
+    present: dict[str, tuple[PurePosixPath, ...]] = {}
     done = 0
     for case in dataset.cases[part[0] - 1 :: part[1]]:
         wanted = [name for name in dataset.missing(case) if not targets or name in targets]
@@ -191,6 +194,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
             existing += _existing_problems(places, job, target, how, overwrite=overwrite)
             if missing is None:
                 done += 1
+                present[case.id] = present.get(case.id, ()) + places.files(case, target)
             else:
                 outputs[target] = missing
         if outputs:
@@ -223,6 +227,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
         weights=weights,
         modal_list=modal_list,
         jobs=tuple(sound),
+        present=present,
         done=done,
         slices=slices,
         failed=failed,

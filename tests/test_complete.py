@@ -850,6 +850,32 @@ def test_by_default_one_bad_case_keeps_all_from_starting(one_bad, attcl, trained
     assert not (tmp_path / "out").exists()
 
 
+def test_the_record_of_a_second_run_tells_of_the_volumes_that_were_there(
+    gappy, attcl, trained_run, tmp_path
+):
+    out = tmp_path / "out"
+    arguments = ("complete", "--ori", gappy(), "--cpl", out, "-w", trained_run)
+    assert attcl(*arguments)[0] == 0
+
+    def told() -> dict[str, tuple[str, list[str]]]:
+        cases = json.loads((out / "run.json").read_text())["cases"]
+        assert len({case["id"] for case in cases}) == len(cases)
+        return {case["id"]: (case["status"], sorted(case["outputs"])) for case in cases}
+
+    first = told()
+    (out / phantom_file(3, "t1ce")).unlink()
+    assert attcl(*arguments)[0] == 0
+    second = told()
+    assert {name: outputs for name, (_, outputs) in second.items()} == {
+        name: outputs for name, (_, outputs) in first.items()
+    }
+    assert {name: status for name, (status, _) in second.items()} == {
+        "Phantom_00000": "present",
+        "Phantom_00001": "present",
+        "Phantom_00003": "done",
+    }
+
+
 def test_keep_going_does_the_sound_cases_and_exits_with_3(one_bad, attcl, trained_run, tmp_path):
     out = tmp_path / "out"
     arguments = ("complete", "--ori", one_bad, "--cpl", out, "-w", trained_run, "--keep-going")

@@ -120,7 +120,7 @@ def complete(
         )
         made = _complete(plan, run, items, talk)
     else:
-        _finish_earlier(run)
+        _finish_earlier(plan, run)
     failed = run.count("failed")
     _show_outcome(plan, made, linked, failed, talk)
     if failed:
@@ -145,14 +145,14 @@ def _complete(
     targets = {job.case.id: len(job.outputs) for job in plan.jobs}
     with run.recorded():
         for case, error in plan.failed.items():
-            run.add(case, "failed", seconds=0, outputs=[], error=error.message)
+            run.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error.message)
             console.error(error)
+        _note_present(plan, run)
         with console.progress(len(plan.jobs), "complete", quiet=talk.quiet) as bar:
             for item in items:
                 status, text = ("failed", item.error.message) if item.error else ("done", "")
-                run.add(
-                    item.case, status, seconds=item.seconds, outputs=list(item.outputs), error=text
-                )
+                outputs = [*_present(plan, item.case), *item.outputs]
+                run.add(item.case, status, seconds=item.seconds, outputs=outputs, error=text)
                 if item.error:
                     console.error(item.error)
                 else:
@@ -165,9 +165,23 @@ def _complete(
     return made
 
 
-def _finish_earlier(run: RunInfo) -> None:
+def _present(plan: planning.Plan, case: str) -> list[str]:
+    """The files of a case that an earlier run made."""
+    return [str(file) for file in plan.present.get(case, ())]
+
+
+def _note_present(plan: planning.Plan, run: RunInfo) -> None:
+    """Cases of which nothing is left to do: the record tells of everything that lies in the folder."""
+    busy = {*plan.failed, *(job.case.id for job in plan.jobs)}
+    for case in plan.present:
+        if case not in busy:
+            run.add(case, "present", seconds=0, outputs=_present(plan, case))
+
+
+def _finish_earlier(plan: planning.Plan, run: RunInfo) -> None:
     """A run that was killed after its last file left `run.json` as "running"; a finished one is not touched."""
     if run.path.is_file() and read_json(run.path).get("status") == "running":
+        _note_present(plan, run)
         run.finish(0)
 
 
