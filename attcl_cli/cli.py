@@ -479,7 +479,7 @@ def segment(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for weights, predictions and scores.  [default: segment]",
+            help="Folder for weights, predictions and scores.  [default: segment, or one beside it]",
         ),
     ] = None,
     input_: Annotated[

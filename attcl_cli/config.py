@@ -342,7 +342,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Reads `key=value`, the value as TOML (`0.1`, `true`, `[2, 3]`), bare words as strings."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set: {text!r}, wanted KEY=VALUE", "for example --set lambda_scd=0.2")
+        raise UsageError(f"--set: {text!r}, wanted KEY=VALUE", "for example --set batch_size=4")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

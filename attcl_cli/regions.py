@@ -43,6 +43,7 @@ CONVENTIONS: Mapping[str, Convention] = {
     "2021": Convention("2021", (0, 1, 2, 4)),  # and all before it
     "2023": Convention("2023", (0, 1, 2, 3)),
 }
+_NAMED = 8  # label values in an error
 KNOWN = sorted({value for item in CONVENTIONS.values() for value in item.values})
 
 
@@ -60,12 +61,18 @@ def convention_of(values: Iterable[int], *, default: str = "2021") -> Convention
     fitting = [item for item in CONVENTIONS.values() if found <= set(item.values)]
     if not fitting:
         known = " or ".join(str(item) for item in CONVENTIONS.values())
-        shown = ", ".join(str(value) for value in sorted(found))
         raise AttclError(
-            f"label values {shown}: of no release that is known, wanted {known}",
+            f"label values {some_values(found)}: of no release that is known, wanted {known}",
             "give all label maps the values of one release",
         )
     return fitting[0] if len(fitting) == 1 else CONVENTIONS[default]
+
+
+def some_values(values: Iterable[int]) -> str:
+    """Label values as an error names them: an image taken for a label map has hundreds."""
+    shown = sorted(values)
+    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    return ", ".join(str(value) for value in shown[:_NAMED]) + more
 
 
 def to_classes(labels: NDArray[np.integer], convention: Convention) -> NDArray[np.uint8]:

@@ -317,9 +317,12 @@ def read_info(path: Path) -> SegmenterInfo:
     if path.is_dir():
         path = path / WEIGHTS_FILE
     if not path.is_file():
+        inside = sorted(found.parent for found in path.parent.glob(f"*/{WEIGHTS_FILE}"))
         raise UsageError(
             f"--weights: {path} does not exist, wanted a segmenter's {WEIGHTS_FILE}",
-            "name what attcl segment wrote, or leave --weights out to train one",
+            f"name one of {', '.join(map(str, inside))}"
+            if inside
+            else "name what attcl segment wrote, or leave --weights out to train one",
         )
     try:
         with safe_open(path, framework="pt") as file:

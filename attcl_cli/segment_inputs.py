@@ -19,7 +19,7 @@ from attcl_cli import volume
 from attcl_cli.dataset import SEGMENTATION, Case, Dataset, check_case
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json
-from attcl_cli.regions import CONVENTIONS, KNOWN, Convention, convention_of
+from attcl_cli.regions import CONVENTIONS, KNOWN, Convention, convention_of, some_values
 from attcl_cli.splits import SPLITS, Splits
 
 COMPLETED, INCOMPLETE, REAL = "completed", "incomplete", "real"
@@ -131,7 +131,9 @@ def plan(
     for name in names:
         if name not in (*EXPLAINED, *data.modalities):
             known = ", ".join((*EXPLAINED, *data.modalities))
-            raise UsageError(f"--input: {name!r}, wanted one of {known}")
+            raise UsageError(
+                f"--input: {name!r}, wanted one of {known}", "--input completed is the default"
+            )
     cases = cases_of(data, splits, parts)
     whole = {case.id: case for case in truth.cases} if truth is not None else {}
     problems: list[AttclError] = []
@@ -308,20 +310,22 @@ def _channel(
     if name == REAL:
         lacking = f"{truth.root if truth else '--truth'}: no {modality} of {case.id}"
         hint = "name the complete dataset with --truth, or choose another --input"
-        return AttclError(f"{lacking}, wanted the truth that was hidden", hint)
-    lacking = f"{data.root}: {case.id} has no {modality}, wanted a modality that all cases have"
+        return AttclError(f"{lacking}, wanted the truths that were hidden", hint)
+    lacking = f"{data.root}: no {modality} of {case.id}, wanted a modality that all cases have"
     return AttclError(lacking, "choose another --input")
 
 
 def _fold(problems: Sequence[AttclError]) -> list[AttclError]:
-    """One problem for all completed volumes that are not there: a whole folder may be."""
-    lacking = [problem for problem in problems if ": not there, " in problem.message]
-    others = [problem for problem in problems if problem not in lacking]
-    if len(lacking) > 1:
-        first = lacking[0]
-        more = f"{first.message}; and {len(lacking) - 1} more like it"
-        lacking = [AttclError(more, first.hint)]
-    return [*lacking, *others]
+    """One problem for all volumes that are lacking for the same reason: a whole folder may be."""
+    alike: dict[str, list[AttclError]] = {}
+    for problem in problems:
+        alike.setdefault(problem.message.rpartition(", wanted ")[2], []).append(problem)
+    return [
+        AttclError(f"{group[0].message}; and {len(group) - 1} more like it", group[0].hint)
+        if len(group) > 1
+        else group[0]
+        for group in alike.values()
+    ]
 
 
 # --- Checks -------------------------------------------------------------------------------------------
@@ -407,10 +411,9 @@ def _check_one(
     strange = sorted(values - set(KNOWN))
     if strange:
         known = " or ".join(str(item) for item in CONVENTIONS.values())
-        found = ", ".join(str(value) for value in strange)
         told = [
             AttclError(
-                f"{labels[0]}: label {found}, wanted those of {known}",
+                f"{labels[0]}: label {some_values(strange)}, wanted those of {known}",
                 "give the label maps the values of one release",
             )
         ]
@@ -418,8 +421,12 @@ def _check_one(
 
 
 def _unlike(paths: tuple[Path, ...], grid: volume.Grid, first: Path) -> list[AttclError]:
+    """What keeps a file from lying beside the case's others; its values are looked at where they may be none."""
     try:
-        difference = volume.read_grid(paths).differs_from(grid)
+        own = volume.read_grid(paths)
+        difference = own.differs_from(grid)
+        if not difference and volume.suspicious(paths, own):
+            volume.load(paths)
     except AttclError as error:
         return [error]
     if not difference:

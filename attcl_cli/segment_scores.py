@@ -30,7 +30,7 @@ BY_SLICE = "-slice"  # ends the names of metrics whose unit is a slice
 CASE_POLICY = f"a case is the unit; {POLICY}"
 SLICE_POLICY = (
     "a slice is the unit, those at 20 to 80 % of the height (the paper's), mean over those of a case, then over "
-    f"cases; 2-D distances; {POLICY}"
+    f"cases; {POLICY}; hd95 is in 2-D, over the slices where both masks have any: undefined where no slice has"
 )
 _BOOTSTRAPS = 10_000
 _CONFIDENCE = (2.5, 97.5)  # percentiles
@@ -127,6 +127,13 @@ def rows_of(
                 for index in volume.training_slices(len(truth))
             ]
             found |= {name + BY_SLICE: _mean([item[name] for item in single]) for name in KINDS}
+            # Most slices have neither mask: their 0 mm would drown the others, and hide those where one is empty.
+            met = [
+                item["hd95"]
+                for index, item in zip(volume.training_slices(len(truth)), single, strict=True)
+                if predicted[index].any() and real[index].any()
+            ]
+            found["hd95" + BY_SLICE] = _mean(met)
         rows += [Row(case, region, name, value, input_) for name, value in found.items()]
     return rows
 
@@ -178,7 +185,7 @@ def score_folder(
                     )
                 )
                 continue
-            values |= {int(value) for value in np.unique(volume.load_labels((path,)))}
+            values |= _values_of(path)
         except AttclError as error:
             problems.append(error)
     raise_all(problems)
@@ -199,6 +206,16 @@ def score_folder(
 
     for _, future in read_ahead(read, samples, depth=workers):
         yield future.result()
+
+
+def _values_of(path: Path) -> set[int]:
+    """The label values in a prediction; an `AttclError` that names it where no release has them."""
+    values = {int(value) for value in np.unique(volume.load_labels((path,)))}
+    try:
+        convention_of(values)
+    except AttclError as error:
+        raise AttclError(f"{path}: {error.message}", error.hint) from error
+    return values
 
 
 def summarise(rows: Iterable[Row]) -> list[Figure]:

@@ -75,7 +75,10 @@ def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings
     """
     preset = preset or "base"
     if preset not in PRESETS:
-        raise UsageError(f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}")
+        raise UsageError(
+            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}",
+            "--preset tiny trains for minutes",
+        )
     known = list(SegmentSettings.model_fields)
     problems: list[AttclError] = []
     for key in overrides:

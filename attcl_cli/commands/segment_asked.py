@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli import splits
 from attcl_cli.commands.arguments import Source, open_truth
 from attcl_cli.dataset import Dataset
-from attcl_cli.errors import UsageError
-from attcl_cli.files import read_json
+from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from attcl_cli.files import is_within, read_json
 
 if TYPE_CHECKING:
     from attcl_cli.segment_inputs import Completion
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 DEFAULT_INPUT = "completed"
 DEFAULT_OUTPUT = "segment"
 TRAINING, VALIDATION = "slices", "slices-val"  # while a run is under way
+_BROKEN_OFF = (None, EXIT_FAILED, EXIT_INTERRUPTED)  # exit codes; None: killed
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def inputs_of(asked: Asked, setup: Setup) -> tuple[tuple[str, ...], list[str]]:
     if not asked.compare:
         return (asked.input or DEFAULT_INPUT,), []
     if asked.input is not None:
-        raise UsageError("--input: given with --compare, which takes them all, wanted one of them")
+        raise UsageError(
+            "--input: given with --compare, which takes them all, wanted one of them",
+            "leave --input out to compare, or --compare out to train on one",
+        )
     single = segment_inputs.single_input(setup.data)
     if single is None:
         told = "a single modality is left out: none is there in all cases"
@@ -131,12 +136,11 @@ def truth_for(names: Sequence[str], asked: Asked, setup: Setup) -> Dataset | Non
 
 def asked_before(output: Path, asked: Asked) -> Asked:
     """What the run to resume was asked for; --resume takes nothing else along."""
-    path = output / "run.json"
-    record = read_json(path) if path.is_file() else {}
+    record = _record(output)
     config = record.get("config", {}) if record.get("command") == "segment" else {}
-    if "overrides" not in config or {"evaluate", "export"} & set(config) or config.get("weights"):
+    if not _trains(config):
         raise UsageError(
-            f"--resume: {output} has no run.json of a segmentation run, wanted the folder of one",
+            f"--resume: {output} has no run.json of a run that trains a segmenter, wanted the folder of one",
             "start without --resume, or name another run",
         )
     known = {key: config[key] for key in asdict(asked)}
@@ -157,10 +161,31 @@ def asked_before(output: Path, asked: Asked) -> Asked:
     return before
 
 
-def prepare(
-    output: Path, *, resume: bool, overwrite: bool, dry_run: bool, flag: str = "--output"
+def require_free(
+    output: Path,
+    *,
+    config: Mapping[str, Any],
+    resume: bool = False,
+    overwrite: bool = False,
+    reads: Sequence[Path] = (),
+    flag: str = "--output",
 ) -> None:
-    """Only a new folder is written into, or one that is resumed, or one of ours that may be replaced."""
+    """Only a new folder is written into, or one that is resumed, or one of ours that may be replaced.
+
+    One where the very same evaluation or export was interrupted, or failed, is ours to begin again. Nothing is removed
+    here: that is `clear`'s part, once all else has been checked.
+
+    Args:
+        output: the folder.
+        config: what `run.json` will say was asked for.
+        resume: it is the folder of a run to go on with.
+        overwrite: what an earlier run left may be replaced.
+        reads: what is to be read; it must not lie in what is replaced.
+        flag: what names the folder.
+
+    Raises:
+        UsageError: the folder is not free.
+    """
     existing = next(place for place in (output, *output.parents) if place.exists())
     if not existing.is_dir():
         raise UsageError(
@@ -169,15 +194,21 @@ def prepare(
         )
     if resume or not output.exists() or not any(output.iterdir()):
         return
-    path = output / "run.json"
-    record = read_json(path) if path.is_file() else {}
-    ours = isinstance(record, dict) and record.get("command") == "segment"
+    for path in reads:
+        if is_within(path, output):
+            raise UsageError(
+                f"{flag}: {output} holds {path}, which is to be read, wanted another folder",
+                f"choose another {flag}",
+            )
+    record = _record(output)
+    ours = record.get("command") == "segment"
+    trains = ours and _trains(record.get("config", {}))
+    if ours and not trains and record.get("exit_code") in _BROKEN_OFF:
+        same = json.loads(json.dumps(config, default=str))
+        if record.get("config") == same:
+            return
     if not overwrite:
-        on = (
-            f", or go on with: attcl segment --resume {output}"
-            if flag == "--output" and ours
-            else ""
-        )
+        on = f", or go on with: attcl segment --resume {output}" if trains else ""
         raise UsageError(
             f"{flag}: {output} is not empty, wanted a new folder",
             f"choose another {flag}, or replace it with --overwrite{on}",
@@ -188,16 +219,17 @@ def prepare(
             "wanted a folder that --overwrite may replace",
             f"choose another {flag}",
         )
-    if not dry_run:
-        _clear(output, record.get("inputs", {}))
 
 
-def _clear(output: Path, inputs: Mapping[str, Any]) -> None:
+def clear(output: Path) -> None:
     """Removes what an earlier run wrote, and nothing else that a user may have put there."""
     from attcl_cli import nnunet
 
+    record = _record(output)
+    if record.get("command") != "segment":
+        return
     nnunet.remove(output)
-    for folder in (output, *(output / name for name in inputs)):
+    for folder in (output, *(output / name for name in record.get("inputs", {}))):
         for name in (TRAINING, VALIDATION):
             shutil.rmtree(folder / name, ignore_errors=True)
         ours = (
@@ -210,3 +242,16 @@ def _clear(output: Path, inputs: Mapping[str, Any]) -> None:
         for file in (file for pattern in ours for file in folder.glob(pattern)):
             file.unlink()
     (output / "run.json").unlink()
+
+
+def _record(output: Path) -> dict[str, Any]:
+    """The `run.json` in a folder; empty where there is none."""
+    path = output / "run.json"
+    record = read_json(path) if path.is_file() else {}
+    return record if isinstance(record, dict) else {}
+
+
+def _trains(config: Mapping[str, Any]) -> bool:
+    """Whether that is what a run that trains a segmenter was asked for."""
+    other = {"evaluate", "export"} & set(config) or config.get("weights")
+    return "overrides" in config and not other

@@ -12,7 +12,7 @@ from typing import Any
 from attcl_cli import console
 from attcl_cli.commands.arguments import Talk
 from attcl_cli.errors import IncompleteError
-from attcl_cli.files import write_csv
+from attcl_cli.files import as_json, write_csv
 from attcl_cli.regions import REGIONS
 from attcl_cli.segment_inputs import COMPLETED, INCOMPLETE, REAL, Completion
 from attcl_cli.segment_scores import (
@@ -29,7 +29,12 @@ from attcl_cli.segmentation_metrics import KINDS
 _SHOWN = 3  # ids that a warning names
 _SHORT_POLICY = (
     "both masks empty: dice, sens, iou 1, hd95 0; one empty: dice, iou 0, hd95\n"
-    "undefined and counted; sens undefined where only the truth is empty"
+    "undefined (n counts the cases that have one); sens, sensitivity, is undefined\n"
+    "where only the truth is empty"
+)
+_BY_SLICE_TOLD = (
+    "the paper's way, a slice is the unit: those at 20 to 80 % of the height, mean\n"
+    "over a case's slices, then over cases; hd95 where both masks have any"
 )
 _FEW_CASES = 10  # below this, an interval says little
 
@@ -44,6 +49,7 @@ class Report:
         missing: ids of the cases that were left out.
         warnings: what makes the figures doubtful.
         notes: what else is to be said.
+        trained: how long, and on what, the segmenters were trained; empty where nobody knows.
         seed: of the bootstrap.
     """
 
@@ -52,7 +58,20 @@ class Report:
     missing: Sequence[str] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    trained: str = ""
     seed: int = 0
+
+    @property
+    def cases(self) -> int:
+        """How many were scored."""
+        return len({row.case for row in self.rows})
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and what is to be said of the figures themselves."""
+        few = len(self.inputs) > 1 and self.cases < _FEW_CASES
+        said = f"few test cases ({self.cases}): the intervals say little"
+        return [*self.notes, *([said] if few else [])]
 
     @property
     def figures(self) -> list[Figure]:
@@ -111,50 +130,57 @@ def write(output: Path, report: Report, *, facts: Mapping[str, Any]) -> None:
         {
             **facts,
             "split": "test",
-            "cases": len({row.case for row in report.rows}),
+            "cases": report.cases,
+            "trained": report.trained,
             "missing": list(report.missing),
             "warnings": list(report.warnings),
-            "notes": list(report.notes),
+            "notes": report.remarks,
         },
     )
 
 
 def show(output: Path, report: Report, talk: Talk) -> None:
     """The tables, or one JSON document."""
-    cases = len({row.case for row in report.rows})
     files = {name: str(output / name) for name in ("segment.csv", "summary.json")}
     if talk.as_json:
         scores: dict[str, Any] = {}
         for item in report.figures:
             mean = None if math.isnan(item.mean) else item.mean
             scores.setdefault(item.input, {}).setdefault(item.region, {})[item.metric] = mean
-        counts = {"cases": cases, "missing": len(report.missing)}
+        counts = {"cases": report.cases, "missing": len(report.missing)}
         console.document(
             {
                 "output": str(output),
                 **files,
                 **counts,
+                "trained": report.trained,
                 "scores": scores,
+                "figures": [as_json(item) for item in report.figures],
+                "differences": [as_json(gap) for gap in report.differences],
                 "warnings": list(report.warnings),
+                "notes": report.remarks,
             }
         )
         return
-    talk.result(f"{cases} test cases; WT whole tumour, TC tumour core, ET enhancing tumour")
+    if report.trained:
+        talk.result(textwrap.fill(report.trained, 80))
+    told = f"{report.cases} test cases; WT whole tumour, TC tumour core, ET enhancing tumour"
+    talk.result(told)
     talk.table(_table(report.figures, ""))
     by_slice = _table(report.figures, BY_SLICE)
     if by_slice:
         talk.result("")
-        talk.result("the paper's way: a slice is the unit")
+        talk.result(_BY_SLICE_TOLD)
         talk.table(by_slice)
     gaps = report.differences
     if gaps:
         talk.result("")
-        talk.result("differences, case by case, with the 95 % interval of Dice")
+        talk.result("differences, case by case, with the 95 % interval of Dice; n: cases with hd95")
         talk.table(_gaps(gaps))
     talk.result("")
     talk.result(_SHORT_POLICY)
-    if gaps and cases < _FEW_CASES:
-        console.say(f"note: few test cases ({cases}): the intervals say little", quiet=talk.quiet)
+    for remark in report.remarks[len(report.notes) :]:  # the others were said before the training
+        console.say(f"note: {remark}", quiet=talk.quiet)
     for warning in report.warnings:
         talk.result(textwrap.fill(f"warning: {warning}", 80, break_long_words=False))
     talk.result(f"{files['summary.json']}: how each figure was measured")
@@ -164,7 +190,7 @@ def complain(output: Path, missing: Sequence[str]) -> None:
     """Raises an `IncompleteError` where cases were left out."""
     if missing:
         raise IncompleteError(
-            f"{output}: {len(missing)} cases were left out, wanted all (the first: {missing[0]})",
+            f"{output}: cases left out: {len(missing)}, wanted all (the first: {missing[0]})",
             "they have no label map, or no prediction; summary.json lists them",
         )
 
@@ -180,7 +206,8 @@ def _table(figures: Sequence[Figure], suffix: str) -> list[dict[str, Any]]:
             (item.region, item.input), {"region": item.region, "input": item.input}
         )
         row[_column(name)] = "" if math.isnan(item.mean) else item.mean
-        row["undefined"] = max(row.pop("undefined", 0), item.n_undefined)  # stays the last column
+        if name == "hd95":
+            row["n"] = item.n
     order = list(REGIONS)
     return sorted(rows.values(), key=lambda row: order.index(row["region"]))
 
@@ -194,11 +221,20 @@ def _gaps(gaps: Sequence[Difference]) -> list[dict[str, Any]]:
             (gap.first, gap.second, gap.region),
             {"difference": f"{gap.first} - {gap.second}", "of": gap.region},
         )
-        row[_column(gap.metric)] = "" if math.isnan(gap.mean) else f"{gap.mean:+.3f}"
+        row[_column(gap.metric)] = _signed(gap.mean)
         if gap.metric == "dice":
-            shown = "" if math.isnan(gap.low) else f"{gap.low:+.3f} to {gap.high:+.3f}"
+            shown = "" if math.isnan(gap.low) else f"{_signed(gap.low)} to {_signed(gap.high)}"
             row["95 % of dice"] = shown
+        if gap.metric == "hd95":
+            row["n"] = gap.n
     return list(rows.values())
+
+
+def _signed(value: float) -> str:
+    """Three decimals with their sign; nothing where undefined, and no sign where they are 0."""
+    if math.isnan(value):
+        return ""
+    return f"{value:+.3f}" if round(value, 3) else "0.000"
 
 
 def _column(metric: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from attcl_cli import console
 from attcl_cli.commands import segment_report
 from attcl_cli.commands.arguments import Talk
-from attcl_cli.commands.segment_asked import TRAINING, VALIDATION, Asked, Setup
+from attcl_cli.commands.segment_asked import TRAINING, VALIDATION, Asked, Setup, clear
 from attcl_cli.errors import InterruptedRun, UsageError
 from attcl_cli.files import read_json, sha256, write_csv
 from attcl_cli.runinfo import RunInfo
@@ -32,6 +32,7 @@ class Session:
     """What one run needs to know."""
 
     asked: Asked
+    config: Mapping[str, Any]
     setup: Setup
     plan: Plan
     settings: SegmentSettings
@@ -55,7 +56,8 @@ class Session:
 
 
 def run(session: Session) -> None:
-    asked, output = session.asked, session.output
+    """Trains and scores all inputs of the plan; raises what `train` and `evaluate` of `segment` do."""
+    output = session.output
     lists = {name: session.cases(part) for name, part in _SEEN.items()}
     if session.given:
         lists |= {
@@ -70,11 +72,7 @@ def run(session: Session) -> None:
     record = RunInfo(
         output / "run.json",
         "segment",
-        config={
-            **asdict(asked),
-            "overrides": [list(item) for item in asked.overrides],
-            "weights": str(session.given[0]) if session.given else None,
-        },
+        config=dict(session.config),
         seed=session.settings.seed,
         device=str(session.device),
         extra={
@@ -88,19 +86,27 @@ def run(session: Session) -> None:
         },
     )
     rows: list[Row] = []
+    if not session.resume:
+        clear(output)
     with record.recorded():
         try:
             for name, shown in session.plan.inputs.items():
                 rows += _one_input(session, name, shown, record)
-        except InterruptedRun as stop:
-            again = f"go on with: attcl segment --resume {output}"
-            raise InterruptedRun(stop.message, again) from stop
+        except (InterruptedRun, KeyboardInterrupt) as stop:
+            if session.given:  # the same command begins again
+                raise
+            told = f"{output}: interrupted, what was finished is kept"
+            raise InterruptedRun(
+                stop.message if isinstance(stop, InterruptedRun) else told,
+                f"go on with: attcl segment --resume {output}",
+            ) from stop
         report = segment_report.Report(
             rows,
             tuple(session.plan.inputs),
             missing=session.plan.unlabelled,
             warnings=tuple(warnings),
             notes=session.notes,
+            trained=_trained(session, record.extra["inputs"]),
             seed=session.settings.seed,
         )
         facts = {
@@ -112,6 +118,21 @@ def run(session: Session) -> None:
         segment_report.write(output, report, facts=facts)
     segment_report.show(output, report, session.talk)
     segment_report.complain(output, report.missing)
+
+
+def _trained(session: Session, inputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How long the segmenters were trained, on how much, and which step's weights were kept."""
+    settings = session.settings
+    cases = session.given[1].trained_on if session.given else session.cases("train")
+    kept = ", ".join(
+        f"{name} {own['steps']}" if len(inputs) > 1 else str(own["steps"])
+        for name, own in inputs.items()
+    )
+    each = "each trained" if len(inputs) > 1 else "trained"
+    return (
+        f"{each} for {settings.steps} steps of {settings.batch_size} slices at {settings.image_size} pixels on "
+        f"{len(cases)} cases; weights of step: {kept}"
+    )
 
 
 def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> None:

@@ -13,18 +13,21 @@ from attcl_cli.commands.segment_asked import (
     DEFAULT_OUTPUT,
     Asked,
     Mode,
+    Setup,
     asked_before,
+    clear,
     inputs_of,
     open_setup,
-    prepare,
+    require_free,
     truth_for,
 )
 from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.files import refuse_inside
+from attcl_cli.files import is_within, refuse_inside
 from attcl_cli.runinfo import RunInfo
 from attcl_cli.segment_settings import SegmentSettings, resolve
 
 if TYPE_CHECKING:
+    from attcl_cli.dataset import Dataset
     from attcl_cli.segment import SegmenterInfo
     from attcl_cli.segment_inputs import Completion, Input, Plan
     from attcl_cli.segment_scores import Row
@@ -62,9 +65,10 @@ def start(
         folder = mode.output or Path(f"{DEFAULT_OUTPUT}-{mode.evaluate.resolve().name}")
         evaluate(asked, mode.evaluate, folder, **common)
     else:
+        usual = f"{DEFAULT_OUTPUT}-evaluated" if mode.weights else DEFAULT_OUTPUT
         segment(
             asked,
-            mode.resume or mode.output or Path(DEFAULT_OUTPUT),
+            mode.resume or mode.output or Path(usual),
             resume=mode.resume is not None,
             weights=mode.weights,
             device=device,
@@ -82,19 +86,24 @@ def _require_one(asked: Asked, mode: Mode) -> None:
         "--resume": mode.resume,
     }
     given = [flag for flag, value in chosen.items() if value]
-    if mode.output is not None and (mode.resume or mode.export):
+    if mode.output is not None and len(given) == 1 and (mode.resume or mode.export):
         given.insert(0, "--output")
     if len(given) > 1:
-        raise UsageError(f"{given[0]}: given with {given[1]}, wanted one of them")
+        raise UsageError(
+            f"{given[0]}: given with {given[1]}, wanted one of them", f"leave {given[1]} out"
+        )
     flag = next((flag for flag in ("--weights", "--evaluate", "--export") if chosen[flag]), None)
     if flag and (asked.preset or asked.overrides):
-        key = "preset" if asked.preset else asked.overrides[0][0]
+        key = "--preset" if asked.preset else f"setting {asked.overrides[0][0]}"
         raise UsageError(
             f"{flag}: given with {key}, wanted it without settings: nothing is trained",
             "leave out --preset, --set, --steps and --seed",
         )
     if mode.evaluate and asked.input:
-        raise UsageError("--evaluate: given with --input, wanted one of them")
+        raise UsageError(
+            "--evaluate: given with --input, wanted one of them",
+            "leave --input out: predictions are what they are",
+        )
 
 
 def segment(
@@ -128,9 +137,15 @@ def segment(
         names = tuple(name for name in names if name != segment_inputs.REAL)
         notes.append("real is left out: the complete dataset lacks volumes, too")
         truth = None
-    protected = [*splits.originals_of(setup.data.root), Path(asked.cpl)]
-    refuse_inside(output, [*protected, *([truth.root] if truth else [])], flag="--output")
+    _refuse_place(output, setup, asked, truth, flag="--output")
     place = devices.select(device)
+    config = {
+        **asdict(asked),
+        "overrides": [list(item) for item in asked.overrides],
+        "weights": str(weights) if weights else None,
+    }
+    reads = [weights] if weights else []
+    require_free(output, config=config, resume=resume, overwrite=overwrite, reads=reads)
     plan = segment_inputs.plan(
         setup.data,
         setup.made,
@@ -143,7 +158,6 @@ def segment(
     )
     if given:
         _require_channels(given, plan.inputs[names[0]])
-    prepare(output, resume=resume, overwrite=overwrite, dry_run=dry_run)
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and not given:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take days on a CPU. "
@@ -157,6 +171,7 @@ def segment(
         return
     session = segment_run.Session(
         asked=asked,
+        config=config,
         setup=setup,
         plan=plan,
         settings=settings,
@@ -192,7 +207,9 @@ def evaluate(
             f"{predictions}: no such folder, wanted predictions named CASE.nii.gz",
             "name the folder that holds them: --evaluate DIR",
         )
-    refuse_inside(output, [*splits.originals_of(setup.data.root), Path(asked.cpl)], flag="--output")
+    _refuse_place(output, setup, asked, None, flag="--output")
+    config = {**asdict(asked), "evaluate": str(predictions)}
+    require_free(output, config=config, overwrite=overwrite, reads=[predictions])
     plan = segment_inputs.plan_truths(setup.data, setup.made, allow_missing=asked.allow_missing)
     samples = plan.inputs[""].splits["test"]
     found, missing = segment_scores.find_predictions(predictions, samples)
@@ -202,7 +219,6 @@ def evaluate(
             f"(the first: {missing[0]}.nii.gz)",
             "add them, or count them with --allow-missing",
         )
-    prepare(output, resume=False, overwrite=overwrite, dry_run=dry_run)
     if dry_run:
         talk.result(f"would score {len(found)} predictions into {output}")
         return
@@ -210,19 +226,20 @@ def evaluate(
     record = RunInfo(
         output / "run.json",
         "segment",
-        config={**asdict(asked), "evaluate": str(predictions)},
+        config=config,
         extra={"tested_on": [sample.case for sample in chosen]},
     )
     name = predictions.resolve().name
     rows: list[Row] = []
+    scored = segment_scores.score_folder(
+        found, plan, chosen, name=name, per_slice=asked.per_slice, workers=workers
+    )
+    with console.progress(len(chosen), "segment", quiet=talk.quiet) as bar:
+        for own in scored:
+            rows += own
+            bar(own[0].case)
+    clear(output)
     with record.recorded():
-        scored = segment_scores.score_folder(
-            found, plan, chosen, name=name, per_slice=asked.per_slice, workers=workers
-        )
-        with console.progress(len(chosen), "segment", quiet=talk.quiet) as bar:
-            for own in scored:
-                rows += own
-                bar(own[0].case)
         report = segment_report.Report(rows, (name,), missing=(*plan.unlabelled, *missing))
         segment_report.write(output, report, facts={"labels": str(plan.convention)})
     segment_report.show(output, report, talk)
@@ -246,8 +263,10 @@ def export(
     setup = open_setup(asked)
     name = asked.input or DEFAULT_INPUT
     truth = truth_for((name,), asked, setup)
-    protected = [*splits.originals_of(setup.data.root), Path(asked.cpl)]
-    refuse_inside(folder, [*protected, *([truth.root] if truth else [])], flag="--export nnunet")
+    flag = "--export nnunet"
+    _refuse_place(folder, setup, asked, truth, flag=flag)
+    config = {**asdict(asked), "export": "nnunet"}
+    require_free(folder, config=config, overwrite=overwrite, flag=flag)
     plan = segment_inputs.plan(
         setup.data,
         setup.made,
@@ -257,14 +276,14 @@ def export(
         canvas=1_000_000,  # nnU-Net takes any size
         allow_missing=asked.allow_missing,
     )
-    prepare(folder, resume=False, overwrite=overwrite, dry_run=dry_run, flag="--export nnunet")
     shown = plan.inputs[name]
     counts = {part: len(own) for part, own in shown.splits.items()}
     if dry_run:
         cases = ", ".join(f"{count} {part}" for part, count in counts.items())
         talk.result(f"would export {name} ({cases}) to {folder}")
         return
-    record = RunInfo(folder / "run.json", "segment", config={**asdict(asked), "export": "nnunet"})
+    clear(folder)
+    record = RunInfo(folder / "run.json", "segment", config=config)
     with record.recorded():
         with console.progress(sum(counts.values()), "export", quiet=talk.quiet) as bar:
             done = nnunet.export(
@@ -292,6 +311,19 @@ def export(
         )
     _warn(setup.completion, name, talk)
     segment_report.complain(folder, plan.unlabelled)
+
+
+def _refuse_place(
+    folder: Path, setup: Setup, asked: Asked, truth: Dataset | None, *, flag: str
+) -> None:
+    """Results go neither among originals nor among synthesised volumes."""
+    originals = [*splits.originals_of(setup.data.root), *([truth.root] if truth else [])]
+    refuse_inside(folder, originals, flag=flag)
+    if is_within(folder, Path(asked.cpl)):
+        raise UsageError(
+            f"{flag}: {folder} lies inside {asked.cpl}, wanted a folder outside of the synthesised volumes",
+            f"choose another {flag}",
+        )
 
 
 def _warn(completion: Completion, name: str, talk: Talk) -> None:
