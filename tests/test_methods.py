@@ -479,3 +479,20 @@ def test_a_sample_is_a_function_of_its_number(ready):
     assert torch.equal(one, again)
     assert not torch.equal(one, two)
     assert not torch.equal(one, ready.synthesise({"t1": x}, ["t2"])["t2"])
+
+
+def test_background_stays_background_in_training_and_synthesis(tiny_settings):
+    torch.manual_seed(0)
+    method = METHODS["attcl-gan"](changed(tiny_settings, keep_background=True), FOUR)
+    x = torch.full((2, 1, 16, 16), -1.0)
+    x[:, :, 4:8, 4:8] = 0.3
+    method.remember_references(dict.fromkeys(FOUR, x[:1]))
+    fakes = method.synthesise({"t1": x}, FOUR)
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[3:9, 3:9] = True
+    for fake in fakes.values():
+        assert fake[:, 0, ~inside].eq(-1).all()
+        assert not fake[:, 0, inside].eq(-1).any()
+    plain = METHODS["attcl-gan"](changed(tiny_settings, keep_background=False), FOUR)
+    plain.remember_references(dict.fromkeys(FOUR, x[:1]))
+    assert not plain.synthesise({"t1": x}, ["t2"])["t2"].eq(-1).any()

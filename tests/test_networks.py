@@ -22,6 +22,7 @@ from attcl_cli.networks.blocks import (
     InstanceNorm,
     ResidualBlock,
     initialise,
+    keep_background,
     leaky_relu,
     pick,
     widths,
@@ -399,3 +400,20 @@ def test_instance_norm_of_bfloat16_is_computed_in_float32():
     wide = x.double()
     wanted = (wide - wide.mean((2, 3), keepdim=True)) / wide.std((2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-3)
+
+
+def test_background_of_all_sources_is_background_of_what_is_made():
+    sources = torch.full((1, 2, 6, 6), -1.0)
+    sources[0, 0, 1:4, 1:4] = 0.5
+    sources[0, 0, 2, 2] = -1  # clipped to -1, within the brain
+    sources[0, 1, 5, 5] = 0.1
+    fake = torch.randn(1, 1, 6, 6, requires_grad=True)
+    shown = keep_background(fake, sources)
+    inside = torch.zeros(6, 6, dtype=torch.bool)
+    inside[0:5, 0:5] = True  # the square and its rim
+    inside[4:6, 4:6] = True
+    assert torch.equal(shown[0, 0][inside], fake[0, 0][inside])
+    assert shown[0, 0][~inside].eq(-1).all()
+    shown.sum().backward()
+    assert torch.equal(fake.grad[0, 0] == 1, inside)
+    assert torch.equal(keep_background(fake, sources[:, :1], sources[:, 1:]), shown)

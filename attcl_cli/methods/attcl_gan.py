@@ -19,7 +19,7 @@ from attcl_cli.methods.contract import Batch, CaseBatches, Runtime, SliceBatches
 from attcl_cli.methods.steps import Losses, contrast, frozen, update
 from attcl_cli.networks import patches
 from attcl_cli.networks.attention import CBAM
-from attcl_cli.networks.blocks import pick
+from attcl_cli.networks.blocks import keep_background, pick
 from attcl_cli.networks.discriminator import Discriminator
 from attcl_cli.networks.generator import Generator
 from attcl_cli.networks.style import MappingNetwork, StyleEncoder
@@ -189,7 +189,7 @@ class AttclGan:
             target: self._style(target, sample)[None].to(x.device, x.dtype) for target in targets
         }
         return {
-            target: self.generator.decode(features[0], style, to_add)
+            target: self._shown(self.generator.decode(features[0], style, to_add), x)
             for target, style in styles.items()
         }
 
@@ -253,13 +253,18 @@ class AttclGan:
             return replace(self._translate(part, pick(codes, part.batch.y_ref)), codes=codes)
 
     def _translate(self, part: _Part, style: Tensor) -> _Translation:
-        features = self.generator.encode(part.batch.x_src)
+        x = part.batch.x_src
+        features = self.generator.encode(x)
         refined = self._refine(features)
-        x_fake = self.generator.decode(features[0], style, self._to_add(refined))
-        return _Translation(features, refined, style, x_fake)
+        x_fake = self._shown(self.generator.decode(features[0], style, self._to_add(refined)), x)
+        return _Translation(x, features, refined, style, x_fake)
 
     def _decode(self, made: _Translation, style: Tensor) -> Tensor:
-        return self.generator.decode(made.features[0], style, self._to_add(made.refined))
+        made_of = self.generator.decode(made.features[0], style, self._to_add(made.refined))
+        return self._shown(made_of, made.x)
+
+    def _shown(self, fake: Tensor, x: Tensor) -> Tensor:
+        return keep_background(fake, x) if self.settings.keep_background else fake
 
     def _refine(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
         return {int(layer): cbam(features[int(layer)]) for layer, cbam in self.attention.items()}
@@ -298,6 +303,7 @@ class AttclGan:
         fake_refined = self._refine(fake_features)
         style_org = pick(self.style_encoder(batch.x_src), batch.y_src)
         x_rec = self.generator.decode(fake_features[0], style_org, self._to_add(fake_refined))
+        x_rec = self._shown(x_rec, batch.x_src)
         found["cyc"] = (s.lambda_cyc, losses.cycle_loss(batch.x_src, x_rec.float()))
         lambda_ds = s.lambda_ds * max(0.0, 1 - step / s.steps)
         if lambda_ds > 0:
@@ -356,6 +362,7 @@ class _Part:
 class _Translation:
     """A translation with all that is learned from it."""
 
+    x: Tensor  # what was translated
     features: list[Tensor]
     refined: dict[int, Tensor]
     style: Tensor

@@ -19,6 +19,7 @@ from attcl_cli.config import Settings
 from attcl_cli.errors import UsageError
 from attcl_cli.methods.contract import CaseBatch, CaseBatches, Runtime, SliceBatches
 from attcl_cli.methods.steps import Losses, contrast, frozen, update
+from attcl_cli.networks.blocks import keep_background
 from attcl_cli.networks.discriminator import PatchDiscriminator
 from attcl_cli.networks.fusion import AutoEncoder, Decoder, FusionGenerator
 from attcl_cli.networks.patches import PatchHead
@@ -147,8 +148,13 @@ class Plave:
         del sample  # not styled: there is nothing to draw
         made = {}
         for target in targets:
-            made[target] = self.generator.decode(*self._trunk_of(sources, target))[0]
+            fake = self.generator.decode(*self._trunk_of(sources, target))[0]
+            used = [image for name, image in sources.items() if name != target]
+            made[target] = self._shown(fake, *used)
         return made
+
+    def _shown(self, fake: Tensor, *sources: Tensor) -> Tensor:
+        return keep_background(fake, *sources) if self.settings.keep_background else fake
 
     @torch.inference_mode()
     def segment(self, sources: Mapping[str, Tensor], target: str) -> Tensor:
@@ -194,6 +200,7 @@ class Plave:
             h = self.generator.refine(following, style)
             skips = self.generator.skips(features, present)
             x_fake, decoded = self.generator.decode(h, style, skips)
+            x_fake = self._shown(x_fake, self._shown_sources(part))
             return _Translation(
                 style, present, features[-1], fused, following, h, skips, x_fake, decoded
             )

@@ -107,6 +107,21 @@ class AdaINResidualBlock(nn.Module):
         return (x + h).div_(math.sqrt(2))
 
 
+def keep_background(fake: Tensor, *sources: Tensor) -> Tensor:
+    """Sets what lies outside the brain in all sources to background, as completion does.
+
+    The rim of one pixel, and pixels within the brain that normalising clipped to -1, stay as they are: background is
+    where a pixel's whole neighbourhood (3x3) is -1.
+
+    Args:
+        fake: (B, 1, H, W), what was made of the sources.
+        sources: (B, M, H, W) each, in [-1, 1], background exactly -1.
+    """
+    brightest = torch.cat(sources, dim=1).amax(dim=1, keepdim=True)
+    inside = F.max_pool2d(brightest, 3, stride=1, padding=1) > -1
+    return torch.where(inside, fake, torch.full_like(fake, -1))
+
+
 def initialise(module: nn.Module) -> None:
     """He initialisation of every convolution and linear layer, biases 0 (StarGAN v2, Appendix)."""
     for layer in module.modules():
