@@ -170,7 +170,8 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         except RuntimeError as error:
             raise AttclError(
                 f"{weights.path}: tensors do not fit its own settings ({_first_line(error)}), "
-                "wanted a file that attcl wrote"
+                "wanted a file that attcl wrote",
+                "copy the file again from its source, or train again",
             ) from error
         modules[name].to(device).eval().requires_grad_(requires_grad=False)
         # As the slices are (`translation.translate`): a sixth faster on a CPU than rearranging them in every layer.
@@ -184,7 +185,8 @@ def load_method(weights: Weights, device: torch.device) -> Method:
     lacking = sorted(set(info.modalities) - set(method.references))
     if method.styled and lacking:
         raise AttclError(
-            f"{weights.path}: no reference of {', '.join(lacking)}, wanted a file that attcl wrote"
+            f"{weights.path}: no reference of {', '.join(lacking)}, wanted a file that attcl wrote",
+            "copy the file again from its source, or train again",
         )
     return method
 
@@ -298,7 +300,8 @@ def _read_info(path: Path) -> WeightsInfo:
         )
     except (KeyError, TypeError, AttributeError, AttclError) as error:
         raise AttclError(
-            f"{path}: its description is incomplete ({error}), wanted a file that attcl wrote"
+            f"{path}: its description is incomplete ({error}), wanted a file that attcl wrote",
+            "copy the file again from its source, or train again",
         ) from error
 
 

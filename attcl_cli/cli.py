@@ -174,7 +174,11 @@ def train(
         typer.Option("-o", "--output", help="Folder of the run.  [default: runs/<time>-<method>]"),
     ] = None,
     method: Annotated[
-        str | None, typer.Option("--method", help="What is trained.  [default: attcl-gan]")
+        str | None,
+        typer.Option(
+            "--method",
+            help="attcl-gan (one source a volume) or plave (all that a case has).  [default: attcl-gan]",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
@@ -184,7 +188,7 @@ def train(
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option("--variant", help=f"The paper's ablations: {', '.join(VARIANTS)}."),
+        typer.Option("--variant", help=f"AttCL-GAN's ablations (Table 4): {', '.join(VARIANTS)}."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -318,7 +322,10 @@ def complete(
     from attcl_cli.commands import completion
 
     if part_id > num_parts:
-        raise UsageError(f"--part-id: {part_id}, wanted 1 to --num-parts ({num_parts})")
+        raise UsageError(
+            f"--part-id: {part_id}, wanted 1 to --num-parts ({num_parts})",
+            "parts are counted from 1: --num-parts 4 --part-id 1",
+        )
     completion.complete(
         Source(ori, layout, modalities),
         cpl,
@@ -659,7 +666,8 @@ def _triple(text: str | None, flag: str, kind: type[Any]) -> Any:
     except ValueError as error:
         raise UsageError(
             f"{flag}: {text!r}, "
-            f"wanted three numbers such as {'170/23/50' if kind is int else '0.7/0.1/0.2'}"
+            f"wanted three numbers such as {'170/23/50' if kind is int else '0.7/0.1/0.2'}",
+            "one for training, validation and test each",
         ) from error
     return first, second, third
 
@@ -668,7 +676,9 @@ def _fraction(text: str) -> Fraction:
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
-        raise UsageError(f"--subset: {text!r}, wanted a share such as 1/8 or 0.125") from error
+        raise UsageError(
+            f"--subset: {text!r}, wanted a share such as 1/8 or 0.125", "for example --subset 1/8"
+        ) from error
 
 
 def _span(text: str) -> tuple[int, int] | None:
@@ -679,5 +689,8 @@ def _span(text: str) -> tuple[int, int] | None:
     except ValueError:
         first = stop = 0
     if not 0 <= first < stop:
-        raise UsageError(f"--slices: {text!r}, wanted all or FIRST:STOP such as 31:125")
+        raise UsageError(
+            f"--slices: {text!r}, wanted all or FIRST:STOP such as 31:125",
+            "for example --slices 31:125",
+        )
     return first, stop

@@ -6,6 +6,7 @@ Knows no network and no file format but its own; what a setting does is document
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -173,9 +174,13 @@ class Settings(BaseModel):
         0.0,
         description="Share of the steps, the last ones, over which all Adam steps fall linearly to 0 (ours).",
     )
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    weight_decay: Weight = 1e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Adam: decay of the mean of the gradients."
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99, description="Adam: decay of the mean of their squares."
+    )
+    weight_decay: Weight = Field(1e-4, description="Adam: weight decay.")
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.999, description="Decay of the averaged weights that completion uses."
     )
@@ -255,6 +260,16 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+_TITLES = {"attcl-gan": "AttCL-GAN", "plave": "PLAVE"}  # what begins a description names the method
+
+
+# What a run keeps when it is resumed: its networks, its data and its random numbers hang on these.
+FIXED = (
+    "method", "seed", "image_size", "canvas", "width", "max_width", "downs", "bottleneck", "style_dim", "latent_dim",
+    "mapping_width", "acl", "att_adain", "contrastive_layers", "plave_target", "plave_blocks", "plave_skips",
+)  # fmt: skip
+
+
 # The paper's switches by name: the eight rows of Table 4, and the two contrastive baselines of Table 2.
 _OFF: dict[str, Any] = {"acl": "none", "att_adain": False, "scd": False}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -313,6 +328,14 @@ def resolve(
     merged = own | PRESETS[preset] | chosen
     problems: list[AttclError] = [
         UsageError(
+            f"setting {key}: is PLAVE's, found it with method {method}, wanted --method plave",
+            "add --method plave, or leave it out",
+        )
+        for key in overrides or {}
+        if key.startswith("plave_") and method != "plave"
+    ]
+    problems += [
+        UsageError(
             f"setting {key!r}: no such setting, "
             "wanted one of those that `attcl train --dry-run` lists",
             _nearest(key, Settings.model_fields),
@@ -340,13 +363,20 @@ def validated(kind: type[Model], values: dict[str, Any]) -> Model:
             text = item["msg"].removeprefix("Value error, ")
             problems.append(
                 UsageError(
-                    f"setting {key}: found {item['input']!r}, {text[0].lower()}{text[1:]}"
+                    f"setting {key}: found {item['input']!r}, {_wanted(text)}"
                     if key
-                    else f"setting {text}"
+                    else f"setting {text}",
+                    "lists are written [1, 2]; --dry-run shows every setting",
                 )
             )
         raise_all(problems)
         raise
+
+
+def _wanted(text: str) -> str:
+    """pydantic's complaint in our words: `Input should be ...` -> `wanted ...`."""
+    ours = re.sub(r"^(Input|Value) should be ", "wanted ", text)
+    return ours[0].lower() + ours[1:]
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -363,6 +393,18 @@ def parse_override(text: str) -> tuple[str, Any]:
 def dump(settings: Settings) -> str:
     """The settings as TOML, every key, in the order of the class."""
     return tomli_w.dumps(settings.model_dump(mode="json"))
+
+
+def explain(settings: Settings) -> str:
+    """The settings that the method looks at, as TOML with what each one is."""
+    lines = []
+    for name, field in type(settings).model_fields.items():
+        of = next((it for it in _TITLES if (field.description or "").startswith(_TITLES[it])), "")
+        if of and of != settings.method:
+            continue
+        value = tomli_w.dumps({name: settings.model_dump(mode="json")[name]}).strip()
+        lines.append(f"{value}  # {field.description}" if field.description else value)
+    return "\n".join(lines)
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -260,13 +260,17 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
     if not root.is_dir():
         raise AttclError(
             f"{root}: {'a file' if root.exists() else 'no such folder'}, "
-            "wanted the folder of a dataset"
+            "wanted the folder of a dataset",
+            "check the path",
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
         modalities = root / VOCABULARY_FILE
     vocabulary, own = read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
     if layout not in {"auto", *LAYOUTS, *([own.name] if own else [])}:
-        raise UsageError(f"--layout: {layout!r}, wanted one of auto, {', '.join(LAYOUTS)}")
+        raise UsageError(
+            f"--layout: {layout!r}, wanted one of auto, {', '.join(LAYOUTS)}",
+            "--layout auto finds it by the names of the files",
+        )
     files = _walk(root)
     candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
     readings = {
@@ -315,16 +319,21 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
         ):
             raise UsageError(
                 f"{path}: modality {name!r} = {spellings!r}, "
-                "wanted letters and digits = a list of spellings"
+                "wanted letters and digits = a list of spellings",
+                'for example pd = ["PD"]',
             )
     owner: dict[str, str] = {}
     for name, spellings in table.items():
         for spelling in (name, *spellings):
             if spelling.lower() in SEGMENTATION_NAMES:
-                raise UsageError(f"{path}: {spelling!r} names the label map, wanted another name")
+                raise UsageError(
+                    f"{path}: {spelling!r} names the label map, wanted another name",
+                    "choose another spelling",
+                )
             if owner.setdefault(spelling.lower(), name) != name:
                 raise UsageError(
-                    f"{path}: {spelling!r} is a spelling of {owner[spelling.lower()]} and of {name}, wanted one owner"
+                    f"{path}: {spelling!r} is a spelling of {owner[spelling.lower()]} and of {name}, wanted one owner",
+                    "leave it to one of them",
                 )
     vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
     if "pattern" not in document:
@@ -338,7 +347,8 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
     ):
         raise UsageError(
             f"{path}: pattern {pattern!r}, "
-            f"wanted a path with {{case}} and {{modality}} that ends in .nii or .nii.gz"
+            f"wanted a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
+            'for example pattern = "{case}/{case}-{modality}.nii.gz"',
         )
     ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
     layout = Layout(
@@ -365,7 +375,10 @@ def canonical(name: str, modalities: Iterable[str]) -> str:
     for ours in known:
         if name.lower() in (ours.lower(), *DEFAULT_MODALITIES.get(ours, ())):
             return ours
-    raise UsageError(f"modality {name!r}: unknown here, wanted one of {', '.join(known)}")
+    raise UsageError(
+        f"modality {name!r}: unknown here, wanted one of {', '.join(known)}",
+        "a TOML file given with --modalities names others",
+    )
 
 
 def check(
@@ -483,7 +496,8 @@ def _walk(root: Path) -> list[PurePosixPath]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise AttclError(
-        f"{error.filename}: not readable ({error.strerror}), wanted a folder that can be listed"
+        f"{error.filename}: not readable ({error.strerror}), wanted a folder that can be listed",
+        "check its permissions",
     ) from error
 
 

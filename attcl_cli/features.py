@@ -172,7 +172,10 @@ def load_network(
         AttclError: as `locate`; or a library is missing, or the weights are no tensors of this network.
     """
     if name not in NETWORKS:
-        raise UsageError(f"--fid-network: {name!r}, wanted one of {', '.join(NETWORKS)}")
+        raise UsageError(
+            f"--fid-network: {name!r}, wanted one of {', '.join(NETWORKS)}",
+            "--fid-network effnet-lite0 needs no download",
+        )
     return NETWORKS[name](offline=offline, progress=progress, device=device)
 
 
@@ -330,7 +333,8 @@ def _fill(module: nn.Module, state: dict[str, Any], path: Path) -> None:
 
 def _unfit(path: Path, error: Exception) -> AttclError:
     return AttclError(
-        f"{path}: its tensors do not fit the network ({_first_line(error)}), wanted the published file"
+        f"{path}: its tensors do not fit the network ({_first_line(error)}), wanted the published file",
+        "remove it: it is downloaded again",
     )
 
 

@@ -91,7 +91,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise AttclError(
-            f"{path}: not readable as JSON ({error}), wanted the file that attcl wrote"
+            f"{path}: not readable as JSON ({error}), wanted the file that attcl wrote",
+            "remove it, or copy it again from its source",
         ) from error
 
 
@@ -119,10 +120,14 @@ def read_toml(path: Path, *, wanted: str) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing or no TOML; `wanted` says what it should hold.
     """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file, wanted {wanted}", "check the path")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path}: not readable as TOML ({error}), wanted {wanted}") from error
+        raise UsageError(
+            f"{path}: not readable as TOML ({error}), wanted {wanted}", "mend the file"
+        ) from error
 
 
 def sha256(path: Path) -> str:
@@ -159,13 +164,15 @@ def is_within(path: Path, root: Path) -> bool:
     return path.resolve().is_relative_to(root.resolve())
 
 
-def refuse_inside(folder: Path, originals: Iterable[Path], *, flag: str) -> None:
-    """Raises a `UsageError` where `folder`, which `flag` names, lies in one of `originals`."""
+def refuse_inside(
+    folder: Path, originals: Iterable[Path], *, flag: str, kept: str = "originals"
+) -> None:
+    """Raises a `UsageError` where `folder`, named by `flag`, lies in one of `originals`; `kept` says what they are."""
     for original in originals:
         if is_within(folder, original):
             raise UsageError(
-                f"{flag}: {folder} lies inside {original}, wanted a folder outside of the originals",
-                f"originals are never touched; choose another {flag}",
+                f"{flag}: {folder} lies inside {original}, wanted a folder outside of the {kept}",
+                f"{kept} are never touched; choose another {flag}",
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -19,14 +19,21 @@ STATS_FILE = "stats.jsonl"
 
 
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or a polite kill, so that the step in progress ends and is saved; a second one stops at once."""
+def stop_requested(
+    on_request: Callable[[], None] = lambda: None,
+) -> Iterator[threading.Event]:
+    """Set by Ctrl-C or a polite kill, so that the step in progress ends and is saved; a second one stops at once.
+
+    `on_request` is called by the first one, from the signal's handler.
+    """
     stopped = threading.Event()
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if stopped.is_set():
             raise KeyboardInterrupt
         stopped.set()
+        with suppress(RuntimeError):  # a line that was being written cannot be broken into
+            on_request()
 
     previous = {}
     with suppress(ValueError):  # only the main thread may set handlers

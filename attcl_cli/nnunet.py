@@ -80,7 +80,10 @@ def export(
     """
     samples = [(part, sample) for part, own in shown.splits.items() for sample in own]
     if ending == ".png":
-        raise UsageError("--export nnunet: a dataset of PNG slices, wanted NIfTI volumes")
+        raise UsageError(
+            "--export nnunet: a dataset of PNG slices, wanted NIfTI volumes",
+            "nnU-Net reads 2-D images as single cases: convert the dataset to NIfTI",
+        )
     lacking = next((item.case for _, item in samples if not all(item.channels)), None)
     if lacking is not None:
         raise UsageError(

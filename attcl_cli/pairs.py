@@ -126,8 +126,9 @@ def plan(
             AttclError(
                 f"{output}: {name} of {case_id} was not completed"
                 + (f", nor were {len(missing) - 1} more" if len(missing) > 1 else "")
-                + f", wanted all volumes hidden in the {split} split",
-                "finish attcl complete, or count them with --allow-missing",
+                + f", wanted all volumes hidden in {'any' if split == 'all' else f'the {split}'} split",
+                "finish attcl complete (a challenge's flat folder is not read: complete into another --cpl, too), "
+                "or count them with --allow-missing",
             )
         )
     raise_all(problems)
@@ -173,7 +174,9 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
 def _chosen(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | None:
     """Case -> what was hidden of it; None where nobody wrote it down."""
     if split not in SPLITS:
-        raise UsageError(f"--split: {split!r}, wanted one of {', '.join(SPLITS)}")
+        raise UsageError(
+            f"--split: {split!r}, wanted one of {', '.join(SPLITS)}", "--split test is the default"
+        )
     if splits is None:
         if split != "all":
             raise UsageError(

@@ -16,11 +16,12 @@ import numpy as np
 
 from attcl_cli import volume
 from attcl_cli.checkpoint import Weights
-from attcl_cli.dataset import Case, Dataset, Layout, check_case, ending_of
+from attcl_cli.dataset import SUBMISSIONS, Case, Dataset, Layout, check_case, ending_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside
 from attcl_cli.methods import METHODS
 
+_NAMED = 8  # cases in an error
 _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
 
 
@@ -201,23 +202,14 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
             sources = _sources_of(job.weights, case, modal_list)
             jobs.append(replace(job, sources=sources, outputs=outputs))
     problems += _fold(existing)
-    for used in usable:
-        problems += _lacking(used, [job for job in jobs if job.weights is used], fallback)
-    sound: list[Job] = []
-    failed: dict[str, AttclError] = {}
+    sound, failed, found = _sound(dataset, jobs, slices, fallback, keep_going=keep_going)
+    problems += found
     checked = {job.case.id for job in jobs}
     unplanned = {name: own for name, own in dataset.wrong.items() if name not in checked}
     if part[0] == 1 and keep_going:
         failed |= {name: own[0] for name, own in unplanned.items()}
     elif part[0] == 1:
         problems += [problem for own in unplanned.values() for problem in own]
-    for job in jobs:
-        found = check_case(dataset, job.case, values=True) or _beyond(dataset, job.case, slices)
-        if found and keep_going:
-            failed[job.case.id] = found[0]
-            continue
-        problems += found
-        sound.append(job)
     if not problems:
         problems += _no_room(dataset, output, sound)
     raise_all(problems)
@@ -265,6 +257,38 @@ def read_label(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def _sound(
+    dataset: Dataset,
+    jobs: Sequence[Job],
+    slices: tuple[int, int] | None,
+    fallback: Weights | None,
+    *,
+    keep_going: bool,
+) -> tuple[list[Job], dict[str, AttclError], list[AttclError]]:
+    """The jobs that can be done; of `keep_going` why others cannot, by case, else all that is wrong with them."""
+    lacking = {job.case.id: _lacking(job.weights, [job], fallback) for job in jobs}
+    problems: list[AttclError] = []
+    if not keep_going or all(lacking.values()):  # told together, a line for many cases
+        for used in dict.fromkeys(id(job.weights) for job in jobs):
+            own = [job for job in jobs if id(job.weights) == used]
+            problems += _lacking(own[0].weights, own, fallback)
+        lacking = {}
+    sound: list[Job] = []
+    failed: dict[str, AttclError] = {}
+    for job in jobs:
+        found = (
+            lacking.get(job.case.id)
+            or check_case(dataset, job.case, values=True)
+            or _beyond(dataset, job.case, slices)
+        )
+        if found and keep_going:
+            failed[job.case.id] = found[0]
+            continue
+        problems += found
+        sound.append(job)
+    return sound, failed, problems
+
+
 def _missing_files(
     places: Places, case: Case, target: str, slices: tuple[int, int] | None, *, overwrite: bool
 ) -> tuple[PurePosixPath, ...] | None:
@@ -306,6 +330,7 @@ def _refuse_output(places: Places, originals: Sequence[Path]) -> None:
         refuse_inside(folder, originals, flag="--cpl")
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--cpl: {folder} is a file, wanted a folder", "choose another --cpl")
+    _refuse_mixture(places)
 
 
 def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) -> list[AttclError]:
@@ -343,11 +368,18 @@ def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) ->
                 unmade.setdefault(told, []).append(job.case.id)
     return problems + [
         AttclError(
-            f"{weights.path}: {told}, wanted a model for {len(cases)} cases (the first: {cases[0]})",
+            f"{weights.path}: {told}, wanted a model for these ({len(cases)}): {_some(cases)}",
             hint,
         )
         for told, cases in sorted(unmade.items())
     ]
+
+
+def _some(cases: Sequence[str]) -> str:
+    """Ids of cases: all, where they fit a line or two."""
+    distinct = list(dict.fromkeys(cases))
+    more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
+    return ", ".join(distinct[:_NAMED]) + more
 
 
 def _beyond(dataset: Dataset, case: Case, slices: tuple[int, int] | None) -> list[AttclError]:
@@ -486,6 +518,33 @@ def _refuse_naming(dataset: Dataset, naming: Layout | None, *, uncertainty: bool
         raise UsageError(
             f"{flag}: modality {unknown[0]}, wanted {', '.join(naming.tokens)}", "leave it out"
         )
+
+
+def _refuse_mixture(places: Places) -> None:
+    """A challenge's folder holds its volumes and nothing else: neither kind of output goes into the other's folder."""
+    output, naming = places.output, places.naming
+    if naming is None:
+        record = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records
+        written = read_json(record / "run.json") if (record / "run.json").is_file() else {}
+        layout = written.get("config", {}).get("layout") if isinstance(written, dict) else None
+        if layout in SUBMISSIONS and output.is_dir():
+            raise UsageError(
+                f"--cpl: {output} holds what --layout {layout} wrote, wanted another folder for the dataset's names",
+                "choose another --cpl",
+            )
+        return
+    pattern = naming.pattern()
+    if output.is_dir():
+        strange = sorted(
+            path.name
+            for path in output.iterdir()
+            if not pattern.fullmatch(path.name) and not path.name.startswith(".")  # half written
+        )
+        if strange:
+            raise UsageError(
+                f"--cpl: {output} holds {strange[0]}, wanted a folder for {naming.name} alone",
+                "choose another --cpl",
+            )
 
 
 def _how(slices: tuple[int, int] | None, samples: int, *, uncertainty: bool) -> dict[str, Any]:

@@ -358,7 +358,8 @@ def load_segmenter(path: Path, device: torch.device) -> Segmenter:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     if not _load(network, tensors):
         raise AttclError(
-            f"{path}: tensors do not fit its own settings, wanted weights that attcl segment wrote"
+            f"{path}: tensors do not fit its own settings, wanted weights that attcl segment wrote",
+            "copy the file again from its source, or train again",
         )
     network.to(device).eval().requires_grad_(requires_grad=False)
     return Segmenter(network, info, device)

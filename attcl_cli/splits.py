@@ -164,7 +164,8 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
         if set(group) >= set(modalities):
             raise UsageError(
                 f"--ratio: {name} hides all of {', '.join(modalities)} from a group, "
-                "wanted at least one to stay"
+                "wanted at least one to stay",
+                "leave one modality out of that list",
             )
     return name, known
 
@@ -302,12 +303,14 @@ def _sizes(
     total: int, sizes: tuple[int, int, int] | None, fractions: tuple[float, float, float] | None
 ) -> tuple[int, int, int]:
     if sizes is not None and fractions is not None:
-        raise UsageError("--sizes and --fractions: both given, wanted one of them")
+        raise UsageError(
+            "--sizes and --fractions: both given, wanted one of them", "leave one of them out"
+        )
     if sizes is not None:
-        if min(sizes) < 0 or sizes[0] == 0 or sum(sizes) > total:
+        if min(sizes) < 0 or not 0 < sum(sizes) <= total:
             raise UsageError(
-                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, "
-                f"wanted a sum of at most {total} and at least one to train on"
+                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, wanted a sum from 1 to {total}",
+                "for example --fractions 0.7/0.1/0.2, which fits any number of cases",
             )
         return sizes
     if fractions is None:
@@ -318,7 +321,8 @@ def _sizes(
     if not min(fractions) >= 0 or fractions[0] == 0 or not sum(fractions) <= 1 + 1e-9:
         raise UsageError(
             f"--fractions: {'/'.join(map(str, fractions))}, "
-            "wanted shares that sum to at most 1, the first above 0"
+            "wanted shares that sum to at most 1, the first above 0",
+            "for example --fractions 0.7/0.1/0.2",
         )
     exact = [Fraction(str(share)) * total for share in fractions]
     counts = [int(value) for value in exact]
@@ -369,6 +373,7 @@ def _hide(
 def _require_every_modality(
     name: str, splits: Mapping[str, Sequence[SplitCase]], dataset: Dataset
 ) -> None:
+    """All that is to be learned must be there; without a training split nothing is (weights from elsewhere)."""
     train = splits["train"]
     problems: list[AttclError] = [
         UsageError(
@@ -378,7 +383,7 @@ def _require_every_modality(
             "a dataset with holes of its own needs no prepare-splits: attcl train --data DATASET",
         )
         for modality in dataset.modalities
-        if not any(modality in item.present for item in train)
+        if train and not any(modality in item.present for item in train)
     ]
     problems += [
         UsageError(

@@ -48,6 +48,7 @@ class Hooks:
     Attributes:
         on_step: called after each step with its number (from 1) and the last logged losses.
         on_log: called with each record of `stats.jsonl`.
+        on_stop: called when a stop is asked for, while the step in progress goes on.
         draw: writes a sample picture: path, column titles, rows of (row title, images (S, S) in [-1, 1]).
         validate: scores the averaged method, higher is better; called before each checkpoint, and the weights that
             score best are kept. None: the last ones are.
@@ -55,6 +56,7 @@ class Hooks:
 
     on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
     on_log: Callable[[Mapping[str, float]], None] = lambda _record: None
+    on_stop: Callable[[], None] = lambda: None
     draw: Callable[[Path, list[str], _Rows], None] = lambda _path, _titles, _rows: None
     validate: Callable[[Method], float] | None = None
 
@@ -91,11 +93,7 @@ def train(
         InterruptedRun: Ctrl-C; everything is saved.
         AttclError: a loss is no longer finite, or the device is out of memory; the last good checkpoint is kept.
     """
-    if settings.batch_size % processes.count:
-        raise UsageError(
-            f"setting batch_size: {settings.batch_size} slices, wanted a multiple of the {processes.count} processes",
-            f"--set batch_size={math.ceil(settings.batch_size / processes.count) * processes.count}",
-        )
+    require_shares(settings, processes)
     run = _Run(settings, store, run_dir, device, hooks, note)
     run.method.runtime = Runtime(
         precision=precision,
@@ -117,7 +115,7 @@ def train(
     own = run.method.runtime.share(settings.batch_size)
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}
-    with stop_requested() as stop:
+    with stop_requested(hooks.on_stop) as stop:
         for step, future in read_ahead(draw, range(first, settings.steps), depth=2):
             try:
                 batch = future.result().part(own).to(device)
@@ -156,6 +154,19 @@ def train(
                 )
     processes.wait()
     return run.best_step
+
+
+def require_shares(settings: Settings, processes: Processes) -> None:
+    """Every process has an equal share of a batch.
+
+    Raises:
+        UsageError: the batch cannot be shared.
+    """
+    if settings.batch_size % processes.count:
+        raise UsageError(
+            f"setting batch_size: {settings.batch_size} slices, wanted a multiple of the {processes.count} processes",
+            f"--set batch_size={math.ceil(settings.batch_size / processes.count) * processes.count}",
+        )
 
 
 class _Run:

@@ -446,6 +446,108 @@ def test_a_run_keeps_its_sizes(stopped_run, attcl):
     assert err.startswith("error: --preset: given with --resume")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [["--method", "plave"], ["--set", "width=8"], ["--variant", "stargan-v2"], ["--seed", "9"]],
+    ids=" ".join,
+)
+def test_a_run_keeps_its_networks_and_a_refusal_leaves_it_as_it_is(change, stopped_run, attcl):
+    before = states(stopped_run)
+    code, _, err = attcl("train", "--resume", stopped_run, "--steps", 3, *change)
+    assert code == 2
+    assert f"error: --resume: {stopped_run} was started with" in err and "hint: leave out" in err
+    assert states(stopped_run) == before
+    assert attcl("train", "--resume", stopped_run, "--steps", 3)[0] == 0
+
+
+def test_a_resumed_run_stays_in_its_folder(stopped_run, attcl):
+    code, _, err = attcl("train", "--resume", stopped_run, "-o", "elsewhere", "--steps", 3)
+    assert code == 2 and "--output: given with --resume" in err
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
+    here, incomplete_root, attcl, monkeypatch
+):
+    from attcl_cli import slices
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ("train", "--data", incomplete_root, "-c", "tiny.toml", "--steps", 2, "-o", "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(slices, "build", interrupted)
+        code, _, err = attcl(*arguments)
+    assert code == 130
+    assert "run: interrupted, no step was saved yet" in err
+    assert "hint: go on with: attcl train --resume run" in err
+    assert json.loads(Path("run/run.json").read_text())["exit_code"] == 130
+    code, _, err = attcl("train", "--resume", "run")
+    assert code == 0 and "run: goes on from step 0" in err
+    assert attcl(*arguments[:-1], "whole")[0] == 0
+    assert sha256(Path("run/weights.safetensors")) == sha256(Path("whole/weights.safetensors"))
+
+
+def test_fewer_steps_than_a_run_has_are_nothing_to_do(stopped_run, attcl):
+    code, _, err = attcl("train", "--resume", stopped_run, "--steps", 1)
+    assert code == 0 and "wanted 1 steps, is at step 2, nothing to do" in err
+
+
+def test_synthetic_volumes_are_no_truth_to_learn_from(here, incomplete_root, trained_run, attcl):
+    code, _, err = attcl(
+        "complete", "--ori", incomplete_root, "-w", trained_run, "--link-originals", "-q"
+    )
+    assert code == 0, err
+    code, _, err = attcl("train", "--data", "out", "-c", "tiny.toml", "-n")
+    assert code == 1
+    assert err.startswith("error: out: 4 volumes have a label that says they are synthetic")
+
+
+def test_a_setting_of_another_method_is_refused(here, incomplete_root, attcl):
+    given = ("train", "--data", incomplete_root, "--preset", "tiny", "-n")
+    code, _, err = attcl(*given, "--set", "plave_target=t1ce")
+    assert code == 2
+    assert err.startswith("error: setting plave_target: is PLAVE's") and "--method plave" in err
+
+
+def test_a_dedicated_model_that_no_case_can_teach_is_refused_before_anything_is_read(
+    here, phantom_root, attcl
+):
+    Path("one.toml").write_text('hidden = [["flair"], ["t1"], ["t2"]]')
+    made = attcl("prepare-splits", phantom_root, "--ratio", "one.toml", "--sizes", "4/0/0")
+    assert made[0] == 0, made[2]
+    given = ("train", "--preset", "tiny", "--method", "plave", "-n", "--set")
+    assert attcl(*given, "plave_target=t1")[0] == 1
+    _, _, err = attcl(*given, "plave_target=t1")
+    assert "none of 4 training cases has t1 and flair, t1ce, t2 together" in err
+
+
+def test_a_dry_run_explains_the_settings_of_its_method_alone(here, incomplete_root, attcl):
+    code, out, _ = attcl("train", "--data", incomplete_root, "--preset", "tiny", "-n")
+    assert code == 0
+    assert "lambda_scd = 0.1  # AttCL-GAN: style code diversity (Eq 11)." in out.splitlines()
+    assert "plave_" not in out
+
+
+def test_scores_do_not_go_among_the_volumes(
+    here, incomplete_root, phantom_root, trained_run, attcl
+):
+    assert attcl("complete", "--ori", incomplete_root, "-w", trained_run, "-q")[0] == 0
+    record = Path("out/run.json").read_bytes()
+    for place in ("out", "out/scores"):
+        code, _, err = attcl(
+            "score", "--ori", incomplete_root, "--truth", phantom_root, "-o", place
+        )
+        assert code == 2 and "outside of the synthesised volumes" in err
+    assert Path("out/run.json").read_bytes() == record
+
+
+def test_a_test_split_alone_serves_weights_from_elsewhere(here, phantom_root, attcl):
+    ratio = ("--ratio", "ratio3", "--sizes", "0/0/4")
+    assert attcl("prepare-splits", phantom_root, *ratio)[0] == 0
+    code, _, err = attcl("train", "--preset", "tiny", "-n")
+    assert code == 1 and "no training case" in err
+
+
 def test_a_dry_run_of_prepare_splits_refuses_what_the_run_would(here, phantom_root, attcl):
     assert attcl("prepare-splits", phantom_root, "--ratio", "ratio3")[0] == 0
     code, _, err = attcl("prepare-splits", phantom_root, "--ratio", "ratio2", "-n")

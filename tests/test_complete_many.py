@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import states
 
 from attcl_cli import checkpoint, complete, planning
 from attcl_cli.checkpoint import Weights
@@ -211,11 +212,11 @@ def test_what_a_dedicated_model_cannot_make_is_told_before_anything_runs(gappy, 
         planning.plan(open_dataset(root), tmp_path / "out", weights["dedicated"])
     told = [problem.message for problem in caught.value.problems]
     assert len(told) == 3
-    assert any("makes t1ce, not t1, wanted a model for 2 cases" in text for text in told)
-    assert any("makes t1ce, not t2, wanted a model for 2 cases" in text for text in told)
+    assert any("makes t1ce, not t1, wanted a model for these (2): " in text for text in told)
+    assert any("makes t1ce, not t2, wanted a model for these (2): " in text for text in told)
     (lacks,) = [text for text in told if "but cases lack t1" in text]
     assert "from flair, t1, t2" in lacks
-    assert "1 cases (the first: Phantom_00002)" in lacks
+    assert "for these (1): Phantom_00002" in lacks
     assert all("--fallback" in problem.hint for problem in caught.value.problems)
     assert not (tmp_path / "out").exists()
 
@@ -389,6 +390,35 @@ def test_a_submission_holds_the_right_names_and_nothing_else(gappy, runs, attcl,
     for name, content in before.items():
         case = "-".join(name.split("-")[:4])
         assert usual[f"{case}/{name}"] == content
+
+
+def test_a_submission_and_a_dataset_s_own_names_do_not_share_a_folder(
+    gappy, runs, attcl, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = ("complete", "--ori", gappy("brats2023"), "-w", runs["general"], "-d", "cpu", "-q")
+    flat = (*own, "--layout", "brasyn-submission")
+    assert attcl(*flat, "--cpl", "sub")[0] == 0
+    before = states(tmp_path)
+    code, _, err = attcl(*own, "--cpl", "sub")
+    assert code == 2 and "sub holds what --layout brasyn-submission wrote" in err
+    assert states(tmp_path) == before
+    assert attcl(*own, "--cpl", "out")[0] == 0
+    before = states(tmp_path)
+    code, _, err = attcl(*flat, "--cpl", "out")
+    assert code == 2 and "wanted a folder for brasyn-submission alone" in err
+    assert states(tmp_path) == before
+
+
+def test_keep_going_does_the_cases_that_the_weights_can_make(gappy, runs, attcl, tmp_path):
+    out = tmp_path / "out"
+    given = ("complete", "--ori", gappy(), "--cpl", out, "-w", runs["dedicated"], "--keep-going")
+    code, told, err = attcl(*given, "-n")
+    assert code == 0 and "cases cannot be done" in told and "makes t1ce from" in err
+    code, _, err = attcl(*given, "-d", "cpu")
+    assert code == 3
+    statuses = {case["status"] for case in json.loads((out / "run.json").read_text())["cases"]}
+    assert statuses == {"done", "failed"}
 
 
 def test_the_pattern_of_a_submission_takes_the_challenge_s_names():

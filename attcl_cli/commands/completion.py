@@ -51,12 +51,12 @@ def complete(
     if weights is None:
         trained = f"{found.info.steps} steps on {len(found.info.trained_on)} cases"
         console.say(f"weights: {found.path} ({trained})", quiet=talk.quiet)
-        if found.name == checkpoint.BUNDLED:
-            console.say(
-                "warning: these bundled weights know simulated phantoms only; "
-                "train on your own data first: attcl train",
-                quiet=talk.quiet,
-            )
+    if found.name == checkpoint.BUNDLED:
+        console.say(
+            "warning: these bundled weights know simulated phantoms only; "
+            "train on your own data first: attcl train",
+            quiet=talk.quiet,
+        )
     second = None if fallback is None else checkpoint.find_weights(fallback, flag="--fallback")
     plan = planning.plan(
         dataset,
@@ -201,13 +201,16 @@ def _show_plan(plan: planning.Plan, talk: Talk) -> None:
         counts = {"volumes": plan.volumes, "done": plan.done, "jobs": jobs, "failed": failed}
         console.document({"modal_list": list(plan.modal_list), **counts})
         return
+    for error in plan.failed.values():
+        console.error(error)
     talk.table(
         [{**job, "targets": ", ".join(job["targets"]), "files": len(job["files"])} for job in jobs]
     )
     told = f"sources by frequency: {', '.join(plan.modal_list)}"
     if METHODS[plan.weights.info.settings.method].accepts == "many":
         told = "sources: all that a case has"
-    talk.result(f"{plan.volumes} volumes to make, {plan.done} done; {told}")
+    lost = f", {len(plan.failed)} cases cannot be done" if plan.failed else ""
+    talk.result(f"{plan.volumes} volumes to make, {plan.done} done{lost}; {told}")
 
 
 def _show_outcome(plan: planning.Plan, made: int, linked: int, failed: int, talk: Talk) -> None:

@@ -76,6 +76,7 @@ def score(
     whole = open_truth(source, made, truth)
     split = split or ("test" if made else "all")
     refuse_inside(output, [*splits.originals_of(data.root), whole.root], flag="--output")
+    refuse_inside(output, [cpl], flag="--output", kept="synthesised volumes")
     if not dry_run:
         _locate_networks(wanted, talk)  # before anything slow is imported or read
     from attcl_cli import score as scoring

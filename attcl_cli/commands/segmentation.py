@@ -22,7 +22,7 @@ from attcl_cli.commands.segment_asked import (
     truth_for,
 )
 from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.files import is_within, refuse_inside
+from attcl_cli.files import refuse_inside
 from attcl_cli.runinfo import RunInfo
 from attcl_cli.segment_settings import SegmentSettings, resolve
 
@@ -319,11 +319,7 @@ def _refuse_place(
     """Results go neither among originals nor among synthesised volumes."""
     originals = [*splits.originals_of(setup.data.root), *([truth.root] if truth else [])]
     refuse_inside(folder, originals, flag=flag)
-    if is_within(folder, Path(asked.cpl)):
-        raise UsageError(
-            f"{flag}: {folder} lies inside {asked.cpl}, wanted a folder outside of the synthesised volumes",
-            f"choose another {flag}",
-        )
+    refuse_inside(folder, [Path(asked.cpl)], flag=flag, kept="synthesised volumes")
 
 
 def _warn(completion: Completion, name: str, talk: Talk) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +17,9 @@ from attcl_cli import console, devices, pictures, slices, splits, validate
 from attcl_cli import train as loop
 from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, state_step
 from attcl_cli.commands.arguments import Source, Talk
-from attcl_cli.config import Settings, dump, resolve
+from attcl_cli.config import FIXED, Settings, dump, explain, resolve
 from attcl_cli.dataset import Case, Dataset, check
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, sha256, write_whole
 from attcl_cli.methods import METHODS, Method
 from attcl_cli.runinfo import RunInfo
@@ -44,16 +45,22 @@ def train(
     talk: Talk = Talk(),
 ) -> None:
     """Prepares the training slices and trains."""
+    if resume is not None and output is not None:
+        raise UsageError("--output: given with --resume, wanted one of them", "leave --output out")
     settings = _settings(preset, variant, config, overrides or {}, resume)
-    if settings.method not in METHODS:
-        known = ", ".join(METHODS)
-        raise UsageError(f"--method: {settings.method!r}, wanted one of {known}", f"known: {known}")
     kind = METHODS[settings.method]
-    if resume is not None and state_step(resume / STATE_FILE) >= settings.steps:
-        told = f"finished at step {settings.steps}, nothing to do; --steps N goes on"
+    first = _step_of(resume) if resume is not None else 0
+    if first >= settings.steps:
+        where = (
+            "finished at" if first == settings.steps else f"wanted {settings.steps} steps, is at"
+        )
+        told = f"{where} step {first}, nothing to do; --steps N goes on"
         console.say(f"{resume}: {told}", quiet=talk.quiet)
         return
     place, processes = devices.join(device)
+    loop.require_shares(settings, processes)
+    if tensorboard:
+        _require_tensorboard()
     run_dir = processes.agree(_run_folder(settings, output, resume))
     processes.wait()  # before the main process puts something there
     origin: Dataset | Path = source.folder
@@ -63,24 +70,17 @@ def train(
         origin = source.open()
         kind.needs(settings, origin.modalities)  # a modality that nobody knows is told at once
         cases, validation = _training_cases(origin)
-        raise_all(check(origin, cases=[*cases, *validation], values=True))
+        _require_usable(settings, origin, cases)
+        problems = check(origin, cases=[*cases, *validation], values=True)
+        raise_all([*_synthetic(origin, cases), *problems])
         refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
         if resume is not None:
             _require_same_cases(resume, cases)
-    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS and processes.main:
-        console.say(
-            f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
-            "To try things out: attcl train --preset tiny",
-            quiet=talk.quiet,
-        )
+    _say_first(settings, place, resume, first, quiet=talk.quiet or not processes.main)
     described = {"run": str(run_dir), "device": str(place), "cases": len(cases)}
     if dry_run:
-        if talk.as_json:
-            console.document({**described, "settings": settings.model_dump(mode="json")})
-        else:
-            told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
-            talk.result(f"would train on {told}, on {place}, into {run_dir}\n")
-            talk.result(dump(settings))
+        told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
+        _say_plan(settings, told, described, talk)
         return
     run = _TrainingRun(
         origin=origin,
@@ -92,6 +92,7 @@ def train(
         processes=processes,
         precision=precision,
         resume=resume is not None,
+        first=first,
         workers=workers,
         tensorboard=tensorboard,
         talk=talk,
@@ -107,6 +108,29 @@ def train(
         console.document({**described, **outcome})
     else:
         talk.result(str(weights))
+
+
+def _say_first(
+    settings: Settings, place: torch.device, resume: Path | None, first: int, *, quiet: bool
+) -> None:
+    """What a user should know before it takes long."""
+    if resume is not None:
+        console.say(f"{resume}: goes on from step {first}", quiet=quiet)
+    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS:
+        console.say(
+            f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
+            "To try things out: attcl train --preset tiny",
+            quiet=quiet,
+        )
+
+
+def _say_plan(settings: Settings, told: str, described: Mapping[str, Any], talk: Talk) -> None:
+    """What a dry run would have done."""
+    if talk.as_json:
+        console.document({**described, "settings": settings.model_dump(mode="json")})
+        return
+    talk.result(f"would train on {told}, on {described['device']}, into {described['run']}\n")
+    talk.result(explain(settings))
 
 
 def data_of(run_dir: Path | None) -> Path:
@@ -125,20 +149,98 @@ def _settings(
     overrides: Mapping[str, Any],
     resume: Path | None,
 ) -> Settings:
-    """The settings of a new run, or those of the run to resume with what is changed in them."""
+    """The settings of a new run, or those of the run to resume with what is changed in them.
+
+    Raises:
+        UsageError: nothing to resume, an unknown method, or a change that the run's checkpoint cannot bear.
+    """
     if resume is not None and preset is not None:
         raise UsageError(
             "--preset: given with --resume, wanted one of them",
             "a run keeps the sizes it was started with",
         )
-    if resume is not None and file is None:
-        file = resume / "config.toml"
-        if not file.is_file():
-            raise UsageError(
-                f"--resume: {resume} has no config.toml, wanted the folder of a run",
-                "start without --resume, or name another run",
-            )
-    return resolve(preset=preset or "base", variant=variant, file=file, overrides=dict(overrides))
+    if resume is None:
+        chosen = resolve(
+            preset=preset or "base", variant=variant, file=file, overrides=dict(overrides)
+        )
+        _require_method(chosen)
+        return chosen
+    own = resume / "config.toml"
+    if not own.is_file():
+        raise UsageError(
+            f"--resume: {resume} has no config.toml, wanted the folder of a run",
+            "start without --resume, or name another run",
+        )
+    if not (resume / STATE_FILE).is_file() and not (resume / "run.json").is_file():
+        raise UsageError(
+            f"--resume: {resume} has no checkpoint, wanted the folder of a run",
+            "start without --resume, or name another run",
+        )
+    before = resolve(preset="base", file=own)
+    asked = resolve(preset="base", variant=variant, file=file or own, overrides=dict(overrides))
+    _require_method(asked)
+    was, now = before.model_dump(), asked.model_dump()
+    problems: list[AttclError] = [
+        UsageError(
+            f"--resume: {resume} was started with {key} {was[key]!r}, found {now[key]!r}, wanted the same",
+            "leave out what changes it, or start a new run",
+        )
+        for key in FIXED
+        if was[key] != now[key]
+    ]
+    raise_all(problems)
+    return asked
+
+
+def _require_method(settings: Settings) -> None:
+    if settings.method not in METHODS:
+        known = ", ".join(METHODS)
+        raise UsageError(
+            f"--method: {settings.method!r}, wanted one of {known}", "--method attcl-gan"
+        )
+
+
+def _step_of(run_dir: Path) -> int:
+    """The step of a run's checkpoint; 0 where it was stopped before its first one."""
+    path = run_dir / STATE_FILE
+    return state_step(path) if path.is_file() else 0
+
+
+def _require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """Some case must have what a method that needs certain sources learns from."""
+    needs = METHODS[settings.method].needs(settings, dataset.modalities)
+    if not any(needs.values()):
+        return
+    if any(
+        {target, *needed} <= set(case.files) for case in cases for target, needed in needs.items()
+    ):
+        return
+    wanted = " or ".join(
+        f"{target} and {', '.join(needed)} together" for target, needed in needs.items()
+    )
+    raise AttclError(
+        f"{dataset.root}: none of {len(cases)} training cases has {wanted}, wanted one at least",
+        "train a general model, which takes any sources: leave plave_target out",
+    )
+
+
+def _synthetic(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
+    """Volumes that attcl made are no truth to learn from: their labels lie beside them."""
+    found = [
+        f"{name} of {case.id}"
+        for case in cases
+        for name in case.files
+        if (dataset.root / dataset.place_label(case, name)).is_file()
+    ]
+    if not found:
+        return []
+    return [
+        AttclError(
+            f"{dataset.root}: {len(found)} volumes have a label that says they are synthetic (the first: {found[0]}), "
+            "wanted real ones to learn from",
+            "train on the dataset that was completed: --data ORIGINALS",
+        )
+    ]
 
 
 def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
@@ -201,6 +303,7 @@ class _TrainingRun:
     processes: devices.Processes
     precision: Literal["fp32", "bf16"]
     resume: bool
+    first: int  # the step of the checkpoint to resume from; 0: none
     workers: int
     tensorboard: bool
     talk: Talk
@@ -238,10 +341,13 @@ def _train(run: _TrainingRun) -> int:
                 quiet=quiet,
             )
 
-    with record.recorded() if main else nullcontext():
+    with record.recorded() if main else nullcontext(), _interrupted(run.folder):
         store = _slices(run, run.cases, slices.TRAINING_FOLDER, quiet=quiet)
         if store is None:
-            raise AttclError(f"{run.origin}: no training slices, wanted packed ones")
+            raise AttclError(
+                f"{run.origin}: no training slices, wanted packed ones",
+                "examples/pack_slices.py packs them",
+            )
         record.extra["trained_on"] = list(store.trained_on)
         paired = _slices(run, run.validation, slices.VALIDATION_FOLDER, quiet=quiet)
         score = _validation(paired, run) if paired else None
@@ -251,6 +357,9 @@ def _train(run: _TrainingRun) -> int:
                 shown = (f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses)
                 bar("  ".join(shown), to=step)
 
+            def on_stop() -> None:
+                console.say("stopping after this step; all will be saved", quiet=quiet)
+
             steps = loop.train(
                 settings,
                 store,
@@ -258,13 +367,26 @@ def _train(run: _TrainingRun) -> int:
                 device=run.device,
                 precision=run.precision,
                 processes=run.processes,
-                resume=run.resume,
-                hooks=loop.Hooks(on_step, on_log, pictures.write_grid, score),
+                resume=run.first > 0,
+                hooks=loop.Hooks(on_step, on_log, on_stop, pictures.write_grid, score),
             )
     if main:
         for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
             shutil.rmtree(run.folder / cache, ignore_errors=True)
     return steps
+
+
+@contextmanager
+def _interrupted(run_dir: Path) -> Iterator[None]:
+    """Ctrl-C where the loop does not wait for the end of a step: says what is kept, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        step = _step_of(run_dir)
+        kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
+        raise InterruptedRun(
+            f"{run_dir}: interrupted, {kept}", f"go on with: attcl train --resume {run_dir}"
+        ) from stop
 
 
 def _validation(store: SliceStore, run: _TrainingRun) -> Callable[[Method], float] | None:
@@ -312,14 +434,17 @@ def _slices(
     return slices.open_store(folder)
 
 
-def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
+def _require_tensorboard() -> None:
+    if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
             "--tensorboard: the package tensorboard is not installed, wanted it",
             "pip install tensorboard",
-        ) from error
+        )
+
+
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def on_log(record: Mapping[str, float]) -> None:
