@@ -45,6 +45,8 @@ class ProblemsError(AttclError):
     def __init__(self, problems: Sequence[AttclError]) -> None:
         super().__init__(problems[0].message, problems[0].hint)
         self.problems = tuple(problems)
+        codes = {problem.exit_code for problem in problems}
+        self.exit_code = codes.pop() if len(codes) == 1 else EXIT_FAILED
 
 
 class IncompleteError(AttclError):

@@ -708,7 +708,7 @@ USAGE = {
     "train --data {data} --set steps=-1": "setting steps: found -1",
     "train --data {data} --set steps": "--set: 'steps'",
     "train --data {data} --steps 0": "Invalid value for '--steps'",
-    "train --data {data} --config nowhere.toml": "nowhere.toml: not readable",
+    "train --data {data} --config nowhere.toml": "nowhere.toml: no such file",
     "train --data {data} --resume nowhere": "--resume: nowhere",
     "train --data {data} --resume nowhere --config {config}": "--resume: nowhere",
     "info --jsn": "No such option: --jsn",
@@ -733,7 +733,7 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one(phantom_root, attcl
     before = states(elsewhere)
     lines = refusal(
         attcl("train", "--data", phantom_root, "-c", "mine.toml"),
-        code=1,
+        code=2,
         names="setting 'lamda_scd': no such setting",
         hint="did you mean 'lambda_scd'",
     )

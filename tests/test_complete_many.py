@@ -414,7 +414,7 @@ def test_keep_going_does_the_cases_that_the_weights_can_make(gappy, runs, attcl,
     out = tmp_path / "out"
     given = ("complete", "--ori", gappy(), "--cpl", out, "-w", runs["dedicated"], "--keep-going")
     code, told, err = attcl(*given, "-n")
-    assert code == 0 and "cases cannot be done" in told and "makes t1ce from" in err
+    assert code == 0 and "cases that cannot be done: 1" in told and "makes t1ce, not t1" in err
     code, _, err = attcl(*given, "-d", "cpu")
     assert code == 3
     statuses = {case["status"] for case in json.loads((out / "run.json").read_text())["cases"]}

@@ -7,7 +7,16 @@ import tomllib
 import pytest
 from pydantic import ValidationError
 
-from attcl_cli.config import PRESETS, VARIANTS, Settings, dump, parse, parse_override, resolve
+from attcl_cli.config import (
+    PRESETS,
+    VARIANTS,
+    Settings,
+    dump,
+    explain,
+    parse,
+    parse_override,
+    resolve,
+)
 from attcl_cli.errors import ProblemsError, UsageError
 
 # method.md, section 1: image_size, first and last width of the generator, halvings
@@ -174,13 +183,34 @@ def test_a_file_may_name_its_preset(tmp_path):
     assert (settings.image_size, settings.steps) == (128, 5)
 
 
-@pytest.mark.parametrize("content", [None, "steps 5", "steps = "])
+@pytest.mark.parametrize("content", ["steps 5", "steps = "])
 def test_a_file_that_is_no_toml_is_an_error_that_names_it(tmp_path, content):
     file = tmp_path / "config.toml"
-    if content is not None:
-        file.write_text(content)
+    file.write_text(content)
     with pytest.raises(UsageError, match=r"config\.toml: not readable as TOML"):
         resolve(preset="tiny", file=file)
+
+
+def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UsageError, match=r"config\.toml: no such file, wanted"):
+        resolve(preset="tiny", file=tmp_path / "config.toml")
+
+
+def test_settings_that_only_another_method_looks_at_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="setting plave_target: is PLAVE's"):
+        resolve(preset="tiny", overrides={"plave_target": "t1"})
+    file = tmp_path / "config.toml"
+    file.write_text(dump(resolve(preset="tiny")))  # every run's own has them all
+    assert resolve(preset="tiny", file=file) == resolve(preset="tiny")
+
+
+def test_settings_are_explained_for_their_method_alone():
+    own = explain(resolve(preset="tiny"))
+    assert "lambda_scd = 0.1  # AttCL-GAN: style code diversity (Eq 11)." in own.splitlines()
+    assert "plave_" not in own
+    plave = explain(resolve(preset="tiny", overrides={"method": "plave"}))
+    assert "plave_blocks = 6" in plave and "lambda_scd" not in plave
+    assert tomllib.loads(own)["image_size"] == 64
 
 
 @pytest.mark.parametrize(

@@ -395,7 +395,7 @@ def test_a_vocabulary_that_says_something_else_is_a_usage_error(content, complai
 
 
 def test_a_vocabulary_that_is_not_there_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="not readable as TOML"):
+    with pytest.raises(UsageError, match="no such file"):
         open_dataset(tmp_path, modalities=tmp_path / "none.toml")
 
 

@@ -209,7 +209,7 @@ def _show_plan(plan: planning.Plan, talk: Talk) -> None:
     told = f"sources by frequency: {', '.join(plan.modal_list)}"
     if METHODS[plan.weights.info.settings.method].accepts == "many":
         told = "sources: all that a case has"
-    lost = f", {len(plan.failed)} cases cannot be done" if plan.failed else ""
+    lost = f", cases that cannot be done: {len(plan.failed)}" if plan.failed else ""
     talk.result(f"{plan.volumes} volumes to make, {plan.done} done{lost}; {told}")
 
 
