@@ -5,12 +5,13 @@ Imports nothing of ours. `cli.py` turns each into one `error:` line, a `hint:` a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
+_NAMED = 8  # things that an error lists
 
 
 class AttclError(Exception):
@@ -67,3 +68,23 @@ def raise_all(problems: Sequence[AttclError]) -> None:
         raise problems[0]
     if problems:
         raise ProblemsError(problems)
+
+
+def fold(problems: Sequence[AttclError], alike: Callable[[AttclError], str]) -> list[AttclError]:
+    """One problem for all of which `alike` gives the same: a whole folder may have it."""
+    groups: dict[str, list[AttclError]] = {}
+    for problem in problems:
+        groups.setdefault(alike(problem), []).append(problem)
+    return [
+        AttclError(f"{group[0].message}; and {len(group) - 1} more like it", group[0].hint)
+        if len(group) > 1
+        else group[0]
+        for group in groups.values()
+    ]
+
+
+def some(things: Iterable[object], *, most: int = _NAMED) -> str:
+    """The first of them by name, and how many more there are."""
+    names = [str(thing) for thing in things]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -17,11 +17,10 @@ import numpy as np
 from attcl_cli import volume
 from attcl_cli.checkpoint import Weights
 from attcl_cli.dataset import SUBMISSIONS, Case, Dataset, Layout, check_case, ending_of
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, fold, raise_all, some
 from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside
 from attcl_cli.methods import METHODS
 
-_NAMED = 8  # cases in an error
 _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
 
 
@@ -201,7 +200,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
         if outputs:
             sources = _sources_of(job.weights, case, modal_list)
             jobs.append(replace(job, sources=sources, outputs=outputs))
-    problems += _fold(existing)
+    problems += fold(existing, _same_making)
     sound, failed, found = _sound(dataset, jobs, slices, fallback, keep_going=keep_going)
     problems += found
     checked = {job.case.id for job in jobs}
@@ -368,18 +367,11 @@ def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) ->
                 unmade.setdefault(told, []).append(job.case.id)
     return problems + [
         AttclError(
-            f"{weights.path}: {told}, wanted a model for these ({len(cases)}): {_some(cases)}",
+            f"{weights.path}: {told}, wanted a model for these ({len(cases)}): {some(dict.fromkeys(cases))}",
             hint,
         )
         for told, cases in sorted(unmade.items())
     ]
-
-
-def _some(cases: Sequence[str]) -> str:
-    """Ids of cases: all, where they fit a line or two."""
-    distinct = list(dict.fromkeys(cases))
-    more = f" and {len(distinct) - _NAMED} more" if len(distinct) > _NAMED else ""
-    return ", ".join(distinct[:_NAMED]) + more
 
 
 def _beyond(dataset: Dataset, case: Case, slices: tuple[int, int] | None) -> list[AttclError]:
@@ -440,17 +432,10 @@ def _made_otherwise(document: Mapping[str, Any], weights: Weights, how: Mapping[
     return ""
 
 
-def _fold(problems: Sequence[AttclError]) -> list[AttclError]:
-    """One problem for all files of which the same is to be said: a whole folder may be of other weights."""
-    alike: dict[str, list[AttclError]] = {}
-    for problem in problems:
-        said = problem.message.split(": ", 1)[-1]
-        alike.setdefault(said if said.startswith("made ") else problem.message, []).append(problem)
-    folded = []
-    for group in alike.values():
-        more = f"{group[0].message}; and {len(group) - 1} more like it"
-        folded.append(AttclError(more, group[0].hint) if len(group) > 1 else group[0])
-    return folded
+def _same_making(problem: AttclError) -> str:
+    """What volumes have in common that were made in another way; else the problem alone."""
+    said = problem.message.split(": ", 1)[-1]
+    return said if said.startswith("made ") else problem.message
 
 
 def _escapes(output: Path, file: PurePosixPath) -> list[AttclError]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, some
 
 BACKGROUND, NCR, ED, ET = range(4)
 """The classes that networks predict, whatever values a release's files hold: background, necrotic and non-enhancing
@@ -43,7 +43,6 @@ CONVENTIONS: Mapping[str, Convention] = {
     "2021": Convention("2021", (0, 1, 2, 4)),  # and all before it
     "2023": Convention("2023", (0, 1, 2, 3)),
 }
-_NAMED = 8  # label values in an error
 KNOWN = sorted({value for item in CONVENTIONS.values() for value in item.values})
 
 
@@ -62,17 +61,10 @@ def convention_of(values: Iterable[int], *, default: str = "2021") -> Convention
     if not fitting:
         known = " or ".join(str(item) for item in CONVENTIONS.values())
         raise AttclError(
-            f"label values {some_values(found)}: of no release that is known, wanted {known}",
+            f"label values {some(sorted(found))}: of no release that is known, wanted {known}",
             "give all label maps the values of one release",
         )
     return fitting[0] if len(fitting) == 1 else CONVENTIONS[default]
-
-
-def some_values(values: Iterable[int]) -> str:
-    """Label values as an error names them: an image taken for a label map has hundreds."""
-    shown = sorted(values)
-    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    return ", ".join(str(value) for value in shown[:_NAMED]) + more
 
 
 def to_classes(labels: NDArray[np.integer], convention: Convention) -> NDArray[np.uint8]:

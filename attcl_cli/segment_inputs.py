@@ -17,9 +17,9 @@ import numpy as np
 
 from attcl_cli import volume
 from attcl_cli.dataset import SEGMENTATION, Case, Dataset, check_case
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, fold, raise_all, some
 from attcl_cli.files import read_json
-from attcl_cli.regions import CONVENTIONS, KNOWN, Convention, convention_of, some_values
+from attcl_cli.regions import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.splits import SPLITS, Splits
 
 COMPLETED, INCOMPLETE, REAL = "completed", "incomplete", "real"
@@ -160,7 +160,7 @@ def plan(
         inputs[name] = Input(name, channels, samples)
     everything = [case for own in cases.values() for case in own]
     told, convention, unlabelled = _check(data, everything, extra, canvas, allow_missing)
-    raise_all([*_fold(problems), *told])
+    raise_all([*fold(problems, _same_lack), *told])
     kept = {
         name: Input(
             name,
@@ -315,17 +315,9 @@ def _channel(
     return AttclError(lacking, "choose another --input")
 
 
-def _fold(problems: Sequence[AttclError]) -> list[AttclError]:
-    """One problem for all volumes that are lacking for the same reason: a whole folder may be."""
-    alike: dict[str, list[AttclError]] = {}
-    for problem in problems:
-        alike.setdefault(problem.message.rpartition(", wanted ")[2], []).append(problem)
-    return [
-        AttclError(f"{group[0].message}; and {len(group) - 1} more like it", group[0].hint)
-        if len(group) > 1
-        else group[0]
-        for group in alike.values()
-    ]
+def _same_lack(problem: AttclError) -> str:
+    """What was wanted: whatever lacks it, the reason is one."""
+    return problem.message.rpartition(", wanted ")[2]
 
 
 # --- Checks -------------------------------------------------------------------------------------------
@@ -413,7 +405,7 @@ def _check_one(
         known = " or ".join(str(item) for item in CONVENTIONS.values())
         told = [
             AttclError(
-                f"{labels[0]}: label {some_values(strange)}, wanted those of {known}",
+                f"{labels[0]}: label {some(strange)}, wanted those of {known}",
                 "give the label maps the values of one release",
             )
         ]

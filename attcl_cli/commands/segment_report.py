@@ -11,7 +11,7 @@ from typing import Any
 
 from attcl_cli import console
 from attcl_cli.commands.arguments import Talk
-from attcl_cli.errors import IncompleteError
+from attcl_cli.errors import IncompleteError, some
 from attcl_cli.files import as_json, write_csv
 from attcl_cli.regions import REGIONS
 from attcl_cli.segment_inputs import COMPLETED, INCOMPLETE, REAL, Completion
@@ -102,7 +102,7 @@ def leaks(completion: Completion, inputs: Sequence[str]) -> list[str]:
         return []
     return [
         f"the completion weights were trained on {len(completion.seen)} of the test patients "
-        f"({_some(completion.seen)}): the figures of completed are too good"
+        f"({some(completion.seen, most=_SHOWN)}): the figures of completed are too good"
     ]
 
 
@@ -116,7 +116,8 @@ def seen(lists: Mapping[str, Sequence[str]]) -> list[str]:
     if not both:
         return []
     return [
-        f"the segmenter was trained on {len(both)} of the test cases ({_some(both)}): its figures are too good"
+        f"the segmenter was trained on {len(both)} of the test cases ({some(both, most=_SHOWN)}): "
+        "its figures are too good"
     ]
 
 
@@ -240,8 +241,3 @@ def _signed(value: float) -> str:
 def _column(metric: str) -> str:
     unit = KINDS[metric].unit
     return metric if unit == "1" else f"{metric} {unit}"
-
-
-def _some(cases: Sequence[str]) -> str:
-    more = ", ..." if len(cases) > _SHOWN else ""
-    return ", ".join(cases[:_SHOWN]) + more
