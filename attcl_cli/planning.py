@@ -20,6 +20,7 @@ from attcl_cli.dataset import SUBMISSIONS, Case, Dataset, Layout, check_case, en
 from attcl_cli.errors import AttclError, UsageError, fold, raise_all, some
 from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside
 from attcl_cli.methods import METHODS
+from attcl_cli.runinfo import read_record
 
 _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
 
@@ -56,8 +57,7 @@ class Plan:
         weights: what makes them.
         modal_list: modalities by falling number of volumes; a method of one source takes the first that a case has.
         jobs: what is left to do.
-        present: case id -> files of the volumes that it lacked and that lie complete in the output folder.
-        done: how many these volumes are.
+        present: case id -> target -> files of the volumes that it lacked and that lie complete in the output folder.
         slices: (first, stop) of the slices that are synthesised, or None for all.
         samples: looks drawn a volume, whose mean is written; 0: the reference's look.
         uncertainty: whether the standard deviation of the samples is written, too.
@@ -71,8 +71,7 @@ class Plan:
     weights: Weights
     modal_list: tuple[str, ...]
     jobs: tuple[Job, ...]
-    present: Mapping[str, tuple[PurePosixPath, ...]]
-    done: int
+    present: Mapping[str, Mapping[str, tuple[PurePosixPath, ...]]]
     slices: tuple[int, int] | None
     failed: Mapping[str, AttclError]
     samples: int = 0
@@ -89,6 +88,11 @@ class Plan:
     def made_how(self) -> dict[str, Any]:
         """What a label must say alike for a volume of an earlier run to count as done."""
         return _how(self.slices, self.samples, uncertainty=self.uncertainty)
+
+    @property
+    def done(self) -> int:
+        """How many volumes were missing and are there."""
+        return sum(len(own) for own in self.present.values())
 
     @property
     def volumes(self) -> int:
@@ -181,8 +185,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
     problems: list[AttclError] = []
     existing: list[AttclError] = []
     jobs: list[Job] = []
-    present: dict[str, tuple[PurePosixPath, ...]] = {}
-    done = 0
+    present: dict[str, dict[str, tuple[PurePosixPath, ...]]] = {}
     for case in dataset.cases[part[0] - 1 :: part[1]]:
         wanted = [name for name in dataset.missing(case) if not targets or name in targets]
         served = fallback is None or _can_make(weights, case, wanted, modal_list)
@@ -193,8 +196,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
             missing = _missing_files(places, case, target, slices, overwrite=overwrite)
             existing += _existing_problems(places, job, target, how, overwrite=overwrite)
             if missing is None:
-                done += 1
-                present[case.id] = present.get(case.id, ()) + places.files(case, target)
+                present.setdefault(case.id, {})[target] = places.files(case, target)
             else:
                 outputs[target] = missing
         if outputs:
@@ -219,7 +221,6 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
         modal_list=modal_list,
         jobs=tuple(sound),
         present=present,
-        done=done,
         slices=slices,
         failed=failed,
         samples=samples,
@@ -510,8 +511,7 @@ def _refuse_mixture(places: Places) -> None:
     output, naming = places.output, places.naming
     if naming is None:
         record = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records
-        written = read_json(record / "run.json") if (record / "run.json").is_file() else {}
-        layout = written.get("config", {}).get("layout") if isinstance(written, dict) else None
+        layout = read_record(record).get("config", {}).get("layout")
         if layout in SUBMISSIONS and output.is_dir():
             raise UsageError(
                 f"--cpl: {output} holds what --layout {layout} wrote, wanted another folder for the dataset's names",

@@ -14,7 +14,7 @@ from typing import Any
 
 from attcl_cli import __version__
 from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, AttclError, IncompleteError
-from attcl_cli.files import write_json
+from attcl_cli.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 
@@ -118,3 +118,10 @@ class RunInfo:
                 "exit_code": exit_code,
             },
         )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The `run.json` in a folder; empty where there is none, or it is no record."""
+    path = folder / "run.json"
+    record = read_json(path) if path.is_file() else {}
+    return record if isinstance(record, dict) else {}

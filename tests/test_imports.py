@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "splits": {"dataset"},
     "slices": {"dataset", "volume", "overlap", "methods"},
     "checkpoint": {"methods", "config", "volume"},
-    "planning": {"dataset", "volume", "checkpoint", "methods"},
+    "planning": {"dataset", "volume", "checkpoint", "methods", "runinfo"},
     "translation": {"volume", "checkpoint", "config", "methods"},
     "complete": {"planning", "translation", "dataset", "volume", "methods", "overlap"},
     "train": {"checkpoint", "config", "devices", "loops", "methods", "overlap", "slices"},

@@ -167,7 +167,7 @@ def _complete(
 
 def _present(plan: planning.Plan, case: str) -> list[str]:
     """The files of a case that an earlier run made."""
-    return [str(file) for file in plan.present.get(case, ())]
+    return [str(file) for files in plan.present.get(case, {}).values() for file in files]
 
 
 def _note_present(plan: planning.Plan, run: RunInfo) -> None:

@@ -13,7 +13,8 @@ from attcl_cli import splits
 from attcl_cli.commands.arguments import Source, open_truth
 from attcl_cli.dataset import Dataset
 from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
-from attcl_cli.files import is_within, read_json
+from attcl_cli.files import is_within
+from attcl_cli.runinfo import read_record
 
 if TYPE_CHECKING:
     from attcl_cli.segment_inputs import Completion
@@ -136,7 +137,7 @@ def truth_for(names: Sequence[str], asked: Asked, setup: Setup) -> Dataset | Non
 
 def asked_before(output: Path, asked: Asked) -> Asked:
     """What the run to resume was asked for; --resume takes nothing else along."""
-    record = _record(output)
+    record = read_record(output)
     config = record.get("config", {}) if record.get("command") == "segment" else {}
     if not _trains(config):
         raise UsageError(
@@ -200,7 +201,7 @@ def require_free(
                 f"{flag}: {output} holds {path}, which is to be read, wanted another folder",
                 f"choose another {flag}",
             )
-    record = _record(output)
+    record = read_record(output)
     ours = record.get("command") == "segment"
     trains = ours and _trains(record.get("config", {}))
     if ours and not trains and record.get("exit_code") in _BROKEN_OFF:
@@ -225,7 +226,7 @@ def clear(output: Path) -> None:
     """Removes what an earlier run wrote, and nothing else that a user may have put there."""
     from attcl_cli import nnunet
 
-    record = _record(output)
+    record = read_record(output)
     if record.get("command") != "segment":
         return
     nnunet.remove(output)
@@ -242,13 +243,6 @@ def clear(output: Path) -> None:
         for file in (file for pattern in ours for file in folder.glob(pattern)):
             file.unlink()
     (output / "run.json").unlink()
-
-
-def _record(output: Path) -> dict[str, Any]:
-    """The `run.json` in a folder; empty where there is none."""
-    path = output / "run.json"
-    record = read_json(path) if path.is_file() else {}
-    return record if isinstance(record, dict) else {}
 
 
 def _trains(config: Mapping[str, Any]) -> bool:

@@ -20,9 +20,9 @@ from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.config import FIXED, Settings, dump, explain, resolve
 from attcl_cli.dataset import Case, Dataset, check
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError, raise_all
-from attcl_cli.files import read_json, refuse_inside, sha256, write_whole
+from attcl_cli.files import refuse_inside, sha256, write_whole
 from attcl_cli.methods import METHODS, Method
-from attcl_cli.runinfo import RunInfo
+from attcl_cli.runinfo import RunInfo, read_record
 from attcl_cli.slices import SliceStore
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
@@ -135,11 +135,8 @@ def _say_plan(settings: Settings, told: str, described: Mapping[str, Any], talk:
 
 def data_of(run_dir: Path | None) -> Path:
     """The dataset that a run was trained on; `data/` where there is no run, or it does not say."""
-    if run_dir is not None and (run_dir / "run.json").is_file():
-        told = read_json(run_dir / "run.json").get("data")
-        if isinstance(told, str):
-            return Path(told)
-    return Path("data")
+    told = read_record(run_dir).get("data") if run_dir is not None else None
+    return Path(told) if isinstance(told, str) else Path("data")
 
 
 def _settings(
@@ -245,9 +242,7 @@ def _synthetic(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
 
 def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
     """A resumed run must see the patients that it was started with, and no others."""
-    if not (run_dir / "run.json").is_file():
-        return
-    before = read_json(run_dir / "run.json").get("trained_on")
+    before = read_record(run_dir).get("trained_on")
     now = [case.id for case in cases]
     if before is not None and before != now:
         raise UsageError(
