@@ -30,21 +30,31 @@ class Target:
 
 @dataclass(frozen=True)
 class Job:
-    """All volumes of one case that were made from one source.
+    """All volumes of one case that were made from the same sources.
 
     Attributes:
         case: its id.
-        source: the modality that they were made from.
-        present: what the case has, modality -> files; the source is among them.
+        sources: the modalities that they were made from, the most frequent one first.
+        present: what the case has, modality -> files; the sources are among them.
         targets: what is scored.
         segmentation: the label map; empty where there is none.
     """
 
     case: str
-    source: str
+    sources: tuple[str, ...]
     present: Mapping[str, tuple[Path, ...]]
     targets: tuple[Target, ...]
     segmentation: tuple[Path, ...]
+
+    @property
+    def source(self) -> str:
+        """The source that stands for all where one is wanted: a copy of it is what costs nothing."""
+        return self.sources[0]
+
+    @property
+    def made_from(self) -> str:
+        """All sources, as tables name them: `flair`, or `flair+t1+t2`."""
+        return "+".join(self.sources)
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,7 @@ def plan(
         )
     problems: list[AttclError] = []
     for case, real, hidden in _hidden(data, truth, splits, split, problems):
-        by_source: dict[str, list[Target]] = {}
+        by_sources: dict[tuple[str, ...], list[Target]] = {}
         for name in hidden:
             files = tuple(output / file for file in data.place(case, name))
             if not all(file.is_file() for file in files):
@@ -113,12 +123,12 @@ def plan(
             label = _label(output / data.place_label(case, name))
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
-            source = _source(label, case, modal_list)
-            by_source.setdefault(source, []).append(target)
+            sources = _sources(label, case, modal_list)
+            by_sources.setdefault(sources, []).append(target)
         present = {name: data.paths(case, name) for name in case.files}
         jobs += [
-            Job(case.id, source, present, tuple(targets), _segmentation(truth, real))
-            for source, targets in by_source.items()
+            Job(case.id, sources, present, tuple(targets), _segmentation(truth, real))
+            for sources, targets in by_sources.items()
         ]
     if missing and not allow_missing:
         case_id, name = missing[0]
@@ -162,7 +172,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
             others = tuple(Target(name, paths[name], ()) for name in paths if name != source)
             if others:
                 own = {source: files}
-                jobs.append(Job(case.id, source, own, others, _segmentation(truth, case)))
+                jobs.append(Job(case.id, (source,), own, others, _segmentation(truth, case)))
     if not jobs:
         raise AttclError(
             f"{truth.root}: no case of the {split} split has two modalities, wanted pairs",
@@ -252,14 +262,12 @@ def _label(path: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _source(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> str:
-    """What a completed volume was made from; where no label says it, Algorithm 1's source.
-
-    Of several sources the most frequent one stands for all: it is what a copy costs nothing of.
-    """
-    sources = label.get("sources", [label.get("source", {})])
-    found = {item.get("modality") for item in sources} & set(case.files)
-    return next(name for name in modal_list if name in (found or case.files))
+def _sources(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:
+    """What a completed volume was made from, by falling frequency; where no label says it, Algorithm 1's source."""
+    told = label.get("sources", [label.get("source", {})])
+    named = {item.get("modality") for item in told}
+    there = [name for name in modal_list if name in case.files]
+    return tuple(name for name in there if name in named) or (there[0],)
 
 
 def _segmentation(truth: Dataset, case: Case | None) -> tuple[Path, ...]:

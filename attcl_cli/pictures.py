@@ -45,9 +45,9 @@ class Panel:
 
     Attributes:
         case: the patient's name.
-        source_modality: what was there.
+        source_modality: what it was made from; of several sources all, `flair+t2`.
         target_modality: what was synthesised.
-        source: (D, H, W) in [0, 1]; axial slices, row 0 anterior.
+        source: (D, H, W) in [0, 1]; axial slices, row 0 anterior. Of several sources the first.
         synthetic: the same shape, in [0, 1].
         truth: the same shape, in [0, 1]; None where the real volume does not exist.
         brain: the same shape, bool.

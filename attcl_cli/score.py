@@ -128,7 +128,7 @@ class Figure:
     """A line of `summary.json`: one metric over the volumes of a group.
 
     Attributes:
-        group: a modality, a direction such as `flair->t1`, or `all`.
+        group: a modality, a direction such as `flair->t1` or `flair+t2->t1`, or `all`.
         prediction: `synthetic` or the name of a trivial baseline.
         mean: over the n values that are finite; NaN where there is none.
         sd: of the sample (n - 1); NaN for fewer than two values.
@@ -203,7 +203,7 @@ def run(plan: Plan, measures: Measures, *, folder: Path, workers: int = 2) -> It
 
     for job, future in read_ahead(measure, plan.jobs, depth=workers):
         yield [
-            Row(job.case, item.target.modality, job.source, region, name, value, item.prediction)
+            Row(job.case, item.target.modality, job.made_from, region, name, value, item.prediction)
             for item in future.result()
             for (name, region), value in (item.found | networks.score(job, item)).items()
         ]
@@ -296,7 +296,7 @@ class Shown:
 
 
 def compare(job: Job, predict: Predict | None = None) -> tuple[Array, list[Shown]]:
-    """Reads a job again: its source in [0, 1], and the synthetic volumes beside their truths; for pictures."""
+    """Reads a job again: its (first) source in [0, 1], and the synthetic volumes beside their truths; for pictures."""
     loaded = _read(job)
     shown = list(_predictions(loaded, Measures(metrics=(), predict=predict)))
     source = loaded.present[job.source].data
@@ -443,7 +443,7 @@ class _Networks:
         """Notes the features for FID and its like; returns LPIPS and its diversity."""
         found: dict[tuple[str, str], float] = {}
         if item.slices is not None and self.store is not None:
-            origin = {"source": job.source, "modality": item.target.modality}
+            origin = {"source": job.made_from, "modality": item.target.modality}
             self.store.add({**origin, "prediction": item.prediction}, *item.slices)
         if item.slices is not None and "lpips" in self.measures.metrics:
             found["lpips", SLICES] = self._distance(item.target, *item.slices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -355,9 +356,22 @@ def test_scores_read_labels_of_several_sources(gappy, runs, phantom_root, attcl,
         "--split", "all", "-o", tmp_path / "scores", "-d", "cpu",
     )  # fmt: skip
     assert code == 0, err
-    rows = (tmp_path / "scores/scores.csv").read_text().splitlines()
-    # flair is the most frequent of each case's sources
-    assert {row.split(",")[2] for row in rows[1:]} == {"flair"}, out
+    with (tmp_path / "scores/scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    told = {
+        (row["case"], row["modality"]): set(row["source"].split("+"))
+        for row in rows
+        if row["prediction"] == "synthetic"
+    }
+    wanted = {}
+    for label in (tmp_path / "out").rglob("Phantom_*.json"):
+        case, _, modality = label.stem.rpartition("_")
+        named = json.loads(label.read_text())["sources"]
+        wanted[case, modality] = {item["modality"] for item in named}
+    assert told == wanted
+    assert {len(sources) for sources in told.values()} == {2, 3}
+    # flair, the most frequent modality, comes first: a copy is made of it
+    assert all(row["source"].startswith("flair") for row in rows), out
 
 
 # --- the challenge's folder -------------------------------------------------------------------------------------------

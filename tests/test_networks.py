@@ -181,6 +181,16 @@ def test_initialisation_is_hes_with_biases_of_zero():
     assert not layer.bias.any()
 
 
+def test_a_new_generators_styles_only_tilt_its_instance_norms():
+    net = Generator(width=16, max_width=128, downs=3, bottleneck=2, style_dim=64)
+    style = torch.randn(32, 64)  # as long as E's and F's codes at first
+    layers = [layer for layer in net.modules() if isinstance(layer, AdaIN)]
+    assert len(layers) == 2 * 5
+    for layer in layers:
+        spread = layer.affine(style).std().item()
+        assert spread == pytest.approx(0.1 * math.sqrt(2), rel=0.2)
+
+
 def test_pick_takes_each_rows_own_domain():
     codes = torch.arange(24).reshape(3, 4, 2)
     assert pick(codes, torch.tensor([2, 0, 3])).tolist() == [[4, 5], [8, 9], [22, 23]]

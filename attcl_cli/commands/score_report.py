@@ -103,17 +103,17 @@ def _panels(
 ) -> list[pictures.Panel]:
     """The panels of (case, source, target), in this order; a job is read once, whatever the number of its targets."""
     made: dict[_Key, pictures.Panel] = {}
-    jobs = [job for job in plan.jobs if any((job.case, job.source) == key[:2] for key in chosen)]
+    jobs = [job for job in plan.jobs if any((job.case, job.made_from) == key[:2] for key in chosen)]
     with console.progress(len(jobs), "pictures", quiet=quiet) as bar:
         for job in jobs:
             image, shown = score.compare(job, measures.predict)
             for own in shown:
-                key = (job.case, job.source, own.target.modality)
+                key = (job.case, job.made_from, own.target.modality)
                 if key not in chosen:
                     continue
                 made[key] = pictures.Panel(
                     case=job.case,
-                    source_modality=job.source,
+                    source_modality=job.made_from,
                     target_modality=own.target.modality,
                     source=image,
                     synthetic=own.image,
@@ -122,7 +122,7 @@ def _panels(
                     scores=scores.get(key, {}),
                     baseline=baselines.get(key, {}),
                 )
-            bar(f"{job.case} {job.source}")
+            bar(f"{job.case} {job.made_from}")
     return [made[key] for key in chosen]
 
 
@@ -248,7 +248,7 @@ def _labelled(rows: Sequence[Row], prediction: str) -> dict[_Key, dict[str, floa
 def _worst_first(rows: Sequence[Row], plan: Plan) -> dict[_Key, float]:
     """Volumes by the first metric that there is, the worst first, without a value last; unscored ones as planned."""
     values = {
-        (job.case, job.source, target.modality): math.inf
+        (job.case, job.made_from, target.modality): math.inf
         for job in plan.jobs
         for target in job.targets
     }

@@ -114,7 +114,7 @@ def score(
             for job, found in zip(plan.jobs, scored, strict=True):
                 rows += found
                 record.add(job.case, "done", seconds=0, outputs=[])
-                bar(f"{job.case} {job.source}")
+                bar(f"{job.case} {job.made_from}")
         figures = scoring.summarise(rows, plan, measures, folder=Path(folder))
         write_csv(output / "scores.csv", scoring.Row, rows)
         scoring.write_summary(output / "summary.json", figures, plan, split=split)

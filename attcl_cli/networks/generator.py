@@ -8,15 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from attcl_cli.networks.blocks import (
+    AdaIN,
     AdaINResidualBlock,
     InstanceNorm,
     ResidualBlock,
     initialise,
     widths,
 )
+
+# Style codes begin at a length of about sqrt(style_dim): under He's affine maps each norm of the decoder would multiply
+# its channels by 1 + N(0, 1.4), at random. A tenth of them begins close to plain instance norm, as PLAVE's codes do.
+# 600 steps of the paired term alone, tiny, phantoms: in-brain SSIM, mean of 12 directions, .618 against .507 with He's.
+_STYLE_GAIN = 0.1
 
 
 class Generator(nn.Module):
@@ -55,6 +62,10 @@ class Generator(nn.Module):
             InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
         )
         initialise(self)
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, AdaIN):
+                    layer.affine.weight *= _STYLE_GAIN
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The encoder's features.
