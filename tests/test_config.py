@@ -49,9 +49,11 @@ def test_preset_paper_is_the_published_set_up():
     assert (s.style_dim, s.latent_dim, s.mapping_width) == (64, 16, 512)
 
 
-def test_the_paired_term_is_on_in_base_and_off_in_paper():
-    assert resolve(preset="base").lambda_pair > 0
-    assert resolve(preset="paper").lambda_pair == 0
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "paper"])
+def test_beside_a_paired_term_the_contrastive_loss_weighs_what_it_does_in_plave(preset):
+    s = resolve(preset=preset)
+    assert s.lambda_pair > 0
+    assert s.lambda_patch / s.lambda_pair == s.plave_lambda_patch / s.plave_lambda_image
 
 
 def test_settings_cannot_be_changed_once_made():
