@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from attcl_cli import __version__, volume
-from attcl_cli.dataset import Dataset
+from attcl_cli.dataset import Dataset, read_label
 from attcl_cli.errors import AttclError
 from attcl_cli.files import is_within, write_json
 from attcl_cli.methods import Method
 from attcl_cli.overlap import read_ahead
-from attcl_cli.planning import Job, Plan, escape, read_label, uncertainty_file
+from attcl_cli.planning import Job, Plan, escape, uncertainty_file
 from attcl_cli.translation import Network, Prepared, prepare
 from attcl_cli.volume import Array
 

@@ -5,7 +5,6 @@ Knows no network and no file format but its own; what a setting does is document
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
 
 Positive = Annotated[int, Field(gt=0)]
@@ -226,8 +225,8 @@ class Settings(BaseModel):
 # with the weight that it has beside such an L1 in PLAVE: at 1 it holds the paired term back (500 steps of tiny on
 # phantoms, SSIM on the validation cases .304; .373 at 0.1; .386 without). The small ones also take larger
 # steps, with momentum, since they are trained for minutes: 300 steps of tiny on phantoms, 12 directions, mean SSIM in
-# the brain .438 with momentum .5, .404 without. They end with smaller ones: 3,000 steps at a constant rate give .727,
-# 750 more with a falling one .747, each of the 12 directions gaining (four unseen phantoms of 4 mm).
+# the brain .438 with momentum .5, .404 without. These steps shrink over the whole run, for at full size they undo what
+# was learnt now and then: 1,500 steps of the paired term alone, tiny, give .719; .477 where the last fifth shrinks.
 # Wider networks do not bear steps of 1e-3: `small` on patients lost its style codes (g_latent_sty 13,000) at step 90.
 # What completion does with the background is done in training, too; in-brain SSIM after 300 steps of the paired term
 # alone: .305, else .224. All of them see half of the slices mirrored, for small cohorts are overfitted soon.
@@ -248,7 +247,7 @@ _QUICK: dict[str, Any] = _PAIRED | {
     "learning_rate": 1e-3,
     "learning_rate_mapping": 1e-5,
     "beta1": 0.5,
-    "learning_rate_decay": 0.2,
+    "learning_rate_decay": 1.0,
     "plave_pretraining": 0.1,
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -317,12 +316,12 @@ def resolve(
         preset = values.pop("preset", preset)
     if preset not in PRESETS:
         raise UsageError(
-            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}", _nearest(preset, PRESETS)
+            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}", nearest(preset, PRESETS)
         )
     if variant is not None and variant not in VARIANTS:
         raise UsageError(
             f"--variant: {variant!r}, wanted one of {', '.join(VARIANTS)}",
-            _nearest(variant, VARIANTS),
+            nearest(variant, VARIANTS),
         )
     chosen = values | VARIANTS.get(variant or "", {}) | (overrides or {})
     method = chosen.get("method", "attcl-gan")
@@ -335,17 +334,17 @@ def resolve(
     merged = own | PRESETS[preset] | chosen
     problems: list[AttclError] = [
         UsageError(
-            f"setting {key}: is PLAVE's, found it with method {method}, wanted --method plave",
-            "add --method plave, or leave it out",
+            f"setting {key}: is {_TITLES[owner]}'s, found it with method {method}, wanted --method {owner}",
+            f"add --method {owner}, or leave it out",
         )
         for key in overrides or {}
-        if key.startswith("plave_") and method != "plave"
+        if (owner := _owner(key)) and method in _TITLES and owner != method
     ]
     problems += [
         UsageError(
             f"setting {key!r}: no such setting, "
             "wanted one of those that `attcl train --dry-run` lists",
-            _nearest(key, Settings.model_fields),
+            nearest(key, Settings.model_fields),
         )
         for key in merged
         if key not in Settings.model_fields
@@ -397,6 +396,13 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
+def _owner(key: str) -> str:
+    """The one method that looks at a setting; nothing where all do, or where there is no such setting."""
+    field = Settings.model_fields.get(key)
+    told = (field.description if field else "") or ""
+    return next((method for method, title in _TITLES.items() if told.startswith(title)), "")
+
+
 def dump(settings: Settings) -> str:
     """The settings as TOML, every key, in the order of the class."""
     return tomli_w.dumps(settings.model_dump(mode="json"))
@@ -406,14 +412,8 @@ def explain(settings: Settings) -> str:
     """The settings that the method looks at, as TOML with what each one is."""
     lines = []
     for name, field in type(settings).model_fields.items():
-        of = next((it for it in _TITLES if (field.description or "").startswith(_TITLES[it])), "")
-        if of and of != settings.method:
+        if _owner(name) not in {"", settings.method}:
             continue
         value = tomli_w.dumps({name: settings.model_dump(mode="json")[name]}).strip()
         lines.append(f"{value}  # {field.description}" if field.description else value)
     return "\n".join(lines)
-
-
-def _nearest(word: str, known: Any) -> str:
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(known)}"

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from attcl_cli import volume
-from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.files import read_toml
+from attcl_cli.errors import AttclError, UsageError, nearest
+from attcl_cli.files import read_json, read_toml
 
 DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
     # our name: every name it goes by, compared without case; a layout's own spelling is found in `Layout.tokens`
@@ -238,10 +238,27 @@ class Dataset:
             return file.with_name(f"{case.id}.json")
         return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
 
+    def synthetic(self, case: Case, names: Iterable[str]) -> list[str]:
+        """Which of a case's modalities have a label that calls them synthetic; BIDS has side-cars of its own."""
+        return [
+            name
+            for name in names
+            if read_label(self.root / self.place_label(case, name)).get("synthetic") is True
+        ]
+
     def extension_of(self, case: Case) -> str:
         """The ending of the case's own files (`.nii` beside `.nii.gz` happens), by majority."""
         endings = Counter(ending_of(files[0]) for files in case.files.values())
         return endings.most_common(1)[0][0] if endings else self.extension
+
+
+def read_label(path: Path) -> dict[str, Any]:
+    """What the JSON beside a volume says; nothing where there is none, or a damaged one, which is nobody's."""
+    try:
+        document = read_json(path) if path.is_file() else {}
+    except AttclError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = None) -> Dataset:
@@ -269,7 +286,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
     if layout not in {"auto", *LAYOUTS, *([own.name] if own else [])}:
         raise UsageError(
             f"--layout: {layout!r}, wanted one of auto, {', '.join(LAYOUTS)}",
-            "--layout auto finds it by the names of the files",
+            f"{nearest(layout, ['auto', *LAYOUTS, *SUBMISSIONS])} auto finds it by the names of the files",
         )
     files = _walk(root)
     candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]

@@ -5,6 +5,7 @@ Imports nothing of ours. `cli.py` turns each into one `error:` line, a `hint:` a
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Sequence
 
 EXIT_FAILED = 1
@@ -88,3 +89,10 @@ def some(things: Iterable[object], *, most: int = _NAMED) -> str:
     names = [str(thing) for thing in things]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint: the known word that was meant, or all of them."""
+    own = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), own, n=1, cutoff=0.5)
+    return f"did you mean {own[match[0]]!r}?" if match else f"known: {', '.join(own.values())}"

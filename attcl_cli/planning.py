@@ -16,9 +16,17 @@ import numpy as np
 
 from attcl_cli import volume
 from attcl_cli.checkpoint import Weights
-from attcl_cli.dataset import SUBMISSIONS, Case, Dataset, Layout, check_case, ending_of
+from attcl_cli.dataset import (
+    SUBMISSIONS,
+    Case,
+    Dataset,
+    Layout,
+    check_case,
+    ending_of,
+    read_label,
+)
 from attcl_cli.errors import AttclError, UsageError, fold, raise_all, some
-from attcl_cli.files import free_bytes, is_within, read_json, refuse_inside
+from attcl_cli.files import free_bytes, is_within, refuse_inside
 from attcl_cli.methods import METHODS
 from attcl_cli.runinfo import read_record
 
@@ -203,6 +211,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
             sources = _sources_of(job.weights, case, modal_list)
             jobs.append(replace(job, sources=sources, outputs=outputs))
     problems += fold(existing, _same_making)
+    problems += _synthetic_sources(dataset, jobs)
     sound, failed, found = _sound(dataset, jobs, slices, fallback, keep_going=keep_going)
     problems += found
     checked = {job.case.id for job in jobs}
@@ -246,15 +255,6 @@ def escape(path: Path, output: Path) -> AttclError:
         f"{path}: leads out of {output} through a link, wanted a place inside",
         "remove the link, or choose another --cpl",
     )
-
-
-def read_label(path: Path) -> dict[str, Any]:
-    """A damaged label is nobody's."""
-    try:
-        document = read_json(path)
-    except AttclError:
-        return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _sound(
@@ -313,6 +313,19 @@ def _sources_of(weights: Weights, case: Case, modal_list: Sequence[str]) -> tupl
     return (source_of(case, modal_list),)
 
 
+def _synthetic_sources(dataset: Dataset, jobs: Sequence[Job]) -> list[AttclError]:
+    """What attcl made is no source: a volume made of it would be called the patient's own."""
+    found = [
+        f"{name} of {job.case.id}"
+        for job in jobs
+        for name in dataset.synthetic(job.case, job.sources)
+    ]
+    if not found:
+        return []
+    told = f"{dataset.root}: {some(found)}: synthetic, as the label says, wanted real sources"
+    return [AttclError(told, "complete the originals: --ori ORIGINALS")]
+
+
 def _can_make(
     weights: Weights, case: Case, targets: Sequence[str], modal_list: Sequence[str]
 ) -> bool:
@@ -351,9 +364,9 @@ def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) ->
         return problems
     needs = METHODS[info.settings.method].needs(info.settings, info.modalities)
     hint = (
-        "name other weights for these cases: --fallback WEIGHTS, or restrict with --target"
+        "name other weights for these cases: --fallback WEIGHTS, or do only the others: --keep-going"
         if fallback is None
-        else "choose another --fallback, or restrict with --target"
+        else "choose another --fallback, or do only the others: --keep-going"
     )
     unmade: dict[str, list[str]] = {}
     for job in jobs:

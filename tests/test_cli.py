@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from conftest import fresh_python, states
 
@@ -502,11 +504,52 @@ def test_synthetic_volumes_are_no_truth_to_learn_from(here, incomplete_root, tra
     assert err.startswith("error: out: 4 volumes have a label that says they are synthetic")
 
 
+def test_synthetic_volumes_are_no_sources_either(here, incomplete_root, trained_run, attcl):
+    given = ("complete", "-w", trained_run, "-q", "--ori")
+    assert attcl(*given, incomplete_root)[0] == 0
+    code, _, err = attcl(*given, "out", "--cpl", "again")
+    assert code == 1
+    assert err.startswith("error: out: ") and "synthetic, as the label says" in err
+    assert not (here / "again").exists()
+
+
+def test_a_bids_side_car_of_the_scanner_makes_no_volume_synthetic(tmp_path):
+    for name in ("T1w", "FLAIR"):
+        file = tmp_path / f"sub-01/anat/sub-01_{name}.nii.gz"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4)), file)
+        side_car = file.with_name(f"sub-01_{name}.json")
+        side_car.write_text(json.dumps({"EchoTime": 0.1, "synthetic": name == "FLAIR"}))
+    dataset = open_dataset(tmp_path)
+    (case,) = dataset.cases
+    assert dataset.layout.name == "bids"
+    assert dataset.synthetic(case, case.files) == ["flair"]
+
+
 def test_a_setting_of_another_method_is_refused(here, incomplete_root, attcl):
     given = ("train", "--data", incomplete_root, "--preset", "tiny", "-n")
     code, _, err = attcl(*given, "--set", "plave_target=t1ce")
     assert code == 2
     assert err.startswith("error: setting plave_target: is PLAVE's") and "--method plave" in err
+    code, _, err = attcl(*given, "--method", "plave", "--set", "lambda_pair=5")
+    assert code == 2
+    assert err.startswith("error: setting lambda_pair: is AttCL-GAN's, found it with method plave")
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        (("train", "--method", "PLAVE", "-n"), "did you mean 'plave'?"),
+        (("train", "--method", "plave", "--set", "plave_target=T1c", "-n"), "did you mean 't1ce'?"),
+        (("info", "--layout", "bratss"), "did you mean 'brats'?"),
+        (("info", "--layout", "brasyn-submision"), "did you mean 'brasyn-submission'?"),
+    ],
+)
+def test_a_word_that_is_nearly_right_is_told(here, incomplete_root, attcl, typed, hint):
+    command, *others = typed
+    folder = ("--data", incomplete_root) if command == "train" else (incomplete_root,)
+    code, _, err = attcl(command, *folder, *others)
+    assert code == 2 and hint in err
 
 
 def test_a_dedicated_model_that_no_case_can_teach_is_refused_before_anything_is_read(

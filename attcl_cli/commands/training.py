@@ -19,7 +19,7 @@ from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, state_step
 from attcl_cli.commands.arguments import Source, Talk
 from attcl_cli.config import FIXED, Settings, dump, explain, resolve
 from attcl_cli.dataset import Case, Dataset, check
-from attcl_cli.errors import AttclError, InterruptedRun, UsageError, raise_all
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError, nearest, raise_all
 from attcl_cli.files import refuse_inside, sha256, write_whole
 from attcl_cli.methods import METHODS, Method
 from attcl_cli.runinfo import RunInfo, read_record
@@ -193,7 +193,8 @@ def _require_method(settings: Settings) -> None:
     if settings.method not in METHODS:
         known = ", ".join(METHODS)
         raise UsageError(
-            f"--method: {settings.method!r}, wanted one of {known}", "--method attcl-gan"
+            f"--method: {settings.method!r}, wanted one of {known}",
+            nearest(settings.method, METHODS),
         )
 
 
@@ -224,10 +225,7 @@ def _require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case])
 def _synthetic(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
     """Volumes that attcl made are no truth to learn from: their labels lie beside them."""
     found = [
-        f"{name} of {case.id}"
-        for case in cases
-        for name in case.files
-        if (dataset.root / dataset.place_label(case, name)).is_file()
+        f"{name} of {case.id}" for case in cases for name in dataset.synthetic(case, case.files)
     ]
     if not found:
         return []

@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 
 from attcl_cli import losses
 from attcl_cli.config import Settings
-from attcl_cli.errors import UsageError
+from attcl_cli.errors import UsageError, nearest
 from attcl_cli.methods.contract import CaseBatch, CaseBatches, Runtime, SliceBatches
 from attcl_cli.methods.steps import Losses, contrast, frozen, update
 from attcl_cli.networks.blocks import keep_background
@@ -78,7 +78,7 @@ class Plave:
             known = ", ".join(modalities)
             raise UsageError(
                 f"setting plave_target: {target!r}, wanted one of {known}, or '' for a general model",
-                f"--set plave_target={modalities[0]}",
+                nearest(target, modalities),
             )
         return {target: tuple(name for name in modalities if name != target)}
 
