@@ -5,14 +5,13 @@ What a setting does is documented where it is used; those of the generator are i
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from attcl_cli.config import Positive, Rate, Weight, validated
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 
 
 class SegmentSettings(BaseModel):
@@ -83,11 +82,10 @@ def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings
     problems: list[AttclError] = []
     for key in overrides:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             problems.append(
                 UsageError(
                     f"setting {key!r}: no such setting, wanted one of {', '.join(known)}",
-                    f"did you mean {near[0]!r}?" if near else "",
+                    nearest(key, known),
                 )
             )
     raise_all(problems)
