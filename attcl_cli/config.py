@@ -59,6 +59,10 @@ class Settings(BaseModel):
     bottleneck: Annotated[int, Field(ge=0, le=8)] = Field(
         2, description="AttCL-GAN: residual blocks at the smallest size, on each side."
     )
+    full_size_skips: bool = Field(
+        default=False,
+        description="AttCL-GAN: the decoder sees the source at full size, too, and learns the difference (ours).",
+    )
     style_dim: Positive = Field(
         64, description="Length of a style code (AttCL-GAN), or of a target's code (PLAVE)."
     )
@@ -241,6 +245,7 @@ _PAIRED: dict[str, Any] = {
     "lambda_pair": 100.0,
     "lambda_patch": 0.1,
     "pair_targets": 0.75,
+    "full_size_skips": True,
     **_OURS,
 }
 _QUICK: dict[str, Any] = _PAIRED | {
@@ -271,8 +276,9 @@ _TITLES = {"attcl-gan": "AttCL-GAN", "plave": "PLAVE"}  # what begins a descript
 
 # What a run keeps when it is resumed: its networks, its data and its random numbers hang on these.
 FIXED = (
-    "method", "seed", "image_size", "canvas", "width", "max_width", "downs", "bottleneck", "style_dim", "latent_dim",
-    "mapping_width", "acl", "att_adain", "contrastive_layers", "plave_target", "plave_blocks", "plave_skips",
+    "method", "seed", "image_size", "canvas", "width", "max_width", "downs", "bottleneck", "full_size_skips",
+    "style_dim", "latent_dim", "mapping_width", "acl", "att_adain", "contrastive_layers",
+    "plave_target", "plave_blocks", "plave_skips",
 )  # fmt: skip
 
 

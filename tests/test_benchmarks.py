@@ -52,6 +52,17 @@ def test_the_benchmark_of_plave_prints_its_table_and_goes_on_where_it_was(tmp_pa
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_training_prints_its_ratio():
+    options = "--preset tiny --image-size 16 --batch-size 2 --repeats 1 --device cpu"
+    told = fresh_python("benchmarks/train.py", *options.split())
+    seconds = dict(re.findall(r"^(\w[\w, -]+\w) +(\d+\.\d+) s a step", told, re.MULTILINE))
+    assert set(seconds) == {"plain StarGAN v2", "ours, StarGAN v2", "ours, AttCL-GAN"}
+    ratio = float(seconds["plain StarGAN v2"]) / float(seconds["ours, StarGAN v2"])
+    (told_ratio,) = re.findall(r"^plain / ours, StarGAN v2: (\d+\.\d+) times", told, re.MULTILINE)
+    assert float(told_ratio) == pytest.approx(ratio, rel=0.1, abs=0.01)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_variants_prints_a_line_each(tmp_path):
     options = (
         "--cases 2 --test-cases 2 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "

@@ -255,11 +255,11 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
     found: dict[str, Tensor] = {}
 
     def refine(features):
-        return {layer: attention[str(layer)](features[layer]) for layer in layers}
+        return {layer: attention[str(layer)](features.layers[layer]) for layer in layers}
 
     def translate(x, style):
         features = g.encode(x)
-        return g.decode(features[0], style, refine(features) if s.att_adain else None)
+        return g.decode(features, style, refine(features) if s.att_adain else None)
 
     def bce(x, domain, label):
         logits = d(x, domain)
@@ -458,9 +458,9 @@ def test_synthesis_is_the_generator_with_refined_features_and_the_references_cod
     nets = ready.modules()
     with torch.no_grad():
         features = nets["generator"].encode(x)
-        refined = {layer: nets["attention"][str(layer)](features[layer]) for layer in (1, 2)}
+        refined = {layer: nets["attention"][str(layer)](features.layers[layer]) for layer in (1, 2)}
         style = ready.references["t2"].expand(2, -1)
-        wanted = nets["generator"].decode(features[0], style, refined)
+        wanted = nets["generator"].decode(features, style, refined)
     assert torch.allclose(ready.synthesise({"t1": x}, ["t2"])["t2"], wanted, atol=1e-5)
 
 

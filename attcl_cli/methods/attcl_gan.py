@@ -21,7 +21,7 @@ from attcl_cli.networks import patches
 from attcl_cli.networks.attention import CBAM
 from attcl_cli.networks.blocks import keep_background, pick
 from attcl_cli.networks.discriminator import Discriminator
-from attcl_cli.networks.generator import Generator
+from attcl_cli.networks.generator import Features, Generator
 from attcl_cli.networks.style import MappingNetwork, StyleEncoder
 
 
@@ -46,6 +46,7 @@ class AttclGan:
             downs=settings.downs,
             bottleneck=settings.bottleneck,
             style_dim=settings.style_dim,
+            full_size_skips=settings.full_size_skips,
         )
         self.mapping = MappingNetwork(
             latent_dim=settings.latent_dim,
@@ -189,7 +190,7 @@ class AttclGan:
             target: self._style(target, sample)[None].to(x.device, x.dtype) for target in targets
         }
         return {
-            target: self._shown(self.generator.decode(features[0], style, to_add), x)
+            target: self._shown(self.generator.decode(features, style, to_add), x)
             for target, style in styles.items()
         }
 
@@ -256,18 +257,20 @@ class AttclGan:
         x = part.batch.x_src
         features = self.generator.encode(x)
         refined = self._refine(features)
-        x_fake = self._shown(self.generator.decode(features[0], style, self._to_add(refined)), x)
-        return _Translation(x, features, refined, style, x_fake)
+        x_fake = self._shown(self.generator.decode(features, style, self._to_add(refined)), x)
+        return _Translation(features, refined, style, x_fake)
 
     def _decode(self, made: _Translation, style: Tensor) -> Tensor:
-        made_of = self.generator.decode(made.features[0], style, self._to_add(made.refined))
-        return self._shown(made_of, made.x)
+        made_of = self.generator.decode(made.features, style, self._to_add(made.refined))
+        return self._shown(made_of, made.features.image)
 
     def _shown(self, fake: Tensor, x: Tensor) -> Tensor:
         return keep_background(fake, x) if self.settings.keep_background else fake
 
-    def _refine(self, features: Sequence[Tensor]) -> dict[int, Tensor]:
-        return {int(layer): cbam(features[int(layer)]) for layer, cbam in self.attention.items()}
+    def _refine(self, features: Features) -> dict[int, Tensor]:
+        return {
+            int(layer): cbam(features.layers[int(layer)]) for layer, cbam in self.attention.items()
+        }
 
     def _to_add(self, refined: Mapping[int, Tensor]) -> Mapping[int, Tensor] | None:
         return refined if self.settings.att_adain else None
@@ -302,7 +305,7 @@ class AttclGan:
         fake_features = self.generator.encode(x_fake)
         fake_refined = self._refine(fake_features)
         style_org = pick(self.style_encoder(batch.x_src), batch.y_src)
-        x_rec = self.generator.decode(fake_features[0], style_org, self._to_add(fake_refined))
+        x_rec = self.generator.decode(fake_features, style_org, self._to_add(fake_refined))
         x_rec = self._shown(x_rec, batch.x_src)
         found["cyc"] = (s.lambda_cyc, losses.cycle_loss(batch.x_src, x_rec.float()))
         lambda_ds = s.lambda_ds * max(0.0, 1 - step / s.steps)
@@ -312,8 +315,8 @@ class AttclGan:
             found["ds"] = (-lambda_ds, losses.diversity_loss(x_fake.float(), x_fake2.float()))
         if s.acl != "none" and s.lambda_patch > 0:
             use_attention = s.acl == "attention"
-            source = made.refined if use_attention else made.features
-            fake = fake_refined if use_attention else fake_features
+            source = made.refined if use_attention else made.features.layers
+            fake = fake_refined if use_attention else fake_features.layers
             found["patch"] = (s.lambda_patch, self._patch_loss(source, fake, part.keys))
         if made.codes is not None and self._uses_scd:
             scd = losses.style_code_diversity(made.codes.float(), batch.y_ref, bound=s.scd_bound)
@@ -362,8 +365,7 @@ class _Part:
 class _Translation:
     """A translation with all that is learned from it."""
 
-    x: Tensor  # what was translated
-    features: list[Tensor]
+    features: Features  # of what was translated
     refined: dict[int, Tensor]
     style: Tensor
     x_fake: Tensor

@@ -24,6 +24,38 @@ def widths(first: int, largest: int, count: int) -> list[int]:
     return [min(first * 2**index, largest) for index in range(count + 1)]
 
 
+def convolve_and_halve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`avg_pool2d(conv(x), 2)` as one convolution: (B, C, H, W) -> (B, K, H / 2, W / 2).
+
+    The mean of four neighbouring outputs of a 3x3 kernel is the output of one 4x4 kernel, the mean of the four shifted
+    ones, at stride 2: 4 products for each of the larger image's pixels in place of 9, and that image is never written.
+
+    Args:
+        x: H and W even.
+        conv: 3x3, stride 1, padding 1.
+    """
+    return F.conv2d(x, _mean_of_shifts(conv.weight), conv.bias, stride=2, padding=1)
+
+
+def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """`conv(interpolate(x, scale_factor=2))`, nearest, as one convolution: (B, C, H, W) -> (B, K, 2 H, 2 W).
+
+    A pixel that is repeated four times meets the sums of the kernel's entries, so the same holds as of
+    `convolve_and_halve`, turned round: a transposed convolution by a 4x4 kernel.
+
+    Args:
+        x: any size.
+        conv: 3x3, stride 1, padding 1.
+    """
+    kernel = 4 * _mean_of_shifts(conv.weight).flip(2, 3).transpose(0, 1)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+def _mean_of_shifts(kernel: Tensor) -> Tensor:
+    """(K, C, 3, 3) -> (K, C, 4, 4), the mean of the four places that a 3x3 kernel has in a 4x4 one."""
+    return F.avg_pool2d(F.pad(kernel, (1, 1, 1, 1)), 2, stride=1)
+
+
 class InstanceNorm(nn.InstanceNorm2d):
     """Instance norm as a group norm of single channels: the same numbers, without a copy of channels-last features."""
 
@@ -59,10 +91,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, outputs, H, W), or half the size with `down`."""
-        h = self.conv1(leaky_relu(self.norm1(x)))
-        # A 1x1 convolution and average pooling commute; pooling first costs a quarter.
+        h = leaky_relu(self.norm1(x))
         if self.down:
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            # A 1x1 convolution (the skip) and average pooling commute; pooling first costs a quarter.
+            h, x = convolve_and_halve(h, self.conv1), F.avg_pool2d(x, 2)
+        else:
+            h = self.conv1(h)
         h = self.conv2(F.leaky_relu_(self.norm2(h), _SLOPE))
         return (self.skip(x) + h).div_(math.sqrt(2))
 
@@ -98,12 +132,13 @@ class AdaINResidualBlock(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(B, inputs, H, W), (B, style_dim) -> (B, outputs, H, W), or twice the size with `up`."""
         h = F.leaky_relu_(self.norm1(x, style), _SLOPE)
-        x = self.skip(
-            x
-        )  # a 1x1 convolution and nearest upsampling commute; the convolution first costs a quarter
+        x = self.skip(x)
         if self.up:
-            h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
-        h = self.conv2(F.leaky_relu_(self.norm2(self.conv1(h), style), _SLOPE))
+            # A 1x1 convolution (the skip) and nearest upsampling commute; the convolution first costs a quarter.
+            h, x = double_and_convolve(h, self.conv1), F.interpolate(x, scale_factor=2)
+        else:
+            h = self.conv1(h)
+        h = self.conv2(F.leaky_relu_(self.norm2(h, style), _SLOPE))
         return (x + h).div_(math.sqrt(2))
 
 

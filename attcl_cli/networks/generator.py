@@ -6,6 +6,7 @@ Encoder and decoder are called apart: completion encodes a slice once and decode
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -26,6 +27,22 @@ from attcl_cli.networks.blocks import (
 _STYLE_GAIN = 0.1
 
 
+@dataclass(frozen=True)
+class Features:
+    """What the encoder found in an image.
+
+    Attributes:
+        image: (B, 1, H, W), what was encoded.
+        layers: `layers[l]` for l = 0..downs is (B, channels[l], H / 2**l, W / 2**l); `layers[0]` is the first
+            convolution's.
+        deep: the output of the whole encoder, at the size of the last layer.
+    """
+
+    image: Tensor
+    layers: tuple[Tensor, ...]
+    deep: Tensor
+
+
 class Generator(nn.Module):
     """G of StarGAN v2 and AttCL-GAN (method.md, section 2).
 
@@ -35,10 +52,20 @@ class Generator(nn.Module):
         downs: halvings in the encoder; as many doublings in the decoder.
         bottleneck: residual blocks at the smallest size, on each side.
         style_dim: length of a style code.
+        full_size_skips: whether the decoder also sees the image at full size, which else reaches it halved at least
+            once: one more AdaIN block there, on the sum with the first convolution's features, and the image itself is
+            added to what comes out, so that only the difference is learnt (ours).
     """
 
     def __init__(
-        self, *, width: int, max_width: int, downs: int, bottleneck: int, style_dim: int
+        self,
+        *,
+        width: int,
+        max_width: int,
+        downs: int,
+        bottleneck: int,
+        style_dim: int,
+        full_size_skips: bool = False,
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
@@ -58,6 +85,7 @@ class Generator(nn.Module):
         self.up = nn.ModuleList(
             AdaINResidualBlock(a, b, style_dim, up=True) for a, b in pairwise(backwards)
         )
+        self.full_size = AdaINResidualBlock(width, width, style_dim) if full_size_skips else None
         self.to_image = nn.Sequential(
             InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
         )
@@ -67,32 +95,23 @@ class Generator(nn.Module):
                 if isinstance(layer, AdaIN):
                     layer.affine.weight *= _STYLE_GAIN
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """The encoder's features.
-
-        Args:
-            x: (B, 1, H, W) in [-1, 1], H and W multiples of 2 ** downs.
-
-        Returns:
-            `features[l]` for l = 1..downs is layer l, (B, channels[l], H / 2**l, W / 2**l); `features[0]` is the output
-            of the whole encoder, at the size of the last layer.
-        """
-        h = self.stem(x)
-        layers = []
+    def encode(self, x: Tensor) -> Features:
+        """The encoder's features of x (B, 1, H, W) in [-1, 1], H and W multiples of 2 ** downs."""
+        layers = [self.stem(x)]
         for block in self.down:
-            h = block(h)
-            layers.append(h)
+            layers.append(block(layers[-1]))
+        deep = layers[-1]
         for block in self.encode_deep:
-            h = block(h)
-        return [h, *layers]
+            deep = block(deep)
+        return Features(x, tuple(layers), deep)
 
     def decode(
-        self, h: Tensor, style: Tensor, refined: Mapping[int, Tensor] | None = None
+        self, features: Features, style: Tensor, refined: Mapping[int, Tensor] | None = None
     ) -> Tensor:
         """The image.
 
         Args:
-            h: `encode(x)[0]`.
+            features: `encode(x)`.
             style: (B, style_dim).
             refined: layer -> A_l(F_l), added to the input of the decoder block that mirrors layer l (AttAdaIN, Eq 8).
 
@@ -100,18 +119,19 @@ class Generator(nn.Module):
             (B, 1, H, W), about [-1, 1] but not clipped.
         """
         refined = refined or {}
+        h = features.deep
         for block in self.decode_deep:
             h = block(h, style)
-        downs = len(self.up)
-        for index, block in enumerate(self.up):
-            layer = (
-                downs - index
-            )  # this block's input has the size and channels of encoder layer `layer`
+        # The input of each block has the size and the channels of the encoder's layer of that number.
+        for layer, block in zip(range(len(self.up), 0, -1), self.up, strict=True):
             if layer in refined:
                 h = h + refined[layer]
             h = block(h, style)
-        return self.to_image(h)
+        if self.full_size is None:
+            return self.to_image(h)
+        h = self.full_size(h + features.layers[0], style)
+        return features.image + self.to_image(h)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """`decode(encode(x))` without attention."""
-        return self.decode(self.encode(x)[0], style)
+        return self.decode(self.encode(x), style)
