@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import __version__
-from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, AttclError, IncompleteError
+from attcl_cli.errors import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    AttclError,
+    IncompleteError,
+)
 from attcl_cli.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 
+# Exit code -> status; any other code is "failed".
+_ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
+
 
 @dataclass
 class RunInfo:
-    """The record of one run; `start` writes it with status "running", `finish` replaces it.
+    """The record of one run; `start` writes it with status "running", `finish` replaces it with how it ended.
 
     Attributes:
         path: the file.
@@ -93,7 +102,7 @@ class RunInfo:
 
     def finish(self, exit_code: int) -> None:
         """Replaces the record by the final one."""
-        self._write("done" if exit_code == 0 else "stopped", exit_code)
+        self._write(_ENDS.get(exit_code, "failed"), exit_code)
 
     def _write(self, status: str, exit_code: int | None) -> None:
         torch = sys.modules.get("torch")  # never imported for this alone

@@ -555,6 +555,15 @@ def test_a_finished_output_holds_the_volumes_their_labels_and_run_json(finished)
     assert set(content(finished["cpl"])) == expected_files() | {"run.json"}
 
 
+def test_a_dataset_without_holes_is_told_apart_from_a_finished_output(
+    phantom_root, attcl, trained_run, tmp_path
+):
+    code, out, _ = attcl(
+        "complete", "--ori", phantom_root, "--cpl", tmp_path / "out", "-w", trained_run
+    )
+    assert (code, out) == (0, f"{phantom_root}: no volume asked for is missing, nothing to do\n")
+
+
 def test_running_again_touches_nothing_and_says_so(finished, attcl, trained_run):
     before = states(finished["cpl"])
     code, out, _ = again(attcl, finished, trained_run)
@@ -891,7 +900,7 @@ def test_keep_going_does_the_sound_cases_and_exits_with_3(one_bad, attcl, traine
         "Phantom_00003": "done",
     }
     assert phantom_file(1, "t2") in cases["Phantom_00001"]["error"]
-    assert (run["status"], run["exit_code"]) == ("stopped", 3)
+    assert (run["status"], run["exit_code"]) == ("incomplete", 3)
 
 
 @pytest.mark.parametrize("stage", ["_prepare", "_translate", "_write"])

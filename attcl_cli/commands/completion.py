@@ -221,7 +221,9 @@ def _show_outcome(plan: planning.Plan, made: int, linked: int, failed: int, talk
         talk.result(f"{plan.output}: {made} volumes written, {plan.done} were there already")
         if plan.naming is not None:
             console.say(f"{plan.places.records}: labels and run.json", quiet=talk.quiet)
-    else:
+    elif plan.done:
         talk.result(f"{plan.output}: nothing to do, {plan.done} volumes are there already")
+    else:
+        talk.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
     if linked:
         console.say(f"{plan.output}: {linked} originals linked", quiet=talk.quiet)
