@@ -116,6 +116,10 @@ class Settings(BaseModel):
         0.0,
         description="AttCL-GAN: L1 to the true target slice where the training case has it (ours).",
     )
+    pair_bright: Annotated[float, Field(ge=1, le=1000)] = Field(
+        1.0,
+        description="AttCL-GAN: how many times the brightest pixels of the true slice count in that L1 (ours).",
+    )
 
     # PLAVE only (method.md, section 6)
     plave_target: str = Field(
@@ -257,7 +261,7 @@ _QUICK: dict[str, Any] = _PAIRED | {
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"image_size": 64, "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128,
-             "contrastive_layers": (1, 2), "ema_decay": 0.995, "steps": 3_000, **_QUICK},
+             "contrastive_layers": (1, 2), "ema_decay": 0.995, "steps": 3_000, **_QUICK, "pair_bright": 10.0},
     "small": {"image_size": 128, "width": 32, "max_width": 256, "mapping_width": 256, "steps": 20_000, **_QUICK,
               "learning_rate": 3e-4, "learning_rate_mapping": 3e-6},
     "base": {"width": 32, "max_width": 256, **_PAIRED},

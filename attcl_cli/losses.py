@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_BRIGHT = 0.8  # nine tenths of the window, which is [-1, 1]
+
 
 def real_loss(logits: Tensor) -> Tensor:
     """Binary cross-entropy against "real", of D on real and of G on fake slices (Eq 12): (B, ...) -> ()."""
@@ -75,17 +77,25 @@ def patch_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
 
 
 def paired_loss(
-    x_fake: Tensor, x_pair: Tensor, has_pair: Tensor, *, share: float | None = None
+    x_fake: Tensor,
+    x_pair: Tensor,
+    has_pair: Tensor,
+    *,
+    bright: float = 1.0,
+    share: float | None = None,
 ) -> Tensor:
     """L1 to the true slice, over the slices whose case has it (ours, method.md); 0 where none has.
 
     Args:
         x_fake, x_pair: (B, 1, H, W).
         has_pair: (B,) bool.
+        bright: how many times pixels count that are brighter than nine tenths of the window in truth.
         share: share of slices with a pair in the whole batch, where this is a part of one: means of equal parts then
             average to the mean of the whole. None: this is the whole.
     """
-    return _mean_where((x_fake - x_pair).abs().mean(dim=(1, 2, 3)), has_pair, share)
+    distance = (x_fake - x_pair).abs()
+    distance = torch.where(x_pair > _BRIGHT, bright * distance, distance)
+    return _mean_where(distance.mean(dim=(1, 2, 3)), has_pair, share)
 
 
 def image_loss(x_fake: Tensor, x_real: Tensor) -> Tensor:

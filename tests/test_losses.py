@@ -147,6 +147,16 @@ def test_the_paired_loss_is_l1_over_the_slices_that_have_a_pair():
     assert found.item() == pytest.approx(0.5)
 
 
+def test_the_brightest_pixels_of_the_truth_count_more_often_where_that_is_set():
+    pair = torch.tensor([0.9, 0.8, 0.0, -1.0]).view(1, 1, 2, 2)
+    fake = torch.tensor([0.4, 0.7, 0.9, -0.8]).view(1, 1, 2, 2)  # bright where the truth is not
+    has = torch.ones(1, dtype=torch.bool)
+    once = losses.paired_loss(fake, pair, has)
+    found = losses.paired_loss(fake, pair, has, bright=10.0)
+    assert once.item() == pytest.approx((0.5 + 0.1 + 0.9 + 0.2) / 4)
+    assert found.item() == pytest.approx((10 * 0.5 + 0.1 + 0.9 + 0.2) / 4)
+
+
 def test_the_paired_loss_without_any_pair_is_zero_and_teaches_nothing():
     fake, pair = paired_example()
     fake.requires_grad_()

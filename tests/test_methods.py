@@ -320,7 +320,9 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
         if s.scd and path == "latent":
             parts["scd"], weights["scd"] = spread(f(z)), -s.lambda_scd
         has = batch.has_pair
-        parts["pair"], weights["pair"] = F.l1_loss(x_fake[has], batch.x_pair[has]), s.lambda_pair
+        counts = 1 + (s.pair_bright - 1) * (batch.x_pair[has] > 0.8)
+        parts["pair"] = (counts * (x_fake[has] - batch.x_pair[has]).abs()).mean()
+        weights["pair"] = s.lambda_pair
         learn(sum(weights[name] * parts[name] for name in parts), *names)
         found.update({f"g_{path}_{name}": value for name, value in parts.items()})
 

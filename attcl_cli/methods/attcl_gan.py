@@ -323,7 +323,11 @@ class AttclGan:
             found["scd"] = (-s.lambda_scd, scd)
         if s.lambda_pair > 0:
             pair = losses.paired_loss(
-                x_fake.float(), batch.x_pair, batch.has_pair, share=batch.pair_share
+                x_fake.float(),
+                batch.x_pair,
+                batch.has_pair,
+                bright=s.pair_bright,
+                share=batch.pair_share,
             )
             found["pair"] = (s.lambda_pair, pair)
         return found
