@@ -78,10 +78,11 @@ RunSeed = Annotated[
 ]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")]
 Precision = Annotated[
-    Literal["fp32", "bf16"],
+    Literal["fp32", "bf16"] | None,
     typer.Option(
         "--precision",
-        help="bf16 is faster on recent GPUs, and on CPUs with AMX; weights stay float32.",
+        help="bf16 is faster on recent GPUs, and on CPUs with AMX; weights stay float32.  "
+        "[default: fp32, or that of the run to --resume]",
     ),
 ]
 
@@ -201,7 +202,7 @@ def train(
     modalities: Vocabulary = None,
     seed: RunSeed = None,
     device: Device = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = None,
     workers: Workers = 2,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write statistics for TensorBoard.")
@@ -547,7 +548,7 @@ def segment(
     modalities: Vocabulary = None,
     seed: RunSeed = None,
     device: Device = "auto",
-    precision: Precision = "fp32",
+    precision: Precision = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,

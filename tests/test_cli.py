@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -425,6 +426,31 @@ def test_a_resumed_run_finds_its_own_dataset(stopped_run, incomplete_root, attcl
     assert code == 0, err
     record = json.loads((stopped_run / "run.json").read_text())
     assert record["data"] == str(incomplete_root.resolve())
+
+
+def test_a_resumed_run_goes_on_in_its_own_precision(here, incomplete_root, attcl):
+    start = ("train", "--data", incomplete_root, "-c", "tiny.toml", "--precision", "bf16")
+    assert attcl(*start, "--steps", 2, "-o", "run")[0] == 0
+    weights = {}
+    for name, given in {"none": (), "bf16": ("bf16",), "fp32": ("fp32",)}.items():
+        shutil.copytree("run", name)
+        options = [option for value in given for option in ("--precision", value)]
+        code, _, err = attcl("train", "--resume", name, "--steps", 3, *options)
+        told = given[0] if given else "bf16"
+        assert (code, f"{name}: goes on from step 2 in {told}" in err) == (0, True)
+        assert json.loads(Path(name, "run.json").read_text())["precision"] == told
+        weights[name] = Path(name, "weights.safetensors").read_bytes()
+    assert weights["none"] == weights["bf16"] != weights["fp32"]
+
+
+def test_a_dataset_of_one_modality_teaches_nothing(phantom_root, attcl, tmp_path):
+    for case in ("Phantom_00000", "Phantom_00001"):
+        (tmp_path / "alone" / case).mkdir(parents=True)
+        name = f"{case}/{case}_flair.nii.gz"
+        (tmp_path / "alone" / name).symlink_to(phantom_root / name)
+    code, _, err = attcl("train", "--data", tmp_path / "alone", "--preset", "tiny", "--steps", 1)
+    assert code == 1
+    assert "flair alone in 2 training cases, wanted two modalities at least" in err
 
 
 def test_a_resumed_run_is_not_shown_other_patients(stopped_run, phantoms, attcl):

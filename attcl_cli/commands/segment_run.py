@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console
 from attcl_cli.commands import segment_report
@@ -14,7 +14,7 @@ from attcl_cli.commands.arguments import Talk
 from attcl_cli.commands.segment_asked import TRAINING, VALIDATION, Asked, Setup, clear
 from attcl_cli.errors import InterruptedRun, UsageError
 from attcl_cli.files import read_json, sha256, write_csv
-from attcl_cli.runinfo import RunInfo
+from attcl_cli.runinfo import Precision, RunInfo
 from attcl_cli.segment_settings import SegmentSettings
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Session:
     settings: SegmentSettings
     output: Path
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     workers: int
     resume: bool
     given: tuple[Path, SegmenterInfo] | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console, splits
 from attcl_cli.commands.arguments import Talk
@@ -23,7 +23,7 @@ from attcl_cli.commands.segment_asked import (
 )
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import refuse_inside
-from attcl_cli.runinfo import RunInfo
+from attcl_cli.runinfo import Precision, RunInfo, precision_for
 from attcl_cli.segment_settings import SegmentSettings, resolve
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def start(
     mode: Mode,
     *,
     device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision | None = None,
     workers: int = 2,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -72,7 +72,7 @@ def start(
             resume=mode.resume is not None,
             weights=mode.weights,
             device=device,
-            precision=precision,
+            precision=precision_for(precision, mode.resume),
             **common,
         )
 
@@ -113,7 +113,7 @@ def segment(
     resume: bool = False,
     weights: Path | None = None,
     device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     workers: int = 2,
     overwrite: bool = False,
     dry_run: bool = False,

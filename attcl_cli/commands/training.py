@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,7 +22,7 @@ from attcl_cli.dataset import Case, Dataset, check
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError, nearest, raise_all
 from attcl_cli.files import refuse_inside, sha256, write_whole
 from attcl_cli.methods import METHODS, Method
-from attcl_cli.runinfo import RunInfo, read_record
+from attcl_cli.runinfo import Precision, RunInfo, precision_for, read_record
 from attcl_cli.slices import SliceStore
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
@@ -38,7 +38,7 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     resume: Path | None = None,
     device: str = "auto",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision | None = None,
     workers: int = 2,
     tensorboard: bool = False,
     dry_run: bool = False,
@@ -76,7 +76,9 @@ def train(
         refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
         if resume is not None:
             _require_same_cases(resume, cases)
-    _say_first(settings, place, resume, first, quiet=talk.quiet or not processes.main)
+    precision = precision_for(precision, resume)
+    quiet = talk.quiet or not processes.main
+    _say_first(settings, place, resume, first, precision, quiet=quiet)
     described = {"run": str(run_dir), "device": str(place), "cases": len(cases)}
     if dry_run:
         told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
@@ -111,11 +113,17 @@ def train(
 
 
 def _say_first(
-    settings: Settings, place: torch.device, resume: Path | None, first: int, *, quiet: bool
+    settings: Settings,
+    place: torch.device,
+    resume: Path | None,
+    first: int,
+    precision: Precision,
+    *,
+    quiet: bool,
 ) -> None:
     """What a user should know before it takes long."""
     if resume is not None:
-        console.say(f"{resume}: goes on from step {first}", quiet=quiet)
+        console.say(f"{resume}: goes on from step {first} in {precision}", quiet=quiet)
     if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS:
         console.say(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
@@ -205,7 +213,13 @@ def _step_of(run_dir: Path) -> int:
 
 
 def _require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) -> None:
-    """Some case must have what a method that needs certain sources learns from."""
+    """There must be two modalities, and some case with what a method that needs certain sources learns from."""
+    known = sorted({name for case in cases for name in case.files})
+    if len(known) == 1:
+        raise AttclError(
+            f"{dataset.root}: {known[0]} alone in {len(cases)} training cases, wanted two modalities at least",
+            "add the volumes of another modality, of any of the cases",
+        )
     needs = METHODS[settings.method].needs(settings, dataset.modalities)
     if not any(needs.values()):
         return
@@ -294,7 +308,7 @@ class _TrainingRun:
     folder: Path
     device: torch.device
     processes: devices.Processes
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     resume: bool
     first: int  # the step of the checkpoint to resume from; 0: none
     workers: int
@@ -351,7 +365,8 @@ def _train(run: _TrainingRun) -> int:
                 bar("  ".join(shown), to=step)
 
             def on_stop() -> None:
-                console.say("stopping after this step; all will be saved", quiet=quiet)
+                told = "stopping after this step; all will be saved (a second Ctrl-C stops at once)"
+                console.say(told, quiet=quiet)
 
             steps = loop.train(
                 settings,
