@@ -275,6 +275,12 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Kind of error (pydantic's) -> how such a value is written.
+_WRITTEN = {
+    "tuple_type": "lists are written [1, 2]; ",
+    "bool_parsing": "wanted true or false; ",
+}
+
 _TITLES = {"attcl-gan": "AttCL-GAN", "plave": "PLAVE"}  # what begins a description names the method
 
 
@@ -382,7 +388,7 @@ def validated(kind: type[Model], values: dict[str, Any]) -> Model:
                     f"setting {key}: found {item['input']!r}, {_wanted(text)}"
                     if key
                     else f"setting {text}",
-                    "lists are written [1, 2]; --dry-run shows every setting",
+                    _WRITTEN.get(item["type"], "") + "--dry-run shows every setting",
                 )
             )
         raise_all(problems)

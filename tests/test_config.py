@@ -158,6 +158,21 @@ def test_no_contrastive_layer_is_needed_where_none_is_used():
     assert settings.contrastive_layers == ()
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "hint"),
+    [
+        ("contrastive_layers", 1, "lists are written [1, 2]; --dry-run shows every setting"),
+        ("scd", "maybe", "wanted true or false; --dry-run shows every setting"),
+        ("acl", "kut", "--dry-run shows every setting"),
+    ],
+)
+def test_a_wrong_value_is_told_how_it_is_written(key, value, hint):
+    with pytest.raises(UsageError) as caught:
+        resolve(preset="tiny", overrides={key: value})
+    assert str(caught.value).startswith(f"setting {key}: found {value!r}, ")
+    assert caught.value.hint == hint
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_settings_survive_toml(preset, tmp_path):
     settings = resolve(preset=preset, overrides={"seed": 7})
