@@ -238,7 +238,7 @@ class Settings(BaseModel):
 # Wider networks do not bear steps of 1e-3: `small` on patients lost its style codes (g_latent_sty 13,000) at step 90.
 # What completion does with the background is done in training, too; in-brain SSIM after 300 steps of the paired term
 # alone: .305, else .224. All of them see half of the slices mirrored, for small cohorts are overfitted soon.
-# The decoder sees the source at full size, else fine detail is lost: 1,500 steps of the paired term alone, .766 for .719.
+# The decoder sees the source at full size, for fine detail: 1,500 steps of the paired term alone, .766, else .719.
 # `tiny` also weighs the brightest pixels, or its T1ce lacks the bright tail (t1 -> t1ce .719, .683 without); what that
 # does to patients is not measured yet, so the others do not.
 # Nor does PLAVE see slices with tumour alone there, for completion makes the others, too; and it has skips.
