@@ -184,7 +184,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            "--preset", help=f"Sizes of images and networks: {', '.join(PRESETS)}.  [default: base]"
+            "--preset",
+            help=f"Sizes of images and networks, and what goes with them: {', '.join(PRESETS)}.  [default: base]",
         ),
     ] = None,
     variant: Annotated[
