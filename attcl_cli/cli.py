@@ -16,7 +16,7 @@ import typer
 
 from attcl_cli import __version__, console
 from attcl_cli.commands.arguments import Source, Talk
-from attcl_cli.config import PRESETS, VARIANTS, parse_override
+from attcl_cli.config import PRESETS, VARIANTS, Precision, parse_override
 from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
 from attcl_cli.segment_settings import PRESETS as SEGMENT_PRESETS
 
@@ -77,8 +77,8 @@ RunSeed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
 ]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")]
-Precision = Annotated[
-    Literal["fp32", "bf16"] | None,
+PrecisionOption = Annotated[
+    Precision | None,
     typer.Option(
         "--precision",
         help="bf16 is faster on recent GPUs, and on CPUs with AMX; weights stay float32.  "
@@ -203,7 +203,7 @@ def train(
     modalities: Vocabulary = None,
     seed: RunSeed = None,
     device: Device = "auto",
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     workers: Workers = 2,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write statistics for TensorBoard.")
@@ -549,7 +549,7 @@ def segment(
     modalities: Vocabulary = None,
     seed: RunSeed = None,
     device: Device = "auto",
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,

@@ -19,6 +19,7 @@ from attcl_cli.files import read_toml
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Precision = Literal["fp32", "bf16"]  # what networks compute in: the machine's business, no setting
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from attcl_cli import __version__
 from attcl_cli.errors import (
@@ -23,8 +23,6 @@ from attcl_cli.errors import (
 from attcl_cli.files import read_json, write_json
 
 SCHEMA_VERSION = 1
-
-Precision = Literal["fp32", "bf16"]
 
 # Exit code -> status; any other code is "failed".
 _ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
@@ -136,9 +134,3 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     record = read_json(path) if path.is_file() else {}
     return record if isinstance(record, dict) else {}
-
-
-def precision_for(asked: Precision | None, resumed: Path | None) -> Precision:
-    """What networks compute in: what was asked for, else what the run to resume did, else float32."""
-    told = read_record(resumed).get("precision") if asked is None and resumed else asked
-    return "bf16" if told == "bf16" else "fp32"

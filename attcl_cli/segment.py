@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from attcl_cli import __version__, volume
 from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, TrainingState, load_state, save_state
-from attcl_cli.config import validated
+from attcl_cli.config import Precision, validated
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import write_whole
 from attcl_cli.loops import STATS_FILE, log_stats, stop_requested, trim_stats
@@ -44,8 +44,6 @@ _SLICES_AT_ONCE = 32  # of a prediction
 _NIFTI_AXES = np.diag(
     [-1.0, -1.0, 1.0, 1.0]
 )  # of a prediction for PNG slices, which have no geometry
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from attcl_cli.checkpoint import (
     save_state,
     save_weights,
 )
-from attcl_cli.config import Settings
+from attcl_cli.config import Precision, Settings
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import copy_whole
@@ -67,7 +67,7 @@ def train(
     run_dir: Path,
     *,
     device: torch.device,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
     processes: Processes = Processes(),  # noqa: B008 - one process, and never changed
     resume: bool = False,
     hooks: Hooks = Hooks(),

@@ -163,26 +163,22 @@ def with_gradients(function: Callable[[], Tensor], *inputs: Tensor) -> list[Tens
     return [found, *first, *second]
 
 
-@pytest.mark.parametrize("sides", [(8, 8), (2, 6)])
-def test_one_convolution_does_what_a_convolution_and_pooling_do(sides):
+@pytest.mark.parametrize(
+    ("ours", "plain", "sides", "wanted_sides"),
+    [
+        (convolve_and_halve, lambda x, conv: F.avg_pool2d(conv(x), 2), (8, 8), (4, 4)),
+        (convolve_and_halve, lambda x, conv: F.avg_pool2d(conv(x), 2), (2, 6), (1, 3)),
+        (double_and_convolve, lambda x, conv: conv(F.interpolate(x, scale_factor=2)), (4, 4), (8, 8)),
+        (double_and_convolve, lambda x, conv: conv(F.interpolate(x, scale_factor=2)), (1, 3), (2, 6)),
+    ],
+)  # fmt: skip
+def test_one_convolution_does_what_it_and_a_change_of_size_do(ours, plain, sides, wanted_sides):
     conv = nn.Conv2d(3, 5, 3, padding=1).double()
     x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
     inputs = (x, conv.weight, conv.bias)
-    found = with_gradients(lambda: convolve_and_halve(x, conv), *inputs)
-    wanted = with_gradients(lambda: F.avg_pool2d(conv(x), 2), *inputs)
-    assert found[0].shape == (2, 5, sides[0] // 2, sides[1] // 2)
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.allclose(one, other, atol=1e-12)
-
-
-@pytest.mark.parametrize("sides", [(4, 4), (1, 3)])
-def test_one_convolution_does_what_upsampling_and_a_convolution_do(sides):
-    conv = nn.Conv2d(3, 5, 3, padding=1).double()
-    x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
-    inputs = (x, conv.weight, conv.bias)
-    found = with_gradients(lambda: double_and_convolve(x, conv), *inputs)
-    wanted = with_gradients(lambda: conv(F.interpolate(x, scale_factor=2)), *inputs)
-    assert found[0].shape == (2, 5, 2 * sides[0], 2 * sides[1])
+    found = with_gradients(lambda: ours(x, conv), *inputs)
+    wanted = with_gradients(lambda: plain(x, conv), *inputs)
+    assert found[0].shape == (2, 5, *wanted_sides)
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console
+from attcl_cli.config import Precision
 from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.runinfo import read_record
 
 if TYPE_CHECKING:  # the command line imports this file to answer --help at once
     from attcl_cli.dataset import Dataset
@@ -82,3 +84,9 @@ class Talk:
         """A table of the result, unless nothing is to be said."""
         if not self.quiet:
             console.table(rows, title=title)
+
+
+def precision_for(asked: Precision | None, resumed: Path | None) -> Precision:
+    """What networks compute in: what was asked for, else what the run to resume did, else float32."""
+    told = read_record(resumed).get("precision") if asked is None and resumed else asked
+    return "bf16" if told == "bf16" else "fp32"

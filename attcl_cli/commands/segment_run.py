@@ -12,9 +12,10 @@ from attcl_cli import console
 from attcl_cli.commands import segment_report
 from attcl_cli.commands.arguments import Talk
 from attcl_cli.commands.segment_asked import TRAINING, VALIDATION, Asked, Setup, clear
+from attcl_cli.config import Precision
 from attcl_cli.errors import InterruptedRun, UsageError
 from attcl_cli.files import read_json, sha256, write_csv
-from attcl_cli.runinfo import Precision, RunInfo
+from attcl_cli.runinfo import RunInfo
 from attcl_cli.segment_settings import SegmentSettings
 
 if TYPE_CHECKING:

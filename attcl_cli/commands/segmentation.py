@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli import console, splits
-from attcl_cli.commands.arguments import Talk
+from attcl_cli.commands.arguments import Talk, precision_for
 from attcl_cli.commands.segment_asked import (
     DEFAULT_INPUT,
     DEFAULT_OUTPUT,
@@ -21,9 +21,10 @@ from attcl_cli.commands.segment_asked import (
     require_free,
     truth_for,
 )
+from attcl_cli.config import Precision
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import refuse_inside
-from attcl_cli.runinfo import Precision, RunInfo, precision_for
+from attcl_cli.runinfo import RunInfo
 from attcl_cli.segment_settings import SegmentSettings, resolve
 
 if TYPE_CHECKING:

@@ -16,13 +16,13 @@ import torch
 from attcl_cli import console, devices, pictures, slices, splits, validate
 from attcl_cli import train as loop
 from attcl_cli.checkpoint import STATE_FILE, WEIGHTS_FILE, state_step
-from attcl_cli.commands.arguments import Source, Talk
-from attcl_cli.config import FIXED, Settings, dump, explain, resolve
+from attcl_cli.commands.arguments import Source, Talk, precision_for
+from attcl_cli.config import FIXED, Precision, Settings, dump, explain, resolve
 from attcl_cli.dataset import Case, Dataset, check
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError, nearest, raise_all
 from attcl_cli.files import refuse_inside, sha256, write_whole
 from attcl_cli.methods import METHODS, Method
-from attcl_cli.runinfo import Precision, RunInfo, precision_for, read_record
+from attcl_cli.runinfo import RunInfo, read_record
 from attcl_cli.slices import SliceStore
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU

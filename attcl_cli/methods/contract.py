@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attcl_cli.config import Settings
+from attcl_cli.config import Precision, Settings
 
 _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
 
@@ -155,7 +155,7 @@ class Runtime:
         average: replaces the gradients of these parameters by their mean over all processes.
     """
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     micro_batch: int = 0
     rank: int = 0
     processes: int = 1
