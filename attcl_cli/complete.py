@@ -88,7 +88,8 @@ def run(
             try:
                 prepared = future.result()
                 clock = time.monotonic()
-                chosen = method if job.weights is plan.weights or fallback is None else fallback
+                first = job.weights.sha256 == plan.weights.sha256
+                chosen = method if first or fallback is None else fallback
                 made = _translate(plan, chosen, job, prepared, device, batch_size)
                 seconds = time.monotonic() - clock
             except AttclError as error:

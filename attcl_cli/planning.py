@@ -269,8 +269,8 @@ def _sound(
     lacking = {job.case.id: _lacking(job.weights, [job], fallback) for job in jobs}
     problems: list[AttclError] = []
     if not keep_going or all(lacking.values()):  # told together, a line for many cases
-        for used in dict.fromkeys(id(job.weights) for job in jobs):
-            own = [job for job in jobs if id(job.weights) == used]
+        for used in dict.fromkeys(job.weights.sha256 for job in jobs):
+            own = [job for job in jobs if job.weights.sha256 == used]
             problems += _lacking(own[0].weights, own, fallback)
         lacking = {}
     sound: list[Job] = []

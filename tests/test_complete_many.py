@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -242,6 +245,47 @@ def test_the_fallback_serves_the_cases_that_the_first_model_cannot(gappy, weight
     assert files(tmp_path / "out")[name] == files(tmp_path / "alone")[name]
     again = planning.plan(open_dataset(root), tmp_path / "out", dedicated, fallback=general)
     assert (again.jobs, again.done) == ((), 5)
+
+
+def travelled(plan: planning.Plan) -> planning.Plan:
+    """The plan with jobs that came from another process: their weights are equal copies."""
+    return replace(plan, jobs=tuple(pickle.loads(pickle.dumps(job)) for job in plan.jobs))
+
+
+def test_jobs_from_another_process_use_the_same_weights(gappy, weights, tmp_path):
+    dataset, pair = open_dataset(gappy()), (weights["dedicated"], weights["general"])
+    methods = [checkpoint.load_method(found, CPU) for found in pair]
+    for name, change in (("here", lambda plan: plan), ("travelled", travelled)):
+        plan = change(planning.plan(dataset, tmp_path / name, pair[0], fallback=pair[1]))
+        done = list(complete.run(plan, methods[0], device=CPU, fallback=methods[1], workers=0))
+        assert len(done) == 3
+    assert files(tmp_path / "travelled") == files(tmp_path / "here")
+
+
+def test_the_command_loads_the_fallback_for_jobs_from_another_process(
+    gappy, runs, weights, attcl, tmp_path, monkeypatch
+):
+    root = gappy()
+    completed(root, tmp_path / "here", weights["dedicated"], fallback=weights["general"])
+    plan_of = planning.plan
+    monkeypatch.setattr(
+        planning, "plan", lambda *given, **options: travelled(plan_of(*given, **options))
+    )
+    arguments = ["-w", runs["dedicated"], "--fallback", runs["general"], "-d", "cpu"]
+    code, _, err = attcl("complete", "--ori", root, "--cpl", tmp_path / "out", *arguments)
+    assert code == 0, err
+    made = files(tmp_path / "out")
+    del made["run.json"]
+    assert made == files(tmp_path / "here")
+
+
+def test_lacking_modalities_are_reported_once_for_equal_weights(gappy, weights, tmp_path):
+    dataset, dedicated = open_dataset(gappy()), weights["dedicated"]
+    plan = planning.plan(dataset, tmp_path / "out", dedicated, fallback=weights["general"])
+    jobs = [replace(job, weights=copy.deepcopy(dedicated), outputs={"t2": ()}) for job in plan.jobs]
+    _, _, problems = planning._sound(dataset, jobs, None, dedicated, keep_going=False)
+    (problem,) = problems
+    assert problem.message.endswith("(3): Phantom_00000, Phantom_00001, Phantom_00003")
 
 
 def test_a_model_of_one_source_may_be_the_fallback(gappy, weights, trained_run, tmp_path):
