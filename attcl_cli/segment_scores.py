@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median, pstdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class Figure:
 
     Attributes:
         mean: over the n defined values; NaN where there is none.
+        sd: of the sample (n - 1); NaN for fewer than two values.
         n_undefined: cases without a value.
         policy: what an empty mask counts.
     """
@@ -234,7 +235,7 @@ def summarise(rows: Iterable[Row]) -> list[Figure]:
                 region=region,
                 metric=metric,
                 mean=fmean(defined) if defined else float("nan"),
-                sd=pstdev(defined) if defined else float("nan"),
+                sd=stdev(defined) if len(defined) > 1 else float("nan"),
                 median=median(defined) if defined else float("nan"),
                 n=len(defined),
                 n_undefined=len(values) - len(defined),

@@ -802,6 +802,13 @@ def test_undefined_values_are_counted_and_not_averaged():
     assert math.isnan(segment_scores.summarise([row("1", nan)])[0].mean)
 
 
+def test_the_standard_deviation_is_the_samples_and_undefined_for_one_value():
+    rows = [row("1", 0.5), row("2", math.nan), row("3", 0.7)]
+    figure = segment_scores.summarise(rows)[0]
+    assert figure.sd == pytest.approx(0.02**0.5)  # 0.1^2 + 0.1^2 over n - 1 = 1
+    assert math.isnan(segment_scores.summarise(rows[:2])[0].sd)
+
+
 def test_differences_are_paired_by_case():
     rows = [row("1", 0.5), row("2", 0.7), row("3", math.nan)]
     rows += [row("1", 0.4, "b"), row("2", 0.6, "b"), row("3", 0.1, "b")]
