@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import volume
-from attcl_cli.dataset import SEGMENTATION, Case, Dataset
+from attcl_cli.dataset import SEGMENTATION, Case, Dataset, read_label
 from attcl_cli.errors import AttclError, UsageError, raise_all
-from attcl_cli.files import read_json
 from attcl_cli.splits import Splits
 
 SPLITS = ("train", "val", "test", "all")
@@ -120,7 +119,7 @@ def plan(
                 continue
             target = Target(name, truth.paths(real, name), files)
             problems += _unlike(target)
-            label = _label(output / data.place_label(case, name))
+            label = read_label(output / data.place_label(case, name))
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
             sources = _sources(label, case, modal_list)
@@ -254,12 +253,6 @@ def _unlike(target: Target) -> list[AttclError]:
         return []
     told = f"{target.made[0]}: {difference} of the truth {target.truth[0]}, wanted the same grid"
     return [AttclError(told, hint)]
-
-
-def _label(path: Path) -> dict[str, Any]:
-    """What the label beside a completed volume says; nothing where there is none."""
-    told = read_json(path) if path.is_file() else {}
-    return told if isinstance(told, dict) else {}
 
 
 def _sources(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:

@@ -233,6 +233,15 @@ def test_the_label_says_which_source_a_copy_is_made_of(scored, folders):
     assert sources["Phantom_00001", "t1ce"] == "flair"  # the first of the modalities by frequency
 
 
+def test_a_damaged_label_counts_as_none(scored, folders):
+    label = folders.cpl / "Phantom_00001" / "Phantom_00001_t1.json"
+    label.write_text('{"source": {"modality": "t2"')
+    code, _, err = scored("--ssim")
+    assert code == 0, err
+    sources = {(row["case"], row["modality"]): row["source"] for row in rows_of(folders.scores)}
+    assert sources["Phantom_00001", "t1"] == "flair"
+
+
 def test_splits_choose_the_cases_and_name_the_truth(attcl, phantom_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert attcl("prepare-splits", phantom_root, "--sizes", "3/0/1")[0] == 0
