@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -49,6 +50,10 @@ class ProblemsError(AttclError):
         self.problems = tuple(problems)
         codes = {problem.exit_code for problem in problems}
         self.exit_code = codes.pop() if len(codes) == 1 else EXIT_FAILED
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from the problems: a pickle otherwise hands `__init__` the message alone."""
+        return type(self), (self.problems,), self.__dict__
 
 
 class IncompleteError(AttclError):
