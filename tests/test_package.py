@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_package_has_the_marker_of_its_types() -> None:
+    assert resources.files("attcl_cli").joinpath("py.typed").is_file()
 
 
 @pytest.mark.slow
@@ -21,6 +26,7 @@ def test_the_bundled_weights_are_found_from_an_installed_wheel(tmp_path: Path) -
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    assert (site / "attcl_cli" / "py.typed").is_file()
     code = "from attcl_cli import checkpoint; print(checkpoint.find_weights('phantom-tiny').path)"
     answer = subprocess.run(
         [sys.executable, "-c", code],
