@@ -22,10 +22,7 @@ import numpy as np
 
 from attcl_cli import pictures
 from attcl_cli.files import write_whole
-from attcl_cli.pictures import DASH, Array, Panel
-
-DISCLAIMER = pictures.DISCLAIMER
-COPY_SUFFIX = " (copy)"  # a column of this ending holds the baseline of the column without it
+from attcl_cli.pictures import DASH, DISCLAIMER, Array, Panel
 
 # A page of a hundred panels stays below about 6 MB: all pictures together hold no more pixels than
 # this (a compressed one takes about a tenth of a byte), down to the fewest and smallest slices.
@@ -81,13 +78,12 @@ def write_html(
         panels: what the viewer shows, in this order; may be empty.
         title: the heading.
         facts: label -> value, a strip under the heading.
-        summary: the table's rows, column -> cell. A column `X (copy)` is the baseline of column
-            `X`; the better of the two is emphasised.
+        summary: the table's rows, column -> cell.
         notes: paragraphs under the pictures; the disclaimer is always added.
         files: what else was written, as links relative to the page.
-        lower_is_better: the names (columns and scores) in which less is better.
+        lower_is_better: the names of the panels' scores in which less is better.
         cases: the rows of a table that sorts, column -> cell. A row shows the panel of the same
-            `case`, `modality` (the target) and, where the row has it, `source`.
+            `case`, `source` and `modality` (the target).
         distributions: the box plots, in this order.
         order: what the order of the panels means, "worst first"; stands beside the position.
         pictured: a line above the viewer, where it shows some of the volumes only.
@@ -110,7 +106,7 @@ def write_html(
             f"<div><dt>{_escape(name)}</dt><dd>{_escape(value)}</dd></div>"
             for name, value in facts.items()
         ),
-        summary=_table(summary, lower_is_better),
+        summary=_table(summary),
         distributions=_plots(distributions),
         cases=_case_table(cases, panels),
         viewer=_viewer(pictured) if panels else "",
@@ -180,47 +176,20 @@ def _viewer_entry(
 
 # --- The tables -----------------------------------------------------------------------------------
 
-_COPY_HINT = (
-    '<p class="hint">copy: the source itself handed in as the answer, what costs nothing. '
-    "The better of the two is emphasised.</p>"
-)
 
-
-def _table(rows: Sequence[Mapping[str, str | float]], lower_is_better: Collection[str]) -> str:
-    """The summary as an HTML table; pairs of a column and its baseline share a heading."""
+def _table(rows: Sequence[Mapping[str, str | float]]) -> str:
+    """Return the summary as an HTML table, "" without rows."""
     if not rows:
         return ""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    paired = {name for name in names if name + COPY_SUFFIX in names}
-    columns = [name for name in names if name.removesuffix(COPY_SUFFIX) not in paired - {name}]
-
-    head = "".join(
-        f'<th colspan="2" scope="colgroup">{_escape(name)}</th>'
-        if name in paired
-        else f'<th rowspan="2" scope="col">{_escape(name)}</th>'
-        for name in columns
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f'<th scope="col">{_escape(name)}</th>' for name in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in columns) + "</tr>"
+        for row in rows
     )
-    second = '<th scope="col">synthetic</th><th scope="col">copy</th>' * len(paired)
-    body = []
-    for row in rows:
-        cells = []
-        for name in columns:
-            value = row.get(name)
-            if name not in paired:
-                cells.append(f"<td>{_cell(value)}</td>")
-                continue
-            copy = row.get(name + COPY_SUFFIX)
-            better = _better(value, copy, lower=name in lower_is_better)
-            for side, content in (("synthetic", value), ("copy", copy)):
-                mark = ' class="better"' if better == side else ""
-                cells.append(f"<td{mark}>{_cell(content)}</td>")
-        body.append("<tr>" + "".join(cells) + "</tr>")
     return (
         '<section><h2>Scores</h2><div class="scroll" role="region" aria-label="Scores" tabindex="0"><table>'
-        f"<thead><tr>{head}</tr><tr>{second}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-        + (_COPY_HINT if paired else "")
-        + "</section>"
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
     )
 
 
@@ -230,10 +199,10 @@ def _case_table(rows: Sequence[Mapping[str, str | float | None]], panels: Sequen
         return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     words = {name for name in columns if any(isinstance(row.get(name), str) for row in rows)}
-    places: dict[tuple[object, ...], int] = {}
-    for place, panel in enumerate(panels):
-        places.setdefault((panel.case, panel.target_modality, panel.source_modality), place)
-        places.setdefault((panel.case, panel.target_modality, None), place)
+    places: dict[tuple[object, ...], int] = {
+        (panel.case, panel.target_modality, panel.source_modality): place
+        for place, panel in enumerate(panels)
+    }
 
     head = "".join(f'<th scope="col"{_kind(name, words)}>{_escape(name)}</th>' for name in columns)
     body = []
@@ -262,9 +231,7 @@ def _case_table(rows: Sequence[Mapping[str, str | float | None]], panels: Sequen
 
 
 def _kind(name: str, words: Collection[str]) -> str:
-    if name in words:
-        return ' class="word"'
-    return ' class="copy"' if name.endswith(COPY_SUFFIX) else ""
+    return ' class="word"' if name in words else ""
 
 
 def _sort_key(value: float | None) -> str:
@@ -432,10 +399,8 @@ def _short(text: str, room: float) -> str:
 
 
 def _note_list(notes: Sequence[str]) -> str:
-    # The page's foot carries the disclaimer, whether the caller thought of it or not.
-    others = [note for note in notes if note.rstrip(".") != DISCLAIMER.rstrip(".")]
-    paragraphs = "".join(f"<p>{_escape(note)}</p>" for note in others)
-    return f"<section><h2>Notes</h2>{paragraphs}</section>" if others else ""
+    paragraphs = "".join(f"<p>{_escape(note)}</p>" for note in notes)
+    return f"<section><h2>Notes</h2>{paragraphs}</section>" if notes else ""
 
 
 def _file_list(files: Sequence[str]) -> str:

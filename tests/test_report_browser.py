@@ -63,7 +63,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ],
         title="Scores of " + "a_long_name_" * 12,
         facts={"case": HOSTILE, "path": "x" * 200},
-        summary=[{"modality": "t1", "SSIM": 0.5, "SSIM (copy)": 0.4, "HD95 (mm)": 3.5, "n": 100}],
+        summary=[{"modality": "t1", "SSIM": 0.5, "HD95 (mm)": 3.5, "n": 100}],
         notes=["y" * 300],
         files=["scores.csv"],
         cases=[*cases, *filling],
