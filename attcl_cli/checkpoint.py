@@ -161,7 +161,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
     for name in method.inference:
         prefix = f"{name}."
         own = {
-            key.removeprefix(prefix): tensor.float()
+            key.removeprefix(prefix): tensor.float() if tensor.is_floating_point() else tensor
             for key, tensor in tensors.items()
             if key.startswith(prefix)
         }
@@ -192,7 +192,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
 
 
 def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "") -> None:
-    """Writes `method`'s inference networks as float16, and the card beside them (`<stem>.json`).
+    """Write `method`'s inference networks as float16 (integer buffers as they are) and their card, `<stem>.json`.
 
     The card is written last; a kill between the two is seen as a wrong hash and mended by the next save.
     """
@@ -203,7 +203,10 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
     }
     tensors |= {f"{_REFERENCE}.{name}": value for name, value in method.references.items()}
     half = {
-        key: value.detach().to("cpu", torch.float16).contiguous() for key, value in tensors.items()
+        key: value.detach()
+        .to("cpu", torch.float16 if value.is_floating_point() else value.dtype)
+        .contiguous()
+        for key, value in tensors.items()
     }
     document = _info_to_json(info)
     card = path.with_suffix(".json")

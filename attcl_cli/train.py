@@ -190,7 +190,7 @@ class _Run:
             module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = copy.deepcopy(self.method)
         self.modules = {
-            name: self.averaged.modules()[name].requires_grad_(requires_grad=False)
+            name: self.averaged.modules()[name].eval().requires_grad_(requires_grad=False)
             for name in self.method.inference
         }
         self.references = _choose_references(store, settings.seed)
@@ -210,13 +210,19 @@ class _Run:
                 group["lr"] = rate * factor
 
     def average(self, step: int) -> None:
-        """Moving average of the weights, started as an exact copy; at first it forgets faster."""
+        """Moving average of the weights, started as an exact copy; at first it forgets faster.
+
+        Buffers are copied: running statistics are averages already, and others (counters, masks) have no mean.
+        """
         decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             for name, module in self.modules.items():
-                own: list[Tensor] = list(self.method.modules()[name].parameters())
+                trained = self.method.modules()[name]
+                own: list[Tensor] = list(trained.parameters())
                 if own:
                     torch._foreach_lerp_([*module.parameters()], own, 1 - decay)
+                for buffer, current in zip(module.buffers(), trained.buffers(), strict=True):
+                    buffer.copy_(current)
 
     def log(self, record: Mapping[str, float]) -> None:
         """A line of `stats.jsonl`."""

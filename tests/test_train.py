@@ -21,6 +21,7 @@ from attcl_cli.checkpoint import (
     find_weights,
     load_method,
     load_state,
+    save_weights,
 )
 from attcl_cli.config import Settings, dump
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
@@ -185,6 +186,96 @@ def test_the_average_trails_the_networks(undisturbed):
     tensors = load_state(undisturbed / STATE_FILE).tensors
     key = "generator.down.0.conv1.weight"
     assert not torch.equal(tensors[f"average.{key}"], tensors[f"module.{key}"])
+
+
+class Normalised(AttclGan):
+    """AttCL-GAN with a batch norm and a non-persistent buffer at the end of its generator."""
+
+    def __init__(self, settings: Settings, modalities: tuple[str, ...]) -> None:
+        super().__init__(settings, modalities)
+        self.norm = torch.nn.BatchNorm2d(1)
+        self.norm.register_buffer("calls", torch.zeros(()), persistent=False)
+        self.inference = (*self.inference, "norm")
+        self.training_modes: set[bool] = set()
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        return {**super().modules(), "norm": self.norm}
+
+    def training_step(self, batch, step: int):
+        self.norm(batch.x_src)
+        self.norm.calls += 1
+        self.training_modes |= modes(self)
+        return super().training_step(batch, step)
+
+
+def modes(method: AttclGan) -> set[bool]:
+    """Return the training flags of the modules that completion needs."""
+    return {
+        module.training for name in method.inference for module in method.modules()[name].modules()
+    }
+
+
+@pytest.fixture
+def normalised(monkeypatch) -> list[Normalised]:
+    """Return the list of `Normalised` methods that runs of the test make."""
+    made: list[Normalised] = []
+
+    def make(settings: Settings, modalities: tuple[str, ...]) -> Normalised:
+        made.append(Normalised(settings, modalities))
+        return made[-1]
+
+    make.needs = Normalised.needs
+    monkeypatch.setitem(METHODS, "attcl-gan", make)
+    return made
+
+
+def test_the_average_takes_over_the_buffers_of_each_step(six, store, normalised, tmp_path):
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def validate(averaged: Normalised) -> float:
+        seen.append({name: value.clone() for name, value in averaged.norm.named_buffers()})
+        trained = dict(normalised[0].norm.named_buffers())
+        assert all(torch.equal(value, trained[name]) for name, value in seen[-1].items())
+        return float(len(seen))
+
+    run(six, store, tmp_path / "run", hooks=Hooks(validate=validate))
+    assert [buffers["num_batches_tracked"] for buffers in seen] == [3, 6]
+    assert [buffers["calls"] for buffers in seen] == [3, 6]
+    kept = load_method(find_weights(str(tmp_path / "run")), CPU).norm.state_dict()
+    assert kept["num_batches_tracked"] == 6
+    assert torch.equal(kept["running_mean"], seen[-1]["running_mean"].half().float())
+
+
+def test_the_average_samples_and_validates_in_eval_mode(
+    six, store, normalised, tmp_path, monkeypatch
+):
+    used: list[set[bool]] = []
+    synthesise = Normalised.synthesise
+
+    def spy(method: Normalised, *arguments, **options):
+        used.append(modes(method))
+        return synthesise(method, *arguments, **options)
+
+    def validate(averaged: Normalised) -> float:
+        used.append(modes(averaged))
+        return 0.0
+
+    monkeypatch.setattr(Normalised, "synthesise", spy)
+    run(six, store, tmp_path / "run", hooks=Hooks(validate=validate))
+    assert used == [{False}] * len(used)
+    assert len(used) == 4 + 2  # four samples after the last step, two checkpoints
+    assert normalised[0].training_modes == {True}
+
+
+def test_integer_buffers_are_saved_whole(six, store, normalised, tmp_path):
+    run(changed(six, steps=1), store, tmp_path / "run")
+    averaged = normalised[0]
+    averaged.norm.num_batches_tracked.fill_(70_001)  # float16 ends at 65504
+    averaged.remember_references({name: torch.zeros(1, 1, 16, 16) for name in store.modalities})
+    info = find_weights(str(tmp_path / "run")).info
+    save_weights(tmp_path / "late.safetensors", averaged, info)
+    late = load_method(find_weights(str(tmp_path / "late.safetensors")), CPU)
+    assert late.norm.num_batches_tracked == 70_001
 
 
 def test_stats_have_a_line_a_log_step_with_every_loss(undisturbed):
