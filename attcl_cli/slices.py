@@ -1,15 +1,17 @@
 """Training slices on disk, memory-mapped, and the sampler that draws batches from them.
 
-Memory does not grow with the dataset: the operating system keeps in memory what is used. Knows no network.
+Memory does not grow with the dataset: slices are appended case by case, and read through the memory map. Knows no
+network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -111,17 +113,10 @@ def build(
     raise_all(problems)
 
     folder.mkdir(parents=True, exist_ok=True)
-    data = np.lib.format.open_memmap(
-        folder / DATA_FILE, mode="w+", dtype=np.int16, shape=(rows, image_size, image_size)
-    )
-    classes = None
-    if maps:
-        classes = np.lib.format.open_memmap(
-            folder / LABELS_FILE,
-            mode="w+",
-            dtype=np.uint8,
-            shape=(maps[-1].start + maps[-1].count, image_size, image_size),
-        )
+    (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
+    side = (image_size, image_size)
+    filled = np.zeros(rows, dtype=bool)
+    tumour = np.zeros(sum(entry.count for entry in maps), dtype=bool)
     map_of = {entry.case: entry for entry in maps}
     scales: dict[str, list[Scale]] = {modality: [] for modality in dataset.modalities}
     by_case: dict[str, list[Entry]] = {}
@@ -134,28 +129,33 @@ def build(
         )
         return images, _classes(dataset, case, images) if case.id in map_of else None
 
-    for case, future in read_ahead(load, cases, depth=workers):
-        try:
-            images, found = future.result()
-        except AttclError as error:
-            problems.append(error)
-            continue
-        for entry in by_case[case.id]:
-            scales[entry.modality].append(images.scales[entry.modality])
-            chosen = images.normalised(entry.modality)[entry.first : entry.first + entry.count]
-            small = volume.shrink(volume.pad(chosen, (canvas, canvas)), canvas // image_size)
-            data[entry.start : entry.start + entry.count] = np.rint(small * STEPS)
-        if classes is not None and found is not None:
-            entry = map_of[case.id]
-            chosen = found[entry.first : entry.first + entry.count]
-            classes[entry.start : entry.start + entry.count] = _shrink_classes(
-                chosen, image_size=image_size, canvas=canvas
-            )
-        on_case(case.id)
+    with ExitStack() as files:
+        data = files.enter_context(_npy_file(folder / DATA_FILE, np.int16, (rows, *side)))
+        if maps:
+            shape = (len(tumour), *side)
+            classes = files.enter_context(_npy_file(folder / LABELS_FILE, np.uint8, shape))
+        for case, future in read_ahead(load, cases, depth=workers):
+            try:
+                images, found = future.result()
+            except AttclError as error:
+                problems.append(error)  # the files lack its rows from here on, and get no index
+                continue
+            for entry in by_case[case.id]:
+                scales[entry.modality].append(images.scales[entry.modality])
+                chosen = images.normalised(entry.modality)[entry.first : entry.first + entry.count]
+                small = volume.shrink(volume.pad(chosen, (canvas, canvas)), canvas // image_size)
+                pixels = np.empty((entry.count, *side), dtype=np.int16)
+                pixels[:] = np.rint(small * STEPS)
+                filled[entry.start : entry.start + entry.count] = _shows(pixels > -STEPS)
+                data.write(pixels.data)
+            if found is not None:
+                entry = map_of[case.id]
+                chosen = found[entry.first : entry.first + entry.count]
+                labelled = _shrink_classes(chosen, image_size=image_size, canvas=canvas)
+                tumour[entry.start : entry.start + entry.count] = _shows(labelled > 0)
+                classes.write(labelled.data)
+            on_case(case.id)
     raise_all(problems)
-    data.flush()
-    if classes is not None:
-        classes.flush()
     medians = {
         modality: Scale(median(item.low for item in found), median(item.high for item in found))
         for modality, found in scales.items()
@@ -167,9 +167,9 @@ def build(
             "modalities": [modality for modality in dataset.modalities if scales[modality]],
             "scales": {modality: asdict(scale) for modality, scale in medians.items()},
             "entries": [asdict(entry) for entry in entries],
-            "filled": np.any(data > -STEPS, axis=(1, 2)).tolist(),
+            "filled": filled.tolist(),
             "cases": [case.id for case in cases],
-            **_described(maps, classes),
+            **_described(maps, tumour),
         },
     )
     return open_store(folder)
@@ -458,13 +458,33 @@ def _layout(
     return entries, maps, problems
 
 
-def _described(maps: Sequence[Entry], classes: Array | None) -> dict[str, Any]:
+def _npy_file(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> BinaryIO:
+    """Open a .npy file of this shape for its rows to be appended.
+
+    A writable memory map would do as well, but its pages count as the process' memory until they are written back.
+    """
+    file = path.open("wb")
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _shows(pixels: Array) -> Array:
+    """Return which slices have any such pixel: (N, S, S) bool -> (N,) bool."""
+    return np.any(pixels, axis=(1, 2))
+
+
+def _described(maps: Sequence[Entry], tumour: Array) -> dict[str, Any]:
     """What the index says of label maps; nothing where there are none."""
-    if classes is None:
+    if not maps:
         return {}
     return {
         "segmentations": [asdict(entry) for entry in maps],
-        "tumour": np.any(classes > 0, axis=(1, 2)).tolist(),
+        "tumour": tumour.tolist(),
     }
 
 

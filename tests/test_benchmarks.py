@@ -35,6 +35,21 @@ def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_slices_shows_that_memory_does_not_grow():
+    options = ("--cases", 2, 8, "--large-cases", 4, 24)
+    told = fresh_python("benchmarks/slices.py", *options)
+    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()[1:]]
+    assert [row[:3] for row in rows] == [
+        ["32", "2", "112"],
+        ["32", "8", "448"],
+        ["256", "4", "224"],
+        ["256", "24", "1344"],
+    ]
+    peaks = [float(row[4].removesuffix(" MB")) for row in rows]
+    assert peaks[3] - peaks[2] < 40  # 157 MB more on disk
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_plave_prints_its_table_and_goes_on_where_it_was(tmp_path):
     options = (
         "--cases 4 --test-cases 4 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "

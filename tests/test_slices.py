@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -76,6 +77,48 @@ def test_the_scale_of_a_modality_is_the_median_of_its_volumes(store, phantom_roo
 
 def test_filled_says_which_slices_show_brain(store):
     assert store.filled.tolist() == (store.data > -32767).any(axis=(1, 2)).tolist()
+
+
+def test_building_needs_no_more_memory_for_more_cases(tmp_path, write_case):
+    names = [f"C{number:02d}/C{number:02d}_t1.nii.gz" for number in range(24)]
+    write_case(tmp_path / "data", names, shape=(8, 8, 16))
+    dataset = open_dataset(tmp_path / "data")
+    peaks, sizes = [], []
+    for count in (4, 24):
+        tracemalloc.start()
+        made = build(
+            dataset,
+            dataset.cases[:count],
+            tmp_path / str(count),
+            image_size=128,
+            canvas=128,
+            workers=0,
+        )
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        sizes.append(made.data.size)  # a mask of all pixels has a byte per pixel
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4
+
+
+def test_a_store_that_is_built_again_counts_only_when_it_is_finished(phantom_root, tmp_path):
+    dataset = open_dataset(phantom_root)
+    sizes = {"image_size": 16, "canvas": 64, "workers": 0}
+    build(dataset, dataset.cases[:2], tmp_path, **sizes)
+
+    def die(_case: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, dataset.cases[:2], tmp_path, **sizes, on_case=die)
+    assert not slices.is_store(tmp_path)
+
+
+def test_tumour_says_which_label_slices_show_any(phantom_root, tmp_path):
+    dataset = open_dataset(phantom_root)
+    made = build(dataset, dataset.cases[:2], tmp_path, image_size=16, canvas=64, labels=True)
+    assert made.labels is not None
+    assert made.tumour.tolist() == (made.labels > 0).any(axis=(1, 2)).tolist()
+    assert {True, False} == set(made.tumour.tolist())
 
 
 def test_the_slices_stay_on_the_disk(store):
