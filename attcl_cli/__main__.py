@@ -1,5 +1,5 @@
 """`python -m attcl_cli`."""
 
-from attcl_cli.cli import main
+from attcl_cli.cli.app import main
 
 main()

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attcl_cli.errors import UsageError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the command line imports this file to answer --help at once
+    import torch
     from accelerate import PartialState
+    from torch import Tensor, nn
+
+Precision = Literal["fp32", "bf16"]
+"""What networks compute in: the machine's business, no setting of a method."""
 
 Thing = TypeVar("Thing")
 
@@ -69,17 +71,19 @@ class Processes:
         return reduce(value, "mean")
 
     def any(self, flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value itself
-        """Whether `flag` is set in any process."""
-        return (
-            flag
-            if self._state is None
-            else bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
-        )
+        """Return whether `flag` is set in any process."""
+        if self._state is None:
+            return flag
+        import torch  # noqa: PLC0415
+
+        return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replaces gradients by their mean over the processes, in one message."""
         if self._state is None or not parameters:
             return
+        import torch  # noqa: PLC0415
+
         for parameter in parameters:
             if parameter.grad is None:  # all processes must send tensors of one shape
                 parameter.grad = torch.zeros_like(parameter)
@@ -97,6 +101,8 @@ def select(name: str) -> torch.device:
     Raises:
         UsageError: no such device here.
     """
+    import torch  # noqa: PLC0415
+
     if name == "auto":
         best = (
             "cuda"

@@ -23,7 +23,7 @@ def measure(kind: str, layers: list[int], repeats: int) -> dict[str, float]:
     """Seconds and peak megabytes of selecting and routing once, best of `repeats`."""
     import torch
 
-    from attcl_cli.networks import patches
+    from attcl_cli.methods.networks import patches
 
     generator = torch.Generator().manual_seed(0)
     inputs = {

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from attcl_cli.cohort import write_cohort
-from attcl_cli.dataset import Dataset, open_dataset
+from attcl_cli.data.dataset import Dataset, open_dataset
+from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.errors import UsageError
 
 

@@ -19,14 +19,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from attcl_cli import checkpoint, complete, devices, planning, translation, volume
-from attcl_cli.checkpoint import Weights, WeightsInfo
-from attcl_cli.cohort import write_cohort
-from attcl_cli.config import PRESETS, resolve
-from attcl_cli.dataset import Case, Dataset, open_dataset
-from attcl_cli.methods import METHODS, Method
-from attcl_cli.splits import RATIOS
-from attcl_cli.volume import Scale
+from attcl_cli import devices
+from attcl_cli.completion import inference
+from attcl_cli.completion import plan as planning
+from attcl_cli.completion import run as complete
+from attcl_cli.data import volumes
+from attcl_cli.data.dataset import Case, Dataset, open_dataset
+from attcl_cli.data.intensities import Scale
+from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.data.splits import RATIOS
+from attcl_cli.methods import METHODS
+from attcl_cli.methods import weights as checkpoint
+from attcl_cli.methods.base import Method
+from attcl_cli.methods.settings import PRESETS, resolve
+from attcl_cli.methods.weights import Weights, WeightsInfo
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
@@ -106,7 +112,7 @@ def _speed(
     size = weights.info.settings.image_size
     for batch in (
         1,
-        translation.slices_a_call(size, device),
+        inference.slices_a_call(size, device),
     ):  # the first calls also choose kernels
         method.synthesise({"flair": torch.zeros(batch, 1, size, size, device=device)}, ["t1"])
     _wait(device)
@@ -122,7 +128,7 @@ def _speed(
         for modality in dataset.by_frequency()
         for case in dataset.cases
         if modality in case.files
-        for number in range(volume.read_grid(dataset.paths(case, modality)).axial_shape[0])[
+        for number in range(volumes.read_grid(dataset.paths(case, modality)).axial_shape[0])[
             first:stop
         ]
     ]
@@ -159,15 +165,15 @@ def _literal(
     settings = weights.info.settings
     sizes = {"image_size": settings.image_size, "canvas": settings.canvas, "downs": settings.downs}
     x_ref = _references(settings.image_size, device)
-    loaded: tuple[str, volume.CaseImages] | None = None
+    loaded: tuple[str, volumes.CaseImages] | None = None
     seconds = 0.0
     for case, modal_src, number in chosen:
         if loaded is None or loaded[0] != case.id:
             files = {name: dataset.paths(case, name) for name in case.files}
-            loaded = case.id, volume.load_case(files)
+            loaded = case.id, volumes.load_case(files)
         normalised = loaded[1].normalised(modal_src)[number : number + 1]
         start = time.perf_counter()
-        x_src = torch.from_numpy(translation.fit(normalised, **sizes))[:, None].to(device)
+        x_src = torch.from_numpy(inference.fit(normalised, **sizes))[:, None].to(device)
         method.remember_references(x_ref)  # line 4: the style codes, for each slice anew
         for target in dataset.by_frequency():
             x_fake = method.synthesise({modal_src: x_src}, [target])[target]

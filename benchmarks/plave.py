@@ -23,12 +23,18 @@ import numpy as np
 import torch
 from cohorts import canvas_for, phantoms
 
-from attcl_cli import checkpoint, complete, devices, pairs, planning, score, slices
-from attcl_cli.config import PRESETS, Settings, resolve
-from attcl_cli.dataset import Dataset
+from attcl_cli import devices
+from attcl_cli.completion import plan as planning
+from attcl_cli.completion import run as complete
+from attcl_cli.data import slices
+from attcl_cli.data.dataset import Dataset
 from attcl_cli.methods import METHODS
+from attcl_cli.methods import weights as checkpoint
 from attcl_cli.methods.plave import Plave
-from attcl_cli.train import STATE_FILE, Hooks, train
+from attcl_cli.methods.settings import PRESETS, Settings, resolve
+from attcl_cli.scoring import pairs
+from attcl_cli.scoring import rows as score
+from attcl_cli.training.trainer import STATE_FILE, Hooks, train
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 ONE_MISSING = [[name] for name in FOUR]

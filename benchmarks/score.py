@@ -26,9 +26,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from attcl_cli import feature_files, features, metrics, volume
-from attcl_cli.feature_store import FeatureStore, grey, shown_slices
-from attcl_cli.phantom import make_case
+from attcl_cli.data import intensities
+from attcl_cli.data.phantom import make_case
+from attcl_cli.scoring import feature_networks, feature_weights, metrics
+from attcl_cli.scoring.feature_store import FeatureStore, grey, shown_slices
 
 ROW = "{:<34} {:>9} {:>9} {:>7}   {:>12} {:>12}"
 
@@ -50,11 +51,11 @@ def line(name: str, theirs: tuple[float, float], ours: tuple[float, float]) -> N
 
 def stand_in(name: str, state: dict[str, torch.Tensor], folder: Path) -> None:
     """Puts random weights where the real ones would lie."""
-    record = feature_files.FILES[name]
+    record = feature_weights.FILES[name]
     torch.save(state, folder / record.name)
     content = (folder / record.name).read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    feature_files.FILES[name] = feature_files.FeatureFile(
+    feature_weights.FILES[name] = feature_weights.FeatureFile(
         record.name, record.url, len(content), digest
     )
 
@@ -72,7 +73,7 @@ def volumes(cases: int, voxel_mm: float) -> list[tuple[np.ndarray, np.ndarray, n
 
 def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
     """pytorch-fid on folders of PNG slices; ours on the same slices, then again with the real ones' features kept."""
-    features.require_torchvision()
+    feature_networks.require_torchvision()
     from pytorch_fid import fid_score, inception
 
     with (
@@ -102,7 +103,7 @@ def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> Non
             ]
         return float(fid_score.calculate_frechet_distance(*sides[0], *sides[1]))
 
-    embed = features.load_network("inception", offline=True)
+    embed = feature_networks.load_network("inception", offline=True)
 
     def ours(name: str) -> float:
         store = FeatureStore(embed, folder / name, folder / "cache")
@@ -117,7 +118,7 @@ def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> Non
 
 def compare_lpips(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
     """lpips one slice at a time; ours in batches, for one prediction and for a prediction with its three baselines."""
-    features.require_torchvision()
+    feature_networks.require_torchvision()
     import lpips
     from torchvision.models import alexnet
 
@@ -152,7 +153,7 @@ def compare_lpips(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> N
         ]
         return float(np.mean(values))
 
-    perceptual = features.load_perceptual(offline=True)
+    perceptual = feature_networks.load_perceptual(offline=True)
 
     def ours(times: int) -> float:
         values = []
@@ -176,7 +177,7 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
     for truth, made, brain in cases:
         pair = []
         for image in (made, truth):
-            scale = volume.intensity_scale(image, brain)
+            scale = intensities.intensity_scale(image, brain)
             assert scale is not None
             pair.append(np.where(brain, metrics.to_unit(image, scale.low, scale.high), 0))
         units.append((*pair, brain))
@@ -215,7 +216,7 @@ def main() -> None:
     cases = volumes(options.cases, options.voxel_mm)
     pairs = []
     for truth, made, brain in cases:
-        scale = volume.intensity_scale(truth, brain)
+        scale = intensities.intensity_scale(truth, brain)
         assert scale is not None
         indices = shown_slices(brain)
         pairs.append(tuple(grey(image, scale, brain, indices) for image in (truth, made)))

@@ -73,10 +73,10 @@ def write_cases(root: Path, count: int) -> None:
 
 def build(root: Path, output: Path, *, cases: int, side: int) -> dict[str, float]:
     """Build the slices of the first cases; megabytes and seconds."""
-    from attcl_cli import (
-        slices,
-    )  # not in the parent: on Linux a child's peak begins at its parent's
-    from attcl_cli.dataset import open_dataset
+    from attcl_cli.data import (
+        slices,  # not in the parent: on Linux a child's peak begins at its parent's
+    )
+    from attcl_cli.data.dataset import open_dataset
 
     dataset = open_dataset(root)
     before = peak_megabytes()

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attcl_cli import devices, losses
-from attcl_cli.config import PRESETS, Settings, resolve
-from attcl_cli.methods import METHODS, Batch, Runtime
+from attcl_cli import devices
+from attcl_cli.data.sampling import Batch
+from attcl_cli.methods import METHODS, losses
 from attcl_cli.methods.attcl_gan import AttclGan
-from attcl_cli.networks.blocks import AdaINResidualBlock, ResidualBlock, leaky_relu, pick
+from attcl_cli.methods.base import Runtime
+from attcl_cli.methods.networks.blocks import AdaINResidualBlock, ResidualBlock, leaky_relu, pick
+from attcl_cli.methods.settings import PRESETS, Settings, resolve
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

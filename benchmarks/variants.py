@@ -22,12 +22,15 @@ import numpy as np
 import torch
 from cohorts import canvas_for, phantoms
 
-from attcl_cli import checkpoint, devices, slices, validate
-from attcl_cli.config import PRESETS, VARIANTS, Settings, resolve
-from attcl_cli.dataset import Dataset
+from attcl_cli import devices
+from attcl_cli.data import slices
+from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.slices import SliceStore
+from attcl_cli.methods import weights as checkpoint
 from attcl_cli.methods.attcl_gan import AttclGan
-from attcl_cli.slices import SliceStore
-from attcl_cli.train import STATE_FILE, train
+from attcl_cli.methods.settings import PRESETS, VARIANTS, Settings, resolve
+from attcl_cli.training import validation as validate
+from attcl_cli.training.trainer import STATE_FILE, train
 
 CYCLE = "g_latent_cyc"
 SLICES_A_MODALITY = 64

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from attcl_cli import slices
-from attcl_cli.dataset import open_dataset
-from attcl_cli.splits import read_splits
+from attcl_cli.data import slices
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.splits import read_splits
 
 LEVELS = 255  # [-1, 1] in 8 bits; -1, the background, stays exact
 STORES = {"train": slices.TRAINING_FOLDER, "val": slices.VALIDATION_FOLDER}

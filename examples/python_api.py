@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from attcl_cli import checkpoint, complete, devices, planning
-from attcl_cli.dataset import open_dataset
+from attcl_cli import devices
+from attcl_cli.completion import plan as planning
+from attcl_cli.completion import run as complete
+from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError
+from attcl_cli.methods import weights as checkpoint
 
 
 def main(data: Path, output: Path, weights_name: str) -> None:

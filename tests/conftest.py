@@ -7,8 +7,6 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share their machine
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,57 +15,18 @@ from unittest import mock
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import (
+    BRATS_AFFINE,
+    CASES,
+    VOXEL_MM,
+    Run,
+    fingerprint,
+)
 
-from attcl_cli.cli import main
-from attcl_cli.cohort import write_cohort
-from attcl_cli.config import Settings, resolve
-from attcl_cli.dataset import open_dataset
-from attcl_cli.files import sha256
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-CASES = 4
-VOXEL_MM = 6.0  # 40x40x26 voxels
-BRATS_AFFINE = np.array(
-    [[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
-)  # stored L, P, S
-
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-def states(root: Path) -> dict[str, tuple[int, bytes]]:
-    """Relative path -> (time of the last change, bytes) of everything below a folder; folders have no bytes."""
-    return {
-        path.relative_to(root).as_posix(): (
-            path.lstat().st_mtime_ns,
-            path.read_bytes() if path.is_file() else b"",
-        )
-        for path in sorted(root.rglob("*"))
-    }
-
-
-def fingerprint(root: Path) -> dict[str, str]:
-    """Relative path -> SHA-256 of every file below a folder (of what links lead to)."""
-    return {
-        path.relative_to(root).as_posix(): sha256(path)
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
-
-
-def fresh_python(*arguments: object) -> str:
-    """What a new interpreter with these arguments prints, in the repository; fails with what it complains of."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from attcl_cli.cli.app import main
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.methods.settings import Settings, resolve
 
 
 @pytest.fixture
@@ -213,7 +172,7 @@ def store(
     phantom_root: Path, tiny_settings: Settings, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
     """The training slices of the first three shared phantoms, at the size of `tiny_settings`."""
-    from attcl_cli.slices import build
+    from attcl_cli.data.slices import build
 
     dataset = open_dataset(phantom_root)
     return build(
@@ -233,7 +192,7 @@ def trained_run(
     """The folder of a finished run of `tiny_settings`: weights, card, checkpoint, statistics. Read-only."""
     import torch
 
-    from attcl_cli.train import train
+    from attcl_cli.training.trainer import train
 
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
     run_dir.mkdir()

@@ -15,10 +15,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import states
+from helpers import states
 from PIL import Image
 
-from attcl_cli.config import dump
+from attcl_cli.methods.settings import dump
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 BAD = "Phantom_00001/Phantom_00001_flair.nii.gz"
@@ -473,7 +473,7 @@ def test_a_disk_that_fills_up_leaves_whole_files_only(
 _LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-from attcl_cli.cli import main
+from attcl_cli.cli.app import main
 main(sys.argv[1:])
 """
 
@@ -618,9 +618,9 @@ def test_weights_that_do_not_know_a_needed_modality_are_refused(
 ):
     import torch
 
-    from attcl_cli.checkpoint import WeightsInfo, save_weights
+    from attcl_cli.data.intensities import Scale
     from attcl_cli.methods import METHODS
-    from attcl_cli.volume import Scale
+    from attcl_cli.methods.weights import WeightsInfo, save_weights
 
     known = ("flair", "t1")
     method = METHODS["attcl-gan"](tiny_settings, known)
@@ -658,7 +658,7 @@ def test_weights_that_are_not_there_are_named(incomplete_root, trained_run, attc
 def test_without_any_weights_the_next_step_is_to_train(
     incomplete_root, attcl, elsewhere, monkeypatch
 ):
-    from attcl_cli import checkpoint
+    from attcl_cli.methods import weights as checkpoint
 
     monkeypatch.setattr(checkpoint, "weights_folders", list)
     refusal(

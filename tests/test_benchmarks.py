@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from conftest import fresh_python
+from helpers import fresh_python
 
 
 @pytest.mark.slow

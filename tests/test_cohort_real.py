@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from attcl_cli import metrics, volume
-from attcl_cli.checkpoint import WeightsInfo, save_weights
-from attcl_cli.cli import main
-from attcl_cli.config import Settings
-from attcl_cli.dataset import SEGMENTATION, check, open_dataset
+from attcl_cli.cli.app import main
+from attcl_cli.data import intensities, volumes
+from attcl_cli.data.dataset import check, open_dataset
+from attcl_cli.data.intensities import Scale
+from attcl_cli.data.layouts import SEGMENTATION
+from attcl_cli.data.splits import read_splits
 from attcl_cli.methods import METHODS
-from attcl_cli.splits import read_splits
-from attcl_cli.volume import Scale
+from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.weights import WeightsInfo, save_weights
+from attcl_cli.scoring import metrics
 
 pytestmark = pytest.mark.cohort
 
@@ -119,7 +121,7 @@ def test_every_case_is_found_and_sound(folder, layout, cases, segmentations, coh
 def test_a_real_case_is_normalised_inside_its_brain(cohort):
     dataset = open_dataset(cohort / "brats")
     case = dataset.cases[0]
-    images = volume.load_case({name: dataset.paths(case, name) for name in case.files})
+    images = volumes.load_case({name: dataset.paths(case, name) for name in case.files})
     stored = nib.load(dataset.paths(case, "t1ce")[0])
     data = images.volumes["t1ce"].data
     assert np.array_equal(data, np.asanyarray(stored.dataobj).transpose(2, 1, 0))  # stored L, P, S
@@ -131,7 +133,7 @@ def test_a_real_case_is_normalised_inside_its_brain(cohort):
     assert 0.1 < images.brain.mean() < 0.3  # of a head that fills the field of view
     scale = images.scales["t1ce"]
     clipped = np.clip(data, scale.low, scale.high)
-    back = volume.denormalise(normalised, scale)
+    back = intensities.denormalise(normalised, scale)
     assert np.abs(back - clipped)[images.brain].max() < 1e-3 * (scale.high - scale.low)
 
 
@@ -163,8 +165,8 @@ def test_brasyn_cases_are_completed_in_their_geometry(cohort, untrained, attcl, 
 def test_the_challenges_similarity_of_zeros_and_of_a_copy_is_what_method_md_says(cohort):
     dataset = open_dataset(cohort / "brasyn")
     case = next(case for case in dataset.cases if case.id == "BraTS-GLI-00000-000")
-    truth, copy = (volume.load(dataset.paths(case, name)).data for name in ("t1ce", "t1"))
-    tumour = volume.load_labels(dataset.paths(case, SEGMENTATION)) > 0
+    truth, copy = (volumes.load(dataset.paths(case, name)).data for name in ("t1ce", "t1"))
+    tumour = volumes.load_labels(dataset.paths(case, SEGMENTATION)) > 0
     assert metrics.ssim_brasyn(np.zeros_like(truth), truth, tumour) == pytest.approx(
         (0.99, 0.80), abs=0.005
     )

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import typer
 
-from attcl_cli import cli
-from attcl_cli.config import PRESETS, Settings
-from attcl_cli.dataset import LAYOUTS, read_vocabulary
-from attcl_cli.splits import read_ratio
+from attcl_cli.cli import app
+from attcl_cli.data.layouts import LAYOUTS, read_vocabulary
+from attcl_cli.data.splits import read_ratio
+from attcl_cli.methods.settings import PRESETS, Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = typer.main.get_command(cli.app).commands
+COMMANDS = typer.main.get_command(app.app).commands
 
 
 def blocks(language: str) -> list[str]:

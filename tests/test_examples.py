@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from attcl_cli.cohort import write_cohort
+from attcl_cli.data.phantom_cohort import write_cohort
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 # The smallest networks that train, on 30x30 slices.

@@ -1,179 +1,167 @@
-"""Who may import whom (a table), and that asking for help loads no heavy library."""
+"""Which package may import which, who may know the terminal, and that asking for help loads no heavy library."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-from conftest import fresh_python
+from helpers import fresh_python
 
 PACKAGE = Path(__file__).resolve().parents[1] / "attcl_cli"
 
-# Module -> what of ours it may import; `errors` and `files` (which itself imports errors alone) are open to all.
-# A package's own files may import one another. Change this table and the layout together, for a reason.
-FREE = {"errors", "files", "__init__"}
-ALLOWED: dict[str, set[str]] = {
-    "__init__": set(),
-    "__main__": {"cli"},
+# Each package may import those before it, and the files of the root. Change the order only for a reason:
+# `scoring` stands on `completion` because `attcl score --directions` translates, `training` on `scoring` because it
+# validates, `segmentation` on `training` because it trains.
+ORDER = ("report", "data", "methods", "completion", "scoring", "training", "segmentation", "cli")
+APART = {("data", "report"), ("methods", "report")}  # neither draws anything
+# The files that every package stands on, and what of ours each may import.
+ROOT = {
     "errors": set(),
-    "files": set(),
-    "config": set(),
-    "console": set(),
-    "devices": set(),
-    "runinfo": set(),
-    "overlap": set(),
-    "losses": set(),
-    "metrics": set(),
-    "features": {"feature_files"},
-    "phantom": set(),
-    "pictures": set(),
-    "report": {"pictures"},
-    "feature_files": set(),
-    "feature_store": {"metrics", "volume"},
-    "pairs": {"dataset", "splits", "volume"},
-    "score": {"pairs", "volume", "metrics", "feature_store", "overlap"},
-    "volume": set(),
-    "networks": set(),
-    "methods": {"networks", "losses", "config"},
-    "dataset": {"volume"},
-    "splits": {"dataset"},
-    "slices": {"dataset", "volume", "overlap", "methods"},
-    "checkpoint": {"methods", "config", "volume"},
-    "planning": {"dataset", "volume", "checkpoint", "methods", "runinfo"},
-    "translation": {"volume", "checkpoint", "config", "methods"},
-    "complete": {"planning", "translation", "dataset", "volume", "methods", "overlap"},
-    "train": {"checkpoint", "config", "devices", "loops", "methods", "overlap", "slices"},
-    "loops": set(),
-    "regions": set(),
-    "segmentation_metrics": set(),
-    "segment_settings": {"config"},
-    "segment_inputs": {"dataset", "regions", "splits", "volume"},
-    "segment_slices": {"overlap", "regions", "segment_inputs", "slices", "volume"},
-    "segment_scores": {"overlap", "regions", "segment_inputs", "segmentation_metrics", "volume"},
-    "segment": {
-        "checkpoint",
-        "config",
-        "loops",
-        "overlap",
-        "regions",
-        "segment_inputs",
-        "segment_scores",
-        "segment_settings",
-        "segment_slices",
-        "segmentation_metrics",
-        "slices",
-        "volume",
-    },
-    "nnunet": {"dataset", "overlap", "regions", "segment_inputs", "volume"},
-    "validate": {"methods", "metrics", "slices"},
-    "cohort": {"phantom", "volume", "dataset"},
-    "cli": {"commands", "demo", "console", "config", "segment_settings"},
+    "files": {"errors"},
+    "devices": {"errors"},
+    "prefetch": set(),
+    "progress": {"errors"},
+    "run_record": {"__init__", "errors", "files"},
 }
-NARROW = {"errors": set(), "files": {"errors"}, "losses": set(), "overlap": set()}
-STAGES = {"train", "complete", "score", "segment"}
-ASSEMBLERS = {
-    "commands",
-    "demo",
-}  # they put the stages together: all but the command line is theirs
+ENTRIES = {"__init__", "__main__"}  # how one gets in, from Python and from the shell
 
 
-def module_of(path: Path) -> str:
-    """`attcl_cli/methods/contract.py` -> `methods`."""
+def part_of(path: Path) -> str:
+    """`attcl_cli/methods/base.py` -> `methods`; `attcl_cli/files.py` -> `files`."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports_of(path: Path) -> set[str]:
-    """What of ours a file imports, wherever in the file, by the first name below attcl_cli."""
+    """What of ours a file imports, wherever in the file, as dotted names below attcl_cli."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            below = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = below if node.module == "attcl_cli" else [node.module or ""]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "attcl_cli":
-                second = parts[1] if len(parts) > 1 else "__init__"
-                found.add("__init__" if second.startswith("__") else second)
+            first, _, below = name.partition(".")
+            if first == "attcl_cli":
+                found.add("__init__" if not below or below.startswith("__") else below)
     return found
 
 
 def edges() -> dict[str, set[str]]:
+    """Part -> the other parts that it imports."""
     found: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        module = module_of(path)
-        found.setdefault(module, set()).update(imports_of(path) - {module})
+        part = part_of(path)
+        others = {name.partition(".")[0] for name in imports_of(path)}
+        found.setdefault(part, set()).update(others - {part})
     return found
 
 
 def test_the_reader_of_imports_sees_every_form(tmp_path):
     path = tmp_path / "x.py"
     path.write_text(
-        "import attcl_cli.volume\nfrom attcl_cli import __version__, console\n"
-        "from attcl_cli.methods.contract import Batch\nimport numpy\n"
-        "def f():\n    from attcl_cli import train as t\n"
+        "import attcl_cli.data.volumes\nfrom attcl_cli import __version__, files\n"
+        "from attcl_cli.methods.base import Method\nimport numpy\n"
+        "def f():\n    from attcl_cli.training import trainer as t\n"
     )
-    assert imports_of(path) == {"volume", "__init__", "console", "methods", "train"}
+    wanted = {"data.volumes", "__init__", "files", "methods.base.Method", "training.trainer"}
+    assert imports_of(path) == wanted
 
 
-@pytest.mark.parametrize("module", sorted(edges()))
-def test_a_module_imports_only_what_the_table_allows(module):
-    found = edges()[module]
-    if module in ASSEMBLERS:
-        assert "cli" not in found
-        return
-    assert module in ALLOWED, f"{module} is new: give it a line in the table"
-    allowed = NARROW.get(module, ALLOWED[module] | FREE)
-    assert found <= allowed, f"{module} must not import {sorted(found - allowed)}"
+def test_the_package_shows_its_stages_and_six_files():
+    names = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__pyc")}
+    assert names - {"weights"} == {
+        *ORDER,
+        *(f"{name}.py" for name in (*ROOT, *ENTRIES)),
+        "py.typed",
+    }
 
 
-def test_the_stages_never_import_one_another():
-    for stage, found in edges().items():
-        if stage in STAGES:
-            assert not found & STAGES, f"{stage} imports {found & STAGES}"
+@pytest.mark.parametrize("part", ORDER)
+def test_a_package_imports_only_those_before_it(part):
+    allowed = {*ORDER[: ORDER.index(part)], *ROOT, "__init__"}
+    allowed -= {other for one, other in APART if one == part}
+    assert edges()[part] <= allowed, f"{part} must not import {edges()[part] - allowed}"
 
 
-def test_no_imports_go_in_a_circle():
-    found = edges()
+@pytest.mark.parametrize("part", ROOT)
+def test_a_root_file_imports_no_package(part):
+    assert edges()[part] <= ROOT[part]
+
+
+def module_of(name: str, modules: Collection[str]) -> str:
+    """The module that a dotted name is, or lies in."""
+    while name:
+        for module in (name, f"{name}.__init__"):
+            if module in modules:
+                return module
+        name = name.rpartition(".")[0]
+    return "__init__"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    modules = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): path
+        for path in PACKAGE.rglob("*.py")
+    }
+    for name, path in modules.items():
+        found = {module_of(target, modules) for target in imports_of(path)}
+        graph[name] = found - {name, "__init__"}
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
         assert module not in path, " -> ".join((*path, module))
         if module not in done:
-            for other in found.get(module, set()):
+            for other in graph.get(module, set()):
                 visit(other, (*path, module))
             done.add(module)
 
-    for module in found:
+    for module in graph:
         visit(module, ())
+
+
+def test_only_the_command_line_knows_the_terminal():
+    """A stage is told whom to report to (`progress`); it never prints, and never imports Typer, Rich or tqdm."""
+    for path in PACKAGE.rglob("*.py"):
+        if part_of(path) not in {"cli", "__main__"}:
+            assert not any(name.startswith("cli") for name in imports_of(path)), path
+            assert not foreign_imports(path) & {"typer", "rich", "tqdm"}, path
+
+
+def foreign_imports(path: Path) -> set[str]:
+    """The libraries that a file imports, by their first name."""
+    return {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+    }
+
+
+def test_nibabel_is_imported_by_volumes_alone():
+    users = [path for path in PACKAGE.rglob("*.py") if "nibabel" in foreign_imports(path)]
+    assert [path.relative_to(PACKAGE).as_posix() for path in users] == ["data/volumes.py"]
 
 
 @pytest.mark.parametrize(
     ("module", "heavy"),
     [
         ("attcl_cli", ["torch", "nibabel", "matplotlib", "numpy", "typer"]),
-        ("attcl_cli.cli", ["torch", "nibabel", "matplotlib", "scipy", "PIL", "monai"]),
-        ("attcl_cli.dataset", ["torch", "matplotlib"]),
-        ("attcl_cli.splits", ["torch", "matplotlib"]),
+        ("attcl_cli.cli.app", ["torch", "nibabel", "matplotlib", "scipy", "PIL", "monai"]),
+        ("attcl_cli.methods", ["torch", "numpy"]),
+        ("attcl_cli.data.dataset", ["torch", "matplotlib"]),
+        ("attcl_cli.data.splits", ["torch", "matplotlib"]),
     ],
 )
 def test_importing_a_module_loads_nothing_heavy(module, heavy):
     script = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     assert fresh_python("-c", script).strip() == "[]"
-
-
-def test_nibabel_is_imported_by_volume_alone():
-    for path in PACKAGE.rglob("*.py"):
-        if module_of(path) != "volume":
-            names = {
-                (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
-                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-                if isinstance(node, ast.Import | ast.ImportFrom)
-                for alias in node.names
-            }
-            assert not any(name.split(".")[0] == "nibabel" for name in names), path

@@ -27,7 +27,7 @@ def test_the_bundled_weights_are_found_from_an_installed_wheel(tmp_path: Path) -
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert (site / "attcl_cli" / "py.typed").is_file()
-    code = "from attcl_cli import checkpoint; print(checkpoint.find_weights('phantom-tiny').path)"
+    code = "from attcl_cli.methods import weights; print(weights.find_weights('phantom-tiny').path)"
     answer = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(site)},

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from attcl_cli import losses
-from attcl_cli.config import Settings
-from attcl_cli.methods.contract import Batch, CaseBatches, Runtime, SliceBatches
-from attcl_cli.methods.steps import Losses, contrast, frozen, update
-from attcl_cli.networks import patches
-from attcl_cli.networks.attention import CBAM
-from attcl_cli.networks.blocks import keep_background, pick
-from attcl_cli.networks.discriminator import Discriminator
-from attcl_cli.networks.generator import Features, Generator
-from attcl_cli.networks.style import MappingNetwork, StyleEncoder
+from attcl_cli.data.sampling import Batch, CaseBatches, SliceBatches
+from attcl_cli.methods import losses
+from attcl_cli.methods.base import Runtime
+from attcl_cli.methods.networks import patches
+from attcl_cli.methods.networks.attention import CBAM
+from attcl_cli.methods.networks.blocks import keep_background, pick
+from attcl_cli.methods.networks.discriminator import Discriminator
+from attcl_cli.methods.networks.generator import Features, Generator
+from attcl_cli.methods.networks.style import MappingNetwork, StyleEncoder
+from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.updates import Losses, contrast, frozen, update
 
 
 class AttclGan:

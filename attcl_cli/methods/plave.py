@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from attcl_cli import losses
-from attcl_cli.config import Settings
+from attcl_cli.data.sampling import CaseBatch, CaseBatches, SliceBatches
 from attcl_cli.errors import UsageError, nearest
-from attcl_cli.methods.contract import CaseBatch, CaseBatches, Runtime, SliceBatches
-from attcl_cli.methods.steps import Losses, contrast, frozen, update
-from attcl_cli.networks.blocks import keep_background
-from attcl_cli.networks.discriminator import PatchDiscriminator
-from attcl_cli.networks.fusion import AutoEncoder, Decoder, FusionGenerator
-from attcl_cli.networks.patches import PatchHead
+from attcl_cli.methods import losses
+from attcl_cli.methods.base import Runtime
+from attcl_cli.methods.networks.blocks import keep_background
+from attcl_cli.methods.networks.discriminator import PatchDiscriminator
+from attcl_cli.methods.networks.fusion import AutoEncoder, Decoder, FusionGenerator
+from attcl_cli.methods.networks.patches import PatchHead
+from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.updates import Losses, contrast, frozen, update
 
 CLASSES = 4  # background, necrosis, oedema, enhancing tumour
 

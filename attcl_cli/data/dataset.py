@@ -1,0 +1,505 @@
+"""A folder of patients -> cases: which file is which modality, what is missing, and where a new file belongs.
+
+Naming conventions are data (`LAYOUTS`). Reads headers only; intensities are left to `volume`, choices to the stages.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from attcl_cli.data import volumes
+from attcl_cli.data.layouts import (
+    DEFAULT_MODALITIES,
+    LAYOUTS,
+    SEGMENTATION,
+    SEGMENTATION_NAMES,
+    SUBMISSIONS,
+    VOCABULARY_FILE,
+    Layout,
+    ending_of,
+    read_vocabulary,
+)
+from attcl_cli.errors import AttclError, UsageError, nearest
+from attcl_cli.files import read_json
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination of one patient.
+
+    Attributes:
+        id: the name that the files carry.
+        patient: the patient it belongs to; several cases of one patient stay in one split.
+        files: modality -> its file, relative to the dataset's root (PNG: all slices, in order).
+        segmentation: the same for the label map; empty where there is none.
+        prefix: the folder that the layout's template begins with.
+    """
+
+    id: str
+    patient: str
+    files: Mapping[str, tuple[PurePosixPath, ...]]
+    segmentation: tuple[PurePosixPath, ...] = ()
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a folder holds.
+
+    Attributes:
+        root: the folder.
+        layout: the convention its names follow.
+        modalities: every modality that a case should have, sorted.
+        cases: sorted by id.
+        wrong: case id, or name of an empty folder -> what is wrong with its names; `check` adds what is wrong
+            with files.
+        ignored: relative paths of files that are no image of the layout.
+        spellings: modality -> the token that most files of this dataset use.
+        extension: the file ending that most files use.
+        vocabulary_file: where the modality names come from, if not the default ones.
+    """
+
+    root: Path
+    layout: Layout
+    modalities: tuple[str, ...]
+    cases: tuple[Case, ...]
+    wrong: Mapping[str, tuple[AttclError, ...]]
+    ignored: tuple[PurePosixPath, ...]
+    spellings: Mapping[str, str]
+    extension: str
+    vocabulary_file: Path | None = None
+
+    @property
+    def problems(self) -> tuple[AttclError, ...]:
+        """Everything that is wrong with names."""
+        return tuple(problem for found in self.wrong.values() for problem in found)
+
+    def paths(self, case: Case, modality: str) -> tuple[Path, ...]:
+        """The files of a modality that the case has."""
+        files = case.segmentation if modality == SEGMENTATION else case.files[modality]
+        return tuple(self.root / file for file in files)
+
+    def missing(self, case: Case) -> tuple[str, ...]:
+        """The modalities that the case lacks."""
+        return tuple(name for name in self.modalities if name not in case.files)
+
+    def counts(self) -> dict[str, int]:
+        """Modality -> number of cases that have it."""
+        return {name: sum(name in case.files for case in self.cases) for name in self.modalities}
+
+    def by_frequency(self) -> tuple[str, ...]:
+        """The paper's `modal_list`: modalities by falling number of volumes, ties by name (Section 3.6)."""
+        counts = self.counts()
+        return tuple(sorted(self.modalities, key=lambda name: (-counts[name], name)))
+
+    def place(self, case: Case, modality: str) -> tuple[PurePosixPath, ...]:
+        """Where a file of a modality that the case lacks belongs, relative to the root, named as the others are."""
+        token = self.spellings.get(modality, modality)
+        values = {"prefix": case.prefix, "case": case.id, "token": token}
+        some = next(iter(case.files.values()))
+        if not self.layout.sliced:
+            return (
+                PurePosixPath(self.layout.template.format(**values, ext=self.extension_of(case))),
+            )
+        numbers = [_slice_number(self.layout, file) for file in some]
+        return tuple(
+            PurePosixPath(self.layout.template.format(**values, slice=number, ext=".png"))
+            for number in numbers
+        )
+
+    def place_label(self, case: Case, modality: str) -> PurePosixPath:
+        """Where the JSON label beside a synthetic volume belongs; PNG slices share one a volume."""
+        file = self.place(case, modality)[0]
+        if self.layout.sliced:
+            return file.with_name(f"{case.id}.json")
+        return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
+
+    def synthetic(self, case: Case, names: Iterable[str]) -> list[str]:
+        """Which of a case's modalities have a label that calls them synthetic; BIDS has side-cars of its own."""
+        return [
+            name
+            for name in names
+            if read_label(self.root / self.place_label(case, name)).get("synthetic") is True
+        ]
+
+    def extension_of(self, case: Case) -> str:
+        """The ending of the case's own files (`.nii` beside `.nii.gz` happens), by majority."""
+        endings = Counter(ending_of(files[0]) for files in case.files.values())
+        return endings.most_common(1)[0][0] if endings else self.extension
+
+
+def read_label(path: Path) -> dict[str, Any]:
+    """What the JSON beside a volume says; nothing where there is none, or a damaged one, which is nobody's."""
+    try:
+        document = read_json(path) if path.is_file() else {}
+    except AttclError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = None) -> Dataset:
+    """Finds the cases below a folder by looking at names alone.
+
+    Args:
+        root: the dataset's folder; links to folders are followed.
+        layout: a key of `LAYOUTS`, or `auto`: the one that most files fit.
+        modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`);
+            without it, the dataset's own `modalities.toml`, else the four of BraTS.
+
+    Raises:
+        AttclError: there is no such folder, or nothing in it fits a layout.
+        UsageError: unknown `layout`, or the TOML file is wrong.
+    """
+    if not root.is_dir():
+        raise AttclError(
+            f"{root}: {'a file' if root.exists() else 'no such folder'}, "
+            "wanted the folder of a dataset",
+            "check the path",
+        )
+    if modalities is None and (root / VOCABULARY_FILE).is_file():
+        modalities = root / VOCABULARY_FILE
+    vocabulary, own = read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
+    if layout not in {"auto", *LAYOUTS, *([own.name] if own else [])}:
+        raise UsageError(
+            f"--layout: {layout!r}, wanted one of auto, {', '.join(LAYOUTS)}",
+            f"{nearest(layout, ['auto', *LAYOUTS, *SUBMISSIONS])} auto finds it by the names of the files",
+        )
+    files = _walk(root)
+    candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
+    readings = {
+        candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
+    }
+    chosen = max(candidates, key=lambda candidate: len(readings[candidate.name]))
+    found = readings[chosen.name]
+    if not found:
+        raise _unknown_layout(root, files, candidates)
+    return replace(_assemble(root, files, chosen, found, vocabulary), vocabulary_file=modalities)
+
+
+def check(
+    dataset: Dataset, *, cases: Sequence[Case] | None = None, values: bool = False
+) -> list[AttclError]:
+    """Everything that is wrong with the files of a dataset: unreadable, not 3-D, not on one grid.
+
+    Args:
+        dataset: the dataset; what is wrong with folders that are no case comes first in the answer.
+        cases: only these cases.
+        values: also look for NaN and constant volumes, reading only files that could be such (`volume.suspicious`).
+
+    Returns:
+        The problems, in the order of the cases; empty where all is well.
+    """
+    problems: list[AttclError] = []
+    if cases is None:
+        cases = dataset.cases
+        known = {case.id for case in cases}
+        problems += [
+            item for name in dataset.wrong if name not in known for item in dataset.wrong[name]
+        ]
+    with ThreadPoolExecutor(
+        max_workers=min(8, (os.cpu_count() or 1) * 2)
+    ) as pool:  # waits for disks, not for processors
+        for found in pool.map(lambda case: check_case(dataset, case, values=values), cases):
+            problems += found
+    return problems
+
+
+def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:
+    """`check` of a single case; its label map is not looked at."""
+    if (
+        case.id in dataset.wrong
+    ):  # which file is meant is not clear: what they hold would only confuse
+        return list(dataset.wrong[case.id])
+    problems: list[AttclError] = []
+    grids: dict[str, volumes.Grid] = {}
+    for modality in case.files:
+        paths = dataset.paths(case, modality)
+        try:
+            grids[modality] = volumes.read_grid(paths)
+            if values and volumes.suspicious(paths, grids[modality]):
+                volumes.load(paths)
+        except AttclError as error:
+            problems.append(error)
+    names = list(grids)
+    for modality in names[1:]:
+        difference = grids[modality].differs_from(grids[names[0]])
+        if difference:
+            path = dataset.paths(case, modality)[0]
+            first = dataset.paths(case, names[0])[0].name
+            problems.append(
+                AttclError(
+                    f"{path}: {difference} of {first}, wanted one grid for all volumes of a case",
+                    "co-register and resample the case's volumes, or remove the one that is off",
+                )
+            )
+    return problems
+
+
+def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]:
+    """What a dataset holds, as plain data for a table or JSON."""
+    patterns = Counter(dataset.missing(case) for case in dataset.cases)
+    return {
+        "root": str(dataset.root),
+        "layout": dataset.layout.name,
+        "layout_title": dataset.layout.title,
+        "modalities": list(dataset.modalities),
+        "cases": len(dataset.cases),
+        "patients": len({case.patient for case in dataset.cases}),
+        "volumes": dataset.counts(),
+        "segmentations": sum(bool(case.segmentation) for case in dataset.cases),
+        "patterns": [
+            {"missing": list(missing), "cases": count}
+            for missing, count in sorted(patterns.items(), key=lambda item: (len(item[0]), item[0]))
+        ],
+        "problems": [{"error": problem.message, "hint": problem.hint} for problem in problems],
+        "ignored": [str(path) for path in dataset.ignored],
+    }
+
+
+# --- reading names ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Name:
+    path: PurePosixPath
+    case: str
+    modality: str
+    token: str
+    prefix: str
+    ending: str
+    slice_: str
+
+
+def _walk(root: Path) -> list[PurePosixPath]:
+    """Every file below `root`, relative and sorted, also through links; hidden names and repeated folders are not."""
+    files: list[PurePosixPath] = []
+    visited: set[tuple[int, int]] = set()
+    starts = [root]  # linked folders wait at the end, so that none takes the place of a real one
+    for start in starts:
+        for folder, folders, names in os.walk(start, onerror=_refuse):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in visited:
+                folders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            starts += [Path(folder, name) for name in folders if Path(folder, name).is_symlink()]
+            relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+            files += [relative / name for name in names if not name.startswith(".")]
+    return sorted(files)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise AttclError(
+        f"{error.filename}: not readable ({error.strerror}), wanted a folder that can be listed",
+        "check its permissions",
+    ) from error
+
+
+def _read_names(
+    files: Sequence[PurePosixPath], layout: Layout, vocabulary: Mapping[str, tuple[str, ...]]
+) -> dict[PurePosixPath, _Name]:
+    pattern = layout.pattern()
+    found = {}
+    for path in files:
+        match = pattern.fullmatch(str(path))
+        if match is None:
+            continue
+        groups = match.groupdict()
+        modality = _modality(groups["token"], vocabulary)
+        if modality is not None:
+            found[path] = _Name(
+                path,
+                groups["case"],
+                modality,
+                groups["token"],
+                groups["prefix"] or "",
+                groups["ext"],
+                groups.get("slice") or "",
+            )
+    return found
+
+
+def _modality(token: str, vocabulary: Mapping[str, tuple[str, ...]]) -> str | None:
+    lower = token.lower()
+    *entities, suffix = lower.split(
+        "_"
+    )  # BIDS: entities such as acq-..., ce-..., run-... before the suffix
+    if suffix in SEGMENTATION_NAMES:
+        return SEGMENTATION
+    spellings = {
+        spelling.lower(): name for name, names in vocabulary.items() for spelling in (name, *names)
+    }
+    if any(entity.startswith("ce-") for entity in entities):
+        return spellings.get(f"ce-gadolinium_{suffix}")
+    return spellings.get(suffix)
+
+
+def _assemble(
+    root: Path,
+    files: Sequence[PurePosixPath],
+    layout: Layout,
+    found: Mapping[PurePosixPath, _Name],
+    vocabulary: Mapping[str, tuple[str, ...]],
+) -> Dataset:
+    by_case: dict[str, list[_Name]] = defaultdict(list)
+    for name in found.values():
+        by_case[name.case].append(name)
+    wrong: dict[str, tuple[AttclError, ...]] = {}
+    cases = []
+    for case_id in sorted(by_case):
+        case, problems = _case(root, layout, case_id, by_case[case_id])
+        if case.files:
+            cases.append(case)
+        elif not problems:
+            folder = root / by_case[case_id][0].path.parent
+            problems.append(
+                AttclError(
+                    f"{folder}: a case with no modality, "
+                    f"wanted at least one of {', '.join(vocabulary)}",
+                    "add its images or remove the folder",
+                )
+            )
+        if problems:
+            wrong[case_id] = tuple(problems)
+    for folder in _empty_folders(root, layout, by_case):
+        problem = AttclError(
+            f"{folder}: a case with no modality, wanted its images",
+            "add its images or remove the folder",
+        )
+        wrong[folder.name] = (*wrong.get(folder.name, ()), problem)
+    ignored = tuple(
+        path for path in files if path not in found and path.suffix in {".gz", ".nii", ".png"}
+    )
+    tokens: dict[str, Counter[str]] = defaultdict(Counter)
+    for name in found.values():
+        tokens[name.modality][name.token] += 1
+    spellings = {
+        **layout.tokens,
+        **{modality: counter.most_common(1)[0][0] for modality, counter in tokens.items()},
+    }
+    endings = Counter(name.ending for name in found.values())
+    return Dataset(
+        root=root,
+        layout=layout,
+        modalities=tuple(sorted(vocabulary)),
+        cases=tuple(cases),
+        wrong=wrong,
+        ignored=ignored,
+        spellings=spellings,
+        extension=endings.most_common(1)[0][0],
+    )
+
+
+def _case(
+    root: Path, layout: Layout, case_id: str, names: Sequence[_Name]
+) -> tuple[Case, list[AttclError]]:
+    problems: list[AttclError] = []
+    files: dict[str, tuple[PurePosixPath, ...]] = {}
+    for modality in sorted({name.modality for name in names}):
+        own = [name for name in names if name.modality == modality]
+        by_number: dict[int, list[str]] = defaultdict(list)
+        for name in own:
+            by_number[int(name.slice_ or 0)].append(str(name.path))
+        twins = [sorted(paths) for paths in by_number.values() if len(paths) > 1]
+        if twins:
+            pair = twins[0]
+            problems.append(
+                AttclError(
+                    f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, "
+                    "wanted one",
+                    "remove or rename one of them",
+                )
+            )
+        files[modality] = tuple(
+            name.path
+            for name in sorted(own, key=lambda name: (int(name.slice_ or 0), str(name.path)))
+        )
+    numbers = {
+        modality: {int(_slice_number(layout, file) or 0) for file in paths}
+        for modality, paths in files.items()
+        if modality != SEGMENTATION
+    }
+    whole = set().union(*numbers.values()) if numbers else set()
+    for modality, present in numbers.items():
+        if present != whole:
+            gap = sorted(whole - present)
+            problems.append(
+                AttclError(
+                    f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} slices of "
+                    f"{len(whole)} (no slice {gap[0]}), wanted all or none",
+                    "add the missing slices or remove the others",
+                )
+            )
+    segmentation = files.pop(SEGMENTATION, ())
+    patient = re.match(layout.patient, case_id)
+    return Case(
+        id=case_id,
+        patient=patient[1] if patient else case_id,
+        files=files,
+        segmentation=segmentation,
+        prefix=names[0].prefix,
+    ), problems
+
+
+def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:
+    """Case folders without a single file of the layout.
+
+    That is a folder beside those that are found which is empty, holds images, or is named like a case: `docs/` is none.
+    """
+    if "{case}/" not in layout.template:
+        return []
+    parents = {root / name.path.parent.parent for names in cases.values() for name in names}
+    found = {root / name.path.parent for names in cases.values() for name in names}
+    shapes = {re.sub(r"\d+", "0", case_id) for case_id in cases}
+
+    def is_case(folder: Path) -> bool:
+        names = [item.name for item in folder.iterdir()]
+        images = any(name.endswith((".nii", ".nii.gz", ".png")) for name in names)
+        return not names or images or re.sub(r"\d+", "0", folder.name) in shapes
+
+    return [
+        folder
+        for parent in sorted(parents)
+        for folder in sorted(parent.iterdir())
+        if folder.is_dir()
+        and not folder.name.startswith(".")
+        and folder not in found
+        and folder not in parents
+        and is_case(folder)
+    ]
+
+
+def _unknown_layout(
+    root: Path, files: Sequence[PurePosixPath], candidates: Sequence[Layout]
+) -> AttclError:
+    images = [path for path in files if path.name.endswith((".nii", ".nii.gz", ".png"))]
+    seen = (
+        f"{len(images)} images such as {images[0]}"
+        if images
+        else f"{len(files)} files and no image"
+    )
+    fields = {"{prefix}": "", "{token}": "<modality>", "{ext}": ".nii.gz"}
+    known = []
+    for layout in candidates:
+        path = layout.template if not layout.sliced else layout.template.replace("{ext}", ".png")
+        for field_, shown in fields.items():
+            path = path.replace(field_, shown)
+        known.append(f"{path} ({layout.title})")
+    wanted = " or ".join(known)
+    return AttclError(
+        f"{root}: unknown folder layout: {seen}, wanted {wanted}",
+        "rename the files, or describe the naming in a TOML file and pass it with --modalities",
+    )
+
+
+def _slice_number(layout: Layout, path: PurePosixPath) -> str:
+    if not layout.sliced:
+        return ""
+    match = re.search(r"_(\d+)\.png$", path.name)
+    return match[1] if match else ""

@@ -1,0 +1,100 @@
+"""Writes phantom cases as a dataset, in any layout: for the demo, the tests and the benchmarks.
+
+What a phantom looks like is `phantom`'s business, how files are named `dataset`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from attcl_cli.data import intensities, phantom, volumes
+from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
+
+# Layout -> how the n-th phantom is called there, and the folder its template begins with.
+_NAMES: Mapping[str, tuple[str, str]] = {
+    "brats": ("Phantom_{:05d}", ""),
+    "brats2023": ("Phantom-GLI-{:05d}-000", ""),
+    "bids": ("sub-phantom{:05d}", "sub-phantom{:05d}/"),
+    "slices": ("Phantom{:05d}", ""),
+}
+
+
+def write_cohort(
+    root: Path,
+    *,
+    cases: int,
+    layout: str = "brats",
+    seed: int = 0,
+    voxel_mm: float = 1.0,
+    missing: Sequence[Sequence[str]] = (),
+    workers: int | None = None,
+    on_case: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Writes a cohort of phantoms and returns the ids of the cases.
+
+    Args:
+        root: the dataset's folder; made where it does not exist.
+        cases: how many.
+        layout: a key of `LAYOUTS`. PNG slices are 16-bit.
+        seed: the same seed gives the same bytes.
+        voxel_mm: voxel edge; 1 is BraTS's 240x240x155, 4 a small one for tests.
+        missing: modalities that are not written, one list a case, repeated cyclically; empty: all are written.
+        workers: threads; default the processors.
+        on_case: called with the id of each case that is done.
+    """
+    with ThreadPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
+        jobs = [
+            pool.submit(
+                _write_case,
+                root,
+                index,
+                layout,
+                seed,
+                voxel_mm,
+                tuple(missing[index % len(missing)]) if missing else (),
+            )
+            for index in range(cases)
+        ]
+        ids = []
+        for job in jobs:
+            ids.append(job.result())
+            on_case(ids[-1])
+    return ids
+
+
+def _write_case(
+    root: Path, index: int, layout: str, seed: int, voxel_mm: float, missing: Sequence[str]
+) -> str:
+    made = phantom.make_case(index, seed=seed, voxel_mm=voxel_mm)
+    naming = LAYOUTS[layout]
+    name, prefix = (text.format(index) for text in _NAMES[layout])
+    grid = volumes.new_grid(made.segmentation.shape, made.affine)
+    png = naming.sliced
+    images: dict[str, intensities.Array] = {**made.images, SEGMENTATION: made.segmentation}
+    for modality, image in images.items():
+        if modality in missing:
+            continue
+        data = volumes.to_working_order(image, grid).astype(np.float32)
+        values = {"prefix": prefix, "case": name, "token": naming.tokens[modality]}
+        if png:
+            grey = volumes.Grid(
+                shape=(*data.shape[1:], data.shape[0]), affine=np.eye(4), dtype=np.dtype(np.uint16)
+            )
+            paths = [
+                root / naming.template.format(**values, slice=f"{number:03d}", ext=".png")
+                for number in range(len(data))
+            ]
+            volumes.save(paths, data, grey, description="attcl phantom, simulated")
+        else:
+            volumes.save(
+                [root / naming.template.format(**values, ext=".nii.gz")],
+                data,
+                grid,
+                description="attcl phantom, simulated",
+            )
+    return name

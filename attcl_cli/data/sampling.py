@@ -1,0 +1,367 @@
+"""Training batches and the samplers that draw them from a slice store.
+
+A batch is a function of (seed, step). Knows no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attcl_cli.data.intensities import Array
+from attcl_cli.data.slices import SliceStore
+from attcl_cli.errors import AttclError
+
+_IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
+
+
+@dataclass(frozen=True)
+class SliceBatches:
+    """Asks for batches of single slices, each with a modality to translate into (`Batch`).
+
+    Attributes:
+        pair_targets: share of targets drawn from the modalities that the source's case has.
+    """
+
+    pair_targets: float = 0.0
+
+
+@dataclass(frozen=True)
+class CaseBatches:
+    """Asks for batches of whole cases at one slice, each with a true target (`CaseBatch`).
+
+    Attributes:
+        needs: target -> the sources that a case must have to be learned from; none named, one of any will do.
+        leave_out: share of cases of which a random part of the sources is left out.
+        tumour_slices: share of slices drawn from those with tumour, where a case has a segmentation.
+    """
+
+    needs: Mapping[str, tuple[str, ...]]
+    leave_out: float = 0.0
+    tumour_slices: float = 0.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch; B slices, every image (B, 1, S, S) float32 in [-1, 1].
+
+    Attributes:
+        x_src: the slices to translate.
+        y_src: (B,) int64, their modality's index.
+        x_ref, x_ref2: two slices of each target modality, of any patient.
+        y_ref: (B,) int64, the target modality's index.
+        x_pair: the source's own slice in the target modality, where the training data has it; else -1 everywhere.
+        has_pair: (B,) bool, where it has.
+        pair_share: share of slices with a pair in the batch that this one is a part of, so that parts add up to the
+            whole; left out, this batch is the whole.
+    """
+
+    x_src: Tensor
+    y_src: Tensor
+    x_ref: Tensor
+    x_ref2: Tensor
+    y_ref: Tensor
+    x_pair: Tensor
+    has_pair: Tensor
+    pair_share: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.y_src)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, images channels-last."""
+
+        def move(value: Tensor) -> Tensor:
+            value = value.to(device, non_blocking=True)
+            if value.ndim != _IMAGE_DIMENSIONS:
+                return value
+            return value.contiguous(memory_format=torch.channels_last)
+
+        return self._each(move)
+
+    def part(self, chosen: slice) -> Batch:
+        """Some of the slices, as a part of this batch."""
+        share = self.pair_share
+        if share is None:
+            share = float(self.has_pair.float().mean())
+        return replace(self._each(lambda value: value[chosen]), pair_share=share)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        share = tensors.pop("pair_share")
+        return Batch(**{name: change(value) for name, value in tensors.items()}, pair_share=share)
+
+
+@dataclass(frozen=True)
+class CaseBatch:
+    """One training batch of B cases, each at one slice, with M modalities in the method's order.
+
+    Attributes:
+        images: (B, M, S, S) float32 in [-1, 1]; -1 everywhere where the case lacks the modality.
+        sources: (B, M) bool, what the target is to be made from: one or more, all of them present, the target never.
+        target: (B,) int64, the modality to make, which the case has.
+        labels: (B, S, S) int64, 0 background, 1 necrosis, 2 oedema, 3 enhancing tumour; 0 where there is none.
+        has_labels: (B,) bool, whether the case has a segmentation.
+        label_share: share of cases with a segmentation in the batch that this one is a part of; left out, this batch is
+            the whole.
+    """
+
+    images: Tensor
+    sources: Tensor
+    target: Tensor
+    labels: Tensor
+    has_labels: Tensor
+    label_share: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def to(self, device: torch.device) -> CaseBatch:
+        """The batch on a device."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def part(self, chosen: slice) -> CaseBatch:
+        """Some of the cases, as a part of this batch."""
+        share = self.label_share
+        if share is None:
+            share = float(self.has_labels.float().mean())
+        return replace(self._each(lambda value: value[chosen]), label_share=share)
+
+    def image(self, modality: Tensor) -> Tensor:
+        """The slice of each case in one modality: (B,) int64 -> (B, 1, S, S)."""
+        rows = torch.arange(len(self), device=modality.device)
+        return self.images[rows, modality][:, None]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> CaseBatch:
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        share = tensors.pop("label_share")
+        changed = {name: change(value) for name, value in tensors.items()}
+        return CaseBatch(**changed, label_share=share)
+
+
+def sampler_of(
+    store: SliceStore,
+    wanted: SliceBatches | CaseBatches,
+    *,
+    batch_size: int,
+    seed: int,
+    mirror: float = 0.0,
+) -> Sampler | CaseSampler:
+    """What draws the batches that a method asks for, this share of their slices mirrored left to right.
+
+    Raises:
+        AttclError: the store has nothing of the kind.
+    """
+    if isinstance(wanted, SliceBatches):
+        return Sampler(
+            store, batch_size=batch_size, seed=seed, mirror=mirror, pair_targets=wanted.pair_targets
+        )
+    return CaseSampler(store, wanted, batch_size=batch_size, seed=seed, mirror=mirror)
+
+
+class Sampler:
+    """Draws batches; a batch is a function of (seed, step), so a resumed run sees what an undisturbed one would have.
+
+    Modalities are drawn uniformly, however unequal their numbers of volumes (StarGAN v2 balances its domains, too).
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        *,
+        batch_size: int,
+        seed: int,
+        mirror: float = 0.0,
+        pair_targets: float = 0.0,
+    ) -> None:
+        self.store = store
+        self.batch_size = batch_size
+        self.seed = seed
+        self.mirror = mirror
+        self.pair_targets = pair_targets
+        count = len(store.modalities)
+        rows = store.data.shape[0]
+        self._domain = np.empty(rows, dtype=np.int64)
+        self._entry = np.empty(rows, dtype=np.int64)
+        for index, entry in enumerate(store.entries):
+            self._domain[entry.start : entry.start + entry.count] = store.modalities.index(
+                entry.modality
+            )
+            self._entry[entry.start : entry.start + entry.count] = index
+        self._pools = [
+            np.flatnonzero((self._domain == domain) & store.filled) for domain in range(count)
+        ]
+        # (entry, domain) -> first row of the same case in that modality, or -1
+        starts = {(entry.case, entry.modality): entry.start for entry in store.entries}
+        self._partner = np.array(
+            [
+                [starts.get((entry.case, modality), -1) for modality in store.modalities]
+                for entry in store.entries
+            ]
+        )
+        self._starts = np.array([entry.start for entry in store.entries])
+
+    def rows(self, step: int) -> dict[str, Array]:
+        """The rows and domains of a step's batch, before any pixel is read."""
+        rng = np.random.default_rng((self.seed, step))
+        size, domains = self.batch_size, len(self._pools)
+        y_src, y_ref = rng.integers(domains, size=size), rng.integers(domains, size=size)
+        source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
+        for index in np.flatnonzero(rng.random(size) < self.pair_targets):
+            # Uniformly drawn, few targets have a truth (one in five under ratio1): the true ones are drawn more often.
+            partners = self._partner[self._entry[source[index]]] >= 0
+            partners[y_src[index]] = False
+            if partners.any():
+                y_ref[index] = rng.choice(np.flatnonzero(partners))
+        first, second = (
+            np.array([rng.choice(self._pools[domain]) for domain in y_ref]) for _ in range(2)
+        )
+        start = self._partner[self._entry[source], y_ref]
+        pair = np.where(start >= 0, start + source - self._starts[self._entry[source]], -1)
+        return {
+            "x_src": source,
+            "y_src": y_src,
+            "x_ref": first,
+            "x_ref2": second,
+            "y_ref": y_ref,
+            "x_pair": pair,
+            "mirrored": rng.random((3, size))
+            < self.mirror,  # the source (and its pair), the references
+        }
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step."""
+        rows = self.rows(step)
+        has_pair = rows["x_pair"] >= 0
+        pair = self.store.read(np.maximum(rows["x_pair"], 0))
+        pair[torch.from_numpy(~has_pair)] = -1
+        source, first, second = rows["mirrored"]
+        return Batch(
+            x_src=_mirrored(self.store.read(rows["x_src"]), source),
+            y_src=torch.from_numpy(rows["y_src"]),
+            x_ref=_mirrored(self.store.read(rows["x_ref"]), first),
+            x_ref2=_mirrored(self.store.read(rows["x_ref2"]), second),
+            y_ref=torch.from_numpy(rows["y_ref"]),
+            x_pair=_mirrored(pair, source),
+            has_pair=torch.from_numpy(has_pair),
+        )
+
+
+class CaseSampler:
+    """Draws whole cases at one slice; a batch is a function of (seed, step), as `Sampler`'s is.
+
+    Targets are drawn uniformly among those that any case can teach: it has the target, all sources that the target
+    needs, and at least one.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        wanted: CaseBatches,
+        *,
+        batch_size: int,
+        seed: int,
+        mirror: float = 0.0,
+    ) -> None:
+        self.store = store
+        self.wanted = wanted
+        self.batch_size = batch_size
+        self.seed = seed
+        self.mirror = mirror
+        modalities = store.modalities
+        cases = list(dict.fromkeys(entry.case for entry in store.entries))
+        number = {case: index for index, case in enumerate(cases)}
+        # (case, domain) -> first row of that volume, or -1; (case,) -> first row of its label map, or -1
+        self._start = np.full((len(cases), len(modalities)), -1, dtype=np.int64)
+        self._labels = np.full(len(cases), -1, dtype=np.int64)
+        for entry in store.entries:
+            self._start[number[entry.case], modalities.index(entry.modality)] = entry.start
+        for entry in store.segmentations:
+            self._labels[number[entry.case]] = entry.start
+        # target -> (K, 2): case and offset of every slice that can be drawn; and of those with tumour, or none known
+        self._pools: dict[int, Array] = {}
+        self._preferred: dict[int, Array] = {}
+        for target, needed in wanted.needs.items():
+            domain = modalities.index(target) if target in modalities else -1
+            indices = [modalities.index(name) for name in needed if name in modalities]
+            if domain < 0 or len(indices) < len(needed):
+                continue
+            pool, preferred = [], []
+            for entry in store.entries:
+                case = number[entry.case]
+                there = self._start[case] >= 0
+                if entry.modality != target or not there[indices].all() or there.sum() < 2:  # noqa: PLR2004
+                    continue
+                rows = np.arange(entry.count)
+                filled = rows[store.filled[entry.start : entry.start + entry.count]]
+                pool += [(case, offset) for offset in filled]
+                first = self._labels[case]
+                shown = filled if first < 0 else filled[store.tumour[first + filled]]
+                preferred += [(case, offset) for offset in shown]
+            if pool:
+                self._pools[domain] = np.array(pool)
+                self._preferred[domain] = np.array(preferred or pool)
+        if not self._pools:
+            names = ", ".join(wanted.needs)
+            raise AttclError(
+                f"training slices of {len(cases)} cases: none has {names} beside what it is made from, "
+                "wanted one case at least",
+                "train on cases with more modalities, or another method: --method attcl-gan",
+            )
+
+    def rows(self, step: int) -> dict[str, Array]:
+        """The cases, slices, sources and targets of a step's batch, before any pixel is read."""
+        rng = np.random.default_rng((self.seed, step))
+        targets = rng.choice(list(self._pools), size=self.batch_size)
+        places, sources = [], []
+        for target in targets:
+            prefers = rng.random() < self.wanted.tumour_slices
+            pool = (self._preferred if prefers else self._pools)[int(target)]
+            places.append(pool[rng.integers(len(pool))])
+            others = self._start[places[-1][0]] >= 0
+            others[target] = False
+            if rng.random() < self.wanted.leave_out:
+                there = rng.permutation(np.flatnonzero(others))
+                others[there[rng.integers(1, len(there) + 1) :]] = False
+            sources.append(others)
+        case, offset = np.array(places).T
+        return {
+            "case": case,
+            "offset": offset,
+            "target": targets,
+            "sources": np.array(sources),
+            "mirrored": rng.random(self.batch_size) < self.mirror,
+        }
+
+    def batch(self, step: int) -> CaseBatch:
+        """The batch of a step."""
+        chosen = self.rows(step)
+        case, offset = chosen["case"], chosen["offset"]
+        start = self._start[case]
+        count, modalities = start.shape
+        rows = np.maximum(start, 0) + offset[:, None]
+        images = self.store.read(rows.ravel()).unflatten(0, (count, modalities))[:, :, 0]
+        images[torch.from_numpy(start < 0)] = -1
+        first = self._labels[case]
+        labels = torch.zeros(count, *images.shape[2:], dtype=torch.int64)
+        if self.store.labels is not None:
+            read = self.store.labels[np.maximum(first, 0) + np.where(first < 0, 0, offset)]
+            labels = torch.from_numpy(read.astype(np.int64))
+            labels[torch.from_numpy(first < 0)] = 0
+        return CaseBatch(
+            images=_mirrored(images, chosen["mirrored"]),
+            sources=torch.from_numpy(chosen["sources"]),
+            target=torch.from_numpy(chosen["target"]),
+            labels=_mirrored(labels, chosen["mirrored"]),
+            has_labels=torch.from_numpy(first >= 0),
+        )
+
+
+def _mirrored(images: torch.Tensor, chosen: Array) -> torch.Tensor:
+    """(B, ..., W), left and right exchanged where chosen: (B,) bool."""
+    images[torch.from_numpy(chosen)] = images[torch.from_numpy(chosen)].flip(-1)
+    return images

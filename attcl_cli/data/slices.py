@@ -1,0 +1,308 @@
+"""Training slices on disk, memory-mapped, and the sampler that draws batches from them.
+
+Memory does not grow with the dataset: slices are appended case by case, and read through the memory map. Knows no
+network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from attcl_cli.data import intensities, volumes
+from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.intensities import Array, Scale
+from attcl_cli.data.layouts import SEGMENTATION
+from attcl_cli.errors import AttclError, raise_all
+from attcl_cli.files import free_bytes, read_json, write_json
+from attcl_cli.prefetch import read_ahead
+
+STEPS = 32767  # [-1, 1] is stored as int16; -1 (background) is exact
+
+
+INDEX_FILE = "index.json"
+
+
+DATA_FILE = "slices.npy"
+
+
+LABELS_FILE = "labels.npy"
+
+
+# BraTS's labels -> classes: background, necrosis, oedema, enhancing tumour (4 until 2022, 3 since)
+_CLASSES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 3}
+
+
+# Where they lie in a run's folder, or in a folder of packed slices that stands in for a dataset.
+TRAINING_FOLDER, VALIDATION_FOLDER = (
+    "slices",
+    "slices-val",
+)  # in a run's folder, or a packed dataset
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One volume in the store: `count` rows from `start` on, the first of them being axial slice `first`."""
+
+    case: str
+    modality: str
+    start: int
+    count: int
+    first: int
+
+
+@dataclass(frozen=True)
+class SliceStore:
+    """The training slices of a dataset.
+
+    Attributes:
+        data: (N, S, S) int16, memory-mapped; `read` gives floats.
+        entries: the volumes, in the order of the rows.
+        filled: (N,) bool, whether a slice shows any brain.
+        modalities: their order is that of domain numbers.
+        scales: modality -> median of the volumes' (low, high); completed volumes are written in this scale.
+        trained_on: the ids of the cases.
+        labels: (L, S, S) uint8, memory-mapped: the classes of segmented cases; None where they were not asked for.
+        segmentations: the label maps, in the order of the rows of `labels`.
+        tumour: (L,) bool, whether a slice shows any.
+    """
+
+    data: Array
+    entries: tuple[Entry, ...]
+    filled: Array
+    modalities: tuple[str, ...]
+    scales: dict[str, Scale]
+    trained_on: tuple[str, ...]
+    labels: Array | None = None
+    segmentations: tuple[Entry, ...] = ()
+    tumour: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    def read(self, rows: Array) -> torch.Tensor:
+        """Rows (B,) -> (B, 1, S, S) float32 in [-1, 1]."""
+        return torch.from_numpy(self.data[rows].astype(np.float32) / STEPS)[:, None]
+
+
+def build(
+    dataset: Dataset,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    image_size: int,
+    canvas: int,
+    labels: bool = False,
+    on_case: Callable[[str], None] = lambda _: None,
+    workers: int = 2,
+) -> SliceStore:
+    """Writes the training slices of `cases` (all modalities that each has) into `folder`, and opens them.
+
+    With `labels` also those of the segmentations that there are.
+
+    Raises:
+        AttclError: a volume cannot be used, slices are larger than the canvas, no room on the disk; all cases are told.
+    """
+    entries, maps, problems = _layout(
+        dataset, cases, image_size=image_size, canvas=canvas, labels=labels
+    )
+    rows = sum(entry.count for entry in entries)
+    needed = (rows * 2 + sum(entry.count for entry in maps)) * image_size * image_size
+    if free_bytes(folder) < needed:
+        problems.append(
+            AttclError(
+                f"{folder}: {free_bytes(folder) / 1e9:.1f} GB free, "
+                f"wanted {needed / 1e9:.1f} GB for training slices",
+                "free some space or choose another --output",
+            )
+        )
+    raise_all(problems)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
+    side = (image_size, image_size)
+    filled = np.zeros(rows, dtype=bool)
+    tumour = np.zeros(sum(entry.count for entry in maps), dtype=bool)
+    map_of = {entry.case: entry for entry in maps}
+    scales: dict[str, list[Scale]] = {modality: [] for modality in dataset.modalities}
+    by_case: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_case.setdefault(entry.case, []).append(entry)
+
+    def load(case: Case) -> tuple[volumes.CaseImages, Array | None]:
+        images = volumes.load_case(
+            {modality: dataset.paths(case, modality) for modality in case.files}
+        )
+        return images, _classes(dataset, case, images) if case.id in map_of else None
+
+    with ExitStack() as files:
+        data = files.enter_context(_npy_file(folder / DATA_FILE, np.int16, (rows, *side)))
+        if maps:
+            shape = (len(tumour), *side)
+            classes = files.enter_context(_npy_file(folder / LABELS_FILE, np.uint8, shape))
+        for case, future in read_ahead(load, cases, depth=workers):
+            try:
+                images, found = future.result()
+            except AttclError as error:
+                problems.append(error)  # the files lack its rows from here on, and get no index
+                continue
+            for entry in by_case[case.id]:
+                scales[entry.modality].append(images.scales[entry.modality])
+                chosen = images.normalised(entry.modality)[entry.first : entry.first + entry.count]
+                small = intensities.shrink(
+                    intensities.pad(chosen, (canvas, canvas)), canvas // image_size
+                )
+                pixels = np.empty((entry.count, *side), dtype=np.int16)
+                pixels[:] = np.rint(small * STEPS)
+                filled[entry.start : entry.start + entry.count] = _shows(pixels > -STEPS)
+                data.write(pixels.data)
+            if found is not None:
+                entry = map_of[case.id]
+                chosen = found[entry.first : entry.first + entry.count]
+                labelled = _shrink_classes(chosen, image_size=image_size, canvas=canvas)
+                tumour[entry.start : entry.start + entry.count] = _shows(labelled > 0)
+                classes.write(labelled.data)
+            on_case(case.id)
+    raise_all(problems)
+    medians = {
+        modality: Scale(median(item.low for item in found), median(item.high for item in found))
+        for modality, found in scales.items()
+        if found
+    }
+    write_json(
+        folder / INDEX_FILE,
+        {
+            "modalities": [modality for modality in dataset.modalities if scales[modality]],
+            "scales": {modality: asdict(scale) for modality, scale in medians.items()},
+            "entries": [asdict(entry) for entry in entries],
+            "filled": filled.tolist(),
+            "cases": [case.id for case in cases],
+            **_described(maps, tumour),
+        },
+    )
+    return open_store(folder)
+
+
+def is_store(folder: Path) -> bool:
+    """Whether the folder holds all that `build` writes; the index is written last."""
+    return (folder / INDEX_FILE).is_file()
+
+
+def open_store(folder: Path) -> SliceStore:
+    """Opens what `build` wrote."""
+    index: dict[str, Any] = read_json(folder / INDEX_FILE)
+    maps = index.get("segmentations", [])
+    labels = None
+    if maps and (folder / LABELS_FILE).is_file():  # packed slices leave them behind
+        labels = np.load(folder / LABELS_FILE, mmap_mode="r")
+    return SliceStore(
+        data=np.load(folder / DATA_FILE, mmap_mode="r"),
+        entries=tuple(Entry(**entry) for entry in index["entries"]),
+        filled=np.array(index["filled"]),
+        modalities=tuple(index["modalities"]),
+        scales={modality: Scale(**scale) for modality, scale in index["scales"].items()},
+        trained_on=tuple(index["cases"]),
+        labels=labels,
+        segmentations=() if labels is None else tuple(Entry(**entry) for entry in maps),
+        tumour=np.array(index.get("tumour", []), dtype=bool),
+    )
+
+
+def _layout(
+    dataset: Dataset, cases: Sequence[Case], *, image_size: int, canvas: int, labels: bool
+) -> tuple[list[Entry], list[Entry], list[AttclError]]:
+    """Where each volume and each label map goes, and what does not fit."""
+    problems: list[AttclError] = []
+    entries: list[Entry] = []
+    rows = 0
+    for case in cases:
+        for modality in dataset.modalities:
+            if modality not in case.files:
+                continue
+            depth, height, width = volumes.read_grid(dataset.paths(case, modality)).axial_shape
+            if max(height, width) > canvas:
+                size = -(-max(height, width) // image_size) * image_size
+                problems.append(
+                    AttclError(
+                        f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, "
+                        f"wanted at most {canvas}x{canvas}",
+                        f"train with --set canvas={size}",
+                    )
+                )
+            span = intensities.training_slices(depth)
+            entries.append(Entry(case.id, modality, rows, len(span), span.start))
+            rows += len(span)
+    segmented = [case for case in cases if labels and case.segmentation]
+    spans = {entry.case: entry for entry in entries}
+    maps: list[Entry] = []
+    for case in segmented:
+        like = spans[case.id]
+        start = maps[-1].start + maps[-1].count if maps else 0
+        maps.append(Entry(case.id, SEGMENTATION, start, like.count, like.first))
+    return entries, maps, problems
+
+
+def _npy_file(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> BinaryIO:
+    """Open a .npy file of this shape for its rows to be appended.
+
+    A writable memory map would do as well, but its pages count as the process' memory until they are written back.
+    """
+    file = path.open("wb")
+    header = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _shows(pixels: Array) -> Array:
+    """Return which slices have any such pixel: (N, S, S) bool -> (N,) bool."""
+    return np.any(pixels, axis=(1, 2))
+
+
+def _described(maps: Sequence[Entry], tumour: Array) -> dict[str, Any]:
+    """What the index says of label maps; nothing where there are none."""
+    if not maps:
+        return {}
+    return {
+        "segmentations": [asdict(entry) for entry in maps],
+        "tumour": tumour.tolist(),
+    }
+
+
+def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
+    """The label map of a case as classes: (D, H, W) uint8.
+
+    Raises:
+        AttclError: it is unreadable, of another shape than the images, or has labels that BraTS has not.
+    """
+    path = dataset.paths(case, SEGMENTATION)[0]
+    labels = volumes.load_labels(dataset.paths(case, SEGMENTATION))
+    if labels.shape != images.brain.shape:
+        raise AttclError(
+            f"{path}: shape {labels.shape}, wanted {images.brain.shape} as the images have",
+            "resample the segmentation, or remove it",
+        )
+    strange = sorted(set(np.unique(labels).tolist()) - set(_CLASSES))
+    if strange:
+        raise AttclError(
+            f"{path}: label {strange[0]}, wanted the labels of BraTS: 0, 1, 2, 3 or 4",
+            "rename the labels, or remove the segmentation",
+        )
+    return np.array([_CLASSES[label] for label in range(len(_CLASSES))], dtype=np.uint8)[labels]
+
+
+def _shrink_classes(slices: Array, *, image_size: int, canvas: int) -> Array:
+    """(N, H, W) -> (N, image_size, image_size): the class of most voxels; of equals, the lowest number."""
+    padded = np.maximum(intensities.pad(slices.astype(np.int16), (canvas, canvas)), 0)
+    shares = [
+        intensities.shrink((padded == label).astype(np.float32), canvas // image_size)
+        for label in sorted(set(_CLASSES.values()))
+    ]
+    return np.argmax(shares, axis=0).astype(np.uint8)

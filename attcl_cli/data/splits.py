@@ -1,0 +1,463 @@
+"""Cases -> train, val and test, and what is hidden in each: scenarios, `splits.json`, the linked data tree.
+
+Knows patients and names, no voxel. The stages after this one read `data/` and `splits.json`, never the original folder.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.layouts import VOCABULARY_FILE, canonical
+from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.files import (
+    TEMPORARY_SUFFIX,
+    is_leftover,
+    is_within,
+    ordinary_mode,
+    read_json,
+    read_toml,
+    temporary_prefix,
+    write_json,
+)
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+DEFAULT_FRACTIONS = (0.7, 0.1, 0.2)
+# The paper's own cut of its 243 cases. No rounding rule gives it from 70 / 10 / 20 %, so it is written down (Table 1).
+PAPER_SIZES = {243: (170, 23, 50)}
+
+# Scenario -> groups of patients of (nearly) equal size, and what each group lacks (Section 4.1, Table 1).
+RATIOS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "ratio1": (("t1ce", "t2"), ("t1", "t2"), ("t1", "t1ce")),
+    "ratio2": (("t2",), ("t1ce",)),
+    "ratio3": ((), ("t2",)),
+}
+
+LinkKind = Literal["symlink", "hardlink", "copy"]
+
+
+@dataclass(frozen=True)
+class SplitCase:
+    """What remains of a case, and what is hidden from it."""
+
+    case: str
+    present: tuple[str, ...]
+    hidden: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The content of `splits.json`.
+
+    Attributes:
+        source: the folder that the data tree was made from.
+        layout: its layout's name.
+        ratio: the scenario's name.
+        seed: what the order of patients was drawn with.
+        modalities: all modalities of the dataset.
+        splits: `train`, `val`, `test` -> their cases.
+    """
+
+    source: str
+    layout: str
+    ratio: str
+    seed: int
+    modalities: tuple[str, ...]
+    splits: Mapping[str, tuple[SplitCase, ...]]
+    schema_version: int = SCHEMA_VERSION
+
+    def names(self, split: str) -> tuple[str, ...]:
+        """The ids of a split's cases."""
+        return tuple(item.case for item in self.splits[split])
+
+    def table(self) -> list[dict[str, Any]]:
+        """Cases and volumes that remain, one row a split (the paper's Table 1)."""
+        return [
+            {"split": split, "cases": len(items)}
+            | {name: sum(name in item.present for item in items) for name in self.modalities}
+            for split, items in self.splits.items()
+        ]
+
+
+def make_splits(
+    dataset: Dataset,
+    *,
+    ratio: str = "ratio1",
+    sizes: tuple[int, int, int] | None = None,
+    fractions: tuple[float, float, float] | None = None,
+    subset: Fraction = Fraction(1),
+    seed: int = 0,
+) -> Splits:
+    """Draws the splits and applies the scenario inside each of them.
+
+    Args:
+        dataset: the complete (or as complete as it is) dataset.
+        ratio: a key of `RATIOS`, or the path of a TOML file with `hidden = [["t2"], []]`, one list a group.
+        sizes: cases of train, val, test; exclusive with `fractions`.
+        fractions: their shares; without both, the paper's cut.
+        subset: share of the training cases that are kept (BraTS_s: 1/8); val and test stay the same.
+        seed: draws the order of the patients.
+
+    Raises:
+        UsageError: impossible sizes, an unknown ratio, or a scenario under which no training case keeps a modality.
+    """
+    name, groups = read_ratio(ratio, dataset.modalities)
+    counts = _sizes(len(dataset.cases), sizes, fractions)
+    drawn = _draw(dataset.cases, counts, seed)
+    if subset != 1:
+        keep = int(len(drawn["train"]) * subset)
+        if not 0 < subset <= 1 or keep == 0:
+            raise UsageError(
+                f"--subset: {subset} of {len(drawn['train'])} training cases is {keep}, "
+                "wanted at least one",
+                "for BraTS_s: --subset 1/8",
+            )
+        drawn["train"] = drawn["train"][:keep]
+    splits = {split: _hide(cases, groups, dataset.modalities) for split, cases in drawn.items()}
+    _require_every_modality(name, splits, dataset)
+    return Splits(
+        str(dataset.root.resolve()), dataset.layout.name, name, seed, dataset.modalities, splits
+    )
+
+
+def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[str, ...], ...]]:
+    """The name and the groups of a scenario; `ratio` as in `make_splits`."""
+    if ratio in RATIOS:
+        name, groups = ratio, RATIOS[ratio]
+    else:
+        path = Path(ratio)
+        if path.suffix != ".toml":
+            raise UsageError(
+                f"--ratio: {ratio!r}, wanted {', '.join(RATIOS)} or a .toml file",
+                'such a file says: hidden = [["t1ce", "t2"], ["t1"], []]',
+            )
+        document = read_toml(path, wanted="hidden = [[...], ...]")
+        name = str(document.get("name", path.stem))
+        hidden = document.get("hidden")
+        good = (
+            isinstance(hidden, list)
+            and hidden
+            and all(
+                isinstance(group, list) and all(isinstance(item, str) for item in group)
+                for group in hidden
+            )
+        )
+        if not good or set(document) - {"name", "hidden"}:
+            raise UsageError(
+                f"{path}: keys {sorted(document)}, "
+                "wanted hidden = [[...], ...] and, if you like, name",
+                'for example: hidden = [["t1ce", "t2"], ["t1"], []]',
+            )
+        groups = tuple(tuple(group) for group in document["hidden"])
+    known = tuple(tuple(canonical(item, modalities) for item in group) for group in groups)
+    for group in known:
+        if set(group) >= set(modalities):
+            raise UsageError(
+                f"--ratio: {name} hides all of {', '.join(modalities)} from a group, "
+                "wanted at least one to stay",
+                "leave one modality out of that list",
+            )
+    return name, known
+
+
+def group_sizes(count: int, groups: int) -> list[int]:
+    """Cuts `count` cases into nearly equal groups, the ceiling first: 170 in 3 -> 57, 57, 56."""
+    return [count // groups + (index < count % groups) for index in range(groups)]
+
+
+def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: bool = False) -> bool:
+    """Whether `output` holds these very splits already; if not, that it may be written is checked.
+
+    Raises:
+        AttclError: `output` holds something else (and not `overwrite`), or it and the dataset contain one another.
+    """
+    if is_within(output, dataset.root) or is_within(dataset.root, output):
+        raise UsageError(
+            f"--output: {output} and the dataset {dataset.root} contain one another, "
+            "wanted two separate folders",
+            "originals are never touched; choose another --output",
+        )
+    if output.exists() or output.is_symlink():
+        existing = output / "splits.json"
+        if existing.is_file() and read_json(existing) == to_json(splits):
+            return True
+        if not overwrite:
+            raise UsageError(
+                f"--output: {output} exists already, wanted a new folder",
+                "choose another --output, or replace it with --overwrite",
+            )
+        if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
+            raise UsageError(
+                f"--output: {output} was not made by prepare-splits (it has no splits.json), "
+                "wanted a folder that --overwrite may replace",
+                "choose another --output",
+            )
+    return False
+
+
+def write_tree(
+    dataset: Dataset,
+    splits: Splits,
+    output: Path,
+    *,
+    link: LinkKind = "symlink",
+    overwrite: bool = False,
+) -> bool:
+    """Writes the data tree: what remains of the dataset under the same names, and `splits.json`.
+
+    The tree is built beside its final place and renamed as a whole, so a killed run leaves no half tree.
+
+    Returns:
+        False where `output` already holds these very splits, and nothing was written.
+
+    Raises:
+        AttclError: `output` holds something else (and not `overwrite`), lies inside the dataset, or cannot be written.
+    """
+    if is_written(dataset, splits, output, overwrite=overwrite):
+        return False
+    document = to_json(splits)
+    with _beside(output) as building:
+        for file in _kept_files(dataset, splits):
+            _link(dataset.root / file, building / file, link)
+        if dataset.vocabulary_file is not None:
+            shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
+        write_json(building / "splits.json", document)
+    return True
+
+
+def read_splits(data: Path) -> Splits | None:
+    """The splits of a data tree, or None where the folder has none (a dataset that nobody prepared).
+
+    Raises:
+        AttclError: there is a `splits.json`, but not one that we understand.
+    """
+    path = data / "splits.json"
+    if not path.exists():
+        return None
+    document = read_json(path)
+    try:
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise AttclError(
+                f"{path}: schema_version {document['schema_version']}, wanted {SCHEMA_VERSION}",
+                "run prepare-splits of this version again",
+            )
+        splits = {
+            split: tuple(
+                SplitCase(item["case"], tuple(item["present"]), tuple(item["hidden"]))
+                for item in items
+            )
+            for split, items in document["splits"].items()
+        }
+        return Splits(
+            document["source"],
+            document["layout"],
+            document["ratio"],
+            document["seed"],
+            tuple(document["modalities"]),
+            splits,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise AttclError(
+            f"{path}: not the content that prepare-splits writes ({error!r}), wanted its keys",
+            "run prepare-splits again",
+        ) from error
+
+
+def originals_of(root: Path) -> list[Path]:
+    """The folders that nothing may be written into: a dataset, and where a data tree's links lead."""
+    splits = read_splits(root)
+    return [root, *([Path(splits.source)] if splits else [])]
+
+
+def to_json(splits: Splits) -> dict[str, Any]:
+    """The document of `splits.json`."""
+    document = asdict(splits)
+    return {
+        "schema_version": document.pop("schema_version"),
+        **{
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in document.items()
+            if key != "splits"
+        },
+        "splits": {
+            split: [
+                {"case": item.case, "present": list(item.present), "hidden": list(item.hidden)}
+                for item in items
+            ]
+            for split, items in splits.splits.items()
+        },
+    }
+
+
+def _sizes(
+    total: int, sizes: tuple[int, int, int] | None, fractions: tuple[float, float, float] | None
+) -> tuple[int, int, int]:
+    if sizes is not None and fractions is not None:
+        raise UsageError(
+            "--sizes and --fractions: both given, wanted one of them", "leave one of them out"
+        )
+    if sizes is not None:
+        if min(sizes) < 0 or not 0 < sum(sizes) <= total:
+            raise UsageError(
+                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, wanted a sum from 1 to {total}",
+                "for example --fractions 0.7/0.1/0.2, which fits any number of cases",
+            )
+        return sizes
+    if fractions is None:
+        if total in PAPER_SIZES:
+            return PAPER_SIZES[total]
+        fractions = DEFAULT_FRACTIONS
+    # "not" and not the opposite comparison: NaN is wrong, too
+    if not min(fractions) >= 0 or fractions[0] == 0 or not sum(fractions) <= 1 + 1e-9:
+        raise UsageError(
+            f"--fractions: {'/'.join(map(str, fractions))}, "
+            "wanted shares that sum to at most 1, the first above 0",
+            "for example --fractions 0.7/0.1/0.2",
+        )
+    exact = [Fraction(str(share)) * total for share in fractions]
+    counts = [int(value) for value in exact]
+    whole = min(total, round(sum(exact)))
+    for index in sorted(range(3), key=lambda i: (counts[i] - exact[i], i))[
+        : whole - sum(counts)
+    ]:  # largest remainder
+        counts[index] += 1
+    return counts[0], counts[1], counts[2]
+
+
+def _draw(cases: Sequence[Case], counts: tuple[int, int, int], seed: int) -> dict[str, list[Case]]:
+    """Fills the splits with whole patients in a seeded order; with one case a patient the sizes are exact."""
+    patients: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        patients[case.patient].append(case)
+    order = sorted(patients)
+    random.Random(seed).shuffle(order)
+    drawn: dict[str, list[Case]] = {split: [] for split in SPLITS}
+    for patient in order:
+        own = patients[patient]
+        room = {
+            split: count - len(drawn[split]) for split, count in zip(SPLITS, counts, strict=True)
+        }
+        fitting = [split for split in SPLITS if room[split] >= len(own)]
+        if not fitting and max(room.values()) <= 0:
+            break
+        drawn[fitting[0] if fitting else max(SPLITS, key=lambda split: room[split])] += own
+    return drawn
+
+
+def _hide(
+    cases: Sequence[Case], groups: Sequence[Sequence[str]], modalities: Sequence[str]
+) -> tuple[SplitCase, ...]:
+    hidden_by_case: list[Sequence[str]] = []
+    for group, size in zip(groups, group_sizes(len(cases), len(groups)), strict=True):
+        hidden_by_case += [group] * size
+    return tuple(
+        SplitCase(
+            case=case.id,
+            present=tuple(name for name in modalities if name in case.files and name not in hidden),
+            hidden=tuple(name for name in modalities if name in case.files and name in hidden),
+        )
+        for case, hidden in zip(cases, hidden_by_case, strict=True)
+    )
+
+
+def _require_every_modality(
+    name: str, splits: Mapping[str, Sequence[SplitCase]], dataset: Dataset
+) -> None:
+    """All that is to be learned must be there; without a training split nothing is (weights from elsewhere)."""
+    train = splits["train"]
+    problems: list[AttclError] = [
+        UsageError(
+            f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
+            "wanted at least one to learn from",
+            "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "
+            "a dataset with holes of its own needs no prepare-splits: attcl train --data DATASET",
+        )
+        for modality in dataset.modalities
+        if train and not any(modality in item.present for item in train)
+    ]
+    problems += [
+        UsageError(
+            f"--ratio: {name} leaves case {item.case} with no modality, "
+            "wanted at least one to stay",
+            "complete or remove this case, or choose another ratio",
+        )
+        for items in splits.values()
+        for item in items
+        if not item.present
+    ]
+    raise_all(problems)
+
+
+def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
+    cases = {case.id: case for case in dataset.cases}
+    for items in splits.splits.values():
+        for item in items:
+            case = cases[item.case]
+            for modality in item.present:
+                yield from case.files[modality]
+            yield from case.segmentation
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.glob(f".{output.name}.*"):  # by a run that was killed
+            if left.is_dir() and is_leftover(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        building = Path(
+            tempfile.mkdtemp(
+                prefix=temporary_prefix(output), suffix=TEMPORARY_SUFFIX, dir=output.parent
+            )
+        )
+    except OSError as error:
+        raise AttclError(
+            f"{output}: not writable ({error.strerror}), wanted a folder that can be made",
+            "choose another --output",
+        ) from error
+    try:
+        yield building
+        building.chmod(ordinary_mode(0o777))
+        if output.exists() or output.is_symlink():
+            old = building.with_name(
+                f"{building.name.removesuffix(TEMPORARY_SUFFIX)}old{TEMPORARY_SUFFIX}"
+            )
+            output.rename(old)
+            building.rename(output)
+            if old.is_symlink():
+                old.unlink()
+            else:
+                shutil.rmtree(old)  # links are removed, never what they point to
+        else:
+            building.rename(output)
+    except OSError as error:
+        raise AttclError(
+            f"{output}: not written ({error.strerror or error}), "
+            "wanted a writable place with free space",
+            "choose another --output, or --link symlink, which needs no space",
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _link(source: Path, target: Path, kind: LinkKind) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    if kind == "copy":
+        shutil.copyfile(real, target)
+    elif kind == "hardlink":
+        os.link(real, target)
+    else:
+        target.symlink_to(real)

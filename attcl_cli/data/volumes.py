@@ -1,0 +1,555 @@
+"""Volumes on disk and as arrays: NIfTI and PNG in and out, geometry, intensity scale, padding; the only nibabel user.
+
+Leaves to `dataset` which file is which modality, and to the callers what is done with the slices.
+
+Inside the program a volume is always (D, H, W): axial slices from foot to head, row 0 anterior, column 0 the patient's
+right, whatever the file's orientation. That is BraTS's own voxel order (LPS) transposed, so for BraTS it is a view.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from PIL import Image, PngImagePlugin
+
+from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
+from attcl_cli.errors import AttclError
+from attcl_cli.files import write_whole
+
+_gzip: ModuleType = gzip
+
+
+with contextlib.suppress(ImportError):  # no wheel for every platform
+    # Intel's ISA-L is several times faster than zlib on volumes
+    from isal import igzip as _gzip
+
+
+AFFINE_TOLERANCE_MM = 0.01  # headers of one patient differ by float32 rounding, not more
+
+
+_WORKING_ORDER = axcodes2ornt(("L", "P", "S"))
+
+
+_GZIP_LEVEL = 1
+
+
+_SUSPICIOUS_COMPRESSION = (
+    0.01  # a brain compresses to a tenth or more; a constant volume to a thousandth
+)
+
+
+_FULL_DIMENSIONS = 3
+
+
+_LABEL_TOLERANCE = 1e-3
+
+
+_NIFTI2_HEADER = 540  # bytes; the first number of such a file
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a volume lie, and how a new volume on the same grid is written.
+
+    Attributes:
+        shape: stored shape, three numbers (for PNG slices: rows, columns, slices).
+        affine: voxel to RAS+ world in mm, (4, 4).
+        dtype: the stored number type.
+        header: the NIfTI header, or None for PNG slices.
+        scaled: whether intensities are the stored numbers times a slope, or plus an intercept.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Array
+    dtype: np.dtype[Any]
+    header: Any = None
+    scaled: bool = False
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge lengths in stored axis order, mm."""
+        x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
+        return float(x), float(y), float(z)
+
+    @property
+    def axial_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge lengths along (D, H, W) in working order, mm; 1 for PNG slices, which do not say."""
+        if self.header is None:
+            return 1.0, 1.0, 1.0
+        order = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
+        x, y, z = (
+            self.spacing_mm[int(np.flatnonzero(order[:, 0] == axis)[0])] for axis in range(3)
+        )
+        return z, y, x
+
+    @property
+    def axial_shape(self) -> tuple[int, int, int]:
+        """(D, H, W) of the volume in working order."""
+        if self.header is None:
+            return self.shape[2], self.shape[0], self.shape[1]
+        order = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
+        x, y, z = (self.shape[int(np.flatnonzero(order[:, 0] == axis)[0])] for axis in range(3))
+        return z, y, x
+
+    def differs_from(self, other: Grid) -> str:
+        """Says in words how the grids differ, or returns an empty string."""
+        if self.shape != other.shape:
+            return f"shape {_times(self.shape)} against {_times(other.shape)}"
+        gap = float(np.abs(_corners(self) - _corners(other)).max())
+        return f"affine off by {gap:.3g} mm" if gap > AFFINE_TOLERANCE_MM else ""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A volume in working order.
+
+    Attributes:
+        data: (D, H, W) float32, the file's own intensities.
+        grid: the geometry of the file it came from.
+    """
+
+    data: Array
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class CaseImages:
+    """The volumes of one case, read together, since normalisation needs the brain of them all.
+
+    Attributes:
+        volumes: modality -> volume.
+        brain: (D, H, W) bool, non-zero in any of them.
+        scales: modality -> the intensities that become -1 and 1.
+    """
+
+    volumes: dict[str, Volume]
+    brain: Array
+    scales: dict[str, Scale]
+
+    def normalised(self, modality: str) -> Array:
+        """(D, H, W) float32 in [-1, 1], background exactly -1."""
+        return normalise(self.volumes[modality].data, self.brain, self.scales[modality])
+
+
+def read_grid(paths: Sequence[Path]) -> Grid:
+    """Reads the geometry of a volume, and proves cheaply that the file is whole; no voxel is decoded.
+
+    A cut-off `.nii.gz` is found through the length that gzip stores in its last four bytes; only where that
+    disagrees (some writers chain several members) is the file decompressed to tell.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
+
+    Raises:
+        AttclError: the file is missing, empty, no NIfTI, cut off, or not a 3-D volume of numbers.
+    """
+    path = paths[0]
+    if path.suffix == ".png":
+        return _png_grid(paths)
+    _require_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Any = nib.load(path)
+            grid = _grid(image, path)
+            offset = int(image.dataobj.offset)  # nibabel sets the header's own vox_offset to 0
+    except _UNREADABLE as error:
+        raise _no_nifti(path, error) from error
+    expected = offset + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
+    if path.suffix != ".gz":
+        found = path.stat().st_size
+        if found < expected:
+            raise _cut_off(path, found, expected)
+    elif _stored_length(path) != expected % 2**32 and (found := len(_read_bytes(path))) < expected:
+        raise _cut_off(path, found, expected)
+    return grid
+
+
+def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
+    """Whether the values of a volume need a look before a run: it may hold NaN or be constant.
+
+    Integers hold no NaN, and a constant volume compresses to almost nothing; so mostly this costs a `stat`.
+    """
+    path = paths[0]
+    if path.suffix == ".png":
+        return False
+    packed = path.stat().st_size / (np.prod(grid.shape, dtype=np.int64) * grid.dtype.itemsize)
+    return grid.dtype.kind == "f" or path.suffix != ".gz" or bool(packed < _SUSPICIOUS_COMPRESSION)
+
+
+def load(paths: Sequence[Path]) -> Volume:
+    """Reads a volume into working order.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
+
+    Raises:
+        AttclError: as `read_grid`; or the volume holds NaN or infinity, or a single value everywhere.
+    """
+    path = paths[0]
+    volume = _load_png(paths) if path.suffix == ".png" else _load_nifti(path)
+    if not np.isfinite(volume.data).all():
+        count = int(volume.data.size - np.isfinite(volume.data).sum())
+        raise AttclError(
+            f"{path}: {count} voxels are NaN or infinite, wanted finite intensities",
+            "repair or remove this file",
+        )
+    if volume.data.min() == volume.data.max():
+        raise AttclError(
+            f"{path}: every voxel is {volume.data.flat[0]:g}, wanted an image",
+            "remove this file, so that the modality counts as missing",
+        )
+    return volume
+
+
+def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
+    """Reads all volumes of a case, given as modality -> files.
+
+    Raises:
+        AttclError: as `load`; or the grids differ, or a volume has one value everywhere in the brain.
+    """
+    volumes = {modality: load(paths) for modality, paths in files.items()}
+    first = next(iter(volumes))
+    for modality, other in volumes.items():
+        difference = other.grid.differs_from(volumes[first].grid)
+        if difference:
+            raise AttclError(
+                f"{files[modality][0]}: {difference} of {files[first][0].name}, "
+                "wanted one grid for all volumes of a case",
+                "co-register and resample the case's volumes, or remove the one that is off",
+            )
+    brain = brain_of([other.data for other in volumes.values()])
+    scales = {}
+    for modality, other in volumes.items():
+        scale = intensity_scale(other.data, brain)
+        if scale is None:
+            raise AttclError(
+                f"{files[modality][0]}: 99 % of the brain has one value, wanted contrast",
+                "remove this file, so that the modality counts as missing",
+            )
+        scales[modality] = scale
+    return CaseImages(volumes, brain, scales)
+
+
+def load_labels(paths: Sequence[Path]) -> Array:
+    """Reads a segmentation into working order: (D, H, W) int16 labels, constants allowed.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
+
+    Raises:
+        AttclError: as `read_grid`; or a value is no whole number, as interpolation leaves them.
+    """
+    path = paths[0]
+    found = (_load_png(paths) if path.suffix == ".png" else _load_nifti(path)).data
+    labels = np.rint(found)
+    between = np.abs(found - labels) > _LABEL_TOLERANCE
+    if between.any() or not np.isfinite(found).all():
+        wrong = found[between] if between.any() else found[~np.isfinite(found)]
+        raise AttclError(
+            f"{path}: label {wrong[0]:g} in {wrong.size} voxels, wanted whole numbers",
+            "resample label maps with nearest neighbours",
+        )
+    return labels.astype(np.int16)
+
+
+def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) -> None:
+    """Writes a volume on the grid of another one: same shape, affine, qform and sform codes, units.
+
+    Integers stay the type of `like` where the values fit, else int16, else float32; scaled integers become float32.
+
+    Args:
+        paths: one NIfTI file, or one PNG a slice.
+        data: (D, H, W) in working order, intensities.
+        like: the grid of a volume of the same case.
+        description: put into the NIfTI `descrip` field (80 bytes) or the PNG text `Description`.
+
+    Raises:
+        AttclError: the file cannot be written. Nothing half-written stays.
+    """
+    if paths[0].suffix == ".png":
+        _save_png(paths, data, like, description)
+        return
+    dtype = _output_type(data, like)
+    stored = _to_stored_order(data, like)
+    if dtype.kind in "iu":
+        stored = np.rint(stored)
+    header = like.header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    header["descrip"] = description.encode("ascii", "replace")[:79]
+    image = type_of_image(header)(np.ascontiguousarray(stored).astype(dtype), like.affine, header)
+    raw = image.to_bytes()
+    _check_written(raw, like, paths[0])
+    write_whole(
+        paths[0], _gzip.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix == ".gz" else raw
+    )
+
+
+def new_grid(shape: tuple[int, int, int], affine: Array, dtype: Any = np.int16) -> Grid:
+    """A NIfTI grid made from nothing (for generated volumes): mm, scanner coordinates in qform and sform."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm", "sec")
+    return Grid(shape=shape, affine=header.get_best_affine(), dtype=np.dtype(dtype), header=header)
+
+
+def to_working_order(stored: Array, grid: Grid) -> Array:
+    """(X, Y, Z) as stored -> (D, H, W) in working order; a view."""
+    order = ornt_transform(io_orientation(grid.affine), _WORKING_ORDER)
+    return apply_orientation(stored, order).transpose(2, 1, 0)
+
+
+def type_of_image(header: Any) -> type[Any]:
+    """The nibabel image class that belongs to a header (NIfTI-1 or NIfTI-2)."""
+    return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+
+
+# --- NIfTI ------------------------------------------------------------------------------------------------------------
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    struct.error,
+)
+
+
+def _load_nifti(path: Path) -> Volume:
+    _require_bytes(path)
+    raw = _read_bytes(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            size = struct.unpack("<i", raw[:4])[0]
+            kind = (
+                nib.Nifti2Image
+                if _NIFTI2_HEADER in (size, struct.unpack(">i", raw[:4])[0])
+                else nib.Nifti1Image
+            )
+            image = kind.from_bytes(raw)
+            grid = _grid(image, path)
+            stored = np.asanyarray(image.dataobj, dtype=np.float32)
+    except AttclError:
+        raise
+    except _UNREADABLE as error:
+        raise _no_nifti(path, error) from error
+    return Volume(np.ascontiguousarray(to_working_order(stored, grid)), grid)
+
+
+def _grid(image: Any, path: Path) -> Grid:
+    header = image.header
+    if not isinstance(header, nib.Nifti1Header):  # Nifti2Header is one, too
+        raise AttclError(
+            f"{path}: a {type(header).__name__}, wanted NIfTI", "convert it to .nii.gz"
+        )
+    shape = tuple(int(n) for n in header.get_data_shape())
+    if len(shape) != _FULL_DIMENSIONS:
+        raise AttclError(
+            f"{path}: {len(shape)}-D ({_times(shape)}), wanted one 3-D volume",
+            "split it and keep one volume a modality",
+        )
+    if 0 in shape:
+        raise AttclError(
+            f"{path}: shape {_times(shape)}, wanted voxels", "repair or remove this file"
+        )
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise AttclError(
+            f"{path}: voxels of type {dtype}, wanted one number a voxel",
+            "convert it to a grey-scale image",
+        )
+    affine = header.get_best_affine()
+    with np.errstate(all="ignore"):
+        singular = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9  # noqa: PLR2004
+    if singular:
+        raise AttclError(
+            f"{path}: its affine maps voxels to no 3-D space, wanted an invertible one",
+            "repair the header's sform or qform",
+        )
+    # nibabel keeps the scaling with the data and clears it from the header.
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    return Grid((shape[0], shape[1], shape[2]), affine, dtype, header, scaled)
+
+
+def _require_bytes(path: Path) -> None:
+    try:
+        empty = path.stat().st_size == 0
+    except OSError as error:
+        raise AttclError(
+            f"{path}: not readable ({error.strerror}), wanted a NIfTI file",
+            "a broken link? check that its target exists",
+        ) from error
+    if empty:
+        raise AttclError(
+            f"{path}: empty (0 bytes), wanted a NIfTI file",
+            "copy it again from its source, or remove it",
+        )
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        if path.suffix != ".gz":
+            return raw
+        return bytes(_gzip.decompress(raw))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise AttclError(
+            f"{path}: not readable to its end ({error}), wanted a whole gzip file",
+            "copy it again from its source, or remove it",
+        ) from error
+    except Exception as error:
+        if type(error).__module__.startswith("isal"):
+            raise AttclError(
+                f"{path}: not readable to its end ({error}), wanted a whole gzip file",
+                "copy it again from its source, or remove it",
+            ) from error
+        raise
+
+
+def _stored_length(path: Path) -> int:
+    with path.open("rb") as stream:
+        stream.seek(-4, io.SEEK_END)
+        return int(struct.unpack("<I", stream.read(4))[0])
+
+
+def _no_nifti(path: Path, error: BaseException) -> AttclError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return AttclError(
+        f"{path}: not readable as NIfTI ({reason}), wanted .nii or .nii.gz",
+        "copy it again from its source, or remove it",
+    )
+
+
+def _cut_off(path: Path, found: int, expected: int) -> AttclError:
+    return AttclError(
+        f"{path}: cut off after {found} of {expected} bytes, wanted a whole file",
+        "copy it again from its source, or remove it",
+    )
+
+
+def _to_stored_order(data: Array, grid: Grid) -> Array:
+    order = ornt_transform(_WORKING_ORDER, io_orientation(grid.affine))
+    return apply_orientation(data.transpose(2, 1, 0), order)
+
+
+def _output_type(data: Array, like: Grid) -> np.dtype[Any]:
+    if like.dtype.kind == "f" or like.scaled:
+        return np.dtype(np.float32)
+    low, high = float(data.min()), float(data.max())
+    for dtype in (like.dtype.newbyteorder("="), np.dtype(np.int16)):
+        limits = np.iinfo(dtype)
+        if limits.min <= round(low) and round(high) <= limits.max:
+            return dtype
+    return np.dtype(np.float32)
+
+
+def _check_written(raw: bytes, like: Grid, path: Path) -> None:
+    header = type(like.header).from_fileobj(io.BytesIO(raw))
+    fields = ("qform_code", "sform_code", "xyzt_units")
+    same = all(int(header[field]) == int(like.header[field]) for field in fields)
+    if (
+        not same
+        or header.get_data_shape() != like.shape
+        or not np.array_equal(header.get_best_affine(), like.affine)
+    ):
+        raise AttclError(
+            f"{path}: geometry changed in writing, wanted that of the case",
+            "please report this with the case's header",
+        )
+
+
+def _corners(grid: Grid) -> Array:
+    ends = np.array(
+        [
+            [x, y, z, 1]
+            for x in (0, grid.shape[0])
+            for y in (0, grid.shape[1])
+            for z in (0, grid.shape[2])
+        ]
+    )
+    return (ends @ grid.affine.T)[:, :3]
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+# --- PNG slices -------------------------------------------------------------------------------------------------------
+_PNG_MODES = {"L": np.uint8, "I;16": np.uint16, "I": np.uint16}
+
+
+def _png_grid(paths: Sequence[Path]) -> Grid:
+    sizes: dict[tuple[int, int, str], Path] = {}
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                sizes.setdefault((image.height, image.width, image.mode), path)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise AttclError(
+                f"{path}: not readable as PNG ({error}), wanted a grey-scale slice",
+                "copy it again from its source, or remove it",
+            ) from error
+    (height, width, mode), first = next(iter(sizes.items()))
+    for (other_height, other_width, other_mode), path in sizes.items():
+        if other_mode not in _PNG_MODES:
+            raise AttclError(
+                f"{path}: PNG of mode {other_mode}, wanted 8- or 16-bit grey", "convert it to grey"
+            )
+        if (other_height, other_width, other_mode) != (height, width, mode):
+            raise AttclError(
+                f"{path}: {other_height}x{other_width} {other_mode}, "
+                f"wanted {height}x{width} {mode} as {first.name}",
+                "make all slices of a volume alike",
+            )
+    return Grid(
+        shape=(height, width, len(paths)), affine=np.eye(4), dtype=np.dtype(_PNG_MODES[mode])
+    )
+
+
+def _load_png(paths: Sequence[Path]) -> Volume:
+    grid = _png_grid(paths)
+    data = np.empty(grid.axial_shape, dtype=np.float32)
+    for index, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                data[index] = np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise AttclError(
+                f"{path}: not readable to its end ({error}), wanted a whole PNG",
+                "copy it again from its source, or remove it",
+            ) from error
+    return Volume(data, grid)
+
+
+def _save_png(paths: Sequence[Path], data: Array, like: Grid, description: str) -> None:
+    limit = np.iinfo(like.dtype).max
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Description", description)
+    for path, slice_ in zip(paths, data, strict=True):
+        stream = io.BytesIO()
+        Image.fromarray(np.clip(np.rint(slice_), 0, limit).astype(like.dtype)).save(
+            stream, format="PNG", pnginfo=text
+        )
+        write_whole(path, stream.getvalue())

@@ -1,0 +1,62 @@
+"""Discriminators: AttCL-GAN's D, one real-or-fake logit a domain, and PLAVE's PatchGAN, a map of them a target."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from attcl_cli.methods.networks.blocks import InstanceNorm, initialise, pick, widths
+from attcl_cli.methods.networks.style import Trunk
+
+_MOST_HALVINGS = 3  # pix2pix's
+
+
+class Discriminator(nn.Module):
+    """D of StarGAN v2: like the style encoder, with a logit instead of a code a domain."""
+
+    def __init__(self, *, image_size: int, width: int, max_width: int, domains: int) -> None:
+        super().__init__()
+        self.trunk = Trunk(image_size=image_size, width=width, max_width=max_width)
+        self.heads = nn.Linear(self.trunk.outputs, domains)
+        initialise(self)
+
+    def forward(self, x: Tensor, domain: Tensor) -> Tensor:
+        """x (B, 1, image_size, image_size), domain (B,) int64 -> logits (B,) of each slice's own domain."""
+        return pick(self.heads(self.trunk(x)), domain)
+
+
+class PatchDiscriminator(nn.Module):
+    """Conditional PatchGAN: is each patch of the image real, given the sources that it was made from?
+
+    Args:
+        image_size: side of the slices; 256 gives pix2pix's patches of 70 pixels, smaller ones patches of a like share.
+        width, max_width: channels of the first convolution, and the most there are.
+        sources: number of source planes.
+        targets: number of modalities; each has a logit map of its own.
+    """
+
+    def __init__(
+        self, *, image_size: int, width: int, max_width: int, sources: int, targets: int
+    ) -> None:
+        super().__init__()
+        halvings = max(1, min(_MOST_HALVINGS, image_size.bit_length() - 5))
+        channels = widths(width, max_width, halvings)
+        layers: list[nn.Module] = [
+            nn.Conv2d(sources + 1, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
+        for index, (inputs, outputs) in enumerate(pairwise(channels)):
+            stride = 2 if index < halvings - 1 else 1
+            layers += [
+                nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1),
+                InstanceNorm(outputs, affine=True),
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], targets, 4, padding=1))
+        initialise(self)
+
+    def forward(self, sources: Tensor, x: Tensor, target: Tensor) -> Tensor:
+        """sources (B, M, H, W), absent ones -1; x (B, 1, H, W); target (B,) int64 -> logits (B, h, w)."""
+        return pick(self.layers(torch.cat([sources, x], dim=1)), target)

@@ -1,0 +1,212 @@
+"""The files of the feature networks that metrics need: found, downloaded once, verified; nothing of them is loaded.
+
+Needs no torch, so that a run without a network in reach ends before anything slow begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from attcl_cli.errors import AttclError
+from attcl_cli.files import TEMPORARY_SUFFIX, is_leftover, ordinary_mode, sha256, temporary_prefix
+
+TIMEOUT_SECONDS = 10.0
+_CHUNK = 1 << 20
+
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """A file of weights that is downloaded once.
+
+    Attributes:
+        name: of the file, in every folder.
+        url: where it comes from.
+        size_bytes: its exact size.
+        sha256: of its bytes, in hex.
+        instead: what the user can do without it; empty where there is nothing.
+    """
+
+    name: str
+    url: str
+    size_bytes: int
+    sha256: str
+    instead: str = ""
+
+
+FILES: dict[str, FeatureFile] = {
+    "inception": FeatureFile(
+        name="pt_inception-2015-12-05-6726825d.pth",
+        url="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+        "pt_inception-2015-12-05-6726825d.pth",
+        size_bytes=95_628_359,
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        instead="--fid-network effnet-lite0 needs no download",
+    ),
+    "alexnet": FeatureFile(
+        name="alexnet-owt-7be5be79.pth",
+        url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        size_bytes=244_408_911,
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+}
+
+
+def locate(file: FeatureFile, *, offline: bool = False, progress: Progress | None = None) -> Path:
+    """Finds a file's verified copy; where there is none, downloads it, once.
+
+    Looks in the folder that ATTCL_WEIGHTS names, then in torch's cache; the first of them takes the download.
+
+    Args:
+        file: one of `FILES`.
+        offline: never download; ATTCL_OFFLINE=1 means the same.
+        progress: told the bytes done and their number in all, at least once a megabyte.
+
+    Returns:
+        A file whose size and SHA-256 are those wanted.
+
+    Raises:
+        AttclError: it is missing and may not or cannot be downloaded, or it holds other bytes.
+    """
+    folders = _folders()
+    for folder in folders:
+        path = folder / file.name
+        if path.is_file():
+            _verify(path, file)
+            return path
+    if offline or os.environ.get("ATTCL_OFFLINE", "") not in ("", "0"):
+        raise _unavailable(file, "the run is offline")
+    path = folders[0] / file.name
+    _download(file, path, progress or _silent)
+    _verified.add(_identity(path, file))
+    return path
+
+
+# (path, size, time of the last change, SHA-256) of what this process has verified: a run verifies a file once.
+_verified: set[tuple[str, int, int, str]] = set()
+
+
+def _silent(_done: int, _total: int) -> None:
+    pass
+
+
+def _folders() -> list[Path]:
+    named = os.environ.get("ATTCL_WEIGHTS")
+    return [
+        *([Path(named)] if named else []),
+        _torch_cache(),
+    ]
+
+
+def _torch_cache() -> Path:
+    """Where `torch.hub` keeps downloaded weights."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", f"{cache}/torch")
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def _identity(path: Path, file: FeatureFile) -> tuple[str, int, int, str]:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_size, stat.st_mtime_ns, file.sha256
+
+
+def _verify(path: Path, file: FeatureFile) -> None:
+    identity = _identity(path, file)
+    if identity in _verified:
+        return
+    size = path.stat().st_size
+    if size != file.size_bytes:
+        raise AttclError(
+            f"{path}: {size} bytes, wanted {file.size_bytes} with SHA-256 {file.sha256}",
+            f"delete it and run the command again, or put in its place what {file.url} holds",
+        )
+    digest = sha256(path)
+    if digest != file.sha256:
+        raise AttclError(
+            f"{path}: SHA-256 {digest}, wanted {file.sha256}; it was not loaded",
+            f"delete it and run the command again, or put in its place what {file.url} holds",
+        )
+    _verified.add(identity)
+
+
+def _unavailable(file: FeatureFile, reason: str) -> AttclError:
+    folders = " or ".join(str(folder) for folder in _folders())
+    return AttclError(
+        f"{file.name}: not in {folders}, and not downloaded ({reason}), "
+        f"wanted {file.size_bytes} bytes with SHA-256 {file.sha256}",
+        f"download {file.url} on a machine with a connection and put it into {_folders()[0]} "
+        "(or a folder that ATTCL_WEIGHTS names); or leave this score out"
+        + (f"; {file.instead}" if file.instead else ""),
+    )
+
+
+def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
+    """Streams a file to a temporary neighbour of `path`, renamed once size and hash are right; else leaves nothing."""
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for other in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"):
+            if is_leftover(other.name):
+                other.unlink(missing_ok=True)
+        chunks = _chunks(file)
+        chunk = next(chunks, b"")  # without a connection no file is made
+        handle, made = tempfile.mkstemp(
+            prefix=temporary_prefix(path), suffix=TEMPORARY_SUFFIX, dir=path.parent
+        )
+        temporary = Path(made)
+        done, hasher = 0, hashlib.sha256()
+        with os.fdopen(handle, "wb") as stream, contextlib.closing(chunks):
+            while chunk and done <= file.size_bytes:
+                stream.write(chunk)
+                hasher.update(chunk)
+                done += len(chunk)
+                progress(min(done, file.size_bytes), file.size_bytes)
+                chunk = next(chunks, b"")
+            stream.flush()
+            os.fsync(stream.fileno())
+        if done != file.size_bytes:
+            found = f"more than {file.size_bytes}" if done > file.size_bytes else str(done)
+            raise _unavailable(file, f"{file.url} sent {found} bytes")
+        if hasher.hexdigest() != file.sha256:
+            raise AttclError(
+                f"{file.name}: SHA-256 {hasher.hexdigest()} from {file.url}, wanted {file.sha256}; "
+                "the download was removed",
+                f"try again; if it stays so, put a right copy into {path.parent}"
+                + (f"; {file.instead}" if file.instead else ""),
+            )
+        temporary.chmod(ordinary_mode(0o666))
+        temporary.replace(path)
+    except OSError as error:
+        raise AttclError(
+            f"{path}: not written ({error.strerror or error}), "
+            f"wanted a writable folder with {file.size_bytes} bytes of free space",
+            "free some space, or name another folder in ATTCL_WEIGHTS",
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _chunks(file: FeatureFile) -> Generator[bytes, None, None]:
+    """The bytes that a file's URL gives; what goes wrong on the way is an `AttclError`."""
+    try:
+        with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as response:
+            while chunk := response.read(_CHUNK):
+                yield chunk
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise _unavailable(file, f"{file.url}: HTTP {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        raise _unavailable(file, f"{file.url}: {reason}") from error

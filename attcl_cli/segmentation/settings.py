@@ -1,0 +1,92 @@
+"""Every setting of a segmentation run: names, types, bounds, presets.
+
+What a setting does is documented where it is used; those of the generator are in `config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
+from attcl_cli.methods.settings import Positive, Rate, Weight, validated
+
+
+class SegmentSettings(BaseModel):
+    """The settings of a segmentation run; frozen, and an unknown key is an error.
+
+    Optimiser, batch and step size are the paper's (Section 4.1); it does not say how long or how wide.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(0, ge=0, description="Seeds weights, sampling, augmentation, bootstrap.")
+    steps: Positive = Field(20_000, description="Training iterations, of each input.")
+    batch_size: Positive = Field(16, description="Slices an iteration.")
+    image_size: Positive = Field(256, description="Side of the slices that the network sees.")
+    canvas: Positive = Field(
+        256, description="Side that slices are padded to, in voxels; averaged down to image_size."
+    )
+    width: Positive = Field(32, description="Channels of the first level; doubled at each next.")
+    levels: Annotated[int, Field(ge=3, le=7)] = Field(5, description="Resolutions of the U-Net.")
+    learning_rate: Rate = Field(1e-3, description="Step of SGD.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
+    weight_decay: Weight = Field(1e-4, description="Weight decay of SGD.")
+    tumour_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="Share of a batch that is drawn from slices with tumour."
+    )
+    augment: bool = Field(default=True, description="Mirror slices and vary their intensities.")
+    log_every: Positive = Field(10, description="Steps between lines of stats.jsonl.")
+    validate_every: Positive = Field(500, description="Steps between validations and checkpoints.")
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> SegmentSettings:
+        least = (
+            2**self.levels
+        )  # the lowest level is two pixels wide: one has no variance to normalise
+        if self.image_size % (least // 2) or self.image_size < least:
+            raise ValueError(
+                f"image_size: {self.image_size}, "
+                f"wanted a multiple of {least // 2} from {least} on with {self.levels} levels"
+            )
+        if self.canvas % self.image_size:
+            raise ValueError(
+                f"canvas: {self.canvas}, wanted a multiple of image_size ({self.image_size})"
+            )
+        return self
+
+
+# Small ones are trained for minutes, so they take larger steps, as `config.PRESETS` do.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"image_size": 64, "width": 8, "levels": 4, "steps": 1_000, "learning_rate": 0.02, "validate_every": 100},
+    "small": {"image_size": 128, "width": 16, "steps": 5_000, "learning_rate": 0.01, "validate_every": 250},
+    "base": {},
+}  # fmt: skip
+
+
+def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings:
+    """The settings of a preset (None: `base`) with single ones changed.
+
+    Raises:
+        UsageError: unknown preset or key (with the nearest known one), wrong type or bound; all at once.
+    """
+    preset = preset or "base"
+    if preset not in PRESETS:
+        raise UsageError(
+            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}",
+            "--preset tiny trains for minutes",
+        )
+    known = list(SegmentSettings.model_fields)
+    problems: list[AttclError] = []
+    for key in overrides:
+        if key not in known:
+            problems.append(
+                UsageError(
+                    f"setting {key!r}: no such setting, wanted one of {', '.join(known)}",
+                    nearest(key, known),
+                )
+            )
+    raise_all(problems)
+    return validated(SegmentSettings, {**PRESETS[preset], **overrides})

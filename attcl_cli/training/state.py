@@ -1,0 +1,71 @@
+"""Training states on disk: all that a stopped run needs to continue, written whole.
+
+Leaves weights for completion to `methods.weights`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import write_whole
+from attcl_cli.methods.weights import METADATA_KEY, SCHEMA_VERSION, read_metadata, read_tensors
+
+STATE_FILE = "checkpoint-last.safetensors"
+
+
+BEST_FILE = "checkpoint-best.safetensors"
+
+
+@dataclass
+class TrainingState:
+    """Everything that a stopped run needs to go on as if it had not stopped; randomness is a function of the step."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(path: Path, state: TrainingState) -> None:
+    """Writes a training state, float32 and whole."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+    metadata = {"schema_version": SCHEMA_VERSION, "step": state.step, "extra": state.extra}
+    write_whole(path, to_safetensors(tensors, {METADATA_KEY: json.dumps(metadata)}))
+
+
+def require_state(path: Path) -> None:
+    """Raises a `UsageError` unless there is a checkpoint at `path`."""
+    if not path.is_file():
+        raise UsageError(
+            f"--resume: {path} does not exist, wanted the folder of a run that saved a checkpoint",
+            "start without --resume, or name another run",
+        )
+
+
+def state_step(path: Path) -> int:
+    """The step at which a checkpoint was saved; errors as `load_state`."""
+    require_state(path)
+    step = read_metadata(path).get("step")
+    return step if isinstance(step, int) else 0  # `load_state` complains
+
+
+def load_state(path: Path) -> TrainingState:
+    """Reads what `save_state` wrote.
+
+    Raises:
+        AttclError: the file is missing or not such a file.
+    """
+    require_state(path)
+    metadata = read_metadata(path)
+    if not {"step", "extra"} <= metadata.keys():
+        raise AttclError(
+            f"{path}: weights and no training state, wanted a checkpoint",
+            f"name a run's folder; its checkpoint is called {STATE_FILE}",
+        )
+    return TrainingState(step=metadata["step"], tensors=read_tensors(path), extra=metadata["extra"])

@@ -1,0 +1,532 @@
+"""The paper's Table 1, cell by cell; whole patients; and the data tree that never touches an original."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from attcl_cli.data.dataset import Case, Dataset, open_dataset
+from attcl_cli.data.layouts import LAYOUTS
+from attcl_cli.data.splits import (
+    Splits,
+    group_sizes,
+    make_splits,
+    read_ratio,
+    read_splits,
+    to_json,
+    write_tree,
+)
+from attcl_cli.errors import AttclError, ProblemsError, UsageError
+from attcl_cli.files import TEMPORARY_SUFFIX, sha256, temporary_prefix
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+def dataset_of(
+    cases: Mapping[str, Iterable[str]], *, patients: Mapping[str, str] | None = None
+) -> Dataset:
+    """A dataset in memory: case id -> modalities."""
+    return Dataset(
+        root=Path("/nowhere"),
+        layout=LAYOUTS["brats"],
+        modalities=FOUR,
+        cases=tuple(
+            Case(
+                id=name,
+                patient=(patients or {}).get(name, name),
+                files={
+                    item: (PurePosixPath(f"{name}/{name}_{item}.nii.gz"),) for item in modalities
+                },
+            )
+            for name, modalities in sorted(cases.items())
+        ),
+        wrong={},
+        ignored=(),
+        spellings=dict(LAYOUTS["brats"].tokens),
+        extension=".nii.gz",
+    )
+
+
+def whole(count: int) -> Dataset:
+    return dataset_of({f"P{number:04d}": FOUR for number in range(count)})
+
+
+def hidden_pattern(splits: Splits, split: str) -> list[tuple[str, ...]]:
+    return [item.hidden for item in splits.splits[split]]
+
+
+# --- Table 1 ----------------------------------------------------------------------------------------------------------
+
+# ratio, subset -> split -> cases, FLAIR, T1, T1ce, T2 (method.md, section 4)
+TABLE_1 = {
+    ("ratio1", 1): {
+        "train": (170, 170, 57, 57, 56),
+        "val": (23, 23, 8, 8, 7),
+        "test": (50, 50, 17, 17, 16),
+    },
+    ("ratio2", 1): {
+        "train": (170, 170, 170, 85, 85),
+        "val": (23, 23, 23, 12, 11),
+        "test": (50, 50, 50, 25, 25),
+    },
+    ("ratio3", 1): {
+        "train": (170, 170, 170, 170, 85),
+        "val": (23, 23, 23, 23, 12),
+        "test": (50, 50, 50, 50, 25),
+    },
+    ("ratio1", 8): {
+        "train": (21, 21, 7, 7, 7),
+        "val": (23, 23, 8, 8, 7),
+        "test": (50, 50, 17, 17, 16),
+    },
+    ("ratio2", 8): {
+        "train": (21, 21, 21, 11, 10),
+        "val": (23, 23, 23, 12, 11),
+        "test": (50, 50, 50, 25, 25),
+    },
+    ("ratio3", 8): {
+        "train": (21, 21, 21, 21, 11),
+        "val": (23, 23, 23, 23, 12),
+        "test": (50, 50, 50, 50, 25),
+    },
+}
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize(("ratio", "eighths"), TABLE_1)
+def test_table_1_of_the_paper_cell_by_cell(ratio, eighths, split):
+    made = make_splits(whole(243), ratio=ratio, subset=Fraction(1, eighths))
+    (row,) = (row for row in made.table() if row["split"] == split)
+    assert (row["cases"], *(row[name] for name in FOUR)) == TABLE_1[ratio, eighths][split]
+
+
+def test_brats_s_keeps_val_and_test_and_a_part_of_train():
+    full = make_splits(whole(243), ratio="ratio1")
+    small = make_splits(whole(243), ratio="ratio1", subset=Fraction(1, 8))
+    assert small.splits["val"] == full.splits["val"]
+    assert small.splits["test"] == full.splits["test"]
+    assert set(small.names("train")) < set(full.names("train"))
+
+
+@pytest.mark.parametrize(
+    ("count", "groups", "sizes"),
+    [
+        (170, 3, [57, 57, 56]),
+        (23, 3, [8, 8, 7]),
+        (21, 2, [11, 10]),
+        (2, 3, [1, 1, 0]),
+        (0, 2, [0, 0]),
+    ],
+)
+def test_groups_are_nearly_equal_the_ceiling_first(count, groups, sizes):
+    assert group_sizes(count, groups) == sizes
+
+
+@pytest.mark.parametrize(
+    ("ratio", "pattern"),
+    [
+        ("ratio1", [("t1ce", "t2")] * 2 + [("t1", "t2")] * 2 + [("t1", "t1ce")]),
+        ("ratio2", [("t2",)] * 3 + [("t1ce",)] * 2),
+        ("ratio3", [()] * 3 + [("t2",)] * 2),
+    ],
+)
+def test_thirds_and_halves_lack_what_section_4_1_says(ratio, pattern):
+    made = make_splits(whole(15), ratio=ratio, sizes=(5, 5, 5))
+    for split in ("train", "val", "test"):
+        assert hidden_pattern(made, split) == pattern
+
+
+def test_present_and_hidden_together_are_what_a_case_has():
+    dataset = dataset_of(
+        {"A": FOUR, "B": FOUR, "C": ["flair", "t2"], "D": FOUR, "E": FOUR, "F": FOUR}
+    )
+    made = make_splits(dataset, ratio="ratio1", sizes=(6, 0, 0))
+    has = {case.id: set(case.files) for case in dataset.cases}
+    for item in made.splits["train"]:
+        assert set(item.present) | set(item.hidden) == has[item.case]
+        assert not set(item.present) & set(item.hidden)
+
+
+# --- patients ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_time_points_of_one_patient_never_cross_splits(seed):
+    names = [
+        f"BraTS-GLI-{patient:05d}-{time:03d}"
+        for patient in range(20)
+        for time in range(patient % 3 + 1)
+    ]
+    patients = {name: name[:-4] for name in names}
+    made = make_splits(dataset_of(dict.fromkeys(names, FOUR), patients=patients), seed=seed)
+    where = {split: {patients[name] for name in made.names(split)} for split in made.splits}
+    assert not where["train"] & where["val"]
+    assert not where["train"] & where["test"]
+    assert not where["val"] & where["test"]
+    drawn = Counter(name for split in made.splits for name in made.names(split))
+    assert set(drawn.values()) == {1}
+    assert set(drawn) == set(names)
+
+
+def test_sessions_of_a_bids_folder_never_cross_splits(tmp_path):
+    for patient in range(8):
+        for session in (1, 2):
+            folder = tmp_path / f"sub-{patient}" / f"ses-{session}" / "anat"
+            folder.mkdir(parents=True)
+            for token in ("T1w", "T2w", "FLAIR", "ce-gadolinium_T1w"):
+                (folder / f"sub-{patient}_ses-{session}_{token}.nii.gz").touch()
+    made = make_splits(open_dataset(tmp_path))
+    where = {name[:5]: split for split in made.splits for name in made.names(split)}
+    assert all(where[name[:5]] == split for split in made.splits for name in made.names(split))
+    assert sum(len(made.names(split)) for split in made.splits) == 16
+
+
+def test_a_seed_gives_one_order_and_another_seed_another():
+    first, again, other = (make_splits(whole(60), seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert set(first.names("train")) != set(other.names("train"))
+
+
+def test_the_order_in_which_cases_are_found_does_not_matter():
+    forwards = whole(60)
+    backwards = Dataset(**{**vars(forwards), "cases": forwards.cases[::-1]})
+    assert make_splits(forwards) == make_splits(backwards)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "sizes"),
+    [
+        (243, {}, (170, 23, 50)),
+        (243, {"fractions": (0.7, 0.1, 0.2)}, (170, 24, 49)),
+        (10, {}, (7, 1, 2)),
+        (100, {}, (70, 10, 20)),
+        (1251, {}, (876, 125, 250)),
+        (10, {"sizes": (5, 2, 1)}, (5, 2, 1)),
+        (10, {"sizes": (10, 0, 0)}, (10, 0, 0)),
+        (10, {"fractions": (1.0, 0.0, 0.0)}, (10, 0, 0)),
+        (10, {"fractions": (0.5, 0.0, 0.0)}, (5, 0, 0)),
+        (3, {"fractions": (0.4, 0.3, 0.3)}, (1, 1, 1)),
+    ],
+)
+def test_sizes_are_the_papers_or_the_nearest_whole_numbers(count, options, sizes, tmp_path):
+    (tmp_path / "nothing.toml").write_text("hidden = [[]]\n")
+    made = make_splits(whole(count), ratio=str(tmp_path / "nothing.toml"), **options)
+    assert tuple(len(made.names(split)) for split in ("train", "val", "test")) == sizes
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"sizes": (5, 3, 3)}, "--sizes: 5/3/3 of 10 cases, wanted a sum from 1 to 10"),
+        ({"sizes": (0, 0, 0)}, "--sizes: 0/0/0"),
+        ({"sizes": (8, -1, 2)}, "--sizes: 8/-1/2"),
+        ({"fractions": (0.7, 0.2, 0.2)}, "--fractions: 0.7/0.2/0.2"),
+        ({"fractions": (0.0, 0.5, 0.5)}, "--fractions: 0.0/0.5/0.5"),
+        ({"fractions": (0.7, -0.1, 0.2)}, "--fractions: 0.7/-0.1/0.2"),
+        ({"sizes": (5, 3, 2), "fractions": (0.7, 0.1, 0.2)}, "both given"),
+        ({"subset": Fraction(1, 8)}, "--subset: 1/8 of 7 training cases is 0"),
+        ({"subset": Fraction(2)}, "--subset: 2 of 7"),
+        ({"subset": Fraction(-1, 8)}, "--subset: -1/8 of 7"),
+    ],
+)
+def test_sizes_that_cannot_be_are_usage_errors(options, complaint):
+    with pytest.raises(UsageError) as caught:
+        make_splits(whole(10), **options)
+    assert complaint in caught.value.message
+
+
+@pytest.mark.parametrize("fractions", [(float("nan"), 0.1, 0.2), (0.7, float("inf"), 0.2)])
+def test_fractions_that_are_no_numbers_are_usage_errors(fractions):
+    with pytest.raises(UsageError, match="--fractions"):
+        make_splits(whole(10), fractions=fractions)
+
+
+# --- ratios of one's own ----------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_of_ones_own_is_read_from_toml(tmp_path):
+    (tmp_path / "mine.toml").write_text('hidden = [["t1ce", "t2"], ["T1"], [], ["t2f"]]\n')
+    made = make_splits(whole(8), ratio=str(tmp_path / "mine.toml"), sizes=(8, 0, 0))
+    assert made.ratio == "mine"
+    assert (
+        hidden_pattern(made, "train")
+        == [("t1ce", "t2")] * 2 + [("t1",)] * 2 + [()] * 2 + [("flair",)] * 2
+    )
+
+
+def test_a_ratio_of_ones_own_may_have_a_name(tmp_path):
+    (tmp_path / "mine.toml").write_text('name = "no t2"\nhidden = [["t2"], []]\n')
+    assert read_ratio(str(tmp_path / "mine.toml"), FOUR) == ("no t2", (("t2",), ()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["hidden = []", 'hidden = ["t2"]', "hidden = [[1]]", "hide = [[]]", 'hidden = [[]]\nnote = "x"', "hidden = [["],
+)  # fmt: skip
+def test_a_ratio_file_that_says_something_else_is_a_usage_error(content, tmp_path):
+    (tmp_path / "mine.toml").write_text(content)
+    with pytest.raises(UsageError, match=r"mine\.toml: .*wanted hidden"):
+        read_ratio(str(tmp_path / "mine.toml"), FOUR)
+
+
+def test_a_ratio_file_that_is_not_there_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="no such file"):
+        read_ratio(str(tmp_path / "none.toml"), FOUR)
+
+
+def test_an_unknown_ratio_names_the_known_ones():
+    with pytest.raises(UsageError, match=r"'ratio4', wanted ratio1, ratio2, ratio3 or a \.toml"):
+        make_splits(whole(10), ratio="ratio4")
+
+
+def test_a_ratio_with_an_unknown_modality_is_a_usage_error(tmp_path):
+    (tmp_path / "mine.toml").write_text('hidden = [["pet"], []]\n')
+    with pytest.raises(UsageError, match="modality 'pet': unknown here"):
+        read_ratio(str(tmp_path / "mine.toml"), FOUR)
+
+
+def test_a_ratio_that_hides_everything_is_a_usage_error(tmp_path):
+    (tmp_path / "mine.toml").write_text('hidden = [["flair", "t1", "t1c", "t2"], []]\n')
+    with pytest.raises(UsageError, match="hides all of flair, t1, t1ce, t2 from a group"):
+        read_ratio(str(tmp_path / "mine.toml"), FOUR)
+
+
+def test_a_ratio_that_leaves_a_modality_untrained_is_a_usage_error():
+    with pytest.raises(UsageError) as caught:
+        make_splits(whole(10), ratio="ratio1", sizes=(2, 0, 0))
+    assert caught.value.message.startswith(
+        "--ratio: ratio1 leaves no t2 in any of 2 training cases"
+    )
+
+
+def test_every_modality_that_nobody_could_learn_is_told():
+    dataset = dataset_of({name: ["t1", "t2"] for name in "ABCDEF"})
+    with pytest.raises(ProblemsError) as caught:
+        make_splits(dataset, ratio="ratio3", sizes=(6, 0, 0))
+    assert [problem.message.split()[4] for problem in caught.value.problems] == ["flair", "t1ce"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_ratio_that_leaves_a_case_with_nothing_is_a_usage_error(split, tmp_path):
+    (tmp_path / "half.toml").write_text('hidden = [["t1"], ["t2"]]\n')
+    ratio, sizes = str(tmp_path / "half.toml"), (4, 0, 4)
+    last = make_splits(whole(8), ratio=ratio, sizes=sizes).names(split)[-1]  # t2 is hidden from it
+    dataset = dataset_of({case.id: ["t2"] if case.id == last else FOUR for case in whole(8).cases})
+    with pytest.raises(UsageError, match=f"leaves case {last} with no modality"):
+        make_splits(dataset, ratio=ratio, sizes=sizes)
+
+
+# --- splits.json and the tree -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(phantom_root: Path) -> tuple[Dataset, Splits]:
+    dataset = open_dataset(phantom_root)
+    return dataset, make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+
+
+def kept_names(splits: Splits) -> set[str]:
+    return {
+        f"{item.case}/{item.case}_{name}.nii.gz"
+        for items in splits.splits.values()
+        for item in items
+        for name in (*item.present, "seg")
+    }
+
+
+def images(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.nii.gz")}
+
+
+@pytest.mark.parametrize("link", ["symlink", "hardlink", "copy"])
+def test_the_tree_holds_what_remains_and_the_originals_stay(link, made, tmp_path):
+    dataset, splits = made
+    before = {path: sha256(path) for path in dataset.root.rglob("*.nii.gz")}
+    assert write_tree(dataset, splits, tmp_path / "data", link=link)
+    assert images(tmp_path / "data") == kept_names(splits)
+    for name in kept_names(splits):
+        file, original = tmp_path / "data" / name, dataset.root / name
+        assert sha256(file) == before[original]
+        assert file.is_symlink() == (link == "symlink")
+        assert file.samefile(original) == (link != "copy")
+    assert {path: sha256(path) for path in dataset.root.rglob("*.nii.gz")} == before
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_tree_of_every_layout_reads_back_as_the_splits_say(layout, phantoms, tmp_path):
+    dataset = open_dataset(phantoms(layout))
+    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+    write_tree(dataset, splits, tmp_path / "data")
+    found = open_dataset(tmp_path / "data")
+    present = {item.case: set(item.present) for split in splits.splits.values() for item in split}
+    assert found.layout.name == layout
+    assert {case.id: set(case.files) for case in found.cases} == present
+    assert found.problems == ()
+
+
+def test_splits_json_has_its_schema_and_comes_back(made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data")
+    document = json.loads((tmp_path / "data" / "splits.json").read_text())
+    assert list(document) == [
+        "schema_version", "source", "layout", "ratio", "seed", "modalities", "splits",
+    ]  # fmt: skip
+    assert document["schema_version"] == 1
+    assert document["source"] == str(dataset.root.resolve())
+    assert (document["layout"], document["ratio"], document["seed"]) == ("brats", "ratio1", 0)
+    assert document["modalities"] == list(FOUR)
+    assert list(document["splits"]) == ["train", "val", "test"]
+    assert list(document["splits"]["train"][0]) == ["case", "present", "hidden"]
+    assert document == to_json(splits)
+    assert read_splits(tmp_path / "data") == splits
+
+
+def test_the_same_splits_are_not_written_a_second_time(made, tmp_path):
+    dataset, splits = made
+    assert write_tree(dataset, splits, tmp_path / "data")
+    times = {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    assert not write_tree(dataset, splits, tmp_path / "data")
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == times
+
+
+def test_other_splits_need_overwrite(made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data")
+    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
+    with pytest.raises(UsageError, match="exists already, wanted a new folder"):
+        write_tree(dataset, other, tmp_path / "data")
+    assert read_splits(tmp_path / "data") == splits
+    assert write_tree(dataset, other, tmp_path / "data", overwrite=True)
+    assert read_splits(tmp_path / "data") == other
+    assert images(tmp_path / "data") == kept_names(other)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_something_else_is_refused_even_with_overwrite(overwrite, made, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError):
+        write_tree(*made, tmp_path / "data", overwrite=overwrite)
+    assert (tmp_path / "data" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_the_place_of_the_output_is_refused(overwrite, made, tmp_path):
+    (tmp_path / "data").write_text("years of work")
+    with pytest.raises(UsageError):
+        write_tree(*made, tmp_path / "data", overwrite=overwrite)
+    assert (tmp_path / "data").read_text() == "years of work"
+
+
+def test_overwriting_a_link_replaces_the_link_and_not_what_it_leads_to(made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "real")
+    (tmp_path / "data").symlink_to(tmp_path / "real")
+    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
+    write_tree(dataset, other, tmp_path / "data", overwrite=True)
+    assert read_splits(tmp_path / "real") == splits
+    assert read_splits(tmp_path / "data") == other
+
+
+@pytest.mark.parametrize("place", ["inner/data", ".", "..", "link/data"])
+def test_an_output_inside_or_around_the_dataset_is_refused(place, made, tmp_path):
+    dataset, splits = made
+    (tmp_path / "link").symlink_to(dataset.root)
+    output = tmp_path / place if place.startswith("link") else dataset.root / place
+    with pytest.raises(UsageError, match="contain one another"):
+        write_tree(dataset, splits, output)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EXDEV])
+def test_a_tree_that_cannot_be_finished_leaves_nothing(code, made, tmp_path, monkeypatch):
+    def refuse(*_args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(AttclError, match=r"data: not written") as caught:
+        write_tree(*made, tmp_path / "data", link="hardlink")
+    assert os.strerror(code) in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_while_overwriting_keeps_the_tree_that_was_there(made, tmp_path, monkeypatch):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data")
+    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
+
+    def refuse(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(AttclError):
+        write_tree(dataset, other, tmp_path / "data", link="hardlink", overwrite=True)
+    assert read_splits(tmp_path / "data") == splits
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_an_output_below_a_file_is_an_error(made, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(AttclError, match="not writable"):
+        write_tree(*made, tmp_path / "file" / "data")
+
+
+def test_the_vocabulary_goes_along(tmp_path):
+    (tmp_path / "ds").mkdir()
+    (tmp_path / "ds" / "modalities.toml").write_text('[modalities]\nx = ["X"]\ny = ["Y"]\n')
+    for case in "ABC":
+        (tmp_path / "ds" / case).mkdir()
+        for token in "XY":
+            (tmp_path / "ds" / case / f"{case}_{token}.nii.gz").touch()
+    (tmp_path / "r.toml").write_text('hidden = [["x"], []]')
+    dataset = open_dataset(tmp_path / "ds")
+    splits = make_splits(dataset, ratio=str(tmp_path / "r.toml"), sizes=(3, 0, 0))
+    write_tree(dataset, splits, tmp_path / "data")
+    found = open_dataset(tmp_path / "data")
+    assert found.modalities == ("x", "y")
+    assert found.counts() == {"x": 1, "y": 3}
+
+
+def test_a_folder_that_nobody_prepared_has_no_splits(tmp_path):
+    assert read_splits(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "not the content that prepare-splits writes"),
+        ('{"schema_version": 1}', "not the content that prepare-splits writes"),
+        ('{"schema_version": 2}', "schema_version 2, wanted 1"),
+        ('{"schema_version": 1, "splits": []}', "not the content that prepare-splits writes"),
+    ],
+)
+def test_a_splits_json_of_another_kind_is_an_error(content, complaint, tmp_path):
+    (tmp_path / "splits.json").write_text(content)
+    with pytest.raises(AttclError, match=complaint) as caught:
+        read_splits(tmp_path)
+    assert str(tmp_path / "splits.json") in caught.value.message
+
+
+def test_the_half_tree_of_a_run_that_was_killed_is_swept(phantom_root, tmp_path):
+    host_and_pid = (
+        temporary_prefix(tmp_path / "data").removesuffix(f"{os.getpid()}-") + "999999999-"
+    )
+    left = tmp_path / f"{host_and_pid}x{TEMPORARY_SUFFIX}"
+    left.mkdir()
+    alive = tmp_path / f"{temporary_prefix(tmp_path / 'data')}x{TEMPORARY_SUFFIX}"
+    alive.mkdir()
+    dataset = open_dataset(phantom_root)
+    write_tree(dataset, make_splits(dataset, ratio="ratio3"), tmp_path / "data")
+    assert not left.exists()
+    assert alive.exists()

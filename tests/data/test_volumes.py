@@ -1,0 +1,631 @@
+"""Volumes: orientation, geometry, number types, damage, normalisation and padding with their inverses.
+
+nibabel and Pillow, used directly, are the oracles of what is in a file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.orientations import inv_ornt_aff
+from PIL import Image
+
+from attcl_cli.data import intensities, volumes
+from attcl_cli.data.intensities import Scale
+from attcl_cli.errors import AttclError
+
+ORIENTATIONS = [
+    np.array(list(zip(axes, flips, strict=True)))
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+LPS = np.array([[-2.0, 0, 0, 90], [0, -3, 0, 120], [0, 0, 5, -70], [0, 0, 0, 1]])
+
+
+def ramp(shape: tuple[int, int, int] = (6, 5, 4), dtype: str = "int16") -> np.ndarray:
+    return np.arange(1, 1 + np.prod(shape)).reshape(shape).astype(dtype)
+
+
+def rewrite(path: Path, raw: bytes) -> Path:
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def raw_of(path: Path) -> bytes:
+    data = path.read_bytes()
+    return gzip.decompress(data) if path.suffix == ".gz" else data
+
+
+# --- orientation and geometry -----------------------------------------------------------------------------------------
+
+
+def test_working_order_is_slices_from_the_foot_rows_from_anterior_columns_from_the_right(
+    tmp_path, write_nifti
+):
+    stored = np.zeros((6, 5, 4), np.int16)  # voxel axes run to L, P, S, as in BraTS
+    stored[1, 2, 3] = 7
+    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", stored)])
+    assert found.data.shape == (4, 5, 6)
+    assert found.data.dtype == np.float32
+    assert found.data[3, 2, 1] == 7
+    assert found.data.sum() == 7
+
+
+@pytest.mark.parametrize(
+    "orientation", ORIENTATIONS, ids=lambda item: str(item.astype(int).tolist())
+)
+def test_every_orientation_gives_the_same_working_array_and_is_written_back(
+    orientation, tmp_path, write_nifti
+):
+    original = nib.Nifti1Image(ramp(), LPS)
+    turned = original.as_reoriented(orientation)
+    assert np.allclose(turned.affine, LPS @ inv_ornt_aff(orientation, (6, 5, 4)))
+    path = write_nifti(tmp_path / "a.nii.gz", np.asarray(turned.dataobj), affine=turned.affine)
+    found = volumes.load([path])
+    assert np.array_equal(found.data, ramp().transpose(2, 1, 0))
+    assert volumes.read_grid([path]).axial_shape == (4, 5, 6)
+    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    written = nib.load(tmp_path / "b.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), np.asarray(turned.dataobj))
+    assert np.array_equal(written.affine, nib.load(path).affine)
+
+
+def test_an_oblique_volume_takes_the_nearest_orientation(tmp_path, write_nifti):
+    angle = 0.3
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(), affine=turn @ LPS)])
+    assert np.array_equal(found.data, ramp().transpose(2, 1, 0))
+
+
+def test_spacing_is_in_stored_order_and_mm(tmp_path, write_nifti):
+    grid = volumes.read_grid([write_nifti(tmp_path / "a.nii.gz", ramp(), affine=LPS)])
+    assert grid.spacing_mm == pytest.approx((2, 3, 5))
+
+
+@pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("codes", [(1, 1), (2, 0), (0, 4), (0, 0), (1, 3)])
+def test_geometry_fields_are_kept(ext, image, codes, tmp_path, write_nifti):
+    path = write_nifti(tmp_path / f"a{ext}", ramp(), affine=LPS, image=image, codes=codes)
+    found = volumes.load([path])
+    volumes.save([tmp_path / f"b{ext}"], found.data, found.grid, description="synthetic")
+    before, after = nib.load(path), nib.load(tmp_path / f"b{ext}")
+    assert type(after) is image
+    for field in ("qform_code", "sform_code", "xyzt_units", "pixdim", "quatern_b", "qoffset_x"):
+        assert np.array_equal(before.header[field], after.header[field]), field
+    assert np.array_equal(before.affine, after.affine)
+    assert np.array_equal(before.get_sform(), after.get_sform())
+    assert np.array_equal(np.asarray(after.dataobj), ramp())
+    assert bytes(after.header["descrip"]).rstrip(b"\0") == b"synthetic"
+
+
+@pytest.mark.parametrize("units", [("micron", "msec"), ("unknown", "unknown"), ("mm", "unknown")])
+def test_units_are_kept(units, tmp_path, write_nifti):
+    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(), units=units)])
+    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    assert nib.load(tmp_path / "b.nii.gz").header.get_xyzt_units() == units
+
+
+def test_a_qform_that_says_something_else_than_the_sform_is_kept(tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii.gz", ramp(), affine=LPS)
+    image = nib.load(path)
+    image.set_qform(np.diag([-2.0, -3, 5, 1]), code=1)
+    nib.save(image, tmp_path / "b.nii.gz")
+    found = volumes.load([tmp_path / "b.nii.gz"])
+    volumes.save([tmp_path / "c.nii.gz"], found.data, found.grid, description="")
+    after = nib.load(tmp_path / "c.nii.gz")
+    assert np.allclose(after.get_qform(), np.diag([-2.0, -3, 5, 1]))
+    assert np.allclose(after.get_sform(), LPS)
+
+
+def test_a_long_description_is_cut_and_strange_letters_replaced(tmp_path, write_nifti):
+    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp())])
+    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="ä" + "x" * 100)
+    text = bytes(nib.load(tmp_path / "b.nii.gz").header["descrip"]).rstrip(b"\0")
+    assert text == b"?" + b"x" * 78
+
+
+def test_the_same_volume_gives_the_same_bytes(tmp_path, write_nifti):
+    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp())])
+    for name in ("b.nii.gz", "c.nii.gz"):
+        volumes.save([tmp_path / name], found.data, found.grid, description="x")
+    assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "c.nii.gz").read_bytes()
+
+
+def test_extensions_of_the_original_are_not_copied(tmp_path):
+    image = nib.Nifti1Image(ramp(), LPS)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"patient name"))
+    nib.save(image, tmp_path / "a.nii.gz")
+    found = volumes.load([tmp_path / "a.nii.gz"])
+    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    assert not nib.load(tmp_path / "b.nii.gz").header.extensions
+    assert len(nib.load(tmp_path / "a.nii.gz").header.extensions) == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "shift", "says"),
+    [
+        ((6, 5, 4), 0.0, ""),
+        ((6, 5, 4), 0.009, ""),
+        ((6, 5, 4), 0.5, "affine off by 0.5 mm"),
+        ((6, 5, 3), 0.0, "shape 6x5x3 against 6x5x4"),
+    ],
+)
+def test_grids_differ_in_words(shape, shift, says):
+    moved = LPS.copy()
+    moved[0, 3] += shift
+    assert volumes.new_grid(shape, moved).differs_from(volumes.new_grid((6, 5, 4), LPS)) == says
+
+
+def test_a_turn_about_the_first_voxel_is_a_difference():
+    turned = LPS.copy()
+    turned[:3, 0], turned[:3, 1] = [0, -2, 0], [-3, 0, 0]
+    difference = volumes.new_grid((6, 5, 4), turned).differs_from(volumes.new_grid((6, 5, 4), LPS))
+    assert difference.startswith("affine off by")
+
+
+def test_a_written_geometry_that_came_out_different_is_refused(tmp_path, monkeypatch):
+    grid = volumes.new_grid((6, 5, 4), LPS)
+    monkeypatch.setattr(
+        nib.Nifti1Image, "update_header", lambda self: self.header.set_sform(np.eye(4), 1)
+    )
+    with pytest.raises(AttclError, match="geometry changed in writing"):
+        volumes.save([tmp_path / "a.nii.gz"], ramp((4, 5, 6)), grid, description="")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- number types -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("stored", "low", "high", "written"),
+    [
+        ("int16", 0, 32767, "int16"),
+        ("int16", 0, 32768, "float32"),
+        ("uint8", 0, 255, "uint8"),
+        ("uint8", 0, 256, "int16"),
+        ("uint8", -1, 200, "int16"),
+        ("uint16", 0, 65535, "uint16"),
+        ("int32", 0, 70000, "int32"),
+        ("float32", 0, 1, "float32"),
+        ("float64", 0, 1, "float32"),
+    ],
+)
+def test_integers_keep_their_type_where_the_values_fit(
+    stored, low, high, written, tmp_path, write_nifti
+):
+    grid = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(dtype=stored))]).grid
+    data = np.linspace(low, high, 120, dtype=np.float32).reshape(4, 5, 6)
+    volumes.save([tmp_path / "b.nii.gz"], data, grid, description="")
+    after = nib.load(tmp_path / "b.nii.gz")
+    assert after.get_data_dtype() == np.dtype(written)
+    wanted = data if written == "float32" else np.rint(data)
+    assert np.array_equal(volumes.load([tmp_path / "b.nii.gz"]).data, wanted)
+
+
+@pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
+def test_floats_come_back_to_the_bit(ext, tmp_path, write_nifti):
+    values = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
+    found = volumes.load([write_nifti(tmp_path / f"a{ext}", values)])
+    volumes.save([tmp_path / f"b{ext}"], found.data, found.grid, description="")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / f"b{ext}").dataobj), values)
+
+
+def scaled(path: Path) -> Path:
+    """Stored 0..119, scale 0.01, offset -0.5: intensities -0.5 .. 0.69."""
+    image = nib.Nifti1Image(ramp() - 1, LPS)
+    image.header.set_data_dtype(np.int16)
+    image.header.set_slope_inter(0.01, -0.5)
+    nib.save(image, path)
+    return path
+
+
+def test_scaled_integers_are_read_as_intensities(tmp_path):
+    found = volumes.load([scaled(tmp_path / "a.nii.gz")])
+    assert found.data.min() == pytest.approx(-0.5)
+    assert found.data.max() == pytest.approx(0.69)
+
+
+@pytest.mark.parametrize("read", [lambda p: volumes.load(p).grid, volumes.read_grid])
+def test_scaled_integers_are_written_as_floats(read, tmp_path):
+    path = scaled(tmp_path / "a.nii.gz")
+    data = volumes.load([path]).data
+    volumes.save([tmp_path / "b.nii.gz"], data, read([path]), description="")
+    after = nib.load(tmp_path / "b.nii.gz")
+    assert after.get_data_dtype() == np.float32
+    assert np.array_equal(volumes.load([tmp_path / "b.nii.gz"]).data, data)
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f4"])
+def test_big_endian_files_are_read_and_written(dtype, tmp_path):
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(dtype)
+    nib.save(nib.Nifti1Image(ramp().astype(dtype), LPS, header), tmp_path / "a.nii.gz")
+    assert raw_of(tmp_path / "a.nii.gz")[:4] == b"\0\0\x01\x5c"  # 348, most significant byte first
+    found = volumes.load([tmp_path / "a.nii.gz"])
+    assert np.array_equal(found.data, ramp().transpose(2, 1, 0))
+    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "b.nii.gz").dataobj), ramp())
+
+
+def test_labels_are_integers_and_may_be_constant(tmp_path, write_nifti):
+    zeros = write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 5, 4), np.uint8))
+    labels = write_nifti(tmp_path / "b.nii.gz", (ramp() % 5).astype(np.float32))
+    assert volumes.load_labels([zeros]).dtype == np.int16
+    assert not volumes.load_labels([zeros]).any()
+    assert np.array_equal(volumes.load_labels([labels]), (ramp() % 5).transpose(2, 1, 0))
+
+
+# --- damaged files ----------------------------------------------------------------------------------------------------
+
+
+def fails(path: Path, match: str) -> None:
+    """Both readers refuse the file and name it."""
+    for read in (volumes.read_grid, volumes.load):
+        with pytest.raises(AttclError, match=match) as caught:
+            read([path])
+        assert caught.value.message.startswith(f"{path}: ")
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def any_gzip(request, monkeypatch):
+    """Both ways to decompress: Intel's library, and Python's own where that is not installed."""
+    if request.param == "zlib":
+        monkeypatch.setattr(volumes, "_gzip", gzip)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    fails(tmp_path / "a.nii.gz", "not readable .No such file or directory.")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_an_empty_file_is_named(name, tmp_path):
+    (tmp_path / name).touch()
+    fails(tmp_path / name, r"empty \(0 bytes\)")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("content", [b"x", b"not an image at all\n", b"text " * 1000])
+def test_text_under_the_name_of_a_volume_is_refused(name, content, tmp_path, any_gzip):
+    (tmp_path / name).write_bytes(content)
+    fails(tmp_path / name, "not readable")
+
+
+def test_compressed_text_is_refused(tmp_path, any_gzip):
+    fails(rewrite(tmp_path / "a.nii.gz", b"text " * 1000), "not readable as NIfTI")
+
+
+@pytest.mark.parametrize("kept", [1, 3, 10, 17, 18, 40, 200, 0.25, 0.5, 0.9, -9, -8, -4, -1])
+def test_a_gzip_cut_off_anywhere_is_refused(kept, tmp_path, write_nifti, any_gzip):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / "a.nii.gz", noise)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
+    fails(path, "not readable|cut off")
+
+
+@pytest.mark.parametrize("lost", [1, 2, 4, 100])
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_volume_that_lacks_voxels_is_refused(name, lost, image, tmp_path, write_nifti, any_gzip):
+    path = write_nifti(tmp_path / name, ramp(), image=image)
+    rewrite(path, raw_of(path)[:-lost])
+    fails(path, "cut off|not readable")
+
+
+@pytest.mark.parametrize("kept", [3, 100, 347, 350])
+def test_a_header_that_is_cut_off_is_refused(kept, tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii", ramp())
+    rewrite(path, raw_of(path)[:kept])
+    fails(path, "not readable|cut off")
+
+
+def test_damage_in_the_middle_is_found_when_voxels_are_read(tmp_path, write_nifti, any_gzip):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
+    path = write_nifti(tmp_path / "a.nii.gz", noise)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(AttclError, match=r"a\.nii\.gz: not readable to its end"):
+        volumes.load([path])
+
+
+def test_a_gzip_of_several_members_is_whole(tmp_path, write_nifti, any_gzip):
+    path = write_nifti(tmp_path / "a.nii.gz", ramp())
+    raw = raw_of(path)
+    path.write_bytes(gzip.compress(raw[:400]) + gzip.compress(raw[400:]))
+    assert volumes.read_grid([path]).shape == (6, 5, 4)
+    assert np.array_equal(volumes.load([path]).data, ramp().transpose(2, 1, 0))
+
+
+def test_a_gzip_that_lacks_its_last_member_is_refused(tmp_path, write_nifti, any_gzip):
+    path = write_nifti(tmp_path / "a.nii.gz", ramp())
+    path.write_bytes(gzip.compress(raw_of(path)[:400]))
+    fails(path, "cut off|not readable")
+
+
+@pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
+def test_geometry_of_a_whole_file_is_read_without_its_voxels(ext, tmp_path, monkeypatch):
+    image = nib.Nifti1Image(ramp(), LPS)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 100))
+    nib.save(image, tmp_path / f"a{ext}")
+    monkeypatch.setattr(volumes, "_read_bytes", None)
+    assert volumes.read_grid([tmp_path / f"a{ext}"]).shape == (6, 5, 4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"), [((6, 5, 4, 2), "4-D (6x5x4x2)"), ((6, 5), "2-D (6x5)")]
+)
+def test_a_volume_that_is_not_3d_is_refused(shape, found, tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.int16))
+    with pytest.raises(AttclError) as caught:
+        volumes.read_grid([path])
+    assert caught.value.message == f"{path}: {found}, wanted one 3-D volume"
+    fails(path, "wanted one 3-D volume")
+
+
+@pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], "complex64"])
+def test_voxels_of_several_numbers_are_refused(dtype, tmp_path, write_nifti):
+    fails(
+        write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 5, 4), dtype)), "wanted one number a voxel"
+    )
+
+
+@pytest.mark.parametrize("row", [(0, 0, 0, 0), (np.nan, 0, 0, 0), (np.inf, 0, 0, 0)])
+def test_an_affine_that_maps_to_no_space_is_refused(row, tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii", ramp())
+    raw = bytearray(path.read_bytes())
+    raw[280:296] = np.array(row, "<f4").tobytes()  # srow_x
+    path.write_bytes(raw)
+    fails(path, "its affine maps voxels to no 3-D space")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_counted(bad, tmp_path, write_nifti):
+    values = ramp(dtype="float32")
+    values[0, 0, :2] = bad
+    path = write_nifti(tmp_path / "a.nii.gz", values)
+    with pytest.raises(AttclError) as caught:
+        volumes.load([path])
+    assert caught.value.message.startswith(f"{path}: 2 voxels are NaN or infinite")
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_a_constant_volume_is_refused(value, tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii.gz", np.full((6, 5, 4), value, np.int16))
+    with pytest.raises(AttclError, match=f"every voxel is {value}, wanted an image"):
+        volumes.load([path])
+
+
+def test_only_files_that_may_hold_nan_or_a_constant_are_suspicious(tmp_path, write_nifti):
+    noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20))
+    for name, values, expected in [
+        ("noise.nii.gz", noise.astype("i2"), False),
+        ("noise.nii", noise.astype("i2"), True),
+        ("float.nii.gz", noise.astype("f4"), True),
+        ("zeros.nii.gz", np.zeros((50, 50, 50), "i2"), True),
+    ]:
+        path = write_nifti(tmp_path / name, values)
+        assert volumes.suspicious([path], volumes.read_grid([path])) is expected, name
+
+
+@pytest.mark.cohort
+def test_real_volumes_are_not_suspicious(cohort):
+    for path in sorted((cohort / "brats").glob("*/*_t1ce.nii.gz"))[:5]:
+        assert not volumes.suspicious([path], volumes.read_grid([path]))
+
+
+@pytest.mark.cohort
+def test_a_real_volume_comes_back_with_its_geometry(cohort, tmp_path):
+    path = next(iter(sorted((cohort / "brasyn").glob("*/*-t1c.nii.gz"))))
+    found = volumes.load([path])
+    volumes.save([tmp_path / "a.nii.gz"], found.data, found.grid, description="")
+    before, after = nib.load(path), nib.load(tmp_path / "a.nii.gz")
+    assert np.array_equal(np.asarray(before.dataobj), np.asarray(after.dataobj))
+    assert np.array_equal(before.affine, after.affine)
+    assert before.get_data_dtype() == after.get_data_dtype()
+
+
+# --- a whole case -----------------------------------------------------------------------------------------------------
+
+
+def test_a_case_shares_one_brain_and_each_volume_has_its_scale(tmp_path, write_nifti):
+    first, second = np.zeros((2, 10, 10, 10), np.int16)
+    first[:5] = np.arange(500).reshape(5, 10, 10) + 1
+    second[3:] = np.arange(700).reshape(7, 10, 10) + 1
+    case = volumes.load_case(
+        {
+            "t1": [write_nifti(tmp_path / "t1.nii.gz", first)],
+            "t2": [write_nifti(tmp_path / "t2.nii.gz", second)],
+        }
+    )
+    assert case.brain.all()
+    low, high = np.percentile(first, (0.5, 99.5))
+    assert (case.scales["t1"].low, case.scales["t1"].high) == pytest.approx((low, high))
+    assert np.array_equal(
+        case.normalised("t2"),
+        intensities.normalise(case.volumes["t2"].data, case.brain, case.scales["t2"]),
+    )
+
+
+def test_volumes_of_a_case_on_two_grids_are_refused(tmp_path, write_nifti):
+    files = {
+        "t1": [write_nifti(tmp_path / "t1.nii.gz", ramp())],
+        "t2": [write_nifti(tmp_path / "t2.nii.gz", ramp((6, 5, 3)))],
+    }
+    with pytest.raises(AttclError, match=r"t2\.nii\.gz: shape 6x5x3 against 6x5x4 of t1\.nii\.gz"):
+        volumes.load_case(files)
+
+
+def test_a_volume_without_contrast_in_the_brain_is_refused(tmp_path, write_nifti):
+    flat = np.full((10, 10, 10), 5, np.int16)
+    flat[0, 0, 0] = 6
+    files = {
+        "t1": [write_nifti(tmp_path / "t1.nii.gz", ramp((10, 10, 10)))],
+        "t2": [write_nifti(tmp_path / "t2.nii.gz", flat)],
+    }
+    with pytest.raises(AttclError, match=r"t2\.nii\.gz: 99 % of the brain has one value"):
+        volumes.load_case(files)
+
+
+# --- normalisation ----------------------------------------------------------------------------------------------------
+
+
+def test_normalise_maps_the_scale_to_minus_one_and_one_clips_and_blanks_the_background():
+    data = np.array([0, 100, 150, 200, 300, 50, 150], np.float32)
+    brain = np.array([False, True, True, True, True, True, False])
+    found = intensities.normalise(data, brain, Scale(100, 200))
+    assert found.dtype == np.float32
+    assert found.tolist() == [-1, -1, 0, 1, 1, -1, -1]
+
+
+@pytest.mark.parametrize("scale", [Scale(3.0, 12343.0), Scale(-0.5, 0.69), Scale(0.0, 255.0)])
+def test_denormalise_is_the_inverse_up_to_the_clip(scale):
+    data = np.linspace(scale.low - 10, scale.high + 10, 1001, dtype=np.float32)
+    back = intensities.denormalise(
+        intensities.normalise(data, np.ones(data.shape, bool), scale), scale
+    )
+    wanted = np.clip(data, scale.low, scale.high)
+    assert np.abs(back - wanted).max() <= 4e-7 * max(abs(scale.low), abs(scale.high))
+
+
+def test_integers_below_2_to_the_14_survive_normalisation_exactly():
+    data = np.arange(12344, dtype=np.float32)
+    scale = Scale(0.0, 12343.0)
+    back = intensities.denormalise(intensities.normalise(data, data >= 0, scale), scale)
+    assert np.array_equal(np.rint(back), data)
+
+
+def test_denormalise_clips_what_a_network_overshoots():
+    found = intensities.denormalise(np.array([-3, -1, 0, 1, 3], np.float32), Scale(10, 20))
+    assert found.tolist() == [10, 10, 15, 20, 20]
+
+
+def test_the_scale_is_the_percentiles_inside_the_brain():
+    data = np.concatenate([np.zeros(5000), np.arange(1001)]).astype(np.float32)
+    brain = np.arange(6001) >= 5000
+    assert intensities.intensity_scale(data, brain) == Scale(5.0, 995.0)
+
+
+def test_there_is_no_scale_without_brain_or_contrast():
+    assert intensities.intensity_scale(np.zeros(5), np.zeros(5, bool)) is None
+    assert intensities.intensity_scale(np.ones(5), np.ones(5, bool)) is None
+
+
+def test_the_brain_is_where_any_volume_is_not_zero():
+    volumes = [np.array([0, 1, 0, -1]), np.array([0, 0, 2, 0])]
+    assert intensities.brain_of(volumes).tolist() == [False, True, True, True]
+
+
+def test_training_uses_the_middle_94_of_155_slices():
+    assert intensities.training_slices(155) == range(31, 125)
+
+
+@pytest.mark.parametrize("depth", range(1, 40))
+def test_training_uses_at_least_one_slice_of_any_volume_and_none_beyond(depth):
+    span = intensities.training_slices(depth)
+    assert len(span) >= 1
+    assert span.start >= 0
+    assert span.stop <= depth
+
+
+# --- padding and shrinking --------------------------------------------------------------------------------------------
+
+
+def test_pad_is_symmetric_with_background_and_crop_undoes_it():
+    slices = np.arange(3 * 240 * 239, dtype=np.float32).reshape(3, 240, 239)
+    padded = intensities.pad(slices, (256, 256))
+    assert padded.shape == (3, 256, 256)
+    assert (padded[:, :8] == -1).all()
+    assert (padded[:, -8:] == -1).all()
+    assert (padded[:, :, :8] == -1).all()
+    assert (padded[:, :, -9:] == -1).all()
+    assert np.array_equal(intensities.crop(padded, (240, 239)), slices)
+
+
+def test_pad_to_the_same_size_changes_nothing():
+    assert np.array_equal(intensities.pad(np.eye(4), (4, 4)), np.eye(4))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (5, 3)])
+def test_slices_larger_than_the_canvas_are_refused(size):
+    with pytest.raises(ValueError, match="slices of 4x4 do not fit"):
+        intensities.pad(np.eye(4), size)
+
+
+def test_shrink_averages_blocks():
+    slices = np.array([[[1, 3, 0, 0], [5, 7, 0, 4]]], np.float32)
+    assert intensities.shrink(slices, 2).tolist() == [[[4, 1]]]
+
+
+def test_shrink_undoes_a_repetition_and_by_one_is_the_identity():
+    slices = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
+    repeated = slices.repeat(4, axis=1).repeat(4, axis=2)
+    assert np.allclose(intensities.shrink(repeated, 4), slices, atol=1e-6)
+    assert intensities.shrink(slices, 1) is slices
+
+
+# --- PNG slices -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_png_slices_come_back_to_the_bit(dtype, tmp_path):
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 5, 6)).astype(dtype)
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, slice_ in zip(paths, values, strict=True):
+        Image.fromarray(slice_).save(path)
+    found = volumes.load(paths)
+    assert found.grid.axial_shape == (3, 5, 6)
+    assert np.array_equal(found.data, values)
+    outputs = [tmp_path / "out" / f"{number}.png" for number in range(3)]
+    volumes.save(outputs, found.data, found.grid, description="synthetic t1")
+    for path, slice_ in zip(outputs, values, strict=True):
+        with Image.open(path) as image:
+            assert np.array_equal(np.asarray(image), slice_)
+            assert image.text["Description"] == "synthetic t1"
+
+
+def test_png_values_are_rounded_and_clipped_to_the_type(tmp_path):
+    (tmp_path / "in.png").touch()
+    Image.fromarray(np.eye(2, dtype=np.uint8)).save(tmp_path / "in.png")
+    grid = volumes.read_grid([tmp_path / "in.png"])
+    volumes.save([tmp_path / "a.png"], np.array([[[-3, 0.6], [254.6, 300]]]), grid, description="")
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.asarray(image).tolist() == [[0, 1], [255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "LA", "F"])
+def test_png_of_another_mode_is_refused(mode, tmp_path):
+    kind = "TIFF" if mode == "F" else "PNG"  # PNG has no floats
+    Image.new(mode, (4, 4)).save(tmp_path / "a.png", format=kind)
+    fails(tmp_path / "a.png", f"PNG of mode {mode}, wanted 8- or 16-bit grey")
+
+
+@pytest.mark.parametrize("other", [np.eye(5, dtype=np.uint8), np.eye(4, dtype=np.uint16)])
+def test_png_slices_of_one_volume_are_alike(other, tmp_path):
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    for path, slice_ in zip(paths, (np.eye(4, dtype=np.uint8), other), strict=True):
+        Image.fromarray(slice_).save(path)
+    for read in (volumes.read_grid, volumes.load):
+        with pytest.raises(AttclError, match=r"1\.png: .* wanted 4x4 L as 0\.png"):
+            read(paths)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_what_is_no_png_is_refused(content, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    fails(tmp_path / "a.png", "not readable as PNG")
+
+
+def test_a_png_that_is_cut_off_is_found_when_pixels_are_read(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (50, 50)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
+    with pytest.raises(AttclError, match=r"a\.png: not readable to its end"):
+        volumes.load([tmp_path / "a.png"])

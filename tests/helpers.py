@@ -1,0 +1,92 @@
+"""What tests share besides fixtures: paths, sizes, fingerprints of folders, a fresh interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attcl_cli.files import sha256
+from attcl_cli.report import pictures
+from attcl_cli.scoring import feature_networks
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CASES = 4
+VOXEL_MM = 6.0  # 40x40x26 voxels
+BRATS_AFFINE = np.array(
+    [[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
+)  # stored L, P, S
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def states(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Relative path -> (time of the last change, bytes) of everything below a folder; folders have no bytes."""
+    return {
+        path.relative_to(root).as_posix(): (
+            path.lstat().st_mtime_ns,
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in sorted(root.rglob("*"))
+    }
+
+
+def fingerprint(root: Path) -> dict[str, str]:
+    """Relative path -> SHA-256 of every file below a folder (of what links lead to)."""
+    return {
+        path.relative_to(root).as_posix(): sha256(path)
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def fresh_python(*arguments: object) -> str:
+    """What a new interpreter with these arguments prints, in the repository; fails with what it complains of."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def panel(**changes) -> pictures.Panel:
+    """A (6, 20, 16) head whose brain is rows 4..15 and columns 5..12 of slices 1..4."""
+    shape = (6, 20, 16)
+    brain = np.zeros(shape, bool)
+    brain[1:5, 4:16, 5:13] = True
+    brain[3, 3, 5:13] = True  # slice 3 has most brain
+    settings = {
+        "case": "Patient_1",
+        "source_modality": "flair",
+        "target_modality": "t1",
+        "source": np.where(brain, np.float32(0.2), 0),
+        "synthetic": np.where(brain, np.float32(0.4), 0),
+        "truth": np.where(brain, np.float32(0.9), 0),
+        "brain": brain,
+        "scores": {"SSIM brain": 0.8125, "PSNR brain (dB)": 22.34},
+        "baseline": {"SSIM brain": 0.25, "PSNR brain (dB)": 25.0},
+    }
+    return pictures.Panel(**(settings | changes))
+
+
+def alexnet_state() -> dict[str, torch.Tensor]:
+    """Random weights in the shapes of AlexNet's convolutions."""
+    feature_networks.require_torchvision()
+    from torchvision.models import alexnet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        state = alexnet(weights=None).features.state_dict()
+    return {f"features.{key}": 2 * value for key, value in state.items()}

@@ -1,0 +1,502 @@
+"""One training step of AttCL-GAN and its relatives: which networks learn from what, in which order; and synthesis."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from attcl_cli.data.sampling import Batch
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.base import Method, Runtime
+from attcl_cli.methods.networks import patches
+from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.updates import contrast
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+NETWORKS = ("generator", "mapping", "style_encoder", "discriminator", "attention", "heads")
+SWITCHES = [
+    {"acl": acl, "att_adain": att_adain, "scd": scd}
+    for acl, att_adain, scd in itertools.product(
+        ("attention", "none"), (True, False), (True, False)
+    )
+] + [{"acl": acl, "att_adain": False, "scd": False} for acl in ("cut", "qs")]
+ALL_OFF = {"acl": "none", "att_adain": False, "scd": False}
+
+
+def name_of(switches: Mapping[str, object]) -> str:
+    return ",".join(f"{key}={value}" for key, value in switches.items())
+
+
+def changed(settings: Settings, **values: object) -> Settings:
+    return Settings.model_validate({**settings.model_dump(), **values})
+
+
+def method_of(settings: Settings) -> Method:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return METHODS["attcl-gan"](settings, FOUR)
+
+
+def batch_of(size: int = 2, *, pairs: bool = True) -> Batch:
+    noise = torch.Generator().manual_seed(5)
+    x_src, x_ref, x_ref2, x_pair = (
+        torch.rand(size, 1, 16, 16, generator=noise) * 2 - 1 for _ in range(4)
+    )
+    has_pair = torch.arange(size) % 2 == (0 if pairs else 9)
+    return Batch(
+        x_src=x_src,
+        y_src=torch.arange(size) % 4,
+        x_ref=x_ref,
+        x_ref2=x_ref2,
+        y_ref=(torch.arange(size) + 1) % 4,
+        x_pair=x_pair,
+        has_pair=has_pair,
+    )
+
+
+def weights_of(method: Method) -> dict[str, dict[str, Tensor]]:
+    return {name: copy.deepcopy(module.state_dict()) for name, module in method.modules().items()}
+
+
+def updates_of(method: Method, batch: Batch, step: int = 0) -> tuple[list[str], dict[str, Tensor]]:
+    """The networks in the order in which their optimisers stepped, and the losses of the step.
+
+    Each update is checked to change its own network, and nothing else since the last update.
+    """
+    order: list[str] = []
+    seen = weights_of(method)
+
+    def spy(name: str, optimiser: torch.optim.Optimizer) -> None:
+        original = optimiser.step
+
+        def step_() -> None:
+            original()
+            now = weights_of(method)
+            moved = [
+                other
+                for other in now
+                if any(not torch.equal(now[other][key], seen[other][key]) for key in now[other])
+            ]
+            assert moved == [name]
+            seen.update(now)
+            order.append(name)
+
+        optimiser.step = step_
+
+    for name, optimiser in method.optimisers().items():
+        spy(name, optimiser)
+    return order, method.training_step(batch, step)
+
+
+# --- which networks there are, and which learn ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=name_of)
+def test_attention_and_heads_exist_where_a_switch_needs_them(switches, tiny_settings):
+    modules = method_of(changed(tiny_settings, **switches)).modules()
+    needs_attention = switches["att_adain"] or switches["acl"] == "attention"
+    assert tuple(modules) == NETWORKS
+    assert set(modules["attention"]) == ({"1", "2"} if needs_attention else set())
+    assert set(modules["heads"]) == ({"1", "2"} if switches["acl"] != "none" else set())
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=name_of)
+def test_every_switch_setting_trains_in_the_order_of_stargan_v2_and_an_update_moves_only_its_own(
+    switches, tiny_settings
+):
+    method = method_of(changed(tiny_settings, **switches))
+    order, losses = updates_of(method, batch_of())
+    image = ["generator"]
+    image += ["attention"] * bool(len(method.modules()["attention"]))
+    image += ["heads"] * bool(len(method.modules()["heads"]))
+    wanted = ["discriminator", "discriminator", *image, "mapping", "style_encoder"]
+    wanted += ["style_encoder"] * bool(switches["scd"])
+    assert order[: len(wanted)] == wanted
+    assert sorted(order[len(wanted) :]) == sorted(image)
+    assert ("g_latent_scd" in losses) == ("g_reference_scd" in losses) == switches["scd"]
+    assert ("g_latent_patch" in losses) == (switches["acl"] != "none")
+    assert all(math.isfinite(value) for value in losses.values())
+    for module in method.modules().values():
+        assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+
+
+def test_losses_are_named_by_network_and_path(tiny_settings):
+    losses = method_of(tiny_settings).training_step(batch_of(), 0)
+    parts = {"adv", "sty", "cyc", "ds", "patch", "pair"}
+    assert set(losses) == {
+        *(
+            f"d_{path}_{part}"
+            for path in ("latent", "reference")
+            for part in ("real", "fake", "r1")
+        ),
+        *(f"g_{path}_{part}" for path in ("latent", "reference") for part in parts | {"scd"}),
+    }
+    assert not any(value.requires_grad for value in losses.values())
+
+
+@pytest.mark.parametrize(
+    ("setting", "loss"),
+    [
+        ("lambda_ds", "ds"),
+        ("lambda_patch", "patch"),
+        ("lambda_scd", "scd"),
+        ("lambda_pair", "pair"),
+    ],
+)
+def test_a_loss_of_weight_zero_is_not_computed(setting, loss, tiny_settings):
+    losses = method_of(changed(tiny_settings, **{setting: 0.0})).training_step(batch_of(), 0)
+    assert f"g_latent_{loss}" not in losses
+    assert f"g_reference_{loss}" not in losses
+
+
+def test_all_networks_can_learn_again_after_a_step(tiny_settings):
+    method = method_of(tiny_settings)
+    method.training_step(batch_of(), 0)
+    for module in method.modules().values():
+        assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_mapping_network_takes_its_own_small_steps(tiny_settings):
+    rates = {
+        name: optimiser.param_groups[0]["lr"]
+        for name, optimiser in method_of(tiny_settings).optimisers().items()
+    }
+    assert rates.pop("mapping") == tiny_settings.learning_rate_mapping
+    assert set(rates.values()) == {tiny_settings.learning_rate}
+    group = method_of(tiny_settings).optimisers()["generator"].param_groups[0]
+    assert (group["betas"], group["weight_decay"]) == ((0.5, 0.99), 1e-4)
+    paper = tiny_settings.model_copy(update={"beta1": resolve(preset="paper").beta1})
+    assert method_of(paper).optimisers()["generator"].param_groups[0]["betas"] == (0.0, 0.99)
+
+
+def test_a_step_is_a_function_of_weights_batch_and_step(tiny_settings):
+    torch.manual_seed(0)
+    first = method_of(tiny_settings)
+    losses = first.training_step(batch_of(), 3)
+    torch.manual_seed(99)
+    torch.randn(7)
+    second = method_of(tiny_settings)
+    assert all(
+        torch.equal(value, losses[key])
+        for key, value in second.training_step(batch_of(), 3).items()
+    )
+    for name, weights in weights_of(first).items():
+        assert all(
+            torch.equal(value, weights_of(second)[name][key]) for key, value in weights.items()
+        )
+
+
+def test_another_step_draws_other_latent_codes(tiny_settings):
+    losses = [method_of(tiny_settings).training_step(batch_of(), step) for step in (0, 1)]
+    assert losses[0]["d_latent_fake"] != losses[1]["d_latent_fake"]
+
+
+@pytest.mark.parametrize("switches", [{}, {"acl": "cut"}], ids=str)
+def test_training_draws_nothing_from_the_global_generator(switches, tiny_settings):
+    method = method_of(changed(tiny_settings, **switches))
+    before = torch.get_rng_state()
+    method.training_step(batch_of(), 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_pairs_the_paired_loss_is_zero(tiny_settings):
+    losses = method_of(tiny_settings).training_step(batch_of(pairs=False), 0)
+    assert losses["g_latent_pair"] == 0
+
+
+def test_the_weight_of_diversity_reaches_zero_at_the_end(tiny_settings):
+    method = method_of(tiny_settings)
+    last = method.training_step(batch_of(), tiny_settings.steps - 1)
+    after = method.training_step(batch_of(), tiny_settings.steps)
+    again = method.training_step(batch_of(), 0)  # a function of the step, no state
+    assert "g_latent_ds" in last
+    assert "g_latent_ds" not in after
+    assert "g_latent_ds" in again
+
+
+# --- against a literal iteration --------------------------------------------------------------------------------------
+
+
+def literal_adam(method: Method) -> dict[str, Adam]:
+    s = method.settings
+    return {
+        name: Adam(
+            net.parameters(),
+            lr=s.learning_rate_mapping if name == "mapping" else s.learning_rate,
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
+        )
+        for name, net in method.modules().items()
+        if list(net.parameters())
+    }
+
+
+def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is printed
+    method: Method, adam: Mapping[str, Adam], batch: Batch, step: int
+) -> dict[str, Tensor]:
+    """One iteration as the papers print it (Section 3.5; StarGAN v2, Section 3.2), every graph made anew.
+
+    Works on the method's own networks, and returns the losses.
+    """
+    s = method.settings
+    nets = method.modules()
+    g, f, e, d = (nets[name] for name in ("generator", "mapping", "style_encoder", "discriminator"))
+    attention, heads = nets["attention"], nets["heads"]
+    noise = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
+    z, z2 = (torch.randn(len(batch.y_src), s.latent_dim, generator=noise) for _ in range(2))
+    rows = torch.arange(len(batch.y_src))
+    layers = [int(layer) for layer in attention]
+    found: dict[str, Tensor] = {}
+
+    def refine(features):
+        return {layer: attention[str(layer)](features.layers[layer]) for layer in layers}
+
+    def translate(x, style):
+        features = g.encode(x)
+        return g.decode(features, style, refine(features) if s.att_adain else None)
+
+    def bce(x, domain, label):
+        logits = d(x, domain)
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
+
+    def spread(codes):
+        own = codes[rows, batch.y_ref][:, None]
+        keep = torch.ones(codes.shape[:2], dtype=torch.bool)
+        keep[rows, batch.y_ref] = False
+        return (own - codes)[keep].norm(dim=-1).clamp_max(s.scd_bound).sum() / keep.numel()
+
+    def learn(loss, *names):
+        for optimiser in adam.values():
+            optimiser.zero_grad()
+        loss.backward()
+        for name in names:
+            if name in adam:
+                adam[name].step()
+
+    def learn_d(style, path):
+        with torch.no_grad():
+            x_fake = translate(batch.x_src, style)
+        x_real = batch.x_src.clone().requires_grad_()
+        logits = d(x_real, batch.y_src)
+        (slope,) = torch.autograd.grad(logits.sum(), x_real, create_graph=True)
+        r1 = 0.5 * slope.square().sum() / len(rows)
+        real = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
+        fake = bce(x_fake, batch.y_ref, 0.0)
+        learn(real + fake + s.lambda_r1 * r1, "discriminator")
+        found.update({f"d_{path}_real": real, f"d_{path}_fake": fake, f"d_{path}_r1": r1})
+
+    def contrast(x_fake):
+        total = 0
+        for layer in layers:
+            source = refine(g.encode(batch.x_src))[layer].detach().flatten(2).transpose(1, 2)
+            fake = refine(g.encode(x_fake))[layer].flatten(2).transpose(1, 2)
+            for b in rows:
+                p = source[b]
+                weights = (p @ p.T / math.sqrt(p.shape[1])).softmax(dim=-1)
+                entropies = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1)
+                chosen = weights[entropies.argsort(stable=True)[: s.contrastive_patches]]
+                key = heads[str(layer)](chosen @ p).detach()
+                scores = heads[str(layer)](chosen @ fake[b]) @ key.T / s.temperature
+                total = total + F.cross_entropy(scores, torch.arange(len(key)))
+        return total / (len(layers) * len(rows))
+
+    def learn_g(style, style2, path, *names):
+        x_fake = translate(batch.x_src, style)
+        parts = {"adv": bce(x_fake, batch.y_ref, 1.0)}
+        parts["sty"] = F.l1_loss(e(x_fake)[rows, batch.y_ref], style)
+        x_rec = translate(x_fake, e(batch.x_src)[rows, batch.y_src])
+        parts["cyc"] = F.l1_loss(x_rec, batch.x_src)
+        parts["ds"] = F.l1_loss(translate(batch.x_src, style2).detach(), x_fake)
+        weights = {"adv": 1, "sty": s.lambda_sty, "cyc": s.lambda_cyc}
+        weights["ds"] = -s.lambda_ds * (1 - step / s.steps)
+        if s.acl == "attention":
+            parts["patch"], weights["patch"] = contrast(x_fake), s.lambda_patch
+        if s.scd and path == "latent":
+            parts["scd"], weights["scd"] = spread(f(z)), -s.lambda_scd
+        has = batch.has_pair
+        counts = 1 + (s.pair_bright - 1) * (batch.x_pair[has] > 0.8)
+        parts["pair"] = (counts * (x_fake[has] - batch.x_pair[has]).abs()).mean()
+        weights["pair"] = s.lambda_pair
+        learn(sum(weights[name] * parts[name] for name in parts), *names)
+        found.update({f"g_{path}_{name}": value for name, value in parts.items()})
+
+    with torch.no_grad():
+        style = f(z)[rows, batch.y_ref]
+    learn_d(style, "latent")
+    with torch.no_grad():
+        style = e(batch.x_ref)[rows, batch.y_ref]
+    learn_d(style, "reference")
+    image = ("generator", "attention", "heads")
+    with torch.no_grad():
+        style2 = f(z2)[rows, batch.y_ref]
+    learn_g(f(z)[rows, batch.y_ref], style2, "latent", *image, "mapping", "style_encoder")
+    if s.scd:
+        scd = spread(e(batch.x_ref))
+        learn(-s.lambda_scd * scd, "style_encoder")
+        found["g_reference_scd"] = scd
+    with torch.no_grad():
+        style, style2 = (e(x)[rows, batch.y_ref] for x in (batch.x_ref, batch.x_ref2))
+    learn_g(style, style2, "reference", *image)
+    return found
+
+
+@pytest.mark.parametrize("switches", [ALL_OFF, {}], ids=["stargan-v2", "attcl-gan"])
+def test_a_step_is_the_literal_iteration_of_the_papers(switches, tiny_settings):
+    settings = changed(tiny_settings, **switches)
+    ours, literal = method_of(settings), method_of(settings)
+    batch, adam = batch_of(), literal_adam(literal)
+    for step in (0, 1):
+        losses, wanted = ours.training_step(batch, step), literal_step(literal, adam, batch, step)
+        assert set(losses) == set(wanted)
+        for name, value in wanted.items():
+            assert losses[name].item() == pytest.approx(value.item(), rel=2e-3, abs=1e-5), name
+    # Adam's first steps are as large as the learning rate whatever the gradient, so where it is zero but for rounding
+    # (biases before an instance norm) the sign is chance: weights only, and a few of these.
+    found = weights_of(ours)
+    for name, weights in weights_of(literal).items():
+        for key, value in weights.items():
+            if value.ndim > 1:
+                close = (found[name][key] - value).abs() < 0.1 * settings.learning_rate
+                assert close.float().mean() > 0.95, f"{name}.{key}"
+
+
+# --- parts of a batch -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_in_parts_has_the_losses_of_the_whole(tiny_settings):
+    whole, parts = method_of(tiny_settings), method_of(tiny_settings)
+    parts.runtime = Runtime(micro_batch=1)
+    wanted = whole.training_step(batch_of(4), 0)
+    found = parts.training_step(batch_of(4), 0)
+    for name, value in wanted.items():
+        assert found[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
+
+
+# --- patches ----------------------------------------------------------------------------------------------------------
+
+
+def test_which_patches_are_compared_does_not_depend_on_the_precision(tiny_settings, monkeypatch):
+    seen = []
+    select = patches.select
+
+    def spy(entropies: Tensor, count: int) -> Tensor:
+        seen.append(entropies)
+        return select(entropies, count)
+
+    monkeypatch.setattr(patches, "select", spy)
+    source, fake = torch.randn(2, 2, 16, 12, 12)
+    head = patches.PatchHead(16)
+    contrast(head, source, fake, tiny_settings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        contrast(head, source, fake, tiny_settings)
+    assert seen[1].dtype == torch.float32
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_cut_draws_each_position_once_and_others_for_another_slice_or_step(tiny_settings):
+    seen: list[Tensor] = []
+    gather = patches.gather
+
+    def spy(rows: Tensor, positions: Tensor) -> Tensor:
+        seen.append(positions)
+        return gather(rows, positions)
+
+    settings = changed(tiny_settings, acl="cut", att_adain=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(patches, "gather", spy)
+        method = method_of(settings)
+        for step in (0, 1):
+            method.training_step(batch_of(), step)
+    first = [positions for positions in seen if positions.shape == (2, 16)]
+    assert all(len(set(row.tolist())) == 16 for positions in first for row in positions)
+    assert not torch.equal(first[0][0], first[0][1])
+    assert not torch.equal(first[0], first[-1])
+
+
+# --- synthesis --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ready(tiny_settings) -> Method:
+    method = method_of(tiny_settings)
+    batch = batch_of(4)
+    method.remember_references({name: batch.x_ref[i : i + 1] for i, name in enumerate(FOUR)})
+    return method
+
+
+def test_a_reference_is_the_style_code_of_its_modality(ready):
+    images = batch_of(4).x_ref
+    with torch.no_grad():
+        for index, name in enumerate(FOUR):
+            wanted = ready.modules()["style_encoder"](images[index : index + 1])[0, index]
+            assert torch.equal(ready.references[name], wanted)
+
+
+def test_several_targets_at_once_equal_one_by_one(ready):
+    x = batch_of(3).x_src
+    together = ready.synthesise({"t1": x}, ["t2", "flair", "t1ce"])
+    assert list(together) == ["t2", "flair", "t1ce"]
+    for target, image in together.items():
+        assert image.shape == x.shape
+        assert torch.equal(ready.synthesise({"t1": x}, [target])[target], image)
+
+
+def test_targets_differ_and_slices_do_not_mix(ready):
+    x = batch_of(3).x_src
+    made = ready.synthesise({"t1": x}, FOUR)
+    assert not torch.allclose(made["t1"], made["t2"])
+    alone = ready.synthesise({"t1": x[1:2]}, ["t2"])["t2"]
+    assert torch.allclose(alone, made["t2"][1:2], atol=1e-5)
+
+
+def test_synthesis_is_the_generator_with_refined_features_and_the_references_code(ready):
+    x = batch_of(2).x_src
+    nets = ready.modules()
+    with torch.no_grad():
+        features = nets["generator"].encode(x)
+        refined = {layer: nets["attention"][str(layer)](features.layers[layer]) for layer in (1, 2)}
+        style = ready.references["t2"].expand(2, -1)
+        wanted = nets["generator"].decode(features, style, refined)
+    assert torch.allclose(ready.synthesise({"t1": x}, ["t2"])["t2"], wanted, atol=1e-5)
+
+
+def test_without_att_adain_nothing_is_added(tiny_settings):
+    method = method_of(changed(tiny_settings, att_adain=False))
+    batch = batch_of(2)
+    method.remember_references({"t2": batch.x_ref[:1]})
+    with torch.no_grad():
+        wanted = method.modules()["generator"](batch.x_src, method.references["t2"].expand(2, -1))
+    assert torch.allclose(method.synthesise({"t1": batch.x_src}, ["t2"])["t2"], wanted, atol=1e-5)
+
+
+def test_a_sample_is_a_function_of_its_number(ready):
+    x = batch_of(2).x_src
+    one, again, two = (ready.synthesise({"t1": x}, ["t2"], sample=n)["t2"] for n in (1, 1, 2))
+    assert torch.equal(one, again)
+    assert not torch.equal(one, two)
+    assert not torch.equal(one, ready.synthesise({"t1": x}, ["t2"])["t2"])
+
+
+def test_background_stays_background_in_training_and_synthesis(tiny_settings):
+    torch.manual_seed(0)
+    method = METHODS["attcl-gan"](changed(tiny_settings, keep_background=True), FOUR)
+    x = torch.full((2, 1, 16, 16), -1.0)
+    x[:, :, 4:8, 4:8] = 0.3
+    method.remember_references(dict.fromkeys(FOUR, x[:1]))
+    fakes = method.synthesise({"t1": x}, FOUR)
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[3:9, 3:9] = True
+    for fake in fakes.values():
+        assert fake[:, 0, ~inside].eq(-1).all()
+        assert not fake[:, 0, inside].eq(-1).any()
+    plain = METHODS["attcl-gan"](changed(tiny_settings, keep_background=False), FOUR)
+    plain.remember_references(dict.fromkeys(FOUR, x[:1]))
+    assert not plain.synthesise({"t1": x}, ["t2"])["t2"].eq(-1).any()

@@ -1,0 +1,335 @@
+"""Weights and checkpoints: what is saved comes back, what is damaged or foreign is refused, nothing is unpickled."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from attcl_cli.data.intensities import Scale
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import sha256
+from attcl_cli.methods import METHODS
+from attcl_cli.methods import weights as checkpoint
+from attcl_cli.methods.weights import (
+    WEIGHTS_FILE,
+    Weights,
+    WeightsInfo,
+    find_weights,
+    load_method,
+    named_weights,
+    newest_run,
+    save_weights,
+)
+from attcl_cli.training.state import STATE_FILE, TrainingState, load_state, save_state
+
+CPU = torch.device("cpu")
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+@pytest.fixture
+def own_run(trained_run, tmp_path) -> Path:
+    """A copy of the trained run that may be damaged."""
+    return Path(shutil.copytree(trained_run, tmp_path / "runs" / "mine"))
+
+
+@pytest.fixture(autouse=True)
+def no_named_weights(monkeypatch):
+    monkeypatch.delenv("ATTCL_WEIGHTS", raising=False)
+
+
+def saved_method(path: Path, settings, **changes) -> tuple[object, WeightsInfo]:
+    torch.manual_seed(3)
+    method = METHODS["attcl-gan"](settings, FOUR)
+    method.remember_references({name: torch.rand(1, 1, 16, 16) for name in FOUR})
+    info = WeightsInfo(
+        settings=settings,
+        modalities=FOUR,
+        scales={name: Scale(1.5, 1000.25) for name in FOUR},
+        references={name: {"case": "A", "slice": 7} for name in FOUR},
+        trained_on=("A", "B"),
+        steps=12,
+        **changes,
+    )
+    save_weights(path, method, info, note="for a test")
+    return method, info
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_come_back_to_float16_precision(tiny_settings, tmp_path):
+    method, _ = saved_method(tmp_path / "w.safetensors", tiny_settings)
+    again = load_method(find_weights(str(tmp_path / "w.safetensors")), CPU)
+    for name in method.inference:
+        there = again.modules()[name].state_dict()
+        for key, value in method.modules()[name].state_dict().items():
+            assert there[key].dtype == torch.float32
+            assert torch.equal(there[key], value.half().float()), f"{name}.{key}"
+    for name, code in method.references.items():
+        assert torch.equal(again.references[name], code.half().float())
+
+
+def test_what_a_weights_file_says_of_itself_comes_back(tiny_settings, tmp_path):
+    _, info = saved_method(tmp_path / "w.safetensors", tiny_settings)
+    found = find_weights(str(tmp_path / "w.safetensors"))
+    assert found.info == info
+    assert found.name == "w"
+    assert found.sha256 == sha256(tmp_path / "w.safetensors")
+
+
+def test_loaded_networks_are_ready_for_synthesis_alone(trained_run):
+    method = load_method(find_weights(str(trained_run)), CPU)
+    for name in method.inference:
+        module = method.modules()[name]
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+    made = method.synthesise({"t1": torch.zeros(2, 1, 16, 16)}, ["t2"])
+    assert torch.isfinite(made["t2"]).all()
+
+
+def test_the_discriminator_is_not_in_the_weights(trained_run):
+    with safe_open(trained_run / WEIGHTS_FILE, framework="pt") as file:
+        networks = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118 - not a dict
+    assert networks == {"generator", "attention", "mapping", "style_encoder", "reference"}
+
+
+def test_the_card_holds_the_hash_the_note_and_the_description(tiny_settings, tmp_path):
+    saved_method(tmp_path / "w.safetensors", tiny_settings)
+    card = json.loads((tmp_path / "w.json").read_text())
+    assert card["sha256"] == sha256(tmp_path / "w.safetensors")
+    assert (card["note"], card["steps"], card["trained_on"]) == ("for a test", 12, ["A", "B"])
+    assert card["modalities"] == list(FOUR)
+
+
+def test_the_same_method_gives_the_same_bytes(tiny_settings, tmp_path):
+    for name in ("a", "b"):
+        saved_method(tmp_path / f"{name}.safetensors", tiny_settings)
+    assert sha256(tmp_path / "a.safetensors") == sha256(tmp_path / "b.safetensors")
+
+
+def test_weights_without_a_card_stand_for_themselves(own_run):
+    (own_run / "weights.json").unlink()
+    assert find_weights(str(own_run)).sha256 == sha256(own_run / WEIGHTS_FILE)
+
+
+def test_a_stale_card_is_gone_before_new_weights_are_there(tiny_settings, tmp_path, monkeypatch):
+    saved_method(tmp_path / "w.safetensors", tiny_settings)
+
+    def refuse(*_args):
+        raise AttclError("killed")
+
+    monkeypatch.setattr(checkpoint, "write_json", refuse)
+    with pytest.raises(AttclError, match="killed"):
+        saved_method(tmp_path / "w.safetensors", tiny_settings, attcl_version="9")
+    assert find_weights(str(tmp_path / "w.safetensors")).info.attcl_version == "9"
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_its_folder_and_called_by_it(own_run):
+    found = find_weights(str(own_run))
+    assert (found.name, found.path) == ("mine", own_run / WEIGHTS_FILE)
+
+
+def test_without_a_name_the_newest_run_is_taken(own_run):
+    other = Path(shutil.copytree(own_run, own_run.parent / "another"))
+    for age, run in ((100, own_run), (50, other)):
+        stamp = 1_700_000_000 - age
+        os.utime(run / WEIGHTS_FILE, (stamp, stamp))
+    (own_run.parent / "unfinished").mkdir()
+    assert newest_run(own_run.parent) == other / WEIGHTS_FILE
+    assert find_weights(None, runs=own_run.parent).name == "another"
+
+
+def test_named_weights_lie_in_the_folder_of_the_environment(own_run, tmp_path, monkeypatch):
+    (tmp_path / "named").mkdir()
+    shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / "special.safetensors")
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
+    assert named_weights()["special"] == tmp_path / "named" / "special.safetensors"
+    assert find_weights("special").name == "special"
+
+
+def test_the_environment_comes_before_the_bundled_weights(own_run, tmp_path, monkeypatch):
+    (tmp_path / "named").mkdir()
+    shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / f"{checkpoint.BUNDLED}.safetensors")
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
+    found = find_weights(None, runs=tmp_path / "no-runs")
+    assert found.path == tmp_path / "named" / f"{checkpoint.BUNDLED}.safetensors"
+    assert found.name == checkpoint.BUNDLED
+
+
+def test_nothing_to_find_says_how_to_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "weights_folders", list)
+    with pytest.raises(UsageError, match="none given, no run with weights") as caught:
+        find_weights(None, runs=tmp_path)
+    assert caught.value.hint == "train first: attcl train"
+
+
+def test_a_name_of_nothing_lists_the_known_ones(own_run, tmp_path, monkeypatch):
+    (tmp_path / "named").mkdir()
+    shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / "special.safetensors")
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
+    with pytest.raises(UsageError, match=r"'speciel' is no file and no known name.*special"):
+        find_weights("speciel")
+
+
+def test_a_folder_without_weights_is_no_run(tmp_path):
+    with pytest.raises(UsageError, match="is no file and no known name"):
+        find_weights(str(tmp_path))
+
+
+# --- damaged and foreign files ----------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(own_run):
+    data = bytearray((own_run / WEIGHTS_FILE).read_bytes())
+    data[-1] ^= 1
+    (own_run / WEIGHTS_FILE).write_bytes(data)
+    with pytest.raises(AttclError, match=r"SHA-256 \w{16}\.\.\., wanted \w{16}\.\.\. as its card"):
+        find_weights(str(own_run))
+
+
+@pytest.mark.parametrize("card", ["[]", "{}", '"text"'])
+def test_a_card_that_says_nothing_of_the_hash_is_no_proof(card, own_run):
+    (own_run / "weights.json").write_text(card)
+    with pytest.raises(AttclError, match=r"as its card weights\.json says"):
+        find_weights(str(own_run))
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"not weights at all" * 100, b"\xff" * 64])
+def test_what_is_no_safetensors_file_is_refused(content, tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(AttclError, match="not readable as safetensors"):
+        find_weights(str(tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+def test_weights_that_are_cut_off_are_refused(share, own_run):
+    (own_run / "weights.json").unlink()
+    data = (own_run / WEIGHTS_FILE).read_bytes()
+    (own_run / WEIGHTS_FILE).write_bytes(data[: int(share * len(data))])
+    with pytest.raises(AttclError, match="not readable as safetensors"):
+        find_weights(str(own_run))
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("how", ["pickle", "torch"])
+def test_a_pickle_is_refused_and_never_run(how, tmp_path):
+    stream = io.BytesIO()
+    if how == "pickle":
+        pickle.dump(Bomb(tmp_path / "ran"), stream)
+    else:
+        torch.save({"x": Bomb(tmp_path / "ran")}, stream)
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "control")))
+    assert (tmp_path / "control").exists()  # the bomb works
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(stream.getvalue())
+    with pytest.raises(AttclError, match="not readable as safetensors"):
+        find_weights(str(path))
+    with pytest.raises(AttclError, match="not readable as safetensors"):
+        load_state(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"attcl": "{"}, {"attcl": "[1]"}])
+def test_safetensors_of_somebody_else_are_refused(metadata, tmp_path):
+    save_file({"x": torch.zeros(3)}, tmp_path / "w.safetensors", metadata)
+    with pytest.raises(AttclError, match="safetensors without a description by attcl"):
+        find_weights(str(tmp_path / "w.safetensors"))
+
+
+def described(run: Path, change) -> Path:
+    """The run's weights with another description."""
+    with safe_open(run / WEIGHTS_FILE, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        document = json.loads(file.metadata()["attcl"])
+    change(document, tensors)
+    (run / "weights.json").unlink()
+    save_file(tensors, run / WEIGHTS_FILE, {"attcl": json.dumps(document)})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda d, _: d.update(schema_version=99), "schema_version 99, wanted 1"),
+        (lambda d, _: d.pop("schema_version"), "schema_version None, wanted 1"),
+        (lambda d, _: d.pop("modalities"), "its description is incomplete"),
+        (lambda d, _: d.update(scales={"t1": {"low": 0}}), "its description is incomplete"),
+        (lambda d, _: d["settings"].update(width="many"), "its description is incomplete"),
+        (lambda d, _: d["settings"].update(unknown=1), "its description is incomplete"),
+        (lambda d, _: d["settings"].update(method="magic"), "its description is incomplete"),
+    ],
+)
+def test_a_description_that_is_not_ours_is_refused(change, complaint, own_run):
+    with pytest.raises(AttclError, match=complaint):
+        find_weights(str(described(own_run, change)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d, _: d["settings"].update(width=8),
+        lambda _, t: t.pop("generator.stem.weight"),
+        lambda _, t: t.update({"generator.extra": torch.zeros(1)}),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(change, own_run):
+    weights = find_weights(str(described(own_run, change)))
+    with pytest.raises(AttclError, match="tensors do not fit its own settings"):
+        load_method(weights, CPU)
+
+
+def test_weights_that_miss_a_reference_are_refused(own_run):
+    weights = find_weights(str(described(own_run, lambda _, t: t.pop("reference.t2"))))
+    with pytest.raises(AttclError, match="reference"):
+        load_method(weights, CPU)
+
+
+# --- training states --------------------------------------------------------------------------------------------------
+
+
+def test_a_state_comes_back_to_the_bit(tmp_path):
+    tensors = {"a": torch.randn(3, 4), "b": torch.tensor(7.0), "c": torch.randn(4, 3).T}
+    save_state(tmp_path / "s.safetensors", TrainingState(9, tensors, {"best": None, "n": 2}))
+    found = load_state(tmp_path / "s.safetensors")
+    assert (found.step, found.extra) == (9, {"best": None, "n": 2})
+    assert set(found.tensors) == set(tensors)
+    assert all(torch.equal(found.tensors[key], tensors[key]) for key in tensors)
+
+
+def test_a_state_that_is_not_there_is_a_usage_error(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"--resume: .* does not exist, wanted the folder of a run"
+    ):
+        load_state(tmp_path / STATE_FILE)
+
+
+def test_weights_are_no_state_to_resume_from(trained_run):
+    with pytest.raises(AttclError, match="wanted a checkpoint"):
+        load_state(trained_run / WEIGHTS_FILE)
+
+
+def test_a_weights_record_names_its_file(trained_run):
+    found = find_weights(str(trained_run / WEIGHTS_FILE))
+    assert isinstance(found, Weights)
+    assert found.name == "tiny"

@@ -1,0 +1,129 @@
+"""The montage, the grid and the sheets of slices: what they show and what they hide."""
+
+import io
+
+import numpy as np
+import pytest
+from helpers import panel
+from PIL import Image
+
+from attcl_cli.report import pictures
+
+AMBER = (255, 186, 92)
+
+
+def test_the_montage_has_a_row_a_panel(tmp_path):
+    heights = []
+    for count in (1, 2, 3):
+        path = tmp_path / f"{count}.png"
+        pictures.write_montage(path, [panel()] * count, title="Montage")
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            heights.append(image.height)
+    assert heights[2] - heights[1] == heights[1] - heights[0] > 200
+
+
+def test_the_montage_stops_at_the_most_rows(tmp_path):
+    pictures.write_montage(tmp_path / "2.png", [panel()] * 2, title="Montage")
+    pictures.write_montage(tmp_path / "5.png", [panel()] * 5, title="Montage", max_rows=2)
+    with Image.open(tmp_path / "2.png") as two, Image.open(tmp_path / "5.png") as five:
+        assert two.size == five.size
+
+
+def test_the_montage_shows_the_grey_of_each_volume_in_its_column(tmp_path):
+    pictures.write_montage(tmp_path / "m.png", [panel()], title="Montage")
+    pixels = np.asarray(Image.open(tmp_path / "m.png"))
+    row = pixels[112 + 110]  # the middle of the first row of pictures
+    centres = [28 + 190 + column * 230 + 110 for column in range(4)]
+    assert [tuple(row[x].tolist()) for x in centres[:3]] == [(51,) * 3, (102,) * 3, (230,) * 3]
+    # |0.4 - 0.9| is the brightest colour of the scale
+    assert tuple(row[centres[3]].tolist()) == (252, 255, 164)
+
+
+def test_the_montage_marks_only_the_synthetic_column(tmp_path):
+    pictures.write_montage(tmp_path / "m.png", [panel()], title="Montage")
+    pixels = np.asarray(Image.open(tmp_path / "m.png"))[112 : 112 + 220]
+    marked = [
+        bool((pixels[:, 218 + c * 230 : 218 + c * 230 + 220] == AMBER).all(axis=2).any())
+        for c in range(4)
+    ]
+    assert marked == [False, True, False, False]
+
+
+def test_a_montage_without_truth_leaves_its_two_places_black_but_for_a_dash(tmp_path):
+    pictures.write_montage(tmp_path / "m.png", [panel(truth=None)], title="Montage")
+    pixels = np.asarray(Image.open(tmp_path / "m.png"))[112 : 112 + 220]
+    for left in (218 + 2 * 230, 218 + 3 * 230):
+        lit = (pixels[:, left : left + 220] > 0).any(axis=2)
+        rows, columns = np.nonzero(lit)
+        assert lit.any()
+        assert np.ptp(rows) < 10
+        assert np.ptp(columns) < 30
+
+
+def test_a_montage_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="wanted one or more"):
+        pictures.write_montage(tmp_path / "m.png", [], title="Montage")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["$\\frac{", "two\nlines", "\u8133", "x" * 300, ""])
+def test_any_name_can_be_drawn(tmp_path, name):
+    one = panel(case=name, target_modality=name, scores={name: 1.0}, baseline={})
+    pictures.write_montage(tmp_path / "m.png", [one], title=name)
+    with Image.open(tmp_path / "m.png") as image:
+        assert image.width == 1406
+
+
+def test_the_same_panels_give_the_same_bytes(tmp_path):
+    pictures.write_montage(tmp_path / "a.png", [panel()], title="Montage")
+    pictures.write_montage(tmp_path / "b.png", [panel()], title="Montage")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_montage_replaces_an_older_one_and_leaves_nothing_else_behind(tmp_path):
+    (tmp_path / "m.png").write_text("old")
+    pictures.write_montage(tmp_path / "m.png", [panel()], title="Montage")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_volumes_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match="wanted one"):
+        panel(synthetic=np.zeros((6, 20, 15), np.float32))
+    with pytest.raises(ValueError, match="wanted one"):
+        panel(truth=np.zeros((5, 20, 16), np.float32))
+
+
+def test_a_grid_has_a_cell_an_image(tmp_path):
+    dark, bright = np.full((8, 8), -1.0), np.full((8, 8), 1.0)
+    pictures.write_grid(
+        tmp_path / "g.png", ["source", "made"], [("t1", [dark, bright]), ("t2", [bright, dark])]
+    )
+    pixels = np.asarray(Image.open(tmp_path / "g.png"))
+    assert pixels.shape == (320, 320, 3)
+    assert [pixels[y, x, 0] for y, x in ((80, 80), (80, 240), (240, 80), (240, 240))] == [
+        0,
+        255,
+        255,
+        0,
+    ]
+
+
+def test_a_sheet_of_few_pixels_has_fewer_slices_and_then_smaller_ones():
+    shape = (60, 100, 80)
+    volume = np.zeros(shape, np.float32)
+    one = panel(source=volume, synthetic=volume, truth=None, brain=np.ones(shape, bool))
+    found = [pictures.sprites(one, pixels=pixels) for pixels in (10**7, 240_000, 60_000, 1)]
+    assert [sprites.size for sprites in found] == [(80, 100), (80, 100), (63, 79), (58, 72)]
+    assert [len(sprites.slices) for sprites in found] == [30, 30, 12, 12]
+
+
+def test_a_sheet_is_a_webp_file_of_its_grid():
+    sprites = pictures.sprites(panel(), pixels=10**6)
+    for sheet in sprites.sheets:
+        with Image.open(io.BytesIO(sheet)) as image:
+            assert image.format == "WEBP"
+            assert image.size == tuple(
+                across * side for across, side in zip(sprites.grid, sprites.size, strict=True)
+            )

@@ -1,0 +1,63 @@
+"""Validation: SSIM in the brain on paired slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from attcl_cli.data.slices import SliceStore
+from attcl_cli.training import validation as validate
+
+CPU = torch.device("cpu")
+
+
+class Oracle:
+    """A method that answers with the true slice of the store, worse by some noise."""
+
+    def __init__(self, store: SliceStore, noise: float) -> None:
+        self.noise = noise
+        rows = torch.arange(len(store.data)).numpy()
+        slices = store.read(rows)
+        self.answers: dict[tuple[str, bytes], torch.Tensor] = {}
+        starts = {(entry.case, entry.modality): entry for entry in store.entries}
+        for (case, _), entry in starts.items():
+            for target in store.modalities:
+                other = starts.get((case, target))
+                for index in range(entry.count) if other else ():
+                    key = slices[entry.start + index].numpy().tobytes()
+                    self.answers[target, key] = slices[other.start + index]
+
+    def synthesise(
+        self, sources: Mapping[str, torch.Tensor], targets: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        ((_, x),) = sources.items()
+        generator = torch.Generator().manual_seed(0)
+        true = {
+            name: torch.stack([self.answers[name, item.numpy().tobytes()] for item in x])
+            for name in targets
+        }
+        return {
+            name: image + self.noise * torch.randn(image.shape, generator=generator)
+            for name, image in true.items()
+        }
+
+
+def test_the_truth_scores_1(store: SliceStore) -> None:
+    score = validate.on_pairs(store, CPU)
+    assert score is not None
+    assert score(Oracle(store, 0.0)) == pytest.approx(1.0)
+
+
+def test_noise_scores_less_and_more_noise_still_less(store: SliceStore) -> None:
+    score = validate.on_pairs(store, CPU)
+    assert score is not None
+    little, much = score(Oracle(store, 0.1)), score(Oracle(store, 0.5))
+    assert much < little < 1
+
+
+def test_without_a_pair_there_is_nothing_to_validate_on(store: SliceStore) -> None:
+    alone = replace(store, entries=store.entries[:1])
+    assert validate.on_pairs(alone, CPU) is None
