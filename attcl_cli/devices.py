@@ -122,7 +122,7 @@ def select(name: str) -> torch.device:
     if not there.get(kind, False):
         present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UsageError(
-            f"--device: {name!r} is not on this machine, wanted auto, {', '.join(present)}",
+            f"--device: {name!r} is not on this machine, expected auto, {', '.join(present)}",
             "-d auto takes the best there is",
         )
     return torch.device(name)

@@ -1,4 +1,4 @@
-"""The errors a user can cause: what was found, what was wanted, and the next step.
+"""The errors a user can cause: what was found, what was expected, and the next step.
 
 Imports nothing of ours. `cli.py` turns each into one `error:` line, a `hint:` and an exit code; anything else is a bug.
 """
@@ -17,19 +17,22 @@ _NAMED = 8  # things that an error lists
 
 
 class AttclError(Exception):
-    """Something the user can mend.
+    """Something that the user can fix.
 
     Args:
-        message: `<file or flag>: <found>, <wanted>`; complete when read alone.
-        hint: the next step, an imperative; empty when the message already says it.
+        message: `<file or flag>: <found>, <expected>`; complete when read alone.
+        hint: the next step, an imperative; empty if the message already says it.
+        code: what went wrong, in kebab-case (`volume-cut-off`); stable across versions, unlike the wording, so that
+            tests and scripts can tell errors apart. Every error of ours has one.
     """
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.code = code
 
 
 class UsageError(AttclError):
@@ -39,14 +42,15 @@ class UsageError(AttclError):
 
 
 class ProblemsError(AttclError):
-    """Several things are wrong at once; all of them are told together.
+    """Several things are wrong at once; all of them are reported together.
 
     Args:
         problems: the single errors, in the order in which they were found; at least one.
     """
 
     def __init__(self, problems: Sequence[AttclError]) -> None:
-        super().__init__(problems[0].message, problems[0].hint)
+        first = problems[0]
+        super().__init__(first.message, first.hint, code=first.code)
         self.problems = tuple(problems)
         codes = {problem.exit_code for problem in problems}
         self.exit_code = codes.pop() if len(codes) == 1 else EXIT_FAILED
@@ -82,7 +86,11 @@ def fold(problems: Sequence[AttclError], alike: Callable[[AttclError], str]) -> 
     for problem in problems:
         groups.setdefault(alike(problem), []).append(problem)
     return [
-        AttclError(f"{group[0].message}; and {len(group) - 1} more like it", group[0].hint)
+        AttclError(
+            f"{group[0].message}; and {len(group) - 1} more like it",
+            group[0].hint,
+            code=group[0].code,
+        )
         if len(group) > 1
         else group[0]
         for group in groups.values()

@@ -64,7 +64,7 @@ def write_whole(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
         raise AttclError(
             f"{path}: not written ({error.strerror or error}), "
-            "wanted a writable place with free space",
+            "expected a writable place with free space",
             "free some space or choose another output folder, then run the same command again",
         ) from error
 
@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise AttclError(
-            f"{path}: not readable as JSON ({error}), wanted the file that attcl wrote",
+            f"{path}: not readable as JSON ({error}), expected the file that attcl wrote",
             "remove it, or copy it again from its source",
         ) from error
 
@@ -118,15 +118,15 @@ def read_toml(path: Path, *, wanted: str) -> dict[str, Any]:
     """The TOML document in `path`.
 
     Raises:
-        UsageError: the file is missing or no TOML; `wanted` says what it should hold.
+        UsageError: the file is missing or no TOML; `expected` says what it should hold.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file, wanted {wanted}", "check the path")
+        raise UsageError(f"{path}: no such file, expected {wanted}", "check the path")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
-            f"{path}: not readable as TOML ({error}), wanted {wanted}", "mend the file"
+            f"{path}: not readable as TOML ({error}), expected {wanted}", "mend the file"
         ) from error
 
 
@@ -171,7 +171,7 @@ def refuse_inside(
     for original in originals:
         if is_within(folder, original):
             raise UsageError(
-                f"{flag}: {folder} lies inside {original}, wanted a folder outside of the {kept}",
+                f"{flag}: {folder} lies inside {original}, expected a folder outside of the {kept}",
                 f"{kept} are never touched; choose another {flag}",
             )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import __version__
+from attcl_cli.devices import Precision
 from attcl_cli.errors import (
     EXIT_FAILED,
     EXIT_INCOMPLETE,
@@ -134,3 +135,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     record = read_json(path) if path.is_file() else {}
     return record if isinstance(record, dict) else {}
+
+
+def precision_for(asked: Precision | None, resumed: Path | None) -> Precision:
+    """What networks compute in: what was asked for, else what the run to resume did, else float32."""
+    told = read_record(resumed).get("precision") if asked is None and resumed else asked
+    return "bf16" if told == "bf16" else "fp32"

@@ -33,7 +33,7 @@ def phantoms(
     dataset = open_dataset(root)
     if len(dataset.cases) != cases:
         raise UsageError(
-            f"{root}: {len(dataset.cases)} cases, wanted {cases}", "choose another --output"
+            f"{root}: {len(dataset.cases)} cases, expected {cases}", "choose another --output"
         )
     return dataset
 

@@ -207,8 +207,8 @@ def second_number(path: Path) -> None:
 
 BAD_SLICES = {
     cut_off_png: ("Phantom00001_012.png", "not readable as PNG"),
-    colours: ("Phantom00001_012.png", "mode RGB, wanted 8- or 16-bit grey"),
-    other_size: ("Phantom00001_012.png", "40x39 I;16, wanted 40x40"),
+    colours: ("Phantom00001_012.png", "mode RGB, expected 8- or 16-bit grey"),
+    other_size: ("Phantom00001_012.png", "40x39 I;16, expected 40x40"),
     missing_slice: ("Phantom00001_000.png", "has 25 slices of 26 .no slice 12"),
     second_number: ("Phantom00001_012.png", "a second file for flair of Phantom00001"),
 }
@@ -367,7 +367,7 @@ def test_a_link_in_the_output_that_leads_to_the_originals_is_refused(
         names=f"{out / 'Phantom_00000/Phantom_00000_t2.nii.gz'}: leads out of {out} through a link",
         hint="remove the link",
     )
-    assert lines[0].endswith("wanted a place inside")
+    assert lines[0].endswith("expected a place inside")
     assert (states(out), states(incomplete_root), states(phantom_root)) == before
 
 
@@ -438,7 +438,7 @@ def test_a_disk_that_is_too_small_is_found_before_the_start(
     refusal(
         attcl("complete", "--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", trained_run),
         code=1,
-        names=f"{tmp_path / 'out'}: 0.00 GB free, wanted about",
+        names=f"{tmp_path / 'out'}: 0.00 GB free, expected about",
         hint="free some space",
     )
     assert not (tmp_path / "out").exists()
@@ -682,7 +682,7 @@ USAGE = {
     "complete --ori {data} -w {run} --slices 9:3": "--slices: '9:3'",
     "complete --ori {data} -w {run} --slices a:b": "--slices: 'a:b'",
     "complete --ori {data} -w {run} --slices=-1:4": "--slices: '-1:4'",
-    "complete --ori {data} -w {run} --num-parts 2 --part-id 3": "--part-id: 3, wanted 1 to",
+    "complete --ori {data} -w {run} --num-parts 2 --part-id 3": "--part-id: 3, expected 1 to",
     "complete --ori {data} -w {run} --num-parts 0": "Invalid value for '--num-parts'",
     "complete --ori {data} -w {run} --batch-size 0": "Invalid value for '--batch-size'",
     "complete --ori {data} -w {run} --num-workers -1": "Invalid value for '--num-workers'",
@@ -723,7 +723,7 @@ def test_wrong_usage_exits_with_2_names_the_flag_and_writes_nothing(
     config.write_text(dump(tiny_settings))
     words = arguments.format(data=phantom_root, run=trained_run, config=config).split()
     lines = refusal(attcl(*words), code=2, names=USAGE[arguments])
-    if not re.search(", wanted |input should be", lines[0]):  # the parser's own words
+    if not re.search(", expected |input should be", lines[0]):  # the parser's own words
         assert lines[1].startswith("hint: see: attcl")
     assert states(elsewhere) == {}
 

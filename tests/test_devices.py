@@ -77,7 +77,9 @@ def test_auto_takes_a_device_that_is_there() -> None:
 
 @pytest.mark.parametrize("name", ["cuda:99", "cpu:1", "tpu", "cuda:x"])
 def test_a_device_that_is_absent_is_an_error_that_lists_what_is_there(name: str) -> None:
-    with pytest.raises(UsageError, match=r"--device: .* is not on this machine, wanted auto, cpu"):
+    with pytest.raises(
+        UsageError, match=r"--device: .* is not on this machine, expected auto, cpu"
+    ):
         devices.select(name)
 
 

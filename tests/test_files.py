@@ -72,7 +72,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
         write_whole(tmp_path / "file", b"data")
     assert caught.value.message == (
         f"{tmp_path / 'file'}: not written (No space left on device), "
-        "wanted a writable place with free space"
+        "expected a writable place with free space"
     )
     assert caught.value.hint.startswith("free some space")
     assert names(tmp_path) == []
@@ -229,7 +229,7 @@ def test_free_space_of_a_folder_to_be_is_that_of_its_disk(tmp_path):
 
 
 def test_raise_all_raises_nothing_the_problem_or_all_of_them():
-    one, two = UsageError("a: found, wanted"), AttclError("b: found, wanted", "do this")
+    one, two = UsageError("a: found, expected"), AttclError("b: found, expected", "do this")
     raise_all([])
     with pytest.raises(UsageError) as single:
         raise_all([one])
@@ -238,5 +238,5 @@ def test_raise_all_raises_nothing_the_problem_or_all_of_them():
         raise_all([one, two])
     assert both.value.problems == (one, two)
     assert json.dumps([str(problem) for problem in both.value.problems]) == json.dumps(
-        ["a: found, wanted", "b: found, wanted"]
+        ["a: found, expected", "b: found, expected"]
     )

@@ -23,7 +23,7 @@ ROOT = {
     "devices": {"errors"},
     "prefetch": set(),
     "progress": {"errors"},
-    "run_record": {"__init__", "errors", "files"},
+    "run_record": {"__init__", "devices", "errors", "files"},
 }
 ENTRIES = {"__init__", "__main__"}  # how one gets in, from Python and from the shell
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from attcl_cli import devices
 from attcl_cli.cli import terminal
-from attcl_cli.cli.options import Talk
+from attcl_cli.cli.options import Debug, Device, Json, Quiet, Seed
+from attcl_cli.cli.terminal import Terminal
 from attcl_cli.completion import plan as planning
 from attcl_cli.completion import run as complete
 from attcl_cli.data import splits
@@ -24,12 +28,31 @@ from attcl_cli.scoring import pairs
 from attcl_cli.scoring import report as score_report
 from attcl_cli.scoring import rows as score
 
+EXAMPLES = "Examples:  attcl demo   |   attcl demo -o /tmp/demo --cases 8"
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for everything that the demo makes.")
+    ] = Path("demo"),
+    cases: Annotated[int, typer.Option("--cases", min=3, max=200, help="Phantom patients.")] = 6,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The whole way on simulated patients, with bundled weights: about a minute on a CPU, ends with a report."""
+    talk = Terminal(as_json=as_json, quiet=quiet)
+    run(output, cases=cases, seed=seed, device=device, talk=talk)
+
+
 _VOXEL_MM = 4.0  # what the bundled weights were trained at
 _SEED = 20_000  # far from the seeds that the weights were trained with
 _MEASURES = score.Measures(("ssim", "psnr"))
 
 
-def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None:
+def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> None:
     """Makes a phantom cohort, hides modalities by ratio1, completes it, and shows how good that is.
 
     Writes `phantoms/`, `data/`, `out/`, `scores.csv`, `summary.json`, `montage.png` and `report.html` into `output`;
@@ -61,12 +84,12 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
 
     plan = planning.plan(data, output / "out", weights)
     method = checkpoint.load_method(weights, place)
-    with terminal.progress(len(plan.jobs), "complete", quiet=talk.quiet) as bar:
+    with talk.bar(len(plan.jobs), "complete") as bar:
         for completed in complete.run(plan, method, device=place):
             bar(completed.case)
     scored = pairs.plan(data, whole, output / "out", made, split="train")
     rows: list[score.Row] = []
-    with terminal.progress(len(scored.jobs), "score", quiet=talk.quiet) as bar:
+    with talk.bar(len(scored.jobs), "score") as bar:
         for found in score.run(scored, _MEASURES, folder=output):
             rows += found
             bar(found[0].case)
@@ -102,15 +125,15 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Talk) -> None
     score_report.show(figures, output, scored, talk)
 
 
-def _cohort(root: Path, cases: int, seed: int, talk: Talk) -> Dataset:
+def _cohort(root: Path, cases: int, seed: int, talk: Terminal) -> Dataset:
     if root.is_dir():
         found = open_dataset(root)
         if len(found.cases) != cases:
             raise AttclError(
-                f"{root}: {len(found.cases)} cases of an earlier demo, wanted {cases}",
+                f"{root}: {len(found.cases)} cases of an earlier demo, expected {cases}",
                 "choose another --output, or remove the folder",
             )
         return found
-    with terminal.progress(cases, "phantoms", quiet=talk.quiet) as bar:
+    with talk.bar(cases, "phantoms") as bar:
         write_cohort(root, cases=cases, seed=_SEED + seed, voxel_mm=_VOXEL_MM, on_case=bar)
     return open_dataset(root)

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
-from attcl_cli.cli.options import Source
+from attcl_cli.cli.options import Debug, Json, LayoutName, Vocabulary
 from attcl_cli.data import splits
-from attcl_cli.data.dataset import check, describe
+from attcl_cli.data.dataset import Source, check, describe
+
+EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
+
+
+def info(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A dataset; without it: versions, device, weights.", show_default=False
+        ),
+    ] = None,
+    layout: LayoutName = "auto",
+    modalities: Vocabulary = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a folder holds: layout, cases, modalities, what is missing, what is wrong."""
+    if folder is None:
+        info_installation(as_json=as_json)
+    else:
+        info_dataset(Source(folder, layout, modalities), as_json=as_json)
 
 
 def info_dataset(source: Source, *, as_json: bool = False) -> None:

@@ -2,91 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-from attcl_cli.cli import terminal
+import typer
+
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.run_record import read_record
 
 if TYPE_CHECKING:  # the command line imports this file to answer --help at once
-    from attcl_cli.data.dataset import Dataset
-    from attcl_cli.data.splits import Splits
+    pass
 
 
-@dataclass(frozen=True)
-class Source:
-    """A dataset as the command line names it."""
-
-    folder: Path
-    layout: str = "auto"
-    modalities: Path | None = None
-
-    def open(self) -> Dataset:
-        """Finds the cases.
-
-        Raises:
-            AttclError: there is no such folder, or nothing in it that we know.
-        """
-        from attcl_cli.data.dataset import open_dataset
-
-        if not self.folder.exists():
-            raise AttclError(
-                f"{self.folder}: no such folder, wanted a dataset or what prepare-splits wrote",
-                "check the path; data/ is what attcl prepare-splits DATASET writes",
-            )
-        return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
-
-
-def open_truth(
-    source: Source,
-    made: Splits | None,
-    truth: Path | None,
-    *,
-    hint: str = "name it with --truth DATASET",
-) -> Dataset:
-    """The complete dataset: the folder that --truth names, or else the one that `splits.json` does.
-
-    Raises:
-        AttclError: neither names one, or it is not there.
-    """
-    if truth is not None:
-        folder = truth
-    elif made is not None:
-        folder = Path(made.source)
-    else:
-        raise UsageError(
-            f"--truth: {source.folder} has no splits.json that names the complete dataset, wanted --truth",
-            "name the folder that holds the real volumes: --truth DATASET",
-        )
-    if not folder.is_dir():
-        raise AttclError(f"{folder}: no such folder, wanted the complete dataset", hint)
-    return replace(source, folder=folder).open()
-
-
-@dataclass(frozen=True)
-class Talk:
-    """How much is said, and in which form the result is given."""
-
-    as_json: bool = False
-    quiet: bool = False
-    verbose: bool = False
-
-    def result(self, text: str) -> None:
-        """A line of the result, unless nothing is to be said."""
-        if not self.quiet:
-            terminal.result(text)
-
-    def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
-        """A table of the result, unless nothing is to be said."""
-        if not self.quiet:
-            terminal.table(rows, title=title)
-
-
-def precision_for(asked: Precision | None, resumed: Path | None) -> Precision:
-    """What networks compute in: what was asked for, else what the run to resume did, else float32."""
-    told = read_record(resumed).get("precision") if asked is None and resumed else asked
-    return "bf16" if told == "bf16" else "fp32"
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, errors only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More talk on stderr.")]
+DryRun = Annotated[
+    bool, typer.Option("-n", "--dry-run", help="Say what would be done, and do nothing.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace earlier results; originals are never touched.")
+]
+Workers = Annotated[int, typer.Option("--num-workers", min=0, max=64, help="Cases read ahead.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+LayoutName = Annotated[
+    str, typer.Option("--layout", help="auto, brats, brats2023, bids or slices.")
+]
+Vocabulary = Annotated[
+    Path | None,
+    typer.Option("--modalities", help="TOML file with other modality names or another naming."),
+]
+Ori = Annotated[Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")]
+Completed = Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")]
+Truth = Annotated[
+    Path | None,
+    typer.Option(
+        "--truth", help="The complete dataset.  [default: the one that splits.json names]"
+    ),
+]
+# Of what trains: None where nothing was given.
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Training steps.  [default: the preset's]")
+]
+RunSeed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
+]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        help="bf16 is faster on recent GPUs, and on CPUs with AMX; weights stay float32.  "
+        "[default: fp32, or that of the run to --resume]",
+    ),
+]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from attcl_cli.errors import AttclError, ProblemsError
@@ -17,7 +18,7 @@ from attcl_cli.errors import AttclError, ProblemsError
 _MAX_PROBLEMS = 50
 
 
-class Progress:
+class TerminalBar:
     """One bar on a terminal; else a plain line an item, or every few seconds where items are steps."""
 
     def __init__(self, *, total: int, title: str, every_seconds: float, quiet: bool) -> None:
@@ -65,16 +66,50 @@ class Progress:
             self._bar.close()
 
 
-@contextmanager
-def progress(
-    total: int, title: str, *, every_seconds: float = 0, quiet: bool = False
-) -> Iterator[Progress]:
-    """A `Progress` that is closed at the end of the block."""
-    shown = Progress(total=total, title=title, every_seconds=every_seconds, quiet=quiet)
-    try:
-        yield shown
-    finally:
-        shown.close()
+@dataclass(frozen=True)
+class Terminal:
+    """Listens to a stage (`attcl_cli.progress`) and shows results, as much as the user asked for.
+
+    Attributes:
+        as_json: the result is one JSON document, shown by the command itself.
+        quiet: show errors and JSON documents only.
+        verbose: also show details.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    @contextmanager
+    def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[TerminalBar]:
+        """See `Progress`: closed at the end of the block."""
+        shown = TerminalBar(total=total, title=title, every_seconds=every_seconds, quiet=self.quiet)
+        try:
+            yield shown
+        finally:
+            shown.close()
+
+    def say(self, text: str) -> None:
+        """See `Progress`: a line on stderr."""
+        say(text, quiet=self.quiet)
+
+    def detail(self, text: str) -> None:
+        """See `Progress`: a line on stderr, with --verbose."""
+        say(text, quiet=self.quiet or not self.verbose)
+
+    def fail(self, error: AttclError) -> None:
+        """See `Progress`: shown also with --quiet."""
+        show_error(error)
+
+    def result(self, text: str) -> None:
+        """Show a line of the result on stdout, unless --quiet."""
+        if not self.quiet:
+            result(text)
+
+    def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
+        """Show a table of the result on stdout, unless --quiet."""
+        if not self.quiet:
+            table(rows, title=title)
 
 
 def say(text: str, *, quiet: bool = False) -> None:
@@ -120,7 +155,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
     console.print(shown)
 
 
-def error(problem: AttclError) -> None:
+def show_error(problem: AttclError) -> None:
     """The error and its hint on stderr; of several, all, but never more than a screenful."""
     problems: Sequence[AttclError] = (
         problem.problems if isinstance(problem, ProblemsError) else (problem,)

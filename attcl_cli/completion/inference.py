@@ -70,7 +70,7 @@ def translate(
     Args:
         method: with weights.
         slices: source -> (B, 1, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the method's device.
-        targets: the modalities wanted.
+        targets: the modalities expected.
         image_size, canvas, downs: of the weights' settings.
         sample: draw the look of each target with this number instead of taking the reference's.
 
@@ -176,7 +176,7 @@ class InMemory:
             source: the source.
             brain: (D, H, W) bool, non-zero in any modality of the case.
             name: the source's modality.
-            targets: the modalities wanted.
+            targets: the modalities expected.
 
         Returns:
             target -> (D, H, W) float32, intensities as `run` would write them before rounding.

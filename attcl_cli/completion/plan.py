@@ -161,7 +161,7 @@ def plan(  # noqa: PLR0913 - what a user may ask of a run
         dataset: the incomplete dataset.
         output: the completed folder; may hold results of earlier runs.
         weights: verified weights.
-        fallback: weights for the cases of which the others cannot make all that is wanted.
+        fallback: weights for the cases of which the others cannot make all that is expected.
         naming: names files in this way, flat, and their labels in a folder beside.
         targets: only these modalities; empty: all.
         slices: synthesise only these slices (first, stop); the others stay 0, or are not written as PNG.
@@ -245,7 +245,7 @@ def uncertainty_file(file: PurePosixPath) -> PurePosixPath:
 
 def escape(path: Path, output: Path) -> AttclError:
     return AttclError(
-        f"{path}: leads out of {output} through a link, wanted a place inside",
+        f"{path}: leads out of {output} through a link, expected a place inside",
         "remove the link, or choose another --cpl",
     )
 
@@ -315,7 +315,7 @@ def _synthetic_sources(dataset: Dataset, jobs: Sequence[Job]) -> list[AttclError
     ]
     if not found:
         return []
-    told = f"{dataset.root}: {some(found)}: synthetic, as the label says, wanted real sources"
+    told = f"{dataset.root}: {some(found)}: synthetic, as the label says, expected real sources"
     return [AttclError(told, "complete the originals: --ori ORIGINALS")]
 
 
@@ -335,7 +335,9 @@ def _refuse_output(places: Places, originals: Sequence[Path]) -> None:
     for folder in (places.output, places.records):
         refuse_inside(folder, originals, flag="--cpl")
         if folder.exists() and not folder.is_dir():
-            raise UsageError(f"--cpl: {folder} is a file, wanted a folder", "choose another --cpl")
+            raise UsageError(
+                f"--cpl: {folder} is a file, expected a folder", "choose another --cpl"
+            )
     _refuse_mixture(places)
 
 
@@ -347,7 +349,7 @@ def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) ->
     known = ", ".join(info.modalities)
     problems = [
         AttclError(
-            f"{weights.path}: knows {known}, wanted {name} too ({count} cases need it)",
+            f"{weights.path}: knows {known}, expected {name} too ({count} cases need it)",
             "train on data that has it, or choose other modalities with --target",
         )
         for name, count in sorted(needed.items())
@@ -374,7 +376,7 @@ def _lacking(weights: Weights, jobs: Sequence[Job], fallback: Weights | None) ->
                 unmade.setdefault(told, []).append(job.case.id)
     return problems + [
         AttclError(
-            f"{weights.path}: {told}, wanted a model for these ({len(cases)}): {some(dict.fromkeys(cases))}",
+            f"{weights.path}: {told}, expected a model for these ({len(cases)}): {some(dict.fromkeys(cases))}",
             hint,
         )
         for told, cases in sorted(unmade.items())
@@ -390,7 +392,7 @@ def _beyond(dataset: Dataset, case: Case, slices: tuple[int, int] | None) -> lis
         return []
     return [
         UsageError(
-            f"--slices: {slices[0]}:{slices[1]}, but {case.id} has {depth} slices, wanted some of these",
+            f"--slices: {slices[0]}:{slices[1]}, but {case.id} has {depth} slices, expected some of these",
             "slices are counted from 0, at the feet",
         )
     ]
@@ -411,7 +413,7 @@ def _existing_problems(
     if not label.is_file():
         return [
             AttclError(
-                f"{present[0]}: has no label {label.name}, wanted a file made by attcl",
+                f"{present[0]}: has no label {label.name}, expected a file made by attcl",
                 "choose another --cpl, or move that file away",
             )
         ]
@@ -432,10 +434,10 @@ def _made_otherwise(document: Mapping[str, Any], weights: Weights, how: Mapping[
     made_by = str(document.get("weights", {}).get("sha256"))
     if made_by != weights.sha256:
         named = document.get("weights", {}).get("name")
-        return f"made by weights {made_by[:12]} ({named}), wanted {weights.sha256[:12]} ({weights.name})"
+        return f"made by weights {made_by[:12]} ({named}), expected {weights.sha256[:12]} ({weights.name})"
     for name, wanted in how.items():
         if document.get(name) != wanted:
-            return f"made with --{name} {document.get(name)}, wanted {wanted}"
+            return f"made with --{name} {document.get(name)}, expected {wanted}"
     return ""
 
 
@@ -461,7 +463,7 @@ def _no_room(dataset: Dataset, output: Path, jobs: Sequence[Job]) -> list[AttclE
         return []
     return [
         AttclError(
-            f"{output}: {free / 1e9:.2f} GB free, wanted about {needed / 1e9:.2f} GB",
+            f"{output}: {free / 1e9:.2f} GB free, expected about {needed / 1e9:.2f} GB",
             "free some space or choose another --cpl",
         )
     ]
@@ -470,10 +472,10 @@ def _no_room(dataset: Dataset, output: Path, jobs: Sequence[Job]) -> list[AttclE
 def _refuse_samples(dataset: Dataset, samples: int, *, uncertainty: bool) -> None:
     if uncertainty and samples < 2:  # noqa: PLR2004
         raise UsageError(
-            f"--uncertainty: of {samples} samples, wanted 2 or more", "add --samples 10"
+            f"--uncertainty: of {samples} samples, expected 2 or more", "add --samples 10"
         )
     if uncertainty and dataset.layout.sliced:
-        raise UsageError("--uncertainty: of PNG slices, wanted NIfTI volumes", "leave it out")
+        raise UsageError("--uncertainty: of PNG slices, expected NIfTI volumes", "leave it out")
 
 
 def _refuse_looks(used: Sequence[Weights], samples: int) -> None:
@@ -481,7 +483,7 @@ def _refuse_looks(used: Sequence[Weights], samples: int) -> None:
         method = weights.info.settings.method
         if samples and not METHODS[method].styled:
             raise UsageError(
-                f"--samples: {samples} with weights of {method}, which has one look a volume, wanted 0",
+                f"--samples: {samples} with weights of {method}, which has one look a volume, expected 0",
                 "leave it out, or choose weights of attcl-gan with -w",
             )
 
@@ -492,23 +494,23 @@ def _refuse_naming(dataset: Dataset, naming: Layout | None, *, uncertainty: bool
         return
     flag = f"--layout {naming.name}"
     if dataset.layout.sliced:
-        raise UsageError(f"{flag}: of PNG slices, wanted NIfTI volumes", "leave it out")
+        raise UsageError(f"{flag}: of PNG slices, expected NIfTI volumes", "leave it out")
     if uncertainty:
         raise UsageError(
-            f"{flag}: with --uncertainty, wanted volumes alone", "leave one of them out"
+            f"{flag}: with --uncertainty, expected volumes alone", "leave one of them out"
         )
     pattern = re.compile(naming.fields["case"])
     strange = [case.id for case in dataset.cases if not pattern.fullmatch(case.id)]
     if strange:
         raise UsageError(
             f"{flag}: case {strange[0]!r} ({len(strange)} of {len(dataset.cases)}), "
-            "wanted cohort-ID-timepoint such as BraTS-GLI-00001-000",
+            "expected cohort-ID-timepoint such as BraTS-GLI-00001-000",
             "name the cases as the challenge does, or leave --layout out",
         )
     unknown = [name for name in dataset.modalities if name not in naming.tokens]
     if unknown:
         raise UsageError(
-            f"{flag}: modality {unknown[0]}, wanted {', '.join(naming.tokens)}", "leave it out"
+            f"{flag}: modality {unknown[0]}, expected {', '.join(naming.tokens)}", "leave it out"
         )
 
 
@@ -520,7 +522,7 @@ def _refuse_mixture(places: Places) -> None:
         layout = read_record(record).get("config", {}).get("layout")
         if layout in SUBMISSIONS and output.is_dir():
             raise UsageError(
-                f"--cpl: {output} holds what --layout {layout} wrote, wanted another folder for the dataset's names",
+                f"--cpl: {output} holds what --layout {layout} wrote, expected another folder for the dataset's names",
                 "choose another --cpl",
             )
         return
@@ -533,7 +535,7 @@ def _refuse_mixture(places: Places) -> None:
         )
         if strange:
             raise UsageError(
-                f"--cpl: {output} holds {strange[0]}, wanted a folder for {naming.name} alone",
+                f"--cpl: {output} holds {strange[0]}, expected a folder for {naming.name} alone",
                 "choose another --cpl",
             )
 

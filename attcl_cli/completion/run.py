@@ -98,7 +98,7 @@ def run(
                 continue
             except torch.cuda.OutOfMemoryError as error:
                 raise AttclError(
-                    f"{device}: out of memory on {job.case.id}, wanted room for {batch_size} slices",
+                    f"{device}: out of memory on {job.case.id}, expected room for {batch_size} slices",
                     "run with --batch-size 8, free the device, or use --device cpu",
                 ) from error
             slots.acquire()
@@ -127,7 +127,7 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                     except OSError as error:
                         raise AttclError(
                             f"{link}: not linked ({error.strerror}), "
-                            "wanted a file system with symbolic links",
+                            "expected a file system with symbolic links",
                             "run without --link-originals",
                         ) from error
                     made += 1
@@ -196,7 +196,7 @@ def _write(plan: Plan, job: Job, prepared: Prepared, made: Mapping[str, _Made]) 
             intensities.denormalise(made[target].mean, job.weights.info.scales[target])
         )
         paths = [plan.output / file for file in files]
-        if plan.dataset.layout.sliced:  # only the slices that are wanted and not yet there
+        if plan.dataset.layout.sliced:  # only the slices that are expected and not yet there
             own = [file.name for file in plan.places.files(job.case, target)]
             data = data[[own.index(file.name) for file in files]]
         # The label first: an image without its label never exists. Nor does one under the label of another.

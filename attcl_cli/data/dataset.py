@@ -160,7 +160,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
     if not root.is_dir():
         raise AttclError(
             f"{root}: {'a file' if root.exists() else 'no such folder'}, "
-            "wanted the folder of a dataset",
+            "expected the folder of a dataset",
             "check the path",
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
@@ -168,7 +168,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
     vocabulary, own = read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
     if layout not in {"auto", *LAYOUTS, *([own.name] if own else [])}:
         raise UsageError(
-            f"--layout: {layout!r}, wanted one of auto, {', '.join(LAYOUTS)}",
+            f"--layout: {layout!r}, expected one of auto, {', '.join(LAYOUTS)}",
             f"{nearest(layout, ['auto', *LAYOUTS, *SUBMISSIONS])} auto finds it by the names of the files",
         )
     files = _walk(root)
@@ -181,6 +181,28 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
     if not found:
         raise _unknown_layout(root, files, candidates)
     return replace(_assemble(root, files, chosen, found, vocabulary), vocabulary_file=modalities)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as a user names it."""
+
+    folder: Path
+    layout: str = "auto"
+    modalities: Path | None = None
+
+    def open(self) -> Dataset:
+        """Finds the cases.
+
+        Raises:
+            AttclError: there is no such folder, or nothing in it that we know.
+        """
+        if not self.folder.exists():
+            raise AttclError(
+                f"{self.folder}: no such folder, expected a dataset or what prepare-splits wrote",
+                "check the path; data/ is what attcl prepare-splits DATASET writes",
+            )
+        return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
 
 
 def check(
@@ -235,7 +257,7 @@ def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[At
             first = dataset.paths(case, names[0])[0].name
             problems.append(
                 AttclError(
-                    f"{path}: {difference} of {first}, wanted one grid for all volumes of a case",
+                    f"{path}: {difference} of {first}, expected one grid for all volumes of a case",
                     "co-register and resample the case's volumes, or remove the one that is off",
                 )
             )
@@ -296,7 +318,7 @@ def _walk(root: Path) -> list[PurePosixPath]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise AttclError(
-        f"{error.filename}: not readable ({error.strerror}), wanted a folder that can be listed",
+        f"{error.filename}: not readable ({error.strerror}), expected a folder that can be listed",
         "check its permissions",
     ) from error
 
@@ -361,7 +383,7 @@ def _assemble(
             problems.append(
                 AttclError(
                     f"{folder}: a case with no modality, "
-                    f"wanted at least one of {', '.join(vocabulary)}",
+                    f"expected at least one of {', '.join(vocabulary)}",
                     "add its images or remove the folder",
                 )
             )
@@ -369,7 +391,7 @@ def _assemble(
             wrong[case_id] = tuple(problems)
     for folder in _empty_folders(root, layout, by_case):
         problem = AttclError(
-            f"{folder}: a case with no modality, wanted its images",
+            f"{folder}: a case with no modality, expected its images",
             "add its images or remove the folder",
         )
         wrong[folder.name] = (*wrong.get(folder.name, ()), problem)
@@ -412,7 +434,7 @@ def _case(
             problems.append(
                 AttclError(
                     f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, "
-                    "wanted one",
+                    "expected one",
                     "remove or rename one of them",
                 )
             )
@@ -432,7 +454,7 @@ def _case(
             problems.append(
                 AttclError(
                     f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} slices of "
-                    f"{len(whole)} (no slice {gap[0]}), wanted all or none",
+                    f"{len(whole)} (no slice {gap[0]}), expected all or none",
                     "add the missing slices or remove the others",
                 )
             )
@@ -493,7 +515,7 @@ def _unknown_layout(
         known.append(f"{path} ({layout.title})")
     wanted = " or ".join(known)
     return AttclError(
-        f"{root}: unknown folder layout: {seen}, wanted {wanted}",
+        f"{root}: unknown folder layout: {seen}, expected {wanted}",
         "rename the files, or describe the naming in a TOML file and pass it with --modalities",
     )
 

@@ -61,7 +61,7 @@ def convention_of(values: Iterable[int], *, default: str = "2021") -> Convention
     if not fitting:
         known = " or ".join(str(item) for item in CONVENTIONS.values())
         raise AttclError(
-            f"label values {some(sorted(found))}: of no release that is known, wanted {known}",
+            f"label values {some(sorted(found))}: of no release that is known, expected {known}",
             "give all label maps the values of one release",
         )
     return fitting[0] if len(fitting) == 1 else CONVENTIONS[default]

@@ -175,7 +175,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
         )
         raise UsageError(
             f"{path}: {found}, "
-            "wanted `pattern` (optional) and [modalities] with a list of spellings each",
+            "expected `pattern` (optional) and [modalities] with a list of spellings each",
             "see the README, 'Other modalities'",
         )
     for name, spellings in table.items():
@@ -186,7 +186,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
         ):
             raise UsageError(
                 f"{path}: modality {name!r} = {spellings!r}, "
-                "wanted letters and digits = a list of spellings",
+                "expected letters and digits = a list of spellings",
                 'for example pd = ["PD"]',
             )
     owner: dict[str, str] = {}
@@ -194,12 +194,12 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
         for spelling in (name, *spellings):
             if spelling.lower() in SEGMENTATION_NAMES:
                 raise UsageError(
-                    f"{path}: {spelling!r} names the label map, wanted another name",
+                    f"{path}: {spelling!r} names the label map, expected another name",
                     "choose another spelling",
                 )
             if owner.setdefault(spelling.lower(), name) != name:
                 raise UsageError(
-                    f"{path}: {spelling!r} is a spelling of {owner[spelling.lower()]} and of {name}, wanted one owner",
+                    f"{path}: {spelling!r} is a spelling of {owner[spelling.lower()]} and of {name}, expected one owner",
                     "leave it to one of them",
                 )
     vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
@@ -214,7 +214,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
     ):
         raise UsageError(
             f"{path}: pattern {pattern!r}, "
-            f"wanted a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
+            f"expected a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
             'for example pattern = "{case}/{case}-{modality}.nii.gz"',
         )
     ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
@@ -243,7 +243,7 @@ def canonical(name: str, modalities: Iterable[str]) -> str:
         if name.lower() in (ours.lower(), *DEFAULT_MODALITIES.get(ours, ())):
             return ours
     raise UsageError(
-        f"modality {name!r}: unknown here, wanted one of {', '.join(known)}",
+        f"modality {name!r}: unknown here, expected one of {', '.join(known)}",
         "a TOML file given with --modalities names others",
     )
 

@@ -309,7 +309,7 @@ class CaseSampler:
             names = ", ".join(wanted.needs)
             raise AttclError(
                 f"training slices of {len(cases)} cases: none has {names} beside what it is made from, "
-                "wanted one case at least",
+                "expected one case at least",
                 "train on cases with more modalities, or another method: --method attcl-gan",
             )
 

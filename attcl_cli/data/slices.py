@@ -116,7 +116,7 @@ def build(
         problems.append(
             AttclError(
                 f"{folder}: {free_bytes(folder) / 1e9:.1f} GB free, "
-                f"wanted {needed / 1e9:.1f} GB for training slices",
+                f"expected {needed / 1e9:.1f} GB for training slices",
                 "free some space or choose another --output",
             )
         )
@@ -229,7 +229,7 @@ def _layout(
                 problems.append(
                     AttclError(
                         f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, "
-                        f"wanted at most {canvas}x{canvas}",
+                        f"expected at most {canvas}x{canvas}",
                         f"train with --set canvas={size}",
                     )
                 )
@@ -286,13 +286,13 @@ def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
     labels = volumes.load_labels(dataset.paths(case, SEGMENTATION))
     if labels.shape != images.brain.shape:
         raise AttclError(
-            f"{path}: shape {labels.shape}, wanted {images.brain.shape} as the images have",
+            f"{path}: shape {labels.shape}, expected {images.brain.shape} as the images have",
             "resample the segmentation, or remove it",
         )
     strange = sorted(set(np.unique(labels).tolist()) - set(_CLASSES))
     if strange:
         raise AttclError(
-            f"{path}: label {strange[0]}, wanted the labels of BraTS: 0, 1, 2, 3 or 4",
+            f"{path}: label {strange[0]}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
             "rename the labels, or remove the segmentation",
         )
     return np.array([_CLASSES[label] for label in range(len(_CLASSES))], dtype=np.uint8)[labels]

@@ -12,12 +12,12 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.layouts import VOCABULARY_FILE, canonical
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import (
@@ -120,7 +120,7 @@ def make_splits(
         if not 0 < subset <= 1 or keep == 0:
             raise UsageError(
                 f"--subset: {subset} of {len(drawn['train'])} training cases is {keep}, "
-                "wanted at least one",
+                "expected at least one",
                 "for BraTS_s: --subset 1/8",
             )
         drawn["train"] = drawn["train"][:keep]
@@ -139,7 +139,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
         path = Path(ratio)
         if path.suffix != ".toml":
             raise UsageError(
-                f"--ratio: {ratio!r}, wanted {', '.join(RATIOS)} or a .toml file",
+                f"--ratio: {ratio!r}, expected {', '.join(RATIOS)} or a .toml file",
                 'such a file says: hidden = [["t1ce", "t2"], ["t1"], []]',
             )
         document = read_toml(path, wanted="hidden = [[...], ...]")
@@ -156,7 +156,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
         if not good or set(document) - {"name", "hidden"}:
             raise UsageError(
                 f"{path}: keys {sorted(document)}, "
-                "wanted hidden = [[...], ...] and, if you like, name",
+                "expected hidden = [[...], ...] and, if you like, name",
                 'for example: hidden = [["t1ce", "t2"], ["t1"], []]',
             )
         groups = tuple(tuple(group) for group in document["hidden"])
@@ -165,7 +165,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
         if set(group) >= set(modalities):
             raise UsageError(
                 f"--ratio: {name} hides all of {', '.join(modalities)} from a group, "
-                "wanted at least one to stay",
+                "expected at least one to stay",
                 "leave one modality out of that list",
             )
     return name, known
@@ -185,7 +185,7 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
     if is_within(output, dataset.root) or is_within(dataset.root, output):
         raise UsageError(
             f"--output: {output} and the dataset {dataset.root} contain one another, "
-            "wanted two separate folders",
+            "expected two separate folders",
             "originals are never touched; choose another --output",
         )
     if output.exists() or output.is_symlink():
@@ -194,13 +194,13 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
             return True
         if not overwrite:
             raise UsageError(
-                f"--output: {output} exists already, wanted a new folder",
+                f"--output: {output} exists already, expected a new folder",
                 "choose another --output, or replace it with --overwrite",
             )
         if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
             raise UsageError(
                 f"--output: {output} was not made by prepare-splits (it has no splits.json), "
-                "wanted a folder that --overwrite may replace",
+                "expected a folder that --overwrite may replace",
                 "choose another --output",
             )
     return False
@@ -249,7 +249,7 @@ def read_splits(data: Path) -> Splits | None:
     try:
         if document["schema_version"] != SCHEMA_VERSION:
             raise AttclError(
-                f"{path}: schema_version {document['schema_version']}, wanted {SCHEMA_VERSION}",
+                f"{path}: schema_version {document['schema_version']}, expected {SCHEMA_VERSION}",
                 "run prepare-splits of this version again",
             )
         splits = {
@@ -269,7 +269,7 @@ def read_splits(data: Path) -> Splits | None:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise AttclError(
-            f"{path}: not the content that prepare-splits writes ({error!r}), wanted its keys",
+            f"{path}: not the content that prepare-splits writes ({error!r}), expected its keys",
             "run prepare-splits again",
         ) from error
 
@@ -278,6 +278,32 @@ def originals_of(root: Path) -> list[Path]:
     """The folders that nothing may be written into: a dataset, and where a data tree's links lead."""
     splits = read_splits(root)
     return [root, *([Path(splits.source)] if splits else [])]
+
+
+def open_truth(
+    source: Source,
+    made: Splits | None,
+    truth: Path | None,
+    *,
+    hint: str = "name it with --truth DATASET",
+) -> Dataset:
+    """The complete dataset: the folder that --truth names, or else the one that `splits.json` does.
+
+    Raises:
+        AttclError: neither names one, or it is not there.
+    """
+    if truth is not None:
+        folder = truth
+    elif made is not None:
+        folder = Path(made.source)
+    else:
+        raise UsageError(
+            f"--truth: {source.folder} has no splits.json that names the complete dataset, expected --truth",
+            "name the folder that holds the real volumes: --truth DATASET",
+        )
+    if not folder.is_dir():
+        raise AttclError(f"{folder}: no such folder, expected the complete dataset", hint)
+    return replace(source, folder=folder).open()
 
 
 def to_json(splits: Splits) -> dict[str, Any]:
@@ -305,12 +331,12 @@ def _sizes(
 ) -> tuple[int, int, int]:
     if sizes is not None and fractions is not None:
         raise UsageError(
-            "--sizes and --fractions: both given, wanted one of them", "leave one of them out"
+            "--sizes and --fractions: both given, expected one of them", "leave one of them out"
         )
     if sizes is not None:
         if min(sizes) < 0 or not 0 < sum(sizes) <= total:
             raise UsageError(
-                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, wanted a sum from 1 to {total}",
+                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, expected a sum from 1 to {total}",
                 "for example --fractions 0.7/0.1/0.2, which fits any number of cases",
             )
         return sizes
@@ -322,7 +348,7 @@ def _sizes(
     if not min(fractions) >= 0 or fractions[0] == 0 or not sum(fractions) <= 1 + 1e-9:
         raise UsageError(
             f"--fractions: {'/'.join(map(str, fractions))}, "
-            "wanted shares that sum to at most 1, the first above 0",
+            "expected shares that sum to at most 1, the first above 0",
             "for example --fractions 0.7/0.1/0.2",
         )
     exact = [Fraction(str(share)) * total for share in fractions]
@@ -379,7 +405,7 @@ def _require_every_modality(
     problems: list[AttclError] = [
         UsageError(
             f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
-            "wanted at least one to learn from",
+            "expected at least one to learn from",
             "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "
             "a dataset with holes of its own needs no prepare-splits: attcl train --data DATASET",
         )
@@ -389,7 +415,7 @@ def _require_every_modality(
     problems += [
         UsageError(
             f"--ratio: {name} leaves case {item.case} with no modality, "
-            "wanted at least one to stay",
+            "expected at least one to stay",
             "complete or remove this case, or choose another ratio",
         )
         for items in splits.values()
@@ -424,7 +450,7 @@ def _beside(output: Path) -> Iterator[Path]:
         )
     except OSError as error:
         raise AttclError(
-            f"{output}: not writable ({error.strerror}), wanted a folder that can be made",
+            f"{output}: not writable ({error.strerror}), expected a folder that can be made",
             "choose another --output",
         ) from error
     try:
@@ -445,7 +471,7 @@ def _beside(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise AttclError(
             f"{output}: not written ({error.strerror or error}), "
-            "wanted a writable place with free space",
+            "expected a writable place with free space",
             "choose another --output, or --link symlink, which needs no space",
         ) from error
     finally:

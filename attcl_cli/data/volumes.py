@@ -204,12 +204,12 @@ def load(paths: Sequence[Path]) -> Volume:
     if not np.isfinite(volume.data).all():
         count = int(volume.data.size - np.isfinite(volume.data).sum())
         raise AttclError(
-            f"{path}: {count} voxels are NaN or infinite, wanted finite intensities",
+            f"{path}: {count} voxels are NaN or infinite, expected finite intensities",
             "repair or remove this file",
         )
     if volume.data.min() == volume.data.max():
         raise AttclError(
-            f"{path}: every voxel is {volume.data.flat[0]:g}, wanted an image",
+            f"{path}: every voxel is {volume.data.flat[0]:g}, expected an image",
             "remove this file, so that the modality counts as missing",
         )
     return volume
@@ -228,7 +228,7 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
         if difference:
             raise AttclError(
                 f"{files[modality][0]}: {difference} of {files[first][0].name}, "
-                "wanted one grid for all volumes of a case",
+                "expected one grid for all volumes of a case",
                 "co-register and resample the case's volumes, or remove the one that is off",
             )
     brain = brain_of([other.data for other in volumes.values()])
@@ -237,7 +237,7 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
         scale = intensity_scale(other.data, brain)
         if scale is None:
             raise AttclError(
-                f"{files[modality][0]}: 99 % of the brain has one value, wanted contrast",
+                f"{files[modality][0]}: 99 % of the brain has one value, expected contrast",
                 "remove this file, so that the modality counts as missing",
             )
         scales[modality] = scale
@@ -260,7 +260,7 @@ def load_labels(paths: Sequence[Path]) -> Array:
     if between.any() or not np.isfinite(found).all():
         wrong = found[between] if between.any() else found[~np.isfinite(found)]
         raise AttclError(
-            f"{path}: label {wrong[0]:g} in {wrong.size} voxels, wanted whole numbers",
+            f"{path}: label {wrong[0]:g} in {wrong.size} voxels, expected whole numbers",
             "resample label maps with nearest neighbours",
         )
     return labels.astype(np.int16)
@@ -362,22 +362,22 @@ def _grid(image: Any, path: Path) -> Grid:
     header = image.header
     if not isinstance(header, nib.Nifti1Header):  # Nifti2Header is one, too
         raise AttclError(
-            f"{path}: a {type(header).__name__}, wanted NIfTI", "convert it to .nii.gz"
+            f"{path}: a {type(header).__name__}, expected NIfTI", "convert it to .nii.gz"
         )
     shape = tuple(int(n) for n in header.get_data_shape())
     if len(shape) != _FULL_DIMENSIONS:
         raise AttclError(
-            f"{path}: {len(shape)}-D ({_times(shape)}), wanted one 3-D volume",
+            f"{path}: {len(shape)}-D ({_times(shape)}), expected one 3-D volume",
             "split it and keep one volume a modality",
         )
     if 0 in shape:
         raise AttclError(
-            f"{path}: shape {_times(shape)}, wanted voxels", "repair or remove this file"
+            f"{path}: shape {_times(shape)}, expected voxels", "repair or remove this file"
         )
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise AttclError(
-            f"{path}: voxels of type {dtype}, wanted one number a voxel",
+            f"{path}: voxels of type {dtype}, expected one number a voxel",
             "convert it to a grey-scale image",
         )
     affine = header.get_best_affine()
@@ -385,7 +385,7 @@ def _grid(image: Any, path: Path) -> Grid:
         singular = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9  # noqa: PLR2004
     if singular:
         raise AttclError(
-            f"{path}: its affine maps voxels to no 3-D space, wanted an invertible one",
+            f"{path}: its affine maps voxels to no 3-D space, expected an invertible one",
             "repair the header's sform or qform",
         )
     # nibabel keeps the scaling with the data and clears it from the header.
@@ -398,12 +398,12 @@ def _require_bytes(path: Path) -> None:
         empty = path.stat().st_size == 0
     except OSError as error:
         raise AttclError(
-            f"{path}: not readable ({error.strerror}), wanted a NIfTI file",
+            f"{path}: not readable ({error.strerror}), expected a NIfTI file",
             "a broken link? check that its target exists",
         ) from error
     if empty:
         raise AttclError(
-            f"{path}: empty (0 bytes), wanted a NIfTI file",
+            f"{path}: empty (0 bytes), expected a NIfTI file",
             "copy it again from its source, or remove it",
         )
 
@@ -416,13 +416,13 @@ def _read_bytes(path: Path) -> bytes:
         return bytes(_gzip.decompress(raw))
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise AttclError(
-            f"{path}: not readable to its end ({error}), wanted a whole gzip file",
+            f"{path}: not readable to its end ({error}), expected a whole gzip file",
             "copy it again from its source, or remove it",
         ) from error
     except Exception as error:
         if type(error).__module__.startswith("isal"):
             raise AttclError(
-                f"{path}: not readable to its end ({error}), wanted a whole gzip file",
+                f"{path}: not readable to its end ({error}), expected a whole gzip file",
                 "copy it again from its source, or remove it",
             ) from error
         raise
@@ -437,14 +437,14 @@ def _stored_length(path: Path) -> int:
 def _no_nifti(path: Path, error: BaseException) -> AttclError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return AttclError(
-        f"{path}: not readable as NIfTI ({reason}), wanted .nii or .nii.gz",
+        f"{path}: not readable as NIfTI ({reason}), expected .nii or .nii.gz",
         "copy it again from its source, or remove it",
     )
 
 
 def _cut_off(path: Path, found: int, expected: int) -> AttclError:
     return AttclError(
-        f"{path}: cut off after {found} of {expected} bytes, wanted a whole file",
+        f"{path}: cut off after {found} of {expected} bytes, expected a whole file",
         "copy it again from its source, or remove it",
     )
 
@@ -475,7 +475,7 @@ def _check_written(raw: bytes, like: Grid, path: Path) -> None:
         or not np.array_equal(header.get_best_affine(), like.affine)
     ):
         raise AttclError(
-            f"{path}: geometry changed in writing, wanted that of the case",
+            f"{path}: geometry changed in writing, expected that of the case",
             "please report this with the case's header",
         )
 
@@ -508,19 +508,20 @@ def _png_grid(paths: Sequence[Path]) -> Grid:
                 sizes.setdefault((image.height, image.width, image.mode), path)
         except (OSError, SyntaxError, ValueError) as error:
             raise AttclError(
-                f"{path}: not readable as PNG ({error}), wanted a grey-scale slice",
+                f"{path}: not readable as PNG ({error}), expected a grey-scale slice",
                 "copy it again from its source, or remove it",
             ) from error
     (height, width, mode), first = next(iter(sizes.items()))
     for (other_height, other_width, other_mode), path in sizes.items():
         if other_mode not in _PNG_MODES:
             raise AttclError(
-                f"{path}: PNG of mode {other_mode}, wanted 8- or 16-bit grey", "convert it to grey"
+                f"{path}: PNG of mode {other_mode}, expected 8- or 16-bit grey",
+                "convert it to grey",
             )
         if (other_height, other_width, other_mode) != (height, width, mode):
             raise AttclError(
                 f"{path}: {other_height}x{other_width} {other_mode}, "
-                f"wanted {height}x{width} {mode} as {first.name}",
+                f"expected {height}x{width} {mode} as {first.name}",
                 "make all slices of a volume alike",
             )
     return Grid(
@@ -537,7 +538,7 @@ def _load_png(paths: Sequence[Path]) -> Volume:
                 data[index] = np.asarray(image)
         except (OSError, SyntaxError, ValueError) as error:
             raise AttclError(
-                f"{path}: not readable to its end ({error}), wanted a whole PNG",
+                f"{path}: not readable to its end ({error}), expected a whole PNG",
                 "copy it again from its source, or remove it",
             ) from error
     return Volume(data, grid)

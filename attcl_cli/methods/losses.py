@@ -123,7 +123,7 @@ def branch_loss(features: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
 
     Args:
         features: (B, M, C, H, W).
-        wanted: (B, C, H, W) of the self-representation network; carries no gradient.
+        expected: (B, C, H, W) of the self-representation network; carries no gradient.
         present: (B, M) bool, at least one a row.
     """
     squared = (features - wanted.detach()[:, None]).pow(2).mean(dim=(2, 3, 4))
@@ -140,10 +140,10 @@ def decoder_loss(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor
     """KL divergence of decoder features from the target's own (PLAVE, Eq 4).
 
     The paper names no distribution. Ours: at each position, the softmax over the channels says what is there;
-    KL(wanted || found) in nats, mean over positions, batch and layers. The wanted ones carry no gradient.
+    KL(expected || found) in nats, mean over positions, batch and layers. The expected ones carry no gradient.
 
     Args:
-        features, wanted: (B, C, H, W) a layer.
+        features, expected: (B, C, H, W) a layer.
     """
     layers = []
     for found, true in zip(features, wanted, strict=True):

@@ -78,7 +78,7 @@ class Plave:
         if target not in modalities:
             known = ", ".join(modalities)
             raise UsageError(
-                f"setting plave_target: {target!r}, wanted one of {known}, or '' for a general model",
+                f"setting plave_target: {target!r}, expected one of {known}, or '' for a general model",
                 nearest(target, modalities),
             )
         return {target: tuple(name for name in modalities if name != target)}

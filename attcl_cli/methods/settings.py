@@ -207,29 +207,29 @@ class Settings(BaseModel):
     def _sizes_fit(self) -> Settings:
         if self.image_size < _LEAST_SIZE or self.image_size & (self.image_size - 1):
             raise ValueError(
-                f"image_size: {self.image_size}, wanted a power of two of at least {_LEAST_SIZE}"
+                f"image_size: {self.image_size}, expected a power of two of at least {_LEAST_SIZE}"
             )
         if self.canvas % self.image_size:
             raise ValueError(
-                f"canvas: {self.canvas}, wanted a multiple of image_size ({self.image_size})"
+                f"canvas: {self.canvas}, expected a multiple of image_size ({self.image_size})"
             )
         if self.image_size < 4 * 2**self.downs:
             raise ValueError(
                 f"downs: {self.downs}, "
-                f"wanted at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
+                f"expected at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
             )
         wrong = [layer for layer in self.contrastive_layers if layer > self.downs]
         if wrong:
             raise ValueError(
-                f"contrastive_layers: {wrong}, wanted layers from 1 to downs ({self.downs})"
+                f"contrastive_layers: {wrong}, expected layers from 1 to downs ({self.downs})"
             )
         if len(set(self.contrastive_layers)) < len(self.contrastive_layers):
             raise ValueError(
-                f"contrastive_layers: {list(self.contrastive_layers)}, wanted each layer once"
+                f"contrastive_layers: {list(self.contrastive_layers)}, expected each layer once"
             )
         if not self.contrastive_layers and (self.acl != "none" or self.att_adain):
             raise ValueError(
-                "contrastive_layers: [], wanted at least one layer while acl or att_adain is on"
+                "contrastive_layers: [], expected at least one layer while acl or att_adain is on"
             )
         return self
 
@@ -293,7 +293,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 # Kind of error (pydantic's) -> how such a value is written.
 _WRITTEN = {
     "tuple_type": "lists are written [1, 2]; ",
-    "bool_parsing": "wanted true or false; ",
+    "bool_parsing": "expected true or false; ",
 }
 
 
@@ -350,25 +350,25 @@ def resolve(
         preset = values.pop("preset", preset)
     if preset not in PRESETS:
         raise UsageError(
-            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}", nearest(preset, PRESETS)
+            f"--preset: {preset!r}, expected one of {', '.join(PRESETS)}", nearest(preset, PRESETS)
         )
     if variant is not None and variant not in VARIANTS:
         raise UsageError(
-            f"--variant: {variant!r}, wanted one of {', '.join(VARIANTS)}",
+            f"--variant: {variant!r}, expected one of {', '.join(VARIANTS)}",
             nearest(variant, VARIANTS),
         )
     chosen = values | VARIANTS.get(variant or "", {}) | (overrides or {})
     method = chosen.get("method", "attcl-gan")
     if variant is not None and method != "attcl-gan":
         raise UsageError(
-            f"--variant: {variant!r} with method {method}, wanted it with attcl-gan alone",
+            f"--variant: {variant!r} with method {method}, expected it with attcl-gan alone",
             "leave out --variant; settings of PLAVE begin with plave_: --set plave_lambda_seg=0",
         )
     own = METHOD_DEFAULTS.get(method, {}) if isinstance(method, str) else {}
     merged = own | PRESETS[preset] | chosen
     problems: list[AttclError] = [
         UsageError(
-            f"setting {key}: is {_TITLES[owner]}'s, found it with method {method}, wanted --method {owner}",
+            f"setting {key}: is {_TITLES[owner]}'s, found it with method {method}, expected --method {owner}",
             f"add --method {owner}, or leave it out",
         )
         for key in overrides or {}
@@ -377,7 +377,7 @@ def resolve(
     problems += [
         UsageError(
             f"setting {key!r}: no such setting, "
-            "wanted one of those that `attcl train --dry-run` lists",
+            "expected one of those that `attcl train --dry-run` lists",
             nearest(key, Settings.model_fields),
         )
         for key in merged
@@ -414,8 +414,8 @@ def validated(kind: type[Model], values: dict[str, Any]) -> Model:
 
 
 def _wanted(text: str) -> str:
-    """pydantic's complaint in our words: `Input should be ...` -> `wanted ...`."""
-    ours = re.sub(r"^(Input|Value) should be ", "wanted ", text)
+    """pydantic's complaint in our words: `Input should be ...` -> `expected ...`."""
+    ours = re.sub(r"^(Input|Value) should be ", "expected ", text)
     return ours[0].lower() + ours[1:]
 
 
@@ -423,7 +423,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     """Reads `key=value`, the value as TOML (`0.1`, `true`, `[2, 3]`), bare words as strings."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UsageError(f"--set: {text!r}, wanted KEY=VALUE", "for example --set batch_size=4")
+        raise UsageError(f"--set: {text!r}, expected KEY=VALUE", "for example --set batch_size=4")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -131,7 +131,7 @@ def find_weights(
         if not path.is_file():
             raise UsageError(
                 f"{flag}: {name!r} is no file and no known name, "
-                f"wanted a run's folder, a .safetensors file or one of {_known_names()}",
+                f"expected a run's folder, a .safetensors file or one of {_known_names()}",
                 "attcl info shows the weights that are found",
             )
     digest = sha256(path)
@@ -142,7 +142,7 @@ def find_weights(
         if expected != digest:
             raise AttclError(
                 f"{path}: SHA-256 {digest[:16]}..., "
-                f"wanted {str(expected)[:16]}... as its card {card.name} says",
+                f"expected {str(expected)[:16]}... as its card {card.name} says",
                 "copy the weights again from their source; do not use these",
             )
     name = path.parent.name if path.name == WEIGHTS_FILE else path.stem
@@ -167,7 +167,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         except RuntimeError as error:
             raise AttclError(
                 f"{weights.path}: tensors do not fit its own settings ({_first_line(error)}), "
-                "wanted a file that attcl wrote",
+                "expected a file that attcl wrote",
                 "copy the file again from its source, or train again",
             ) from error
         modules[name].to(device).eval().requires_grad_(requires_grad=False)
@@ -182,7 +182,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
     lacking = sorted(set(info.modalities) - set(method.references))
     if method.styled and lacking:
         raise AttclError(
-            f"{weights.path}: no reference of {', '.join(lacking)}, wanted a file that attcl wrote",
+            f"{weights.path}: no reference of {', '.join(lacking)}, expected a file that attcl wrote",
             "copy the file again from its source, or train again",
         )
     return method
@@ -241,7 +241,7 @@ def _read_info(path: Path) -> WeightsInfo:
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
         raise AttclError(
-            f"{path}: schema_version {version}, wanted {SCHEMA_VERSION}",
+            f"{path}: schema_version {version}, expected {SCHEMA_VERSION}",
             "use the version of attcl that wrote it, or train again",
         )
     try:
@@ -259,7 +259,7 @@ def _read_info(path: Path) -> WeightsInfo:
         )
     except (KeyError, TypeError, AttributeError, AttclError) as error:
         raise AttclError(
-            f"{path}: its description is incomplete ({error}), wanted a file that attcl wrote",
+            f"{path}: its description is incomplete ({error}), expected a file that attcl wrote",
             "copy the file again from its source, or train again",
         ) from error
 
@@ -270,7 +270,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise AttclError(
-            f"{path}: not readable as safetensors ({error}), wanted weights that attcl wrote",
+            f"{path}: not readable as safetensors ({error}), expected weights that attcl wrote",
             "copy the file again from its source",
         ) from error
     try:
@@ -279,7 +279,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict):
         raise AttclError(
-            f"{path}: safetensors without a description by attcl, wanted weights that attcl wrote",
+            f"{path}: safetensors without a description by attcl, expected weights that attcl wrote",
             "use a run's weights.safetensors",
         )
     return document

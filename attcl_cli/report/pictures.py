@@ -70,7 +70,7 @@ class Panel:
         volumes += [] if self.truth is None else [self.truth]
         shapes = {volume.shape for volume in volumes}
         if len(shapes) > 1 or self.source.ndim != 3 or 0 in self.source.shape:  # noqa: PLR2004
-            raise ValueError(f"{self.case}: shapes {sorted(shapes)}, wanted one (D, H, W)")
+            raise ValueError(f"{self.case}: shapes {sorted(shapes)}, expected one (D, H, W)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         AttclError: the file cannot be written.
     """
     if not panels:
-        raise ValueError("panels: none, wanted one or more")
+        raise ValueError("panels: none, expected one or more")
     rows = panels[:max_rows]
     top, bottom = 112, 56
     left = _EDGE + _LABEL_WIDTH

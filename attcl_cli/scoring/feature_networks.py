@@ -109,7 +109,7 @@ class Perceptual:
         weights = [layer.model[-1].weight.detach() for layer in network.lins]  # (1, C, 1, 1) each
         if any(bool((weight < 0).any()) for weight in weights):
             raise AttclError(
-                "lpips: a negative weight among its linear layers, wanted those of version 0.1",
+                "lpips: a negative weight among its linear layers, expected those of version 0.1",
                 'install the package again: pip install --force-reinstall "lpips>=0.1.4"',
             )
         self._roots = [weight.sqrt() for weight in weights]
@@ -129,7 +129,7 @@ class Perceptual:
         _require_slices(slices)
         if min(slices.shape[2:]) < LPIPS_MIN_SIDE:
             raise ValueError(
-                f"slices of {tuple(slices.shape[2:])} pixels: wanted {LPIPS_MIN_SIDE} or more a side"
+                f"slices of {tuple(slices.shape[2:])} pixels: expected {LPIPS_MIN_SIDE} or more a side"
             )
         with torch.inference_mode():
             # The scaling layer's three channels make three of one.
@@ -173,7 +173,7 @@ def load_network(
     """
     if name not in NETWORKS:
         raise UsageError(
-            f"--fid-network: {name!r}, wanted one of {', '.join(NETWORKS)}",
+            f"--fid-network: {name!r}, expected one of {', '.join(NETWORKS)}",
             "--fid-network effnet-lite0 needs no download",
         )
     return NETWORKS[name](offline=offline, progress=progress, device=device)
@@ -302,7 +302,7 @@ def _library(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise AttclError(
-            f"{_PIP_NAMES[module]}: not importable ({error}), wanted for this score",
+            f"{_PIP_NAMES[module]}: not importable ({error}), expected for this score",
             f"pip install {_PIP_NAMES[module]}",
         ) from error
 
@@ -313,7 +313,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise AttclError(
-            f"{path}: not loaded ({_first_line(error)}), wanted tensors and nothing else",
+            f"{path}: not loaded ({_first_line(error)}), expected tensors and nothing else",
             "put the published file in its place",
         ) from error
     if not isinstance(state, Mapping):
@@ -333,7 +333,7 @@ def _fill(module: nn.Module, state: dict[str, Any], path: Path) -> None:
 
 def _unfit(path: Path, error: Exception) -> AttclError:
     return AttclError(
-        f"{path}: its tensors do not fit the network ({_first_line(error)}), wanted the published file",
+        f"{path}: its tensors do not fit the network ({_first_line(error)}), expected the published file",
         "remove it: it is downloaded again",
     )
 
@@ -365,10 +365,10 @@ def _prepare(network: nn.Module, device: torch.device) -> Any:
 def _require_slices(slices: Tensor) -> None:
     if slices.ndim != 4 or slices.shape[1] != 1 or slices.dtype != torch.float32:  # noqa: PLR2004
         raise ValueError(
-            f"slices {slices.dtype} {tuple(slices.shape)}: wanted float32 (B, 1, H, W)"
+            f"slices {slices.dtype} {tuple(slices.shape)}: expected float32 (B, 1, H, W)"
         )
     # A comparison with NaN is false: NaN is refused too.
     if slices.numel() and not (slices.min() >= 0 and slices.max() <= 1):
         raise ValueError(
-            f"slices from {float(slices.min())} to {float(slices.max())}: wanted [0, 1]"
+            f"slices from {float(slices.min())} to {float(slices.max())}: expected [0, 1]"
         )

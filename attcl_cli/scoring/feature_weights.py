@@ -73,7 +73,7 @@ def locate(file: FeatureFile, *, offline: bool = False, progress: Progress | Non
         progress: told the bytes done and their number in all, at least once a megabyte.
 
     Returns:
-        A file whose size and SHA-256 are those wanted.
+        A file whose size and SHA-256 are those expected.
 
     Raises:
         AttclError: it is missing and may not or cannot be downloaded, or it holds other bytes.
@@ -127,13 +127,13 @@ def _verify(path: Path, file: FeatureFile) -> None:
     size = path.stat().st_size
     if size != file.size_bytes:
         raise AttclError(
-            f"{path}: {size} bytes, wanted {file.size_bytes} with SHA-256 {file.sha256}",
+            f"{path}: {size} bytes, expected {file.size_bytes} with SHA-256 {file.sha256}",
             f"delete it and run the command again, or put in its place what {file.url} holds",
         )
     digest = sha256(path)
     if digest != file.sha256:
         raise AttclError(
-            f"{path}: SHA-256 {digest}, wanted {file.sha256}; it was not loaded",
+            f"{path}: SHA-256 {digest}, expected {file.sha256}; it was not loaded",
             f"delete it and run the command again, or put in its place what {file.url} holds",
         )
     _verified.add(identity)
@@ -143,7 +143,7 @@ def _unavailable(file: FeatureFile, reason: str) -> AttclError:
     folders = " or ".join(str(folder) for folder in _folders())
     return AttclError(
         f"{file.name}: not in {folders}, and not downloaded ({reason}), "
-        f"wanted {file.size_bytes} bytes with SHA-256 {file.sha256}",
+        f"expected {file.size_bytes} bytes with SHA-256 {file.sha256}",
         f"download {file.url} on a machine with a connection and put it into {_folders()[0]} "
         "(or a folder that ATTCL_WEIGHTS names); or leave this score out"
         + (f"; {file.instead}" if file.instead else ""),
@@ -179,7 +179,7 @@ def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
             raise _unavailable(file, f"{file.url} sent {found} bytes")
         if hasher.hexdigest() != file.sha256:
             raise AttclError(
-                f"{file.name}: SHA-256 {hasher.hexdigest()} from {file.url}, wanted {file.sha256}; "
+                f"{file.name}: SHA-256 {hasher.hexdigest()} from {file.url}, expected {file.sha256}; "
                 "the download was removed",
                 f"try again; if it stays so, put a right copy into {path.parent}"
                 + (f"; {file.instead}" if file.instead else ""),
@@ -189,7 +189,7 @@ def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
     except OSError as error:
         raise AttclError(
             f"{path}: not written ({error.strerror or error}), "
-            f"wanted a writable folder with {file.size_bytes} bytes of free space",
+            f"expected a writable folder with {file.size_bytes} bytes of free space",
             "free some space, or name another folder in ATTCL_WEIGHTS",
         ) from error
     finally:

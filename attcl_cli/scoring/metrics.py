@@ -43,7 +43,7 @@ def to_unit(volume: Array, low: float, high: float) -> Array:
         ValueError: the window is empty.
     """
     if not high > low:
-        raise ValueError(f"window: low {low} and high {high}, wanted low < high")
+        raise ValueError(f"window: low {low} and high {high}, expected low < high")
     unit = (np.asarray(volume, np.float64) - low) / (high - low)
     return np.clip(unit, 0.0, 1.0).astype(np.float32)
 
@@ -276,7 +276,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     """
     if first.mean.shape != second.mean.shape:
         raise ValueError(
-            f"features of {len(first.mean)} and {len(second.mean)} dimensions: wanted one number"
+            f"features of {len(first.mean)} and {len(second.mean)} dimensions: expected one number"
         )
     # The rank is below the count: the smaller set has the smaller root.
     small, large = sorted((first, second), key=lambda moments: moments.count)
@@ -384,15 +384,15 @@ def _kernel_sum(x: Array, y: Array) -> float:
 def _features(features: Array, *, dim: int) -> Array:
     batch = np.asarray(features, np.float64)
     if batch.ndim != 2 or batch.shape[1] != dim:  # noqa: PLR2004
-        raise ValueError(f"features {batch.shape}: wanted vectors of one length, (B, {dim})")
+        raise ValueError(f"features {batch.shape}: expected vectors of one length, (B, {dim})")
     if not np.isfinite(batch).all():
-        raise ValueError("features: NaN or infinity among them, wanted finite numbers")
+        raise ValueError("features: NaN or infinity among them, expected finite numbers")
     return batch
 
 
 def _require_two(count: int) -> None:
     if count < 2:  # noqa: PLR2004
-        raise ValueError(f"{count} feature vectors: wanted two or more for their spread")
+        raise ValueError(f"{count} feature vectors: expected two or more for their spread")
 
 
 def _mean(values: Array) -> float:
@@ -427,15 +427,17 @@ def _block(mask: Array, *, margin: int) -> tuple[slice, ...] | None:
 
 def _pair_shapes(prediction: Array, truth: Array) -> None:
     if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape}: wanted one shape")
+        raise ValueError(
+            f"prediction {prediction.shape} and truth {truth.shape}: expected one shape"
+        )
 
 
 def _require_range(data_range: float) -> None:
     if not data_range > 0:
-        raise ValueError(f"data_range {data_range}: wanted a positive number")
+        raise ValueError(f"data_range {data_range}: expected a positive number")
 
 
 def _require_mask(mask: Array | None, image: Array) -> None:
     # An integer mask would select by position instead of by truth: silently another number.
     if mask is not None and (mask.dtype != np.bool_ or mask.shape != image.shape):
-        raise ValueError(f"mask {mask.dtype} {mask.shape}: wanted bool {image.shape}")
+        raise ValueError(f"mask {mask.dtype} {mask.shape}: expected bool {image.shape}")

@@ -48,7 +48,7 @@ class Job:
 
     @property
     def source(self) -> str:
-        """The source that stands for all where one is wanted: a copy of it is what costs nothing."""
+        """The source that stands for all where one is expected: a copy of it is what costs nothing."""
         return self.sources[0]
 
     @property
@@ -107,7 +107,7 @@ def plan(
     weights: dict[str, str] = {}
     if not output.is_dir():
         raise AttclError(
-            f"{output}: no such folder, wanted the completed volumes",
+            f"{output}: no such folder, expected the completed volumes",
             "name it with --cpl, or make it with attcl complete",
         )
     problems: list[AttclError] = []
@@ -136,7 +136,7 @@ def plan(
             AttclError(
                 f"{output}: {name} of {case_id} was not completed"
                 + (f", nor were {len(missing) - 1} more" if len(missing) > 1 else "")
-                + f", wanted all volumes hidden in {'any' if split == 'all' else f'the {split}'} split",
+                + f", expected all volumes hidden in {'any' if split == 'all' else f'the {split}'} split",
                 "finish attcl complete (a challenge's flat folder is not read: complete into another --cpl, too), "
                 "or count them with --allow-missing",
             )
@@ -145,7 +145,7 @@ def plan(
     if not jobs and not missing:
         raise AttclError(
             f"{data.root}: nothing is hidden in {'any' if split == 'all' else f'the {split}'} split, "
-            "wanted truths to compare with",
+            "expected truths to compare with",
             "choose another --split (train, val, test or all)",
         )
     return Plan(tuple(jobs), tuple(missing), truth.root, weights)
@@ -175,7 +175,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
                 jobs.append(Job(case.id, (source,), own, others, _segmentation(truth, case)))
     if not jobs:
         raise AttclError(
-            f"{truth.root}: no case of the {split} split has two modalities, wanted pairs",
+            f"{truth.root}: no case of the {split} split has two modalities, expected pairs",
             "choose another --split, or name the complete dataset with --truth",
         )
     return Plan(tuple(jobs), (), truth.root)
@@ -185,12 +185,13 @@ def _chosen(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | N
     """Case -> what was hidden of it; None where nobody wrote it down."""
     if split not in SPLITS:
         raise UsageError(
-            f"--split: {split!r}, wanted one of {', '.join(SPLITS)}", "--split test is the default"
+            f"--split: {split!r}, expected one of {', '.join(SPLITS)}",
+            "--split test is the default",
         )
     if splits is None:
         if split != "all":
             raise UsageError(
-                f"--split: {split}, but no splits.json says which cases these are, wanted all",
+                f"--split: {split}, but no splits.json says which cases these are, expected all",
                 "leave --split out: all cases are scored",
             )
         return None
@@ -207,12 +208,12 @@ def _hidden(
     chosen = _chosen(splits, split)
     if data.root.resolve() == truth.root.resolve():
         raise UsageError(
-            f"--truth: {truth.root} is the incomplete dataset itself, wanted the complete one",
+            f"--truth: {truth.root} is the incomplete dataset itself, expected the complete one",
             "name the folder that holds the hidden volumes",
         )
     if not ours.keys() & theirs.keys():
         raise UsageError(
-            f"--truth: {truth.root} holds none of the {len(ours)} cases of {data.root}, wanted the same patients",
+            f"--truth: {truth.root} holds none of the {len(ours)} cases of {data.root}, expected the same patients",
             "name the complete dataset",
         )
     if chosen is None:  # what the truth has and the data has not
@@ -224,7 +225,7 @@ def _hidden(
         if case_id not in ours:
             problems.append(
                 AttclError(
-                    f"{data.root}: no case {case_id}, wanted every case that splits.json lists",
+                    f"{data.root}: no case {case_id}, expected every case that splits.json lists",
                     "run attcl prepare-splits again",
                 )
             )
@@ -233,7 +234,7 @@ def _hidden(
         lost = [name for name in hidden if name not in found]
         problems += [
             AttclError(
-                f"{truth.root}: no {name} of {case_id}, wanted the truth that was hidden",
+                f"{truth.root}: no {name} of {case_id}, expected the truth that was hidden",
                 "name the complete dataset with --truth",
             )
             for name in lost
@@ -252,7 +253,7 @@ def _unlike(target: Target) -> list[AttclError]:
     difference = made.differs_from(volumes.read_grid(target.truth))
     if not difference:
         return []
-    told = f"{target.made[0]}: {difference} of the truth {target.truth[0]}, wanted the same grid"
+    told = f"{target.made[0]}: {difference} of the truth {target.truth[0]}, expected the same grid"
     return [AttclError(told, hint)]
 
 

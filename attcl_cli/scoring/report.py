@@ -9,7 +9,7 @@ from typing import Any
 
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
-from attcl_cli.cli.options import Talk
+from attcl_cli.cli.terminal import Terminal
 from attcl_cli.files import read_json
 from attcl_cli.report import html as report
 from attcl_cli.report import pictures
@@ -108,7 +108,7 @@ def _panels(
     """The panels of (case, source, target), in this order; a job is read once, whatever the number of its targets."""
     made: dict[_Key, pictures.Panel] = {}
     jobs = [job for job in plan.jobs if any((job.case, job.made_from) == key[:2] for key in chosen)]
-    with terminal.progress(len(jobs), "pictures", quiet=quiet) as bar:
+    with Terminal(quiet=quiet).bar(len(jobs), "pictures") as bar:
         for job in jobs:
             image, shown = score.compare(job, measures.predict)
             for own in shown:
@@ -130,7 +130,7 @@ def _panels(
     return [made[key] for key in chosen]
 
 
-def show(figures: Sequence[Figure], output: Path, plan: Plan, talk: Talk) -> None:
+def show(figures: Sequence[Figure], output: Path, plan: Plan, talk: Terminal) -> None:
     """Shows the figures on the terminal, as tables or as one document."""
     if talk.as_json:
         files = {name: str(output / name) for name in ("report.html", "scores.csv", "summary.json")}

@@ -333,7 +333,7 @@ def _read(job: Job) -> _Loaded:
     ]:
         if found.shape != shape:
             raise AttclError(
-                f"{name}: {found.shape} slices, rows and columns, wanted {shape} as the truth has",
+                f"{name}: {found.shape} slices, rows and columns, expected {shape} as the truth has",
                 "put the case's own file there",
             )
     return _Loaded(job, present, truths, made, tumour)
@@ -363,7 +363,7 @@ def _predictions(loaded: _Loaded, measures: Measures) -> Iterator[Shown]:
         scale = intensities.intensity_scale(truth, brain)
         if scale is None:
             raise AttclError(
-                f"{target.truth[0]}: 99 % of the brain has one value, wanted contrast",
+                f"{target.truth[0]}: 99 % of the brain has one value, expected contrast",
                 "remove this volume from the truth",
             )
         unit_truth = _unit(truth, brain)

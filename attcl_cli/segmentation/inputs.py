@@ -133,7 +133,7 @@ def plan(
         if name not in (*EXPLAINED, *data.modalities):
             known = ", ".join((*EXPLAINED, *data.modalities))
             raise UsageError(
-                f"--input: {name!r}, wanted one of {known}", "--input completed is the default"
+                f"--input: {name!r}, expected one of {known}", "--input completed is the default"
             )
     cases = cases_of(data, splits, parts)
     whole = {case.id: case for case in truth.cases} if truth is not None else {}
@@ -177,7 +177,7 @@ def plan(
     for part in {"train", "test"} & set(parts):
         if not first.splits[part]:
             raise AttclError(
-                f"{data.root}: no case with a label map in the {part} split, wanted at least one",
+                f"{data.root}: no case with a label map in the {part} split, expected at least one",
                 "run attcl prepare-splits with other --fractions or --sizes",
             )
     return Plan(kept, convention, tuple(unlabelled))
@@ -202,7 +202,7 @@ def plan_truths(
     )
     if not samples:
         raise AttclError(
-            f"{data.root}: no case with a label map in the {split} split, wanted at least one",
+            f"{data.root}: no case with a label map in the {split} split, expected at least one",
             "run attcl prepare-splits with other --fractions or --sizes",
         )
     return Plan({"": Input("", (), {split: samples})}, convention, tuple(unlabelled))
@@ -224,7 +224,7 @@ def cases_of(data: Dataset, splits: Splits, parts: Sequence[str]) -> dict[str, l
             if case is None:
                 problems.append(
                     AttclError(
-                        f"{data.root}: no case {case_id}, wanted it as splits.json lists it",
+                        f"{data.root}: no case {case_id}, expected it as splits.json lists it",
                         "run attcl prepare-splits again",
                     )
                 )
@@ -233,7 +233,7 @@ def cases_of(data: Dataset, splits: Splits, parts: Sequence[str]) -> dict[str, l
                 problems.append(
                     AttclError(
                         f"{data.root / 'splits.json'}: patient {case.patient} is in {owner[case.patient]} "
-                        f"and in {part}, wanted one split a patient",
+                        f"and in {part}, expected one split a patient",
                         "run attcl prepare-splits again",
                     )
                 )
@@ -303,7 +303,7 @@ def _channel(
     if name == COMPLETED:
         files = tuple(completed / file for file in data.place(case, modality))
         there = all(file.is_file() for file in files)
-        lacking = f"{files[0]}: not there, wanted every missing volume completed"
+        lacking = f"{files[0]}: not there, expected every missing volume completed"
         return files if there else AttclError(lacking, "finish attcl complete")
     real = whole.get(case.id)
     if name == REAL and truth is not None and real is not None and modality in real.files:
@@ -311,14 +311,14 @@ def _channel(
     if name == REAL:
         lacking = f"{truth.root if truth else '--truth'}: no {modality} of {case.id}"
         hint = "name the complete dataset with --truth, or choose another --input"
-        return AttclError(f"{lacking}, wanted the truths that were hidden", hint)
-    lacking = f"{data.root}: no {modality} of {case.id}, wanted a modality that all cases have"
+        return AttclError(f"{lacking}, expected the truths that were hidden", hint)
+    lacking = f"{data.root}: no {modality} of {case.id}, expected a modality that all cases have"
     return AttclError(lacking, "choose another --input")
 
 
 def _same_lack(problem: AttclError) -> str:
-    """What was wanted: whatever lacks it, the reason is one."""
-    return problem.message.rpartition(", wanted ")[2]
+    """What was expected: whatever lacks it, the reason is one."""
+    return problem.message.rpartition(", expected ")[2]
 
 
 # --- Checks -------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def _check(
     if unlabelled and not allow_missing:
         problems.append(
             AttclError(
-                f"{data.root}: {len(unlabelled)} cases have no segmentation file, wanted one each "
+                f"{data.root}: {len(unlabelled)} cases have no segmentation file, expected one each "
                 f"(the first: {unlabelled[0]})",
                 "add them, or leave these cases out with --allow-missing",
             )
@@ -385,7 +385,7 @@ def _check_one(
     if canvas is not None and max(height, width) > canvas:
         problems.append(
             AttclError(
-                f"{first[0]}: axial slices of {height}x{width} voxels, wanted at most {canvas}x{canvas}",
+                f"{first[0]}: axial slices of {height}x{width} voxels, expected at most {canvas}x{canvas}",
                 f"--set canvas={-(-max(height, width) // canvas) * canvas}",
             )
         )
@@ -406,7 +406,7 @@ def _check_one(
         known = " or ".join(str(item) for item in CONVENTIONS.values())
         told = [
             AttclError(
-                f"{labels[0]}: label {some(strange)}, wanted those of {known}",
+                f"{labels[0]}: label {some(strange)}, expected those of {known}",
                 "give the label maps the values of one release",
             )
         ]
@@ -426,7 +426,7 @@ def _unlike(paths: tuple[Path, ...], grid: volumes.Grid, first: Path) -> list[At
         return []
     return [
         AttclError(
-            f"{paths[0]}: {difference} of {first}, wanted one grid for all files of a case",
+            f"{paths[0]}: {difference} of {first}, expected one grid for all files of a case",
             "resample it onto the grid of the case's images",
         )
     ]

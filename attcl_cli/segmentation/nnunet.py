@@ -56,7 +56,7 @@ def require_name(folder: Path) -> None:
     """Raises a `UsageError` unless the folder is called as nnU-Net's datasets are."""
     if not _NAME.fullmatch(folder.name):
         raise UsageError(
-            f"--export nnunet: {folder}, wanted a folder named DatasetNNN_Name, as nnU-Net does",
+            f"--export nnunet: {folder}, expected a folder named DatasetNNN_Name, as nnU-Net does",
             f"for example --export nnunet {folder / 'Dataset501_completed'}",
         )
 
@@ -91,13 +91,13 @@ def export(
     samples = [(part, sample) for part, own in shown.splits.items() for sample in own]
     if ending == ".png":
         raise UsageError(
-            "--export nnunet: a dataset of PNG slices, wanted NIfTI volumes",
+            "--export nnunet: a dataset of PNG slices, expected NIfTI volumes",
             "nnU-Net reads 2-D images as single cases: convert the dataset to NIfTI",
         )
     lacking = next((item.case for _, item in samples if not all(item.channels)), None)
     if lacking is not None:
         raise UsageError(
-            f"--export nnunet: {lacking} lacks a channel, wanted all: nnU-Net takes no missing ones",
+            f"--export nnunet: {lacking} lacks a channel, expected all: nnU-Net takes no missing ones",
             "export --input completed, or a modality that all cases have",
         )
 
@@ -161,7 +161,7 @@ def verify(folder: Path, *, workers: int = 2) -> bool:
             verify_dataset_integrity(str(folder), num_processes=max(workers, 1))
         except Exception as error:
             raise AttclError(
-                f"{folder}: refused by nnU-Net ({error}), wanted a dataset that passes its check",
+                f"{folder}: refused by nnU-Net ({error}), expected a dataset that passes its check",
                 "please report this with the whole message",
             ) from error
     return True

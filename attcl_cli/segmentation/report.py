@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli.cli import terminal
-from attcl_cli.cli.options import Talk
+from attcl_cli.cli.terminal import Terminal
 from attcl_cli.data.labels import REGIONS
 from attcl_cli.errors import IncompleteError, some
 from attcl_cli.files import as_json, write_csv
@@ -140,7 +140,7 @@ def write(output: Path, report: Report, *, facts: Mapping[str, Any]) -> None:
     )
 
 
-def show(output: Path, report: Report, talk: Talk) -> None:
+def show(output: Path, report: Report, talk: Terminal) -> None:
     """The tables, or one JSON document."""
     files = {name: str(output / name) for name in ("segment.csv", "summary.json")}
     if talk.as_json:
@@ -191,7 +191,7 @@ def complain(output: Path, missing: Sequence[str]) -> None:
     """Raises an `IncompleteError` where cases were left out."""
     if missing:
         raise IncompleteError(
-            f"{output}: cases left out: {len(missing)}, wanted all (the first: {missing[0]})",
+            f"{output}: cases left out: {len(missing)}, expected all (the first: {missing[0]})",
             "they have no label map, or no prediction; summary.json lists them",
         )
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli.cli.options import Source, open_truth
 from attcl_cli.data import splits
-from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.dataset import Dataset, Source
+from attcl_cli.data.splits import open_truth
 from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
 from attcl_cli.files import is_within
 from attcl_cli.run_record import read_record
@@ -95,7 +95,7 @@ def open_setup(asked: Asked) -> Setup:
     made = splits.read_splits(data.root)
     if made is None:
         raise UsageError(
-            f"--ori: {data.root} has no splits.json, wanted what attcl prepare-splits wrote",
+            f"--ori: {data.root} has no splits.json, expected what attcl prepare-splits wrote",
             "attcl prepare-splits DATASET; for a dataset with holes of its own, with a --ratio file that "
             "says hidden = [[]]",
         )
@@ -111,7 +111,7 @@ def inputs_of(asked: Asked, setup: Setup) -> tuple[tuple[str, ...], list[str]]:
         return (asked.input or DEFAULT_INPUT,), []
     if asked.input is not None:
         raise UsageError(
-            "--input: given with --compare, which takes them all, wanted one of them",
+            "--input: given with --compare, which takes them all, expected one of them",
             "leave --input out to compare, or --compare out to train on one",
         )
     single = segment_inputs.single_input(setup.data)
@@ -141,7 +141,7 @@ def asked_before(output: Path, asked: Asked) -> Asked:
     config = record.get("config", {}) if record.get("command") == "segment" else {}
     if not _trains(config):
         raise UsageError(
-            f"--resume: {output} has no run.json of a run that trains a segmenter, wanted the folder of one",
+            f"--resume: {output} has no run.json of a run that trains a segmenter, expected the folder of one",
             "start without --resume, or name another run",
         )
     known = {key: config[key] for key in asdict(asked)}
@@ -152,7 +152,7 @@ def asked_before(output: Path, asked: Asked) -> Asked:
     steps = dict(asked.overrides).get("steps")
     if (changed and changed != ["overrides"]) or set(dict(asked.overrides)) - {"steps"}:
         raise UsageError(
-            f"--resume: given with --{changed[0].replace('_', '-').replace('overrides', 'set')}, wanted it alone",
+            f"--resume: given with --{changed[0].replace('_', '-').replace('overrides', 'set')}, expected it alone",
             "a run keeps the options that it was started with; --steps may grow",
         )
     if steps is not None:
@@ -190,7 +190,7 @@ def require_free(
     existing = next(place for place in (output, *output.parents) if place.exists())
     if not existing.is_dir():
         raise UsageError(
-            f"{flag}: {output} cannot be made ({existing} is a file), wanted a folder",
+            f"{flag}: {output} cannot be made ({existing} is a file), expected a folder",
             f"choose another {flag}",
         )
     if resume or not output.exists() or not any(output.iterdir()):
@@ -198,7 +198,7 @@ def require_free(
     for path in reads:
         if is_within(path, output):
             raise UsageError(
-                f"{flag}: {output} holds {path}, which is to be read, wanted another folder",
+                f"{flag}: {output} holds {path}, which is to be read, expected another folder",
                 f"choose another {flag}",
             )
     record = read_record(output)
@@ -211,13 +211,13 @@ def require_free(
     if not overwrite:
         on = f", or go on with: attcl segment --resume {output}" if trains else ""
         raise UsageError(
-            f"{flag}: {output} is not empty, wanted a new folder",
+            f"{flag}: {output} is not empty, expected a new folder",
             f"choose another {flag}, or replace it with --overwrite{on}",
         )
     if not ours:
         raise UsageError(
             f"{flag}: {output} was not made by attcl segment (no run.json says so), "
-            "wanted a folder that --overwrite may replace",
+            "expected a folder that --overwrite may replace",
             f"choose another {flag}",
         )
 

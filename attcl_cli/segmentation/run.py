@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli.cli import terminal
-from attcl_cli.cli.options import Talk
+from attcl_cli.cli.terminal import Terminal
 from attcl_cli.devices import Precision
 from attcl_cli.errors import InterruptedRun, UsageError
 from attcl_cli.files import read_json, sha256, write_csv
@@ -44,7 +43,7 @@ class Session:
     resume: bool
     given: tuple[Path, SegmenterInfo] | None
     notes: tuple[str, ...]
-    talk: Talk
+    talk: Terminal
 
     def folder(self, name: str) -> Path:
         """Where the results of an input go."""
@@ -141,7 +140,7 @@ def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> Non
     for name, cases in lists.items():
         if before.get(name, cases) != cases:
             raise UsageError(
-                f"--resume: {output} was {name.replace('_', ' ')} other cases than those here, wanted the same",
+                f"--resume: {output} was {name.replace('_', ' ')} other cases than those here, expected the same",
                 "start a new run with another --output",
             )
 
@@ -182,7 +181,7 @@ def _one_input(session: Session, name: str, shown: Input, record: RunInfo) -> li
             per_slice=session.asked.per_slice,
             workers=session.workers,
         )
-        with terminal.progress(len(samples), f"test {name}", quiet=session.talk.quiet) as bar:
+        with session.talk.bar(len(samples), f"test {name}") as bar:
             for case, own in found:
                 rows += own
                 bar(case)
@@ -228,7 +227,7 @@ def _train(session: Session, name: str, shown: Input, folder: Path) -> Path:
         if session.resume and segment_slices.is_store(folder / cache):
             stores[part] = segment_slices.open_store(folder / cache)
             continue
-        with terminal.progress(len(samples), f"read {part} {name}", quiet=quiet) as bar:
+        with Terminal(quiet=quiet).bar(len(samples), f"read {part} {name}") as bar:
             stores[part] = segment_slices.build(
                 samples,
                 folder / cache,
@@ -247,7 +246,7 @@ def _train(session: Session, name: str, shown: Input, folder: Path) -> Path:
     )
     import monai.losses.dice  # noqa: F401 - takes seconds, which are no part of the first step
 
-    with terminal.progress(settings.steps, f"train {name}", every_seconds=10, quiet=quiet) as bar:
+    with Terminal(quiet=quiet).bar(settings.steps, f"train {name}", every_seconds=10) as bar:
 
         def on_step(step: int, values: Mapping[str, float]) -> None:
             bar("  ".join(f"{key} {value:.3f}" for key, value in values.items()), to=step)

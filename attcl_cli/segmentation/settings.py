@@ -49,11 +49,11 @@ class SegmentSettings(BaseModel):
         if self.image_size % (least // 2) or self.image_size < least:
             raise ValueError(
                 f"image_size: {self.image_size}, "
-                f"wanted a multiple of {least // 2} from {least} on with {self.levels} levels"
+                f"expected a multiple of {least // 2} from {least} on with {self.levels} levels"
             )
         if self.canvas % self.image_size:
             raise ValueError(
-                f"canvas: {self.canvas}, wanted a multiple of image_size ({self.image_size})"
+                f"canvas: {self.canvas}, expected a multiple of image_size ({self.image_size})"
             )
         return self
 
@@ -75,7 +75,7 @@ def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings
     preset = preset or "base"
     if preset not in PRESETS:
         raise UsageError(
-            f"--preset: {preset!r}, wanted one of {', '.join(PRESETS)}",
+            f"--preset: {preset!r}, expected one of {', '.join(PRESETS)}",
             "--preset tiny trains for minutes",
         )
     known = list(SegmentSettings.model_fields)
@@ -84,7 +84,7 @@ def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings
         if key not in known:
             problems.append(
                 UsageError(
-                    f"setting {key!r}: no such setting, wanted one of {', '.join(known)}",
+                    f"setting {key!r}: no such setting, expected one of {', '.join(known)}",
                     nearest(key, known),
                 )
             )

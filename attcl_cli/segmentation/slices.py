@@ -77,7 +77,7 @@ def load(sample: Sample, size: Size, convention: Convention) -> Loaded:
     truth = to_classes(volumes.load_labels(sample.segmentation), convention)
     if truth.shape != case.brain.shape:
         raise AttclError(
-            f"{sample.segmentation[0]}: {truth.shape} slices, rows and columns, wanted {case.brain.shape}",
+            f"{sample.segmentation[0]}: {truth.shape} slices, rows and columns, expected {case.brain.shape}",
             "put the case's own label map there",
         )
     grid = next(iter(case.volumes.values())).grid
@@ -272,6 +272,6 @@ def _require_room(samples: Sequence[Sample], folder: Path, size: Size) -> None:
     free = free_bytes(folder)
     if free < needed:
         raise AttclError(
-            f"{folder}: {free / 1e9:.1f} GB free, wanted {needed / 1e9:.1f} GB for training slices",
+            f"{folder}: {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for training slices",
             "free some space or choose another --output",
         )

@@ -182,7 +182,7 @@ def score_folder(
             if difference:
                 problems.append(
                     AttclError(
-                        f"{path}: {difference} of {sample.segmentation[0]}, wanted the case's grid",
+                        f"{path}: {difference} of {sample.segmentation[0]}, expected the case's grid",
                         "predict on the case's own grid",
                     )
                 )
@@ -330,5 +330,5 @@ def write_summary(
 def _mean(values: Sequence[float]) -> float:
     """Over what is defined; NaN where nothing is."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, as wanted
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, as expected
         return float(np.nanmean(values))

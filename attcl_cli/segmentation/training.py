@@ -320,7 +320,7 @@ def read_info(path: Path) -> SegmenterInfo:
     if not path.is_file():
         inside = sorted(found.parent for found in path.parent.glob(f"*/{WEIGHTS_FILE}"))
         raise UsageError(
-            f"--weights: {path} does not exist, wanted a segmenter's {WEIGHTS_FILE}",
+            f"--weights: {path} does not exist, expected a segmenter's {WEIGHTS_FILE}",
             f"name one of {', '.join(map(str, inside))}"
             if inside
             else "name what attcl segment wrote, or leave --weights out to train one",
@@ -344,7 +344,7 @@ def read_info(path: Path) -> SegmenterInfo:
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttclError) as error:
         raise AttclError(
-            f"{path}: not readable as a segmenter ({error}), wanted weights that attcl segment wrote",
+            f"{path}: not readable as a segmenter ({error}), expected weights that attcl segment wrote",
             "name a weights.safetensors of attcl segment; those of attcl train complete, and do not segment",
         ) from error
 
@@ -359,7 +359,7 @@ def load_segmenter(path: Path, device: torch.device) -> Segmenter:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     if not _load(network, tensors):
         raise AttclError(
-            f"{path}: tensors do not fit its own settings, wanted weights that attcl segment wrote",
+            f"{path}: tensors do not fit its own settings, expected weights that attcl segment wrote",
             "copy the file again from its source, or train again",
         )
     network.to(device).eval().requires_grad_(requires_grad=False)
@@ -414,7 +414,7 @@ class _Run:
         if not _load(self.network, own("network.")):
             raise UsageError(
                 f"--resume: {self.folder / STATE_FILE} does not fit these settings, "
-                "wanted those that the run began with",
+                "expected those that the run began with",
                 "start a new run with another --output",
             )
         slots = {
@@ -450,7 +450,7 @@ def _probabilities(network: nn.Module, images: Array, device: torch.device) -> T
 def _require_finite(loss: float, step: int, folder: Path) -> None:
     if not math.isfinite(loss):
         raise AttclError(
-            f"{folder}: the loss is {loss} at step {step}, wanted a finite number",
+            f"{folder}: the loss is {loss} at step {step}, expected a finite number",
             "the last good checkpoint is kept; start again with smaller steps: --set learning_rate=1e-3",
         )
 
@@ -458,6 +458,6 @@ def _require_finite(loss: float, step: int, folder: Path) -> None:
 def _out_of_memory(settings: SegmentSettings, device: torch.device) -> AttclError:
     size = f"{settings.batch_size} slices of {settings.image_size} pixels"
     return AttclError(
-        f"{device}: out of memory with {size}, wanted a step that fits",
+        f"{device}: out of memory with {size}, expected a step that fits",
         f"--set batch_size={max(settings.batch_size // 2, 1)}, --precision bf16, or --preset small",
     )

@@ -43,7 +43,7 @@ def require_state(path: Path) -> None:
     """Raises a `UsageError` unless there is a checkpoint at `path`."""
     if not path.is_file():
         raise UsageError(
-            f"--resume: {path} does not exist, wanted the folder of a run that saved a checkpoint",
+            f"--resume: {path} does not exist, expected the folder of a run that saved a checkpoint",
             "start without --resume, or name another run",
         )
 
@@ -65,7 +65,7 @@ def load_state(path: Path) -> TrainingState:
     metadata = read_metadata(path)
     if not {"step", "extra"} <= metadata.keys():
         raise AttclError(
-            f"{path}: weights and no training state, wanted a checkpoint",
+            f"{path}: weights and no training state, expected a checkpoint",
             f"name a run's folder; its checkpoint is called {STATE_FILE}",
         )
     return TrainingState(step=metadata["step"], tensors=read_tensors(path), extra=metadata["extra"])

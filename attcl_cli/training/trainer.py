@@ -158,7 +158,7 @@ def require_shares(settings: Settings, processes: Processes) -> None:
     """
     if settings.batch_size % processes.count:
         raise UsageError(
-            f"setting batch_size: {settings.batch_size} slices, wanted a multiple of the {processes.count} processes",
+            f"setting batch_size: {settings.batch_size} slices, expected a multiple of the {processes.count} processes",
             f"--set batch_size={math.ceil(settings.batch_size / processes.count) * processes.count}",
         )
 
@@ -314,7 +314,7 @@ class _Run:
         except RuntimeError as error:
             raise UsageError(
                 f"--resume: {self.run_dir / STATE_FILE} does not fit these settings or modalities, "
-                "wanted those that the run began with",
+                "expected those that the run began with",
                 "leave out the --set and --config that change networks, or start a new run",
             ) from error
         for name, optimiser in self.method.optimisers().items():
@@ -379,7 +379,7 @@ def _require_finite(losses: Mapping[str, float], step: int, run_dir: Path) -> No
     smaller = "--set learning_rate=5e-5"
     if bad:
         raise AttclError(
-            f"{run_dir}: loss {bad[0]} is {losses[bad[0]]} at step {step}, wanted a finite number",
+            f"{run_dir}: loss {bad[0]} is {losses[bad[0]]} at step {step}, expected a finite number",
             f"the last good checkpoint is kept; take smaller steps: attcl train --resume {run_dir} {smaller}"
             if (run_dir / STATE_FILE).is_file()
             else f"start again with smaller steps: attcl train {smaller}",
@@ -392,6 +392,6 @@ def _out_of_memory(settings: Settings, precision: str, device: torch.device) -> 
     other = " or --precision bf16" if precision == "fp32" else ""
     return AttclError(
         f"{device}: out of memory with {at_once} slices of {settings.image_size} pixels, "
-        "wanted a step that fits",
+        "expected a step that fits",
         f"{smaller} (the same results in smaller parts){other}",
     )

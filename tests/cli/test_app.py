@@ -235,7 +235,7 @@ def test_json_counts_the_cases_that_failed_on_the_way(
     from attcl_cli.errors import AttclError
 
     def fail(*_: object) -> None:
-        raise AttclError("lost, wanted it")
+        raise AttclError("lost, expected it")
 
     monkeypatch.setattr(complete, "_translate", fail)
     code, out, _ = attcl(
@@ -451,7 +451,7 @@ def test_a_dataset_of_one_modality_teaches_nothing(phantom_root, attcl, tmp_path
         (tmp_path / "alone" / name).symlink_to(phantom_root / name)
     code, _, err = attcl("train", "--data", tmp_path / "alone", "--preset", "tiny", "--steps", 1)
     assert code == 1
-    assert "flair alone in 2 training cases, wanted two modalities at least" in err
+    assert "flair alone in 2 training cases, expected two modalities at least" in err
 
 
 def test_a_resumed_run_is_not_shown_other_patients(stopped_run, phantoms, attcl):
@@ -518,7 +518,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
 
 def test_fewer_steps_than_a_run_has_are_nothing_to_do(stopped_run, attcl):
     code, _, err = attcl("train", "--resume", stopped_run, "--steps", 1)
-    assert code == 0 and "wanted 1 steps, is at step 2, nothing to do" in err
+    assert code == 0 and "expected 1 steps, is at step 2, nothing to do" in err
 
 
 def test_synthetic_volumes_are_no_truth_to_learn_from(here, incomplete_root, trained_run, attcl):

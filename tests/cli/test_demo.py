@@ -66,7 +66,7 @@ def test_a_demo_of_another_size_does_not_mix_with_it(
     with pytest.raises(SystemExit) as ended:
         app.main(["demo", "-o", str(finished), "--cases", "4", "-d", "cpu", "-q"])
     assert ended.value.code == 1
-    assert "3 cases of an earlier demo, wanted 4" in capsys.readouterr().err
+    assert "3 cases of an earlier demo, expected 4" in capsys.readouterr().err
 
 
 def test_the_bundled_weights_are_those_that_their_card_describes() -> None:

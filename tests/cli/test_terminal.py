@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_a_case_done_is_a_line_with_the_time_that_is_left(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with terminal.progress(3, "complete") as shown:
+    with terminal.Terminal().bar(3, "complete") as shown:
         clock.append(30.0)
         shown("P1")
     assert capsys.readouterr().err == "complete 1/3 P1 (1 min 00 s left)\n"
@@ -27,14 +27,14 @@ def test_a_case_done_is_a_line_with_the_time_that_is_left(
 def test_a_resumed_run_counts_only_its_own_steps(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with terminal.progress(1_000, "train") as shown:
+    with terminal.Terminal().bar(1_000, "train") as shown:
         clock.append(2.0)
         shown(to=901)
     assert "(3 min 18 s left)" in capsys.readouterr().err
 
 
 def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with terminal.progress(2, "train", quiet=True) as shown:
+    with terminal.Terminal(quiet=True).bar(2, "train") as shown:
         shown("P1")
     assert capsys.readouterr() == ("", "")
 

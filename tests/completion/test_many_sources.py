@@ -218,8 +218,8 @@ def test_what_a_dedicated_model_cannot_make_is_told_before_anything_runs(gappy, 
         planning.plan(open_dataset(root), tmp_path / "out", weights["dedicated"])
     told = [problem.message for problem in caught.value.problems]
     assert len(told) == 3
-    assert any("makes t1ce, not t1, wanted a model for these (2): " in text for text in told)
-    assert any("makes t1ce, not t2, wanted a model for these (2): " in text for text in told)
+    assert any("makes t1ce, not t1, expected a model for these (2): " in text for text in told)
+    assert any("makes t1ce, not t2, expected a model for these (2): " in text for text in told)
     (lacks,) = [text for text in told if "but cases lack t1" in text]
     assert "from flair, t1, t2" in lacks
     assert "for these (1): Phantom_00002" in lacks
@@ -370,7 +370,7 @@ def test_training_tells_an_unknown_target_at_once(phantom_root, attcl, tmp_path,
         "--set", "plave_target=t9",
     )  # fmt: skip
     assert (code, out) == (2, "")
-    assert err.startswith("error: setting plave_target: 't9', wanted one of flair, t1, t1ce, t2")
+    assert err.startswith("error: setting plave_target: 't9', expected one of flair, t1, t1ce, t2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -466,7 +466,7 @@ def test_a_submission_and_a_dataset_s_own_names_do_not_share_a_folder(
     assert attcl(*own, "--cpl", "out")[0] == 0
     before = states(tmp_path)
     code, _, err = attcl(*flat, "--cpl", "out")
-    assert code == 2 and "wanted a folder for brasyn-submission alone" in err
+    assert code == 2 and "expected a folder for brasyn-submission alone" in err
     assert states(tmp_path) == before
 
 

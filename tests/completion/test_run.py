@@ -918,7 +918,7 @@ def test_a_case_that_fails_on_the_way_stops_the_run_or_is_passed_over(
     def failing(*arguments):
         job = next(item for item in arguments if isinstance(item, planning.Job))
         if job.case.id == "Phantom_00001":
-            raise AttclError("Phantom_00001: lost, wanted it")
+            raise AttclError("Phantom_00001: lost, expected it")
         return real(*arguments)
 
     monkeypatch.setattr(complete, stage, failing)
@@ -928,7 +928,7 @@ def test_a_case_that_fails_on_the_way_stops_the_run_or_is_passed_over(
     made = completed(root, tmp_path / "going", weights, method, keep_going=True)
     assert sorted((item.case[-1], len(item.outputs), str(item.error or "")) for item in made) == [
         ("0", 2, ""),
-        ("1", 0, "Phantom_00001: lost, wanted it"),
+        ("1", 0, "Phantom_00001: lost, expected it"),
         ("3", 3, ""),
     ]
 

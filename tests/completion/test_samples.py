@@ -73,7 +73,7 @@ def test_the_same_command_again_makes_nothing(parts: tuple, tmp_path: Path) -> N
 
 def test_volumes_of_other_samples_are_not_taken_for_done(parts: tuple, tmp_path: Path) -> None:
     make(parts, tmp_path, samples=2)
-    with pytest.raises(AttclError, match="made with --samples 2, wanted 0"):
+    with pytest.raises(AttclError, match="made with --samples 2, expected 0"):
         make(parts, tmp_path)
 
 

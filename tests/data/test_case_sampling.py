@@ -265,7 +265,7 @@ def test_a_label_that_brats_does_not_know_is_told(incomplete_root, write_nifti, 
     with pytest.raises(ProblemsError) as caught:
         build(dataset, dataset.cases, tmp_path / "s", image_size=16, canvas=64, labels=True)
     told = [problem.message for problem in caught.value.problems]
-    assert "Phantom_00000_seg.nii.gz: label 9, wanted the labels of BraTS" in told[0]
+    assert "Phantom_00000_seg.nii.gz: label 9, expected the labels of BraTS" in told[0]
     assert "Phantom_00002_seg.nii.gz: shape" in told[1]
 
 

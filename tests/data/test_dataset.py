@@ -119,7 +119,7 @@ def test_a_layout_that_is_asked_for_is_taken(tmp_path):
 
 
 def test_a_layout_that_does_not_exist_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="--layout: 'dicom', wanted one of auto, brats, "):
+    with pytest.raises(UsageError, match="--layout: 'dicom', expected one of auto, brats, "):
         open_dataset(tmp_path, layout="dicom")
 
 
@@ -140,10 +140,10 @@ def test_a_folder_without_images_says_so(tmp_path):
 
 
 def test_a_folder_that_is_none_is_an_error(tmp_path):
-    with pytest.raises(AttclError, match="no such folder, wanted the folder of a dataset"):
+    with pytest.raises(AttclError, match="no such folder, expected the folder of a dataset"):
         open_dataset(tmp_path / "none")
     touch(tmp_path, ["file"])
-    with pytest.raises(AttclError, match="a file, wanted the folder of a dataset"):
+    with pytest.raises(AttclError, match="a file, expected the folder of a dataset"):
         open_dataset(tmp_path / "file")
 
 
@@ -188,7 +188,7 @@ def test_a_users_spelling_of_an_own_modality_may_differ_in_case():
 
 
 def test_a_name_that_is_no_modality_is_an_error_with_the_known_ones():
-    with pytest.raises(UsageError, match="'t3': unknown here, wanted one of flair, t1, t1ce, t2"):
+    with pytest.raises(UsageError, match="'t3': unknown here, expected one of flair, t1, t1ce, t2"):
         canonical("t3", FOUR)
 
 
@@ -520,7 +520,7 @@ def test_check_tells_a_volume_of_another_shape(tmp_path, write_case):
     (problem,) = check(open_dataset(tmp_path))
     assert problem.message == (
         f"{tmp_path}/A/A_t2.nii.gz: shape 6x5x3 against 6x5x4 of A_flair.nii.gz, "
-        "wanted one grid for all volumes of a case"
+        "expected one grid for all volumes of a case"
     )
 
 
@@ -591,7 +591,7 @@ def test_nan_is_found_where_values_are_asked_for(values, tmp_path, write_nifti):
 def test_describe_counts_patterns_of_what_is_missing(tmp_path):
     names = [*brats("A", ["t1", "seg"]), *brats("B", FOUR), *brats("C", ["t1"])]
     dataset = open_dataset(touch(tmp_path, names))
-    told = describe(dataset, [AttclError("found, wanted", "do")])
+    told = describe(dataset, [AttclError("found, expected", "do")])
     assert told == {
         "root": str(tmp_path),
         "layout": "brats",
@@ -605,6 +605,6 @@ def test_describe_counts_patterns_of_what_is_missing(tmp_path):
             {"missing": [], "cases": 1},
             {"missing": ["flair", "t1ce", "t2"], "cases": 2},
         ],
-        "problems": [{"error": "found, wanted", "hint": "do"}],
+        "problems": [{"error": "found, expected", "hint": "do"}],
         "ignored": [],
     }

@@ -165,7 +165,7 @@ def test_a_canvas_too_small_is_told_of_every_volume_with_one_that_fits(phantom_r
         build(dataset, dataset.cases[:2], tmp_path / "s", image_size=16, canvas=32)
     assert len(caught.value.problems) == 8
     first = caught.value.problems[0]
-    assert first.message.endswith("axial slices of 40x40 voxels, wanted at most 32x32")
+    assert first.message.endswith("axial slices of 40x40 voxels, expected at most 32x32")
     assert first.hint == "train with --set canvas=48"
     assert not (tmp_path / "s").exists()
 
@@ -181,14 +181,14 @@ def test_all_volumes_that_cannot_be_used_are_told(incomplete_root, tmp_path, wri
         build(dataset, dataset.cases, tmp_path / "s", image_size=16, canvas=64)
     found = [problem.message for problem in caught.value.problems]
     assert [message.split("/")[-1] for message in found] == [
-        f"Phantom_{case:05d}_t1.nii.gz: every voxel is 7, wanted an image" for case in (0, 2)
+        f"Phantom_{case:05d}_t1.nii.gz: every voxel is 7, expected an image" for case in (0, 2)
     ]
 
 
 def test_a_disk_without_room_is_told_before_anything_is_read(phantom_root, tmp_path, monkeypatch):
     monkeypatch.setattr(slices, "free_bytes", lambda _folder: 10)
     dataset = open_dataset(phantom_root)
-    with pytest.raises(AttclError, match=r"0\.0 GB free, wanted 0\.0 GB for training slices"):
+    with pytest.raises(AttclError, match=r"0\.0 GB free, expected 0\.0 GB for training slices"):
         build(dataset, dataset.cases[:1], tmp_path / "s", image_size=16, canvas=64)
     assert not (tmp_path / "s").exists()
 

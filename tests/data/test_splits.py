@@ -227,7 +227,7 @@ def test_sizes_are_the_papers_or_the_nearest_whole_numbers(count, options, sizes
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"sizes": (5, 3, 3)}, "--sizes: 5/3/3 of 10 cases, wanted a sum from 1 to 10"),
+        ({"sizes": (5, 3, 3)}, "--sizes: 5/3/3 of 10 cases, expected a sum from 1 to 10"),
         ({"sizes": (0, 0, 0)}, "--sizes: 0/0/0"),
         ({"sizes": (8, -1, 2)}, "--sizes: 8/-1/2"),
         ({"fractions": (0.7, 0.2, 0.2)}, "--fractions: 0.7/0.2/0.2"),
@@ -275,7 +275,7 @@ def test_a_ratio_of_ones_own_may_have_a_name(tmp_path):
 )  # fmt: skip
 def test_a_ratio_file_that_says_something_else_is_a_usage_error(content, tmp_path):
     (tmp_path / "mine.toml").write_text(content)
-    with pytest.raises(UsageError, match=r"mine\.toml: .*wanted hidden"):
+    with pytest.raises(UsageError, match=r"mine\.toml: .*expected hidden"):
         read_ratio(str(tmp_path / "mine.toml"), FOUR)
 
 
@@ -285,7 +285,7 @@ def test_a_ratio_file_that_is_not_there_is_a_usage_error(tmp_path):
 
 
 def test_an_unknown_ratio_names_the_known_ones():
-    with pytest.raises(UsageError, match=r"'ratio4', wanted ratio1, ratio2, ratio3 or a \.toml"):
+    with pytest.raises(UsageError, match=r"'ratio4', expected ratio1, ratio2, ratio3 or a \.toml"):
         make_splits(whole(10), ratio="ratio4")
 
 
@@ -403,7 +403,7 @@ def test_other_splits_need_overwrite(made, tmp_path):
     dataset, splits = made
     write_tree(dataset, splits, tmp_path / "data")
     other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
-    with pytest.raises(UsageError, match="exists already, wanted a new folder"):
+    with pytest.raises(UsageError, match="exists already, expected a new folder"):
         write_tree(dataset, other, tmp_path / "data")
     assert read_splits(tmp_path / "data") == splits
     assert write_tree(dataset, other, tmp_path / "data", overwrite=True)
@@ -507,7 +507,7 @@ def test_a_folder_that_nobody_prepared_has_no_splits(tmp_path):
         ("{", "not readable as JSON"),
         ("[]", "not the content that prepare-splits writes"),
         ('{"schema_version": 1}', "not the content that prepare-splits writes"),
-        ('{"schema_version": 2}', "schema_version 2, wanted 1"),
+        ('{"schema_version": 2}', "schema_version 2, expected 1"),
         ('{"schema_version": 1, "splits": []}', "not the content that prepare-splits writes"),
     ],
 )

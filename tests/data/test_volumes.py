@@ -366,14 +366,15 @@ def test_a_volume_that_is_not_3d_is_refused(shape, found, tmp_path, write_nifti)
     path = write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.int16))
     with pytest.raises(AttclError) as caught:
         volumes.read_grid([path])
-    assert caught.value.message == f"{path}: {found}, wanted one 3-D volume"
-    fails(path, "wanted one 3-D volume")
+    assert caught.value.message == f"{path}: {found}, expected one 3-D volume"
+    fails(path, "expected one 3-D volume")
 
 
 @pytest.mark.parametrize("dtype", [[("R", "u1"), ("G", "u1"), ("B", "u1")], "complex64"])
 def test_voxels_of_several_numbers_are_refused(dtype, tmp_path, write_nifti):
     fails(
-        write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 5, 4), dtype)), "wanted one number a voxel"
+        write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 5, 4), dtype)),
+        "expected one number a voxel",
     )
 
 
@@ -399,7 +400,7 @@ def test_numbers_that_are_not_finite_are_counted(bad, tmp_path, write_nifti):
 @pytest.mark.parametrize("value", [0, 7])
 def test_a_constant_volume_is_refused(value, tmp_path, write_nifti):
     path = write_nifti(tmp_path / "a.nii.gz", np.full((6, 5, 4), value, np.int16))
-    with pytest.raises(AttclError, match=f"every voxel is {value}, wanted an image"):
+    with pytest.raises(AttclError, match=f"every voxel is {value}, expected an image"):
         volumes.load([path])
 
 
@@ -604,7 +605,7 @@ def test_png_values_are_rounded_and_clipped_to_the_type(tmp_path):
 def test_png_of_another_mode_is_refused(mode, tmp_path):
     kind = "TIFF" if mode == "F" else "PNG"  # PNG has no floats
     Image.new(mode, (4, 4)).save(tmp_path / "a.png", format=kind)
-    fails(tmp_path / "a.png", f"PNG of mode {mode}, wanted 8- or 16-bit grey")
+    fails(tmp_path / "a.png", f"PNG of mode {mode}, expected 8- or 16-bit grey")
 
 
 @pytest.mark.parametrize("other", [np.eye(5, dtype=np.uint8), np.eye(4, dtype=np.uint16)])
@@ -613,7 +614,7 @@ def test_png_slices_of_one_volume_are_alike(other, tmp_path):
     for path, slice_ in zip(paths, (np.eye(4, dtype=np.uint8), other), strict=True):
         Image.fromarray(slice_).save(path)
     for read in (volumes.read_grid, volumes.load):
-        with pytest.raises(AttclError, match=r"1\.png: .* wanted 4x4 L as 0\.png"):
+        with pytest.raises(AttclError, match=r"1\.png: .* expected 4x4 L as 0\.png"):
             read(paths)
 
 

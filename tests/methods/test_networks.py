@@ -90,7 +90,7 @@ def test_every_preset_gives_an_image_and_codes_of_all_domains(preset):
 
 
 @pytest.mark.parametrize(
-    ("preset", "skips", "wanted"),
+    ("preset", "skips", "expected"),
     [
         *(("tiny", False, 0.32), ("small", False, 3.9), ("base", False, 15.7), ("paper", False, 63)),
         *(("tiny", True, 0.36), ("small", True, 4.5), ("base", True, 18)),

@@ -616,7 +616,7 @@ def test_a_dedicated_model_makes_one_target_from_all_the_others(settings):
 
 def test_a_target_that_nobody_knows_is_an_error(settings):
     with pytest.raises(
-        UsageError, match="setting plave_target: 'pd', wanted one of flair, t1"
+        UsageError, match="setting plave_target: 'pd', expected one of flair, t1"
     ) as e:
         Plave.needs(changed(settings, plave_target="pd"), FOUR)
     assert e.value.hint == "known: flair, t1, t1ce, t2"

@@ -64,7 +64,7 @@ def test_settings_cannot_be_changed_once_made():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(UsageError) as caught:
         resolve(preset="papr")
-    assert caught.value.message == "--preset: 'papr', wanted one of tiny, small, base, paper"
+    assert caught.value.message == "--preset: 'papr', expected one of tiny, small, base, paper"
     assert caught.value.hint == "did you mean 'paper'?"
 
 
@@ -131,13 +131,13 @@ def test_several_unknown_keys_are_told_at_once():
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"image_size": 48}, "image_size: 48, wanted a power of two of at least 16"),
-        ({"image_size": 8}, "image_size: 8, wanted a power of two of at least 16"),
-        ({"image_size": 64, "canvas": 240}, "canvas: 240, wanted a multiple of image_size (64)"),
-        ({"image_size": 32, "downs": 4}, "downs: 4, wanted at most 3 at image_size 32"),
+        ({"image_size": 48}, "image_size: 48, expected a power of two of at least 16"),
+        ({"image_size": 8}, "image_size: 8, expected a power of two of at least 16"),
+        ({"image_size": 64, "canvas": 240}, "canvas: 240, expected a multiple of image_size (64)"),
+        ({"image_size": 32, "downs": 4}, "downs: 4, expected at most 3 at image_size 32"),
         (
             {"contrastive_layers": [1, 5]},
-            "contrastive_layers: [5], wanted layers from 1 to downs (4)",
+            "contrastive_layers: [5], expected layers from 1 to downs (4)",
         ),
     ],
 )
@@ -162,7 +162,7 @@ def test_no_contrastive_layer_is_needed_where_none_is_used():
     ("key", "value", "hint"),
     [
         ("contrastive_layers", 1, "lists are written [1, 2]; --dry-run shows every setting"),
-        ("scd", "maybe", "wanted true or false; --dry-run shows every setting"),
+        ("scd", "maybe", "expected true or false; --dry-run shows every setting"),
         ("acl", "kut", "--dry-run shows every setting"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_file_that_is_no_toml_is_an_error_that_names_it(tmp_path, content):
 
 
 def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(UsageError, match=r"config\.toml: no such file, wanted"):
+    with pytest.raises(UsageError, match=r"config\.toml: no such file, expected"):
         resolve(preset="tiny", file=tmp_path / "config.toml")
 
 
@@ -248,7 +248,7 @@ def test_set_reads_toml_values_and_bare_words(text, pair):
 
 @pytest.mark.parametrize("text", ["steps", "=5", ""])
 def test_set_without_key_or_value_is_an_error(text):
-    with pytest.raises(UsageError, match="wanted KEY=VALUE"):
+    with pytest.raises(UsageError, match="expected KEY=VALUE"):
         parse_override(text)
 
 
@@ -280,6 +280,6 @@ def test_a_variant_changes_the_switches_alone_and_overrides_beat_it():
 
 
 def test_an_unknown_variant_names_the_nearest():
-    with pytest.raises(UsageError, match="--variant: 'stargan', wanted one of") as caught:
+    with pytest.raises(UsageError, match="--variant: 'stargan', expected one of") as caught:
         resolve(preset="tiny", variant="stargan")
     assert caught.value.hint == "did you mean 'stargan-v2'?"

@@ -195,7 +195,9 @@ def test_weights_that_are_not_those_of_the_card_are_refused(own_run):
     data = bytearray((own_run / WEIGHTS_FILE).read_bytes())
     data[-1] ^= 1
     (own_run / WEIGHTS_FILE).write_bytes(data)
-    with pytest.raises(AttclError, match=r"SHA-256 \w{16}\.\.\., wanted \w{16}\.\.\. as its card"):
+    with pytest.raises(
+        AttclError, match=r"SHA-256 \w{16}\.\.\., expected \w{16}\.\.\. as its card"
+    ):
         find_weights(str(own_run))
 
 
@@ -271,8 +273,8 @@ def described(run: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda d, _: d.update(schema_version=99), "schema_version 99, wanted 1"),
-        (lambda d, _: d.pop("schema_version"), "schema_version None, wanted 1"),
+        (lambda d, _: d.update(schema_version=99), "schema_version 99, expected 1"),
+        (lambda d, _: d.pop("schema_version"), "schema_version None, expected 1"),
         (lambda d, _: d.pop("modalities"), "its description is incomplete"),
         (lambda d, _: d.update(scales={"t1": {"low": 0}}), "its description is incomplete"),
         (lambda d, _: d["settings"].update(width="many"), "its description is incomplete"),
@@ -319,13 +321,13 @@ def test_a_state_comes_back_to_the_bit(tmp_path):
 
 def test_a_state_that_is_not_there_is_a_usage_error(tmp_path):
     with pytest.raises(
-        UsageError, match=r"--resume: .* does not exist, wanted the folder of a run"
+        UsageError, match=r"--resume: .* does not exist, expected the folder of a run"
     ):
         load_state(tmp_path / STATE_FILE)
 
 
 def test_weights_are_no_state_to_resume_from(trained_run):
-    with pytest.raises(AttclError, match="wanted a checkpoint"):
+    with pytest.raises(AttclError, match="expected a checkpoint"):
         load_state(trained_run / WEIGHTS_FILE)
 
 

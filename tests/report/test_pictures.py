@@ -62,7 +62,7 @@ def test_a_montage_without_truth_leaves_its_two_places_black_but_for_a_dash(tmp_
 
 
 def test_a_montage_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="wanted one or more"):
+    with pytest.raises(ValueError, match="expected one or more"):
         pictures.write_montage(tmp_path / "m.png", [], title="Montage")
     assert list(tmp_path.iterdir()) == []
 
@@ -89,9 +89,9 @@ def test_a_montage_replaces_an_older_one_and_leaves_nothing_else_behind(tmp_path
 
 
 def test_volumes_of_two_shapes_are_refused():
-    with pytest.raises(ValueError, match="wanted one"):
+    with pytest.raises(ValueError, match="expected one"):
         panel(synthetic=np.zeros((6, 20, 15), np.float32))
-    with pytest.raises(ValueError, match="wanted one"):
+    with pytest.raises(ValueError, match="expected one"):
         panel(truth=np.zeros((5, 20, 16), np.float32))
 
 

@@ -440,14 +440,14 @@ def test_lpips_is_that_of_its_package(folders, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("slices", "wanted"),
+    ("slices", "expected"),
     [
-        (torch.zeros((2, 3, 40, 40)), "wanted float32"),
-        (torch.zeros((2, 40, 40)), "wanted float32"),
-        (torch.zeros((2, 1, 40, 40), dtype=torch.float64), "wanted float32"),
-        (torch.full((1, 1, 40, 40), 1.01), r"wanted \[0, 1\]"),
-        (torch.full((1, 1, 40, 40), -0.01), r"wanted \[0, 1\]"),
-        (torch.full((1, 1, 40, 40), torch.nan), r"wanted \[0, 1\]"),
+        (torch.zeros((2, 3, 40, 40)), "expected float32"),
+        (torch.zeros((2, 40, 40)), "expected float32"),
+        (torch.zeros((2, 1, 40, 40), dtype=torch.float64), "expected float32"),
+        (torch.full((1, 1, 40, 40), 1.01), r"expected \[0, 1\]"),
+        (torch.full((1, 1, 40, 40), -0.01), r"expected \[0, 1\]"),
+        (torch.full((1, 1, 40, 40), torch.nan), r"expected \[0, 1\]"),
     ],
 )
 def test_slices_of_another_shape_type_or_range_are_refused(slices, wanted):
@@ -460,7 +460,7 @@ def test_lpips_takes_31_pixels_and_refuses_less(folders, monkeypatch):
     put("alexnet", alexnet_state(), folders, monkeypatch)
     network = feature_networks.load_perceptual(offline=True)
     assert network.embed(images(1, seed=8, side=31)).shape[0] == 1
-    with pytest.raises(ValueError, match="wanted 31 or more a side"):
+    with pytest.raises(ValueError, match="expected 31 or more a side"):
         network.embed(images(1, seed=8, side=30))
 
 
@@ -482,7 +482,7 @@ def test_code_in_a_weights_file_is_refused_and_not_run(name, load, folders, monk
     trace = tmp_path / "trace"
     monkeypatch.setenv("ATTCL_TEST_TRACE", str(trace))
     path = put(name, {"features.0.weight": Code()}, folders, monkeypatch)
-    with pytest.raises(AttclError, match="wanted tensors and nothing else") as caught:
+    with pytest.raises(AttclError, match="expected tensors and nothing else") as caught:
         load()
     assert str(path) in caught.value.message
     assert not trace.exists()
@@ -506,7 +506,7 @@ def test_tensors_of_another_network_are_refused(name, load, state, folders, monk
 
 
 def test_a_network_of_no_known_name_is_refused():
-    with pytest.raises(UsageError, match="'vgg', wanted one of inception, effnet-lite0"):
+    with pytest.raises(UsageError, match="'vgg', expected one of inception, effnet-lite0"):
         feature_networks.load_network("vgg")
 
 

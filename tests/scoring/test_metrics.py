@@ -176,23 +176,23 @@ def test_a_nan_in_the_prediction_is_not_hidden(name):
 
 @pytest.mark.parametrize("name", MASKED)
 def test_images_of_two_shapes_are_refused(name):
-    with pytest.raises(ValueError, match="wanted one shape"):
+    with pytest.raises(ValueError, match="expected one shape"):
         MASKED[name](np.zeros((3, 4)), np.zeros((4, 3)))
-    with pytest.raises(ValueError, match="wanted one shape"):
+    with pytest.raises(ValueError, match="expected one shape"):
         MASKED[name](np.zeros((3, 4)), np.zeros((4, 3)), mask=np.ones((3, 4), bool))
 
 
 @pytest.mark.parametrize("name", MASKED)
 @pytest.mark.parametrize("mask", [np.ones((3, 4), np.uint8), np.ones((4, 3), bool)])
 def test_a_mask_of_labels_or_of_another_shape_is_refused(name, mask):
-    with pytest.raises(ValueError, match="wanted bool"):
+    with pytest.raises(ValueError, match="expected bool"):
         MASKED[name](np.zeros((3, 4)), np.zeros((3, 4)), mask=mask)
 
 
 @pytest.mark.parametrize("function", [metrics.ssim, metrics.psnr, metrics.ssim_map])
 @pytest.mark.parametrize("data_range", [0.0, -1.0, math.nan])
 def test_a_data_range_that_is_not_positive_is_refused(function, data_range):
-    with pytest.raises(ValueError, match="wanted a positive number"):
+    with pytest.raises(ValueError, match="expected a positive number"):
         function(np.zeros((3, 4)), np.zeros((3, 4)), data_range=data_range)
 
 
@@ -205,7 +205,7 @@ def test_to_unit_clips_and_scales_the_window():
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
 def test_to_unit_refuses_an_empty_window(low, high):
-    with pytest.raises(ValueError, match="wanted low < high"):
+    with pytest.raises(ValueError, match="expected low < high"):
         metrics.to_unit(np.zeros(3), low, high)
 
 
@@ -300,9 +300,9 @@ def test_a_nan_makes_both_brasyn_similarities_nan():
 
 def test_ssim_brasyn_refuses_labels_and_other_shapes():
     volume = np.zeros((5, 6, 7))
-    with pytest.raises(ValueError, match="wanted bool"):
+    with pytest.raises(ValueError, match="expected bool"):
         metrics.ssim_brasyn(volume, volume, np.zeros(volume.shape, np.uint8))
-    with pytest.raises(ValueError, match="wanted one shape"):
+    with pytest.raises(ValueError, match="expected one shape"):
         metrics.ssim_brasyn(volume, volume[1:], np.zeros(volume.shape, bool))
 
 
@@ -344,21 +344,21 @@ def test_an_empty_batch_changes_nothing():
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_one_vector_has_no_covariance(count):
-    with pytest.raises(ValueError, match=f"{count} feature vectors: wanted two or more"):
+    with pytest.raises(ValueError, match=f"{count} feature vectors: expected two or more"):
         _ = moments(np.ones((count, 3))).covariance
 
 
 @pytest.mark.parametrize("batch", [np.ones(3), np.ones((2, 4)), np.ones((2, 3, 1))])
 def test_features_of_another_shape_are_refused(batch):
-    with pytest.raises(ValueError, match=r"wanted vectors of one length, \(B, 3\)"):
+    with pytest.raises(ValueError, match=r"expected vectors of one length, \(B, 3\)"):
         metrics.Moments(3).add(batch)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_features_that_are_not_finite_are_refused(value):
-    with pytest.raises(ValueError, match="wanted finite numbers"):
+    with pytest.raises(ValueError, match="expected finite numbers"):
         metrics.Moments(2).add(np.array([[1.0, value]]))
-    with pytest.raises(ValueError, match="wanted finite numbers"):
+    with pytest.raises(ValueError, match="expected finite numbers"):
         metrics.kernel_distance(np.ones((2, 2)), np.array([[1.0, value], [1.0, 1.0]]))
 
 
@@ -441,7 +441,7 @@ def test_frechet_distances_of_two_dimensions_or_of_one_vector_are_refused():
     sample = moments(np.eye(3))
     with pytest.raises(ValueError, match="3 and 2 dimensions"):
         metrics.frechet_distance(sample, moments(np.eye(2)))
-    with pytest.raises(ValueError, match="wanted two or more"):
+    with pytest.raises(ValueError, match="expected two or more"):
         metrics.frechet_distance(sample, moments(np.ones((1, 3))))
 
 
@@ -491,9 +491,9 @@ def test_the_kernel_distance_of_halves_of_one_set_is_around_zero():
 
 
 def test_kernel_distances_need_two_vectors_of_one_length():
-    with pytest.raises(ValueError, match="wanted two or more"):
+    with pytest.raises(ValueError, match="expected two or more"):
         metrics.kernel_distance(np.ones((1, 3)), np.ones((4, 3)))
-    with pytest.raises(ValueError, match="wanted vectors of one length"):
+    with pytest.raises(ValueError, match="expected vectors of one length"):
         metrics.kernel_distance(np.ones((2, 3)), np.ones((2, 4)))
-    with pytest.raises(ValueError, match="wanted vectors of one length"):
+    with pytest.raises(ValueError, match="expected vectors of one length"):
         metrics.kernel_distance(np.ones(3), np.ones((2, 3)))

@@ -144,7 +144,7 @@ def test_a_missing_volume_is_an_error_unless_it_may_be_counted(scored, folders):
     first_made(folders).unlink()
     code, out, err = scored("--ssim")
     assert (code, out) == (1, "")
-    assert "t2 of Phantom_00000 was not completed, wanted" in err and "--allow-missing" in err
+    assert "t2 of Phantom_00000 was not completed, expected" in err and "--allow-missing" in err
     assert not folders.scores.exists()
 
     code, _, err = scored("--ssim", "--allow-missing")
@@ -263,7 +263,7 @@ def test_splits_choose_the_cases_and_name_the_truth(attcl, phantom_root, tmp_pat
     code, _, err = attcl("score", "--split", "tset")
     assert code == 2 and "'tset'" in err
     code, _, err = attcl("score", "--cpl", "nowhere")
-    assert code == 1 and "nowhere: no such folder, wanted the completed volumes" in err
+    assert code == 1 and "nowhere: no such folder, expected the completed volumes" in err
 
 
 def test_the_wrong_places_are_refused(attcl, scored, folders, tmp_path):

@@ -53,7 +53,7 @@ def test_equal_masks_are_perfect():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "truth", "wanted"),
+    ("prediction", "truth", "expected"),
     [
         (False, False, {"dice": 1, "sens": 1, "iou": 1, "hd95": 0}),
         (True, False, {"dice": 0, "sens": math.nan, "iou": 0, "hd95": math.nan}),

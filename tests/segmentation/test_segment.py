@@ -289,7 +289,7 @@ def test_every_preset_is_valid_and_a_wrong_setting_is_named():
     assert (resolve(None, {}).learning_rate, resolve(None, {}).momentum) == (1e-3, 0.9)
     for overrides, told in [
         ({"with": 3}, "no such setting"),
-        ({"image_size": 100}, "wanted a multiple of 16"),
+        ({"image_size": 100}, "expected a multiple of 16"),
         ({"canvas": 300}, "multiple of image_size"),
         ({"steps": 0}, "setting steps"),
     ]:
@@ -563,7 +563,7 @@ def test_overwrite_never_removes_what_is_still_to_be_read(run, place):
     before = fingerprint(place.segment)
     for mode, read in (("-w", place.segment), ("--evaluate", place.segment / "predictions")):
         code, _, err = run(mode, read, "-o", "segment", "--overwrite")
-        assert code == 2 and "which is to be read, wanted another folder" in err
+        assert code == 2 and "which is to be read, expected another folder" in err
         assert fingerprint(place.segment) == before
 
 
@@ -692,9 +692,9 @@ def test_a_case_without_segmentation_is_named_or_left_out(run, place):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda labels: np.where(labels == 4, 7, labels), "label 7, wanted those of BraTS 2021"),
+        (lambda labels: np.where(labels == 4, 7, labels), "label 7, expected those of BraTS 2021"),
         (lambda labels: np.where(labels == 4, 3, labels), "of no release that is known"),
-        (lambda labels: labels * 0.5, "wanted whole numbers"),
+        (lambda labels: labels * 0.5, "expected whole numbers"),
         (lambda labels: labels[:-1], "39x40x26 against 40x40x26"),
     ],
 )
@@ -750,7 +750,7 @@ def test_all_problems_are_told_together(run, place):
     test.write_bytes(test.read_bytes()[:100])
     code, _, err = run()
     assert code == 1
-    assert "not there, wanted every missing volume completed" in err
+    assert "not there, expected every missing volume completed" in err
     assert "and 6 more like it" in err
     assert "no segmentation file" in err and test.name in err
 
@@ -758,14 +758,17 @@ def test_all_problems_are_told_together(run, place):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--input", "t7"], "--input: 't7', wanted one of"),
-        (["--input", "t1"], "wanted a modality that all cases have"),
+        (["--input", "t7"], "--input: 't7', expected one of"),
+        (["--input", "t1"], "expected a modality that all cases have"),
         (["--compare", "--input", "flair"], "given with --compare"),
         (["--compare", "--resume", "x"], "--compare: given with --resume"),
-        (["-w", "segment", "--steps", "3"], "given with setting steps, wanted it without settings"),
+        (
+            ["-w", "segment", "--steps", "3"],
+            "given with setting steps, expected it without settings",
+        ),
         (["--evaluate", "data", "--input", "flair"], "--evaluate: given with --input"),
-        (["--export", "monai", "x"], "--export: 'monai', wanted nnunet"),
-        (["--set", "canvas=20", "--set", "image_size=20"], "wanted at most 20x20"),
+        (["--export", "monai", "x"], "--export: 'monai', expected nnunet"),
+        (["--set", "canvas=20", "--set", "image_size=20"], "expected at most 20x20"),
         (["--preset", "huge"], "--preset: 'huge'"),
         (["-o", "data/segment"], "lies inside"),
         (["-o", "out/segment"], "lies inside"),
