@@ -20,7 +20,6 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal
-from attcl_cli.data.dataset import Source
 from attcl_cli.errors import UsageError
 
 EXAMPLES = "Examples:  attcl complete --ori data/ --cpl out/   |   attcl complete -w runs/mine --target t2 --dry-run"
@@ -109,6 +108,7 @@ def complete(
 ) -> None:
     """Synthesise every missing volume (Algorithm 1); finished files are never made again."""
     from attcl_cli.completion import command as completion
+    from attcl_cli.data.dataset import Source
 
     if part_id > num_parts:
         raise UsageError(

@@ -7,26 +7,19 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attcl_cli import devices
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Device, Json, Quiet, Seed
 from attcl_cli.cli.terminal import Terminal
-from attcl_cli.completion import plan as planning
-from attcl_cli.completion import run as complete
-from attcl_cli.data import splits
-from attcl_cli.data.dataset import Dataset, open_dataset
-from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_csv
-from attcl_cli.methods import weights as checkpoint
 from attcl_cli.run_record import RunInfo
-from attcl_cli.scoring import pairs
-from attcl_cli.scoring import report as score_report
-from attcl_cli.scoring import rows as score
+
+if TYPE_CHECKING:
+    from attcl_cli.data.dataset import Dataset
 
 EXAMPLES = "Examples:  attcl demo   |   attcl demo -o /tmp/demo --cases 8"
 
@@ -49,7 +42,7 @@ def demo(
 
 _VOXEL_MM = 4.0  # what the bundled weights were trained at
 _SEED = 20_000  # far from the seeds that the weights were trained with
-_MEASURES = score.Measures(("ssim", "psnr"))
+_METRICS = ("ssim", "psnr")
 
 
 def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> None:
@@ -61,7 +54,18 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     Raises:
         AttclError: the bundled weights are missing, or `output` holds another demo.
     """
+    from attcl_cli import devices
+    from attcl_cli.completion import plan as planning
+    from attcl_cli.completion import run as complete
+    from attcl_cli.data import splits, tree
+    from attcl_cli.data.dataset import open_dataset
+    from attcl_cli.methods import weights as checkpoint
+    from attcl_cli.scoring import pairs
+    from attcl_cli.scoring import report as score_report
+    from attcl_cli.scoring import rows as score
+
     clock = time.monotonic()
+    measures = score.Measures(_METRICS)
     place = devices.select(device)
     weights = checkpoint.find_weights(checkpoint.BUNDLED)
     record = RunInfo(
@@ -75,7 +79,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     record.start()
     whole = _cohort(output / "phantoms", cases, seed, talk)
     made = splits.make_splits(whole, ratio="ratio1", sizes=(cases, 0, 0), seed=seed)
-    splits.write_tree(whole, made, output / "data")
+    tree.write_tree(whole, made, output / "data")
     data = open_dataset(output / "data")
     hidden = sum(len(item.hidden) for item in made.splits["train"])
     terminal.say(
@@ -90,10 +94,10 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     scored = pairs.plan(data, whole, output / "out", made, split="train")
     rows: list[score.Row] = []
     with talk.bar(len(scored.jobs), "score") as bar:
-        for found in score.run(scored, _MEASURES, folder=output):
+        for found in score.run(scored, measures, folder=output):
             rows += found
             bar(found[0].case)
-    figures = score.summarise(rows, scored, _MEASURES, folder=output)
+    figures = score.summarise(rows, scored, measures, folder=output)
     write_csv(output / "scores.csv", score.Row, rows)
     score.write_summary(output / "summary.json", figures, scored, split="train")
     seconds = time.monotonic() - clock
@@ -102,7 +106,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
         scored,
         rows,
         figures,
-        _MEASURES,
+        measures,
         title="attcl demo: simulated patients, completed",
         facts={
             "patients": f"{cases} simulated",
@@ -126,6 +130,9 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
 
 
 def _cohort(root: Path, cases: int, seed: int, talk: Terminal) -> Dataset:
+    from attcl_cli.data.dataset import open_dataset
+    from attcl_cli.data.phantom_cohort import write_cohort
+
     if root.is_dir():
         found = open_dataset(root)
         if len(found.cases) != cases:

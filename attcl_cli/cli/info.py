@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Json, LayoutName, Vocabulary
-from attcl_cli.data import splits
-from attcl_cli.data.dataset import Source, check, describe
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
 
@@ -31,30 +29,23 @@ def info(
 ) -> None:
     """Say what a folder holds: layout, cases, modalities, what is missing, what is wrong."""
     if folder is None:
-        info_installation(as_json=as_json)
+        _show_installation(as_json=as_json)
     else:
-        info_dataset(Source(folder, layout, modalities), as_json=as_json)
+        _show_dataset(folder, layout, modalities, as_json=as_json)
 
 
-def info_dataset(source: Source, *, as_json: bool = False) -> None:
-    """Shows what a folder holds."""
-    dataset = source.open()
-    problems = check(dataset, values=True)
-    content = describe(dataset, problems)
-    made = splits.read_splits(dataset.root)
-    if made is not None:
-        content["splits"] = {
-            "ratio": made.ratio,
-            "source": made.source,
-            "table": made.table(),
-        }
+def _show_dataset(folder: Path, layout: str, modalities: Path | None, *, as_json: bool) -> None:
+    """Show what a folder holds."""
+    from attcl_cli.data.info import dataset_info
+
+    content = dataset_info(folder, layout=layout, modalities=modalities)
     if as_json:
         terminal.document(content)
         return
     cases, patients = content["cases"], content["patients"]
     with_seg = content["segmentations"]
     terminal.result(
-        f"{source.folder}: {dataset.layout.title}, {cases} cases of {patients} patients, "
+        f"{folder}: {content['layout_title']}, {cases} cases of {patients} patients, "
         f"{with_seg} with segmentation\n"
     )
     counts = content["volumes"].items()
@@ -67,36 +58,40 @@ def info_dataset(source: Source, *, as_json: bool = False) -> None:
             for item in patterns
         ]
     )
-    if made is not None:
+    if "splits" in content:
+        splits = content["splits"]
         terminal.result("")
-        terminal.table(made.table(), title=f"splits ({made.ratio} of {made.source})")
-    if dataset.ignored:
+        terminal.table(splits["table"], title=f"splits ({splits['ratio']} of {splits['source']})")
+    ignored = content["ignored"]
+    if ignored:
         terminal.result(
-            f"\n{len(dataset.ignored)} images do not fit this layout and are ignored, such as {dataset.ignored[0]}"
+            f"\n{len(ignored)} images do not fit this layout and are ignored, such as {ignored[0]}"
         )
+    problems = content["problems"]
     terminal.result(f"\n{len(problems)} problems" if problems else "\nno problems")
     for problem in problems:
-        terminal.result(f"- {problem.message}" + (f"\n  {problem.hint}" if problem.hint else ""))
+        hint = f"\n  {problem['hint']}" if problem["hint"] else ""
+        terminal.result(f"- {problem['error']}{hint}")
 
 
-def info_installation(*, as_json: bool = False) -> None:
-    """Shows versions, device and weights."""
+def _show_installation(*, as_json: bool) -> None:
+    """Show versions, device and weights."""
     import torch
 
     from attcl_cli import devices
-    from attcl_cli.methods import weights as checkpoint
+    from attcl_cli.methods.weights import named_weights, newest_run
 
-    newest = checkpoint.newest_run(Path("runs"))
-    content = {
+    newest = newest_run(Path("runs"))
+    content: dict[str, Any] = {
         "attcl": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "device": str(devices.select("auto")),
-        "weights": {name: str(path) for name, path in checkpoint.named_weights().items()},
+        "weights": {name: str(path) for name, path in named_weights().items()},
         "newest_run": str(newest) if newest else None,
     }
     if as_json:
         terminal.document(content)
         return
-    shown = {**content, "weights": ", ".join(checkpoint.named_weights()) or "none"}
-    terminal.table([{"what": key, "found": value or "none"} for key, value in shown.items()])
+    rows = {**content, "weights": ", ".join(content["weights"])}
+    terminal.table([{"what": key, "found": value or "none"} for key, value in rows.items()])

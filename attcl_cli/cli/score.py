@@ -21,7 +21,6 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal
-from attcl_cli.data.dataset import Source
 
 EXAMPLES = (
     "Examples:  attcl score --fid --lpips   |   attcl score --ssim --psnr --baselines --split all"
@@ -114,6 +113,7 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Compare synthesised volumes with the hidden truths; writes scores/ with a report. Default: SSIM, PSNR, NMSE."""
+    from attcl_cli.data.dataset import Source
     from attcl_cli.scoring import run as scoring
 
     chosen = {

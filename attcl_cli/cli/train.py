@@ -23,7 +23,6 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal
-from attcl_cli.data.dataset import Source
 from attcl_cli.methods.settings import PRESETS, VARIANTS, parse_override
 
 EXAMPLES = "Examples:  attcl train   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
@@ -82,6 +81,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Learn to translate between the modalities that the training cases have; writes runs/<run>/."""
+    from attcl_cli.data.dataset import Source
     from attcl_cli.training import run as training
 
     given = {"method": method, "steps": steps, "seed": seed}

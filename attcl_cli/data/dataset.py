@@ -264,27 +264,6 @@ def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[At
     return problems
 
 
-def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]:
-    """What a dataset holds, as plain data for a table or JSON."""
-    patterns = Counter(dataset.missing(case) for case in dataset.cases)
-    return {
-        "root": str(dataset.root),
-        "layout": dataset.layout.name,
-        "layout_title": dataset.layout.title,
-        "modalities": list(dataset.modalities),
-        "cases": len(dataset.cases),
-        "patients": len({case.patient for case in dataset.cases}),
-        "volumes": dataset.counts(),
-        "segmentations": sum(bool(case.segmentation) for case in dataset.cases),
-        "patterns": [
-            {"missing": list(missing), "cases": count}
-            for missing, count in sorted(patterns.items(), key=lambda item: (len(item[0]), item[0]))
-        ],
-        "problems": [{"error": problem.message, "hint": problem.hint} for problem in problems],
-        "ignored": [str(path) for path in dataset.ignored],
-    }
-
-
 # --- reading names ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Name:

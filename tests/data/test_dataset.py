@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attcl_cli.data.dataset import Dataset, check, check_case, describe, open_dataset
+from attcl_cli.data.dataset import Dataset, check, check_case, open_dataset
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION, canonical, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError
 
@@ -586,25 +586,3 @@ def test_nan_is_found_where_values_are_asked_for(values, tmp_path, write_nifti):
     dataset = open_dataset(tmp_path)
     found = check_case(dataset, dataset.cases[0], values=values)
     assert ["1 voxels are NaN" in problem.message for problem in found] == [True] * values
-
-
-def test_describe_counts_patterns_of_what_is_missing(tmp_path):
-    names = [*brats("A", ["t1", "seg"]), *brats("B", FOUR), *brats("C", ["t1"])]
-    dataset = open_dataset(touch(tmp_path, names))
-    told = describe(dataset, [AttclError("found, expected", "do")])
-    assert told == {
-        "root": str(tmp_path),
-        "layout": "brats",
-        "layout_title": "BraTS 2018-2021",
-        "modalities": list(FOUR),
-        "cases": 3,
-        "patients": 3,
-        "volumes": {"flair": 1, "t1": 3, "t1ce": 1, "t2": 1},
-        "segmentations": 1,
-        "patterns": [
-            {"missing": [], "cases": 1},
-            {"missing": ["flair", "t1ce", "t2"], "cases": 2},
-        ],
-        "problems": [{"error": "found, expected", "hint": "do"}],
-        "ignored": [],
-    }

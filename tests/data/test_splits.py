@@ -1,10 +1,7 @@
-"""The paper's Table 1, cell by cell; whole patients; and the data tree that never touches an original."""
+"""The paper's Table 1, cell by cell; whole patients; scenarios of one's own; reading `splits.json`."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -20,11 +17,8 @@ from attcl_cli.data.splits import (
     make_splits,
     read_ratio,
     read_splits,
-    to_json,
-    write_tree,
 )
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
-from attcl_cli.files import TEMPORARY_SUFFIX, sha256, temporary_prefix
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 
@@ -326,175 +320,7 @@ def test_a_ratio_that_leaves_a_case_with_nothing_is_a_usage_error(split, tmp_pat
         make_splits(dataset, ratio=ratio, sizes=sizes)
 
 
-# --- splits.json and the tree -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def made(phantom_root: Path) -> tuple[Dataset, Splits]:
-    dataset = open_dataset(phantom_root)
-    return dataset, make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
-
-
-def kept_names(splits: Splits) -> set[str]:
-    return {
-        f"{item.case}/{item.case}_{name}.nii.gz"
-        for items in splits.splits.values()
-        for item in items
-        for name in (*item.present, "seg")
-    }
-
-
-def images(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.nii.gz")}
-
-
-@pytest.mark.parametrize("link", ["symlink", "hardlink", "copy"])
-def test_the_tree_holds_what_remains_and_the_originals_stay(link, made, tmp_path):
-    dataset, splits = made
-    before = {path: sha256(path) for path in dataset.root.rglob("*.nii.gz")}
-    assert write_tree(dataset, splits, tmp_path / "data", link=link)
-    assert images(tmp_path / "data") == kept_names(splits)
-    for name in kept_names(splits):
-        file, original = tmp_path / "data" / name, dataset.root / name
-        assert sha256(file) == before[original]
-        assert file.is_symlink() == (link == "symlink")
-        assert file.samefile(original) == (link != "copy")
-    assert {path: sha256(path) for path in dataset.root.rglob("*.nii.gz")} == before
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_tree_of_every_layout_reads_back_as_the_splits_say(layout, phantoms, tmp_path):
-    dataset = open_dataset(phantoms(layout))
-    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
-    write_tree(dataset, splits, tmp_path / "data")
-    found = open_dataset(tmp_path / "data")
-    present = {item.case: set(item.present) for split in splits.splits.values() for item in split}
-    assert found.layout.name == layout
-    assert {case.id: set(case.files) for case in found.cases} == present
-    assert found.problems == ()
-
-
-def test_splits_json_has_its_schema_and_comes_back(made, tmp_path):
-    dataset, splits = made
-    write_tree(dataset, splits, tmp_path / "data")
-    document = json.loads((tmp_path / "data" / "splits.json").read_text())
-    assert list(document) == [
-        "schema_version", "source", "layout", "ratio", "seed", "modalities", "splits",
-    ]  # fmt: skip
-    assert document["schema_version"] == 1
-    assert document["source"] == str(dataset.root.resolve())
-    assert (document["layout"], document["ratio"], document["seed"]) == ("brats", "ratio1", 0)
-    assert document["modalities"] == list(FOUR)
-    assert list(document["splits"]) == ["train", "val", "test"]
-    assert list(document["splits"]["train"][0]) == ["case", "present", "hidden"]
-    assert document == to_json(splits)
-    assert read_splits(tmp_path / "data") == splits
-
-
-def test_the_same_splits_are_not_written_a_second_time(made, tmp_path):
-    dataset, splits = made
-    assert write_tree(dataset, splits, tmp_path / "data")
-    times = {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
-    assert not write_tree(dataset, splits, tmp_path / "data")
-    assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == times
-
-
-def test_other_splits_need_overwrite(made, tmp_path):
-    dataset, splits = made
-    write_tree(dataset, splits, tmp_path / "data")
-    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
-    with pytest.raises(UsageError, match="exists already, expected a new folder"):
-        write_tree(dataset, other, tmp_path / "data")
-    assert read_splits(tmp_path / "data") == splits
-    assert write_tree(dataset, other, tmp_path / "data", overwrite=True)
-    assert read_splits(tmp_path / "data") == other
-    assert images(tmp_path / "data") == kept_names(other)
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_is_refused_even_with_overwrite(overwrite, made, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError):
-        write_tree(*made, tmp_path / "data", overwrite=overwrite)
-    assert (tmp_path / "data" / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_the_place_of_the_output_is_refused(overwrite, made, tmp_path):
-    (tmp_path / "data").write_text("years of work")
-    with pytest.raises(UsageError):
-        write_tree(*made, tmp_path / "data", overwrite=overwrite)
-    assert (tmp_path / "data").read_text() == "years of work"
-
-
-def test_overwriting_a_link_replaces_the_link_and_not_what_it_leads_to(made, tmp_path):
-    dataset, splits = made
-    write_tree(dataset, splits, tmp_path / "real")
-    (tmp_path / "data").symlink_to(tmp_path / "real")
-    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
-    write_tree(dataset, other, tmp_path / "data", overwrite=True)
-    assert read_splits(tmp_path / "real") == splits
-    assert read_splits(tmp_path / "data") == other
-
-
-@pytest.mark.parametrize("place", ["inner/data", ".", "..", "link/data"])
-def test_an_output_inside_or_around_the_dataset_is_refused(place, made, tmp_path):
-    dataset, splits = made
-    (tmp_path / "link").symlink_to(dataset.root)
-    output = tmp_path / place if place.startswith("link") else dataset.root / place
-    with pytest.raises(UsageError, match="contain one another"):
-        write_tree(dataset, splits, output)
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EXDEV])
-def test_a_tree_that_cannot_be_finished_leaves_nothing(code, made, tmp_path, monkeypatch):
-    def refuse(*_args):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(AttclError, match=r"data: not written") as caught:
-        write_tree(*made, tmp_path / "data", link="hardlink")
-    assert os.strerror(code) in caught.value.message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failure_while_overwriting_keeps_the_tree_that_was_there(made, tmp_path, monkeypatch):
-    dataset, splits = made
-    write_tree(dataset, splits, tmp_path / "data")
-    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
-
-    def refuse(*_args):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(AttclError):
-        write_tree(dataset, other, tmp_path / "data", link="hardlink", overwrite=True)
-    assert read_splits(tmp_path / "data") == splits
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_an_output_below_a_file_is_an_error(made, tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(AttclError, match="not writable"):
-        write_tree(*made, tmp_path / "file" / "data")
-
-
-def test_the_vocabulary_goes_along(tmp_path):
-    (tmp_path / "ds").mkdir()
-    (tmp_path / "ds" / "modalities.toml").write_text('[modalities]\nx = ["X"]\ny = ["Y"]\n')
-    for case in "ABC":
-        (tmp_path / "ds" / case).mkdir()
-        for token in "XY":
-            (tmp_path / "ds" / case / f"{case}_{token}.nii.gz").touch()
-    (tmp_path / "r.toml").write_text('hidden = [["x"], []]')
-    dataset = open_dataset(tmp_path / "ds")
-    splits = make_splits(dataset, ratio=str(tmp_path / "r.toml"), sizes=(3, 0, 0))
-    write_tree(dataset, splits, tmp_path / "data")
-    found = open_dataset(tmp_path / "data")
-    assert found.modalities == ("x", "y")
-    assert found.counts() == {"x": 1, "y": 3}
+# --- splits.json -----------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_nobody_prepared_has_no_splits(tmp_path):
@@ -516,17 +342,3 @@ def test_a_splits_json_of_another_kind_is_an_error(content, complaint, tmp_path)
     with pytest.raises(AttclError, match=complaint) as caught:
         read_splits(tmp_path)
     assert str(tmp_path / "splits.json") in caught.value.message
-
-
-def test_the_half_tree_of_a_run_that_was_killed_is_swept(phantom_root, tmp_path):
-    host_and_pid = (
-        temporary_prefix(tmp_path / "data").removesuffix(f"{os.getpid()}-") + "999999999-"
-    )
-    left = tmp_path / f"{host_and_pid}x{TEMPORARY_SUFFIX}"
-    left.mkdir()
-    alive = tmp_path / f"{temporary_prefix(tmp_path / 'data')}x{TEMPORARY_SUFFIX}"
-    alive.mkdir()
-    dataset = open_dataset(phantom_root)
-    write_tree(dataset, make_splits(dataset, ratio="ratio3"), tmp_path / "data")
-    assert not left.exists()
-    assert alive.exists()

@@ -1,0 +1,68 @@
+"""`attcl info DIR` without its command line: what a folder holds and what is wrong with it, as plain data.
+
+How that is shown is left to the caller.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attcl_cli.data.dataset import Dataset, Source, check
+from attcl_cli.data.splits import read_splits
+from attcl_cli.errors import AttclError
+
+
+def dataset_info(
+    folder: Path | str, *, layout: str = "auto", modalities: Path | str | None = None
+) -> dict[str, Any]:
+    """Return what a folder holds: layout, cases, modalities, missing ones, problems and splits.
+
+    Args:
+        folder: the dataset.
+        layout: a key of `layouts.LAYOUTS`, or `auto`.
+        modalities: a TOML file with other modality names or another naming.
+
+    Returns:
+        The document of `attcl info DIR --json`; `splits` only if prepare-splits wrote the folder.
+
+    Raises:
+        AttclError: there is no such folder, or it is no dataset.
+    """
+    source = Source(Path(folder), layout, None if modalities is None else Path(modalities))
+    dataset = source.open()
+    document = describe(dataset, check(dataset, values=True))
+    splits = read_splits(dataset.root)
+    if splits is not None:
+        document["splits"] = {
+            "ratio": splits.ratio,
+            "source": splits.source,
+            "table": splits.table(),
+        }
+    return document
+
+
+def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]:
+    """Return what a dataset holds, as plain data for a table or JSON."""
+    patterns = Counter(dataset.missing(case) for case in dataset.cases)
+    return {
+        "root": str(dataset.root),
+        "layout": dataset.layout.name,
+        "layout_title": dataset.layout.title,
+        "modalities": list(dataset.modalities),
+        "cases": len(dataset.cases),
+        "patients": len({case.patient for case in dataset.cases}),
+        "volumes": dataset.counts(),
+        "segmentations": sum(bool(case.segmentation) for case in dataset.cases),
+        "patterns": [
+            {"missing": list(missing), "cases": count}
+            for missing, count in sorted(patterns.items(), key=lambda item: (len(item[0]), item[0]))
+        ],
+        "problems": [
+            {"error": problem.message, "hint": problem.hint, "code": problem.code}
+            for problem in problems
+        ],
+        "ignored": [str(path) for path in dataset.ignored],
+    }

@@ -1,0 +1,100 @@
+"""`attcl prepare-splits` without its command line: check a dataset, draw the splits, write the data tree.
+
+How splits are drawn is left to `splits`, how the tree is written to `tree`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from attcl_cli.data import tree
+from attcl_cli.data.dataset import Source, check
+from attcl_cli.data.splits import Splits, make_splits
+from attcl_cli.data.tree import LinkKind
+from attcl_cli.errors import UsageError, raise_all
+from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_record import RunInfo
+
+
+@dataclass(frozen=True)
+class PreparedSplits:
+    """The result of `prepare_splits`.
+
+    Attributes:
+        output: the folder of the data tree.
+        splits: what it holds, or would hold.
+        written: False after a dry run, and if the folder held these very splits already.
+    """
+
+    output: Path
+    splits: Splits
+    written: bool
+
+
+def prepare_splits(  # noqa: PLR0913 - what a user may ask for
+    dataset: Path | str,
+    output: Path | str = "data",
+    *,
+    ratio: str = "ratio1",
+    sizes: tuple[int, int, int] | None = None,
+    fractions: tuple[float, float, float] | None = None,
+    subset: Fraction | float | str = 1,
+    link: LinkKind = "symlink",
+    layout: str = "auto",
+    modalities: Path | str | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> PreparedSplits:
+    """Split a dataset by patients, hide modalities as a scenario says, and write the data tree.
+
+    Args:
+        dataset: the complete dataset; it is only read.
+        output: the folder of the data tree.
+        ratio: `ratio1`, `ratio2`, `ratio3` (the paper's scenarios), or the path of a TOML file.
+        sizes: cases of train, val and test; exclusive with `fractions`.
+        fractions: shares of train, val and test; without both, the paper's 70/10/20 %.
+        subset: share of the training cases that is kept, such as "1/8" (BraTS_s).
+        link: how files get into the data tree.
+        layout: a key of `layouts.LAYOUTS`, or `auto`.
+        modalities: a TOML file with other modality names or another naming.
+        seed: draws the order of the patients.
+        overwrite: replace a data tree that an earlier run wrote.
+        dry_run: check everything and draw the splits, but write nothing.
+        progress: listens.
+
+    Raises:
+        AttclError: a file of the dataset is unusable (all problems together), or the tree cannot be written.
+        UsageError: an option is impossible, or `output` holds something else.
+    """
+    source = Source(Path(dataset), layout, None if modalities is None else Path(modalities))
+    share, folder = _share(subset), Path(output)
+    opened = source.open()
+    progress.detail(f"{source.folder}: {len(opened.cases)} cases, checking their headers")
+    raise_all(check(opened))
+    splits = make_splits(
+        opened, ratio=ratio, sizes=sizes, fractions=fractions, subset=share, seed=seed
+    )
+    if dry_run:
+        tree.is_written(opened, splits, folder, overwrite=overwrite)
+        return PreparedSplits(folder, splits, written=False)
+    written = tree.write_tree(opened, splits, folder, link=link, overwrite=overwrite)
+    if written:
+        config = {"dataset": str(source.folder), "ratio": splits.ratio, "link": link}
+        config |= {"layout": opened.layout.name, "subset": str(share)}
+        RunInfo(folder / "run.json", "prepare-splits", config=config, seed=seed).finish(0)
+    return PreparedSplits(folder, splits, written)
+
+
+def _share(subset: Fraction | float | str) -> Fraction:
+    try:
+        return Fraction(str(subset))  # of a float its shortest digits: 0.1 is a tenth
+    except (ValueError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"--subset: {str(subset)!r}, expected a share such as 1/8 or 0.125",
+            "for example --subset 1/8",
+            code="subset-invalid",
+        ) from error

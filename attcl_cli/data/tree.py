@@ -1,0 +1,154 @@
+"""The data tree: what remains of a dataset under the same names, as links or copies, and `splits.json`.
+
+Which case is in which split, and what is hidden from it, is left to `splits`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.layouts import VOCABULARY_FILE
+from attcl_cli.data.splits import SPLITS_FILE, Splits, to_json
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import (
+    TEMPORARY_SUFFIX,
+    is_leftover,
+    is_within,
+    ordinary_mode,
+    read_json,
+    temporary_prefix,
+    write_json,
+)
+
+LinkKind = Literal["symlink", "hardlink", "copy"]
+
+
+def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: bool = False) -> bool:
+    """Whether `output` holds these very splits already; if not, that it may be written is checked.
+
+    Raises:
+        AttclError: `output` holds something else (and not `overwrite`), or it and the dataset contain one another.
+    """
+    if is_within(output, dataset.root) or is_within(dataset.root, output):
+        raise UsageError(
+            f"--output: {output} and the dataset {dataset.root} contain one another, "
+            "expected two separate folders",
+            "originals are never touched; choose another --output",
+        )
+    if output.exists() or output.is_symlink():
+        existing = output / SPLITS_FILE
+        if existing.is_file() and read_json(existing) == to_json(splits):
+            return True
+        if not overwrite:
+            raise UsageError(
+                f"--output: {output} exists already, expected a new folder",
+                "choose another --output, or replace it with --overwrite",
+            )
+        if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
+            raise UsageError(
+                f"--output: {output} was not made by prepare-splits (it has no splits.json), "
+                "expected a folder that --overwrite may replace",
+                "choose another --output",
+            )
+    return False
+
+
+def write_tree(
+    dataset: Dataset,
+    splits: Splits,
+    output: Path,
+    *,
+    link: LinkKind = "symlink",
+    overwrite: bool = False,
+) -> bool:
+    """Writes the data tree: what remains of the dataset under the same names, and `splits.json`.
+
+    The tree is built beside its final place and renamed as a whole, so a killed run leaves no half tree.
+
+    Returns:
+        False where `output` already holds these very splits, and nothing was written.
+
+    Raises:
+        AttclError: `output` holds something else (and not `overwrite`), lies inside the dataset, or cannot be written.
+    """
+    if is_written(dataset, splits, output, overwrite=overwrite):
+        return False
+    document = to_json(splits)
+    with _beside(output) as building:
+        for file in _kept_files(dataset, splits):
+            _link(dataset.root / file, building / file, link)
+        if dataset.vocabulary_file is not None:
+            shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
+        write_json(building / SPLITS_FILE, document)
+    return True
+
+
+def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
+    cases = {case.id: case for case in dataset.cases}
+    for items in splits.splits.values():
+        for item in items:
+            case = cases[item.case]
+            for modality in item.present:
+                yield from case.files[modality]
+            yield from case.segmentation
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for left in output.parent.glob(f".{output.name}.*"):  # by a run that was killed
+            if left.is_dir() and is_leftover(left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        building = Path(
+            tempfile.mkdtemp(
+                prefix=temporary_prefix(output), suffix=TEMPORARY_SUFFIX, dir=output.parent
+            )
+        )
+    except OSError as error:
+        raise AttclError(
+            f"{output}: not writable ({error.strerror}), expected a folder that can be made",
+            "choose another --output",
+        ) from error
+    try:
+        yield building
+        building.chmod(ordinary_mode(0o777))
+        if output.exists() or output.is_symlink():
+            old = building.with_name(
+                f"{building.name.removesuffix(TEMPORARY_SUFFIX)}old{TEMPORARY_SUFFIX}"
+            )
+            output.rename(old)
+            building.rename(output)
+            if old.is_symlink():
+                old.unlink()
+            else:
+                shutil.rmtree(old)  # links are removed, never what they point to
+        else:
+            building.rename(output)
+    except OSError as error:
+        raise AttclError(
+            f"{output}: not written ({error.strerror or error}), "
+            "expected a writable place with free space",
+            "choose another --output, or --link symlink, which needs no space",
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _link(source: Path, target: Path, kind: LinkKind) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    real = source.resolve()
+    if kind == "copy":
+        shutil.copyfile(real, target)
+    elif kind == "hardlink":
+        os.link(real, target)
+    else:
+        target.symlink_to(real)
