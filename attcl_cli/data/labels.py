@@ -1,6 +1,6 @@
-"""Label maps of BraTS releases -> classes -> whole tumour, tumour core, enhancing tumour, and back.
+"""Label maps of BraTS releases -> classes -> whole tumour, tumour core, enhancing tumour, and back; and smaller maps.
 
-Releases are data (`CONVENTIONS`). Knows numbers in arrays: no file, no network, no score.
+Releases are data (`CONVENTIONS`). Knows numbers in arrays; files, networks and scores are left to others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from attcl_cli.data import intensities
 from attcl_cli.errors import AttclError, some
 
 BACKGROUND, NCR, ED, ET = range(4)
-"""The classes that networks predict, whatever values a release's files hold: background, necrotic and non-enhancing
+"""The classes that networks predict, whatever values a release uses: background, necrotic and non-enhancing
 core, oedema, enhancing tumour."""
 
 CLASSES = ("background", "ncr", "ed", "et")
@@ -47,39 +48,64 @@ KNOWN = sorted({value for item in CONVENTIONS.values() for value in item.values}
 
 
 def convention_of(values: Iterable[int], *, default: str = "2021") -> Convention:
-    """The convention of a whole dataset, from all the values that its label maps hold.
+    """Return the convention of a whole dataset, from all the values that its label maps hold.
 
     Args:
-        values: of all cases together: one without enhancing tumour does not tell.
-        default: what is taken where no case tells.
+        values: of all cases together: a case without enhancing tumour fits both conventions.
+        default: the convention to take if all values fit both.
 
     Raises:
         AttclError: the values are of several conventions, or of none.
     """
-    found = set(values)
-    fitting = [item for item in CONVENTIONS.values() if found <= set(item.values)]
+    present = set(values)
+    fitting = [item for item in CONVENTIONS.values() if present <= set(item.values)]
     if not fitting:
         known = " or ".join(str(item) for item in CONVENTIONS.values())
         raise AttclError(
-            f"label values {some(sorted(found))}: of no release that is known, expected {known}",
+            f"label values {some(sorted(present))}: of no release that is known, expected {known}",
             "give all label maps the values of one release",
+            code="labels-of-no-release",
         )
     return fitting[0] if len(fitting) == 1 else CONVENTIONS[default]
 
 
-def to_classes(labels: NDArray[np.integer], convention: Convention) -> NDArray[np.uint8]:
-    """Label values -> classes, any shape; what the convention lacks is background (`convention_of` refuses it)."""
+def to_classes(labels: NDArray[np.integer], *conventions: Convention) -> NDArray[np.uint8]:
+    """Return label values as classes, any shape; a value of none of these conventions is background.
+
+    Conventions differ in the value of the enhancing tumour alone, so that several may be given if it is not known
+    which one a map follows.
+    """
     classes = np.zeros(labels.shape, dtype=np.uint8)
-    for number, value in enumerate(convention.values):
+    numbers = {value: number for item in conventions for number, value in enumerate(item.values)}
+    for value, number in numbers.items():
         classes[labels == value] = number
     return classes
 
 
 def to_labels(classes: NDArray[np.integer], convention: Convention) -> NDArray[np.uint8]:
-    """Classes -> label values of a convention, any shape."""
+    """Return classes as label values of a convention, any shape."""
     return np.asarray(convention.values, dtype=np.uint8)[classes]
 
 
 def mask_of(classes: NDArray[np.integer], region: str) -> NDArray[np.bool_]:
-    """Where a region of `REGIONS` is, any shape."""
+    """Return the mask of a region of `REGIONS`, any shape."""
     return np.isin(classes, REGIONS[region])
+
+
+def shrink_classes(
+    classes: NDArray[np.integer], *, image_size: int, canvas: int
+) -> NDArray[np.uint8]:
+    """Return smaller label maps: (..., H, W) classes -> (..., image_size, image_size).
+
+    They are padded to `canvas` as images are; each pixel then gets the most frequent class of its block, of equally
+    frequent ones the lowest.
+    """
+    padded = np.maximum(intensities.pad(classes.astype(np.int8), (canvas, canvas)), BACKGROUND)
+    factor = canvas // image_size
+    if factor == 1:
+        return padded.astype(np.uint8)
+    shares = [
+        intensities.shrink((padded == number).astype(np.float32), factor)
+        for number in range(len(CLASSES))
+    ]
+    return np.argmax(shares, axis=0).astype(np.uint8)

@@ -33,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from attcl_cli.data.labels import CONVENTIONS
+
 Floats = NDArray[np.floating[Any]]  # float32, for speed
 Rng = np.random.Generator
 Triple = tuple[float, float, float]
@@ -54,7 +56,7 @@ SLAB_POINTS = 60_000
 
 LOW_GRADE_SHARE = 0.15
 MOSTLY = 0.5
-NCR, ED, ET = 1, 2, 4
+_, NCR, ED, ET = CONVENTIONS["2021"].values
 
 
 @dataclass(frozen=True)

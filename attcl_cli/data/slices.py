@@ -19,6 +19,7 @@ import torch
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.intensities import Array, Scale
+from attcl_cli.data.labels import CONVENTIONS, KNOWN, shrink_classes, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import free_bytes, read_json, write_json
@@ -34,10 +35,6 @@ DATA_FILE = "slices.npy"
 
 
 LABELS_FILE = "labels.npy"
-
-
-# BraTS's labels -> classes: background, necrosis, oedema, enhancing tumour (4 until 2022, 3 since)
-_CLASSES = {0: 0, 1: 1, 2: 2, 3: 3, 4: 3}
 
 
 # Where they lie in a run's folder, or in a folder of packed slices that stands in for a dataset.
@@ -163,7 +160,7 @@ def build(
             if found is not None:
                 entry = map_of[case.id]
                 chosen = found[entry.first : entry.first + entry.count]
-                labelled = _shrink_classes(chosen, image_size=image_size, canvas=canvas)
+                labelled = shrink_classes(chosen, image_size=image_size, canvas=canvas)
                 tumour[entry.start : entry.start + entry.count] = _shows(labelled > 0)
                 classes.write(labelled.data)
             on_case(case.id)
@@ -289,20 +286,10 @@ def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
             f"{path}: shape {labels.shape}, expected {images.brain.shape} as the images have",
             "resample the segmentation, or remove it",
         )
-    strange = sorted(set(np.unique(labels).tolist()) - set(_CLASSES))
+    strange = sorted(set(np.unique(labels).tolist()) - set(KNOWN))
     if strange:
         raise AttclError(
             f"{path}: label {strange[0]}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
             "rename the labels, or remove the segmentation",
         )
-    return np.array([_CLASSES[label] for label in range(len(_CLASSES))], dtype=np.uint8)[labels]
-
-
-def _shrink_classes(slices: Array, *, image_size: int, canvas: int) -> Array:
-    """(N, H, W) -> (N, image_size, image_size): the class of most voxels; of equals, the lowest number."""
-    padded = np.maximum(intensities.pad(slices.astype(np.int16), (canvas, canvas)), 0)
-    shares = [
-        intensities.shrink((padded == label).astype(np.float32), canvas // image_size)
-        for label in sorted(set(_CLASSES.values()))
-    ]
-    return np.argmax(shares, axis=0).astype(np.uint8)
+    return to_classes(labels, *CONVENTIONS.values())

@@ -12,7 +12,7 @@ import torch
 
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.sampling import CaseBatches, CaseSampler, Sampler, SliceBatches, sampler_of
-from attcl_cli.data.slices import Entry, SliceStore, _shrink_classes, build, open_store
+from attcl_cli.data.slices import Entry, SliceStore, build, open_store
 from attcl_cli.errors import AttclError, ProblemsError
 from attcl_cli.training import validation as validate
 
@@ -240,15 +240,6 @@ def test_slices_whose_label_maps_stayed_behind_open_without_them(labelled, tmp_p
     wanted = CaseBatches(dict.fromkeys(FOUR, ()), tumour_slices=1.0)
     batch = CaseSampler(again, wanted, batch_size=2, seed=0).batch(0)
     assert not batch.has_labels.any()
-
-
-def test_a_smaller_map_has_the_class_of_most_voxels():
-    slices = np.zeros((1, 4, 4), dtype=np.int16)
-    slices[0, :2, :2] = [[3, 3], [3, 0]]
-    slices[0, :2, 2:] = [[2, 0], [0, 0]]
-    slices[0, 2:, :2] = [[1, 1], [2, 2]]  # of equals, the lowest
-    found = _shrink_classes(slices, image_size=2, canvas=4)
-    assert found.tolist() == [[[3, 0], [1, 0]]]
 
 
 def test_a_label_that_brats_does_not_know_is_told(incomplete_root, write_nifti, tmp_path):
