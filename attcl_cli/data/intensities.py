@@ -99,3 +99,20 @@ def shrink(slices: Array, factor: int) -> Array:
     return slices.reshape(*lead, height // factor, factor, width // factor, factor).mean(
         axis=(-3, -1), dtype=np.float32
     )
+
+
+def bounding_box(mask: NDArray[np.bool_], *, margin: int = 0) -> tuple[slice, ...] | None:
+    """Return the smallest box that holds a mask of any shape; None if the mask is empty.
+
+    Args:
+        mask: the voxels.
+        margin: voxels that the box grows by to every side, as far as the image reaches.
+    """
+    box = []
+    for axis, length in enumerate(mask.shape):
+        others = tuple(other for other in range(mask.ndim) if other != axis)
+        hits = np.flatnonzero(mask.any(axis=others))
+        if hits.size == 0:
+            return None
+        box.append(slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + margin + 1, length)))
+    return tuple(box)

@@ -16,7 +16,6 @@ from nibabel.orientations import inv_ornt_aff
 from PIL import Image
 
 from attcl_cli.data import intensities, volumes
-from attcl_cli.data.intensities import Scale
 from attcl_cli.errors import AttclError
 
 ORIENTATIONS = [
@@ -473,103 +472,6 @@ def test_a_volume_without_contrast_in_the_brain_is_refused(tmp_path, write_nifti
     }
     with pytest.raises(AttclError, match=r"t2\.nii\.gz: 99 % of the brain has one value"):
         volumes.load_case(files)
-
-
-# --- normalisation ----------------------------------------------------------------------------------------------------
-
-
-def test_normalise_maps_the_scale_to_minus_one_and_one_clips_and_blanks_the_background():
-    data = np.array([0, 100, 150, 200, 300, 50, 150], np.float32)
-    brain = np.array([False, True, True, True, True, True, False])
-    found = intensities.normalise(data, brain, Scale(100, 200))
-    assert found.dtype == np.float32
-    assert found.tolist() == [-1, -1, 0, 1, 1, -1, -1]
-
-
-@pytest.mark.parametrize("scale", [Scale(3.0, 12343.0), Scale(-0.5, 0.69), Scale(0.0, 255.0)])
-def test_denormalise_is_the_inverse_up_to_the_clip(scale):
-    data = np.linspace(scale.low - 10, scale.high + 10, 1001, dtype=np.float32)
-    back = intensities.denormalise(
-        intensities.normalise(data, np.ones(data.shape, bool), scale), scale
-    )
-    wanted = np.clip(data, scale.low, scale.high)
-    assert np.abs(back - wanted).max() <= 4e-7 * max(abs(scale.low), abs(scale.high))
-
-
-def test_integers_below_2_to_the_14_survive_normalisation_exactly():
-    data = np.arange(12344, dtype=np.float32)
-    scale = Scale(0.0, 12343.0)
-    back = intensities.denormalise(intensities.normalise(data, data >= 0, scale), scale)
-    assert np.array_equal(np.rint(back), data)
-
-
-def test_denormalise_clips_what_a_network_overshoots():
-    found = intensities.denormalise(np.array([-3, -1, 0, 1, 3], np.float32), Scale(10, 20))
-    assert found.tolist() == [10, 10, 15, 20, 20]
-
-
-def test_the_scale_is_the_percentiles_inside_the_brain():
-    data = np.concatenate([np.zeros(5000), np.arange(1001)]).astype(np.float32)
-    brain = np.arange(6001) >= 5000
-    assert intensities.intensity_scale(data, brain) == Scale(5.0, 995.0)
-
-
-def test_there_is_no_scale_without_brain_or_contrast():
-    assert intensities.intensity_scale(np.zeros(5), np.zeros(5, bool)) is None
-    assert intensities.intensity_scale(np.ones(5), np.ones(5, bool)) is None
-
-
-def test_the_brain_is_where_any_volume_is_not_zero():
-    volumes = [np.array([0, 1, 0, -1]), np.array([0, 0, 2, 0])]
-    assert intensities.brain_of(volumes).tolist() == [False, True, True, True]
-
-
-def test_training_uses_the_middle_94_of_155_slices():
-    assert intensities.training_slices(155) == range(31, 125)
-
-
-@pytest.mark.parametrize("depth", range(1, 40))
-def test_training_uses_at_least_one_slice_of_any_volume_and_none_beyond(depth):
-    span = intensities.training_slices(depth)
-    assert len(span) >= 1
-    assert span.start >= 0
-    assert span.stop <= depth
-
-
-# --- padding and shrinking --------------------------------------------------------------------------------------------
-
-
-def test_pad_is_symmetric_with_background_and_crop_undoes_it():
-    slices = np.arange(3 * 240 * 239, dtype=np.float32).reshape(3, 240, 239)
-    padded = intensities.pad(slices, (256, 256))
-    assert padded.shape == (3, 256, 256)
-    assert (padded[:, :8] == -1).all()
-    assert (padded[:, -8:] == -1).all()
-    assert (padded[:, :, :8] == -1).all()
-    assert (padded[:, :, -9:] == -1).all()
-    assert np.array_equal(intensities.crop(padded, (240, 239)), slices)
-
-
-def test_pad_to_the_same_size_changes_nothing():
-    assert np.array_equal(intensities.pad(np.eye(4), (4, 4)), np.eye(4))
-
-
-@pytest.mark.parametrize("size", [(3, 5), (5, 3)])
-def test_slices_larger_than_the_canvas_are_refused(size):
-    with pytest.raises(ValueError, match="slices of 4x4 do not fit"):
-        intensities.pad(np.eye(4), size)
-
-
-def test_shrink_averages_blocks():
-    slices = np.array([[[1, 3, 0, 0], [5, 7, 0, 4]]], np.float32)
-    assert intensities.shrink(slices, 2).tolist() == [[[4, 1]]]
-
-
-def test_shrink_undoes_a_repetition_and_by_one_is_the_identity():
-    slices = np.random.default_rng(0).normal(size=(2, 4, 4)).astype(np.float32)
-    repeated = slices.repeat(4, axis=1).repeat(4, axis=2)
-    assert np.allclose(intensities.shrink(repeated, 4), slices, atol=1e-6)
-    assert intensities.shrink(slices, 1) is slices
 
 
 # --- PNG slices -------------------------------------------------------------------------------------------------------
