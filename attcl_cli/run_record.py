@@ -30,7 +30,7 @@ _ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
 
 
 @dataclass
-class RunInfo:
+class RunRecord:
     """The record of one run; `start` writes it with status "running", `finish` replaces it with how it ended.
 
     Attributes:

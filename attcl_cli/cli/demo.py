@@ -16,7 +16,7 @@ from attcl_cli.cli.options import Debug, Device, Json, Quiet, Seed
 from attcl_cli.cli.terminal import Terminal
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_csv
-from attcl_cli.run_record import RunInfo
+from attcl_cli.run_record import RunRecord
 
 if TYPE_CHECKING:
     from attcl_cli.data.dataset import Dataset
@@ -68,7 +68,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     measures = score.Measures(_METRICS)
     place = devices.select(device)
     weights = checkpoint.find_weights(checkpoint.BUNDLED)
-    record = RunInfo(
+    record = RunRecord(
         output / "run.json",
         "demo",
         config={"cases": cases},

@@ -18,7 +18,7 @@ from attcl_cli.errors import IncompleteError, UsageError
 from attcl_cli.files import read_json, sweep
 from attcl_cli.methods import METHODS
 from attcl_cli.methods import weights as checkpoint
-from attcl_cli.run_record import RunInfo
+from attcl_cli.run_record import RunRecord
 
 
 def complete(
@@ -82,7 +82,7 @@ def complete(
         _show_plan(plan, talk)
         return
     name = "run.json" if part == (1, 1) else f"run-{part[0]}of{part[1]}.json"
-    run = RunInfo(
+    run = RunRecord(
         plan.places.records / name,
         "complete",
         config={
@@ -143,7 +143,7 @@ def _targets(names: Sequence[str], dataset: Dataset) -> list[str]:
 
 
 def _complete(
-    plan: planning.Plan, run: RunInfo, items: Iterator[completing.Completed], talk: Terminal
+    plan: planning.Plan, run: RunRecord, items: Iterator[completing.Completed], talk: Terminal
 ) -> int:
     """Runs the plan with its progress and `run.json`; returns how many volumes were made."""
     made = 0
@@ -175,7 +175,7 @@ def _present(plan: planning.Plan, case: str) -> list[str]:
     return [str(file) for files in plan.present.get(case, {}).values() for file in files]
 
 
-def _note_present(plan: planning.Plan, run: RunInfo) -> None:
+def _note_present(plan: planning.Plan, run: RunRecord) -> None:
     """Cases of which nothing is left to do: the record tells of everything that lies in the folder."""
     busy = {*plan.failed, *(job.case.id for job in plan.jobs)}
     for case in plan.present:
@@ -183,7 +183,7 @@ def _note_present(plan: planning.Plan, run: RunInfo) -> None:
             run.add(case, "present", seconds=0, outputs=_present(plan, case))
 
 
-def _finish_earlier(plan: planning.Plan, run: RunInfo) -> None:
+def _finish_earlier(plan: planning.Plan, run: RunRecord) -> None:
     """A run that was killed after its last file left `run.json` as "running"; a finished one is not touched."""
     if run.path.is_file() and read_json(run.path).get("status") == "running":
         _note_present(plan, run)

@@ -15,7 +15,7 @@ from attcl_cli.data.splits import Splits, make_splits
 from attcl_cli.data.tree import LinkKind
 from attcl_cli.errors import UsageError, raise_all
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.run_record import RunInfo
+from attcl_cli.run_record import RunRecord
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     if written:
         config = {"dataset": str(source.folder), "ratio": splits.ratio, "link": link}
         config |= {"layout": opened.layout.name, "subset": str(share)}
-        RunInfo(folder / "run.json", "prepare-splits", config=config, seed=seed).finish(0)
+        RunRecord(folder / "run.json", "prepare-splits", config=config, seed=seed).finish(0)
     return PreparedSplits(folder, splits, written)
 
 

@@ -15,7 +15,7 @@ from attcl_cli.data.dataset import Source
 from attcl_cli.data.splits import open_truth
 from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, write_csv
-from attcl_cli.run_record import RunInfo
+from attcl_cli.run_record import RunRecord
 from attcl_cli.scoring import pairs
 from attcl_cli.scoring.metrics import IMAGE_METRICS
 
@@ -94,7 +94,7 @@ def score(
         told = {"volumes": plan.volumes, "missing": len(plan.missing), "metrics": wanted.names}
         _say_plan(told, output, talk)
         return
-    record = RunInfo(
+    record = RunRecord(
         output / "run.json",
         "score",
         config={
@@ -166,7 +166,7 @@ def _locate_networks(wanted: Wanted, talk: Terminal) -> None:
     raise_all(problems)
 
 
-def _weights_of(plan: Plan, record: RunInfo) -> str:
+def _weights_of(plan: Plan, record: RunRecord) -> str:
     """The weights that made what is scored, for the page."""
     if record.weights:
         return record.weights["name"]
@@ -175,7 +175,7 @@ def _weights_of(plan: Plan, record: RunInfo) -> str:
 
 def _measures(
     wanted: Wanted,
-    record: RunInfo,
+    record: RunRecord,
     weights: str | None,
     device: str,
     batch_size: int,

@@ -12,7 +12,7 @@ from attcl_cli.data import splits
 from attcl_cli.devices import Precision
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import refuse_inside
-from attcl_cli.run_record import RunInfo, precision_for
+from attcl_cli.run_record import RunRecord, precision_for
 from attcl_cli.segmentation.request import (
     DEFAULT_INPUT,
     DEFAULT_OUTPUT,
@@ -227,7 +227,7 @@ def evaluate(
         talk.result(f"would score {len(found)} predictions into {output}")
         return
     chosen = [sample for sample in samples if sample.case in found]
-    record = RunInfo(
+    record = RunRecord(
         output / "run.json",
         "segment",
         config=config,
@@ -288,7 +288,7 @@ def export(
         talk.result(f"would export {name} ({cases}) to {folder}")
         return
     clear(folder)
-    record = RunInfo(folder / "run.json", "segment", config=config)
+    record = RunRecord(folder / "run.json", "segment", config=config)
     with record.recorded():
         with talk.bar(sum(counts.values()), "export") as bar:
             done = nnunet.export(

@@ -12,7 +12,7 @@ from attcl_cli.cli.terminal import Terminal
 from attcl_cli.devices import Precision
 from attcl_cli.errors import InterruptedRun, UsageError
 from attcl_cli.files import read_json, sha256, write_csv
-from attcl_cli.run_record import RunInfo
+from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import report as segment_report
 from attcl_cli.segmentation.request import TRAINING, VALIDATION, Asked, Setup, clear
 from attcl_cli.segmentation.settings import SegmentSettings
@@ -69,7 +69,7 @@ def run(session: Session) -> None:
     warnings = segment_report.leaks(session.setup.completion, tuple(session.plan.inputs))
     if session.given:
         warnings += segment_report.seen(lists)
-    record = RunInfo(
+    record = RunRecord(
         output / "run.json",
         "segment",
         config=dict(session.config),
@@ -145,7 +145,7 @@ def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> Non
             )
 
 
-def _one_input(session: Session, name: str, shown: Input, record: RunInfo) -> list[Row]:
+def _one_input(session: Session, name: str, shown: Input, record: RunRecord) -> list[Row]:
     """Trains and evaluates; what an earlier run finished is read instead."""
     from attcl_cli.methods.weights import WEIGHTS_FILE
     from attcl_cli.segmentation import summary as segment_scores

@@ -27,7 +27,7 @@ from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import FIXED, Settings, dump, explain, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.report import pictures
-from attcl_cli.run_record import RunInfo, precision_for, read_record
+from attcl_cli.run_record import RunRecord, precision_for, read_record
 from attcl_cli.training import trainer as loop
 from attcl_cli.training import validation as validate
 from attcl_cli.training.state import STATE_FILE, state_step
@@ -329,7 +329,7 @@ def _train(run: _TrainingRun) -> int:
     """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
     settings, main = run.settings, run.processes.main
     kind = METHODS[settings.method]
-    record = RunInfo(
+    record = RunRecord(
         run.folder / "run.json",
         "train",
         config=settings.model_dump(mode="json"),
