@@ -1,11 +1,14 @@
-"""`run.json`: what a command did, with what, to which cases, and how it ended; written at the start and at the end."""
+"""`run.json`: what a command did, with what, to which cases, and how it ended; written at the start and at the end.
+
+What a stage's options and results mean is left to the stage.
+"""
 
 from __future__ import annotations
 
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,13 +17,7 @@ from typing import Any
 
 from attcl_cli import __version__
 from attcl_cli.devices import Precision
-from attcl_cli.errors import (
-    EXIT_FAILED,
-    EXIT_INCOMPLETE,
-    EXIT_INTERRUPTED,
-    AttclError,
-    IncompleteError,
-)
+from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError
 from attcl_cli.files import read_json, write_json
 
 SCHEMA_VERSION = 1
@@ -36,11 +33,12 @@ class RunRecord:
     Attributes:
         path: the file.
         command: `complete`, `train`, ...
-        config: the options that the run went by.
+        config: the options of the run.
         seed: its seed.
-        device: where networks ran; "" where none did.
-        weights: name and SHA-256 of the weights used; empty where none were.
-        cases: one record a case: id, status, seconds, outputs, and error where it failed.
+        device: the device of the networks; "" if none ran.
+        weights: name and SHA-256 of the weights used; empty if there were none.
+        cases: one record per case: id, status, seconds, outputs, and of a failed case error and code.
+        extra: further keys of this command.
     """
 
     path: Path
@@ -56,16 +54,16 @@ class RunRecord:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Writes the record when the block begins, and replaces it however the block ends.
+        """Write the record when the block begins, and replace it however the block ends.
 
-        Failed cases make the exit code 3. Where the record cannot be written beside another error (a full disk), the
-        other one is told.
+        Failed cases make the exit code 3. If the block raises, and the record cannot be written either (a full disk),
+        the error of the block is the one that is raised.
         """
         self.start()
-        code, told = EXIT_FAILED, True
+        code, raises = EXIT_FAILED, True
         try:
             yield
-            code, told = IncompleteError.exit_code if self.count("failed") else 0, False
+            code, raises = EXIT_INCOMPLETE if self.count("failed") else 0, False
         except AttclError as error:
             code = error.exit_code
             raise
@@ -76,33 +74,39 @@ class RunRecord:
             try:
                 self.finish(code)
             except AttclError:
-                if not told:
+                if not raises:
                     raise
 
     def start(self) -> None:
-        """Writes the record with status "running"."""
+        """Write the record with status "running"."""
         self._write("running", None)
 
     def add(
-        self, case: str, status: str, *, seconds: float, outputs: list[str], error: str = ""
+        self,
+        case: str,
+        status: str,
+        *,
+        seconds: float,
+        outputs: Sequence[str],
+        error: AttclError | None = None,
     ) -> None:
-        """Notes what became of a case; kept in memory until `finish`, for the files themselves tell progress."""
+        """Note how a case ended; kept in memory until `finish`, since the files themselves show the progress."""
         record: dict[str, Any] = {
             "id": case,
             "status": status,
             "seconds": round(seconds, 3),
-            "outputs": outputs,
+            "outputs": list(outputs),
         }
-        if error:
-            record["error"] = error
+        if error is not None:
+            record |= {"error": error.message, "code": error.code}
         self.cases.append(record)
 
     def count(self, status: str) -> int:
-        """How many cases ended with this status."""
+        """Return how many cases ended with this status."""
         return sum(record["status"] == status for record in self.cases)
 
     def finish(self, exit_code: int) -> None:
-        """Replaces the record by the final one."""
+        """Replace the record by the final one."""
         self._write(_ENDS.get(exit_code, "failed"), exit_code)
 
     def _write(self, status: str, exit_code: int | None) -> None:
@@ -131,13 +135,18 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The `run.json` in a folder; empty where there is none, or it is no record."""
+    """Return the `run.json` in a folder; {} if there is none, or it is no record.
+
+    Raises:
+        AttclError: the file is no JSON.
+    """
     path = folder / "run.json"
     record = read_json(path) if path.is_file() else {}
     return record if isinstance(record, dict) else {}
 
 
-def precision_for(asked: Precision | None, resumed: Path | None) -> Precision:
-    """What networks compute in: what was asked for, else what the run to resume did, else float32."""
-    told = read_record(resumed).get("precision") if asked is None and resumed else asked
-    return "bf16" if told == "bf16" else "fp32"
+def precision_for(precision: Precision | None, resumed: Path | None) -> Precision:
+    """Return the precision to run in: the one asked for, otherwise that of the run to resume, otherwise fp32."""
+    if precision is None and resumed is not None:
+        precision = "bf16" if read_record(resumed).get("precision") == "bf16" else None
+    return precision or "fp32"

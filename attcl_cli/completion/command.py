@@ -150,14 +150,14 @@ def _complete(
     targets = {job.case.id: len(job.outputs) for job in plan.jobs}
     with run.recorded():
         for case, error in plan.failed.items():
-            run.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error.message)
+            run.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
             terminal.show_error(error)
         _note_present(plan, run)
         with talk.bar(len(plan.jobs), "complete") as bar:
             for item in items:
-                status, text = ("failed", item.error.message) if item.error else ("done", "")
+                status = "failed" if item.error else "done"
                 outputs = [*_present(plan, item.case), *item.outputs]
-                run.add(item.case, status, seconds=item.seconds, outputs=outputs, error=text)
+                run.add(item.case, status, seconds=item.seconds, outputs=outputs, error=item.error)
                 if item.error:
                     terminal.show_error(item.error)
                 else:
