@@ -114,19 +114,19 @@ def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[Dataclas
     write_whole(path, stream.getvalue().encode())
 
 
-def read_toml(path: Path, *, wanted: str) -> dict[str, Any]:
+def read_toml(path: Path, *, expected: str) -> dict[str, Any]:
     """The TOML document in `path`.
 
     Raises:
         UsageError: the file is missing or no TOML; `expected` says what it should hold.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file, expected {wanted}", "check the path")
+        raise UsageError(f"{path}: no such file, expected {expected}", "check the path")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
-            f"{path}: not readable as TOML ({error}), expected {wanted}", "mend the file"
+            f"{path}: not readable as TOML ({error}), expected {expected}", "mend the file"
         ) from error
 
 

@@ -5,8 +5,9 @@ A batch is a function of (seed, step). Knows no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -19,35 +20,28 @@ from attcl_cli.errors import AttclError
 _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
 
 
-@dataclass(frozen=True)
-class SliceBatches:
-    """Asks for batches of single slices, each with a modality to translate into (`Batch`).
+class Batch(Protocol):
+    """What a sampler draws, and a training step learns from."""
 
-    Attributes:
-        pair_targets: share of targets drawn from the modalities that the source's case has.
-    """
+    def __len__(self) -> int: ...
 
-    pair_targets: float = 0.0
+    def to(self, device: torch.device) -> Self:
+        """Return the batch on a device."""
+
+    def part(self, chosen: slice) -> Self:
+        """Return some of its slices, as a part of this batch."""
 
 
-@dataclass(frozen=True)
-class CaseBatches:
-    """Asks for batches of whole cases at one slice, each with a true target (`CaseBatch`).
+class Sampler(Protocol):
+    """Draws batches; a batch is a function of (seed, step), so a resumed run sees what an undisturbed one does."""
 
-    Attributes:
-        needs: target -> the sources that a case must have to be learned from; none named, one of any will do.
-        leave_out: share of cases of which a random part of the sources is left out.
-        tumour_slices: share of slices drawn from those with tumour, where a case has a segmentation.
-    """
-
-    needs: Mapping[str, tuple[str, ...]]
-    leave_out: float = 0.0
-    tumour_slices: float = 0.0
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One training batch; B slices, every image (B, 1, S, S) float32 in [-1, 1].
+class DomainBatch:
+    """Slices with a modality each to translate into; B slices, every image (B, 1, S, S) float32 in [-1, 1].
 
     Attributes:
         x_src: the slices to translate.
@@ -72,7 +66,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.y_src)
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> DomainBatch:
         """The batch on a device, images channels-last."""
 
         def move(value: Tensor) -> Tensor:
@@ -83,17 +77,19 @@ class Batch:
 
         return self._each(move)
 
-    def part(self, chosen: slice) -> Batch:
+    def part(self, chosen: slice) -> DomainBatch:
         """Some of the slices, as a part of this batch."""
         share = self.pair_share
         if share is None:
             share = float(self.has_pair.float().mean())
         return replace(self._each(lambda value: value[chosen]), pair_share=share)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> DomainBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
         share = tensors.pop("pair_share")
-        return Batch(**{name: change(value) for name, value in tensors.items()}, pair_share=share)
+        return DomainBatch(
+            **{name: change(value) for name, value in tensors.items()}, pair_share=share
+        )
 
 
 @dataclass(frozen=True)
@@ -143,28 +139,8 @@ class CaseBatch:
         return CaseBatch(**changed, label_share=share)
 
 
-def sampler_of(
-    store: SliceStore,
-    wanted: SliceBatches | CaseBatches,
-    *,
-    batch_size: int,
-    seed: int,
-    mirror: float = 0.0,
-) -> Sampler | CaseSampler:
-    """What draws the batches that a method asks for, this share of their slices mirrored left to right.
-
-    Raises:
-        AttclError: the store has nothing of the kind.
-    """
-    if isinstance(wanted, SliceBatches):
-        return Sampler(
-            store, batch_size=batch_size, seed=seed, mirror=mirror, pair_targets=wanted.pair_targets
-        )
-    return CaseSampler(store, wanted, batch_size=batch_size, seed=seed, mirror=mirror)
-
-
-class Sampler:
-    """Draws batches; a batch is a function of (seed, step), so a resumed run sees what an undisturbed one would have.
+class DomainSampler:
+    """Draws slices, a target modality for each, and references of that modality.
 
     Modalities are drawn uniformly, however unequal their numbers of volumes (StarGAN v2 balances its domains, too).
     """
@@ -233,14 +209,14 @@ class Sampler:
             < self.mirror,  # the source (and its pair), the references
         }
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+    def batch(self, step: int) -> DomainBatch:
+        """Return the batch of a step."""
         rows = self.rows(step)
         has_pair = rows["x_pair"] >= 0
         pair = self.store.read(np.maximum(rows["x_pair"], 0))
         pair[torch.from_numpy(~has_pair)] = -1
         source, first, second = rows["mirrored"]
-        return Batch(
+        return DomainBatch(
             x_src=_mirrored(self.store.read(rows["x_src"]), source),
             y_src=torch.from_numpy(rows["y_src"]),
             x_ref=_mirrored(self.store.read(rows["x_ref"]), first),
@@ -252,23 +228,36 @@ class Sampler:
 
 
 class CaseSampler:
-    """Draws whole cases at one slice; a batch is a function of (seed, step), as `Sampler`'s is.
+    """Draws whole cases at one slice, each with a true target.
 
-    Targets are drawn uniformly among those that any case can teach: it has the target, all sources that the target
-    needs, and at least one.
+    Targets are drawn uniformly among those that any case can teach: it has the target, and what that is made from.
+
+    Args:
+        store: the training slices.
+        sources_for: (target, present modalities) -> what the target is made from, or None.
+        batch_size: cases per batch.
+        seed: of all that is drawn.
+        mirror: share of cases mirrored left to right.
+        leave_out: share of cases of which a random part of the sources is left out.
+        tumour_slices: share of slices drawn from those with tumour, if a case has a segmentation.
+
+    Raises:
+        AttclError: no case has a target together with its sources.
     """
 
     def __init__(
         self,
         store: SliceStore,
-        wanted: CaseBatches,
+        sources_for: Callable[[str, Sequence[str]], tuple[str, ...] | None],
         *,
         batch_size: int,
         seed: int,
         mirror: float = 0.0,
+        leave_out: float = 0.0,
+        tumour_slices: float = 0.0,
     ) -> None:
         self.store = store
-        self.wanted = wanted
+        self.leave_out, self.tumour_slices = leave_out, tumour_slices
         self.batch_size = batch_size
         self.seed = seed
         self.mirror = mirror
@@ -285,17 +274,21 @@ class CaseSampler:
         # target -> (K, 2): case and offset of every slice that can be drawn; and of those with tumour, or none known
         self._pools: dict[int, Array] = {}
         self._preferred: dict[int, Array] = {}
-        for target, needed in wanted.needs.items():
-            domain = modalities.index(target) if target in modalities else -1
-            indices = [modalities.index(name) for name in needed if name in modalities]
-            if domain < 0 or len(indices) < len(needed):
-                continue
+        # (case, target) -> (M,) bool: what the target is made from
+        self._sources: dict[tuple[int, int], Array] = {}
+        for domain, target in enumerate(modalities):
             pool, preferred = [], []
             for entry in store.entries:
                 case = number[entry.case]
-                there = self._start[case] >= 0
-                if entry.modality != target or not there[indices].all() or there.sum() < 2:  # noqa: PLR2004
+                present = [
+                    name
+                    for name, start in zip(modalities, self._start[case], strict=True)
+                    if start >= 0 and name != target
+                ]
+                sources = sources_for(target, present) if entry.modality == target else None
+                if not sources:
                     continue
+                self._sources[case, domain] = np.isin(modalities, sources)
                 rows = np.arange(entry.count)
                 filled = rows[store.filled[entry.start : entry.start + entry.count]]
                 pool += [(case, offset) for offset in filled]
@@ -306,11 +299,11 @@ class CaseSampler:
                 self._pools[domain] = np.array(pool)
                 self._preferred[domain] = np.array(preferred or pool)
         if not self._pools:
-            names = ", ".join(wanted.needs)
             raise AttclError(
-                f"training slices of {len(cases)} cases: none has {names} beside what it is made from, "
+                f"training slices of {len(cases)} cases: none has a target together with what it is made from, "
                 "expected one case at least",
-                "train on cases with more modalities, or another method: --method attcl-gan",
+                "train on cases with more modalities, or with another method: --method attcl-gan",
+                code="nothing-to-learn-from",
             )
 
     def rows(self, step: int) -> dict[str, Array]:
@@ -319,12 +312,11 @@ class CaseSampler:
         targets = rng.choice(list(self._pools), size=self.batch_size)
         places, sources = [], []
         for target in targets:
-            prefers = rng.random() < self.wanted.tumour_slices
+            prefers = rng.random() < self.tumour_slices
             pool = (self._preferred if prefers else self._pools)[int(target)]
             places.append(pool[rng.integers(len(pool))])
-            others = self._start[places[-1][0]] >= 0
-            others[target] = False
-            if rng.random() < self.wanted.leave_out:
+            others = self._sources[int(places[-1][0]), int(target)].copy()
+            if rng.random() < self.leave_out:
                 there = rng.permutation(np.flatnonzero(others))
                 others[there[rng.integers(1, len(there) + 1) :]] = False
             sources.append(others)
@@ -359,6 +351,80 @@ class CaseSampler:
             labels=_mirrored(labels, chosen["mirrored"]),
             has_labels=torch.from_numpy(first >= 0),
         )
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Slices of two modalities, drawn independently: row b of one side is not the same patient's as of the other.
+
+    Attributes:
+        a, b: (B, 1, S, S) float32 in [-1, 1].
+    """
+
+    a: Tensor
+    b: Tensor
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def to(self, device: torch.device) -> PairBatch:
+        """Return the batch on a device."""
+        return PairBatch(*(x.to(device, non_blocking=True) for x in (self.a, self.b)))
+
+    def part(self, chosen: slice) -> PairBatch:
+        """Return some of the slices."""
+        return PairBatch(self.a[chosen], self.b[chosen])
+
+
+class PairSampler:
+    """Draws slices of two modalities from independently drawn patients: unpaired, though the slices are registered.
+
+    Args:
+        store: the training slices.
+        pair: the two modalities.
+        batch_size: slices of each per batch.
+        seed: of all that is drawn.
+        mirror: share of slices mirrored left to right.
+
+    Raises:
+        AttclError: the store has no slice of one of them.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        pair: tuple[str, str],
+        *,
+        batch_size: int,
+        seed: int,
+        mirror: float = 0.0,
+    ) -> None:
+        self.store, self.batch_size, self.seed, self.mirror = store, batch_size, seed, mirror
+        self._pools = []
+        for modality in pair:
+            rows = [
+                np.arange(entry.start, entry.start + entry.count)
+                for entry in store.entries
+                if entry.modality == modality
+            ]
+            pool = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+            if not store.filled[pool].any():
+                raise AttclError(
+                    f"training slices: none of {modality}, expected both of {' and '.join(pair)}",
+                    "train on cases that have it",
+                    code="nothing-to-learn-from",
+                )
+            self._pools.append(pool[store.filled[pool]])
+
+    def batch(self, step: int) -> PairBatch:
+        """Return the batch of a step."""
+        rng = np.random.default_rng((self.seed, step))
+        sides = []
+        for pool in self._pools:
+            rows = rng.choice(pool, size=self.batch_size)
+            mirrored = rng.random(self.batch_size) < self.mirror
+            sides.append(_mirrored(self.store.read(rows), mirrored))
+        return PairBatch(*sides)
 
 
 def _mirrored(images: torch.Tensor, chosen: Array) -> torch.Tensor:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 ENTRY_POINTS = "attcl.methods"
 """The entry point group by which another package adds its methods: `name = "package.module:Class"`."""
 
-# Name -> (title, module:class)
-_BUILT_IN: Mapping[str, tuple[str, str]] = {
-    "attcl-gan": ("AttCL-GAN", "attcl_cli.methods.attcl_gan:AttclGan"),
-    "plave": ("PLAVE", "attcl_cli.methods.plave:Plave"),
+# Name -> (title, what it needs, module:class)
+_BUILT_IN: Mapping[str, tuple[str, str, str]] = {
+    "attcl-gan": ("AttCL-GAN", "one source per volume", "attcl_cli.methods.attcl_gan:AttclGan"),
+    "plave": ("PLAVE", "all that a case has", "attcl_cli.methods.plave:Plave"),
 }
 
 
@@ -32,7 +32,7 @@ class Registry(Mapping[str, "type[Method]"]):
         Raises:
             KeyError: there is no method of that name.
         """
-        path = _BUILT_IN[name][1] if name in _BUILT_IN else _added()[name].value
+        path = _BUILT_IN[name][2] if name in _BUILT_IN else _added()[name].value
         module, _, attribute = path.partition(":")
         found: type[Method] = getattr(importlib.import_module(module), attribute)
         return found
@@ -48,6 +48,12 @@ class Registry(Mapping[str, "type[Method]"]):
     def title(self, name: str) -> str:
         """Return what people call a method; its name if it comes from another package."""
         return _BUILT_IN[name][0] if name in _BUILT_IN else name
+
+    def listing(self) -> str:
+        """Return the names for --help, with what each needs."""
+        return ", ".join(
+            f"{name} ({_BUILT_IN[name][1]})" if name in _BUILT_IN else name for name in self
+        )
 
 
 METHODS = Registry()

@@ -1,23 +1,37 @@
-"""What a method promises to training, completion and scoring, and what the training batches hold.
+"""What a method is: a module whose children are its networks, and what it promises to training and completion.
 
-Two kinds of batches: single slices with a target each (`Batch`), and whole cases at one slice (`CaseBatch`). A method
-says which it learns from (`batches`); `slices` draws them, and the loop knows neither.
+Knows no method. A new one subclasses `Method` in a file of its own; nothing else asks for its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
-from attcl_cli.data.sampling import CaseBatches, SliceBatches
+from attcl_cli.data.sampling import Batch, Sampler
+from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
 from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.sources import SourceRule
+
+Losses = dict[str, tuple[float, Tensor]]
+"""Name -> (weight, loss); what is maximised has a weight below 0."""
+
+
+class Part(Protocol):
+    """Slices that go through the networks at once."""
+
+    def __len__(self) -> int: ...
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
 
 @dataclass(frozen=True)
@@ -25,7 +39,7 @@ class Runtime:
     """How a training step is carried out; changes memory and speed, and results by rounding alone.
 
     Attributes:
-        precision: `bf16` computes networks in bfloat16 where that is safe; weights and losses stay float32.
+        precision: `bf16` computes networks in bfloat16 if that is safe; weights and losses stay float32.
         micro_batch: slices that go through the networks at once; gradients of the parts are added up. 0: all.
         rank, processes: this process' number, and how many there are; each has its share of every batch.
         average: replaces the gradients of these parameters by their mean over all processes.
@@ -38,80 +52,200 @@ class Runtime:
     average: Callable[[Sequence[nn.Parameter]], None] = lambda _parameters: None
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The context in which networks are called."""
+        """Return the context in which networks are called."""
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
     def share(self, count: int) -> slice:
-        """Which of `count` slices of the whole batch are this process'."""
+        """Return which of `count` slices of the whole batch are this process'."""
         own = count // self.processes
         return slice(self.rank * own, (self.rank + 1) * own)
 
 
-class Method(Protocol):
-    """A way to learn translation between modalities; constructed as `METHODS[name](settings, modalities)`."""
+class Method(nn.Module):
+    """A way to learn translation between modalities; constructed as `METHODS[name](settings, modalities)`.
 
-    accepts: ClassVar[Literal["one", "many"]]
-    """Whether `synthesise` uses one source modality or all that a case has."""
+    A subclass makes its networks in `__init__`, after `super().__init__`: they are its children, so device, averaging
+    (EMA: parameters averaged, buffers copied), saving and train/eval mode follow. It must say `sources`, `sampler`,
+    `training_step` and `synthesise`; the rest has defaults. Weights are drawn from torch's global generator.
+    """
 
-    learns_labels: ClassVar[bool]
-    """Whether training looks at segmentations, where there are any; it must do without them, too."""
+    settings_class: ClassVar[type[Settings]] = Settings
+    """Its settings, with presets and variants."""
 
-    styled: ClassVar[bool]
-    """Whether a target has looks: one fixed by a reference image, others drawn. Without, `references` stays empty."""
+    learns_labels: ClassVar[bool] = False
+    """Whether training looks at segmentations, if there are any; it must do without them, too."""
 
-    shown: ClassVar[tuple[str, ...]]
+    styled: ClassVar[bool] = False
+    """Whether a target has styles: one fixed by a reference image, others drawn."""
+
+    context: ClassVar[int] = 0
+    """Neighbouring slices seen on each side: images then have 1 + 2 * context channels, the slice in the middle."""
+
+    shown: ClassVar[tuple[str, ...]] = ()
     """The losses that say most about a run, for the progress line."""
 
-    inference: tuple[str, ...]
-    """The names of the `modules()` that completion needs: these are averaged (EMA) and saved as weights."""
+    settings: Any
+    """Of `settings_class`; a subclass narrows the type."""
 
-    references: dict[str, Tensor]
-    """Modality -> what `remember_references` made of its reference image; saved with the weights."""
+    inference: tuple[str, ...] = ()
+    """The networks that completion needs: these are averaged and saved as weights. Empty: all."""
 
-    runtime: Runtime
-    """How steps are carried out; set by the loop."""
+    def __init__(self, settings: Any, modalities: Sequence[str]) -> None:
+        super().__init__()
+        self.settings = settings
+        self.modalities = tuple(modalities)
+        self.rule = self.sources(settings, self.modalities)
+        self.references: dict[str, Tensor] = {}
+        self.runtime = Runtime()
+        self._optimisers: dict[str, Optimizer] = {}
 
-    batches: SliceBatches | CaseBatches
-    """Which batches it learns from."""
+    @classmethod
+    def sources(cls, settings: Any, modalities: Sequence[str]) -> SourceRule:
+        """Return which targets such a model makes, and from what (`methods.sources` has ready rules).
 
-    def __init__(self, settings: Settings, modalities: tuple[str, ...]) -> None:
-        """Makes the networks; weights are drawn from torch's global generator."""
-
-    @staticmethod
-    def needs(settings: Settings, modalities: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
-        """Which targets such a method makes, and which sources each cannot do without.
+        Args:
+            settings: of `settings_class`.
+            modalities: those of the training slices.
 
         Raises:
             UsageError: the settings ask for what the modalities do not allow.
         """
+        raise NotImplementedError
 
-    def modules(self) -> dict[str, nn.Module]:
-        """All networks by name."""
+    @property
+    def stride(self) -> int:
+        """The number that height and width of an image must be multiples of."""
+        return 1
 
-    def optimisers(self) -> dict[str, Optimizer]:
-        """All optimisers by name; made on first use, after the networks are on their device."""
+    def sampler(self, store: SliceStore) -> Sampler:
+        """Return what draws the training batches (`data.sampling` has ready samplers).
+
+        Raises:
+            AttclError: the store has nothing that this method learns from.
+        """
+        raise NotImplementedError
 
     def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """One iteration: updates the networks, returns the losses by name, in the order in which they arise.
+        """Update the networks once, and return the losses by name, in the order in which they arise.
 
-        A function of (weights, batch, step); `batch` is this process' share, of the kind that `batches` asks for.
+        A function of (weights, batch, step): randomness is drawn from (seed, step) alone.
+
+        Args:
+            batch: this process' share of what `sampler` draws.
+            step: from 0.
         """
-
-    def remember_references(self, images: Mapping[str, Tensor]) -> None:
-        """Fixes the style of each modality from one reference image, (1, 1, S, S) in [-1, 1]."""
+        raise NotImplementedError
 
     def synthesise(
         self, sources: Mapping[str, Tensor], targets: Sequence[str], *, sample: int | None = None
     ) -> dict[str, Tensor]:
-        """Translates slices.
+        """Translate slices.
 
         Args:
-            sources: modality -> (B, 1, H, W) in [-1, 1]; exactly one where `accepts` is "one", in any order where it is
-                "many".
-            targets: modalities that `needs` names; with fewer sources than it asks for the result is no use.
-            sample: draw the look of each target instead of taking the reference's; the same number draws the same.
-                None where the method is not `styled`.
+            sources: modality -> (B, 1 + 2 * context, H, W) in [-1, 1], H and W multiples of `stride`: what `sources`
+                answered for these targets, or more.
+            targets: modalities that the rule names; with fewer sources than it asks for the result is no use.
+            sample: draw the style of each target instead of taking the reference's; the same number draws the same.
+                None if the method is not `styled`.
 
         Returns:
             target -> (B, 1, H, W), about [-1, 1], in the order of `targets`.
         """
+        raise NotImplementedError
+
+    def remember_references(self, images: Mapping[str, Tensor]) -> None:
+        """Fix the style of each modality from one reference image, (1, 1, S, S) in [-1, 1], in `references`."""
+
+    def learning_rate_of(self, network: str) -> float:
+        """Return the step of a network's optimiser."""
+        del network
+        rate: float = self.settings.learning_rate
+        return rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.parameters()).device
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return all networks by name."""
+        return dict(self.named_children())
+
+    def inference_networks(self) -> dict[str, nn.Module]:
+        """Return the networks that completion needs, by name."""
+        networks = self.networks()
+        return {name: networks[name] for name in self.inference or networks}
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """Return what `target` is made from, or None (see `SourceRule`)."""
+        return self.rule.sources_for(target, present)
+
+    def optimisers(self) -> dict[str, Optimizer]:
+        """Return the optimisers by network: an Adam each; made on first use, after the networks are on their device."""
+        if not self._optimisers:
+            s = self.settings
+            for name, network in self.networks().items():
+                parameters = list(network.parameters())
+                if parameters:
+                    self._optimisers[name] = Adam(
+                        parameters,
+                        lr=self.learning_rate_of(name),
+                        betas=(s.beta1, s.beta2),
+                        weight_decay=s.weight_decay,
+                    )
+        return self._optimisers
+
+    def parts(self, batch: AnyBatch) -> list[AnyBatch]:
+        """Return the batch in parts that go through the networks at once (setting `micro_batch`)."""
+        size = self.runtime.micro_batch or len(batch)
+        return [batch.part(slice(start, start + size)) for start in range(0, len(batch), size)]
+
+    def update(
+        self,
+        parts: Sequence[AnyPart],
+        networks: Iterable[str],
+        loss_of: Callable[[AnyPart], Losses],
+        *,
+        path: str,
+    ) -> dict[str, Tensor]:
+        """Move some networks one step down the weighted sum of the losses.
+
+        Takes care of the parts of a batch, of autocast, of the mean over processes and of the optimisers.
+
+        Args:
+            parts: of the batch, one after the other; their gradients add up to those of the whole.
+            networks: names of those that step; one without weights is passed over.
+            loss_of: the losses of a part, each a mean over its slices.
+            path: what the names of the losses begin with.
+
+        Returns:
+            The losses of the whole batch, unweighted, as `<path>_<name>`.
+        """
+        optimisers = self.optimisers()
+        stepping = [optimisers[name] for name in networks if name in optimisers]
+        for optimiser in stepping:
+            optimiser.zero_grad(set_to_none=True)
+        total = sum(len(part) for part in parts)
+        logged: dict[str, Tensor] = {}
+        for part in parts:
+            share = len(part) / total
+            with self.runtime.autocast(self.device):
+                losses = loss_of(part)
+            objective = torch.stack(
+                [weight * value.float() for weight, value in losses.values()]
+            ).sum()
+            (share * objective).backward()
+            for name, (_, value) in losses.items():
+                key = f"{path}_{name}"
+                logged[key] = logged.get(key, 0) + share * value.detach().float()
+        self.runtime.average(
+            [
+                parameter
+                for optimiser in stepping
+                for group in optimiser.param_groups
+                for parameter in group["params"]
+            ]
+        )
+        for optimiser in stepping:
+            optimiser.step()
+        return logged

@@ -6,47 +6,106 @@ general one that makes any modality from any others. Leaves the loop, the averag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
 
-from attcl_cli.data.sampling import CaseBatch, CaseBatches, SliceBatches
+from attcl_cli.data.sampling import CaseBatch, CaseSampler
+from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError, nearest
 from attcl_cli.methods import losses
-from attcl_cli.methods.base import Runtime
+from attcl_cli.methods.base import Losses, Method
+from attcl_cli.methods.networks import patches
 from attcl_cli.methods.networks.blocks import keep_background
 from attcl_cli.methods.networks.discriminator import PatchDiscriminator
 from attcl_cli.methods.networks.fusion import AutoEncoder, Decoder, FusionGenerator
 from attcl_cli.methods.networks.patches import PatchHead
-from attcl_cli.methods.settings import Settings
-from attcl_cli.methods.updates import Losses, contrast, frozen, update
+from attcl_cli.methods.settings import Decay, Positive, Rate, Settings, Share, Weight, setting
+from attcl_cli.methods.sources import AllPresent, Exactly, SourceRule
+from attcl_cli.methods.updates import contrast, frozen
 
 CLASSES = 4  # background, necrosis, oedema, enhancing tumour
 
+# What the presets other than `paper` change: completion makes slices without tumour, too, so training sees them; the
+# background is kept as completion keeps it; small cohorts are overfitted soon, so half of the slices are mirrored.
+_OURS: Mapping[str, Any] = {
+    "keep_background": True,
+    "mirror": 0.5,
+    "plave_tumour_slices": 0.5,
+    "plave_skips": True,
+}
+_QUICK: Mapping[str, Any] = {**_OURS, "learning_rate_decay": 1.0, "plave_pretraining": 0.1}
 
-class Plave:
-    """A branch a source, fused, decoded into the target and its segmentation."""
 
-    accepts: ClassVar[Literal["one", "many"]] = "many"
-    learns_labels: ClassVar[bool] = True
-    styled: ClassVar[bool] = False
-    shown: ClassVar[tuple[str, ...]] = ("a_image", "g_image", "g_adv", "g_seg")
+class PlaveSettings(Settings):
+    """The settings of PLAVE; the defaults are the paper's (its Section 3 and docs/method.md, section 6)."""
 
-    def __init__(self, settings: Settings, modalities: tuple[str, ...]) -> None:
-        needs = self.needs(settings, modalities)
-        s = self.settings = settings
-        self.modalities = modalities
-        self.references: dict[str, Tensor] = {}
-        self.runtime = Runtime()
-        self.batches: SliceBatches | CaseBatches = CaseBatches(
-            needs,
-            leave_out=0.0 if s.plave_target else s.plave_leave_out,
-            tumour_slices=s.plave_tumour_slices,
-        )
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "tiny": {"width": 16, "max_width": 128, "ema_decay": 0.995, "steps": 3_000, **_QUICK, "learning_rate": 1e-3},
+        "small": {"width": 32, "max_width": 256, "steps": 20_000, **_QUICK, "learning_rate": 3e-4},
+        "base": {"width": 32, "max_width": 256, **_OURS},
+        "paper": {},
+    }  # fmt: skip
+
+    batch_size: Positive = setting(4, "Slices per iteration.", section="run")
+    learning_rate: Rate = setting(1e-4, "Adam step of the networks.", section="optimiser")
+    beta1: Decay = setting(0.5, "Adam: decay of the mean of the gradients.", section="optimiser")
+    beta2: Decay = setting(0.999, "Adam: decay of the mean of their squares.", section="optimiser")
+    weight_decay: Weight = setting(0.0, "Adam: weight decay.", section="optimiser")
+
+    width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
+    max_width: Positive = setting(512, "Channels never grow beyond this.", fixed=True)
+    style_dim: Positive = setting(64, "Length of a target's code.", fixed=True)
+    contrastive_patches: Positive = setting(256, "Patches compared per layer and image (R).")
+    attention_scale: patches.AttentionScale = setting(
+        "sqrt", "Scaling of the dot products before the row softmax (QS-Attn)."
+    )
+    temperature: float = setting(0.07, "Temperature of the contrastive loss (Eq 1).", gt=0)
+    plave_target: str = setting(
+        "",
+        "The one modality that a dedicated model makes; empty: a general model makes any.",
+        fixed=True,
+    )
+    plave_blocks: int = setting(6, "Residual blocks of the trunk.", fixed=True, ge=1, le=16)
+    plave_skips: bool = setting(
+        default=False,
+        description="The decoders also see the branches' larger features, fused (ours).",
+        fixed=True,
+    )
+    plave_pretraining: Decay = setting(
+        0.4, "Share of the steps, the first ones, that train the self-representation network."
+    )
+    plave_leave_out: Share = setting(
+        0.5, "General model: share of slices with some sources left out (ours)."
+    )
+    plave_tumour_slices: Share = setting(
+        1.0, "Share of slices drawn from those with tumour, if that is known."
+    )
+    plave_lambda_image: Weight = setting(100.0, "L1 to the true slice.")
+    plave_lambda_patch: Weight = setting(0.1, "Contrastive loss (Eq 1).")
+    plave_lambda_seg: Weight = setting(0.1, "Cross-entropy of the segmentation (Eq 3).")
+    plave_lambda_branch: Weight = setting(0.1, "Branch features against the target's own.")
+    plave_lambda_fused: Weight = setting(0.1, "Fused features against the target's own.")
+    plave_lambda_decoder: Weight = setting(
+        0.05, "Decoder features against the target's own (Eq 4)."
+    )
+
+
+class Plave(Method):
+    """A branch per source, fused, decoded into the target and its segmentation."""
+
+    settings_class = PlaveSettings
+    learns_labels = True
+    shown = ("a_image", "g_image", "g_adv", "g_seg")
+    inference = ("generator", "segmenter")
+    settings: PlaveSettings
+
+    def __init__(self, settings: PlaveSettings, modalities: Sequence[str]) -> None:
+        super().__init__(settings, modalities)
+        s = settings
         # The modalities that have a branch, by their index; a dedicated model's target has none.
         self._slots = [i for i, name in enumerate(modalities) if name != s.plave_target]
         count = len(modalities)
@@ -66,47 +125,39 @@ class Plave:
         self.autoencoder = AutoEncoder(targets=count, **shape, style_dim=s.style_dim)
         # of the fused features, and of those after the next convolution
         self.heads = nn.ModuleList(PatchHead(self.generator.channels) for _ in range(2))
-        self.inference: tuple[str, ...] = ("generator", "segmenter")
-        self._optimisers: dict[str, Optimizer] = {}
 
-    @staticmethod
-    def needs(settings: Settings, modalities: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
+    @classmethod
+    def sources(cls, settings: PlaveSettings, modalities: Sequence[str]) -> SourceRule:
         """See `Method`: a dedicated model makes one modality and needs all the others."""
         target = settings.plave_target
         if not target:
-            return dict.fromkeys(modalities, ())
+            return AllPresent(tuple(modalities))
         if target not in modalities:
             known = ", ".join(modalities)
             raise UsageError(
                 f"setting plave_target: {target!r}, expected one of {known}, or '' for a general model",
                 nearest(target, modalities),
+                code="unknown-target",
             )
-        return {target: tuple(name for name in modalities if name != target)}
+        return Exactly({target: tuple(name for name in modalities if name != target)})
 
-    def modules(self) -> dict[str, nn.Module]:
-        """See `Method`."""
-        return {
-            "generator": self.generator,
-            "segmenter": self.segmenter,
-            "discriminator": self.discriminator,
-            "autoencoder": self.autoencoder,
-            "heads": self.heads,
-        }
+    @property
+    def stride(self) -> int:
+        """See `Method`: the branches halve twice."""
+        return 4
 
-    def optimisers(self) -> dict[str, Optimizer]:
-        """See `Method`: one Adam a network."""
-        if not self._optimisers:
-            s = self.settings
-            self._optimisers = {
-                name: Adam(
-                    module.parameters(),
-                    lr=s.learning_rate,
-                    betas=(s.beta1, s.beta2),
-                    weight_decay=s.weight_decay,
-                )
-                for name, module in self.modules().items()
-            }
-        return self._optimisers
+    def sampler(self, store: SliceStore) -> CaseSampler:
+        """See `Method`: whole cases at one slice."""
+        s = self.settings
+        return CaseSampler(
+            store,
+            self.sources_for,
+            batch_size=s.batch_size,
+            seed=s.seed,
+            mirror=s.mirror,
+            leave_out=0.0 if s.plave_target else s.plave_leave_out,
+            tumour_slices=s.plave_tumour_slices,
+        )
 
     @property
     def pretraining(self) -> int:
@@ -115,10 +166,9 @@ class Plave:
 
     def training_step(self, batch: CaseBatch, step: int) -> dict[str, Tensor]:
         """One iteration: first the auto-encoder alone; then it is frozen, and D and G take turns."""
-        size = self.runtime.micro_batch or len(batch)
-        parts = [batch.part(slice(i, i + size)) for i in range(0, len(batch), size)]
+        parts = self.parts(batch)
         if step < self.pretraining:
-            return self._update(parts, ("autoencoder",), "a", self._autoencoder_loss)
+            return self.update(parts, ("autoencoder",), self._autoencoder_loss, path="a")
         # G does not change before its own update: with the batch in one part, D is shown what G then learns from.
         kept = self._translate(parts[0]) if len(parts) == 1 else None
 
@@ -126,20 +176,20 @@ class Plave:
             with torch.no_grad():
                 return (kept or self._translate(part)).x_fake.detach()
 
-        found = self._update(
-            parts, ("discriminator",), "d", lambda part: self._discriminator_loss(part, fake(part))
+        logged = self.update(
+            parts,
+            ("discriminator",),
+            lambda part: self._discriminator_loss(part, fake(part)),
+            path="d",
         )
         with frozen(self.discriminator):
-            found |= self._update(
+            logged |= self.update(
                 parts,
                 ("generator", "segmenter", "heads"),
-                "g",
                 lambda part: self._generator_loss(part, kept or self._translate(part)),
+                path="g",
             )
-        return found
-
-    def remember_references(self, images: Mapping[str, Tensor]) -> None:
-        """See `Method`: a target's code is learned, no image fixes it."""
+        return logged
 
     @torch.inference_mode()
     def synthesise(
@@ -178,18 +228,6 @@ class Plave:
         features = self.generator.encode(images, present, style)
         h = self.generator.refine(self.generator.fuse(features, present, style)[1], style)
         return h, style, self.generator.skips(features, present)
-
-    def _update(
-        self,
-        parts: Sequence[CaseBatch],
-        names: Sequence[str],
-        path: str,
-        loss_of: Callable[[CaseBatch], Losses],
-    ) -> dict[str, Tensor]:
-        """One step of the optimisers of `names`."""
-        stepping = [self.optimisers()[name] for name in names]
-        device = parts[0].images.device
-        return update(parts, stepping, loss_of, path=path, runtime=self.runtime, device=device)
 
     def _translate(self, part: CaseBatch) -> _Translation:
         with self.runtime.autocast(part.images.device):
@@ -260,7 +298,17 @@ class Plave:
         features = self.generator.encode(images, made.present, made.style)
         fake = self.generator.fuse(features, made.present, made.style)
         pairs = zip(self.heads, (made.fused, made.following), fake, strict=True)
-        return torch.stack([contrast(*pair, self.settings) for pair in pairs]).mean()
+        s = self.settings
+        terms = [
+            contrast(
+                *pair,
+                patches_compared=s.contrastive_patches,
+                scale=s.attention_scale,
+                temperature=s.temperature,
+            )
+            for pair in pairs
+        ]
+        return torch.stack(terms).mean()
 
     def _shown_sources(self, part: CaseBatch) -> Tensor:
         """(B, slots, S, S): what D may know; absent sources are background."""

@@ -1,0 +1,110 @@
+"""Which modalities a missing one is made from: the ready rules of the methods.
+
+Knows names only. Planning, training, validation, samples and scoring ask a rule and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class SourceRule(Protocol):
+    """Answers for one trained model; cheap to make, so that planning needs no network."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The modalities that the model can make."""
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """Return what `target` is made from.
+
+        Args:
+            target: the modality that is missing.
+            present: the modalities that the case has, in the order of preference; `target` among them is ignored.
+
+        Returns:
+            The sources, or None if the model cannot make the target from these.
+        """
+
+    def describe(self, target: str) -> str:
+        """Return in words what `target` needs, for an error: `any of flair, t1`."""
+
+
+@dataclass(frozen=True)
+class AnyOne:
+    """One source: the first present one that the model knows.
+
+    Attributes:
+        targets: the modalities that the model knows.
+    """
+
+    targets: tuple[str, ...]
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """See `SourceRule`."""
+        if target not in self.targets:
+            return None
+        known = [name for name in present if name in self.targets and name != target]
+        return (known[0],) if known else None
+
+    def describe(self, target: str) -> str:
+        """See `SourceRule`."""
+        return f"any one of {', '.join(name for name in self.targets if name != target)}"
+
+
+@dataclass(frozen=True)
+class AllPresent:
+    """Every present modality that the model knows, at least one, in the model's own order.
+
+    Attributes:
+        targets: the modalities that the model knows.
+    """
+
+    targets: tuple[str, ...]
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """See `SourceRule`."""
+        if target not in self.targets:
+            return None
+        return tuple(name for name in self.targets if name in present and name != target) or None
+
+    def describe(self, target: str) -> str:
+        """See `SourceRule`."""
+        return f"any of {', '.join(name for name in self.targets if name != target)}"
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """A fixed set of sources for each target.
+
+    Attributes:
+        needs: target -> its sources, all of which a case must have.
+    """
+
+    needs: Mapping[str, tuple[str, ...]]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """See `SourceRule`."""
+        return tuple(self.needs)
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """See `SourceRule`."""
+        sources = self.needs.get(target, ())
+        return sources if sources and set(sources) <= set(present) - {target} else None
+
+    def describe(self, target: str) -> str:
+        """See `SourceRule`."""
+        return ", ".join(self.needs.get(target, ()))
+
+
+def takes_one(rule: SourceRule, present: Sequence[str]) -> bool:
+    """Return whether the model makes every target from a single source, whichever of `present` that is."""
+    return all(
+        rule.sources_for(target, [source]) == (source,)
+        for target in rule.targets
+        for source in present
+        if source != target
+    ) and not any(len(rule.sources_for(target, present) or ()) > 1 for target in rule.targets)
