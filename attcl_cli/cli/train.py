@@ -22,8 +22,9 @@ from attcl_cli.cli.options import (
     Vocabulary,
     Workers,
 )
-from attcl_cli.cli.terminal import Terminal
-from attcl_cli.methods.settings import PRESETS, VARIANTS, parse_override
+from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.settings import PRESETS, explain, parse_override
 
 EXAMPLES = "Examples:  attcl train   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
 
@@ -45,7 +46,7 @@ def train(
         str | None,
         typer.Option(
             "--method",
-            help="attcl-gan (one source a volume) or plave (all that a case has).  [default: attcl-gan]",
+            help=f"How it learns: {METHODS.listing()}.  [default: attcl-gan]",
         ),
     ] = None,
     preset: Annotated[
@@ -57,7 +58,10 @@ def train(
     ] = None,
     variant: Annotated[
         str | None,
-        typer.Option("--variant", help=f"AttCL-GAN's ablations (Table 4): {', '.join(VARIANTS)}."),
+        typer.Option(
+            "--variant",
+            help="An ablation of the method; AttCL-GAN has those of its Table 4, such as stargan-v2.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -81,23 +85,45 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Learn to translate between the modalities that the training cases have; writes runs/<run>/."""
-    from attcl_cli.data.dataset import Source
-    from attcl_cli.training import run as training
+    from attcl_cli.training import run
 
-    given = {"method": method, "steps": steps, "seed": seed}
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     overrides = dict(parse_override(text) for text in set_ or [])
-    training.train(
-        Source(data or training.data_of(resume), layout, modalities),
-        output,
+    given = {"steps": steps, "seed": seed}
+    result = run.train(
+        data,
+        output=output,
+        method=method,
         preset=preset,
         variant=variant,
         config=config,
         overrides=overrides | {key: value for key, value in given.items() if value is not None},
         resume=resume,
+        layout=layout,
+        modalities=modalities,
         device=device,
         precision=precision,
-        workers=workers,
+        num_workers=workers,
         tensorboard=tensorboard,
         dry_run=dry_run,
-        talk=Terminal(as_json=as_json, quiet=quiet),
+        progress=terminal,
     )
+    if not result.main or result.finished_before:
+        return
+    described = {
+        "run": str(result.run_dir),
+        "device": str(result.device),
+        "cases": len(result.cases),
+    }
+    if dry_run:
+        if as_json:
+            document({**described, "settings": result.settings.model_dump(mode="json")})
+            return
+        learned = f"{len(result.cases)} cases" if result.cases else f"the slices in {result.data}"
+        terminal.result(f"would train on {learned}, on {result.device}, into {result.run_dir}\n")
+        terminal.result(explain(result.settings))
+    elif as_json:
+        outcome = {"steps": result.weights_step, "weights": str(result.weights)}
+        document({**described, **outcome, "sha256": run.weights_sha256(result)})
+    else:
+        terminal.result(str(result.weights))

@@ -1,30 +1,212 @@
-"""What training loops share: a stop that waits for the step in progress, statistics that a resumed run goes on with.
+"""The one training loop: batches in, a trainee stepped, logged, judged and saved; Ctrl-C waits for the end of a step.
 
-Knows no network and no setting.
+Knows no network, no method and no terminal. Everything random is a function of (seed, step), so a run that was stopped
+continues as if it had not been.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from attcl_cli.data.sampling import Batch
+from attcl_cli.devices import Processes
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import write_whole
+from attcl_cli.prefetch import read_ahead
+from attcl_cli.training.learning_rates import full_rates, rate_factor, set_rates
 
 STATS_FILE = "stats.jsonl"
+
+
+class Trainee(Protocol):
+    """What the loop trains; its files are its own business."""
+
+    def optimisers(self) -> Mapping[str, Optimizer]:
+        """Return the optimisers by name; the loop sets their learning rates."""
+
+    def step(self, batch: Any, step: int) -> Mapping[str, Tensor]:
+        """Update the weights by this process' share of a batch, and return the losses by name."""
+
+    def judge(self, step: int) -> None:
+        """Validate, and keep the weights if they are the best so far."""
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint to resume from."""
+
+    def sample(self, step: int) -> None:
+        """Draw pictures of what the trainee makes."""
+
+    def explain_memory(self) -> tuple[str, str]:
+        """Return what did not fit on the device, and the hint that makes it smaller."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the loop does when, counted in finished steps.
+
+    Attributes:
+        steps: of the whole run.
+        log_every: steps between lines of `stats.jsonl`.
+        save_every: steps between checkpoints, each of which is judged before.
+        sample_every: steps between pictures; None: none.
+        decay: share of the steps, the last ones, over which learning rates fall to 0.
+    """
+
+    steps: int
+    log_every: int
+    save_every: int
+    sample_every: int | None = None
+    decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class LoopHooks:
+    """What the caller wants to see of a run; all may be left out.
+
+    Attributes:
+        on_step: called after each step with its number (from 1) and the last logged losses.
+        on_log: called with each record of `stats.jsonl`.
+        on_stop: called when a stop is asked for, while the step in progress continues.
+    """
+
+    on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
+    on_log: Callable[[Mapping[str, float]], None] = lambda _record: None
+    on_stop: Callable[[], None] = lambda: None
+
+
+def run_loop(
+    trainee: Trainee,
+    draw: Callable[[int], Batch],
+    schedule: Schedule,
+    folder: Path,
+    *,
+    first: int,
+    batch_size: int,
+    device: torch.device,
+    resume_hint: str,
+    smaller_steps: str,
+    processes: Processes = Processes(),
+    hooks: LoopHooks = LoopHooks(),
+    ahead: int = 2,
+) -> None:
+    """Train from step `first` to the end of the schedule.
+
+    Args:
+        trainee: what is trained.
+        draw: step -> the batch of all processes.
+        schedule: what happens when.
+        folder: of the run; gets `stats.jsonl`.
+        first: the step of the checkpoint that was restored; 0: none.
+        batch_size: slices in a batch of all processes.
+        device: of this process.
+        resume_hint: the command that resumes the run.
+        smaller_steps: the option that takes smaller steps, for the error about losses that are not finite.
+        processes: who takes part; each has its share of every batch, the main one writes.
+        hooks: what the caller wants to see.
+        ahead: batches read ahead.
+
+    Raises:
+        InterruptedRun: Ctrl-C; everything is saved.
+        AttclError: a loss is no longer finite, or the device is out of memory; the last good checkpoint is kept.
+    """
+    if processes.main:
+        trim_stats(folder / STATS_FILE, first)
+    share = share_of(batch_size, processes)
+    full = full_rates(trainee.optimisers())
+    clock, clock_step = time.monotonic(), first
+    logged: dict[str, float] = {}
+    with stop_requested(hooks.on_stop) as stop:
+        for step, future in read_ahead(draw, range(first, schedule.steps), depth=ahead):
+            try:
+                batch = future.result().part(share).to(device)
+                factor = rate_factor(step, steps=schedule.steps, decay=schedule.decay)
+                set_rates(trainee.optimisers(), full, factor)
+                losses = trainee.step(batch, step)
+            except torch.cuda.OutOfMemoryError as error:
+                what, hint = trainee.explain_memory()
+                raise AttclError(
+                    f"{device}: out of memory with {what}, expected a step that fits",
+                    hint,
+                    code="out-of-memory",
+                ) from error
+            done = step + 1
+            last = done == schedule.steps
+            judging = done % schedule.save_every == 0 or last
+            stopped = processes.any(
+                stop.is_set(), device
+            )  # asked once: what is saved is what is reported
+            saving = judging or stopped
+            if done % schedule.log_every == 0 or saving:
+                # The only place where the loop waits for the device.
+                logged = _numbers(losses, processes)
+                _require_finite(logged, done, folder, resume_hint, smaller_steps)
+                now = time.monotonic()
+                seconds = round((now - clock) / (done - clock_step), 4)
+                clock, clock_step = now, done
+                if processes.main and (done % schedule.log_every == 0 or last):
+                    record = {"step": done, "seconds_a_step": seconds, **logged}
+                    log_stats(folder / STATS_FILE, record)
+                    hooks.on_log(record)
+            sampling = schedule.sample_every and (done % schedule.sample_every == 0 or last)
+            if processes.main and sampling:
+                trainee.sample(done)
+            if processes.main and saving:
+                # Off the grid (Ctrl-C) nothing is judged: an undisturbed run would not have looked at this step.
+                if judging:
+                    trainee.judge(done)
+                trainee.save(done)
+                clock = time.monotonic()  # neither validation nor saving is a part of a step
+            hooks.on_step(done, logged)
+            if stopped and not last:
+                raise InterruptedRun(
+                    f"{folder}: stopped after step {done} of {schedule.steps}, everything is saved",
+                    f"resume with: {resume_hint}",
+                    code="stopped",
+                )
+    processes.wait()
+
+
+def share_of(batch_size: int, processes: Processes) -> slice:
+    """Return which slices of the whole batch are this process'.
+
+    Raises:
+        UsageError: the batch cannot be shared equally.
+    """
+    if batch_size % processes.count:
+        fitting = math.ceil(batch_size / processes.count) * processes.count
+        raise UsageError(
+            f"setting batch_size: {batch_size} slices, expected a multiple of the {processes.count} processes",
+            f"--set batch_size={fitting}",
+            code="batch-not-shared",
+        )
+    own = batch_size // processes.count
+    return slice(processes.rank * own, (processes.rank + 1) * own)
 
 
 @contextmanager
 def stop_requested(
     on_request: Callable[[], None] = lambda: None,
 ) -> Iterator[threading.Event]:
-    """Set by Ctrl-C or a polite kill, so that the step in progress ends and is saved; a second one stops at once.
+    """Yield an event that Ctrl-C or SIGTERM sets, so that the step in progress ends and is saved.
 
-    `on_request` is called by the first one, from the signal's handler.
+    A second signal stops at once.
+
+    Args:
+        on_request: called by the first signal, from its handler.
     """
     stopped = threading.Event()
 
@@ -47,13 +229,13 @@ def stop_requested(
 
 
 def log_stats(path: Path, record: Mapping[str, float]) -> None:
-    """Adds a line to `stats.jsonl`."""
+    """Append a line to `stats.jsonl`."""
     with path.open("a", encoding="utf-8") as stats:
         stats.write(json.dumps({name: round(value, 6) for name, value in record.items()}) + "\n")
 
 
 def trim_stats(path: Path, first: int) -> None:
-    """Drops the lines beyond the checkpoint that a resumed run starts from: it will write them again."""
+    """Drop the lines after step `first`: a run that resumes there writes them again."""
     if not path.exists():
         return
     kept = []
@@ -62,3 +244,22 @@ def trim_stats(path: Path, first: int) -> None:
             if json.loads(line)["step"] <= first:
                 kept.append(line + "\n")
     write_whole(path, "".join(kept).encode())
+
+
+def _numbers(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
+    """Return the losses as numbers, mean over the processes."""
+    mean = processes.mean(torch.stack([value.detach().float() for value in losses.values()]))
+    return dict(zip(losses, mean.tolist(), strict=True))
+
+
+def _require_finite(
+    losses: Mapping[str, float], step: int, folder: Path, resume_hint: str, smaller_steps: str
+) -> None:
+    bad = [name for name, value in losses.items() if not math.isfinite(value)]
+    if bad:
+        raise AttclError(
+            f"{folder}: loss {bad[0]} is {losses[bad[0]]} at step {step}, expected a finite number",
+            "the last good checkpoint, if any, is kept; take smaller steps: "
+            f"{resume_hint} {smaller_steps}, or start a new run with {smaller_steps}",
+            code="loss-not-finite",
+        )

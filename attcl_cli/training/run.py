@@ -1,4 +1,7 @@
-"""`attcl train`: prepares the training slices and runs the loop with its progress, pictures and `run.json`."""
+"""`attcl train` as a function: checks everything, prepares the training slices, runs the loop, keeps the record.
+
+Knows no terminal: talk goes to `progress`, the outcome is returned.
+"""
 
 from __future__ import annotations
 
@@ -14,89 +17,180 @@ from typing import Any
 import torch
 
 from attcl_cli import devices
-from attcl_cli.cli import terminal
-from attcl_cli.cli.terminal import Terminal
 from attcl_cli.data import slices, splits
 from attcl_cli.data.dataset import Case, Dataset, Source, check
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, InterruptedRun, UsageError, nearest, raise_all
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError, raise_all
 from attcl_cli.files import refuse_inside, sha256, write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
-from attcl_cli.methods.settings import FIXED, Settings, dump, explain, resolve
+from attcl_cli.methods.settings import (
+    DEFAULT_PRESET,
+    Settings,
+    dump,
+    fixed_names,
+    read_run_settings,
+    resolve,
+)
+from attcl_cli.methods.sources import takes_one
 from attcl_cli.methods.weights import WEIGHTS_FILE
+from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
 from attcl_cli.run_record import RunRecord, precision_for, read_record
-from attcl_cli.training import trainer as loop
-from attcl_cli.training import validation as validate
+from attcl_cli.training import trainer, validation
+from attcl_cli.training.loop import share_of
 from attcl_cli.training.state import STATE_FILE, state_step
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
 
 
+@dataclass(frozen=True)
+class TrainingResult:
+    """What became of a run.
+
+    Attributes:
+        run_dir: its folder.
+        settings: what was trained, and how long.
+        device: of this process.
+        cases: ids of the training cases; empty if packed slices stood in for a dataset.
+        data: the dataset, or the folder of packed slices.
+        weights: the weights file; None after a dry run.
+        weights_step: the steps that these weights have seen; 0 after a dry run.
+        finished_before: there was nothing to do: the run had reached its last step.
+        main: whether this process writes files and talks; the others of `torchrun` return the same result.
+    """
+
+    run_dir: Path
+    settings: Settings
+    device: torch.device
+    cases: tuple[str, ...]
+    data: Path
+    weights: Path | None = None
+    weights_step: int = 0
+    finished_before: bool = False
+    main: bool = True
+
+
 def train(
-    source: Source,
-    output: Path | None,
+    data: Path | str | None = None,
     *,
+    output: Path | str | None = None,
+    method: str | None = None,
     preset: str | None = None,
     variant: str | None = None,
-    config: Path | None = None,
+    config: Path | str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
+    layout: str = "auto",
+    modalities: Path | str | None = None,
     device: str = "auto",
     precision: Precision | None = None,
-    workers: int = 2,
+    num_workers: int = 2,
     tensorboard: bool = False,
     dry_run: bool = False,
-    talk: Terminal = Terminal(),
-) -> None:
-    """Prepares the training slices and trains."""
+    progress: Progress = SILENT,
+) -> TrainingResult:
+    """Learn to translate between the modalities that the training cases have.
+
+    Args:
+        data: what `prepare_splits` wrote, any dataset (then all its cases are used), or a folder of packed slices; None:
+            the dataset of the run to resume, otherwise `data`.
+        output: folder of the run; None: `runs/<time>-<method>`.
+        method: a name of `METHODS`; None: what `config` says, otherwise AttCL-GAN.
+        preset: sizes and what goes with them; None: `base`.
+        variant: a variant of the method.
+        config: a TOML file of settings, stronger than the preset.
+        overrides: single settings, stronger than all others.
+        resume: the folder of a run to continue.
+        layout, modalities: how the dataset is named (`open_dataset`).
+        device: auto, cpu, cuda, cuda:N or mps.
+        precision: what networks compute in; None: as the run to resume, otherwise fp32.
+        num_workers: cases read ahead.
+        tensorboard: also write statistics for TensorBoard.
+        dry_run: check everything, and train nothing.
+        progress: hears how it goes.
+
+    Raises:
+        UsageError: options that do not fit together, nothing to resume, or a change that a checkpoint does not bear.
+        InterruptedRun: Ctrl-C; everything is saved.
+        AttclError: all problems of the dataset together; a loss is no longer finite; the device is out of memory.
+    """
+    resume = Path(resume) if resume is not None else None
+    output = Path(output) if output is not None else None
     if resume is not None and output is not None:
         raise UsageError(
-            "--output: given with --resume, expected one of them", "leave --output out"
+            "--output: given with --resume, expected one of them",
+            "leave --output out",
+            code="options-exclude-each-other",
         )
-    settings = _settings(preset, variant, config, overrides or {}, resume)
-    kind = METHODS[settings.method]
+    source = Source(
+        Path(data) if data is not None else data_of(resume),
+        layout,
+        Path(modalities) if modalities is not None else None,
+    )
+    file = Path(config) if config is not None else None
+    settings = (
+        _resumed_settings(resume, preset, method, variant, file, overrides or {})
+        if resume is not None
+        else resolve(
+            preset=preset or DEFAULT_PRESET,
+            method=method,
+            variant=variant,
+            file=file,
+            overrides=overrides,
+        )
+    )
     first = _step_of(resume) if resume is not None else 0
-    if first >= settings.steps:
+    place, processes = devices.join(device)
+    progress = progress if processes.main else SILENT
+    if resume is not None and first >= settings.steps:
         where = (
             "finished at" if first == settings.steps else f"expected {settings.steps} steps, is at"
         )
-        told = f"{where} step {first}, nothing to do; --steps N goes on"
-        terminal.say(f"{resume}: {told}", quiet=talk.quiet)
-        return
-    place, processes = devices.join(device)
-    loop.require_shares(settings, processes)
+        progress.say(f"{resume}: {where} step {first}, nothing to do; --steps N continues")
+        return TrainingResult(
+            resume,
+            settings,
+            place,
+            (),
+            source.folder,
+            finished_before=True,
+            main=processes.main,
+        )
+    share_of(settings.batch_size, processes)
     if tensorboard:
         _require_tensorboard()
     run_dir = processes.agree(_run_folder(settings, output, resume))
     processes.wait()  # before the main process puts something there
     origin: Dataset | Path = source.folder
     cases: list[Case] = []
-    validation: list[Case] = []
+    validated: list[Case] = []
     if not slices.is_store(source.folder / slices.TRAINING_FOLDER):
         origin = source.open()
-        kind.needs(settings, origin.modalities)  # a modality that nobody knows is told at once
-        cases, validation = _training_cases(origin)
+        cases, validated = _training_cases(origin)
         _require_usable(settings, origin, cases)
-        problems = check(origin, cases=[*cases, *validation], values=True)
+        problems = check(origin, cases=[*cases, *validated], values=True)
         raise_all([*_synthetic(origin, cases), *problems])
         refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
         if resume is not None:
             _require_same_cases(resume, cases)
     precision = precision_for(precision, resume)
-    quiet = talk.quiet or not processes.main
-    _say_first(settings, place, resume, first, precision, quiet=quiet)
-    described = {"run": str(run_dir), "device": str(place), "cases": len(cases)}
+    _say_first(settings, place, resume, first, precision, progress)
+    planned = TrainingResult(
+        run_dir,
+        settings,
+        place,
+        tuple(case.id for case in cases),
+        source.folder,
+        main=processes.main,
+    )
     if dry_run:
-        told = f"{len(cases)} cases" if cases else f"the slices in {source.folder}"
-        _say_plan(settings, told, described, talk)
-        return
+        return planned
     run = _TrainingRun(
         origin=origin,
         cases=cases,
-        validation=validation,
+        validated=validated,
         settings=settings,
         folder=run_dir,
         device=place,
@@ -104,165 +198,157 @@ def train(
         precision=precision,
         resume=resume is not None,
         first=first,
-        workers=workers,
+        workers=num_workers,
         tensorboard=tensorboard,
-        talk=talk,
+        progress=progress,
     )
     steps = _train(run)
     processes.leave()
-    if not processes.main:
-        return
     weights = run_dir / WEIGHTS_FILE
-    terminal.say(f"{weights}: written, from step {steps} of {settings.steps}", quiet=talk.quiet)
-    if talk.as_json:
-        outcome = {"steps": steps, "weights": str(weights), "sha256": sha256(weights)}
-        terminal.document({**described, **outcome})
-    else:
-        talk.result(str(weights))
-
-
-def _say_first(
-    settings: Settings,
-    place: torch.device,
-    resume: Path | None,
-    first: int,
-    precision: Precision,
-    *,
-    quiet: bool,
-) -> None:
-    """What a user should know before it takes long."""
-    if resume is not None:
-        terminal.say(f"{resume}: goes on from step {first} in {precision}", quiet=quiet)
-    if place.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS:
-        terminal.say(
-            f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
-            "To try things out: attcl train --preset tiny",
-            quiet=quiet,
-        )
-
-
-def _say_plan(settings: Settings, told: str, described: Mapping[str, Any], talk: Terminal) -> None:
-    """What a dry run would have done."""
-    if talk.as_json:
-        terminal.document({**described, "settings": settings.model_dump(mode="json")})
-        return
-    talk.result(f"would train on {told}, on {described['device']}, into {described['run']}\n")
-    talk.result(explain(settings))
+    progress.say(f"{weights}: written, from step {steps} of {settings.steps}")
+    return TrainingResult(
+        run_dir,
+        settings,
+        place,
+        planned.cases,
+        source.folder,
+        weights=weights,
+        weights_step=steps,
+        main=processes.main,
+    )
 
 
 def data_of(run_dir: Path | None) -> Path:
-    """The dataset that a run was trained on; `data/` where there is no run, or it does not say."""
-    told = read_record(run_dir).get("data") if run_dir is not None else None
-    return Path(told) if isinstance(told, str) else Path("data")
+    """Return the dataset that a run was trained on; `data` if there is no run, or it does not say."""
+    recorded = read_record(run_dir).get("data") if run_dir is not None else None
+    return Path(recorded) if isinstance(recorded, str) else Path("data")
 
 
-def _settings(
+def weights_sha256(result: TrainingResult) -> str:
+    """Return the SHA-256 of the weights that a run wrote; empty after a dry run."""
+    return sha256(result.weights) if result.weights is not None else ""
+
+
+def _resumed_settings(
+    run_dir: Path,
     preset: str | None,
+    method: str | None,
     variant: str | None,
     file: Path | None,
     overrides: Mapping[str, Any],
-    resume: Path | None,
 ) -> Settings:
-    """The settings of a new run, or those of the run to resume with what is changed in them.
+    """Return the settings of the run to resume, with what is changed in them.
 
     Raises:
-        UsageError: nothing to resume, an unknown method, or a change that the run's checkpoint cannot bear.
+        UsageError: nothing to resume, or a change that the run's checkpoint does not bear.
     """
-    if resume is not None and preset is not None:
+    if preset is not None:
         raise UsageError(
             "--preset: given with --resume, expected one of them",
             "a run keeps the sizes it was started with",
+            code="options-exclude-each-other",
         )
-    if resume is None:
-        chosen = resolve(
-            preset=preset or "base", variant=variant, file=file, overrides=dict(overrides)
-        )
-        _require_method(chosen)
-        return chosen
-    own = resume / "config.toml"
-    if not own.is_file():
+    started = run_dir / "config.toml"
+    if not started.is_file():
         raise UsageError(
-            f"--resume: {resume} has no config.toml, expected the folder of a run",
+            f"--resume: {run_dir} has no config.toml, expected the folder of a run",
             "start without --resume, or name another run",
+            code="nothing-to-resume",
         )
-    if not (resume / STATE_FILE).is_file() and not (resume / "run.json").is_file():
+    if not (run_dir / STATE_FILE).is_file() and not (run_dir / "run.json").is_file():
         raise UsageError(
-            f"--resume: {resume} has no checkpoint, expected the folder of a run",
+            f"--resume: {run_dir} has no checkpoint, expected the folder of a run",
             "start without --resume, or name another run",
+            code="nothing-to-resume",
         )
-    before = resolve(preset="base", file=own)
-    asked = resolve(preset="base", variant=variant, file=file or own, overrides=dict(overrides))
-    _require_method(asked)
-    was, now = before.model_dump(), asked.model_dump()
+    before = read_run_settings(started)
+    after = resolve(
+        method=method, variant=variant, file=file, before=before, overrides=dict(overrides)
+    )
+    was, now = before.model_dump(), after.model_dump()
     problems: list[AttclError] = [
         UsageError(
-            f"--resume: {resume} was started with {key} {was[key]!r}, found {now[key]!r}, expected the same",
+            f"--resume: {run_dir} was started with {key} {was[key]!r}, found {now.get(key)!r}, expected the same",
             "leave out what changes it, or start a new run",
+            code="resumed-run-changed",
         )
-        for key in FIXED
-        if was[key] != now[key]
+        for key in fixed_names(type(before))
+        if was[key] != now.get(key)
     ]
     raise_all(problems)
-    return asked
-
-
-def _require_method(settings: Settings) -> None:
-    if settings.method not in METHODS:
-        known = ", ".join(METHODS)
-        raise UsageError(
-            f"--method: {settings.method!r}, expected one of {known}",
-            nearest(settings.method, METHODS),
-        )
+    return after
 
 
 def _step_of(run_dir: Path) -> int:
-    """The step of a run's checkpoint; 0 where it was stopped before its first one."""
+    """Return the step of a run's checkpoint; 0 if it was stopped before its first one."""
     path = run_dir / STATE_FILE
     return state_step(path) if path.is_file() else 0
 
 
+def _say_first(
+    settings: Settings,
+    device: torch.device,
+    resume: Path | None,
+    first: int,
+    precision: Precision,
+    progress: Progress,
+) -> None:
+    """Say what a user should know before it takes long."""
+    if resume is not None:
+        progress.say(f"{resume}: continues from step {first} in {precision}")
+    if device.type == "cpu" and settings.image_size > _SLOW_CPU_PIXELS:
+        progress.say(
+            f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
+            "To try things out: attcl train --preset tiny"
+        )
+
+
 def _require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) -> None:
-    """There must be two modalities, and some case with what a method that needs certain sources learns from."""
+    """Check that there are two modalities, and a case that teaches the method something."""
     known = sorted({name for case in cases for name in case.files})
     if len(known) == 1:
         raise AttclError(
             f"{dataset.root}: {known[0]} alone in {len(cases)} training cases, expected two modalities at least",
             "add the volumes of another modality, of any of the cases",
+            code="one-modality",
         )
-    needs = METHODS[settings.method].needs(settings, dataset.modalities)
-    if not any(needs.values()):
-        return
+    rule = METHODS[settings.method].sources(settings, dataset.modalities)
+    if takes_one(rule, dataset.modalities):
+        return  # learns from volumes that have no partner, too
     if any(
-        {target, *needed} <= set(case.files) for case in cases for target, needed in needs.items()
+        rule.sources_for(target, [name for name in case.files if name != target])
+        for case in cases
+        for target in rule.targets
+        if target in case.files
     ):
         return
-    wanted = " or ".join(
-        f"{target} and {', '.join(needed)} together" for target, needed in needs.items()
-    )
+    wanted = " or ".join(f"{target} with {rule.describe(target)}" for target in rule.targets)
     raise AttclError(
         f"{dataset.root}: none of {len(cases)} training cases has {wanted}, expected one at least",
-        "train a general model, which takes any sources: leave plave_target out",
+        "train a method or a model that needs fewer sources (plave: leave plave_target out)",
+        code="nothing-to-learn-from",
     )
 
 
 def _synthetic(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
-    """Volumes that attcl made are no truth to learn from: their labels lie beside them."""
-    found = [
+    """Return a problem if there are volumes that attcl made: their side-cars say so."""
+    names = [
         f"{name} of {case.id}" for case in cases for name in dataset.synthetic(case, case.files)
     ]
-    if not found:
+    if not names:
         return []
     return [
         AttclError(
-            f"{dataset.root}: {len(found)} volumes have a label that says they are synthetic (the first: {found[0]}), "
-            "expected real ones to learn from",
+            f"{dataset.root}: {len(names)} volumes have a side-car that says they are synthetic "
+            f"(the first: {names[0]}), expected real ones to learn from",
             "train on the dataset that was completed: --data ORIGINALS",
+            code="synthetic-training-data",
         )
     ]
 
 
 def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
-    """A resumed run must see the patients that it was started with, and no others."""
+    """Check that a resumed run sees the patients that it was started with, and no others."""
     before = read_record(run_dir).get("trained_on")
     now = [case.id for case in cases]
     if before is not None and before != now:
@@ -270,11 +356,12 @@ def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
             f"--resume: {run_dir} was trained on {len(before)} other cases than the {len(now)} here, "
             "expected the same",
             "name the run's own dataset with --data",
+            code="resumed-run-changed",
         )
 
 
 def _run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
-    """Where the run goes: an existing one to resume, else a new folder."""
+    """Return where the run goes: an existing folder to resume, otherwise a new one."""
     if resume is not None:
         return resume
     folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
@@ -283,27 +370,32 @@ def _run_folder(settings: Settings, output: Path | None, resume: Path | None) ->
         raise UsageError(
             f"--output: {folder} cannot be made ({existing} is a file), expected a folder",
             "choose another --output",
+            code="output-is-a-file",
         )
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(
             f"--output: {folder} is not empty, expected a new folder",
-            f"choose another --output, or go on with: attcl train --resume {folder}",
+            f"choose another --output, or resume with: attcl train --resume {folder}",
+            code="output-not-empty",
         )
     return folder
 
 
 def _training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
-    """The training split (all cases of a dataset that nobody split), and the validation cases with a pair."""
-    made = splits.read_splits(dataset.root)
-    cases = [case for case in dataset.cases if made is None or case.id in made.names("train")]
+    """Return the training split (all cases of a dataset without splits), and the validation cases with a pair."""
+    prepared = splits.read_splits(dataset.root)
+    cases = [
+        case for case in dataset.cases if prepared is None or case.id in prepared.names("train")
+    ]
     if not cases:
         raise AttclError(
             f"{dataset.root}: no training case, expected at least one",
             "run attcl prepare-splits with a larger --fractions or --sizes",
+            code="no-training-case",
         )
-    chosen = made.names("val") if made else ()
-    validation = [case for case in dataset.cases if case.id in chosen and len(case.files) > 1]
-    return cases, validation
+    chosen = prepared.names("val") if prepared else ()
+    validated = [case for case in dataset.cases if case.id in chosen and len(case.files) > 1]
+    return cases, validated
 
 
 @dataclass(frozen=True)
@@ -312,7 +404,7 @@ class _TrainingRun:
 
     origin: Dataset | Path  # a dataset, or a folder of packed slices
     cases: Sequence[Case]
-    validation: Sequence[Case]
+    validated: Sequence[Case]
     settings: Settings
     folder: Path
     device: torch.device
@@ -322,12 +414,12 @@ class _TrainingRun:
     first: int  # the step of the checkpoint to resume from; 0: none
     workers: int
     tensorboard: bool
-    talk: Terminal
+    progress: Progress
 
 
 def _train(run: _TrainingRun) -> int:
-    """Runs the loop with its progress, pictures and `run.json`; returns the steps that the weights have seen."""
-    settings, main = run.settings, run.processes.main
+    """Run the loop with its progress, pictures and `run.json`; return the steps that the weights have seen."""
+    settings, main, progress = run.settings, run.processes.main, run.progress
     kind = METHODS[settings.method]
     record = RunRecord(
         run.folder / "run.json",
@@ -346,38 +438,40 @@ def _train(run: _TrainingRun) -> int:
     )
     if main:
         write_whole(run.folder / "config.toml", dump(settings).encode())
-    quiet = run.talk.quiet or not main
-    note = _tensorboard(run.folder) if run.tensorboard and main else loop.Hooks().on_log
+    board = _tensorboard(run.folder) if run.tensorboard and main else None
 
     def on_log(line: Mapping[str, float]) -> None:
-        note(line)
-        if loop.VALIDATION_SSIM in line:
-            terminal.say(
-                f"step {line['step']}: in-brain SSIM {line[loop.VALIDATION_SSIM]:.3f} on the validation cases",
-                quiet=quiet,
-            )
+        if board is not None:
+            board(line)
+        if trainer.VALIDATION_SSIM in line:
+            ssim = line[trainer.VALIDATION_SSIM]
+            progress.say(f"step {line['step']}: in-brain SSIM {ssim:.3f} on the validation cases")
+
+    def on_stop() -> None:
+        progress.say(
+            "stopping after this step; everything is saved (press Ctrl-C again to quit without saving)"
+        )
 
     with record.recorded() if main else nullcontext(), _interrupted(run.folder):
-        store = _slices(run, run.cases, slices.TRAINING_FOLDER, quiet=quiet)
+        store = _slices(run, run.cases, slices.TRAINING_FOLDER)
         if store is None:
             raise AttclError(
                 f"{run.origin}: no training slices, expected packed ones",
                 "examples/pack_slices.py packs them",
+                code="no-packed-slices",
             )
         record.extra["trained_on"] = list(store.trained_on)
-        paired = _slices(run, run.validation, slices.VALIDATION_FOLDER, quiet=quiet)
-        score = _validation(paired, run) if paired else None
-        with Terminal(quiet=quiet).bar(settings.steps, "train", every_seconds=10) as bar:
+        paired = _slices(run, run.validated, slices.VALIDATION_FOLDER)
+        validate = _validation(paired, run) if paired else None
+        with progress.bar(settings.steps, "train", every_seconds=10) as bar:
 
             def on_step(step: int, losses: Mapping[str, float]) -> None:
-                shown = (f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses)
-                bar("  ".join(shown), to=step)
+                bar(
+                    "  ".join(f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses),
+                    to=step,
+                )
 
-            def on_stop() -> None:
-                told = "stopping after this step; all will be saved (a second Ctrl-C stops at once)"
-                terminal.say(told, quiet=quiet)
-
-            steps = loop.train(
+            steps = trainer.train(
                 settings,
                 store,
                 run.folder,
@@ -385,7 +479,7 @@ def _train(run: _TrainingRun) -> int:
                 precision=run.precision,
                 processes=run.processes,
                 resume=run.first > 0,
-                hooks=loop.Hooks(on_step, on_log, on_stop, pictures.write_grid, score),
+                hooks=trainer.Hooks(on_step, on_log, on_stop, pictures.write_grid, validate),
             )
     if main:
         for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
@@ -395,30 +489,28 @@ def _train(run: _TrainingRun) -> int:
 
 @contextmanager
 def _interrupted(run_dir: Path) -> Iterator[None]:
-    """Ctrl-C where the loop does not wait for the end of a step: says what is kept, and how to go on."""
+    """Turn a Ctrl-C for which the loop does not wait into an error that says what is kept, and how to resume."""
     try:
         yield
     except KeyboardInterrupt as stop:
         step = _step_of(run_dir)
         kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
         raise InterruptedRun(
-            f"{run_dir}: interrupted, {kept}", f"go on with: attcl train --resume {run_dir}"
+            f"{run_dir}: interrupted, {kept}",
+            f"resume with: attcl train --resume {run_dir}",
+            code="interrupted",
         ) from stop
 
 
 def _validation(store: SliceStore, run: _TrainingRun) -> Callable[[Method], float] | None:
-    """How the method is judged while it trains."""
-    settings, kind = run.settings, METHODS[run.settings.method]
-    if kind.accepts == "one":
-        return validate.on_pairs(store, run.device, seed=settings.seed)
-    needs = kind.needs(settings, store.modalities)
-    return validate.on_cases(store, run.device, needs=needs, seed=settings.seed)
+    """Return how the method is judged while it trains."""
+    settings = run.settings
+    rule = METHODS[settings.method].sources(settings, store.modalities)
+    return validation.make_validation(store, rule, run.device, seed=settings.seed)
 
 
-def _slices(
-    run: _TrainingRun, cases: Sequence[Case], name: str, *, quiet: bool
-) -> SliceStore | None:
-    """Packed slices, those that an interrupted run left, or new ones, made by the main process; None without cases."""
+def _slices(run: _TrainingRun, cases: Sequence[Case], name: str) -> SliceStore | None:
+    """Return packed slices, those of an interrupted run, or new ones, made by the main process; None without cases."""
     settings = run.settings
     if isinstance(run.origin, Path):
         folder = run.origin / name
@@ -430,13 +522,14 @@ def _slices(
             raise UsageError(
                 f"{folder}: slices of {side} pixels, expected {settings.image_size} (image_size)",
                 "pack them again with this --image-size, or choose another --preset",
+                code="packed-slices-of-another-size",
             )
         return store
     if not cases:
         return None
     folder = run.folder / name
     if run.processes.main and not (run.resume and slices.is_store(folder)):
-        with Terminal(quiet=quiet).bar(len(cases), name) as bar:
+        with run.progress.bar(len(cases), name) as bar:
             slices.build(
                 run.origin,
                 cases,
@@ -456,11 +549,12 @@ def _require_tensorboard() -> None:
         raise UsageError(
             "--tensorboard: the package tensorboard is not installed, expected it",
             "pip install tensorboard",
+            code="tensorboard-missing",
         )
 
 
 def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
-    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
 
     writer = SummaryWriter(str(folder / "tensorboard"))
 

@@ -6,26 +6,28 @@ Leaves weights for completion to `methods.weights`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.optim import Optimizer
 
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import write_whole
-from attcl_cli.methods.weights import METADATA_KEY, SCHEMA_VERSION, read_metadata, read_tensors
+from attcl_cli.methods.weights import METADATA_KEY, read_metadata, read_tensors
 
+SCHEMA_VERSION = 1
 STATE_FILE = "checkpoint-last.safetensors"
-
-
 BEST_FILE = "checkpoint-best.safetensors"
 
 
 @dataclass
 class TrainingState:
-    """Everything that a stopped run needs to go on as if it had not stopped; randomness is a function of the step."""
+    """Everything that a stopped run needs to continue as if it had not stopped; randomness is a function of the step."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -33,7 +35,7 @@ class TrainingState:
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Writes a training state, float32 and whole."""
+    """Write a training state, float32 and whole."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
     metadata = {"schema_version": SCHEMA_VERSION, "step": state.step, "extra": state.extra}
     write_whole(path, to_safetensors(tensors, {METADATA_KEY: json.dumps(metadata)}))
@@ -69,3 +71,32 @@ def load_state(path: Path) -> TrainingState:
             f"name a run's folder; its checkpoint is called {STATE_FILE}",
         )
     return TrainingState(step=metadata["step"], tensors=read_tensors(path), extra=metadata["extra"])
+
+
+def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with the prefix, without it."""
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+
+
+def optimiser_tensors(optimisers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
+    """Return what optimisers remember: `optimiser.<name>.<parameter>.<slot>` -> tensor."""
+    return {
+        f"optimiser.{name}.{index}.{slot}": torch.as_tensor(value)
+        for name, optimiser in optimisers.items()
+        for index, slots in optimiser.state_dict()["state"].items()
+        for slot, value in slots.items()
+        if value is not None
+    }
+
+
+def restore_optimisers(optimisers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimiser_tensors` returned."""
+    for name, optimiser in optimisers.items():
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors_below(f"optimiser.{name}.", tensors).items():
+            index, slot = key.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
+        groups = optimiser.state_dict()["param_groups"]
+        optimiser.load_state_dict({"state": slots, "param_groups": groups})

@@ -1,11 +1,11 @@
-"""How good a method is while it trains: SSIM inside the brain on paired slices of the validation split.
+"""How good a method is while it trains: SSIM in the brain on paired slices of the validation split.
 
-Knows slices at the networks' own size, no volume; whole volumes are `score`'s business.
+Knows slices at the networks' own size, no volume; whole volumes are left to `scoring`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 
 import numpy as np
@@ -13,120 +13,116 @@ import torch
 
 from attcl_cli.data.slices import Entry, SliceStore
 from attcl_cli.methods.base import Method
-from attcl_cli.scoring import metrics
+from attcl_cli.methods.sources import SourceRule, takes_one
+from attcl_cli.scoring import formulas
 
-_SLICES_A_DIRECTION = 12
-_SLICES_A_TARGET = 36  # as many as the directions that lead to it have together
+_SLICES_PER_DIRECTION = 12
+_SLICES_PER_TARGET = 36  # as many as the directions that lead to it have together
+
+# sources -> (rows of these, row of the target)
+_Slices = dict[tuple[str, ...], list[tuple[list[int], int]]]
 
 
-def on_pairs(
-    store: SliceStore, device: torch.device, *, seed: int = 0
+def make_validation(
+    store: SliceStore, rule: SourceRule, device: torch.device, *, seed: int = 0
 ) -> Callable[[Method], float] | None:
-    """A validation function: mean SSIM in the brain over all directions that the store has pairs for.
+    """Return a validation function: mean SSIM in the brain of what a method makes of true pairs.
 
-    Only volumes that the prepared split holds are looked at, never hidden ones.
+    A method of one source is judged by every direction that the store has pairs for, another one by every target, made
+    from what the rule takes of all other modalities of its case. Only volumes that the prepared split holds are used,
+    never held-out ones.
 
     Args:
         store: slices of the validation cases.
-        device: where the method is.
+        rule: what the method makes from what.
+        device: of the method.
         seed: chooses the slices, once.
 
     Returns:
-        The function (higher is better), or None where no case has two modalities.
+        The function (higher is better): mean over slices, then over directions or targets; None if no case allows it.
     """
-    starts = {(entry.case, entry.modality): entry for entry in store.entries}
-    pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    for (case, source), entry in starts.items():
-        for target in store.modalities:
-            other = starts.get((case, target))
-            if other is not None and target != source:
-                rows = ((entry.start + index, other.start + index) for index in range(entry.count))
-                filled = [pair for pair in rows if store.filled[pair[0]] and store.filled[pair[1]]]
-                pairs.setdefault((source, target), []).extend(filled)
     rng = np.random.default_rng(seed)
-    chosen = {
-        direction: [
-            found[int(index)] for index in rng.permutation(len(found))[:_SLICES_A_DIRECTION]
-        ]
-        for direction, found in sorted(pairs.items())
-        if found
-    }
-    if not chosen:
+    one = takes_one(rule, store.modalities)
+    groups = _directions(store, rng) if one else _targets(store, rule, rng)
+    if not groups:
         return None
 
     def validate(method: Method) -> float:
         scores = []
-        for (source, target), rows in chosen.items():
-            x = store.read(np.array([row for row, _ in rows]))
-            made = method.synthesise({source: x.to(device)}, [target])[target]
-            scores.append(mean(_similarities(store, made, [row for _, row in rows])))
-        return mean(scores)
-
-    return validate
-
-
-def on_cases(
-    store: SliceStore,
-    device: torch.device,
-    *,
-    needs: Mapping[str, tuple[str, ...]],
-    seed: int = 0,
-) -> Callable[[Method], float] | None:
-    """A validation function for methods of many sources: each target is made from all other modalities of its case.
-
-    Args:
-        store: slices of the validation cases.
-        device: where the method is.
-        needs: target -> the sources that it cannot do without.
-        seed: chooses the slices, once.
-
-    Returns:
-        The function: SSIM in the brain, mean over slices, then over targets; or None where no case allows it.
-    """
-    volumes: dict[str, dict[str, Entry]] = {}
-    for entry in store.entries:
-        volumes.setdefault(entry.case, {})[entry.modality] = entry
-    # target -> the modalities of a case -> (rows of these, row of the target)
-    chosen: dict[str, dict[tuple[str, ...], list[tuple[list[int], int]]]] = {}
-    rng = np.random.default_rng(seed)
-    for target, needed in sorted(needs.items()):
-        found = []
-        for own in volumes.values():
-            sources = tuple(name for name in store.modalities if name in own and name != target)
-            if target not in own or not sources or not set(needed) <= set(sources):
-                continue
-            for offset in range(own[target].count):
-                truth = own[target].start + offset
-                if store.filled[truth]:
-                    found.append((sources, [own[name].start + offset for name in sources], truth))
-        for index in rng.permutation(len(found))[:_SLICES_A_TARGET]:
-            sources, rows, truth = found[int(index)]
-            chosen.setdefault(target, {}).setdefault(sources, []).append((rows, truth))
-    if not chosen:
-        return None
-
-    def validate(method: Method) -> float:
-        scores = []
-        for target, groups in chosen.items():
+        for target, slices in groups:
             values: list[float] = []
-            for sources, slices in groups.items():
+            for sources, pairs in slices.items():
                 images = {
-                    name: store.read(np.array([rows[index] for rows, _ in slices])).to(device)
+                    name: store.read(np.array([rows[index] for rows, _ in pairs])).to(device)
                     for index, name in enumerate(sources)
                 }
-                made = method.synthesise(images, [target])[target]
-                values += _similarities(store, made, [truth for _, truth in slices])
+                synthetic = method.synthesise(images, [target])[target]
+                values += _similarities(store, synthetic, [truth for _, truth in pairs])
             scores.append(mean(values))
         return mean(scores)
 
     return validate
 
 
-def _similarities(store: SliceStore, made: torch.Tensor, rows: Sequence[int]) -> list[float]:
-    """SSIM in the brain of made slices (B, 1, S, S) and the true ones of the store."""
+def _cases(store: SliceStore) -> dict[str, dict[str, Entry]]:
+    """Return case -> modality -> entry."""
+    cases: dict[str, dict[str, Entry]] = {}
+    for entry in store.entries:
+        cases.setdefault(entry.case, {})[entry.modality] = entry
+    return cases
+
+
+def _directions(store: SliceStore, rng: np.random.Generator) -> list[tuple[str, _Slices]]:
+    """Return (target, slices) of each direction that any case has both modalities of."""
+    pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for entry in store.entries:
+        volumes = _cases(store)[entry.case]
+        for target in store.modalities:
+            if target in volumes and target != entry.modality:
+                start = volumes[target].start
+                rows = ((entry.start + index, start + index) for index in range(entry.count))
+                filled = [row for row in rows if store.filled[row[0]] and store.filled[row[1]]]
+                pairs.setdefault((entry.modality, target), []).extend(filled)
+    groups: list[tuple[str, _Slices]] = []
+    for (source, target), rows_of_both in sorted(pairs.items()):
+        chosen = rng.permutation(len(rows_of_both))[:_SLICES_PER_DIRECTION]
+        slices = [([rows_of_both[int(i)][0]], rows_of_both[int(i)][1]) for i in chosen]
+        if slices:
+            groups.append((target, {(source,): slices}))
+    return groups
+
+
+def _targets(
+    store: SliceStore, rule: SourceRule, rng: np.random.Generator
+) -> list[tuple[str, _Slices]]:
+    """Return (target, slices) of each target that any case can be judged by."""
+    groups: list[tuple[str, _Slices]] = []
+    for target in sorted(rule.targets):
+        candidates: list[tuple[tuple[str, ...], list[int], int]] = []
+        for volumes in _cases(store).values():
+            others = [name for name in store.modalities if name in volumes and name != target]
+            sources = rule.sources_for(target, others) if target in volumes else None
+            if not sources:
+                continue
+            for offset in range(volumes[target].count):
+                truth = volumes[target].start + offset
+                if store.filled[truth]:
+                    rows = [volumes[name].start + offset for name in sources]
+                    candidates.append((sources, rows, truth))
+        slices: _Slices = {}
+        for index in rng.permutation(len(candidates))[:_SLICES_PER_TARGET]:
+            sources, rows, truth = candidates[int(index)]
+            slices.setdefault(sources, []).append((rows, truth))
+        if slices:
+            groups.append((target, slices))
+    return groups
+
+
+def _similarities(store: SliceStore, synthetic: torch.Tensor, rows: Sequence[int]) -> list[float]:
+    """Return the SSIM in the brain of synthetic slices (B, 1, S, S) and the true ones of the store."""
     truth = store.read(np.array(rows))[:, 0].numpy()
-    made_ = made[:, 0].float().clamp(-1, 1).cpu().numpy()
+    predictions = synthetic[:, 0].float().clamp(-1, 1).cpu().numpy()
     return [
-        metrics.ssim(prediction, real, data_range=2, mask=real > -1)
-        for prediction, real in zip(made_, truth, strict=True)
+        formulas.ssim(prediction, real, data_range=2, mask=real > -1)
+        for prediction, real in zip(predictions, truth, strict=True)
     ]
