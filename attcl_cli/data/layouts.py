@@ -6,7 +6,7 @@ Knows names only; which cases a folder holds is left to `dataset`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -58,6 +58,34 @@ class Layout:
     def sliced(self) -> bool:
         """Whether a volume is a file a slice (PNG), not one file (NIfTI)."""
         return "{slice}" in self.template
+
+    def files_of_slices(
+        self, files: Sequence[PurePosixPath], span: tuple[int, int] | None
+    ) -> tuple[PurePosixPath, ...]:
+        """Return which files of a volume are written if only the slices first..stop are synthesised; None: all."""
+        return tuple(files[span[0] : span[1]] if span and self.sliced else files)
+
+    def slices_of_files(
+        self, whole: Sequence[PurePosixPath], files: Iterable[PurePosixPath], depth: int
+    ) -> list[bool]:
+        """Return for each of the `depth` slices of a volume whether one of these of its files holds it."""
+        if not self.sliced:
+            return [True] * depth
+        chosen = set(files)
+        return [file in chosen for file in whole]
+
+    def require_volumes(self, flag: str) -> None:
+        """Check that a volume is one file.
+
+        Raises:
+            UsageError: this layout has a file per slice, which the option does not take.
+        """
+        if self.sliced:
+            raise UsageError(
+                f"{flag}: of PNG slices, expected NIfTI volumes",
+                "leave it out",
+                code="slices-instead-of-volumes",
+            )
 
     def pattern(self) -> re.Pattern[str]:
         """The template as a regular expression over a POSIX relative path."""
@@ -164,7 +192,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
     Raises:
         UsageError: the file is unreadable or says something else.
     """
-    document = read_toml(path, wanted="a [modalities] table")
+    document = read_toml(path, expected="a [modalities] table")
     table = document.get("modalities")
     unknown = set(document) - {"modalities", "pattern"}
     if unknown or not isinstance(table, dict) or len(table) < 2:  # noqa: PLR2004
