@@ -1,6 +1,7 @@
-"""Which device networks run on, and which other processes take part.
+"""Which device networks run on, in which precision, and which other processes take part.
 
-Several processes are started by `torchrun` or `accelerate launch`; accelerate finds out what they are.
+What runs there is left to the stages. Several processes are started by `torchrun` or `accelerate launch`; accelerate
+finds out what they are.
 """
 
 from __future__ import annotations
@@ -17,53 +18,54 @@ if TYPE_CHECKING:  # the command line imports this file to answer --help at once
     from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16"]
-"""What networks compute in: the machine's business, no setting of a method."""
+"""What networks compute in: a matter of the machine, no setting of a method."""
 
-Thing = TypeVar("Thing")
+Value = TypeVar("Value")
 
 
 class Processes:
     """The processes that train together; by default there is one.
 
     Attributes:
-        rank: this process' number.
-        count: how many there are.
+        rank: the number of this process, from 0.
+        count: how many processes there are.
     """
 
     def __init__(self, state: PartialState | None = None) -> None:
+        """Join the processes of an accelerate state; None is a process alone."""
         self._state = state
         self.rank = state.process_index if state else 0
         self.count = state.num_processes if state else 1
 
     @property
     def main(self) -> bool:
-        """Whether this process writes files and talks."""
+        """Return whether this is the process that writes files and reports."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have come here."""
         if self._state:
             self._state.wait_for_everyone()
 
     def leave(self) -> None:
-        """Ends the common work, all at once: a process that exits while another still listens takes that one down."""
+        """End the common work, all at once: a process that exits while another still listens takes that one down."""
         if self._state:
             self._state.wait_for_everyone()
             self._state.destroy_process_group()
             self._state = None
 
-    def agree(self, thing: Thing) -> Thing:
-        """The main process' `thing`, in all processes."""
+    def agree(self, value: Value) -> Value:
+        """Return the main process' `value` in all processes."""
         if self._state is None:
-            return thing
+            return value
         from accelerate.utils import broadcast_object_list  # noqa: PLC0415 - slow, and rarely needed
 
-        things = [thing]
-        broadcast_object_list(things)
-        return things[0]
+        values = [value]
+        broadcast_object_list(values)
+        return values[0]
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
+        """Return the mean of a tensor over all processes."""
         if self._state is None:
             return value
         from accelerate.utils import reduce  # noqa: PLC0415
@@ -79,7 +81,7 @@ class Processes:
         return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replaces gradients by their mean over the processes, in one message."""
+        """Replace gradients by their mean over the processes, in one message."""
         if self._state is None or not parameters:
             return
         import torch  # noqa: PLC0415
@@ -96,43 +98,42 @@ class Processes:
 
 
 def select(name: str) -> torch.device:
-    """`auto` takes the best there is; a device that is named and absent is an error.
+    """Return the device of this name; `auto` is the best one that is present.
+
+    Args:
+        name: auto, cpu, mps, cuda or cuda:N.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: there is no such device on this machine.
     """
     import torch  # noqa: PLC0415
 
     if name == "auto":
-        best = (
-            "cuda"
-            if torch.cuda.is_available()
-            else "mps"
-            if torch.backends.mps.is_available()
-            else "cpu"
-        )
-        return torch.device(best)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     kind, _, index = name.partition(":")
-    there = {
+    present = {
         "cpu": not index,
         "mps": torch.backends.mps.is_available() and not index,
         "cuda": torch.cuda.is_available()
         and (not index or (index.isdigit() and int(index) < torch.cuda.device_count())),
     }
-    if not there.get(kind, False):
-        present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if not present.get(kind, False):
+        names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UsageError(
-            f"--device: {name!r} is not on this machine, expected auto, {', '.join(present)}",
+            f"--device: {name!r} is not on this machine, expected auto, {', '.join(names)}",
             "-d auto takes the best there is",
+            code="device-absent",
         )
     return torch.device(name)
 
 
 def join(name: str) -> tuple[torch.device, Processes]:
-    """The device of this process, and the processes it was started with.
+    """Return the device of this process, and the processes it was started with.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: there is no such device on this machine.
     """
     device = select(name)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

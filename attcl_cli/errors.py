@@ -1,6 +1,7 @@
 """The errors a user can cause: what was found, what was expected, and the next step.
 
-Imports nothing of ours. `cli.py` turns each into one `error:` line, a `hint:` and an exit code; anything else is a bug.
+Imports nothing of ours. How an error is shown is left to `cli`: one `error:` line, a `hint:`, an exit code. Any other
+exception is a bug.
 """
 
 from __future__ import annotations
@@ -13,22 +14,23 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
-_NAMED = 8  # things that an error lists
+_MAX_NAMED = 8  # things that an error lists
 
 
 class AttclError(Exception):
-    """Something that the user can fix.
-
-    Args:
-        message: `<file or flag>: <found>, <expected>`; complete when read alone.
-        hint: the next step, an imperative; empty if the message already says it.
-        code: what went wrong, in kebab-case (`volume-cut-off`); stable across versions, unlike the wording, so that
-            tests and scripts can tell errors apart. Every error of ours has one.
-    """
+    """Something that the user can fix."""
 
     exit_code = EXIT_FAILED
 
     def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
+        """Make an error.
+
+        Args:
+            message: `<file or flag>: <found>, <expected>`; complete when read alone.
+            hint: the next step, an imperative; empty if the message already says it.
+            code: what went wrong, in kebab-case (`volume-cut-off`); stable across versions, unlike the wording, so
+                that tests and scripts can tell errors apart. Every error of ours has one.
+        """
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -42,13 +44,14 @@ class UsageError(AttclError):
 
 
 class ProblemsError(AttclError):
-    """Several things are wrong at once; all of them are reported together.
-
-    Args:
-        problems: the single errors, in the order in which they were found; at least one.
-    """
+    """Several things are wrong at once; all of them are reported together."""
 
     def __init__(self, problems: Sequence[AttclError]) -> None:
+        """Make one error of several; message, hint and code are those of the first.
+
+        Args:
+            problems: the single errors, in the order in which they were found; at least one.
+        """
         first = problems[0]
         super().__init__(first.message, first.hint, code=first.code)
         self.problems = tuple(problems)
@@ -66,46 +69,43 @@ class IncompleteError(AttclError):
     exit_code = EXIT_INCOMPLETE
 
 
-class InterruptedRun(AttclError):
-    """The user stopped the run; the message says what is kept, the hint how to go on."""
+class InterruptedRun(AttclError):  # noqa: N818 - no error: the user wanted it
+    """The user stopped the run; the message says what is kept, the hint how to resume."""
 
     exit_code = EXIT_INTERRUPTED
 
 
 def raise_all(problems: Sequence[AttclError]) -> None:
-    """Raises nothing for no problem, the problem itself for one, `ProblemsError` for more."""
+    """Raise nothing for no problem, the problem itself for one, `ProblemsError` for more."""
     if len(problems) == 1:
         raise problems[0]
     if problems:
         raise ProblemsError(problems)
 
 
-def fold(problems: Sequence[AttclError], alike: Callable[[AttclError], str]) -> list[AttclError]:
-    """One problem for all of which `alike` gives the same: a whole folder may have it."""
+def fold(problems: Sequence[AttclError], key: Callable[[AttclError], str]) -> list[AttclError]:
+    """Return one problem for all with the same `key`: a whole folder may have it."""
     groups: dict[str, list[AttclError]] = {}
     for problem in problems:
-        groups.setdefault(alike(problem), []).append(problem)
-    return [
-        AttclError(
-            f"{group[0].message}; and {len(group) - 1} more like it",
-            group[0].hint,
-            code=group[0].code,
-        )
-        if len(group) > 1
-        else group[0]
-        for group in groups.values()
-    ]
+        groups.setdefault(key(problem), []).append(problem)
+    folded = []
+    for first, *others in groups.values():
+        message = f"{first.message}; and {len(others)} more like it"
+        folded.append(AttclError(message, first.hint, code=first.code) if others else first)
+    return folded
 
 
-def some(things: Iterable[object], *, most: int = _NAMED) -> str:
-    """The first of them by name, and how many more there are."""
+def some(things: Iterable[object], *, most: int = _MAX_NAMED) -> str:
+    """Return the first of some things by name, and how many more there are."""
     names = [str(thing) for thing in things]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint: the known word that was meant, or all of them."""
-    own = {name.lower(): name for name in known}
-    match = difflib.get_close_matches(word.lower(), own, n=1, cutoff=0.5)
-    return f"did you mean {own[match[0]]!r}?" if match else f"known: {', '.join(own.values())}"
+    """Return a hint: the known word that is nearest to `word`, or all of them if none is near."""
+    spellings = {name.lower(): name for name in known}
+    match = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
+    if match:
+        return f"did you mean {spellings[match[0]]!r}?"
+    return f"known: {', '.join(spellings.values())}"

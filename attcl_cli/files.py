@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and their fingerprints.
+"""Files that appear whole or not at all, their fingerprints, and which folders may be written into.
 
-Of formats it knows the plainest (JSON, TOML, CSV), and leaves to others what a file means. A killed run leaves at most
-a hidden temporary file, which `sweep` removes.
+Knows the plainest formats (JSON, TOML, CSV); what a file means is left to others. A killed run leaves at most a hidden
+temporary file, which `sweep` removes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 TEMPORARY_SUFFIX = ".attcl-tmp"
-# A temporary file's name says who writes it, so that a later run can tell a live one from a leftover.
+# A temporary name holds its machine and process, so that a later run can tell a live one from a leftover.
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9-]+)-(?P<pid>\d+)-[^.]*\.attcl-tmp$")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes `data` so that `path` holds all of it or is untouched, even after a kill or a power cut.
+    """Write `data` so that `path` holds all of it or is untouched, even after a kill or a power cut.
 
     Temporary name in the same folder, fsync, atomic rename, fsync of the folder. Missing folders are made.
 
@@ -53,9 +53,7 @@ def write_whole(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(
-            ordinary_mode(0o666)
-        )  # mkstemp makes private files; outputs are ordinary ones
+        temporary.chmod(ordinary_mode(0o666))  # mkstemp makes private files
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -66,23 +64,24 @@ def write_whole(path: Path, data: bytes) -> None:
             f"{path}: not written ({error.strerror or error}), "
             "expected a writable place with free space",
             "free some space or choose another output folder, then run the same command again",
+            code="file-not-written",
         ) from error
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """`write_whole` of another file's bytes."""
+    """Write another file's bytes with `write_whole`."""
     write_whole(target, source.read_bytes())
 
 
 def write_json(path: Path, document: Any) -> None:
-    """`write_whole` of a JSON document, readable and with a final newline."""
+    """Write a JSON document with `write_whole`: indented, with a final newline."""
     write_whole(
         path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
 
 
 def read_json(path: Path) -> Any:
-    """The JSON document in `path`.
+    """Return the JSON document in `path`.
 
     Raises:
         AttclError: the file is missing or no JSON.
@@ -93,11 +92,12 @@ def read_json(path: Path) -> Any:
         raise AttclError(
             f"{path}: not readable as JSON ({error}), expected the file that attcl wrote",
             "remove it, or copy it again from its source",
+            code="json-unreadable",
         ) from error
 
 
 def as_json(record: DataclassInstance) -> dict[str, Any]:
-    """A flat dataclass as JSON takes it: NaN and infinity are None."""
+    """Return a flat dataclass as JSON takes it: NaN and infinity are None."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in asdict(record).items()
@@ -105,7 +105,7 @@ def as_json(record: DataclassInstance) -> dict[str, Any]:
 
 
 def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[DataclassInstance]) -> None:
-    """`write_whole` of a table: a column a field of `kind`, a line a record, NaN as an empty cell."""
+    """Write a table with `write_whole`: one column per field of `kind`, one line per record, NaN as an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(item.name for item in fields(kind))
@@ -115,43 +115,50 @@ def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[Dataclas
 
 
 def read_toml(path: Path, *, expected: str) -> dict[str, Any]:
-    """The TOML document in `path`.
+    """Return the TOML document in `path`.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for the error.
 
     Raises:
-        UsageError: the file is missing or no TOML; `expected` says what it should hold.
+        UsageError: the file is missing or no TOML.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file, expected {expected}", "check the path")
+        raise UsageError(
+            f"{path}: no such file, expected {expected}", "check the path", code="toml-missing"
+        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(
-            f"{path}: not readable as TOML ({error}), expected {expected}", "mend the file"
+            f"{path}: not readable as TOML ({error}), expected {expected}",
+            "fix the file",
+            code="toml-unreadable",
         ) from error
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def temporary_prefix(path: Path) -> str:
-    """How the name of a temporary neighbour of `path` begins; it ends in `TEMPORARY_SUFFIX`."""
+    """Return how the name of a temporary neighbour of `path` begins; it ends in `TEMPORARY_SUFFIX`."""
     return f".{path.name}.{_HOST}-{os.getpid()}-"
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a name is that of a temporary file or folder of a process on this machine that is no more."""
+    """Return whether a name is that of a temporary file or folder of an ended process of this machine."""
     match = _TEMPORARY.match(name)
     return bool(match and match["host"] == _HOST and not _alive(int(match["pid"])))
 
 
 def sweep(root: Path) -> int:
-    """Removes the files that killed runs on this machine left below `root`; returns how many that were."""
+    """Remove the files that killed runs on this machine left below `root`; return their number."""
     removed = 0
-    for folder, folders, names in os.walk(root):
-        folders.sort()
+    for folder, _, names in os.walk(root):
         for name in filter(is_leftover, names):
             with contextlib.suppress(OSError):
                 (Path(folder) / name).unlink()
@@ -160,39 +167,72 @@ def sweep(root: Path) -> int:
 
 
 def is_within(path: Path, root: Path) -> bool:
-    """Whether `path`, with every link followed, is `root` or lies inside it."""
+    """Return whether `path`, with every link followed, is `root` or lies inside it."""
     return path.resolve().is_relative_to(root.resolve())
 
 
 def refuse_inside(
     folder: Path, originals: Iterable[Path], *, flag: str, kept: str = "originals"
 ) -> None:
-    """Raises a `UsageError` where `folder`, named by `flag`, lies in one of `originals`; `kept` says what they are."""
+    """Raise a `UsageError` if `folder`, named by `flag`, lies in one of `originals`; `kept` says what these are."""
     for original in originals:
         if is_within(folder, original):
             raise UsageError(
                 f"{flag}: {folder} lies inside {original}, expected a folder outside of the {kept}",
                 f"{kept} are never touched; choose another {flag}",
+                code="output-inside-originals",
             )
 
 
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` is or will be."""
-    existing = next(
-        parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists()
+def require_folder(path: Path, *, flag: str) -> None:
+    """Raise a `UsageError` unless `path`, named by `flag`, is a folder or can become one."""
+    existing = _first_existing(path)
+    if existing.is_dir():
+        return
+    reason = "is a file" if existing == path else f"cannot be made ({existing} is a file)"
+    raise UsageError(
+        f"{flag}: {path} {reason}, expected a folder",
+        f"choose another {flag}",
+        code="output-not-a-folder",
     )
-    return shutil.disk_usage(existing).free
+
+
+def require_empty(path: Path, *, flag: str, hint: str = "") -> None:
+    """Raise a `UsageError` unless `path`, named by `flag`, is an empty folder or can become one.
+
+    Args:
+        path: the folder.
+        flag: the option that names it.
+        hint: a further way out for a folder that is not empty, after "choose another <flag>".
+    """
+    require_folder(path, flag=flag)
+    if path.exists() and any(path.iterdir()):
+        raise UsageError(
+            f"{flag}: {path} is not empty, expected a new folder",
+            f"choose another {flag}{hint and f', {hint}'}",
+            code="output-not-empty",
+        )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space at the place of `folder`, which need not exist yet."""
+    return shutil.disk_usage(_first_existing(folder)).free
 
 
 def ordinary_mode(bits: int) -> int:
-    """`bits` less the umask: the mode of an ordinary file (0o666) or folder (0o777)."""
+    """Return `bits` less the umask: the mode of an ordinary file (0o666) or folder (0o777)."""
     mask = os.umask(0)
     os.umask(mask)
     return bits & ~mask
 
 
+def _first_existing(path: Path) -> Path:
+    """Return `path`, or the first of its parents that exists; a broken link counts as missing."""
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
 def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may lose the rename although the bytes are safe. Some systems cannot open a folder.
+    # Without this a power cut may lose the rename although the bytes are safe; some systems cannot open a folder
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
 """Work that overlaps: the next item is loaded while this one is computed.
 
-Knows nothing of what is loaded; order and errors are those of a plain loop.
+What is loaded is left to the caller; order and errors are those of a plain loop.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ Loaded = TypeVar("Loaded")
 def read_ahead(
     load: Callable[[Item], Loaded], items: Iterable[Item], *, depth: int = 2
 ) -> Iterator[tuple[Item, Future[Loaded]]]:
-    """Yields (item, future of `load(item)`) in order; `depth` items are in the making, and no more in memory.
+    """Yield (item, future of `load(item)`) in order.
 
-    `depth` 0 loads within the caller's own thread.
+    Args:
+        load: reads one item; runs in other threads.
+        items: what to load.
+        depth: items that are loaded ahead, and kept in memory; 0 loads each in the caller's own thread.
     """
     if depth == 0:
         for item in items:
@@ -43,6 +46,6 @@ def _done(load: Callable[[Item], Loaded], item: Item) -> Future[Loaded]:
     future: Future[Loaded] = Future()
     try:
         future.set_result(load(item))
-    except Exception as error:  # noqa: BLE001 - handed to the caller through the future, as a pool does
+    except Exception as error:  # noqa: BLE001 - reaches the caller through the future, as a pool's do
         future.set_exception(error)
     return future

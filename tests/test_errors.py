@@ -1,4 +1,4 @@
-"""Errors keep what they say when they travel between processes."""
+"""Errors: one or several, folded and pickled; hints; and every error in the code has a code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import pickle
 import pytest
 
 from attcl_cli import errors
-from attcl_cli.errors import AttclError, ProblemsError, UsageError
+from attcl_cli.errors import (
+    AttclError,
+    IncompleteError,
+    ProblemsError,
+    UsageError,
+    fold,
+    nearest,
+    raise_all,
+    some,
+)
 
 CLASSES = [
     value
@@ -19,26 +28,75 @@ SINGLE = [kind for kind in CLASSES if kind is not ProblemsError]
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_an_error_survives_pickling(kind: type[AttclError]) -> None:
-    error = pickle.loads(pickle.dumps(kind("a: found, expected", "do this")))
+    error = pickle.loads(pickle.dumps(kind("a: found, expected", "do this", code="a-found")))
     assert type(error) is kind
-    assert (str(error), error.message, error.hint) == (
-        "a: found, expected",
-        "a: found, expected",
-        "do this",
-    )
+    assert str(error) == error.message == "a: found, expected"
+    assert (error.hint, error.code) == ("do this", "a-found")
     assert error.exit_code == kind.exit_code
 
 
 @pytest.mark.parametrize("second", SINGLE)
 def test_several_errors_at_once_survive_pickling(second: type[AttclError]) -> None:
-    before = ProblemsError([UsageError("a: found, expected", "do this"), second("b", "do that")])
+    problems = [UsageError("a: found, expected", "do this", code="a-found"), second("b", code="b")]
+    before = ProblemsError(problems)
     before.add_note("found by a worker")
     error = pickle.loads(pickle.dumps(before))
     assert type(error) is ProblemsError
     assert (str(error), error.message, error.hint) == (str(before), before.message, before.hint)
+    assert error.code == "a-found"
     assert error.exit_code == before.exit_code
-    assert [(type(each), each.message, each.hint) for each in error.problems] == [
-        (UsageError, "a: found, expected", "do this"),
-        (second, "b", "do that"),
+    assert [(type(each), each.message, each.hint, each.code) for each in error.problems] == [
+        (UsageError, "a: found, expected", "do this", "a-found"),
+        (second, "b", "", "b"),
     ]
     assert error.__notes__ == ["found by a worker"]
+
+
+def test_raise_all_raises_nothing_the_problem_or_all_of_them() -> None:
+    one, two = UsageError("a", code="a"), AttclError("b", "do this", code="b")
+    raise_all([])
+    with pytest.raises(UsageError) as single:
+        raise_all([one])
+    assert single.value is one
+    with pytest.raises(ProblemsError) as both:
+        raise_all([one, two])
+    assert both.value.problems == (one, two)
+    assert [str(problem) for problem in both.value.problems] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [
+        ([UsageError, UsageError], 2),
+        ([IncompleteError, IncompleteError], 3),
+        ([UsageError, AttclError], 1),
+        ([UsageError, IncompleteError], 1),
+    ],
+)
+def test_several_errors_exit_with_the_code_of_all_or_with_1(
+    kinds: list[type[AttclError]], code: int
+) -> None:
+    assert ProblemsError([kind("a", code="a") for kind in kinds]).exit_code == code
+
+
+def test_problems_of_one_key_are_folded_into_the_first() -> None:
+    problems = [AttclError(text, "do", code="made") for text in ("a: old", "b: new", "c: old")]
+    folded = fold(problems, lambda problem: problem.message[3:])
+    assert [(each.message, each.hint, each.code) for each in folded] == [
+        ("a: old; and 1 more like it", "do", "made"),
+        ("b: new", "do", "made"),
+    ]
+    assert folded[1] is problems[1]
+
+
+def test_some_names_the_first_and_counts_the_others() -> None:
+    assert some([]) == ""
+    assert some(range(3)) == "0, 1, 2"
+    assert some("abcde", most=2) == "a, b and 3 more"
+    assert some(range(10)) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+
+
+def test_the_nearest_word_is_found_without_regard_to_case_otherwise_all_are_named() -> None:
+    known = ["BraTS", "bids"]
+    assert nearest("bratss", known) == "did you mean 'BraTS'?"
+    assert nearest("zzz", known) == "known: BraTS, bids"

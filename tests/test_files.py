@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import subprocess
@@ -14,8 +13,23 @@ from pathlib import Path
 import pytest
 
 from attcl_cli import files
-from attcl_cli.errors import AttclError, ProblemsError, UsageError, raise_all
-from attcl_cli.files import free_bytes, is_within, read_json, sha256, sweep, write_json, write_whole
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import (
+    TEMPORARY_SUFFIX,
+    free_bytes,
+    is_leftover,
+    is_within,
+    read_json,
+    read_toml,
+    refuse_inside,
+    require_empty,
+    require_folder,
+    sha256,
+    sweep,
+    temporary_prefix,
+    write_json,
+    write_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -133,28 +147,32 @@ def test_sweep_spares_live_writers_other_hosts_and_other_files(tmp_path):
     dead.wait()
     inner = tmp_path / "inner"
     inner.mkdir()
+    alive = f"{temporary_prefix(Path('a.nii.gz'))}k3x{TEMPORARY_SUFFIX}"
+    leftover = alive.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
     spared = [
-        f".a.nii.gz.{files._HOST}-{os.getpid()}-k3x.attcl-tmp",
-        f".a.nii.gz.elsewhere{files._HOST}-{dead.pid}-k3x.attcl-tmp",
-        f"a.nii.gz.{files._HOST}-{dead.pid}-k3x.attcl-tmp",
-        ".hidden.attcl-tmp",
+        alive,
+        leftover.replace(".a.nii.gz.", ".a.nii.gz.elsewhere"),
+        leftover.removeprefix("."),
+        f".hidden{TEMPORARY_SUFFIX}",
     ]
-    for name in [*spared, f".a.nii.gz.{files._HOST}-{dead.pid}-k3x.attcl-tmp"]:
+    for name in [*spared, leftover]:
         (inner / name).touch()
     assert sweep(tmp_path) == 1
     assert names(inner) == sorted(spared)
 
 
-def test_temporary_names_are_those_that_sweep_knows(tmp_path, monkeypatch):
-    seen = []
+def test_a_temporary_name_holds_that_of_the_file_and_the_process(tmp_path, monkeypatch):
+    names_before = []
     replace = Path.replace
     monkeypatch.setattr(
-        Path, "replace", lambda self, to: (seen.append(self.name), replace(self, to))
+        Path, "replace", lambda self, to: (names_before.append(self.name), replace(self, to))
     )
-    write_whole(tmp_path / "Case_01_t1.nii.gz", b"data")
-    match = files._TEMPORARY.match(seen[0])
-    assert match is not None
-    assert (match["host"], int(match["pid"])) == (files._HOST, os.getpid())
+    path = tmp_path / "Case_01_t1.nii.gz"
+    write_whole(path, b"data")
+    assert names_before[0].startswith(temporary_prefix(path))
+    assert names_before[0].endswith(TEMPORARY_SUFFIX)
+    assert f"-{os.getpid()}-" in names_before[0]
+    assert not is_leftover(names_before[0])  # its writer is alive
 
 
 def test_sweep_of_a_folder_that_does_not_exist_removes_nothing(tmp_path):
@@ -228,15 +246,69 @@ def test_free_space_of_a_folder_to_be_is_that_of_its_disk(tmp_path):
     assert found == pytest.approx(there.f_bavail * there.f_frsize, rel=0.1)
 
 
-def test_raise_all_raises_nothing_the_problem_or_all_of_them():
-    one, two = UsageError("a: found, expected"), AttclError("b: found, expected", "do this")
-    raise_all([])
-    with pytest.raises(UsageError) as single:
-        raise_all([one])
-    assert single.value is one
-    with pytest.raises(ProblemsError) as both:
-        raise_all([one, two])
-    assert both.value.problems == (one, two)
-    assert json.dumps([str(problem) for problem in both.value.problems]) == json.dumps(
-        ["a: found, expected", "b: found, expected"]
-    )
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(None, "toml-missing"), (b"a = ", "toml-unreadable"), (b"\xff", "toml-unreadable")],
+)
+def test_what_is_no_toml_is_a_usage_error_that_says_what_was_expected(content, code, tmp_path):
+    path = tmp_path / "a.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"a\.toml: .*, expected a \[table\]") as caught:
+        read_toml(path, expected="a [table]")
+    assert caught.value.code == code
+
+
+def test_toml_is_read(tmp_path):
+    (tmp_path / "a.toml").write_text('a = ["ü"]\n', encoding="utf-8")
+    assert read_toml(tmp_path / "a.toml", expected="a list") == {"a": ["ü"]}
+
+
+# --- folders to write into --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("require", [require_folder, require_empty])
+def test_an_empty_or_a_new_folder_may_be_written_into(require, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, tmp_path / "new/below", Path("new"), Path()):
+        require(folder, flag="--output")
+
+
+@pytest.mark.parametrize("require", [require_folder, require_empty])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("file", "--cpl: file is a file, expected a folder"),
+        ("file/a/b", "--cpl: file/a/b cannot be made (file is a file), expected a folder"),
+    ],
+)
+def test_a_file_in_the_place_of_a_folder_is_refused(require, place, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(UsageError) as caught:
+        require(Path(place), flag="--cpl")
+    assert (caught.value.message, caught.value.code) == (message, "output-not-a-folder")
+    assert caught.value.hint == "choose another --cpl"
+
+
+def test_a_folder_that_is_not_empty_is_no_new_one(tmp_path):
+    (tmp_path / "note").touch()
+    require_folder(tmp_path, flag="--output")
+    with pytest.raises(UsageError, match="is not empty, expected a new folder") as caught:
+        require_empty(tmp_path, flag="--output", hint="or resume it")
+    assert caught.value.code == "output-not-empty"
+    assert caught.value.hint == "choose another --output, or resume it"
+    with pytest.raises(UsageError) as caught:
+        require_empty(tmp_path, flag="--output")
+    assert caught.value.hint == "choose another --output"
+
+
+def test_a_folder_inside_the_originals_is_refused_also_through_a_link(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "two")
+    originals = [tmp_path / "one", tmp_path / "two"]
+    refuse_inside(tmp_path / "out", originals, flag="--output")
+    with pytest.raises(UsageError, match=r"expected a folder outside of the truths") as caught:
+        refuse_inside(tmp_path / "link/out", originals, flag="--output", kept="truths")
+    assert caught.value.code == "output-inside-originals"

@@ -16,10 +16,10 @@ def test_order_and_results_are_those_of_a_loop(depth):
         time.sleep(0.02 if item == 0 else 0)
         return item * item
 
-    found = [
+    results = [
         (item, future.result()) for item, future in read_ahead(slow_first, range(7), depth=depth)
     ]
-    assert found == [(item, item * item) for item in range(7)]
+    assert results == [(item, item * item) for item in range(7)]
 
 
 @pytest.mark.parametrize("depth", [0, 2])
@@ -28,23 +28,23 @@ def test_nothing_to_read_gives_nothing(depth):
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_an_error_comes_with_its_own_item_and_the_others_go_on(depth):
+def test_an_error_comes_with_its_own_item_and_the_others_follow(depth):
     def load(item: int) -> int:
         if item == 1:
             raise ValueError("item 1 is bad")
         return item
 
-    found = []
+    outcomes = []
     for item, future in read_ahead(load, range(4), depth=depth):
         try:
-            found.append(future.result())
+            outcomes.append(future.result())
         except ValueError as error:
-            found.append(f"{item}: {error}")
-    assert found == [0, "1: item 1 is bad", 2, 3]
+            outcomes.append(f"{item}: {error}")
+    assert outcomes == [0, "1: item 1 is bad", 2, 3]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
-def test_no_more_than_depth_items_are_in_the_making(depth):
+def test_no_more_than_depth_items_are_loaded_ahead(depth):
     started: list[int] = []
     ahead = []
     for item, future in read_ahead(started.append, range(20), depth=depth):
@@ -67,10 +67,10 @@ def test_the_next_item_is_loaded_while_this_one_is_used():
 
 
 def test_depth_0_loads_in_the_callers_thread():
-    found = [
+    threads = [
         future.result() for _, future in read_ahead(lambda _: threading.get_ident(), [1], depth=0)
     ]
-    assert found == [threading.get_ident()]
+    assert threads == [threading.get_ident()]
 
 
 def test_a_caller_that_leaves_early_starts_no_more_loads():
