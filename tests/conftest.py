@@ -21,12 +21,13 @@ from helpers import (
     VOXEL_MM,
     Run,
     fingerprint,
+    small_settings,
 )
 
 from attcl_cli.cli.app import main
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
-from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.settings import Settings
 
 
 @pytest.fixture
@@ -144,27 +145,7 @@ def write_case(write_nifti: Callable[..., Path]) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def tiny_settings() -> Settings:
     """A method of a few thousand weights, whose training step takes milliseconds; fits the shared cohorts."""
-    return resolve(
-        preset="tiny",
-        overrides={
-            "image_size": 16,
-            "canvas": 64,
-            "width": 4,
-            "max_width": 8,
-            "downs": 2,
-            "bottleneck": 1,
-            "style_dim": 8,
-            "latent_dim": 4,
-            "mapping_width": 8,
-            "contrastive_layers": (1, 2),
-            "contrastive_patches": 16,
-            "batch_size": 2,
-            "steps": 4,
-            "log_every": 1,
-            "save_every": 2,
-            "sample_every": 4,
-        },
-    )
+    return small_settings()
 
 
 @pytest.fixture(scope="session")

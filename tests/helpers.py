@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from attcl_cli.files import sha256
+from attcl_cli.methods.settings import Settings, resolve
 from attcl_cli.report import pictures
 from attcl_cli.scoring import feature_networks
 
@@ -24,6 +26,50 @@ BRATS_AFFINE = np.array(
 
 
 Run = Callable[..., tuple[int, str, str]]
+
+# Settings of a network of a few thousand weights per method, whose training step takes milliseconds; fits the shared
+# cohorts. A method that is not named takes `SMALL_RUN` alone.
+SMALL_RUN: Mapping[str, Any] = {
+    "image_size": 16,
+    "canvas": 64,
+    "batch_size": 2,
+    "steps": 4,
+    "log_every": 1,
+    "save_every": 2,
+    "sample_every": 4,
+}
+SMALL_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "attcl-gan": {
+        "width": 4,
+        "max_width": 8,
+        "downs": 2,
+        "bottleneck": 1,
+        "style_dim": 8,
+        "latent_dim": 4,
+        "mapping_width": 8,
+        "contrastive_layers": (1, 2),
+        "contrastive_patches": 16,
+    },
+    "plave": {
+        "width": 4,
+        "max_width": 8,
+        "style_dim": 8,
+        "contrastive_patches": 16,
+        "plave_blocks": 2,
+        "plave_pretraining": 0.5,
+    },
+}
+
+
+def small_settings(method: str = "attcl-gan", **changes: Any) -> Settings:
+    """Return settings of a method that trains in milliseconds on the shared cohorts."""
+    networks = SMALL_NETWORKS.get(method, {})
+    return resolve(preset="tiny", method=method, overrides={**SMALL_RUN, **networks, **changes})
+
+
+def changed(settings: Settings, **values: Any) -> Settings:
+    """Return a copy with other values, validated."""
+    return type(settings).model_validate({**settings.model_dump(), **values})
 
 
 def states(root: Path) -> dict[str, tuple[int, bytes]]:
