@@ -34,6 +34,7 @@ from attcl_cli.methods.plave import Plave
 from attcl_cli.methods.settings import PRESETS, Settings, resolve
 from attcl_cli.scoring import pairs
 from attcl_cli.scoring import rows as score
+from attcl_cli.scoring.metrics import BRAIN
 from attcl_cli.training.trainer import STATE_FILE, Hooks, train
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -164,13 +165,13 @@ def _train(
 
 def _scores(data: Dataset, truth: Dataset, out: Path) -> dict[str, dict[tuple[str, str], float]]:
     """Prediction -> (metric, target) -> mean in the brain over the cases."""
-    plan = pairs.plan(data, truth, out, None, split="all")
+    comparison = pairs.plan_comparison(data, truth, out, None, split="all")
     measures = score.Measures(("ssim", "psnr"), baselines=True)
     values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as folder:
-        for rows in score.run(plan, measures, folder=Path(folder)):
+        for rows in score.score_cases(comparison, measures, folder=Path(folder)):
             for row in rows:
-                if row.region == score.BRAIN:
+                if row.region == BRAIN:
                     values[row.prediction][row.metric, row.modality].append(row.value)
     return {
         prediction: {key: mean(found) for key, found in own.items()}

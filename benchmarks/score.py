@@ -28,7 +28,7 @@ from scipy import ndimage
 
 from attcl_cli.data import intensities
 from attcl_cli.data.phantom import make_case
-from attcl_cli.scoring import feature_networks, feature_weights, metrics
+from attcl_cli.scoring import feature_networks, feature_weights, formulas
 from attcl_cli.scoring.feature_store import FeatureStore, grey, shown_slices
 
 ROW = "{:<34} {:>9} {:>9} {:>7}   {:>12} {:>12}"
@@ -179,7 +179,7 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
         for image in (made, truth):
             scale = intensities.intensity_scale(image, brain)
             assert scale is not None
-            pair.append(np.where(brain, metrics.to_unit(image, scale.low, scale.high), 0))
+            pair.append(np.where(brain, formulas.to_unit(image, scale.low, scale.high), 0))
         units.append((*pair, brain))
     measure = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=11, kernel_sigma=1.5)
 
@@ -191,7 +191,7 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
 
     def ours() -> float:
         values = [
-            metrics.ssim_of_regions(x, y, {"brain": brain, "inner": inner(x)}, data_range=1.0)[
+            formulas.ssim_of_regions(x, y, {"brain": brain, "inner": inner(x)}, data_range=1.0)[
                 "inner"
             ]
             for x, y, brain in units

@@ -22,7 +22,7 @@ from attcl_cli.data.splits import read_splits
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WeightsInfo, save_weights
-from attcl_cli.scoring import metrics
+from attcl_cli.scoring import formulas
 
 pytestmark = pytest.mark.cohort
 
@@ -167,11 +167,11 @@ def test_the_challenges_similarity_of_zeros_and_of_a_copy_is_what_method_md_says
     case = next(case for case in dataset.cases if case.id == "BraTS-GLI-00000-000")
     truth, copy = (volumes.load(dataset.paths(case, name)).data for name in ("t1ce", "t1"))
     tumour = volumes.load_labels(dataset.paths(case, SEGMENTATION)) > 0
-    assert metrics.ssim_brasyn(np.zeros_like(truth), truth, tumour) == pytest.approx(
+    assert formulas.ssim_brasyn(np.zeros_like(truth), truth, tumour) == pytest.approx(
         (0.99, 0.80), abs=0.005
     )
-    assert metrics.ssim_brasyn(copy, truth, tumour) == pytest.approx((0.996, 0.90), abs=0.002)
-    assert metrics.ssim_brasyn(truth, truth, tumour) == pytest.approx((1, 1))
+    assert formulas.ssim_brasyn(copy, truth, tumour) == pytest.approx((0.996, 0.90), abs=0.002)
+    assert formulas.ssim_brasyn(truth, truth, tumour) == pytest.approx((1, 1))
 
 
 def test_real_cases_are_hidden_completed_and_scored_without_a_gap(

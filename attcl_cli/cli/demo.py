@@ -13,6 +13,7 @@ import typer
 
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Device, Json, Quiet, Seed
+from attcl_cli.cli.score import show
 from attcl_cli.cli.terminal import Terminal
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_csv
@@ -60,7 +61,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     from attcl_cli.data import splits, tree
     from attcl_cli.data.dataset import open_dataset
     from attcl_cli.methods import weights as checkpoint
-    from attcl_cli.scoring import pairs
+    from attcl_cli.scoring import pairs, summary
     from attcl_cli.scoring import report as score_report
     from attcl_cli.scoring import rows as score
 
@@ -91,22 +92,21 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     with talk.bar(len(plan.jobs), "complete") as bar:
         for completed in complete.run(plan, method, device=place):
             bar(completed.case)
-    scored = pairs.plan(data, whole, output / "out", made, split="train")
+    scored = pairs.plan_comparison(data, whole, output / "out", made, split="train")
     rows: list[score.Row] = []
-    with talk.bar(len(scored.jobs), "score") as bar:
-        for found in score.run(scored, measures, folder=output):
+    with talk.bar(len(scored.cases), "score") as bar:
+        for found in score.score_cases(scored, measures, folder=output):
             rows += found
             bar(found[0].case)
-    figures = score.summarise(rows, scored, measures, folder=output)
+    figures = summary.summarise(rows, scored, measures, folder=output)
     write_csv(output / "scores.csv", score.Row, rows)
-    score.write_summary(output / "summary.json", figures, scored, split="train")
+    summary.write_summary(output / "summary.json", figures, scored, split="train")
     seconds = time.monotonic() - clock
     score_report.write_pages(
         output,
         scored,
         rows,
         figures,
-        measures,
         title="attcl demo: simulated patients, completed",
         facts={
             "patients": f"{cases} simulated",
@@ -118,6 +118,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
             "other phantoms of the same kind, with all their modalities. Nothing here says how good "
             "completion is on real patients.",
         ],
+        progress=talk,
     )
     record.finish(0)
     if not talk.as_json:
@@ -126,7 +127,7 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
             "trained: the demo shows the way, not the quality.",
             quiet=talk.quiet,
         )
-    score_report.show(figures, output, scored, talk)
+    show(figures, output, talk)
 
 
 def _cohort(root: Path, cases: int, seed: int, talk: Terminal) -> Dataset:

@@ -1,9 +1,16 @@
-"""`attcl score`: compare synthesised volumes with the held-out ground truth."""
+"""`attcl score`: its options, and how the scores are shown on a terminal.
+
+What a metric is called comes from `scoring.metrics`; a flag per metric is made of its record.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,13 +27,46 @@ from attcl_cli.cli.options import (
     Vocabulary,
     Workers,
 )
-from attcl_cli.cli.terminal import Terminal
+from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.errors import IncompleteError
+from attcl_cli.files import read_json
+from attcl_cli.scoring.metrics import METRICS, flags
+
+if TYPE_CHECKING:
+    from attcl_cli.scoring.run import ScoreResult
+    from attcl_cli.scoring.summary import Figure
 
 EXAMPLES = (
     "Examples:  attcl score --fid --lpips   |   attcl score --ssim --psnr --baselines --split all"
 )
 
 
+def with_metric_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command a flag per metric; its parameter `metrics` receives the names of those that are set."""
+    parameters: list[inspect.Parameter] = []
+    named: dict[str, str] = {}  # parameter -> flag
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if parameter.name != "metrics":
+            parameters.append(parameter)
+            continue
+        for flag, description in flags().items():
+            name = flag.replace("-", "_")
+            named[name] = flag
+            kind = Annotated[bool, typer.Option(f"--{flag}", help=description)]
+            parameters.append(parameter.replace(name=name, annotation=kind, default=False))
+
+    @functools.wraps(command)
+    def with_flags(**options: Any) -> None:
+        chosen = {name: options.pop(name) for name in named}
+        command(metrics=[named[name] for name, on in chosen.items() if on], **options)
+
+    # What Typer reads.
+    with_flags.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_flags.__annotations__ = {each.name: each.annotation for each in parameters}
+    return with_flags
+
+
+@with_metric_flags
 def score(
     ori: Ori = Path("data"),
     cpl: Completed = Path("out"),
@@ -34,29 +74,7 @@ def score(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for scores, report and pictures.")
     ] = Path("scores"),
-    fid: Annotated[
-        bool, typer.Option("--fid", help="Frechet Inception distance, real against synthetic.")
-    ] = False,
-    kid: Annotated[
-        bool, typer.Option("--kid", help="Kernel Inception distance; sound for few slices, too.")
-    ] = False,
-    lpips: Annotated[
-        bool,
-        typer.Option("--lpips", help="Perceptual distance to the real slice; lower is better."),
-    ] = False,
-    lpips_diversity: Annotated[
-        bool,
-        typer.Option(
-            "--lpips-diversity", help="Distance between samples of one source; higher is better."
-        ),
-    ] = False,
-    ssim: Annotated[
-        bool, typer.Option("--ssim", help="Structural similarity by region, and the challenge's.")
-    ] = False,
-    psnr: Annotated[bool, typer.Option("--psnr", help="Peak signal-to-noise ratio, dB.")] = False,
-    nmse: Annotated[
-        bool, typer.Option("--nmse", help="Squared error over squared truth; lower is better.")
-    ] = False,
+    metrics: Sequence[str] = (),
     fid_network: Annotated[
         Literal["inception", "effnet-lite0"],
         typer.Option(
@@ -95,7 +113,7 @@ def score(
     ] = 10,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Count missing volumes (exit code 3) and go on."),
+        typer.Option("--allow-missing", help="Count missing volumes; ends with exit code 3."),
     ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Never download a feature network.")
@@ -103,7 +121,7 @@ def score(
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Slices a feature network sees at once.")
+        int, typer.Option("--batch-size", min=1, help="Slices that a feature network sees at once.")
     ] = 32,
     device: Device = "auto",
     workers: Workers = 2,
@@ -112,39 +130,106 @@ def score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare synthesised volumes with the hidden truths; writes scores/ with a report. Default: SSIM, PSNR, NMSE."""
-    from attcl_cli.data.dataset import Source
-    from attcl_cli.scoring import run as scoring
+    """Compare synthesised volumes with the ground truth; writes scores/ with a report. Default: SSIM, PSNR, NMSE."""
+    from attcl_cli.scoring import run
 
-    chosen = {
-        "fid": fid,
-        "kid": kid,
-        "lpips": lpips,
-        "lpips-diversity": lpips_diversity,
-        "ssim": ssim,
-        "ssim-brasyn": ssim,
-        "psnr": psnr,
-        "nmse": nmse,
-    }
-    scoring.score(
-        Source(ori, layout, modalities),
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    result = run.score(
+        ori,
         cpl,
-        output,
-        scoring.Wanted(
-            metrics=[name for name, on in chosen.items() if on],
-            fid_network=fid_network,
-            baselines=baselines,
-            directions=directions,
-            samples=samples,
-            offline=offline,
-        ),
         truth=truth,
-        split=split,
+        output=output,
+        metrics=metrics,
+        fid_network=fid_network,
+        baselines=baselines,
+        directions=directions,
+        samples=samples,
         weights=weights,
+        split=split,
         allow_missing=allow_missing,
-        device=device,
+        offline=offline,
+        layout=layout,
+        modalities=modalities,
         batch_size=batch_size,
-        workers=workers,
+        device=device,
+        num_workers=workers,
         dry_run=dry_run,
-        talk=Terminal(as_json=as_json, quiet=quiet),
+        progress=terminal,
     )
+    if dry_run:
+        _show_plan(result, terminal)
+        return
+    show(result.figures, result.output, terminal)
+    if result.missing:
+        raise IncompleteError(
+            f"{cpl}: {len(result.missing)} of {result.comparison.volumes + len(result.missing)} "
+            "hidden volumes not there, counted as n_missing, expected all",
+            "summary.json lists them; attcl complete makes them",
+            code="volumes-missing",
+        )
+
+
+def show(figures: Sequence[Figure], output: Path, terminal: Terminal) -> None:
+    """Show the figures as tables, or the content of `summary.json` as one document."""
+    from attcl_cli.scoring.summary import measured, warn_of_few_slices
+
+    if terminal.as_json:
+        files = {name: str(output / name) for name in ("report.html", "scores.csv", "summary.json")}
+        summary = read_json(output / "summary.json")
+        document({"output": str(output), "files": files, **summary})
+        return
+    columns = [
+        (metric, region)
+        for metric, region in measured(figures)
+        if region in METRICS[metric].regions
+    ]
+    by_volume = [column for column in columns if not METRICS[column[0]].network]
+    by_network = [column for column in columns if METRICS[column[0]].network]
+    for title, group in {
+        "volume by volume, inside the brain": by_volume,
+        "by feature networks, slices at 20 to 80 % of the height": by_network,
+    }.items():
+        if group:
+            terminal.table(_table(figures, group), title=title)
+            terminal.result("")
+    metrics = [METRICS[name] for name in dict.fromkeys(name for name, _ in columns)]
+    lower = [metric.title for metric in metrics if not metric.higher_is_better]
+    if lower:
+        terminal.say(f"lower is better: {', '.join(lower)}; of all others higher")
+    for note in warn_of_few_slices(figures):
+        terminal.say(f"note: {note}")
+    terminal.result(f"{output / 'report.html'}: open it in a browser")
+
+
+def _table(figures: Sequence[Figure], columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Return a row per group and prediction, with a column per metric and region."""
+    from attcl_cli.scoring.summary import redundant_directions
+
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    redundant = redundant_directions(figures)
+    for figure in figures:
+        if (figure.metric, figure.region) in columns and figure.group not in redundant:
+            row = rows.setdefault(
+                (figure.group, figure.prediction),
+                {"target": figure.group, "what": figure.prediction, "n": 0}
+                | {METRICS[metric].heading(region): "" for metric, region in columns},
+            )
+            row["n"] = max(row["n"], figure.n + figure.n_infinite)
+            row[METRICS[figure.metric].heading(figure.region)] = _value(figure)
+    return list(rows.values())
+
+
+def _value(figure: Figure) -> float | str:
+    if figure.n_infinite and not figure.n:
+        return "inf"
+    return "" if math.isnan(figure.mean) else figure.mean
+
+
+def _show_plan(result: ScoreResult, terminal: Terminal) -> None:
+    volumes, missing = result.comparison.volumes, len(result.missing)
+    if terminal.as_json:
+        document({"volumes": volumes, "missing": missing, "metrics": result.metrics})
+    else:
+        terminal.result(
+            f"would score {volumes} volumes by {', '.join(result.metrics)} into {result.output}; {missing} missing"
+        )

@@ -1,6 +1,7 @@
 """Slices as feature networks see them, their features on disk, and the distances between sets of them.
 
-A file a volume: memory does not grow with the dataset, and features of real volumes serve the next run.
+Keeps a file per volume: memory does not grow with the dataset, and features of real volumes serve the next run. Which
+volumes belong together is left to the caller, what a distance is to `metrics`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,8 @@ import torch
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array
 from attcl_cli.files import read_json, write_json, write_whole
-from attcl_cli.scoring import metrics
-
-FEW_IMAGES = 2048  # the length of Inception's features: fewer images have a singular covariance
-KERNEL_DISTANCES = ("kid", "kd-effnet")
-KERNEL_IMAGES = 5_000  # drawn of each side where there are more
-SLICE_POLICY = "slices at 20 to 80 % of the height, 8 bit, window of the real volume's 0.5 and 99.5 percentiles"
+from attcl_cli.scoring import formulas
+from attcl_cli.scoring.metrics import METRICS
 
 
 class Embedding(Protocol):
@@ -34,41 +31,58 @@ class Embedding(Protocol):
     dim: int
 
     def __call__(self, slices: Any) -> Any:
-        """The features of each slice."""
+        """Return the features of each slice."""
 
 
-def shown_slices(brain: Array) -> Array:
-    """The indices of the slices that networks see: the training slices that show any brain, (N,)."""
-    middle = np.array(intensities.training_slices(len(brain)))
-    return middle[brain[middle].any(axis=(1, 2))]
+@dataclass(frozen=True)
+class FeatureSet:
+    """The features of many slices, a file per volume; reads of them what a distance needs.
 
+    Attributes:
+        paths: the files, (n, dim) each.
+        dim: the length of a slice's features.
+        seed: draws slices if not all are to be used.
+    """
 
-def grey(image: Array, scale: intensities.Scale, brain: Array, indices: Array) -> Array:
-    """Slices in a window, 0 outside the brain: (N, H, W) uint8, as a PNG would hold them."""
-    unit = metrics.to_unit(image[indices], scale.low, scale.high)
-    return to_bytes(np.where(brain[indices], unit, 0))
+    paths: Sequence[Path]
+    dim: int
+    seed: int = 0
 
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return sum(_length(path) for path in self.paths)
 
-def to_bytes(unit: Array) -> Array:
-    """[0, 1] -> uint8."""
-    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+    def moments(self) -> formulas.Moments:
+        """Return mean and covariance of all features."""
+        moments = formulas.Moments(self.dim)
+        for path in self.paths:
+            moments.add(np.load(path))
+        return moments
 
-
-def batches(slices: Array, size: int) -> Iterator[torch.Tensor]:
-    """(N, H, W) uint8 -> tensors (B, 1, H, W) float32 in [0, 1], B at most `size`."""
-    for start in range(0, len(slices), size):
-        yield torch.from_numpy(slices[start : start + size].astype(np.float32) / 255)[:, None]
+    def drawn(self, most: int) -> Array:
+        """Return all features (N, dim), or `most` of them, drawn without repetition."""
+        starts = np.cumsum([0, *(_length(path) for path in self.paths)])
+        total = int(starts[-1])
+        rows = np.arange(total)
+        if total > most:
+            rows = np.sort(np.random.default_rng(self.seed).choice(total, most, replace=False))
+        return np.concatenate(
+            [
+                np.load(path)[rows[(rows >= start) & (rows < stop)] - start]
+                for path, start, stop in zip(self.paths, starts, starts[1:], strict=False)
+            ]
+        )
 
 
 @dataclass
 class FeatureStore:
-    """Features of real and generated slices.
+    """Features of real and of predicted slices.
 
     Attributes:
         embed: the network.
-        folder: features of generated slices, and what belongs together; the caller removes it.
-        cache: features of real slices, named by what they were made of.
-        batch_size: slices the network sees at once.
+        folder: features of predicted slices, and what they belong to; the caller removes it.
+        cache: features of real slices, named by the content of the slices.
+        batch_size: slices that the network sees at once.
     """
 
     embed: Embedding
@@ -77,68 +91,89 @@ class FeatureStore:
     batch_size: int = 32
     _count: int = field(default=0, init=False)
 
-    def add(self, origin: Mapping[str, str], real: Array, made: Array) -> None:
-        """Embeds the slices of a volume and of its prediction, (N, H, W) uint8 each; `origin` says what they are."""
+    def add(self, origin: Mapping[str, str], real: Array, predicted: Array) -> None:
+        """Embed the slices of a volume and of its prediction.
+
+        Args:
+            origin: what they are: `source`, `modality` and `prediction`.
+            real: (N, H, W) uint8.
+            predicted: (N, H, W) uint8.
+        """
         truth = self.cache / f"{_digest(self.embed.sha256, real)}.npy"
         prediction = self.folder / f"{self._count:07d}.npy"
         if not truth.exists():
             self._embed(truth, real)
-        self._embed(prediction, made)
+        self._embed(prediction, predicted)
         write_json(prediction.with_suffix(".json"), {**origin, "real": str(truth)})
         self._count += 1
 
     def distances(
         self,
-        names: Sequence[str],
+        metrics: Sequence[str],
         groups_of: Callable[[str, str], Sequence[str]],
         seed: int,
     ) -> dict[tuple[str, str], tuple[int, dict[str, float]]]:
-        """The distances between real and generated slices, group by group.
+        """Return the distances between real and predicted slices, group by group.
 
         Args:
-            names: which of `fid`, `fd-effnet` and `KERNEL_DISTANCES`.
+            metrics: names of metrics that see sets.
             groups_of: (source, modality) -> the groups that such a volume counts in.
-            seed: draws the slices of KID where there are too many.
+            seed: draws the slices of KID if there are too many.
 
         Returns:
-            (group, prediction) -> number of generated slices, name -> distance; NaN for fewer than two slices.
+            (group, prediction) -> number of predicted slices, metric -> distance; NaN for fewer than two slices.
         """
         groups: dict[tuple[str, str], list[tuple[Path, Path]]] = {}
         for note in sorted(self.folder.glob("*.json")):
             origin = read_json(note)
             for group in groups_of(origin["source"], origin["modality"]):
-                pair = (Path(origin["real"]), note.with_suffix(".npy"))
-                groups.setdefault((group, origin["prediction"]), []).append(pair)
-        return {key: self._distances(names, pairs, seed) for key, pairs in groups.items()}
-
-    def _distances(
-        self, names: Sequence[str], pairs: Sequence[tuple[Path, Path]], seed: int
-    ) -> tuple[int, dict[str, float]]:
-        sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-        count = sum(_length(path) for path in sides[1])
-        found: dict[str, float] = {}
-        for name in names:
-            if count < 2:  # noqa: PLR2004 - no covariance of one slice
-                found[name] = float("nan")
-            elif name in KERNEL_DISTANCES:
-                found[name] = metrics.kernel_distance(*(_drawn(side, seed) for side in sides))
-            else:
-                real, made = (self._moments(side) for side in sides)
-                found[name] = metrics.frechet_distance(real, made)
-        return count, found
-
-    def _moments(self, paths: Sequence[Path]) -> metrics.Moments:
-        moments = metrics.Moments(self.embed.dim)
-        for path in paths:
-            moments.add(np.load(path))
-        return moments
+                files = (Path(origin["real"]), note.with_suffix(".npy"))
+                groups.setdefault((group, origin["prediction"]), []).append(files)
+        values: dict[tuple[str, str], tuple[int, dict[str, float]]] = {}
+        for key, files_of_group in groups.items():
+            real, predicted = (
+                FeatureSet([files[side] for files in files_of_group], self.embed.dim, seed)
+                for side in (0, 1)
+            )
+            count = len(predicted)
+            values[key] = (
+                count,
+                {
+                    name: METRICS[name].function(real, predicted) if count > 1 else float("nan")
+                    for name in metrics
+                },
+            )
+        return values
 
     def _embed(self, path: Path, slices: Array) -> None:
         parts = [self.embed(block).numpy() for block in batches(slices, self.batch_size)]
-        whole = np.concatenate(parts) if parts else np.empty((0, self.embed.dim), np.float32)
+        features = np.concatenate(parts) if parts else np.empty((0, self.embed.dim), np.float32)
         stream = io.BytesIO()
-        np.save(stream, whole)
+        np.save(stream, features)
         write_whole(path, stream.getvalue())
+
+
+def shown_slices(brain: Array) -> Array:
+    """Return the indices of the slices that networks see, (N,): the training slices that show any brain."""
+    middle = np.array(intensities.training_slices(len(brain)))
+    return middle[brain[middle].any(axis=(1, 2))]
+
+
+def grey(image: Array, scale: intensities.Scale, brain: Array, indices: Array) -> Array:
+    """Return slices in a window, 0 outside the brain: (N, H, W) uint8, as a PNG would hold them."""
+    unit = formulas.to_unit(image[indices], scale.low, scale.high)
+    return to_bytes(np.where(brain[indices], unit, 0))
+
+
+def to_bytes(unit: Array) -> Array:
+    """Scale [0, 1] to uint8."""
+    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+
+
+def batches(slices: Array, size: int) -> Iterator[torch.Tensor]:
+    """Yield (N, H, W) uint8 as tensors (B, 1, H, W) float32 in [0, 1], B at most `size`."""
+    for start in range(0, len(slices), size):
+        yield torch.from_numpy(slices[start : start + size].astype(np.float32) / 255)[:, None]
 
 
 def _digest(network: str, slices: Array) -> str:
@@ -149,18 +184,3 @@ def _digest(network: str, slices: Array) -> str:
 
 def _length(path: Path) -> int:
     return len(np.load(path, mmap_mode="r"))
-
-
-def _drawn(paths: Sequence[Path], seed: int) -> Array:
-    """At most `KERNEL_IMAGES` rows of all files, drawn without repetition."""
-    starts = np.cumsum([0, *(_length(path) for path in paths)])
-    total = int(starts[-1])
-    rows = np.arange(total)
-    if total > KERNEL_IMAGES:
-        rows = np.sort(np.random.default_rng(seed).choice(total, KERNEL_IMAGES, replace=False))
-    return np.concatenate(
-        [
-            np.load(path)[rows[(rows >= start) & (rows < stop)] - start]
-            for path, start, stop in zip(paths, starts, starts[1:], strict=False)
-        ]
-    )

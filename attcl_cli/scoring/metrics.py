@@ -1,443 +1,321 @@
-"""Scores of a predicted image against the true one, and distances of two sets of feature vectors.
+"""The metrics: what each is called, how its values are read, and the function that computes it.
 
-Leaves to the caller which cases, regions and intensity windows are compared, where features come
-from, and what becomes of a NaN.
+A new metric is one record in `METRICS` and its formula; flags, tables, pages and files read the record. What a function
+computes with is in `formulas`, loaded when it is called: `attcl --help` reads this file. The metrics of segmentations
+are in `attcl_cli.segmentation.metrics`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import linalg, ndimage
-from scipy.linalg import blas
+from attcl_cli.errors import UsageError, nearest
 
-Array = NDArray[Any]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-# Wang et al. 2004, Image quality assessment: from error visibility to structural similarity
-SSIM_SIGMA = 1.5
-SSIM_RADIUS = 5  # a window of 11 voxels
-SSIM_K1 = 0.01
-SSIM_K2 = 0.03
+    from attcl_cli.scoring.feature_store import FeatureSet
 
-BRASYN_PERCENTILES = (0.5, 99.5)
+    Array = NDArray[Any]
+    Masks = Mapping[str, NDArray[np.bool_] | None]  # region -> its voxels; None: all
 
-IMAGE_METRICS = ("ssim", "psnr", "nmse", "ssim-brasyn")  # what needs no network; scored by default
+BRAIN, TUMOUR, HEALTHY, WHOLE = "brain", "tumour", "healthy", "whole"
+SLICES = "slices"  # the region of what feature networks are shown
 
+FID_NETWORKS = ("inception", "effnet-lite0")  # the first is the standard one
+KERNEL_IMAGES = 5_000  # drawn of each side of KID if there are more
+DIVERSITY_STEP = 8  # every n-th of the slices is sampled
+# The length of Inception's features: the covariance of fewer slices is singular.
+FEW_SLICES = 2048
 
-def to_unit(volume: Array, low: float, high: float) -> Array:
-    """Clips to [low, high] and scales that window to [0, 1].
-
-    Args:
-        volume: any shape, any number type.
-        low: intensity that becomes 0.
-        high: intensity that becomes 1; above `low`.
-
-    Returns:
-        float32 of the same shape; NaN stays NaN.
-
-    Raises:
-        ValueError: the window is empty.
-    """
-    if not high > low:
-        raise ValueError(f"window: low {low} and high {high}, expected low < high")
-    unit = (np.asarray(volume, np.float64) - low) / (high - low)
-    return np.clip(unit, 0.0, 1.0).astype(np.float32)
+_WINDOW = "each volume scaled by its own 0.5 and 99.5 percentiles in the brain (non-zero truth)"
+_SLICES = "slices at 20 to 80 % of the height, 8 bit, window of the real volume's 0.5 and 99.5 percentiles"
 
 
-def ssim_map(prediction: Array, truth: Array, *, data_range: float) -> Array:
-    """The structural similarity of each voxel's Gaussian neighbourhood (Wang et al. 2004, Eq 13).
-
-    Means, variances and the covariance are population moments under an n-dimensional Gaussian
-    (sigma 1.5, 11 voxels wide); beyond its border the image is mirrored.
-
-    Args:
-        prediction: any shape with one axis or more.
-        truth: the same shape.
-        data_range: the largest possible minus the smallest possible value; positive.
-
-    Returns:
-        float64 of the same shape, in [-1, 1].
-
-    Raises:
-        ValueError: shapes differ, or the data range is not positive.
-    """
-    # Variances are differences of nearly equal numbers, too coarse beside c2 in float32.
-    x, y = _pair(prediction, truth)
-    _require_range(data_range)
-    return _similarity(x, y, data_range=data_range, border="reflect")
-
-
-def ssim(prediction: Array, truth: Array, *, data_range: float, mask: Array | None = None) -> float:
-    """The mean of `ssim_map`, over the mask where one is given.
-
-    Neighbourhoods reach across the mask's border: a voxel's value does not depend on the mask.
-
-    Args:
-        prediction: any shape with one axis or more.
-        truth: the same shape.
-        data_range: as in `ssim_map`.
-        mask: bool of the same shape, or None for all voxels.
-
-    Returns:
-        A number in [-1, 1], 1 for equal images; NaN for an empty mask.
-
-    Raises:
-        ValueError: as `ssim_map`, or the mask is not bool of the same shape.
-    """
-    _require_mask(mask, prediction)
-    if mask is None:
-        return _mean(ssim_map(prediction, truth, data_range=data_range))
-    _pair_shapes(prediction, truth)
-    _require_range(data_range)
-    # No voxel of the mask sees anything beyond this block, so cutting it out changes no digit.
-    block = _block(mask, margin=SSIM_RADIUS)
-    if block is None:
-        return float("nan")
-    values = ssim_map(prediction[block], truth[block], data_range=data_range)
-    return _mean(values[mask[block]])
-
-
-def ssim_brasyn(prediction: Array, truth: Array, tumour: Array) -> tuple[float, float]:
-    """The two similarities that the BraSyn challenge ranks by: of the tumour, and of everything else.
-
-    Each volume is clipped at its own 0.5 and 99.5 percentiles over all voxels (the lower one at
-    least 0) and scaled to [0, 1], then multiplied by the tumour's mask or by its complement. The
-    similarity is that of torchmetrics: a 3-D Gaussian (sigma 1.5, 11 voxels wide), images mirrored
-    about their outermost voxels, the data range the larger of the two images' own. Its mean is over
-    the whole volume, not over the mask: the challenge's script indexes by an integer mask, which
-    selects no region. Most voxels are 0 in both images and count as 1, so even poor images score
-    high: read it beside a baseline's score.
-
-    Args:
-        prediction: (X, Y, Z) intensities of any scale.
-        truth: (X, Y, Z), likewise.
-        tumour: (X, Y, Z) bool, of all tumour tissue.
-
-    Returns:
-        (tumour, healthy), each in [-1, 1]. A volume without contrast between its percentiles counts
-        as zeros. NaN, counted by the caller, where both masked images are constant (an empty
-        tumour, two empty volumes: without a data range there is no similarity), and where a volume
-        holds a NaN.
-
-    Raises:
-        ValueError: shapes differ, or the mask is not bool of the same shape.
-
-    Source: Li et al. 2023, The Brain Tumor Segmentation (BraTS) Challenge 2023: Brain MR Image
-    Synthesis for Tumor Segmentation (BraSyn).
-    """
-    _pair_shapes(prediction, truth)
-    _require_mask(tumour, prediction)
-    x, y = _own_window(prediction), _own_window(truth)
-    return _masked_similarity(x, y, tumour), _masked_similarity(x, y, ~tumour)
-
-
-def ssim_of_regions(
-    prediction: Array, truth: Array, regions: Mapping[str, Array | None], *, data_range: float
-) -> dict[str, float]:
-    """`ssim` of several regions for the price of one map.
-
-    Args:
-        prediction: any shape with one axis or more.
-        truth: the same shape.
-        regions: name -> bool mask of the same shape, or None for all voxels.
-        data_range: as in `ssim_map`.
-
-    Returns:
-        name -> what `ssim` gives with that mask.
-
-    Raises:
-        ValueError: as `ssim`.
-    """
-    _pair_shapes(prediction, truth)
-    for mask in regions.values():
-        _require_mask(mask, prediction)
-    values = np.ones(prediction.shape)
-    # Two empty neighbourhoods are alike to the last digit: only what sees something is computed.
-    block = _block((prediction != 0) | (truth != 0), margin=SSIM_RADIUS)
-    if block is not None:
-        values[block] = ssim_map(prediction[block], truth[block], data_range=data_range)
-    return {name: _mean(values if mask is None else values[mask]) for name, mask in regions.items()}
-
-
-def psnr(prediction: Array, truth: Array, *, data_range: float, mask: Array | None = None) -> float:
-    """The peak signal-to-noise ratio: 10 log10(data_range^2 / mean squared error).
-
-    Args:
-        prediction: any shape.
-        truth: the same shape.
-        data_range: as in `ssim_map`.
-        mask: bool of the same shape, or None for all voxels.
-
-    Returns:
-        dB; infinity for equal images; NaN for an empty mask.
-
-    Raises:
-        ValueError: shapes differ, the data range is not positive, or the mask is not bool of the
-            same shape.
-    """
-    _require_range(data_range)
-    x, y = _inside(prediction, truth, mask)
-    error = _mean((x - y) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(data_range**2 / error))
-
-
-def nmse(prediction: Array, truth: Array, *, mask: Array | None = None) -> float:
-    """The squared error over the squared truth: sum (prediction - truth)^2 / sum truth^2.
-
-    Args:
-        prediction: any shape.
-        truth: the same shape.
-        mask: bool of the same shape, or None for all voxels.
-
-    Returns:
-        0 for equal images, 1 for a prediction of zeros; NaN for an empty mask and for a truth that
-        is 0 throughout.
-
-    Raises:
-        ValueError: shapes differ, or the mask is not bool of the same shape.
-    """
-    x, y = _inside(prediction, truth, mask)
-    energy = float(np.sum(y**2))
-    return float("nan") if energy == 0 else float(np.sum((x - y) ** 2)) / energy
-
-
-class Moments:
-    """Count, mean and covariance of feature vectors, gathered batch by batch.
-
-    Memory is that of one covariance, however many vectors come, and batches of any sizes give the
-    same moments but for rounding: they are merged about their common mean (Chan, Golub and LeVeque
-    1979), in float64.
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
 
     Attributes:
-        count: vectors so far.
-        mean: (dim,) float64; zeros while there are none.
+        name: in files, on a terminal and in Python.
+        title: in tables and plots of a page.
+        description: one sentence, the help of its flag.
+        policy: how it is measured, and what an empty region counts.
+        function: computes it; what it is called with depends on `sees`.
+        unit: "1" if there is none.
+        higher_is_better: the direction.
+        sees: what the function is called with, and what it returns:
+            "volume": a `VolumePair` and masks by region; returns region -> value, NaN if undefined;
+            "slices": a `Perceptual` network and what it embedded of the real and of the predicted slices; the value;
+            "samples": a `Perceptual` network and what it embedded of each sample of some slices; the value;
+            "sets": the `FeatureSet` of real slices and that of predicted ones; the value.
+        network: the feature network that it needs; "" if none. Metrics without are scored by default.
+        regions: those that a terminal shows, and in which missing volumes are counted; files and pages have all.
+        flag: the command line's flag that asks for it, if not its name.
+        short: the heading of its column on a terminal, if not its name.
+        few: with fewer slices than this, the value depends on their number.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean: Array = np.zeros(dim)
-        # Sum of outer products about the mean; the upper triangle only, as BLAS adds to it in place.
-        self._scatter: Array = np.zeros((dim, dim), order="F")
+    name: str
+    title: str
+    description: str
+    policy: str
+    function: Callable[..., Any]
+    unit: str = "1"
+    higher_is_better: bool = False
+    sees: Literal["volume", "slices", "samples", "sets"] = "volume"
+    network: str = ""
+    regions: tuple[str, ...] = (BRAIN,)
+    flag: str = ""
+    short: str = ""
+    few: int = 0
 
-    def add(self, features: Array) -> None:
-        """Takes in a batch.
+    def label(self, region: str) -> str:
+        """Return the name of its values in a region, as pages show it: `PSNR brain (dB)`."""
+        place = f" {region}" if self.sees == "volume" else ""
+        return f"{self.title}{place}" + (f" ({self.unit})" if self.unit != "1" else "")
 
-        Args:
-            features: (B, dim) numbers; B may be 0.
-
-        Raises:
-            ValueError: another shape, or a value that is not finite.
-        """
-        batch = _features(features, dim=len(self.mean))
-        if len(batch) == 0:
-            return
-        total = self.count + len(batch)
-        mean = batch.mean(axis=0)
-        shift = mean - self.mean
-        # The shift between the two means is one more vector: a single product adds everything.
-        rows = np.vstack([batch - mean, shift * np.sqrt(self.count * len(batch) / total)])
-        self._scatter = blas.dsyrk(1.0, rows.T, beta=1.0, c=self._scatter, overwrite_c=True)
-        self.mean = self.mean + shift * (len(batch) / total)
-        self.count = total
-
-    @property
-    def covariance(self) -> Array:
-        """The unbiased covariance, (dim, dim) float64.
-
-        Raises:
-            ValueError: there are fewer than two vectors.
-        """
-        _require_two(self.count)
-        upper = np.triu(self._scatter) / (self.count - 1)
-        return upper + np.triu(upper, 1).T
+    def heading(self, region: str) -> str:
+        """Return the heading of its column on a terminal; the region is named if there are several."""
+        unit = f" {self.unit}" if self.unit != "1" else ""
+        place = f" {region}" if len(self.regions) > 1 else ""
+        return f"{self.short or self.name}{place}{unit}"
 
 
-def frechet_distance(first: Moments, second: Moments) -> float:
-    """The squared Frechet distance of two normal distributions; FID where features are Inception's.
+@dataclass(frozen=True, eq=False)
+class VolumePair:
+    """A predicted volume and the true one, (D, H, W) each.
 
-    |m1 - m2|^2 + Tr(S1 + S2 - 2 (S1 S2)^(1/2)), AttCL-GAN Eq 17. The last trace is that of
-    (S1^(1/2) S2 S1^(1/2))^(1/2), whose matrices are symmetric: nothing becomes complex, and
-    singular covariances (fewer vectors than dimensions) need no repair. The smaller the sets, the
-    larger the expected distance: compare only distances of equally many vectors.
+    Attributes:
+        image: the prediction scaled to [0, 1] by its own window, 0 outside the brain; float32.
+        truth: likewise, of the truth.
+        raw: the prediction's intensities.
+        raw_truth: the truth's intensities.
+    """
+
+    image: Array
+    truth: Array
+    raw: Array
+    raw_truth: Array
+
+
+# --- The functions ------------------------------------------------------------------------------------------------
+
+
+def _ssim(pair: VolumePair, masks: Masks) -> dict[str, float]:
+    return _formulas().ssim_of_regions(pair.image, pair.truth, masks, data_range=1.0)
+
+
+def _psnr(pair: VolumePair, masks: Masks) -> dict[str, float]:
+    psnr = _formulas().psnr
+    return {
+        region: psnr(pair.image, pair.truth, data_range=1.0, mask=mask)
+        for region, mask in masks.items()
+    }
+
+
+def _nmse(pair: VolumePair, masks: Masks) -> dict[str, float]:
+    nmse = _formulas().nmse
+    return {
+        region: nmse(pair.image, pair.truth, mask=mask)
+        for region, mask in masks.items()
+        if region != WHOLE  # the brain's value: outside, both are 0, which adds to neither sum
+    }
+
+
+def _ssim_brasyn(pair: VolumePair, masks: Masks) -> dict[str, float]:
+    tumour = masks.get(TUMOUR)
+    if tumour is None:
+        return {}
+    values = _formulas().ssim_brasyn(pair.raw, pair.raw_truth, tumour)
+    return dict(zip((TUMOUR, HEALTHY), values, strict=True))
+
+
+def _lpips(network: Any, real: Sequence[Any], predicted: Sequence[Any]) -> float:
+    return _formulas().mean_distance(network, real, predicted)
+
+
+def _lpips_diversity(network: Any, samples: Sequence[Sequence[Any]]) -> float:
+    """Return the mean pairwise LPIPS of the samples of a slice (StarGAN v2, Section 4)."""
+    mean_distance = _formulas().mean_distance
+    return fmean(mean_distance(network, one, other) for one, other in combinations(samples, 2))
+
+
+def _frechet_distance(real: FeatureSet, predicted: FeatureSet) -> float:
+    return _formulas().frechet_distance(real.moments(), predicted.moments())
+
+
+def _kernel_distance(real: FeatureSet, predicted: FeatureSet) -> float:
+    return _formulas().kernel_distance(real.drawn(KERNEL_IMAGES), predicted.drawn(KERNEL_IMAGES))
+
+
+def _formulas() -> Any:
+    from attcl_cli.scoring import formulas  # noqa: PLC0415 - loads scipy
+
+    return formulas
+
+
+# --- The records --------------------------------------------------------------------------------------------------
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="ssim",
+            title="SSIM",
+            description="Structural similarity by region, and the challenge's.",
+            policy=f"3-D, Gaussian 1.5, window 11, mean over the region; {_WINDOW}; empty region: undefined",
+            function=_ssim,
+            higher_is_better=True,
+        ),
+        Metric(
+            name="psnr",
+            title="PSNR",
+            description="Peak signal-to-noise ratio, dB.",
+            policy=f"data range 1; {_WINDOW}; empty region: undefined",
+            function=_psnr,
+            unit="dB",
+            higher_is_better=True,
+        ),
+        Metric(
+            name="nmse",
+            title="NMSE",
+            description="Squared error over squared truth; lower is better.",
+            policy=f"squared error over squared truth; {_WINDOW}; empty region: undefined",
+            function=_nmse,
+        ),
+        Metric(
+            name="ssim-brasyn",
+            title="SSIM (BraSyn)",
+            description="Structural similarity as the BraSyn challenge computes it.",
+            policy="the BraSyn challenge's: each volume clipped at its own 0.5 and 99.5 percentiles, times the mask, "
+            "mean over the whole volume; most of that is background, so zeros score 0.8 (healthy) and 0.98 (tumour): "
+            "compare with the baselines only",
+            function=_ssim_brasyn,
+            higher_is_better=True,
+            regions=(TUMOUR, HEALTHY),
+            flag="ssim",
+            short="brasyn",
+        ),
+        Metric(
+            name="lpips",
+            title="LPIPS",
+            description="Perceptual distance to the real slice; lower is better.",
+            policy=f"mean over slices; {_SLICES}",
+            function=_lpips,
+            sees="slices",
+            network="alexnet",
+            regions=(SLICES,),
+        ),
+        Metric(
+            name="lpips-diversity",
+            title="LPIPS diversity",
+            description="Distance between samples of one source; higher is better.",
+            policy=f"mean pairwise LPIPS of the samples of a slice, every {DIVERSITY_STEP}th slice",
+            function=_lpips_diversity,
+            higher_is_better=True,
+            sees="samples",
+            network="alexnet",
+            regions=(SLICES,),
+            short="diversity",
+        ),
+        Metric(
+            name="fid",
+            title="FID",
+            description="Frechet Inception distance, real against synthetic.",
+            policy=f"real against generated slices; {_SLICES}",
+            function=_frechet_distance,
+            sees="sets",
+            network="inception",
+            regions=(SLICES,),
+            few=FEW_SLICES,
+        ),
+        Metric(
+            name="fd-effnet",
+            title="FD (EfficientNet)",
+            description="Frechet distance of EfficientNet-Lite0 features.",
+            policy=f"Frechet distance of EfficientNet-Lite0 features, not FID; {_SLICES}",
+            function=_frechet_distance,
+            sees="sets",
+            network="effnet-lite0",
+            regions=(SLICES,),
+            flag="fid",
+            few=FEW_SLICES,
+        ),
+        Metric(
+            name="kid",
+            title="KID",
+            description="Kernel Inception distance; also reliable for few slices.",
+            policy=f"cubic kernel, unbiased, at most {KERNEL_IMAGES} slices per side; {_SLICES}",
+            function=_kernel_distance,
+            sees="sets",
+            network="inception",
+            regions=(SLICES,),
+        ),
+        Metric(
+            name="kd-effnet",
+            title="KD (EfficientNet)",
+            description="Kernel distance of EfficientNet-Lite0 features.",
+            policy="kernel distance of EfficientNet-Lite0 features, not KID; cubic kernel, unbiased, "
+            f"at most {KERNEL_IMAGES} slices per side; {_SLICES}",
+            function=_kernel_distance,
+            sees="sets",
+            network="effnet-lite0",
+            regions=(SLICES,),
+            flag="kid",
+        ),
+    )
+}
+
+
+def default_metrics() -> tuple[str, ...]:
+    """Return the names of the metrics that need no network; these are scored if none is asked for."""
+    return tuple(name for name, metric in METRICS.items() if not metric.network)
+
+
+def flags() -> dict[str, str]:
+    """Return the flags that ask for metrics, without dashes, and the help of each."""
+    described: dict[str, str] = {}
+    for metric in METRICS.values():
+        described.setdefault(metric.flag or metric.name, metric.description)
+    return described
+
+
+def select(asked: Sequence[str], *, fid_network: str = FID_NETWORKS[0]) -> tuple[str, ...]:
+    """Return the names of the metrics that are asked for, in the order of `METRICS`.
 
     Args:
-        first: moments of one set.
-        second: those of the other, of the same dimension.
-
-    Returns:
-        0 or more.
+        asked: flags without dashes, or names; a flag may ask for several metrics. Empty: `default_metrics`.
+        fid_network: one of `FID_NETWORKS`; flags ask for the metrics of this network.
 
     Raises:
-        ValueError: dimensions differ, or a set has fewer than two vectors.
+        UsageError: there is no metric, or no network, of that name.
     """
-    if first.mean.shape != second.mean.shape:
-        raise ValueError(
-            f"features of {len(first.mean)} and {len(second.mean)} dimensions: expected one number"
+    if fid_network not in FID_NETWORKS:
+        raise UsageError(
+            f"--fid-network: {fid_network!r}, expected one of {', '.join(FID_NETWORKS)}",
+            "--fid-network effnet-lite0 needs no download",
+            code="unknown-fid-network",
         )
-    # The rank is below the count: the smaller set has the smaller root.
-    small, large = sorted((first, second), key=lambda moments: moments.count)
-    small_covariance, large_covariance = small.covariance, large.covariance
-    root = _root(small_covariance, rank=small.count - 1)
-    eigenvalues = linalg.eigvalsh(root.T @ large_covariance @ root)
-    cross = float(np.sqrt(np.clip(eigenvalues, 0, None)).sum())
-    spread = float(np.trace(small_covariance) + np.trace(large_covariance))
-    shift = float(np.sum((first.mean - second.mean) ** 2))
-    return max(shift + spread - 2 * cross, 0.0)
-
-
-def kernel_distance(first: Array, second: Array) -> float:
-    """The squared MMD of two sets under ((x . y) / dim + 1)^3; KID where features are Inception's.
-
-    Unbiased whatever the sizes of the sets, so distances of few slices can be compared. All pairs
-    count; the mean over random subsets that is often reported estimates the same number with more
-    noise.
-
-    Args:
-        first: (n, dim) numbers, n at least 2.
-        second: (m, dim), m at least 2.
-
-    Returns:
-        Around 0 for sets of one distribution, negative ones included.
-
-    Raises:
-        ValueError: another shape, fewer than two vectors, or a value that is not finite.
-
-    Source: Binkowski et al. 2018, Demystifying MMD GANs, Eq 4.
-    """
-    x = _features(first, dim=np.shape(first)[-1] if np.ndim(first) else 0)
-    y = _features(second, dim=x.shape[1])
-    _require_two(len(x))
-    _require_two(len(y))
-    within = sum(
-        (_kernel_sum(z, z) - float(_cubic((z**2).sum(axis=1), z.shape[1]).sum()))
-        / (len(z) * (len(z) - 1))
-        for z in (x, y)
-    )
-    return within - 2 * _kernel_sum(x, y) / (len(x) * len(y))
-
-
-def _similarity(x: Array, y: Array, *, data_range: float, border: str) -> Array:
-    """The similarity at each voxel of two float64 images; `border` is scipy's word for what lies beyond."""
-    smooth = partial(ndimage.gaussian_filter, sigma=SSIM_SIGMA, radius=SSIM_RADIUS, mode=border)
-    c1, c2 = (SSIM_K1 * data_range) ** 2, (SSIM_K2 * data_range) ** 2
-
-    mean_x, mean_y = smooth(x), smooth(y)
-    product_of_means = mean_x * mean_y
-    sum_of_squares = mean_x**2 + mean_y**2
-    covariance = smooth(x * y) - product_of_means
-    # Only the sum of the variances is needed: one filter for both.
-    variances = smooth(x**2 + y**2) - sum_of_squares
-
-    luminance = (2 * product_of_means + c1) / (sum_of_squares + c1)
-    return luminance * (2 * covariance + c2) / (variances + c2)
-
-
-def _own_window(volume: Array) -> Array:
-    """A volume between its own percentiles, scaled to [0, 1]; zeros without contrast, NaN with one NaN."""
-    low, high = np.percentile(volume, BRASYN_PERCENTILES)
-    low = np.maximum(low, 0)  # keeps a NaN
-    if low >= high:
-        return np.zeros(volume.shape, np.float32)
-    if np.isnan(low):
-        return np.full(volume.shape, np.nan, np.float32)
-    return to_unit(volume, low, high)
-
-
-def _masked_similarity(x: Array, y: Array, mask: Array) -> float:
-    x, y = np.where(mask, x, 0), np.where(mask, y, 0)
-    data_range = float(np.maximum(np.ptp(x), np.ptp(y)))
-    if not data_range > 0:
-        return float("nan")
-    # Where both are 0 as far as a window reaches, the similarity is exactly 1: there is nothing to compute.
-    block = _block((x != 0) | (y != 0), margin=2 * SSIM_RADIUS) or ()
-    inner_x, inner_y = x[block].astype(np.float64), y[block].astype(np.float64)
-    values = _similarity(inner_x, inner_y, data_range=data_range, border="mirror")
-    return (float(values.sum()) + x.size - values.size) / x.size
-
-
-def _root(covariance: Array, *, rank: int) -> Array:
-    """A (dim, rank) matrix whose product with its transpose is a covariance of at most that rank."""
-    eigenvalues, vectors = linalg.eigh(covariance, driver="evd")  # ascending
-    kept = slice(max(len(covariance) - rank, 0), None)
-    return vectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
-
-
-def _cubic(products: Array, dim: int) -> Array:
-    return (products / dim + 1) ** 3
-
-
-def _kernel_sum(x: Array, y: Array) -> float:
-    """The kernel summed over all pairs, some rows at a time: memory does not grow with the square of the sets."""
-    rows = 1024
-    return float(
-        sum(
-            _cubic(x[start : start + rows] @ y.T, x.shape[1]).sum()
-            for start in range(0, len(x), rows)
-        )
-    )
-
-
-def _features(features: Array, *, dim: int) -> Array:
-    batch = np.asarray(features, np.float64)
-    if batch.ndim != 2 or batch.shape[1] != dim:  # noqa: PLR2004
-        raise ValueError(f"features {batch.shape}: expected vectors of one length, (B, {dim})")
-    if not np.isfinite(batch).all():
-        raise ValueError("features: NaN or infinity among them, expected finite numbers")
-    return batch
-
-
-def _require_two(count: int) -> None:
-    if count < 2:  # noqa: PLR2004
-        raise ValueError(f"{count} feature vectors: expected two or more for their spread")
-
-
-def _mean(values: Array) -> float:
-    return float(values.mean()) if values.size else float("nan")
-
-
-def _inside(prediction: Array, truth: Array, mask: Array | None) -> tuple[Array, Array]:
-    """The voxels that count, as float64 (unsigned integers would wrap in a difference)."""
-    _pair_shapes(prediction, truth)
-    _require_mask(mask, prediction)
-    if mask is None:
-        return _pair(prediction, truth)
-    return _pair(prediction[mask], truth[mask])
-
-
-def _pair(prediction: Array, truth: Array) -> tuple[Array, Array]:
-    _pair_shapes(prediction, truth)
-    return prediction.astype(np.float64), truth.astype(np.float64)
-
-
-def _block(mask: Array, *, margin: int) -> tuple[slice, ...] | None:
-    """The bounding box of a mask with a margin, within the image; None for an empty mask."""
-    block = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
-        if hits.size == 0:
-            return None
-        block.append(slice(max(int(hits[0]) - margin, 0), int(hits[-1]) + margin + 1))
-    return tuple(block)
-
-
-def _pair_shapes(prediction: Array, truth: Array) -> None:
-    if prediction.shape != truth.shape:
-        raise ValueError(
-            f"prediction {prediction.shape} and truth {truth.shape}: expected one shape"
-        )
-
-
-def _require_range(data_range: float) -> None:
-    if not data_range > 0:
-        raise ValueError(f"data_range {data_range}: expected a positive number")
-
-
-def _require_mask(mask: Array | None, image: Array) -> None:
-    # An integer mask would select by position instead of by truth: silently another number.
-    if mask is not None and (mask.dtype != np.bool_ or mask.shape != image.shape):
-        raise ValueError(f"mask {mask.dtype} {mask.shape}: expected bool {image.shape}")
+    if not asked:
+        return default_metrics()
+    others = set(FID_NETWORKS) - {fid_network}
+    offered = {
+        name: metric.flag or name
+        for name, metric in METRICS.items()
+        if metric.network not in others
+    }
+    known = {*offered, *offered.values()}
+    for name in asked:
+        if name not in known:
+            raise UsageError(
+                f"metrics: {name!r}, expected one of {', '.join(sorted(known))}",
+                nearest(name, known),
+                code="unknown-metric",
+            )
+    return tuple(name for name, flag in offered.items() if name in asked or flag in asked)

@@ -1,6 +1,6 @@
-"""Which volumes are compared with which: every hidden truth beside the completed volume, or every direction.
+"""The pairs to compare: every hidden volume's truth with the completed volume, or every direction.
 
-Looks at names and headers only, and refuses to leave a volume out silently; what the scores are is `score`'s business.
+Looks at names and headers only, and leaves no volume out silently; how pairs are scored is left to `rows`.
 """
 
 from __future__ import annotations
@@ -20,35 +20,41 @@ SPLITS = ("train", "val", "test", "all")
 
 
 @dataclass(frozen=True)
-class Target:
-    """One volume to score; `made` is empty where it is missing, or comes from a network (`--directions`)."""
+class Pair:
+    """A true volume and its prediction.
+
+    Attributes:
+        modality: of both.
+        truth: the files of the true volume.
+        prediction: the files of the predicted one; empty if a network makes it (`--directions`).
+    """
 
     modality: str
     truth: tuple[Path, ...]
-    made: tuple[Path, ...]
+    prediction: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
-class Job:
-    """All volumes of one case that were made from the same sources.
+class CasePairs:
+    """All pairs of one case whose predictions were made from the same sources.
 
     Attributes:
         case: its id.
         sources: the modalities that they were made from, the most frequent one first.
         present: what the case has, modality -> files; the sources are among them.
-        targets: what is scored.
-        segmentation: the label map; empty where there is none.
+        pairs: what is scored.
+        segmentation: the label map; empty if there is none.
     """
 
     case: str
     sources: tuple[str, ...]
     present: Mapping[str, tuple[Path, ...]]
-    targets: tuple[Target, ...]
+    pairs: tuple[Pair, ...]
     segmentation: tuple[Path, ...]
 
     @property
     def source(self) -> str:
-        """The source that stands for all where one is expected: a copy of it is what costs nothing."""
+        """The source that stands for all if one is needed: the baseline `copy` is a copy of it."""
         return self.sources[0]
 
     @property
@@ -58,17 +64,17 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is compared.
+class Comparison:
+    """What is compared with what.
 
     Attributes:
-        jobs: a case and source each.
+        cases: one entry per case and sources.
         missing: (case, modality) that should have been completed and is not there.
         truth: the folder of the truths.
-        weights: SHA-256 -> name of the weights that the labels beside the completed volumes tell of.
+        weights: SHA-256 -> name of the weights that the side-cars of the completed volumes name.
     """
 
-    jobs: tuple[Job, ...]
+    cases: tuple[CasePairs, ...]
     missing: tuple[tuple[str, str], ...]
     truth: Path
     weights: Mapping[str, str] = field(default_factory=dict)
@@ -76,10 +82,10 @@ class Plan:
     @property
     def volumes(self) -> int:
         """How many volumes are scored."""
-        return sum(len(job.targets) for job in self.jobs)
+        return sum(len(case.pairs) for case in self.cases)
 
 
-def plan(
+def plan_comparison(
     data: Dataset,
     truth: Dataset,
     output: Path,
@@ -87,8 +93,8 @@ def plan(
     *,
     split: str = "all",
     allow_missing: bool = False,
-) -> Plan:
-    """Lists every hidden truth and the completed volume that belongs to it; checks that all are there and fit.
+) -> Comparison:
+    """Pair every hidden volume's truth with the completed volume; check that all are there and fit.
 
     Args:
         data: the incomplete dataset.
@@ -96,63 +102,55 @@ def plan(
         output: the completed folder.
         splits: what was hidden; None: every volume that `truth` has and `data` has not.
         split: one of `SPLITS`.
-        allow_missing: count missing volumes instead of refusing.
+        allow_missing: count missing volumes instead of raising.
 
     Raises:
         AttclError: everything that is wrong, together.
     """
     modal_list = data.by_frequency()
-    jobs: list[Job] = []
+    cases: list[CasePairs] = []
     missing: list[tuple[str, str]] = []
     weights: dict[str, str] = {}
     if not output.is_dir():
         raise AttclError(
             f"{output}: no such folder, expected the completed volumes",
             "name it with --cpl, or make it with attcl complete",
+            code="no-completed-folder",
         )
     problems: list[AttclError] = []
-    for case, real, hidden in _hidden(data, truth, splits, split, problems):
-        by_sources: dict[tuple[str, ...], list[Target]] = {}
-        for name in hidden:
-            files = tuple(output / file for file in data.place(case, name))
+    for case, true_case, hidden in _hidden_volumes(data, truth, splits, split, problems):
+        by_sources: dict[tuple[str, ...], list[Pair]] = {}
+        for modality in hidden:
+            files = tuple(output / file for file in data.place(case, modality))
             if not all(file.is_file() for file in files):
-                missing.append((case.id, name))
+                missing.append((case.id, modality))
                 continue
-            target = Target(name, truth.paths(real, name), files)
-            problems += _unlike(target)
-            label = read_label(output / data.place_label(case, name))
+            pair = Pair(modality, truth.paths(true_case, modality), files)
+            problems += _misfits(pair)
+            label = read_label(output / data.place_label(case, modality))
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
-            sources = _sources(label, case, modal_list)
-            by_sources.setdefault(sources, []).append(target)
-        present = {name: data.paths(case, name) for name in case.files}
-        jobs += [
-            Job(case.id, sources, present, tuple(targets), _segmentation(truth, real))
-            for sources, targets in by_sources.items()
+            by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)
+        present = {modality: data.paths(case, modality) for modality in case.files}
+        segmentation = _segmentation(truth, true_case)
+        cases += [
+            CasePairs(case.id, sources, present, tuple(pairs), segmentation)
+            for sources, pairs in by_sources.items()
         ]
     if missing and not allow_missing:
-        case_id, name = missing[0]
-        problems.append(
-            AttclError(
-                f"{output}: {name} of {case_id} was not completed"
-                + (f", nor were {len(missing) - 1} more" if len(missing) > 1 else "")
-                + f", expected all volumes hidden in {'any' if split == 'all' else f'the {split}'} split",
-                "finish attcl complete (a challenge's flat folder is not read: complete into another --cpl, too), "
-                "or count them with --allow-missing",
-            )
-        )
+        problems.append(_not_completed(output, missing, split))
     raise_all(problems)
-    if not jobs and not missing:
+    if not cases and not missing:
         raise AttclError(
-            f"{data.root}: nothing is hidden in {'any' if split == 'all' else f'the {split}'} split, "
-            "expected truths to compare with",
+            f"{data.root}: nothing is hidden in {_name_of(split)}, expected truths to compare with",
             "choose another --split (train, val, test or all)",
+            code="nothing-hidden",
         )
-    return Plan(tuple(jobs), tuple(missing), truth.root, weights)
+    return Comparison(tuple(cases), tuple(missing), truth.root, weights)
 
 
-def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all") -> Plan:
-    """Every ordered pair of modalities that a case really has (the paper's Table 2).
+def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all") -> Comparison:
+    """Pair the modalities that a case really has, each with each other one as source (the paper's Table 2).
 
     Args:
         truth: the complete dataset.
@@ -162,108 +160,136 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
     Raises:
         AttclError: no case has two modalities.
     """
-    jobs = []
-    chosen = _chosen(splits, split)
+    cases = []
+    hidden = _hidden_by_case(splits, split)
     for case in truth.cases:
-        if chosen is not None and case.id not in chosen:
+        if hidden is not None and case.id not in hidden:
             continue
-        paths = {name: truth.paths(case, name) for name in case.files}
-        for source, files in paths.items():
-            others = tuple(Target(name, paths[name], ()) for name in paths if name != source)
-            if others:
-                own = {source: files}
-                jobs.append(Job(case.id, (source,), own, others, _segmentation(truth, case)))
-    if not jobs:
+        files = {modality: truth.paths(case, modality) for modality in case.files}
+        segmentation = _segmentation(truth, case)
+        for source, of_source in files.items():
+            pairs = tuple(Pair(name, paths, ()) for name, paths in files.items() if name != source)
+            if pairs:
+                present = {source: of_source}
+                cases.append(CasePairs(case.id, (source,), present, pairs, segmentation))
+    if not cases:
         raise AttclError(
             f"{truth.root}: no case of the {split} split has two modalities, expected pairs",
             "choose another --split, or name the complete dataset with --truth",
+            code="no-pairs",
         )
-    return Plan(tuple(jobs), (), truth.root)
+    return Comparison(tuple(cases), (), truth.root)
 
 
-def _chosen(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | None:
-    """Case -> what was hidden of it; None where nobody wrote it down."""
+def _hidden_by_case(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | None:
+    """Return case -> its hidden modalities, for the cases of a split; None without `splits.json`."""
     if split not in SPLITS:
         raise UsageError(
             f"--split: {split!r}, expected one of {', '.join(SPLITS)}",
             "--split test is the default",
+            code="unknown-split",
         )
     if splits is None:
         if split != "all":
             raise UsageError(
                 f"--split: {split}, but no splits.json says which cases these are, expected all",
                 "leave --split out: all cases are scored",
+                code="no-splits",
             )
         return None
     names = splits.splits if split == "all" else (split,)
     return {item.case: item.hidden for name in names for item in splits.splits[name]}
 
 
-def _hidden(
+def _hidden_volumes(
     data: Dataset, truth: Dataset, splits: Splits | None, split: str, problems: list[AttclError]
 ) -> Iterator[tuple[Case, Case, Sequence[str]]]:
-    """(incomplete case, true case, what is hidden); what should be there and is not goes to `problems`."""
-    ours = {case.id: case for case in data.cases}
-    theirs = {case.id: case for case in truth.cases}
-    chosen = _chosen(splits, split)
+    """Yield (incomplete case, true case, hidden modalities); add what should be there and is not to `problems`."""
+    incomplete = {case.id: case for case in data.cases}
+    complete = {case.id: case for case in truth.cases}
+    hidden_by_case = _hidden_by_case(splits, split)
     if data.root.resolve() == truth.root.resolve():
         raise UsageError(
             f"--truth: {truth.root} is the incomplete dataset itself, expected the complete one",
             "name the folder that holds the hidden volumes",
+            code="truth-is-incomplete",
         )
-    if not ours.keys() & theirs.keys():
+    common = sorted(incomplete.keys() & complete.keys())
+    if not common:
         raise UsageError(
-            f"--truth: {truth.root} holds none of the {len(ours)} cases of {data.root}, expected the same patients",
+            f"--truth: {truth.root} holds none of the {len(incomplete)} cases of {data.root}, "
+            "expected the same patients",
             "name the complete dataset",
+            code="truth-of-others",
         )
-    if chosen is None:  # what the truth has and the data has not
-        for case_id in sorted(ours.keys() & theirs.keys()):
-            case, real = ours[case_id], theirs[case_id]
-            yield case, real, [name for name in data.missing(case) if name in real.files]
+    if hidden_by_case is None:
+        for case_id in common:
+            case, true_case = incomplete[case_id], complete[case_id]
+            yield case, true_case, [m for m in data.missing(case) if m in true_case.files]
         return
-    for case_id, hidden in chosen.items():
-        if case_id not in ours:
+    for case_id, hidden in hidden_by_case.items():
+        if case_id not in incomplete:
             problems.append(
                 AttclError(
                     f"{data.root}: no case {case_id}, expected every case that splits.json lists",
                     "run attcl prepare-splits again",
+                    code="case-missing",
                 )
             )
             continue
-        found = theirs[case_id].files if case_id in theirs else {}
-        lost = [name for name in hidden if name not in found]
+        true_files = complete[case_id].files if case_id in complete else {}
+        without_truth = [modality for modality in hidden if modality not in true_files]
         problems += [
             AttclError(
-                f"{truth.root}: no {name} of {case_id}, expected the truth that was hidden",
+                f"{truth.root}: no {modality} of {case_id}, expected the truth that was hidden",
                 "name the complete dataset with --truth",
+                code="truth-missing",
             )
-            for name in lost
+            for modality in without_truth
         ]
-        if not lost:
-            yield ours[case_id], theirs[case_id], hidden
+        if not without_truth:
+            yield incomplete[case_id], complete[case_id], hidden
 
 
-def _unlike(target: Target) -> list[AttclError]:
-    """A completed volume must be whole, and lie on its truth's grid."""
+def _misfits(pair: Pair) -> list[AttclError]:
+    """Return what is wrong with a completed volume: it must be whole, and lie on its truth's grid."""
     hint = "remove this file and run attcl complete again"
     try:
-        made = volumes.read_grid(target.made)
+        grid = volumes.read_grid(pair.prediction)
     except AttclError as error:
-        return [AttclError(error.message, hint)]
-    difference = made.differs_from(volumes.read_grid(target.truth))
+        return [AttclError(error.message, hint, code="completed-unreadable")]
+    difference = grid.differs_from(volumes.read_grid(pair.truth))
     if not difference:
         return []
-    told = f"{target.made[0]}: {difference} of the truth {target.truth[0]}, expected the same grid"
-    return [AttclError(told, hint)]
+    message = (
+        f"{pair.prediction[0]}: {difference} of the truth {pair.truth[0]}, expected the same grid"
+    )
+    return [AttclError(message, hint, code="grid-differs")]
 
 
-def _sources(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:
-    """What a completed volume was made from, by falling frequency; where no label says it, Algorithm 1's source."""
-    told = label.get("sources", [label.get("source", {})])
-    named = {item.get("modality") for item in told}
-    there = [name for name in modal_list if name in case.files]
-    return tuple(name for name in there if name in named) or (there[0],)
+def _not_completed(output: Path, missing: Sequence[tuple[str, str]], split: str) -> AttclError:
+    case, modality = missing[0]
+    others = f", nor were {len(missing) - 1} more" if len(missing) > 1 else ""
+    return AttclError(
+        f"{output}: {modality} of {case} was not completed{others}, "
+        f"expected all volumes hidden in {_name_of(split)}",
+        "finish attcl complete (a challenge's flat folder is not read: complete into another --cpl, too), "
+        "or count them with --allow-missing",
+        code="not-completed",
+    )
 
 
-def _segmentation(truth: Dataset, case: Case | None) -> tuple[Path, ...]:
-    return truth.paths(case, SEGMENTATION) if case is not None and case.segmentation else ()
+def _name_of(split: str) -> str:
+    return "any split" if split == "all" else f"the {split} split"
+
+
+def _sources_of(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:
+    """Return what a completed volume was made from, by falling frequency; without a label Algorithm 1's source."""
+    sources = label.get("sources", [label.get("source", {})])
+    named = {item.get("modality") for item in sources}
+    present = [modality for modality in modal_list if modality in case.files]
+    return tuple(modality for modality in present if modality in named) or (present[0],)
+
+
+def _segmentation(truth: Dataset, case: Case) -> tuple[Path, ...]:
+    return truth.paths(case, SEGMENTATION) if case.segmentation else ()

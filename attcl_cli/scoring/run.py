@@ -1,263 +1,357 @@
-"""`attcl score`: the completed volumes against the hidden truths; scores/ with a table, a page and pictures."""
+"""Score completed volumes against the held-out ground truth: checks, networks, rows, figures, pages, `run.json`.
+
+What is shown on a terminal is left to the command line.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attcl_cli.cli import terminal
-from attcl_cli.cli.terminal import Terminal
 from attcl_cli.data import splits
 from attcl_cli.data.dataset import Source
-from attcl_cli.data.splits import open_truth
-from attcl_cli.errors import AttclError, IncompleteError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, write_csv
+from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
-from attcl_cli.scoring import pairs
-from attcl_cli.scoring.metrics import IMAGE_METRICS
+from attcl_cli.scoring import feature_weights
+from attcl_cli.scoring.metrics import METRICS, select
+from attcl_cli.scoring.pairs import Comparison, plan_comparison, plan_directions
 
 if TYPE_CHECKING:
-    from attcl_cli.methods.weights import Weights
-    from attcl_cli.scoring.pairs import Plan
-    from attcl_cli.scoring.rows import Measures, Row
+    import torch
 
-_EFFNET = "effnet-lite0"
-# The networks' names for what only Inception's may be called.
-_OTHERWISE = {"fid": "fd-effnet", "kid": "kd-effnet"}
+    from attcl_cli.completion.inference import InMemory
+    from attcl_cli.methods.weights import Weights
+    from attcl_cli.scoring.rows import Measures, Row
+    from attcl_cli.scoring.summary import Figure
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is measured.
+class ScoreResult:
+    """The result of `score`.
 
     Attributes:
-        metrics: as on the command line; empty: `IMAGE_METRICS`.
-        fid_network: `inception` or `effnet-lite0`.
-        baselines: score what costs nothing by every metric.
-        directions: translate the real volumes in every direction instead of reading completed ones.
-        samples: of lpips-diversity.
-        offline: never download a network.
+        output: the folder with `report.html`, `montage.png`, `scores.csv`, `summary.json` and `run.json`.
+        split: which cases were scored.
+        metrics: names of what was measured, keys of `METRICS`.
+        comparison: what was compared.
+        rows: a value per volume, region and metric; empty after a dry run.
+        figures: each metric over the volumes of a group; empty after a dry run.
     """
 
-    metrics: Sequence[str] = ()
-    fid_network: str = "inception"
-    baselines: bool = False
-    directions: bool = False
-    samples: int = 10
-    offline: bool = False
+    output: Path
+    split: str
+    metrics: tuple[str, ...]
+    comparison: Comparison
+    rows: tuple[Row, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The metrics by the names that they are reported under."""
-        chosen = tuple(self.metrics) or IMAGE_METRICS
-        if self.fid_network == _EFFNET:
-            chosen = tuple(_OTHERWISE.get(name, name) for name in chosen)
-        return chosen
+    def missing(self) -> tuple[tuple[str, str], ...]:
+        """(case, modality) that should have been completed and is not there; counted in every figure's `n_missing`."""
+        return self.comparison.missing
+
+    def figure(
+        self,
+        metric: str,
+        *,
+        group: str = "all",
+        prediction: str = "synthetic",
+        region: str | None = None,
+    ) -> Figure:
+        """Return one of the figures.
+
+        Args:
+            metric: its name.
+            group: a modality, a direction such as `flair->t1`, or `all`.
+            prediction: `synthetic` or the name of a trivial baseline.
+            region: None: the first region of the metric.
+
+        Raises:
+            KeyError: there is no such figure.
+        """
+        key = (group, prediction, metric, region or METRICS[metric].regions[0])
+        for figure in self.figures:
+            if (figure.group, figure.prediction, figure.metric, figure.region) == key:
+                return figure
+        raise KeyError(key)
 
 
 def score(
-    source: Source,
-    cpl: Path,
-    output: Path,
-    wanted: Wanted,
+    ori: Path | str = "data",
+    cpl: Path | str = "out",
     *,
-    truth: Path | None = None,
+    truth: Path | str | None = None,
+    output: Path | str = "scores",
+    metrics: Sequence[str] = (),
+    fid_network: str = "inception",
+    baselines: bool = False,
+    directions: bool = False,
+    samples: int = 10,
+    weights: Path | str | None = None,
     split: str | None = None,
-    weights: str | None = None,
     allow_missing: bool = False,
-    device: str = "auto",
+    offline: bool = False,
+    layout: str = "auto",
+    modalities: Path | str | None = None,
     batch_size: int = 32,
-    workers: int = 2,
+    device: str = "auto",
+    num_workers: int = 2,
     dry_run: bool = False,
-    talk: Terminal = Terminal(),
-) -> None:
-    """Compares, writes `scores.csv`, `summary.json`, `report.html`, `montage.png`, and shows a table."""
-    data = source.open()
-    made = splits.read_splits(data.root)
-    whole = open_truth(source, made, truth)
-    split = split or ("test" if made else "all")
-    refuse_inside(output, [*splits.originals_of(data.root), whole.root], flag="--output")
-    refuse_inside(output, [cpl], flag="--output", kept="synthesised volumes")
-    if not dry_run:
-        _locate_networks(wanted, talk)  # before anything slow is imported or read
-    from attcl_cli.scoring import report as score_report
-    from attcl_cli.scoring import rows as scoring
+    title: str = "attcl score: synthetic volumes against the truth",
+    notes: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> ScoreResult:
+    """Compare synthesised volumes with the held-out ground truth; write tables, a page and pictures.
 
-    if wanted.directions:
-        plan = pairs.plan_directions(whole, made, split=split)
-    else:
-        plan = pairs.plan(data, whole, cpl, made, split=split, allow_missing=allow_missing)
+    Args:
+        ori: the incomplete dataset; it is only read.
+        cpl: the folder of the synthesised volumes; not read with `directions`.
+        truth: the complete dataset; None: the one that `splits.json` names.
+        output: the folder for the results; those of an earlier run are replaced.
+        metrics: the command line's flags without dashes, such as "ssim" and "fid"; none: those without a network.
+        fid_network: `inception`, or `effnet-lite0`, which needs no download and is reported as fd-effnet and kd-effnet.
+        baselines: score the trivial baselines by the networks, too.
+        directions: translate the real volumes in every direction instead of reading completed ones (Table 2).
+        samples: style samples per volume, of "lpips-diversity".
+        weights: name or path of the weights for `directions` and "lpips-diversity"; None: those of the newest run.
+        split: train, val, test or all; None: test, or all without `splits.json`.
+        allow_missing: count missing volumes instead of raising an error.
+        offline: never download a feature network.
+        layout: a key of `layouts.LAYOUTS`, or `auto`.
+        modalities: a TOML file with other modality names or another naming.
+        batch_size: slices that a feature network sees at once.
+        device: auto, cpu, cuda, cuda:N or mps.
+        num_workers: cases that are read ahead.
+        dry_run: check everything, but measure and write nothing.
+        title: the heading of the page.
+        notes: paragraphs of the page, before those on how each figure was measured.
+        progress: listens.
+
+    Returns:
+        The scores. Missing volumes raise no error with `allow_missing`: they are in `ScoreResult.missing` (the command
+        line then ends with exit code 3).
+
+    Raises:
+        AttclError: a file is missing, unusable or not writable, or a network is out of reach; all problems together.
+        UsageError: an option is impossible, or `output` lies among volumes.
+    """
+    names = select(metrics, fid_network=fid_network)
+    if samples < 2:  # noqa: PLR2004
+        raise UsageError(
+            f"--samples: {samples}, expected 2 or more, for a distance between them",
+            "--samples 10 is the default",
+            code="too-few-samples",
+        )
+    source = Source(Path(ori), layout, None if modalities is None else Path(modalities))
+    folder, completed = Path(output), Path(cpl)
+    data = source.open()
+    known_splits = splits.read_splits(data.root)
+    complete = splits.open_truth(source, known_splits, None if truth is None else Path(truth))
+    split = split or ("test" if known_splits else "all")
+    refuse_inside(folder, [*splits.originals_of(data.root), complete.root], flag="--output")
+    refuse_inside(folder, [completed], flag="--output", kept="synthesised volumes")
+    if not dry_run:
+        _locate_networks(names, offline=offline, progress=progress)  # before torch is imported
+    comparison = (
+        plan_directions(complete, known_splits, split=split)
+        if directions
+        else plan_comparison(
+            data, complete, completed, known_splits, split=split, allow_missing=allow_missing
+        )
+    )
     if dry_run:
-        told = {"volumes": plan.volumes, "missing": len(plan.missing), "metrics": wanted.names}
-        _say_plan(told, output, talk)
-        return
+        return ScoreResult(folder, split, names, comparison)
     record = RunRecord(
-        output / "run.json",
+        folder / "run.json",
         "score",
         config={
             "ori": str(source.folder),
-            "cpl": str(cpl),
-            "truth": str(whole.root),
+            "cpl": str(completed),
+            "truth": str(complete.root),
             "split": split,
-        }
-        | asdict(wanted),
+            "metrics": list(metrics),
+            "fid_network": fid_network,
+            "baselines": baselines,
+            "directions": directions,
+            "samples": samples,
+            "offline": offline,
+        },
     )
-    measures = _measures(wanted, record, weights, device, batch_size, output, talk)
-    if not record.weights:
+    from attcl_cli import devices
+    from attcl_cli.completion.inference import InMemory
+    from attcl_cli.methods.weights import load_method
+    from attcl_cli.scoring import report, rows, summary
+
+    place = devices.select(device)
+    record.device = str(place)
+    model = None
+    draws = any(METRICS[name].sees == "samples" for name in names)
+    if directions or draws:
+        chosen = _find_weights(weights, comparison, directions=directions, draws=draws)
+        model = InMemory(load_method(chosen, place), chosen, place)
+        record.weights = {"name": chosen.name, "sha256": chosen.sha256}
+        progress.say(f"weights: {chosen.path}")
+    else:
         record.extra["completed_by"] = [
-            {"name": name, "sha256": key} for key, name in plan.weights.items()
+            {"name": name, "sha256": sha256} for sha256, name in comparison.weights.items()
         ]
-    _say_what_is_replaced(output, talk)
-    with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as folder:
-        rows: list[Row] = []
-        scored = scoring.run(plan, measures, folder=Path(folder), workers=workers)
-        with talk.bar(len(plan.jobs), "score") as bar:
-            for job, found in zip(plan.jobs, scored, strict=True):
-                rows += found
-                record.add(job.case, "done", seconds=0, outputs=[])
-                bar(f"{job.case} {job.made_from}")
-        figures = scoring.summarise(rows, plan, measures, folder=Path(folder))
-        write_csv(output / "scores.csv", scoring.Row, rows)
-        scoring.write_summary(output / "summary.json", figures, plan, split=split)
-        score_report.write_pages(
-            output,
-            plan,
-            rows,
+    measures = _load_measures(
+        names,
+        record,
+        fid_network=fid_network,
+        baselines=baselines,
+        model=model,
+        samples=samples,
+        offline=offline,
+        device=place,
+        batch_size=batch_size,
+        cache=folder / "features",
+    )
+    _report_what_is_replaced(folder, progress)
+    scored: list[Row] = []
+    with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as temporary:
+        features = Path(temporary)
+        rows_by_case = rows.score_cases(
+            comparison, measures, folder=features, num_workers=num_workers
+        )
+        with progress.bar(len(comparison.cases), "score") as bar:
+            for case, rows_of_case in zip(comparison.cases, rows_by_case, strict=True):
+                scored += rows_of_case
+                record.add(case.case, "done", seconds=0, outputs=[])
+                bar(f"{case.case} {case.made_from}")
+        figures = summary.summarise(scored, comparison, measures, folder=features)
+        write_csv(folder / "scores.csv", rows.Row, scored)
+        summary.write_summary(folder / "summary.json", figures, comparison, split=split)
+        report.write_pages(
+            folder,
+            comparison,
+            scored,
             figures,
-            measures,
-            title="attcl score: synthetic volumes against the truth",
-            facts={"split": split, "truth": whole.root.name, "weights": _weights_of(plan, record)},
-            quiet=talk.quiet,
+            title=title,
+            facts={
+                "split": split,
+                "truth": complete.root.name,
+                "weights": _weights_of(comparison, record),
+            },
+            notes=notes,
+            translate=measures.translate,
+            progress=progress,
         )
-    score_report.show(figures, output, plan, talk)
-    if plan.missing:
-        raise IncompleteError(
-            f"{cpl}: {len(plan.missing)} of {plan.volumes + len(plan.missing)} hidden volumes not there, "
-            "counted as n_missing, expected all",
-            "summary.json lists them; attcl complete makes them",
-        )
+    return ScoreResult(folder, split, names, comparison, tuple(scored), tuple(figures))
 
 
-def _locate_networks(wanted: Wanted, talk: Terminal) -> None:
-    """Finds, or downloads, the files of the networks that are needed; out of reach, the run ends here."""
-    from attcl_cli.scoring import feature_weights
+def _locate_networks(names: Sequence[str], *, offline: bool, progress: Progress) -> None:
+    """Find, or download, the files of the networks that are needed; raise one error for all that are out of reach."""
+    reported: set[str] = set()
 
-    told: set[str] = set()
-
-    def progress(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         text = f"downloading a feature network: {10 * done // total * 10} % of {total / 1e6:.0f} MB"
-        if text not in told:
-            told.add(text)
-            terminal.say(text, quiet=talk.quiet)
+        if text not in reported:
+            reported.add(text)
+            progress.say(text)
 
-    names = set(wanted.names)
+    needed = {METRICS[name].network for name in names}
     problems: list[AttclError] = []
-    for file, metrics in (("inception", {"fid", "kid"}), ("alexnet", {"lpips", "lpips-diversity"})):
-        if names & metrics:
+    for network, file in feature_weights.FILES.items():
+        if network in needed:
             try:
-                feature_weights.locate(
-                    feature_weights.FILES[file], offline=wanted.offline, progress=progress
-                )
+                feature_weights.locate(file, offline=offline, progress=report)
             except AttclError as error:
                 problems.append(error)
     raise_all(problems)
 
 
-def _weights_of(plan: Plan, record: RunRecord) -> str:
-    """The weights that made what is scored, for the page."""
-    if record.weights:
-        return record.weights["name"]
-    return ", ".join(sorted(set(plan.weights.values()))) or "unknown"
-
-
-def _measures(
-    wanted: Wanted,
+def _load_measures(
+    names: tuple[str, ...],
     record: RunRecord,
-    weights: str | None,
-    device: str,
+    *,
+    fid_network: str,
+    baselines: bool,
+    model: InMemory | None,
+    samples: int,
+    offline: bool,
+    device: torch.device,
     batch_size: int,
-    output: Path,
-    talk: Terminal,
+    cache: Path,
 ) -> Measures:
-    """Loads the networks that are needed, and notes them in the record."""
-    from attcl_cli import devices
-    from attcl_cli.completion import inference
-    from attcl_cli.methods import weights as checkpoint
+    """Load the feature networks that are needed, and note them in the record."""
     from attcl_cli.scoring import feature_networks
     from attcl_cli.scoring.rows import Measures
 
-    place = devices.select(device)
-    names = set(wanted.names)
-    reach: dict[str, Any] = {"offline": wanted.offline, "device": place}
-    embed = perceptual = predict = draw = None
-    if names & {"fid", "kid", *_OTHERWISE.values()}:
-        embed = feature_networks.load_network(wanted.fid_network, **reach)
-    if names & {"lpips", "lpips-diversity"}:
-        perceptual = feature_networks.load_perceptual(**reach)
-    if wanted.directions or "lpips-diversity" in names:
-        found = checkpoint.find_weights(weights)
-        record.weights = {"name": found.name, "sha256": found.sha256}
-        _require_able(wanted, found)
-        terminal.say(f"weights: {found.path}", quiet=talk.quiet)
-        network = inference.InMemory(checkpoint.load_method(found, place), found, place)
-        predict = network.volumes
-
-        def draw(*arguments: Any) -> Any:
-            return network.samples(*arguments, count=wanted.samples)
-
-    record.device = str(place)
+    needed = {METRICS[name].sees for name in names}
+    embed = perceptual = None
+    if "sets" in needed:
+        embed = feature_networks.load_network(fid_network, offline=offline, device=device)
+    if needed & {"slices", "samples"}:
+        perceptual = feature_networks.load_perceptual(offline=offline, device=device)
     record.extra["networks"] = {
-        item.name: item.sha256 for item in (embed, perceptual) if item is not None
+        network.name: network.sha256 for network in (embed, perceptual) if network is not None
     }
     return Measures(
-        metrics=wanted.names,
-        baselines=wanted.baselines,
+        metrics=names,
+        baselines=baselines,
         embed=embed,
         perceptual=perceptual,
-        predict=predict,
-        draw=draw,
+        translate=model.volumes if model else None,
+        draw=partial(model.samples, count=samples) if model else None,
         batch_size=batch_size,
-        cache=output / "features",
+        cache=cache,
     )
 
 
-def _say_what_is_replaced(output: Path, talk: Terminal) -> None:
+def _find_weights(
+    weights: Path | str | None,
+    comparison: Comparison,
+    *,
+    directions: bool,
+    draws: bool,
+) -> Weights:
+    """Find the weights of what translates and draws samples.
+
+    Raises:
+        UsageError: the model cannot make a volume of a comparison from its source alone, or draws no samples.
+    """
+    from attcl_cli.methods.weights import find_weights
+
+    chosen = find_weights(None if weights is None else str(weights))
+    hint = "choose weights of attcl-gan with -w"
+    if directions:
+        rule = chosen.info.rule
+        for case in comparison.cases:
+            for pair in case.pairs:
+                if rule.sources_for(pair.modality, case.sources) != case.sources:
+                    raise UsageError(
+                        f"--directions: {chosen.path} makes {pair.modality} from {rule.describe(pair.modality)}, "
+                        f"expected a model that makes it from {case.source} alone",
+                        hint,
+                        code="direction-not-possible",
+                    )
+    if draws and not chosen.info.method.styled:
+        raise UsageError(
+            f"--lpips-diversity: {chosen.info.settings.method} has one style per target, expected samples",
+            hint,
+            code="no-style-samples",
+        )
+    return chosen
+
+
+def _report_what_is_replaced(output: Path, progress: Progress) -> None:
     earlier = output / "summary.json"
     if earlier.is_file():
-        known = {item["metric"] for item in read_json(earlier).get("scores", [])}
-        terminal.say(
-            f"{output}: the scores of an earlier run are replaced ({', '.join(sorted(known)) or 'none'})",
-            quiet=talk.quiet,
+        names = {item["metric"] for item in read_json(earlier).get("scores", [])}
+        progress.say(
+            f"{output}: the scores of an earlier run are replaced ({', '.join(sorted(names)) or 'none'})"
         )
 
 
-def _require_able(wanted: Wanted, weights: Weights) -> None:
-    """Directions take one source, diversity takes looks: not every method has them."""
-    from attcl_cli.methods import METHODS
-
-    info = weights.info
-    method = METHODS[info.settings.method]
-    hint = "choose weights of attcl-gan with -w"
-    if wanted.directions and any(method.needs(info.settings, info.modalities).values()):
-        raise UsageError(
-            f"--directions: {weights.path} needs several sources, expected a model that takes one",
-            hint,
-        )
-    if "lpips-diversity" in wanted.names and not method.styled:
-        raise UsageError(
-            f"--lpips-diversity: {info.settings.method} has one look a volume, expected samples",
-            hint,
-        )
-
-
-def _say_plan(told: Mapping[str, Any], output: Path, talk: Terminal) -> None:
-    if talk.as_json:
-        terminal.document(told)
-    else:
-        measured = ", ".join(told["metrics"])
-        talk.result(
-            f"would score {told['volumes']} volumes by {measured} into {output}; {told['missing']} missing"
-        )
+def _weights_of(comparison: Comparison, record: RunRecord) -> str:
+    """Return the names of the weights that made what is scored, for the page."""
+    if record.weights:
+        return record.weights["name"]
+    return ", ".join(sorted(set(comparison.weights.values()))) or "unknown"

@@ -1,0 +1,189 @@
+"""The figures of `summary.json`: each metric over the volumes of a group, and how it was measured.
+
+Rows come from `rows`, the distances between sets of slices from `feature_store`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+from attcl_cli import __version__
+from attcl_cli.files import as_json, write_json
+from attcl_cli.scoring.feature_store import FeatureStore
+from attcl_cli.scoring.metrics import METRICS, SLICES
+from attcl_cli.scoring.pairs import Comparison
+from attcl_cli.scoring.rows import SYNTHETIC, Measures, Row
+
+SCHEMA_VERSION = 1
+ALL = "all"  # the group of all volumes
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A line of `summary.json`: one metric over the volumes of a group.
+
+    Attributes:
+        group: a modality, a direction such as `flair->t1` or `flair+t2->t1`, or `all`.
+        prediction: `synthetic` or the name of a trivial baseline.
+        mean: over the n values that are finite; NaN if there is none.
+        sd: of the sample (n - 1); NaN for fewer than two values.
+        n: finite values (volumes; for distances of sets, such as FID and KID, generated slices).
+        n_missing: volumes of the group that are not there.
+        n_undefined: volumes without a value (an empty region).
+        n_infinite: volumes with an infinite one (PSNR of equal images).
+    """
+
+    group: str
+    prediction: str
+    metric: str
+    region: str
+    mean: float
+    sd: float
+    median: float
+    n: int
+    n_missing: int = 0
+    n_undefined: int = 0
+    n_infinite: int = 0
+    unit: str = "1"
+    higher_is_better: bool = True
+    policy: str = ""
+    network: str = ""
+    network_sha256: str = ""
+
+
+def groups_of(source: str, modality: str) -> tuple[str, str, str]:
+    """Return the groups that a volume counts in."""
+    return ALL, modality, f"{source}->{modality}"
+
+
+def summarise(
+    rows: Iterable[Row], comparison: Comparison, measures: Measures, *, folder: Path, seed: int = 0
+) -> list[Figure]:
+    """Return the figures of each group: all volumes, each target modality, each direction.
+
+    Args:
+        rows: of `rows.score_cases`.
+        comparison: what was compared.
+        measures: what was measured.
+        folder: the one that `rows.score_cases` was called with.
+        seed: draws the slices of KID if there are too many.
+    """
+    values: dict[tuple[str, str, str, str], list[float]] = {}
+    for row in rows:
+        for group in groups_of(row.source, row.modality):
+            key = (group, row.prediction, row.metric, row.region)
+            values.setdefault(key, []).append(row.value)
+    missing = Counter(group for _, modality in comparison.missing for group in (ALL, modality))
+    figures = [_figure(*key, values[key], missing, measures) for key in values]
+    store = measures.store(folder)
+    if store is not None:
+        figures += _distances(store, missing, measures, seed)
+    known = {figure.group for figure in figures}
+    figures += [  # no volume of the group is there: it must not vanish from the summary
+        _figure(group, SYNTHETIC, metric, region, [], missing, measures)
+        for group in missing
+        if group not in known
+        for metric in measures.metrics
+        for region in METRICS[metric].regions
+    ]
+    order = {name: place for place, name in enumerate(METRICS)}
+    return sorted(
+        figures,
+        key=lambda it: (it.group == ALL, "->" in it.group, it.group, order[it.metric], it.region),
+    )
+
+
+def write_summary(
+    path: Path, figures: Sequence[Figure], comparison: Comparison, *, split: str
+) -> None:
+    """Write `summary.json`: every figure with how it was measured; NaN and infinity as null."""
+    write_json(
+        path,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "attcl_version": __version__,
+            "split": split,
+            "volumes": comparison.volumes,
+            "missing": [{"case": case, "modality": name} for case, name in comparison.missing],
+            "scores": [as_json(figure) for figure in figures],
+        },
+    )
+
+
+def redundant_directions(figures: Sequence[Figure]) -> set[str]:
+    """Return the directions whose target has no other source: their figures are those of the target itself."""
+    directions = {figure.group for figure in figures if "->" in figure.group}
+    targets = Counter(direction.split("->")[1] for direction in directions)
+    return {direction for direction in directions if targets[direction.split("->")[1]] == 1}
+
+
+def measured(figures: Sequence[Figure]) -> list[tuple[str, str]]:
+    """Return the metrics and regions of figures, each once, in order."""
+    return list(dict.fromkeys((figure.metric, figure.region) for figure in figures))
+
+
+def warn_of_few_slices(figures: Sequence[Figure]) -> list[str]:
+    """Return a note if distances between sets were computed from too few slices to stand alone; otherwise none."""
+    few = [figure for figure in figures if figure.n < METRICS[figure.metric].few]
+    if not few:
+        return []
+    metric = METRICS[few[0].metric]
+    least = min(figure.n for figure in few)
+    steady = any((kind := METRICS[it.metric]).sees == "sets" and not kind.few for it in figures)
+    return [
+        f"{metric.title} of as few as {least} slices: below {metric.few} the covariance is singular and "
+        "the figure depends on n; compare figures of equal n only"
+        + ("" if steady else ", and see --kid")
+    ]
+
+
+def _distances(
+    store: FeatureStore, missing: Mapping[str, int], measures: Measures, seed: int
+) -> list[Figure]:
+    """Return the distances between real and predicted slices of each group: FID and the like."""
+    names = [metric.name for metric in measures.that_see("sets")]
+    figures = []
+    for (group, prediction), (count, values) in store.distances(names, groups_of, seed).items():
+        for name, value in values.items():
+            figure = _figure(group, prediction, name, SLICES, [value], missing, measures)
+            # A distance of two sets is one number: it has no spread, and its n is the generated slices.
+            undefined = float("nan")
+            figures.append(replace(figure, sd=undefined, median=undefined, n=count))
+    return figures
+
+
+def _figure(
+    group: str,
+    prediction: str,
+    metric: str,
+    region: str,
+    values: Sequence[float],
+    missing: Mapping[str, int],
+    measures: Measures,
+) -> Figure:
+    finite = [value for value in values if math.isfinite(value)]
+    record = METRICS[metric]
+    network = measures.network_of(record)
+    return Figure(
+        group=group,
+        prediction=prediction,
+        metric=metric,
+        region=region,
+        mean=fmean(finite) if finite else float("nan"),
+        sd=stdev(finite) if len(finite) > 1 else float("nan"),
+        median=median(finite) if finite else float("nan"),
+        n=len(finite),
+        n_missing=missing.get(group, 0) if prediction == SYNTHETIC else 0,
+        n_undefined=sum(math.isnan(value) for value in values),
+        n_infinite=sum(math.isinf(value) for value in values),
+        unit=record.unit,
+        higher_is_better=record.higher_is_better,
+        policy=record.policy,
+        network=network.name if network else "",
+        network_sha256=network.sha256 if network else "",
+    )
