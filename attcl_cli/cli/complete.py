@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +19,12 @@ from attcl_cli.cli.options import (
     Vocabulary,
     Workers,
 )
-from attcl_cli.cli.terminal import Terminal
-from attcl_cli.errors import UsageError
+from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.errors import IncompleteError, UsageError
+
+if TYPE_CHECKING:
+    from attcl_cli.completion.jobs import CompletionPlan
+    from attcl_cli.completion.run import CompletionResult
 
 EXAMPLES = "Examples:  attcl complete --ori data/ --cpl out/   |   attcl complete -w runs/mine --target t2 --dry-run"
 
@@ -31,19 +35,16 @@ def complete(
         Path, typer.Option("--cpl", help="Folder for the synthesised volumes, and only these.")
     ] = Path("out"),
     weights: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "-w",
             "--weights",
-            help="A run's folder, a weights file, or a bundled name.  [default: the newest run]",
+            help="A run's folder, a weights file, or a bundled name; given several times, the first that can make a "
+            "volume does.  [default: the newest run]",
         ),
     ] = None,
     fallback: Annotated[
-        str | None,
-        typer.Option(
-            "--fallback",
-            help="Weights for the cases that lack sources that the others need.  [default: none]",
-        ),
+        str | None, typer.Option("--fallback", hidden=True, help="Deprecated: a second -w.")
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -107,33 +108,100 @@ def complete(
     debug: Debug = False,
 ) -> None:
     """Synthesise every missing volume (Algorithm 1); finished files are never made again."""
-    from attcl_cli.completion import command as completion
-    from attcl_cli.data.dataset import Source
+    from attcl_cli.completion import run
+    from attcl_cli.methods.weights import find_weights
 
-    if part_id > num_parts:
-        raise UsageError(
-            f"--part-id: {part_id}, expected 1 to --num-parts ({num_parts})",
-            "parts are counted from 1: --num-parts 4 --part-id 1",
-        )
-    completion.complete(
-        Source(ori, layout, modalities),
+    terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+    models = list(weights or [])
+    if fallback is not None:
+        terminal.say(f"note: --fallback is deprecated, write: -w FIRST -w {fallback}")
+        models = [*(models or [str(find_weights(None).path)]), fallback]
+    result = run.complete(
+        ori,
         cpl,
-        weights=weights,
-        fallback=fallback,
+        weights=models,
         targets=target or [],
+        layout=layout,
+        modalities=modalities,
         batch_size=batch_size,
         slices=_span(slices),
         samples=samples,
         uncertainty=uncertainty,
         link_originals=link_originals,
-        part=(part_id, num_parts),
+        num_parts=num_parts,
+        part_id=part_id,
         keep_going=keep_going,
         device=device,
-        workers=workers,
+        num_workers=workers,
         overwrite=overwrite,
         dry_run=dry_run,
-        talk=Terminal(as_json=as_json, quiet=quiet, verbose=verbose),
+        progress=terminal,
     )
+    if dry_run:
+        _show_plan(result.plan, terminal)
+        return
+    _show_outcome(result, terminal)
+    if result.failed:
+        cases = len({*result.plan.failed, *(job.case.id for job in result.plan.jobs)})
+        raise IncompleteError(
+            f"{result.output}: {len(result.failed)} of {cases} cases failed, expected all",
+            f"see {result.record}; fix the cases and run the same command again",
+            code="cases-failed",
+        )
+
+
+def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
+    jobs = [
+        {
+            "case": job.case.id,
+            "source": ", ".join(job.sources),
+            **({"weights": job.weights.name} if len(plan.models) > 1 else {}),
+            "targets": list(job.outputs),
+            "files": [str(file) for files in job.outputs.values() for file in files],
+        }
+        for job in plan.jobs
+    ]
+    if terminal.as_json:
+        failed = {case: error.message for case, error in plan.failed.items()}
+        counts = {"volumes": plan.volumes, "done": plan.done, "jobs": jobs, "failed": failed}
+        document({"modal_list": list(plan.modal_list), **counts})
+        return
+    for error in plan.failed.values():
+        terminal.fail(error)
+    terminal.table(
+        [{**job, "targets": ", ".join(job["targets"]), "files": len(job["files"])} for job in jobs]
+    )
+    left_out = f", cases that cannot be done: {len(plan.failed)}" if plan.failed else ""
+    terminal.result(
+        f"{plan.volumes} volumes to make, {plan.done} done{left_out}; "
+        f"sources by frequency: {', '.join(plan.modal_list)}"
+    )
+
+
+def _show_outcome(result: CompletionResult, terminal: Terminal) -> None:
+    plan, output = result.plan, result.output
+    if terminal.as_json:
+        document(
+            {
+                "output": str(output),
+                "written": result.written,
+                "done_before": result.done_before,
+                "linked": result.linked,
+                "failed": len(result.failed),
+            }
+        )
+    elif plan.jobs or result.failed:
+        terminal.result(
+            f"{output}: {result.written} volumes written, {result.done_before} were there already"
+        )
+        if plan.places.naming is not None:
+            terminal.say(f"{plan.places.records}: side-cars and run.json")
+    elif plan.done:
+        terminal.result(f"{output}: nothing to do, {plan.done} volumes are there already")
+    else:
+        terminal.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
+    if result.linked:
+        terminal.say(f"{output}: {result.linked} originals linked")
 
 
 def _span(text: str) -> tuple[int, int] | None:
@@ -147,5 +215,6 @@ def _span(text: str) -> tuple[int, int] | None:
         raise UsageError(
             f"--slices: {text!r}, expected all or FIRST:STOP such as 31:125",
             "for example --slices 31:125",
+            code="malformed-slices",
         )
     return first, stop

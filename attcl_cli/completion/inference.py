@@ -1,6 +1,6 @@
 """Slices through a network and back: fitted to its size, in calls of one shape, spread over the volume again.
 
-Knows arrays and weights; which case they belong to and where results go is the caller's business.
+Knows arrays and weights; which case they belong to, and where results go, is left to the caller.
 """
 
 from __future__ import annotations
@@ -22,15 +22,23 @@ from attcl_cli.methods.weights import Weights
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case, read and ready for the network: only what is needed from here on is kept."""
+    """A case, read and ready for the network: only what is needed from here on is kept.
 
-    small: Mapping[str, Array]  # source -> (N, h, w) float32 in [-1, 1]: the slices that show any
-    indices: Array  # (N,) where they belong
-    inside: Array  # (D, H, W) bool: where any source is not 0
+    Attributes:
+        small: source -> (N, 1 + 2 * context, h, w) float32 in [-1, 1]: the slices that show any source, each with its
+            neighbours.
+        indices: (N,), where they belong.
+        inside: (D, H, W) bool, where any source is not 0.
+        grid: of the case.
+    """
+
+    small: Mapping[str, Array]
+    indices: Array
+    inside: Array
     grid: Grid
 
     def spread(self, slices: Array) -> Array:
-        """(N, H, W), the slices of `indices` -> (D, H, W) float32, 0 where all sources are 0."""
+        """Return the whole volume: (N, H, W), the slices of `indices` -> (D, H, W) float32, 0 where all sources are."""
         data = np.zeros(self.inside.shape, dtype=np.float32)
         data[self.indices] = slices
         data[~self.inside] = 0
@@ -42,17 +50,40 @@ def prepare(
     inside: Array,
     brain: Array,
     scales: Mapping[str, Scale],
-    settings: Settings,
+    method: Method,
 ) -> Prepared:
+    """Normalise the sources of a case, and fit their slices to the network.
+
+    Args:
+        sources: modality -> volume.
+        inside: (D, H, W) bool, the voxels that are to be synthesised.
+        brain: (D, H, W) bool, non-zero in any modality of the case.
+        scales: modality -> the intensities that become -1 and 1.
+        method: whose networks will see the slices.
+    """
     indices = np.flatnonzero(inside.any(axis=(1, 2)))
-    sizes = {"image_size": settings.image_size, "canvas": settings.canvas, "downs": settings.downs}
-    small = {
-        name: fit(
-            intensities.normalise(source.data[indices], brain[indices], scales[name]), **sizes
-        )
-        for name, source in sources.items()
-    }
+    windows = indices[:, None] + np.arange(-method.context, method.context + 1)
+    exists = (windows >= 0) & (windows < len(inside))
+    rows = np.unique(windows[exists])
+    small = {}
+    for name, source in sources.items():
+        normalised = intensities.normalise(source.data[rows], brain[rows], scales[name])
+        fitted = fit(normalised, method.settings, stride=method.stride)
+        if method.context:
+            stacked = np.full((*windows.shape, *fitted.shape[1:]), -1, dtype=np.float32)
+            stacked[exists] = fitted[np.searchsorted(rows, windows[exists])]
+            small[name] = stacked
+        else:
+            small[name] = fitted[:, None]
     return Prepared(small, indices, inside, next(iter(sources.values())).grid)
+
+
+def fit(slices: Array, settings: Settings, *, stride: int) -> Array:
+    """Pad slices (N, H, W) to the canvas, or to the next size that the network takes, and average them down."""
+    factor = settings.canvas // settings.image_size
+    step = factor * stride
+    height, width = (max(settings.canvas, -(-side // step) * step) for side in slices.shape[-2:])
+    return intensities.shrink(intensities.pad(slices, (height, width)), factor)
 
 
 def translate(
@@ -60,30 +91,28 @@ def translate(
     slices: Mapping[str, torch.Tensor],
     targets: Sequence[str],
     *,
-    image_size: int,
-    canvas: int,
-    downs: int,
     sample: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Translates up to `slices_a_call` slices, and brings them back to their own size.
+    """Translate up to `slices_per_call` slices, and bring them back to their own size.
 
     Args:
         method: with weights.
-        slices: source -> (B, 1, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the method's device.
-        targets: the modalities expected.
-        image_size, canvas, downs: of the weights' settings.
-        sample: draw the look of each target with this number instead of taking the reference's.
+        slices: source -> (B, 1 + 2 * context, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the
+            method's device.
+        targets: the modalities to make.
+        sample: draw the style of each target with this number instead of taking the reference's.
 
     Returns:
         target -> (B, 1, h * factor, w * factor), clipped to [-1, 1]; factor = canvas / image_size.
     """
+    settings = method.settings
     count, *shape = next(iter(slices.values())).shape
     filled = {}
     for source, x in slices.items():
-        lacking = slices_a_call(image_size, x.device) - count
+        lacking = slices_per_call(settings.image_size, x.device) - count
         whole = torch.cat([x, x.new_full((lacking, *shape), -1.0)]) if lacking > 0 else x
         filled[source] = whole.contiguous(memory_format=torch.channels_last)
-    factor = canvas // image_size
+    factor = settings.canvas // settings.image_size
     fakes = method.synthesise(filled, targets, sample=sample)
     if factor > 1:
         fakes = {
@@ -93,21 +122,14 @@ def translate(
     return {target: fake[:count].clamp(-1, 1) for target, fake in fakes.items()}
 
 
-def slices_a_call(image_size: int, device: torch.device) -> int:
-    """How many slices go through the network in every call, the last call filled up.
+def slices_per_call(image_size: int, device: torch.device) -> int:
+    """Return how many slices go through the network in every call, the last call filled up.
 
     Convolution kernels round differently for different batch shapes; a shape that depends on nothing but the weights
     and the kind of device is what makes results independent of batch size, parts and order, to the bit. A CPU is
-    fastest where the features of a call fit its cache (256 pixels: 8 at once take 1.4 times as long as 2).
+    fastest if the features of a call fit its cache (256 pixels: 8 at once take 1.4 times as long as 2).
     """
     return 16 if device.type != "cpu" else max(2, min(8, 512 // image_size))
-
-
-def fit(slices: Array, *, image_size: int, canvas: int, downs: int) -> Array:
-    """Pads slices (N, H, W) to the canvas, or to the next size that the generator can halve, and averages down."""
-    step = canvas // image_size * 2**downs
-    height, width = (max(canvas, -(-side // step) * step) for side in slices.shape[-2:])
-    return intensities.shrink(intensities.pad(slices, (height, width)), canvas // image_size)
 
 
 @dataclass(frozen=True)
@@ -115,23 +137,25 @@ class Network:
     """What translates, and how much of it at once."""
 
     method: Method
-    settings: Settings
     device: torch.device
     batch_size: int
 
-    def looks(
+    def styles(
         self,
         prepared: Prepared,
         targets: Sequence[str],
         samples: Sequence[int | None],
     ) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
-        """Rows of `Prepared.indices` after each other, and target -> (samples, B, H, W) in [-1, 1] of them."""
-        s = self.settings
-        call = slices_a_call(s.image_size, self.device)
+        """Translate all slices, block by block.
+
+        Yields:
+            Rows of `Prepared.indices`, and target -> (samples, B, H, W) in [-1, 1] of them.
+        """
+        call = slices_per_call(self.method.settings.image_size, self.device)
         at_once = max(self.batch_size // call, 1) * call
         for start in range(0, len(prepared.indices), at_once):
             block = {
-                name: torch.from_numpy(small[start : start + at_once])[:, None].to(
+                name: torch.from_numpy(small[start : start + at_once]).to(
                     self.device, non_blocking=True
                 )
                 for name, small in prepared.small.items()
@@ -140,16 +164,7 @@ class Network:
             for offset in range(0, count, call):
                 chunk = {name: whole[offset : offset + call] for name, whole in block.items()}
                 drawn = [
-                    translate(
-                        self.method,
-                        chunk,
-                        targets,
-                        image_size=s.image_size,
-                        canvas=s.canvas,
-                        downs=s.downs,
-                        sample=sample,
-                    )
-                    for sample in samples
+                    translate(self.method, chunk, targets, sample=sample) for sample in samples
                 ]
                 rows = slice(start + offset, start + min(offset + call, count))
                 yield (
@@ -170,52 +185,52 @@ class InMemory:
     def volumes(
         self, source: Volume, brain: Array, name: str, targets: Sequence[str]
     ) -> dict[str, Array]:
-        """A source volume in each target modality.
+        """Return a source volume in each target modality.
 
         Args:
             source: the source.
             brain: (D, H, W) bool, non-zero in any modality of the case.
             name: the source's modality.
-            targets: the modalities expected.
+            targets: the modalities to make.
 
         Returns:
-            target -> (D, H, W) float32, intensities as `run` would write them before rounding.
+            target -> (D, H, W) float32, intensities as a completion would write them before rounding.
         """
         prepared = self._prepare(source, source.data != 0, brain, name)
         scales = self.weights.info.scales
-        made = self._images(prepared, targets, [None])[0]
+        images = self._images(prepared, targets, [None])[0]
         return {
-            target: prepared.spread(intensities.denormalise(made[target], scales[target]))
+            target: prepared.spread(intensities.denormalise(images[target], scales[target]))
             for target in targets
         }
 
     def samples(
         self, source: Volume, brain: Array, name: str, target: str, indices: Array, *, count: int
     ) -> list[Array]:
-        """`count` looks of some slices, each (N, H, W) float32 in [0, 1], drawn from the mapping network."""
+        """Return `count` style samples of some slices, each (N, H, W) float32 in [0, 1]."""
         inside = np.zeros_like(brain)
         inside[indices] = source.data[indices] != 0
         prepared = self._prepare(source, inside, brain, name)
         drawn = self._images(prepared, [target], range(count))
         return [
-            np.where(inside, (prepared.spread(made[target]) + 1) / 2, 0)[indices] for made in drawn
+            np.where(inside, (prepared.spread(images[target]) + 1) / 2, 0)[indices]
+            for images in drawn
         ]
 
     def _prepare(self, source: Volume, inside: Array, brain: Array, name: str) -> Prepared:
         scale = intensities.intensity_scale(source.data, brain)
         assert scale is not None  # a source without contrast is refused when it is read
-        settings = self.weights.info.settings
-        return prepare({name: source}, inside, brain, {name: scale}, settings)
+        return prepare({name: source}, inside, brain, {name: scale}, self.method)
 
     def _images(
         self, prepared: Prepared, targets: Sequence[str], samples: Sequence[int | None]
     ) -> list[dict[str, Array]]:
-        """For each sample target -> (N, H, W) in [-1, 1], the slices of `prepared.indices`."""
+        """Return for each sample target -> (N, H, W) in [-1, 1], the slices of `prepared.indices`."""
         size = prepared.grid.axial_shape[1:]
         parts: list[dict[str, list[Array]]] = [{target: [] for target in targets} for _ in samples]
-        network = Network(self.method, self.weights.info.settings, self.device, self.batch_size)
-        for _, looks in network.looks(prepared, targets, samples):
+        network = Network(self.method, self.device, self.batch_size)
+        for _, styles in network.styles(prepared, targets, samples):
             for target in targets:
-                for own, look in zip(parts, looks[target].cpu().numpy(), strict=True):
-                    own[target].append(intensities.crop(look, size))
-        return [{target: np.concatenate(own[target]) for target in targets} for own in parts]
+                for part, style in zip(parts, styles[target].cpu().numpy(), strict=True):
+                    part[target].append(intensities.crop(style, size))
+        return [{target: np.concatenate(part[target]) for target in targets} for part in parts]

@@ -1,267 +1,293 @@
-"""Makes the volumes of a plan: reading, networks and writing side by side, each volume with its label.
+"""`attcl complete` as a function: finds weights, plans, synthesises what is missing, keeps the record.
 
-What is to be made from what is `planning`'s business. A file that exists is never written again, so a run that was
-killed is finished by running it again.
+Knows no terminal: talk goes to `progress`, the outcome is returned.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from threading import BoundedSemaphore
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import torch
-
-from attcl_cli import __version__
-from attcl_cli.completion.inference import Network, Prepared, prepare
-from attcl_cli.completion.plan import Job, Plan, escape, uncertainty_file
-from attcl_cli.data import intensities, volumes
-from attcl_cli.data.dataset import Dataset, read_label
-from attcl_cli.data.intensities import Array
-from attcl_cli.errors import AttclError
-from attcl_cli.files import is_within, write_json
-from attcl_cli.methods.base import Method
-from attcl_cli.prefetch import read_ahead
-
-_WRITERS = 2
+from attcl_cli import devices
+from attcl_cli.completion.jobs import Completed, CompletionPlan, Manner
+from attcl_cli.completion.making import link_originals as link_all
+from attcl_cli.completion.making import make_volumes
+from attcl_cli.completion.plan import plan_completion
+from attcl_cli.data import splits
+from attcl_cli.data.dataset import Dataset, Source
+from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import read_json, sweep
+from attcl_cli.methods.weights import BUNDLED, Weights, find_weights, load_method
+from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_record import RunRecord
 
 
 @dataclass(frozen=True)
-class Completed:
-    """What became of one case.
+class CompletionResult:
+    """What became of a completion.
 
     Attributes:
-        case: its id.
-        outputs: the images written, relative to the output folder.
-        seconds: time in the network.
-        error: why it failed, if it did.
+        plan: what there was to do.
+        device: where the networks ran.
+        record: the `run.json` of this run.
+        written: volumes made.
+        linked: originals linked.
+        failed: case id -> why it failed.
     """
 
-    case: str
-    outputs: tuple[str, ...]
-    seconds: float
-    error: AttclError | None = None
+    plan: CompletionPlan
+    device: str
+    record: Path
+    written: int = 0
+    linked: int = 0
+    failed: tuple[tuple[str, AttclError], ...] = ()
+
+    @property
+    def output(self) -> Path:
+        """Where the volumes are."""
+        return self.plan.output
+
+    @property
+    def done_before(self) -> int:
+        """How many volumes an earlier run had made."""
+        return self.plan.done
 
 
-def run(
-    plan: Plan,
-    method: Method,
+def complete(
+    ori: Path | str = "data",
+    cpl: Path | str = "out",
     *,
-    device: torch.device,
-    fallback: Method | None = None,
+    weights: Path | str | Sequence[Path | str] = (),
+    targets: Sequence[str] = (),
+    layout: str = "auto",
+    modalities: Path | str | None = None,
     batch_size: int = 64,
-    workers: int = 2,
+    slices: tuple[int, int] | None = None,
+    samples: int = 0,
+    uncertainty: bool = False,
+    link_originals: bool = False,
+    num_parts: int = 1,
+    part_id: int = 1,
     keep_going: bool = False,
-) -> Iterator[Completed]:
-    """Makes the planned volumes; yields each case when its files are on the disk.
-
-    While the network works on one case the next ones are read and the last ones written; memory holds a handful of
-    cases, however many there are.
+    device: str = "auto",
+    num_workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> CompletionResult:
+    """Synthesise every missing volume of a dataset (Algorithm 1); finished files are never made again.
 
     Args:
-        plan: what is to be done.
-        method: with the plan's weights, on `device`.
-        device: where the networks run.
-        fallback: with the weights of the plan's fallback, where it has jobs for it.
-        batch_size: slices moved to the device at once; changes memory, never results.
-        workers: cases read ahead; 0 reads within the loop.
-        keep_going: yield a failed case and go on; else its error is raised.
+        ori: the incomplete dataset; it is only read.
+        cpl: folder for the synthesised volumes, and only these.
+        weights: runs' folders, weights files or bundled names, the first that can make a target does; none: the newest
+            run, otherwise the bundled weights.
+        targets: only these modalities; none: all.
+        layout: how the dataset is named (`open_dataset`), or a challenge's naming of what is written.
+        modalities: a TOML file with other modality names.
+        batch_size: slices on the device at once; never changes results.
+        slices: (first, stop) of the slices that are synthesised; None: all.
+        samples: write the mean of so many style samples; 0: the reference style.
+        uncertainty: also write the samples' standard deviation.
+        link_originals: also link the originals, so that `cpl` is a whole dataset.
+        num_parts, part_id: do every `num_parts`-th case, from the `part_id`-th on (counted from 1).
+        keep_going: do the sound cases; the others are in the result's `failed`.
+        device: auto, cpu, cuda, cuda:N or mps.
+        num_workers: cases read ahead.
+        overwrite: make volumes again that exist.
+        dry_run: plan and check everything, and write nothing.
+        progress: hears how it goes.
 
     Raises:
-        AttclError: a file cannot be read or written. What was finished stays.
+        UsageError: options that do not fit together.
+        AttclError: everything that is wrong, together; or, without `keep_going`, what failed on the way.
     """
-    slots = BoundedSemaphore(
-        _WRITERS + 1
-    )  # a slow disk holds the loop up instead of filling the memory
-    pending: list[tuple[Job, float, Future[tuple[str, ...]]]] = []
-
-    def load(job: Job) -> Prepared:
-        return _prepare(plan, job)
-
-    with ThreadPoolExecutor(max_workers=_WRITERS) as writers:
-        for job, future in read_ahead(load, plan.jobs, depth=workers):
-            try:
-                prepared = future.result()
-                clock = time.monotonic()
-                first = job.weights.sha256 == plan.weights.sha256
-                chosen = method if first or fallback is None else fallback
-                made = _translate(plan, chosen, job, prepared, device, batch_size)
-                seconds = time.monotonic() - clock
-            except AttclError as error:
-                yield _failed(job, error, keep_going=keep_going)
-                continue
-            except torch.cuda.OutOfMemoryError as error:
-                raise AttclError(
-                    f"{device}: out of memory on {job.case.id}, expected room for {batch_size} slices",
-                    "run with --batch-size 8, free the device, or use --device cpu",
-                ) from error
-            slots.acquire()
-            writing = writers.submit(_write, plan, job, prepared, made)
-            writing.add_done_callback(lambda _future: slots.release())
-            pending.append((job, seconds, writing))
-            while pending and pending[0][2].done():
-                yield _finished(*pending.pop(0), keep_going=keep_going)
-        while pending:
-            yield _finished(*pending.pop(0), keep_going=keep_going)
-
-
-def link_originals(dataset: Dataset, output: Path) -> int:
-    """Links every file of the dataset into the output folder, which then is a whole dataset; says how many."""
-    made = 0
-    for case in dataset.cases:
-        for files in (*case.files.values(), case.segmentation):
-            for file in files:
-                link = output / file
-                if not is_within(link.parent, output):
-                    raise escape(link, output)
-                if not link.exists() and not link.is_symlink():
-                    try:
-                        link.parent.mkdir(parents=True, exist_ok=True)
-                        link.symlink_to((dataset.root / file).resolve())
-                    except OSError as error:
-                        raise AttclError(
-                            f"{link}: not linked ({error.strerror}), "
-                            "expected a file system with symbolic links",
-                            "run without --link-originals",
-                        ) from error
-                    made += 1
-    return made
-
-
-def _prepare(plan: Plan, job: Job) -> Prepared:
-    images = volumes.load_case(
-        {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files}
-    )
-    sources = {name: images.volumes[name] for name in job.sources}
-    inside = intensities.brain_of([source.data for source in sources.values()])
-    inside[~_wanted(plan, job, len(inside))] = False
-    return prepare(sources, inside, images.brain, images.scales, job.weights.info.settings)
-
-
-def _wanted(plan: Plan, job: Job, depth: int) -> Array:
-    """(D,) bool: the slices that are to be written."""
-    wanted = np.zeros(depth, dtype=bool)
-    if not plan.dataset.layout.sliced:
-        wanted[slice(*plan.slices) if plan.slices else slice(None)] = True
-        return wanted
-    for target, files in job.outputs.items():
-        missing = set(files)
-        wanted |= [file in missing for file in plan.places.files(job.case, target)]
-    return wanted
-
-
-@dataclass(frozen=True)
-class _Made:
-    """One target of a case: (N, H, W) float32, the slices of `Prepared.indices`."""
-
-    mean: Array  # in [-1, 1]
-    deviation: Array | None  # of the samples, in the same unit
-
-
-def _translate(
-    plan: Plan, method: Method, job: Job, prepared: Prepared, device: torch.device, batch_size: int
-) -> dict[str, _Made]:
-    _, height, width = prepared.grid.axial_shape
-    shape = (len(prepared.indices), height, width)
-    made = {
-        target: _Made(
-            np.empty(shape, dtype=np.float32),
-            np.empty(shape, dtype=np.float32) if plan.uncertainty else None,
+    if not 1 <= part_id <= num_parts:
+        raise UsageError(
+            f"--part-id: {part_id}, expected 1 to --num-parts ({num_parts})",
+            "parts are counted from 1: --num-parts 4 --part-id 1",
+            code="part-out-of-range",
         )
-        for target in job.outputs
-    }
-    network = Network(method, job.weights.info.settings, device, batch_size)
-    samples: Sequence[int | None] = range(plan.samples) or [None]
-    for rows, looks in network.looks(prepared, tuple(job.outputs), samples):
-        for target, own in made.items():
-            own.mean[rows] = intensities.crop(
-                looks[target].mean(dim=0).cpu().numpy(), (height, width)
+    source = Source(Path(ori), layout, Path(modalities) if modalities is not None else None)
+    naming = SUBMISSIONS.get(layout)
+    if naming is not None:  # says how to write; what is read shows its layout itself
+        source = replace(source, layout="auto")
+        if link_originals:
+            raise UsageError(
+                f"--link-originals: with --layout {naming.name}, expected synthesised files alone",
+                "leave one of them out",
+                code="options-exclude-each-other",
             )
-            if own.deviation is not None:
-                deviation = looks[target].std(dim=0).cpu().numpy()
-                own.deviation[rows] = intensities.crop(deviation, (height, width))
-    return made
-
-
-def _write(plan: Plan, job: Job, prepared: Prepared, made: Mapping[str, _Made]) -> tuple[str, ...]:
-    written: list[str] = []
-    for target, files in job.outputs.items():
-        data = prepared.spread(
-            intensities.denormalise(made[target].mean, job.weights.info.scales[target])
-        )
-        paths = [plan.output / file for file in files]
-        if plan.dataset.layout.sliced:  # only the slices that are expected and not yet there
-            own = [file.name for file in plan.places.files(job.case, target)]
-            data = data[[own.index(file.name) for file in files]]
-        # The label first: an image without its label never exists. Nor does one under the label of another.
-        label_file = plan.places.label(job.case, target)
-        label = _label(plan, job, target)
-        if label_file.exists() and read_label(label_file) != label:
-            for file in plan.places.files(job.case, target):
-                with contextlib.suppress(OSError):
-                    (plan.output / file).unlink()
-        write_json(label_file, label)
-        deviation = made[target].deviation
-        if deviation is not None:  # before the volume, whose existence says that all is done
-            file = uncertainty_file(files[0])
-            _write_deviation(plan, job, prepared, target, deviation, file)
-            written.append(str(file))
-        volumes.save(
-            paths,
-            data,
-            prepared.grid,
-            description=f"attcl {__version__} synthetic {target} from {', '.join(job.sources)}",
-        )
-        written += [str(file) for file in files]
-    return tuple(written)
-
-
-def _write_deviation(
-    plan: Plan, job: Job, prepared: Prepared, target: str, deviation: Array, file: PurePosixPath
-) -> None:
-    """The samples' standard deviation in the target's intensity unit, float32."""
-    scale = job.weights.info.scales[target]
-    data = prepared.spread(deviation * np.float32((scale.high - scale.low) / 2))
-    description = f"attcl {__version__} std of {plan.samples} synthetic {target}, no image"
-    like = replace(prepared.grid, dtype=np.dtype(np.float32))
-    volumes.save([plan.output / file], data, like, description=description)
-
-
-def _label(plan: Plan, job: Job, target: str) -> dict[str, Any]:
-    weights = job.weights
-    sources = [
-        {"modality": name, "files": [str(file) for file in job.case.files[name][:1]]}
-        for name in job.sources
-    ]
-    return {
-        "synthetic": True,
-        "target": target,
-        **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
-        **plan.made_how,
-        "method": weights.info.settings.method,
-        "weights": {"name": weights.name, "sha256": weights.sha256},
-        "seed": weights.info.settings.seed,
-        "attcl_version": __version__,
-        "note": "Synthesised by attcl; research use only, not for diagnosis.",
+    dataset = source.open()
+    place = devices.select(device)
+    names = [weights] if isinstance(weights, Path | str) else list(weights)
+    models = _find_models(names, progress)
+    manner = Manner(slices, samples, uncertainty)
+    plan = plan_completion(
+        dataset,
+        Path(cpl),
+        models,
+        naming=naming,
+        targets=_canonical(targets, dataset),
+        manner=manner,
+        part=(part_id, num_parts),
+        originals=splits.originals_of(dataset.root),
+        keep_going=keep_going,
+        overwrite=overwrite,
+    )
+    name = "run.json" if num_parts == 1 else f"run-{part_id}of{num_parts}.json"
+    record_file = plan.places.records / name
+    if dry_run:
+        return CompletionResult(plan, str(place), record_file, failed=tuple(plan.failed.items()))
+    record = _record(plan, record_file, str(place), source, naming, targets)
+    record.config |= {
+        "part": [part_id, num_parts],
+        "keep_going": keep_going,
+        "overwrite": overwrite,
     }
+    for folder in {plan.output, plan.places.records}:
+        if folder.is_dir():
+            sweep(folder)
+    linked = link_all(dataset, plan.output) if link_originals else 0
+    written = 0
+    failed: dict[str, AttclError] = {}
+    if plan.jobs or plan.failed:
+        methods = {model.sha256: load_method(model, place) for model in plan.used}
+        items = make_volumes(
+            plan,
+            methods,
+            device=place,
+            batch_size=batch_size,
+            workers=num_workers,
+            keep_going=keep_going,
+        )
+        written, failed = _make(plan, record, items, progress)
+    else:
+        _finish_earlier(plan, record)
+    return CompletionResult(plan, str(place), record_file, written, linked, tuple(failed.items()))
 
 
-def _failed(job: Job, error: AttclError, *, keep_going: bool) -> Completed:
-    if not keep_going:
-        raise error
-    return Completed(job.case.id, (), 0.0, error)
+def _find_models(names: Sequence[Path | str], progress: Progress) -> list[Weights]:
+    """Return the weights by name, in this order; of none named the newest run's, otherwise the bundled ones."""
+    models = [find_weights(str(name)) for name in names] or [find_weights(None)]
+    if not names:
+        info = models[0].info
+        progress.say(
+            f"weights: {models[0].path} ({info.steps} steps on {len(info.trained_on)} cases)"
+        )
+    if any(model.name == BUNDLED for model in models):
+        progress.say(
+            "warning: these bundled weights know simulated phantoms only; "
+            "train on your own data first: attcl train"
+        )
+    return models
 
 
-def _finished(
-    job: Job, seconds: float, writing: Future[tuple[str, ...]], *, keep_going: bool
-) -> Completed:
+def _canonical(names: Sequence[str], dataset: Dataset) -> list[str]:
     try:
-        return Completed(job.case.id, writing.result(), seconds)
-    except AttclError as error:
-        return _failed(job, error, keep_going=keep_going)
+        return [canonical(name, dataset.modalities) for name in names]
+    except UsageError as error:
+        raise UsageError(
+            f"--target: {error.message}", "name one of these", code=error.code
+        ) from error
+
+
+def _record(
+    plan: CompletionPlan,
+    path: Path,
+    device: str,
+    source: Source,
+    naming: Layout | None,
+    targets: Sequence[str],
+) -> RunRecord:
+    first, *others = plan.models
+    trained_on = {case for model in plan.models for case in model.info.trained_on}
+    return RunRecord(
+        path,
+        "complete",
+        config={
+            "ori": str(source.folder),
+            "cpl": str(plan.output),
+            "layout": naming.name if naming else plan.dataset.layout.name,
+            "targets": list(targets),
+            **plan.manner.document(),
+        },
+        seed=first.info.settings.seed,
+        device=device,
+        weights={"name": first.name, "sha256": first.sha256},
+        extra={
+            "trained_on": sorted(trained_on),  # `segment` warns if test patients are among them
+            **(
+                {"further_weights": [{"name": it.name, "sha256": it.sha256} for it in others]}
+                if others
+                else {}
+            ),
+        },
+    )
+
+
+def _make(
+    plan: CompletionPlan, record: RunRecord, items: Iterator[Completed], progress: Progress
+) -> tuple[int, dict[str, AttclError]]:
+    """Run the plan with its progress and `run.json`; return how many volumes were made, and which cases failed."""
+    written = 0
+    failed = dict(plan.failed)
+    with record.recorded():
+        for case, error in plan.failed.items():
+            record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
+            progress.fail(error)
+        _note_present(plan, record)
+        left = {job.case.id: 0 for job in plan.jobs}
+        for job in plan.jobs:
+            left[job.case.id] += 1
+        parts: dict[str, list[Completed]] = {}
+        with progress.bar(len(left), "complete") as bar:
+            for item in items:
+                if item.error:
+                    failed[item.case] = item.error
+                    progress.fail(item.error)
+                else:
+                    written += len(item.job.outputs)
+                progress.detail(f"{item.case}: {item.seconds:.1f} s in the network")
+                parts.setdefault(item.case, []).append(item)
+                left[item.case] -= 1
+                if left[item.case] == 0:
+                    _note(plan, record, parts.pop(item.case))
+                    bar(item.case)
+    return written, failed
+
+
+def _note(plan: CompletionPlan, record: RunRecord, items: Sequence[Completed]) -> None:
+    """Note what became of a case, of which several models may have made volumes."""
+    case = items[0].case
+    error = next((item.error for item in items if item.error), None)
+    outputs = [*_present(plan, case), *(file for item in items for file in item.outputs)]
+    record.add(
+        case,
+        "failed" if error else "done",
+        seconds=sum(item.seconds for item in items),
+        outputs=outputs,
+        error=error,
+    )
+
+
+def _present(plan: CompletionPlan, case: str) -> list[str]:
+    """Return the files of a case that an earlier run made."""
+    return [str(file) for files in plan.present.get(case, {}).values() for file in files]
+
+
+def _note_present(plan: CompletionPlan, record: RunRecord) -> None:
+    """Note the cases of which nothing is left to do: the record names everything that lies in the folder."""
+    busy = {*plan.failed, *(job.case.id for job in plan.jobs)}
+    for case in plan.present:
+        if case not in busy:
+            record.add(case, "present", seconds=0, outputs=_present(plan, case))
+
+
+def _finish_earlier(plan: CompletionPlan, record: RunRecord) -> None:
+    """Finish the record of a run that was killed after its last file; a finished one is not touched."""
+    if record.path.is_file() and read_json(record.path).get("status") == "running":
+        _note_present(plan, record)
+        record.finish(0)

@@ -1,0 +1,296 @@
+"""What stands against a completion, found before the first costly second: places, weights, earlier results, room.
+
+Each function returns the problems it finds, or raises for wrong usage; what is done about them is decided in `plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from attcl_cli.completion.jobs import Job, Manner, Places
+from attcl_cli.data import volumes
+from attcl_cli.data.dataset import Case, Dataset, read_label
+from attcl_cli.data.layouts import SUBMISSIONS, Layout
+from attcl_cli.errors import AttclError, UsageError, some
+from attcl_cli.files import free_bytes, is_within, refuse_inside
+from attcl_cli.methods.weights import Weights
+from attcl_cli.run_record import read_record
+
+_COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
+_FEWEST_SAMPLES = 2  # that have a standard deviation
+
+
+def require_sound_request(
+    places: Places, models: Sequence[Weights], manner: Manner, originals: Sequence[Path]
+) -> None:
+    """Check what was asked for, before any case is looked at.
+
+    Raises:
+        UsageError: a place that must not be written into, or options that do not fit the layout or the method.
+    """
+    for folder in (places.output, places.records):
+        refuse_inside(folder, originals, flag="--cpl")
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(
+                f"--cpl: {folder} is a file, expected a folder",
+                "choose another --cpl",
+                code="output-is-a-file",
+            )
+    _refuse_mixture(places)
+    _require_samples(places.dataset, models, manner)
+    if places.naming is not None:
+        _require_naming(places.dataset, places.naming, manner)
+
+
+def cannot_make(models: Sequence[Weights], unmade: Mapping[str, Sequence[str]]) -> list[AttclError]:
+    """Return a problem for each target that no model can make from what some cases have.
+
+    Args:
+        models: the weights.
+        unmade: case id -> targets.
+    """
+    cases: dict[str, list[str]] = {}
+    for case, targets in unmade.items():
+        for target in targets:
+            cases.setdefault(target, []).append(case)
+    problems = []
+    for target, names in sorted(cases.items()):
+        able = [model for model in models if target in model.info.rule.targets]
+        if able:
+            reasons = "; ".join(
+                f"{model.path} makes {target} from {model.info.rule.describe(target)}"
+                for model in able
+            )
+            found = f"{reasons}, which these cases lack"
+        else:
+            found = "; ".join(
+                f"{model.path} makes {', '.join(model.info.rule.targets)}, not {target}"
+                for model in models
+            )
+        problems.append(
+            AttclError(
+                f"{found}, expected a model for {target} of {len(names)} cases: {some(names)}",
+                "name further weights, which serve these: -w FIRST -w SECOND; choose other modalities with --target; "
+                "or complete only the other cases: --keep-going",
+                code="no-model-for-target",
+            )
+        )
+    return problems
+
+
+def synthetic_sources(dataset: Dataset, jobs: Sequence[Job]) -> list[AttclError]:
+    """Return a problem if a source was synthesised: a volume made from it would be called the patient's own."""
+    names = dict.fromkeys(
+        f"{name} of {job.case.id}"
+        for job in jobs
+        for name in dataset.synthetic(job.case, job.sources)
+    )
+    if not names:
+        return []
+    return [
+        AttclError(
+            f"{dataset.root}: {some(names)}: synthetic, as the side-car says, expected real sources",
+            "complete the originals: --ori ORIGINALS",
+            code="synthetic-source",
+        )
+    ]
+
+
+def slices_beyond(dataset: Dataset, case: Case, manner: Manner) -> list[AttclError]:
+    """Return a problem if a case has none of the slices that were asked for."""
+    if manner.slices is None:
+        return []
+    first, stop = manner.slices
+    depth = volumes.read_grid(dataset.paths(case, next(iter(case.files)))).axial_shape[0]
+    if first < depth:
+        return []
+    return [
+        UsageError(
+            f"--slices: {first}:{stop}, but {case.id} has {depth} slices, expected some of these",
+            "slices are counted from 0, at the feet",
+            code="slices-beyond-volume",
+        )
+    ]
+
+
+def unlike_existing(
+    places: Places,
+    case: Case,
+    target: str,
+    weights: Weights,
+    manner: Manner,
+    *,
+    overwrite: bool,
+) -> list[AttclError]:
+    """Return a problem if a result of an earlier run is not whole, or was made in another way.
+
+    What attcl did not make is never replaced, not even with --overwrite: it may be an original.
+    """
+    files = (places.output / file for file in places.files(case, target))
+    present = [file for file in files if file.exists()]
+    if not present:
+        return []
+    side_car = places.side_car(case, target)
+    if not side_car.is_file():
+        return [
+            AttclError(
+                f"{present[0]}: has no side-car {side_car.name}, expected a file made by attcl",
+                "choose another --cpl, or move that file away",
+                code="not-made-by-attcl",
+            )
+        ]
+    if overwrite:
+        return []
+    try:
+        volumes.read_grid(present)
+    except AttclError as error:
+        hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
+        return [AttclError(error.message, hint, code=error.code)]
+    difference = _made_otherwise(read_label(side_car), weights, manner)
+    if not difference:
+        return []
+    return [
+        AttclError(
+            f"{present[0]}: {difference}",
+            "choose another --cpl, or make it again with --overwrite",
+            code="made-in-another-way",
+        )
+    ]
+
+
+def same_making(problem: AttclError) -> str:
+    """Return what volumes have in common that were made in another way; otherwise the problem alone."""
+    reason = problem.message.split(": ", 1)[-1]
+    return reason if reason.startswith("made ") else problem.message
+
+
+def escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
+    """Return a problem if a file would be written outside the output folder, through a link."""
+    path = output / file
+    if path.is_symlink() or not is_within(path.parent, output):
+        return [leads_out(path, output)]
+    return []
+
+
+def leads_out(path: Path, output: Path) -> AttclError:
+    """Return the error about a link that leads out of the output folder."""
+    return AttclError(
+        f"{path}: leads out of {output} through a link, expected a place inside",
+        "remove the link, or choose another --cpl",
+        code="leads-out-of-output",
+    )
+
+
+def lack_of_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
+    """Return a problem if the disk has no room for the volumes."""
+    dataset, output = places.dataset, places.output
+    needed = 0.0
+    for job in jobs:
+        shape = volumes.read_grid(dataset.paths(job.case, job.sources[0])).shape
+        share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
+        needed += float(np.prod(shape, dtype=np.int64)) * 2 * share * len(job.outputs)
+    free = free_bytes(output)
+    if free >= needed:
+        return []
+    return [
+        AttclError(
+            f"{output}: {free / 1e9:.2f} GB free, expected about {needed / 1e9:.2f} GB",
+            "free some space or choose another --cpl",
+            code="no-room",
+        )
+    ]
+
+
+def _made_otherwise(document: Mapping[str, Any], weights: Weights, manner: Manner) -> str:
+    """Return how the volume of this side-car was made, if not as this run would make it; otherwise ""."""
+    maker = document.get("weights", {})
+    sha256 = str(maker.get("sha256"))
+    if sha256 != weights.sha256:
+        return (
+            f"made by weights {sha256[:12]} ({maker.get('name')}), "
+            f"expected {weights.sha256[:12]} ({weights.name})"
+        )
+    for name, value in manner.document().items():
+        if document.get(name) != value:
+            return f"made with --{name} {document.get(name)}, expected {value}"
+    return ""
+
+
+def _require_samples(dataset: Dataset, models: Sequence[Weights], manner: Manner) -> None:
+    if manner.uncertainty and manner.samples < _FEWEST_SAMPLES:
+        raise UsageError(
+            f"--uncertainty: of {manner.samples} samples, expected 2 or more",
+            "add --samples 10",
+            code="too-few-samples",
+        )
+    if manner.uncertainty:
+        dataset.layout.require_volumes("--uncertainty")
+    for weights in models:
+        if manner.samples and not weights.info.method.styled:
+            raise UsageError(
+                f"--samples: {manner.samples} with weights of {weights.info.settings.method}, "
+                "which has one style per volume, expected 0",
+                "leave it out, or choose weights of attcl-gan with -w",
+                code="method-without-styles",
+            )
+
+
+def _require_naming(dataset: Dataset, naming: Layout, manner: Manner) -> None:
+    """A challenge takes NIfTI volumes of its own cases and modalities, and nothing else."""
+    flag = f"--layout {naming.name}"
+    dataset.layout.require_volumes(flag)
+    if manner.uncertainty:
+        raise UsageError(
+            f"{flag}: with --uncertainty, expected volumes alone",
+            "leave one of them out",
+            code="options-exclude-each-other",
+        )
+    pattern = re.compile(naming.fields["case"])
+    strange = [case.id for case in dataset.cases if not pattern.fullmatch(case.id)]
+    if strange:
+        raise UsageError(
+            f"{flag}: case {strange[0]!r} ({len(strange)} of {len(dataset.cases)}), "
+            "expected cohort-ID-timepoint such as BraTS-GLI-00001-000",
+            "name the cases as the challenge does, or leave --layout out",
+            code="case-name-not-of-challenge",
+        )
+    unknown = [name for name in dataset.modalities if name not in naming.tokens]
+    if unknown:
+        raise UsageError(
+            f"{flag}: modality {unknown[0]}, expected {', '.join(naming.tokens)}",
+            "leave it out",
+            code="modality-not-of-challenge",
+        )
+
+
+def _refuse_mixture(places: Places) -> None:
+    """A challenge's folder holds its volumes and nothing else: neither kind of output goes into the other's folder."""
+    output, naming = places.output, places.naming
+    if naming is None:
+        record = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records
+        layout = read_record(record).get("config", {}).get("layout")
+        if layout in SUBMISSIONS and output.is_dir():
+            raise UsageError(
+                f"--cpl: {output} holds what --layout {layout} wrote, expected another folder for the dataset's names",
+                "choose another --cpl",
+                code="output-of-another-layout",
+            )
+        return
+    pattern = naming.pattern()
+    if output.is_dir():
+        strange = sorted(
+            path.name
+            for path in output.iterdir()
+            if not pattern.fullmatch(path.name) and not path.name.startswith(".")  # half written
+        )
+        if strange:
+            raise UsageError(
+                f"--cpl: {output} holds {strange[0]}, expected a folder for {naming.name} alone",
+                "choose another --cpl",
+                code="output-of-another-layout",
+            )
