@@ -29,7 +29,7 @@ from attcl_cli.report.pictures import DASH, DISCLAIMER, Array, Panel
 _PAGE_PIXELS = 36_000_000
 _NUMBER = (int, float, np.integer, np.floating)
 
-# The box plots, in pixels; a chart takes a column of the page, or, where that is too narrow, all three.
+# The box plots, in pixels; a chart takes a column of the page, or, if that is too narrow, all three.
 _PLOT_WIDTH, _WIDE_PLOT_WIDTH, _PLOT_HEIGHT = 360, 1104, 236
 _TOP, _RIGHT, _BOTTOM = 26, 8, 40
 _LEAST_SLOT = 46  # a group is no narrower
@@ -43,8 +43,8 @@ class Distribution:
     """The values of one score in some groups, for a box plot.
 
     Attributes:
-        title: the score, and of what it is.
-        unit: what stands at the axis; may be empty.
+        title: the score and its region.
+        unit: the label of the axis; may be empty.
         groups: name -> the values of the synthetic volumes; NaN and infinity are left out and
             counted.
         baseline: the same names -> the values of a copy of the source.
@@ -71,22 +71,22 @@ def write_html(
     order: str = "",
     pictured: str = "",
 ) -> None:
-    """Writes one page that needs nothing beside itself: facts, scores, a slice viewer, notes.
+    """Write one page that needs nothing beside itself: facts, scores, a slice viewer, notes.
 
     Args:
         path: the file to write.
-        panels: what the viewer shows, in this order; may be empty.
+        panels: the volumes of the viewer, in this order; may be empty.
         title: the heading.
         facts: label -> value, a strip under the heading.
         summary: the table's rows, column -> cell.
         notes: paragraphs under the pictures; the disclaimer is always added.
-        files: what else was written, as links relative to the page.
-        lower_is_better: the names of the panels' scores in which less is better.
+        files: other results, as links relative to the page.
+        lower_is_better: the names of those scores of the panels in which less is better.
         cases: the rows of a table that sorts, column -> cell. A row shows the panel of the same
             `case`, `source` and `modality` (the target).
         distributions: the box plots, in this order.
-        order: what the order of the panels means, "worst first"; stands beside the position.
-        pictured: a line above the viewer, where it shows some of the volumes only.
+        order: what the order of the panels means, "worst first"; shown beside the position.
+        pictured: a line above the viewer, if it shows some of the volumes only.
 
     Raises:
         AttclError: the file cannot be written.
@@ -136,27 +136,21 @@ def _viewer(pictured: str) -> str:
 def _viewer_entry(
     panel: Panel, images: dict[str, int], pixels: int, lower_is_better: Collection[str]
 ) -> dict[str, Any]:
-    """What the page's script needs of a panel; its sprite sheets are added to `images`.
+    """Return what the page's script needs of a panel; add its sprite sheets to `images`.
 
     Args:
         panel: the panel.
-        images: data URI -> position; equal pictures (one source, two targets) are kept once.
+        images: data URI -> position; identical pictures (one source, two targets) are kept once.
         pixels: the most pixels of one sprite sheet.
         lower_is_better: as in `write_html`.
     """
     sprites = pictures.sprites(panel, pixels=pixels)
-    sheets: list[int | None] = []
-    for sheet in sprites.sheets:
-        if sheet is None:
-            sheets.append(None)
-            continue
-        uri = "data:image/webp;base64," + base64.b64encode(sheet).decode()
-        sheets.append(images.setdefault(uri, len(images)))
+    uris = ["data:image/webp;base64," + base64.b64encode(it).decode() for it in sprites.sheets]
     return {
         "case": panel.case,
         "source": panel.source_modality,
         "target": panel.target_modality,
-        "sheets": sheets,
+        "sheets": [images.setdefault(uri, len(images)) for uri in uris],
         "size": sprites.size,
         "grid": sprites.grid,
         "slices": sprites.slices,
@@ -194,7 +188,7 @@ def _table(rows: Sequence[Mapping[str, str | float]]) -> str:
 
 
 def _case_table(rows: Sequence[Mapping[str, str | float | None]], panels: Sequence[Panel]) -> str:
-    """The table that the page's script sorts; without a script it stands in the order given."""
+    """Return the table that the page's script sorts; without a script its order is that of `rows`."""
     if not rows:
         return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -207,18 +201,18 @@ def _case_table(rows: Sequence[Mapping[str, str | float | None]], panels: Sequen
     head = "".join(f'<th scope="col"{_kind(name, words)}>{_escape(name)}</th>' for name in columns)
     body = []
     for row in rows:
-        found = places.get((row.get("case"), row.get("modality"), row.get("source")))
+        panel = places.get((row.get("case"), row.get("modality"), row.get("source")))
         cells = []
         for column, name in enumerate(columns):
             value = row.get(name)
             text = _cell(value)
-            if column == 0 and found is not None:
+            if column == 0 and panel is not None:
                 text = f'<a href="#viewer">{text}</a>'
             # the value itself beside the rounded one that is shown; "" is no value
             sortable = "" if isinstance(value, str) else f' data-value="{_sort_key(value)}"'
             full = f' title="{_escape(str(value))}"' if column == 0 else ""
             cells.append(f"<td{_kind(name, words)}{sortable}{full}>{text}</td>")
-        mark = "" if found is None else f' data-panel="{found}"'
+        mark = "" if panel is None else f' data-panel="{panel}"'
         body.append(f"<tr{mark}>{''.join(cells)}</tr>")
     hint = f"{len(rows)} rows; a heading sorts."
     hint += " An underlined row shows its pictures in the viewer." if panels else ""
@@ -235,7 +229,7 @@ def _kind(name: str, words: Collection[str]) -> str:
 
 
 def _sort_key(value: float | None) -> str:
-    """A number as JavaScript reads it; "" where there is none."""
+    """Return a number as JavaScript reads it; "" if there is none."""
     if value is None or math.isnan(value):
         return ""
     return repr(float(value)).replace("inf", "Infinity")
@@ -261,20 +255,20 @@ def _plots(distributions: Sequence[Distribution]) -> str:
 
 
 def _plot(distribution: Distribution, place: int) -> str:
-    """One box plot: a figure with an inline SVG; without a finite value it says so.
+    """Return one box plot: a figure with an inline SVG, or a line that says that there is no finite value.
 
     Args:
         distribution: the values.
-        place: a number of its own, for the ids of the title and the description.
+        place: its number on the page, for the ids of the title and the description.
     """
     names = list(dict.fromkeys([*distribution.groups, *distribution.baseline]))
-    made = {name: _finite(distribution.groups.get(name, ())) for name in names}
-    copied = {name: _finite(distribution.baseline.get(name, ())) for name in names}
-    values = np.concatenate([np.empty(0), *made.values(), *copied.values()])
+    synthetic = {name: _finite(distribution.groups.get(name, ())) for name in names}
+    copies = {name: _finite(distribution.baseline.get(name, ())) for name in names}
+    values = np.concatenate([np.empty(0), *synthetic.values(), *copies.values()])
     caption = f"<figcaption>{_escape(distribution.title)}</figcaption>"
-    lost = _without_value(distribution)
+    without_value = _without_value(distribution)
     if not values.size:
-        return f"<figure>{caption}<p>no values</p>{lost}</figure>"
+        return f"<figure>{caption}<p>no values</p>{without_value}</figure>"
 
     low, high = _reach(values)
     ticks = _ticks(low, high)
@@ -299,15 +293,15 @@ def _plot(distribution: Distribution, place: int) -> str:
     half = breadth * 0.62 if paired else 0.0
     for index, name in enumerate(names):
         centre = left + slot * (index + 0.5)
-        parts.append(_box(copied[name], centre + half, breadth, height, "copy"))
-        parts.append(_box(made[name], centre - half, breadth, height, "made"))
+        parts.append(_box(copies[name], centre + half, breadth, height, "copy"))
+        parts.append(_box(synthetic[name], centre - half, breadth, height, "made"))
         label = f"<title>{_escape(name)}</title>{_escape(_short(name, slot - 4))}"
         parts.append(f'<text x="{centre:.1f}" y="{bottom + 18}" class="group">{label}</text>')
-        count = f"n {made[name].size}"
+        count = f"n {synthetic[name].size}"
         parts.append(f'<text x="{centre:.1f}" y="{bottom + 33}" class="n">{count}</text>')
-    told = "; ".join(
-        f"{name}: median {_median(made[name])} of {made[name].size}"
-        + (f", copy {_median(copied[name])}" if copied[name].size else "")
+    medians = "; ".join(
+        f"{name}: median {_median(synthetic[name])} of {synthetic[name].size}"
+        + (f", copy {_median(copies[name])}" if copies[name].size else "")
         for name in names
     )
     return (
@@ -316,15 +310,15 @@ def _plot(distribution: Distribution, place: int) -> str:
         + (f' style="min-width:{width}px"' if wide else "")
         + f' role="img" aria-labelledby="plot-{place}" aria-describedby="values-{place}">'
         f'<title id="plot-{place}">{_escape(distribution.title)}</title>'
-        f'<desc id="values-{place}">{_escape(told)}</desc>'
-        f"{''.join(parts)}</svg></div>{lost}</figure>"
+        f'<desc id="values-{place}">{_escape(medians)}</desc>'
+        f"{''.join(parts)}</svg></div>{without_value}</figure>"
     )
 
 
 def _box(
     values: Array, centre: float, breadth: float, height: Callable[[float], float], kind: str
 ) -> str:
-    """Box, whiskers and dots of one group's finite values; nothing where there is none."""
+    """Return box, whiskers and dots of one group's finite values; "" if there is none."""
     if not values.size:
         return ""
     lower, median, upper = (float(each) for each in np.percentile(values, (25, 50, 75)))
@@ -343,7 +337,7 @@ def _box(
     each_a_dot = kind == "made" and values.size <= _MOST_DOTS
     for place, value in enumerate(values):
         if each_a_dot or not lower - reach <= value <= upper + reach:
-            # The golden ratio spreads many dots evenly, and alike each time.
+            # The golden ratio spreads many dots evenly, and the same way each time.
             side = (place * 0.618034 % 1 - 0.5) * breadth * 0.7 if each_a_dot else 0.0
             dots.append(f'<circle cx="{centre + side:.1f}" cy="{height(value):.1f}" r="2.2"/>')
     return (
@@ -362,9 +356,9 @@ def _without_value(distribution: Distribution) -> str:
         sum(len(values) - _finite(values).size for values in groups.values())
         for groups in (distribution.groups, distribution.baseline)
     ]
-    told = [f"{counts[0]} without value"] if counts[0] else []
-    told += [f"{counts[1]} copies without value"] if counts[1] else []
-    return f'<p class="hint">{", ".join(told)}</p>' if told else ""
+    parts = [f"{counts[0]} without value"] if counts[0] else []
+    parts += [f"{counts[1]} copies without value"] if counts[1] else []
+    return f'<p class="hint">{", ".join(parts)}</p>' if parts else ""
 
 
 def _median(values: Array) -> str:
@@ -372,14 +366,14 @@ def _median(values: Array) -> str:
 
 
 def _reach(values: Array) -> tuple[float, float]:
-    """The ends of an axis: somewhat beyond the values, and never the same."""
+    """Return the ends of an axis: somewhat beyond the values, and never equal."""
     low, high = float(values.min()), float(values.max())
     room = 0.04 * (high - low) or 0.05 * abs(low) or 0.5
     return low - room, high + room
 
 
 def _ticks(low: float, high: float) -> dict[float, str]:
-    """The round values from `low` to `high`, 1, 2 or 5 times a power of ten apart, and their labels."""
+    """Return the round values from `low` to `high`, 1, 2 or 5 times a power of ten apart, and their labels."""
     least = (high - low) / _INTERVALS
     power = 10.0 ** math.floor(math.log10(least))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least)
@@ -390,7 +384,7 @@ def _ticks(low: float, high: float) -> dict[float, str]:
 
 
 def _short(text: str, room: float) -> str:
-    """Shortened with an ellipsis where it is wider than `room` pixels."""
+    """Shorten with an ellipsis what is wider than `room` pixels."""
     letters = max(int(room / _LETTER), 2)
     return text if len(text) <= letters else text[: letters - 1] + "\u2026"
 
@@ -412,7 +406,7 @@ def _file_list(files: Sequence[str]) -> str:
 
 
 def _better(value: object, copy: object, *, lower: bool) -> str:
-    """Which is better, "synthetic" or "copy"; "" where they are equal or one is no number."""
+    """Return which is better, "synthetic" or "copy"; "" if they are equal or one is no number."""
     if not (isinstance(value, _NUMBER) and isinstance(copy, _NUMBER)):
         return ""
     if value == copy or np.isnan(value) or np.isnan(copy):
@@ -431,6 +425,6 @@ def _escape(text: str) -> str:
 
 
 def _inert_json(document: Any) -> str:
-    """JSON that cannot end the script element it stands in, whatever its strings hold."""
+    """Return JSON that cannot end the script element around it, whatever its strings hold."""
     text = json.dumps(document, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

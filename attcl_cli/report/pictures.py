@@ -41,15 +41,15 @@ _LABEL_WIDTH, _SCORES_WIDTH = 190, 230
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One completed volume beside its source and, where there is one, the real volume.
+    """One completed volume beside its source and the real volume.
 
     Attributes:
         case: the patient's name.
-        source_modality: what it was made from; of several sources all, `flair+t2`.
-        target_modality: what was synthesised.
+        source_modality: the source; all of them if there are several, `flair+t2`.
+        target_modality: the synthesised modality.
         source: (D, H, W) in [0, 1]; axial slices, row 0 anterior. Of several sources the first.
         synthetic: the same shape, in [0, 1].
-        truth: the same shape, in [0, 1]; None where the real volume does not exist.
+        truth: the same shape, in [0, 1]; the real volume.
         brain: the same shape, bool.
         scores: name -> value of the synthetic volume.
         baseline: the same names -> value of a copy of the source.
@@ -60,14 +60,14 @@ class Panel:
     target_modality: str
     source: Array
     synthetic: Array
-    truth: Array | None
+    truth: Array
     brain: Array
     scores: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        volumes = [self.source, self.synthetic, self.brain]
-        volumes += [] if self.truth is None else [self.truth]
+        """Raise a `ValueError` if the shapes differ."""
+        volumes = [self.source, self.synthetic, self.truth, self.brain]
         shapes = {volume.shape for volume in volumes}
         if len(shapes) > 1 or self.source.ndim != 3 or 0 in self.source.shape:  # noqa: PLR2004
             raise ValueError(f"{self.case}: shapes {sorted(shapes)}, expected one (D, H, W)")
@@ -75,17 +75,17 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Sprites:
-    """The slices of a panel that a viewer shows, side by side in one picture a column.
+    """The slices of a panel that a viewer shows, side by side in one picture per column.
 
     Attributes:
-        sheets: a WebP file for each of `COLUMNS`; None where there is no truth.
+        sheets: a WebP file for each of `COLUMNS`.
         size: (width, height) of a slice in a sheet, in pixels.
         grid: (slices in a row, rows).
         slices: which slices of the volume these are, ascending.
         start: the position in `slices` of the one with most brain.
     """
 
-    sheets: tuple[bytes | None, ...]
+    sheets: tuple[bytes, ...]
     size: tuple[int, int]
     grid: tuple[int, int]
     slices: tuple[int, ...]
@@ -93,7 +93,7 @@ class Sprites:
 
 
 def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> None:
-    """Writes a PNG with a row a panel: source, synthetic, real, difference, at its largest slice.
+    """Write a PNG with a row per panel: source, synthetic, real, difference, at its largest slice.
 
     Args:
         path: the file to write.
@@ -136,9 +136,6 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         for column, picture in enumerate(_pictures(panel, np.s_[index : index + 1, *box[1:]])):
             x = left + column * (_CELL + _GAP)
             draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), fill=(0, 0, 0))
-            if picture is None:
-                _write(draw, (x + _CELL // 2, y + _CELL // 2), DASH, 30, _MUTED, anchor="mm")
-                continue
             image = _fit(picture[0], (_CELL, _CELL))
             offset = (_CELL - image.width) // 2, (_CELL - image.height) // 2
             canvas.paste(image, (x + offset[0], y + offset[1]))
@@ -154,11 +151,11 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
 
 
 def write_grid(path: Path, titles: list[str], rows: list[tuple[str, list[Array]]]) -> None:
-    """Writes a plain grid of slices as a PNG: what training shows of itself.
+    """Write a plain grid of slices as a PNG: the sample pictures of training.
 
     Args:
         path: the PNG.
-        titles: one a column.
+        titles: one per column.
         rows: (title, images (H, W) in [-1, 1]), as many images as there are titles.
     """
     side = max(_GRID_CELL, rows[0][1][0].shape[-1])
@@ -180,12 +177,12 @@ def write_grid(path: Path, titles: list[str], rows: list[tuple[str, list[Array]]
 
 
 def sprites(panel: Panel, *, pixels: int) -> Sprites:
-    """The slices of a panel, cropped to the brain and reduced, for a viewer.
+    """Return the slices of a panel, cropped to the brain and reduced, for a viewer.
 
     Args:
         panel: the panel.
         pixels: the most that one sheet should hold: first there are fewer slices, then smaller
-            ones. A sheet of the fewest and smallest ones is made, whatever it holds.
+            ones. A sheet of the fewest and smallest ones is made in any case.
     """
     box = _brain_box(panel.brain)
     depth, rows, columns = (side.stop - side.start for side in box)
@@ -203,10 +200,7 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
     across = math.ceil(math.sqrt(len(slices)))
     block = np.s_[first : box[0].stop : step, *box[1:]]
     return Sprites(
-        sheets=tuple(
-            None if pictures is None else _sheet(pictures, size, across)
-            for pictures in _pictures(panel, block)
-        ),
+        sheets=tuple(_sheet(pictures, size, across) for pictures in _pictures(panel, block)),
         size=size,
         grid=(across, math.ceil(len(slices) / across)),
         slices=slices,
@@ -215,7 +209,7 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
 
 
 def number(value: Any) -> str:
-    """A number for people: three decimals below 2, one above; a dash for NaN and None."""
+    """Format a number for people: three decimals below 2, one above; a dash for NaN and None."""
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
@@ -229,39 +223,35 @@ def number(value: Any) -> str:
 # --- Arrays to pictures ---------------------------------------------------------------------------
 
 
-def _pictures(panel: Panel, block: tuple[slice, ...]) -> Iterator[Array | None]:
-    """A block's pictures, (D, H, W[, 3]) uint8, in the order of `COLUMNS`; None: no truth."""
-    synthetic = panel.synthetic[block]
+def _pictures(panel: Panel, block: tuple[slice, ...]) -> Iterator[Array]:
+    """Yield a block's pictures, (D, H, W[, 3]) uint8, in the order of `COLUMNS`."""
+    synthetic, truth = panel.synthetic[block], panel.truth[block]
     yield _grey(panel.source[block])
     yield _grey(synthetic)
-    if panel.truth is None:
-        yield from (None, None)
-        return
-    truth = panel.truth[block]
     yield _grey(truth)
     level = _grey(np.abs(synthetic - truth) / DIFFERENCE_TOP)
     yield _colours()[np.where(panel.brain[block], level, 0)]
 
 
 def _grey(volume: Array) -> Array:
-    # A NaN has no grey: it is black here, and the scores (which become NaN) tell of it.
+    # A NaN has no grey: it is black here, and seen in the scores, which become NaN.
     unit = np.nan_to_num(np.clip(volume, 0, 1), nan=0.0)
     return np.rint(unit * 255).astype(np.uint8)
 
 
 def _colours() -> Array:
-    """The colours of the differences: (256, 3) uint8, black for none."""
+    """Return the colours of the differences: (256, 3) uint8, black for none."""
     return np.rint(colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
 def _largest_slice(brain: Array) -> int:
-    """The slice with most brain; the middle one where there is none."""
+    """Return the slice with most brain; the middle one if there is no brain."""
     areas = brain.sum(axis=(1, 2))
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
 def _brain_box(brain: Array) -> tuple[slice, slice, slice]:
-    """The bounding box of the brain with a margin; everything where there is no brain."""
+    """Return the bounding box of the brain, with a margin within slices; everything if there is no brain."""
     box = []
     for axis, length in enumerate(brain.shape):
         hits = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))
@@ -272,7 +262,7 @@ def _brain_box(brain: Array) -> tuple[slice, slice, slice]:
 
 
 def _fit(picture: Array, room: tuple[int, int]) -> Image.Image:
-    """A slice scaled to fill `room` (width, height) without changing its proportions."""
+    """Scale a slice to fill `room` (width, height) without changing its proportions."""
     image = Image.fromarray(picture)
     scale = min(room[0] / image.width, room[1] / image.height)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
@@ -280,7 +270,7 @@ def _fit(picture: Array, room: tuple[int, int]) -> Image.Image:
 
 
 def _sheet(slices: Array, size: tuple[int, int], across: int) -> bytes:
-    """Slices side by side in one picture, as a WebP file.
+    """Return slices side by side in one picture, as a WebP file.
 
     Args:
         slices: (N, H, W) or (N, H, W, 3) uint8.
@@ -313,11 +303,11 @@ def _write(
     bold: bool = False,
     anchor: str = "la",
 ) -> None:
-    """Draws one line, shortened with an ellipsis where it is wider than `room` pixels."""
+    """Draw one line, shortened with an ellipsis if it is wider than `room` pixels."""
     font = _font(size, bold=bold)
     line = " ".join(text.split())
     if room is not None and draw.textlength(line, font) > room:
-        # What tells names of patients apart stands at their end.
+        # Names of patients differ at their ends.
         kept = len(line)
         while kept and draw.textlength(line, font) > room:
             kept -= 1

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attcl_cli.report import html as report
-from attcl_cli.report import pictures
+from attcl_cli.report import html, pictures
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SIZES = [(1366, 768), (390, 844)]
@@ -22,7 +21,7 @@ SSIM = {"b": 0.5, "a": 0.75, "c": None, "d": 0.75, "e": -0.125, "f": math.nan, H
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium: one of the machine's, or the one that Playwright installed."""
+    """Start a headless Chromium: one of the machine's, or the one that Playwright installed."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next((path for path in map(shutil.which, names) if path), None)
@@ -36,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with everything on it: hostile names, long ones, missing truth, missing values, many rows."""
+    """Write a page with everything on it: hostile names, long ones, missing values, many rows."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     cases = [
         {"case": name, "source": "flair", "modality": "t1", "SSIM brain": value, "n": 3}
@@ -53,13 +52,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     groups = {"t1": [0.5, 0.75, math.nan, 0.7], HOSTILE: [0.1, 0.2]}
     regions = {f"a region with a long name, {number}": [1.0, 2.0, number] for number in range(12)}
-    report.write_html(
+    html.write_html(
         path,
         [
             volume("b"),
             volume("a", target="t2"),
             volume("a"),
-            volume("d", truth=False),
+            volume("d"),
             volume(HOSTILE),
         ],
         title="Scores of " + "a_long_name_" * 12,
@@ -69,9 +68,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files=["scores.csv"],
         cases=[*cases, *filling],
         distributions=[
-            report.Distribution("SSIM", "1", groups, {"t1": [0.3, 0.4]}),
-            report.Distribution("HD95 of the regions", "mm", regions),
-            report.Distribution("PSNR", "dB", {"t1": [20.0, 22.0]}),
+            html.Distribution("SSIM", "1", groups, {"t1": [0.3, 0.4]}),
+            html.Distribution("HD95 of the regions", "mm", regions),
+            html.Distribution("PSNR", "dB", {"t1": [20.0, 22.0]}),
         ],
         order="worst first",
         pictured="The 5 worst of 67 volumes have pictures.",
@@ -79,8 +78,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def volume(case: str, *, target: str = "t1", truth: bool = True) -> pictures.Panel:
-    """A head of (12, 40, 32) whose slices differ: a bright square wanders through them."""
+def volume(case: str, *, target: str = "t1") -> pictures.Panel:
+    """Return a head of (12, 40, 32) whose slices differ: a bright square wanders through them."""
     shape = (12, 40, 32)
     brain = np.zeros(shape, bool)
     brain[1:11, 4:36, 4:28] = True
@@ -88,14 +87,14 @@ def volume(case: str, *, target: str = "t1", truth: bool = True) -> pictures.Pan
     source = np.where(brain, np.float32(0.3), 0)
     for index in range(shape[0]):
         source[index, 5 + 2 * index : 10 + 2 * index, 8 : 10 + index] = 0.9
-    made = np.clip(source + 0.1, 0, 1).astype(np.float32)
+    synthetic = np.clip(source + 0.1, 0, 1).astype(np.float32)
     return pictures.Panel(
         case,
         "flair",
         target,
         source,
-        made,
-        np.flip(source, 2).copy() if truth else None,
+        synthetic,
+        np.flip(source, 2).copy(),
         brain,
         {"SSIM brain": 0.5},
         {"SSIM brain": 0.4},
@@ -104,7 +103,7 @@ def volume(case: str, *, target: str = "t1", truth: bool = True) -> pictures.Pan
 
 @pytest.fixture
 def opened(browser: Any, written: Path) -> Iterator[Callable[..., Any]]:
-    """`opened(width, height)` is the page; at the end nothing may have gone wrong or been fetched."""
+    """Return `opened(width, height)`, which opens the page; nothing may go wrong or be fetched until the end."""
     complaints, requests, tabs = [], [], []
 
     def at(width: int = 1366, height: int = 768) -> Any:
@@ -127,13 +126,13 @@ def opened(browser: Any, written: Path) -> Iterator[Callable[..., Any]]:
 
 
 def shown(tab: Any) -> tuple[str, str, str]:
-    """The case and target that the viewer shows, and its place in the order."""
+    """Return the case and target that the viewer shows, and its place in the order."""
     case = tab.locator("#case").evaluate("each => each.value")
     return case, tab.locator("#target").inner_text(), tab.locator("#position").inner_text()
 
 
 def names(tab: Any, *, filling: bool = False) -> list[str]:
-    """The cases in the order of the table: those of `SSIM`, or the others."""
+    """Return the cases in the order of the table: those of `SSIM`, or the others."""
     cells = tab.locator("#cases tbody td:first-child").all_inner_texts()
     return [cell for cell in cells if cell.startswith("Patient") == filling]
 
@@ -184,7 +183,7 @@ def test_the_page_keys_step_through_the_volumes_in_the_order_given(opened):
     assert seen == [("a", "t2"), ("a", "t1"), ("d", "t1"), (HOSTILE, "t1"), (HOSTILE, "t1")]
     tab.keyboard.press("PageUp")
     assert shown(tab) == ("d", "t1", "4 of 5, worst first")
-    assert tab.locator("#real").inner_text() == "t1, no truth"
+    assert tab.locator("#real").inner_text() == "t1, real"
 
 
 def test_outside_the_viewer_the_page_keys_scroll(opened):

@@ -169,7 +169,7 @@ def test_large_volumes_are_reduced_and_thinned_but_for_the_largest_slice(tmp_pat
 def test_a_page_of_many_panels_has_fewer_slices_each(tmp_path):
     shape = (155, 160, 160)
     volume = np.zeros(shape, np.float32)
-    one = panel(source=volume, synthetic=volume, truth=None, brain=np.ones(shape, bool))
+    one = panel(source=volume, synthetic=volume, truth=volume, brain=np.ones(shape, bool))
     data = data_of(page(tmp_path, [one] * 20))
     pixels = sum(4 * math.prod(entry["size"]) * len(entry["slices"]) for entry in data["panels"])
     assert 20_000_000 < pixels <= 36_000_000
@@ -181,10 +181,9 @@ def test_a_source_of_two_targets_is_kept_once(tmp_path):
     assert len(data["images"]) == 4
 
 
-def test_a_missing_truth_has_no_picture_and_its_scores_are_dashes(tmp_path):
-    one = panel(truth=None, scores={"SSIM brain": math.nan}, baseline={"SSIM brain": math.nan})
+def test_a_score_without_value_is_a_dash(tmp_path):
+    one = panel(scores={"SSIM brain": math.nan}, baseline={"SSIM brain": math.nan})
     entry = data_of(page(tmp_path, [one]))["panels"][0]
-    assert entry["sheets"] == [0, 1, None, None]
     score = {"name": "SSIM brain", "value": "\u2013", "copy": "\u2013", "better": ""}
     assert entry["scores"] == [score]
 

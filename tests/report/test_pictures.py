@@ -50,17 +50,6 @@ def test_the_montage_marks_only_the_synthetic_column(tmp_path):
     assert marked == [False, True, False, False]
 
 
-def test_a_montage_without_truth_leaves_its_two_places_black_but_for_a_dash(tmp_path):
-    pictures.write_montage(tmp_path / "m.png", [panel(truth=None)], title="Montage")
-    pixels = np.asarray(Image.open(tmp_path / "m.png"))[112 : 112 + 220]
-    for left in (218 + 2 * 230, 218 + 3 * 230):
-        lit = (pixels[:, left : left + 220] > 0).any(axis=2)
-        rows, columns = np.nonzero(lit)
-        assert lit.any()
-        assert np.ptp(rows) < 10
-        assert np.ptp(columns) < 30
-
-
 def test_a_montage_of_nothing_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected one or more"):
         pictures.write_montage(tmp_path / "m.png", [], title="Montage")
@@ -113,7 +102,7 @@ def test_a_grid_has_a_cell_an_image(tmp_path):
 def test_a_sheet_of_few_pixels_has_fewer_slices_and_then_smaller_ones():
     shape = (60, 100, 80)
     volume = np.zeros(shape, np.float32)
-    one = panel(source=volume, synthetic=volume, truth=None, brain=np.ones(shape, bool))
+    one = panel(source=volume, synthetic=volume, truth=volume, brain=np.ones(shape, bool))
     found = [pictures.sprites(one, pixels=pixels) for pixels in (10**7, 240_000, 60_000, 1)]
     assert [sprites.size for sprites in found] == [(80, 100), (80, 100), (63, 79), (58, 72)]
     assert [len(sprites.slices) for sprites in found] == [30, 30, 12, 12]

@@ -77,10 +77,8 @@
     slider.value = height === null || (old && old.case !== panel.case)
       ? panel.start : Math.round(height * last);
     sprites.forEach((sprite, index) => {
-      const sheet = panel.sheets[index];
-      if (sheet === null) { sprite.replaceChildren("\u2013"); return; }
       const image = document.createElement("i");
-      image.style.backgroundImage = "url(" + data.images[sheet] + ")";
+      image.style.backgroundImage = "url(" + data.images[panel.sheets[index]] + ")";
       image.style.backgroundSize = panel.grid[0] * 100 + "% " + panel.grid[1] * 100 + "%";
       image.style.width = Math.min(1, width / tall) * 100 + "%";
       image.style.aspectRatio = width + " / " + tall;
@@ -88,8 +86,7 @@
     });
     element("source").textContent = panel.source + ", source";
     element("target").textContent = panel.target;
-    const known = panel.sheets[2] !== null;
-    element("real").textContent = panel.target + (known ? ", real" : ", no truth");
+    element("real").textContent = panel.target + ", real";
     for (const button of targets.children)
       button.setAttribute("aria-pressed", String(button.panel === panel));
     element("scores").replaceChildren(...panel.scores.map((score) => {
