@@ -1,6 +1,6 @@
 """A folder of patients -> cases: which file is which modality, what is missing, and where a new file belongs.
 
-Naming conventions are data (`LAYOUTS`). Reads headers only; intensities are left to `volume`, choices to the stages.
+How files are named is left to `layouts`, what they hold to `volumes`, which cases are used to the stages.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from attcl_cli.data.layouts import (
     DEFAULT_MODALITIES,
     LAYOUTS,
     SEGMENTATION,
-    SEGMENTATION_NAMES,
     SUBMISSIONS,
     VOCABULARY_FILE,
     Layout,
     ending_of,
+    modality_of,
     read_vocabulary,
 )
 from attcl_cli.errors import AttclError, UsageError, nearest
@@ -38,7 +38,7 @@ class Case:
         id: the name that the files carry.
         patient: the patient it belongs to; several cases of one patient stay in one split.
         files: modality -> its file, relative to the dataset's root (PNG: all slices, in order).
-        segmentation: the same for the label map; empty where there is none.
+        segmentation: the same for the label map; empty if there is none.
         prefix: the folder that the layout's template begins with.
     """
 
@@ -78,51 +78,47 @@ class Dataset:
 
     @property
     def problems(self) -> tuple[AttclError, ...]:
-        """Everything that is wrong with names."""
-        return tuple(problem for found in self.wrong.values() for problem in found)
+        """Return everything that is wrong with names."""
+        return tuple(problem for problems in self.wrong.values() for problem in problems)
 
     def paths(self, case: Case, modality: str) -> tuple[Path, ...]:
-        """The files of a modality that the case has."""
+        """Return the files of a modality that the case has, or of its label map (`SEGMENTATION`)."""
         files = case.segmentation if modality == SEGMENTATION else case.files[modality]
         return tuple(self.root / file for file in files)
 
     def missing(self, case: Case) -> tuple[str, ...]:
-        """The modalities that the case lacks."""
+        """Return the modalities that the case lacks."""
         return tuple(name for name in self.modalities if name not in case.files)
 
     def counts(self) -> dict[str, int]:
-        """Modality -> number of cases that have it."""
+        """Return modality -> number of cases that have it."""
         return {name: sum(name in case.files for case in self.cases) for name in self.modalities}
 
     def by_frequency(self) -> tuple[str, ...]:
-        """The paper's `modal_list`: modalities by falling number of volumes, ties by name (Section 3.6)."""
+        """Return the paper's `modal_list`: modalities by falling number of volumes, ties by name (Section 3.6)."""
         counts = self.counts()
         return tuple(sorted(self.modalities, key=lambda name: (-counts[name], name)))
 
     def place(self, case: Case, modality: str) -> tuple[PurePosixPath, ...]:
-        """Where a file of a modality that the case lacks belongs, relative to the root, named as the others are."""
-        token = self.spellings.get(modality, modality)
-        values = {"prefix": case.prefix, "case": case.id, "token": token}
-        some = next(iter(case.files.values()))
-        if not self.layout.sliced:
-            return (
-                PurePosixPath(self.layout.template.format(**values, ext=self.extension_of(case))),
-            )
-        numbers = [_slice_number(self.layout, file) for file in some]
+        """Return where the files of a modality that the case lacks belong, relative to the root."""
+        model = next(iter(case.files.values()))  # slices are numbered as those of another modality
         return tuple(
-            PurePosixPath(self.layout.template.format(**values, slice=number, ext=".png"))
-            for number in numbers
+            self.layout.place(
+                case=case.id,
+                token=self.spellings.get(modality, modality),
+                prefix=case.prefix,
+                slice_=self.layout.slice_number(file),
+                extension=self.extension_of(case),
+            )
+            for file in (model if self.layout.sliced else model[:1])
         )
 
     def place_label(self, case: Case, modality: str) -> PurePosixPath:
-        """Where the JSON label beside a synthetic volume belongs; PNG slices share one a volume."""
-        file = self.place(case, modality)[0]
-        if self.layout.sliced:
-            return file.with_name(f"{case.id}.json")
-        return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
+        """Return where the side-car JSON of a synthetic volume belongs; the slices of a volume share one."""
+        return self.layout.place_sidecar(self.place(case, modality)[0], case.id)
 
     def synthetic(self, case: Case, names: Iterable[str]) -> list[str]:
-        """Which of a case's modalities have a label that calls them synthetic; BIDS has side-cars of its own."""
+        """Return which of a case's modalities have a side-car that says they are synthetic; BIDS has others, too."""
         return [
             name
             for name in names
@@ -130,13 +126,13 @@ class Dataset:
         ]
 
     def extension_of(self, case: Case) -> str:
-        """The ending of the case's own files (`.nii` beside `.nii.gz` happens), by majority."""
+        """Return the ending of most files of the case (`.nii` beside `.nii.gz` happens)."""
         endings = Counter(ending_of(files[0]) for files in case.files.values())
         return endings.most_common(1)[0][0] if endings else self.extension
 
 
 def read_label(path: Path) -> dict[str, Any]:
-    """What the JSON beside a volume says; nothing where there is none, or a damaged one, which is nobody's."""
+    """Return a volume's side-car JSON; {} if it is missing or invalid."""
     try:
         document = read_json(path) if path.is_file() else {}
     except AttclError:
@@ -145,13 +141,13 @@ def read_label(path: Path) -> dict[str, Any]:
 
 
 def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = None) -> Dataset:
-    """Finds the cases below a folder by looking at names alone.
+    """Find the cases below a folder by looking at names alone.
 
     Args:
         root: the dataset's folder; links to folders are followed.
         layout: a key of `LAYOUTS`, or `auto`: the one that most files fit.
-        modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`);
-            without it, the dataset's own `modalities.toml`, else the four of BraTS.
+        modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`); None: the
+            dataset's own `modalities.toml`, otherwise the four of BraTS.
 
     Raises:
         AttclError: there is no such folder, or nothing in it fits a layout.
@@ -162,6 +158,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
             f"{root}: {'a file' if root.exists() else 'no such folder'}, "
             "expected the folder of a dataset",
             "check the path",
+            code="dataset-not-found",
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
         modalities = root / VOCABULARY_FILE
@@ -170,6 +167,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
         raise UsageError(
             f"--layout: {layout!r}, expected one of auto, {', '.join(LAYOUTS)}",
             f"{nearest(layout, ['auto', *LAYOUTS, *SUBMISSIONS])} auto finds it by the names of the files",
+            code="layout-unknown",
         )
     files = _walk(root)
     candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
@@ -177,10 +175,10 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
         candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
     }
     chosen = max(candidates, key=lambda candidate: len(readings[candidate.name]))
-    found = readings[chosen.name]
-    if not found:
+    names = readings[chosen.name]
+    if not names:
         raise _unknown_layout(root, files, candidates)
-    return replace(_assemble(root, files, chosen, found, vocabulary), vocabulary_file=modalities)
+    return replace(_assemble(root, files, chosen, names, vocabulary), vocabulary_file=modalities)
 
 
 @dataclass(frozen=True)
@@ -192,15 +190,16 @@ class Source:
     modalities: Path | None = None
 
     def open(self) -> Dataset:
-        """Finds the cases.
+        """Find the cases.
 
         Raises:
-            AttclError: there is no such folder, or nothing in it that we know.
+            AttclError: there is no such folder, or nothing in it fits a layout.
         """
         if not self.folder.exists():
             raise AttclError(
                 f"{self.folder}: no such folder, expected a dataset or what prepare-splits wrote",
                 "check the path; data/ is what attcl prepare-splits DATASET writes",
+                code="dataset-not-found",
             )
         return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
 
@@ -208,15 +207,15 @@ class Source:
 def check(
     dataset: Dataset, *, cases: Sequence[Case] | None = None, values: bool = False
 ) -> list[AttclError]:
-    """Everything that is wrong with the files of a dataset: unreadable, not 3-D, not on one grid.
+    """Return everything that is wrong with the files of a dataset: unreadable, not 3-D, not on one grid.
 
     Args:
-        dataset: the dataset; what is wrong with folders that are no case comes first in the answer.
+        dataset: the dataset; what is wrong with folders that are no case comes first in the result.
         cases: only these cases.
-        values: also look for NaN and constant volumes, reading only files that could be such (`volume.suspicious`).
+        values: also look for NaN and constant volumes, reading only files that could be such (`volumes.suspicious`).
 
     Returns:
-        The problems, in the order of the cases; empty where all is well.
+        The problems, in the order of the cases.
     """
     problems: list[AttclError] = []
     if cases is None:
@@ -225,16 +224,14 @@ def check(
         problems += [
             item for name in dataset.wrong if name not in known for item in dataset.wrong[name]
         ]
-    with ThreadPoolExecutor(
-        max_workers=min(8, (os.cpu_count() or 1) * 2)
-    ) as pool:  # waits for disks, not for processors
-        for found in pool.map(lambda case: check_case(dataset, case, values=values), cases):
-            problems += found
-    return problems
+    threads = min(8, (os.cpu_count() or 1) * 2)  # they wait for disks, not for processors
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        checked = pool.map(lambda case: check_case(dataset, case, values=values), cases)
+        return problems + [problem for found in checked for problem in found]
 
 
 def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:
-    """`check` of a single case; its label map is not looked at."""
+    """Return what is wrong with the images of a single case, as `check` does; its label map is not looked at."""
     if (
         case.id in dataset.wrong
     ):  # which file is meant is not clear: what they hold would only confuse
@@ -259,6 +256,7 @@ def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[At
                 AttclError(
                     f"{path}: {difference} of {first}, expected one grid for all volumes of a case",
                     "co-register and resample the case's volumes, or remove the one that is off",
+                    code="grids-differ",
                 )
             )
     return problems
@@ -277,7 +275,7 @@ class _Name:
 
 
 def _walk(root: Path) -> list[PurePosixPath]:
-    """Every file below `root`, relative and sorted, also through links; hidden names and repeated folders are not."""
+    """Return every file below `root`, relative and sorted, also through links; no hidden name, no folder twice."""
     files: list[PurePosixPath] = []
     visited: set[tuple[int, int]] = set()
     starts = [root]  # linked folders wait at the end, so that none takes the place of a real one
@@ -299,6 +297,7 @@ def _refuse(error: OSError) -> NoReturn:
     raise AttclError(
         f"{error.filename}: not readable ({error.strerror}), expected a folder that can be listed",
         "check its permissions",
+        code="folder-unreadable",
     ) from error
 
 
@@ -306,15 +305,15 @@ def _read_names(
     files: Sequence[PurePosixPath], layout: Layout, vocabulary: Mapping[str, tuple[str, ...]]
 ) -> dict[PurePosixPath, _Name]:
     pattern = layout.pattern()
-    found = {}
+    names = {}
     for path in files:
         match = pattern.fullmatch(str(path))
         if match is None:
             continue
         groups = match.groupdict()
-        modality = _modality(groups["token"], vocabulary)
+        modality = modality_of(groups["token"], vocabulary)
         if modality is not None:
-            found[path] = _Name(
+            names[path] = _Name(
                 path,
                 groups["case"],
                 modality,
@@ -323,33 +322,18 @@ def _read_names(
                 groups["ext"],
                 groups.get("slice") or "",
             )
-    return found
-
-
-def _modality(token: str, vocabulary: Mapping[str, tuple[str, ...]]) -> str | None:
-    lower = token.lower()
-    *entities, suffix = lower.split(
-        "_"
-    )  # BIDS: entities such as acq-..., ce-..., run-... before the suffix
-    if suffix in SEGMENTATION_NAMES:
-        return SEGMENTATION
-    spellings = {
-        spelling.lower(): name for name, names in vocabulary.items() for spelling in (name, *names)
-    }
-    if any(entity.startswith("ce-") for entity in entities):
-        return spellings.get(f"ce-gadolinium_{suffix}")
-    return spellings.get(suffix)
+    return names
 
 
 def _assemble(
     root: Path,
     files: Sequence[PurePosixPath],
     layout: Layout,
-    found: Mapping[PurePosixPath, _Name],
+    names: Mapping[PurePosixPath, _Name],
     vocabulary: Mapping[str, tuple[str, ...]],
 ) -> Dataset:
     by_case: dict[str, list[_Name]] = defaultdict(list)
-    for name in found.values():
+    for name in names.values():
         by_case[name.case].append(name)
     wrong: dict[str, tuple[AttclError, ...]] = {}
     cases = []
@@ -364,6 +348,7 @@ def _assemble(
                     f"{folder}: a case with no modality, "
                     f"expected at least one of {', '.join(vocabulary)}",
                     "add its images or remove the folder",
+                    code="case-empty",
                 )
             )
         if problems:
@@ -372,19 +357,20 @@ def _assemble(
         problem = AttclError(
             f"{folder}: a case with no modality, expected its images",
             "add its images or remove the folder",
+            code="case-empty",
         )
         wrong[folder.name] = (*wrong.get(folder.name, ()), problem)
     ignored = tuple(
-        path for path in files if path not in found and path.suffix in {".gz", ".nii", ".png"}
+        path for path in files if path not in names and path.suffix in {".gz", ".nii", ".png"}
     )
     tokens: dict[str, Counter[str]] = defaultdict(Counter)
-    for name in found.values():
+    for name in names.values():
         tokens[name.modality][name.token] += 1
     spellings = {
         **layout.tokens,
         **{modality: counter.most_common(1)[0][0] for modality, counter in tokens.items()},
     }
-    endings = Counter(name.ending for name in found.values())
+    endings = Counter(name.ending for name in names.values())
     return Dataset(
         root=root,
         layout=layout,
@@ -402,46 +388,46 @@ def _case(
 ) -> tuple[Case, list[AttclError]]:
     problems: list[AttclError] = []
     files: dict[str, tuple[PurePosixPath, ...]] = {}
+    numbers: dict[
+        str, set[int]
+    ] = {}  # modality -> the slices that there are; a volume in one file is slice 0
     for modality in sorted({name.modality for name in names}):
-        own = [name for name in names if name.modality == modality]
         by_number: dict[int, list[str]] = defaultdict(list)
-        for name in own:
-            by_number[int(name.slice_ or 0)].append(str(name.path))
-        twins = [sorted(paths) for paths in by_number.values() if len(paths) > 1]
+        for name in names:
+            if name.modality == modality:
+                by_number[int(name.slice_ or 0)].append(str(name.path))
+        twins = next((sorted(paths) for paths in by_number.values() if len(paths) > 1), None)
         if twins:
-            pair = twins[0]
             problems.append(
                 AttclError(
-                    f"{root / pair[0]}: a second file for {modality} of {case_id} is {pair[1]}, "
+                    f"{root / twins[0]}: a second file for {modality} of {case_id} is {twins[1]}, "
                     "expected one",
                     "remove or rename one of them",
+                    code="modality-twice",
                 )
             )
         files[modality] = tuple(
-            name.path
-            for name in sorted(own, key=lambda name: (int(name.slice_ or 0), str(name.path)))
+            PurePosixPath(path)
+            for number in sorted(by_number)
+            for path in sorted(by_number[number])
         )
-    numbers = {
-        modality: {int(_slice_number(layout, file) or 0) for file in paths}
-        for modality, paths in files.items()
-        if modality != SEGMENTATION
-    }
-    whole = set().union(*numbers.values()) if numbers else set()
+        if modality != SEGMENTATION:
+            numbers[modality] = set(by_number)
+    all_slices = set().union(*numbers.values())
     for modality, present in numbers.items():
-        if present != whole:
-            gap = sorted(whole - present)
+        if present != all_slices:
             problems.append(
                 AttclError(
                     f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} slices of "
-                    f"{len(whole)} (no slice {gap[0]}), expected all or none",
+                    f"{len(all_slices)} (no slice {min(all_slices - present)}), expected all or none",
                     "add the missing slices or remove the others",
+                    code="slices-missing",
                 )
             )
     segmentation = files.pop(SEGMENTATION, ())
-    patient = re.match(layout.patient, case_id)
     return Case(
         id=case_id,
-        patient=patient[1] if patient else case_id,
+        patient=layout.patient_of(case_id),
         files=files,
         segmentation=segmentation,
         prefix=names[0].prefix,
@@ -449,14 +435,14 @@ def _case(
 
 
 def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:
-    """Case folders without a single file of the layout.
+    """Return case folders without a single file of the layout.
 
-    That is a folder beside those that are found which is empty, holds images, or is named like a case: `docs/` is none.
+    Such a folder lies beside those of cases, and is empty, holds images, or is named like a case: `docs/` is none.
     """
     if "{case}/" not in layout.template:
         return []
     parents = {root / name.path.parent.parent for names in cases.values() for name in names}
-    found = {root / name.path.parent for names in cases.values() for name in names}
+    filled = {root / name.path.parent for names in cases.values() for name in names}
     shapes = {re.sub(r"\d+", "0", case_id) for case_id in cases}
 
     def is_case(folder: Path) -> bool:
@@ -470,7 +456,7 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
         for folder in sorted(parent.iterdir())
         if folder.is_dir()
         and not folder.name.startswith(".")
-        and folder not in found
+        and folder not in filled
         and folder not in parents
         and is_case(folder)
     ]
@@ -480,27 +466,17 @@ def _unknown_layout(
     root: Path, files: Sequence[PurePosixPath], candidates: Sequence[Layout]
 ) -> AttclError:
     images = [path for path in files if path.name.endswith((".nii", ".nii.gz", ".png"))]
-    seen = (
+    content = (
         f"{len(images)} images such as {images[0]}"
         if images
         else f"{len(files)} files and no image"
     )
-    fields = {"{prefix}": "", "{token}": "<modality>", "{ext}": ".nii.gz"}
-    known = []
-    for layout in candidates:
-        path = layout.template if not layout.sliced else layout.template.replace("{ext}", ".png")
-        for field_, shown in fields.items():
-            path = path.replace(field_, shown)
-        known.append(f"{path} ({layout.title})")
-    wanted = " or ".join(known)
+    templates = [
+        f"{layout.place(case='{case}', token='<modality>', slice_='{slice}')} ({layout.title})"
+        for layout in candidates
+    ]
     return AttclError(
-        f"{root}: unknown folder layout: {seen}, expected {wanted}",
+        f"{root}: unknown folder layout: {content}, expected {' or '.join(templates)}",
         "rename the files, or describe the naming in a TOML file and pass it with --modalities",
+        code="layout-unrecognised",
     )
-
-
-def _slice_number(layout: Layout, path: PurePosixPath) -> str:
-    if not layout.sliced:
-        return ""
-    match = re.search(r"_(\d+)\.png$", path.name)
-    return match[1] if match else ""

@@ -1,4 +1,4 @@
-"""Naming conventions as data: how a relative path is read, and how one is made; modality names.
+"""Naming conventions as data: how a relative path is read, how a new one is made, whose it is; names of modalities.
 
 Knows names only; which cases a folder holds is left to `dataset`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from attcl_cli.errors import UsageError
@@ -22,29 +23,25 @@ DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-VOCABULARY_FILE = (
-    "modalities.toml"  # in a dataset's root it is read unasked; prepare-splits copies it along
-)
-
-
+VOCABULARY_FILE = "modalities.toml"  # read if it lies in a dataset's root; prepare-splits copies it
 SEGMENTATION = "seg"
-
-
 SEGMENTATION_NAMES = ("seg", "dseg", "segm")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A naming convention: how a relative path is read, and how one is made.
+    """A naming convention.
 
     Attributes:
         name: what `--layout` takes.
         title: what people call it.
-        template: the relative path; `{prefix}`, `{case}`, `{token}` (the modality's spelling),
-            `{slice}` and `{ext}` vary.
+        template: the relative path of a file; `{prefix}`, `{case}`, `{token}` (the modality's spelling), `{slice}` and
+            `{ext}` vary.
         fields: a regular expression for each of these.
-        tokens: the spelling of the default modalities, used where a dataset shows none of its own.
+        tokens: the spelling of the default modalities, for a dataset that shows none of its own.
         patient: a regular expression whose first group, found in a case's id, names the patient.
+        extension: the ending of a new file, for a dataset that shows none of its own.
+        label_convention: the key of `labels.CONVENTIONS` that label maps usually follow.
     """
 
     name: str
@@ -53,11 +50,50 @@ class Layout:
     fields: Mapping[str, str]
     tokens: Mapping[str, str] = field(default_factory=dict)
     patient: str = r"^(.*)$"
+    extension: str = ".nii.gz"
+    label_convention: str = "2021"
 
     @property
     def sliced(self) -> bool:
-        """Whether a volume is a file a slice (PNG), not one file (NIfTI)."""
+        """Return whether a volume is one file per slice (PNG), not one file (NIfTI)."""
         return "{slice}" in self.template
+
+    def pattern(self) -> re.Pattern[str]:
+        """Return the template as a regular expression over a POSIX relative path."""
+        return _pattern_of(self.template, tuple(self.fields.items()))
+
+    def patient_of(self, case_id: str) -> str:
+        """Return the patient of a case: the part of its id that names one, otherwise the whole id."""
+        match = re.match(self.patient, case_id)
+        return match[1] if match else case_id
+
+    def slice_number(self, file: PurePosixPath) -> str:
+        """Return the digits that number a slice in its file's name; "" if a volume is one file."""
+        match = self.pattern().fullmatch(str(file)) if self.sliced else None
+        return match["slice"] if match else ""
+
+    def place(
+        self, *, case: str, token: str, prefix: str = "", slice_: str = "", extension: str = ""
+    ) -> PurePosixPath:
+        """Return where a file belongs, relative to the dataset's root.
+
+        Args:
+            case: the case's id.
+            token: the spelling of the modality.
+            prefix: the folder that the template begins with.
+            slice_: the digits that number the slice, if a volume is one file per slice.
+            extension: the ending; none: that of the layout.
+        """
+        ext = extension or self.extension
+        return PurePosixPath(
+            self.template.format(prefix=prefix, case=case, token=token, slice=slice_, ext=ext)
+        )
+
+    def place_sidecar(self, file: PurePosixPath, case: str) -> PurePosixPath:
+        """Return where the JSON side-car of a volume belongs, given the first of its files; slices share one."""
+        if self.sliced:
+            return file.with_name(f"{case}.json")
+        return file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
 
     def files_of_slices(
         self, files: Sequence[PurePosixPath], span: tuple[int, int] | None
@@ -86,17 +122,6 @@ class Layout:
                 "leave it out",
                 code="slices-instead-of-volumes",
             )
-
-    def pattern(self) -> re.Pattern[str]:
-        """The template as a regular expression over a POSIX relative path."""
-        seen: set[str] = set()
-        parts = []
-        for literal, name in re.findall(r"([^{}]*)(?:\{(\w+)\})?", self.template):
-            parts.append(re.escape(literal))
-            if name:
-                parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{self.fields[name]})")
-                seen.add(name)
-        return re.compile("".join(parts))
 
 
 _NIFTI = r"\.nii(?:\.gz)?"
@@ -129,6 +154,7 @@ LAYOUTS: Mapping[str, Layout] = {
             },
             tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", SEGMENTATION: "seg"},
             patient=r"^(.+-\d{5})-\d{3}$",  # the last number is the time point
+            label_convention="2023",
         ),
         Layout(
             name="bids",
@@ -161,12 +187,13 @@ LAYOUTS: Mapping[str, Layout] = {
                 "ext": r"\.png",
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+            extension=".png",
         ),
     )
 }
 
 
-# What a challenge takes: names of `complete`'s output alone; no dataset is read by them.
+# What a challenge takes: names of the output of `attcl complete` alone; no dataset is read by them.
 SUBMISSIONS: Mapping[str, Layout] = {
     "brasyn-submission": Layout(
         name="brasyn-submission",
@@ -179,7 +206,7 @@ SUBMISSIONS: Mapping[str, Layout] = {
 
 
 def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout | None]:
-    """Reads other modality names, and optionally a naming of the user's own, from TOML.
+    """Read other modality names, and optionally a naming of the user's own, from TOML.
 
     ```toml
     pattern = "IXI-{modality}/{case}-{modality}.nii.gz"   # optional; without it one of LAYOUTS
@@ -189,22 +216,26 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
     pd = ["PD"]
     ```
 
+    Returns:
+        Modality -> its spellings, and the user's own layout or None.
+
     Raises:
-        UsageError: the file is unreadable or says something else.
+        UsageError: the file is unreadable or holds something else.
     """
     document = read_toml(path, expected="a [modalities] table")
     table = document.get("modalities")
     unknown = set(document) - {"modalities", "pattern"}
     if unknown or not isinstance(table, dict) or len(table) < 2:  # noqa: PLR2004
-        found = (
-            f"unknown key {sorted(unknown)[0]!r}"
+        reason = (
+            f"unknown key {min(unknown)!r}"
             if unknown
             else "no [modalities] table of two names or more"
         )
         raise UsageError(
-            f"{path}: {found}, "
+            f"{path}: {reason}, "
             "expected `pattern` (optional) and [modalities] with a list of spellings each",
             "see the README, 'Other modalities'",
+            code="vocabulary-invalid",
         )
     for name, spellings in table.items():
         if (
@@ -216,6 +247,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
                 f"{path}: modality {name!r} = {spellings!r}, "
                 "expected letters and digits = a list of spellings",
                 'for example pd = ["PD"]',
+                code="vocabulary-invalid",
             )
     owner: dict[str, str] = {}
     for name, spellings in table.items():
@@ -224,11 +256,14 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
                 raise UsageError(
                     f"{path}: {spelling!r} names the label map, expected another name",
                     "choose another spelling",
+                    code="spelling-reserved",
                 )
-            if owner.setdefault(spelling.lower(), name) != name:
+            first = owner.setdefault(spelling.lower(), name)
+            if first != name:
                 raise UsageError(
-                    f"{path}: {spelling!r} is a spelling of {owner[spelling.lower()]} and of {name}, expected one owner",
+                    f"{path}: {spelling!r} is a spelling of {first} and of {name}, expected one owner",
                     "leave it to one of them",
+                    code="spelling-ambiguous",
                 )
     vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
     if "pattern" not in document:
@@ -244,6 +279,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
             f"{path}: pattern {pattern!r}, "
             f"expected a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
             'for example pattern = "{case}/{case}-{modality}.nii.gz"',
+            code="pattern-invalid",
         )
     ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
     layout = Layout(
@@ -259,7 +295,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
 
 
 def canonical(name: str, modalities: Iterable[str]) -> str:
-    """Our name for a modality that a user may spell otherwise (`t1c`, `T1Gd` -> `t1ce`).
+    """Return our name for a modality that a user may spell otherwise (`t1c`, `T1Gd` -> `t1ce`).
 
     Raises:
         UsageError: the name is none of `modalities`.
@@ -273,9 +309,40 @@ def canonical(name: str, modalities: Iterable[str]) -> str:
     raise UsageError(
         f"modality {name!r}: unknown here, expected one of {', '.join(known)}",
         "a TOML file given with --modalities names others",
+        code="modality-unknown",
     )
 
 
+def modality_of(token: str, vocabulary: Mapping[str, tuple[str, ...]]) -> str | None:
+    """Return the modality that a token in a file's name stands for, or None; `SEGMENTATION` for a label map.
+
+    In BIDS, entities such as `acq-...`, `ce-...` and `run-...` stand before the suffix; after contrast agent (`ce-`)
+    an image is another modality.
+    """
+    *entities, suffix = token.lower().split("_")
+    if suffix in SEGMENTATION_NAMES:
+        return SEGMENTATION
+    spellings = {
+        spelling.lower(): name for name, names in vocabulary.items() for spelling in (name, *names)
+    }
+    if any(entity.startswith("ce-") for entity in entities):
+        return spellings.get(f"ce-gadolinium_{suffix}")
+    return spellings.get(suffix)
+
+
 def ending_of(path: PurePosixPath) -> str:
-    """`.nii.gz`, `.nii` or `.png`."""
+    """Return the ending of an image's name: `.nii.gz`, `.nii` or `.png`."""
     return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+
+
+@cache  # a dataset of slices asks for every file
+def _pattern_of(template: str, fields: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
+    expressions = dict(fields)
+    parts = []
+    for literal, name in re.findall(r"([^{}]*)(?:\{(\w+)\})?", template):
+        parts.append(re.escape(literal))
+        if name in expressions:
+            parts.append(f"(?P<{name}>{expressions.pop(name)})")
+        elif name:
+            parts.append(f"(?P={name})")
+    return re.compile("".join(parts))

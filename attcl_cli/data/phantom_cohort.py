@@ -80,19 +80,19 @@ def _write_case(
         if modality in missing:
             continue
         data = volumes.to_working_order(image, grid).astype(np.float32)
-        values = {"prefix": prefix, "case": name, "token": naming.tokens[modality]}
+        token = naming.tokens[modality]
         if png:
             grey = volumes.Grid(
                 shape=(*data.shape[1:], data.shape[0]), affine=np.eye(4), dtype=np.dtype(np.uint16)
             )
             paths = [
-                root / naming.template.format(**values, slice=f"{number:03d}", ext=".png")
+                root / naming.place(case=name, token=token, prefix=prefix, slice_=f"{number:03d}")
                 for number in range(len(data))
             ]
             volumes.save(paths, data, grey, description="attcl phantom, simulated")
         else:
             volumes.save(
-                [root / naming.template.format(**values, ext=".nii.gz")],
+                [root / naming.place(case=name, token=token, prefix=prefix)],
                 data,
                 grid,
                 description="attcl phantom, simulated",

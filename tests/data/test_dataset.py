@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from attcl_cli.data.dataset import Dataset, check, check_case, open_dataset
-from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION, canonical, read_vocabulary
+from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
 from attcl_cli.errors import AttclError, UsageError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -174,27 +174,6 @@ def test_a_label_map_is_no_modality(token, tmp_path):
     dataset = open_dataset(touch(tmp_path, brats("A", ["t1", token])))
     assert tuple(dataset.cases[0].files) == ("t1",)
     assert dataset.paths(dataset.cases[0], SEGMENTATION) == (tmp_path / f"A/A_{token}.nii.gz",)
-
-
-@pytest.mark.parametrize(
-    ("name", "ours"), [("t1ce", "t1ce"), ("t1c", "t1ce"), ("T1Gd", "t1ce"), ("FLAIR", "flair")]
-)
-def test_a_users_spelling_becomes_our_name(name, ours):
-    assert canonical(name, FOUR) == ours
-
-
-def test_a_users_spelling_of_an_own_modality_may_differ_in_case():
-    assert canonical("PD", ("pd", "t1")) == "pd"
-
-
-def test_a_name_that_is_no_modality_is_an_error_with_the_known_ones():
-    with pytest.raises(UsageError, match="'t3': unknown here, expected one of flair, t1, t1ce, t2"):
-        canonical("t3", FOUR)
-
-
-def test_an_alias_of_a_modality_that_the_dataset_has_not_is_unknown():
-    with pytest.raises(UsageError):
-        canonical("t1c", ("t1", "t2"))
 
 
 # --- missing modalities and where they belong -----------------------------------------------------------------------
@@ -358,31 +337,6 @@ def test_other_modalities_work_in_a_known_layout(tmp_path):
     assert dataset.layout.name == "brats"
     assert tuple(dataset.cases[0].files) == ("adc",)
     assert placed(dataset, "t2") == "A/A_t2.nii.gz"
-
-
-@pytest.mark.parametrize(
-    ("content", "complaint"),
-    [
-        ("modalities = [", "not readable as TOML"),
-        ('[modalities]\nt1 = ["T1"]', "no [modalities] table of two names or more"),
-        ('names = 1\n[modalities]\nt1 = ["a"]\nt2 = ["b"]', "unknown key 'names'"),
-        ('[modalities]\nt1 = "T1"\nt2 = []', "modality 't1' = 'T1'"),
-        ('[modalities]\n"t 1" = ["T1"]\nt2 = []', "modality 't 1'"),
-        ('pattern = "{case}.nii.gz"\n[modalities]\nt1 = []\nt2 = []', "{case} and {modality}"),
-        ('pattern = "{case}_{modality}.mha"\n[modalities]\nt1 = []\nt2 = []', ".nii or .nii.gz"),
-        ('pattern = "{x}{case}_{modality}.nii"\n[modalities]\nt1 = []\nt2 = []', "pattern '{x}"),
-        ('[modalities]\nt1 = ["a"]\nt2 = ["A"]', "'A' is a spelling of t1 and of t2"),
-        ('[modalities]\nt1 = ["t2"]\nt2 = []', "'t2' is a spelling of t1 and of t2"),
-        ('[modalities]\nt1 = []\nseg = []', "'seg' names the label map"),
-        ('[modalities]\nt1 = ["dseg"]\nt2 = []', "'dseg' names the label map"),
-    ],
-)  # fmt: skip
-def test_a_vocabulary_that_says_something_else_is_a_usage_error(content, complaint, tmp_path):
-    (tmp_path / "v.toml").write_text(content)
-    with pytest.raises(UsageError) as caught:
-        read_vocabulary(tmp_path / "v.toml")
-    assert complaint in caught.value.message
-    assert caught.value.message.startswith(str(tmp_path / "v.toml"))
 
 
 def test_a_vocabulary_that_is_not_there_is_a_usage_error(tmp_path):

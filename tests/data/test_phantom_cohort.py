@@ -59,8 +59,9 @@ def test_more_cases_do_not_change_the_first_ones(tmp_path):
     assert {name: many[name] for name in few} == few
 
 
+@pytest.mark.usefixtures("patients_made_once")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_shows_the_same_patient(layout, tmp_path, patients_made_once):
+def test_every_layout_shows_the_same_patient(layout, tmp_path):
     write_cohort(tmp_path, cases=1, layout=layout, voxel_mm=VOXEL_MM, seed=5)
     made = phantom.make_case(0, seed=5, voxel_mm=VOXEL_MM)
     dataset = open_dataset(tmp_path)
@@ -74,15 +75,17 @@ def test_every_layout_shows_the_same_patient(layout, tmp_path, patients_made_onc
         assert np.allclose(found.grid.affine, made.affine)
 
 
-def test_ids_are_returned_in_order_and_reported(tmp_path, patients_made_once):
+@pytest.mark.usefixtures("patients_made_once")
+def test_ids_are_returned_in_order_and_reported(tmp_path):
     seen: list[str] = []
     ids = write_cohort(tmp_path, cases=3, voxel_mm=VOXEL_MM, on_case=seen.append)
     assert ids == seen == ["Phantom_00000", "Phantom_00001", "Phantom_00002"]
     assert [case.id for case in open_dataset(tmp_path).cases] == ids
 
 
+@pytest.mark.usefixtures("patients_made_once")
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path, patients_made_once):
+def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path):
     write_cohort(
         tmp_path, cases=3, layout=layout, voxel_mm=VOXEL_MM, missing=[["t2"], ["t1", "t1ce"]]
     )
@@ -91,7 +94,8 @@ def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path, patients_m
     assert all(case.segmentation for case in dataset.cases)
 
 
-def test_a_phantom_is_said_to_be_one(tmp_path, patients_made_once):
+@pytest.mark.usefixtures("patients_made_once")
+def test_a_phantom_is_said_to_be_one(tmp_path):
     write_cohort(tmp_path, cases=1, voxel_mm=VOXEL_MM)
     header = volumes.read_grid([tmp_path / "Phantom_00000" / "Phantom_00000_t1.nii.gz"]).header
     assert b"phantom, simulated" in bytes(header["descrip"])

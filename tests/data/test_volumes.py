@@ -289,19 +289,22 @@ def test_an_empty_file_is_named(name, tmp_path):
     fails(tmp_path / name, r"empty \(0 bytes\)")
 
 
+@pytest.mark.usefixtures("any_gzip")
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("content", [b"x", b"not an image at all\n", b"text " * 1000])
-def test_text_under_the_name_of_a_volume_is_refused(name, content, tmp_path, any_gzip):
+def test_text_under_the_name_of_a_volume_is_refused(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
     fails(tmp_path / name, "not readable")
 
 
-def test_compressed_text_is_refused(tmp_path, any_gzip):
+@pytest.mark.usefixtures("any_gzip")
+def test_compressed_text_is_refused(tmp_path):
     fails(rewrite(tmp_path / "a.nii.gz", b"text " * 1000), "not readable as NIfTI")
 
 
+@pytest.mark.usefixtures("any_gzip")
 @pytest.mark.parametrize("kept", [1, 3, 10, 17, 18, 40, 200, 0.25, 0.5, 0.9, -9, -8, -4, -1])
-def test_a_gzip_cut_off_anywhere_is_refused(kept, tmp_path, write_nifti, any_gzip):
+def test_a_gzip_cut_off_anywhere_is_refused(kept, tmp_path, write_nifti):
     noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
     path = write_nifti(tmp_path / "a.nii.gz", noise)
     whole = path.read_bytes()
@@ -309,10 +312,11 @@ def test_a_gzip_cut_off_anywhere_is_refused(kept, tmp_path, write_nifti, any_gzi
     fails(path, "not readable|cut off")
 
 
+@pytest.mark.usefixtures("any_gzip")
 @pytest.mark.parametrize("lost", [1, 2, 4, 100])
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("image", [nib.Nifti1Image, nib.Nifti2Image])
-def test_a_volume_that_lacks_voxels_is_refused(name, lost, image, tmp_path, write_nifti, any_gzip):
+def test_a_volume_that_lacks_voxels_is_refused(name, lost, image, tmp_path, write_nifti):
     path = write_nifti(tmp_path / name, ramp(), image=image)
     rewrite(path, raw_of(path)[:-lost])
     fails(path, "cut off|not readable")
@@ -325,7 +329,8 @@ def test_a_header_that_is_cut_off_is_refused(kept, tmp_path, write_nifti):
     fails(path, "not readable|cut off")
 
 
-def test_damage_in_the_middle_is_found_when_voxels_are_read(tmp_path, write_nifti, any_gzip):
+@pytest.mark.usefixtures("any_gzip")
+def test_damage_in_the_middle_is_found_when_voxels_are_read(tmp_path, write_nifti):
     noise = np.random.default_rng(0).integers(0, 1000, (20, 20, 20)).astype(np.int16)
     path = write_nifti(tmp_path / "a.nii.gz", noise)
     data = bytearray(path.read_bytes())
@@ -335,7 +340,8 @@ def test_damage_in_the_middle_is_found_when_voxels_are_read(tmp_path, write_nift
         volumes.load([path])
 
 
-def test_a_gzip_of_several_members_is_whole(tmp_path, write_nifti, any_gzip):
+@pytest.mark.usefixtures("any_gzip")
+def test_a_gzip_of_several_members_is_whole(tmp_path, write_nifti):
     path = write_nifti(tmp_path / "a.nii.gz", ramp())
     raw = raw_of(path)
     path.write_bytes(gzip.compress(raw[:400]) + gzip.compress(raw[400:]))
@@ -343,7 +349,8 @@ def test_a_gzip_of_several_members_is_whole(tmp_path, write_nifti, any_gzip):
     assert np.array_equal(volumes.load([path]).data, ramp().transpose(2, 1, 0))
 
 
-def test_a_gzip_that_lacks_its_last_member_is_refused(tmp_path, write_nifti, any_gzip):
+@pytest.mark.usefixtures("any_gzip")
+def test_a_gzip_that_lacks_its_last_member_is_refused(tmp_path, write_nifti):
     path = write_nifti(tmp_path / "a.nii.gz", ramp())
     path.write_bytes(gzip.compress(raw_of(path)[:400]))
     fails(path, "cut off|not readable")
