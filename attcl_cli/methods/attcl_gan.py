@@ -1,6 +1,6 @@
 """AttCL-GAN (Xu et al.), and with its three switches off StarGAN v2 (Choi et al. 2020): networks, step, synthesis.
 
-Follows method.md, section 2. Leaves the loop, the averaging and all files to `train`.
+Follows method.md, section 2. Leaves the loop, the averaging and all files to `training`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ _OFF: Mapping[str, Any] = {"acl": "none", "att_adain": False, "scd": False}
 # 0.304; 0.373 at 0.1; 0.386 without). The small ones also take larger steps, with momentum, since they are trained for
 # minutes: 300 steps of tiny on phantoms, 12 directions, mean SSIM in the brain 0.438 with momentum 0.5, 0.404 without.
 # These steps shrink over the whole run, for at full size they undo what was learnt now and then: 1,500 steps of the
-# paired term alone, tiny, give 0.719; 0.477 if the last fifth shrinks. Wider networks do not bear steps of 1e-3: `small`
-# on patients lost its style codes (g_latent_sty 13,000) at step 90. What completion does with the background is done in
-# training, too; in-brain SSIM after 300 steps of the paired term alone: 0.305, otherwise 0.224. All of them see half of
-# the slices mirrored, for small cohorts are overfitted soon. The decoder sees the source at full size, for fine detail:
-# 1,500 steps of the paired term alone, 0.766, otherwise 0.719. `tiny` also weighs the brightest pixels, or its T1ce lacks
-# the bright tail (t1 -> t1ce 0.719, 0.683 without); what that does to patients is not measured yet, so the others do not.
+# paired term alone, tiny, give 0.719; 0.477 if only the last fifth shrinks. Wider networks do not bear steps of 1e-3:
+# `small` on patients lost its style codes (g_latent_sty 13,000) at step 90. What completion does with the background is
+# done in training, too; in-brain SSIM after 300 steps of the paired term alone: 0.305, otherwise 0.224. All of them see
+# half of the slices mirrored, for small cohorts are overfitted soon. The decoder sees the source at full size, for fine
+# detail: 1,500 steps of the paired term alone, 0.766, otherwise 0.719. `tiny` also weighs the brightest pixels, or its
+# T1ce lacks the bright tail (t1 -> t1ce 0.719, 0.683 without); what that does to patients is not measured yet, so the
+# others do not.
 _PAIRED: Mapping[str, Any] = {
     "lambda_pair": 100.0,
     "lambda_patch": 0.1,
@@ -154,10 +155,10 @@ class AttclGanSettings(Settings):
                 f"downs: {self.downs}, "
                 f"expected at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
             )
-        wrong = [layer for layer in self.contrastive_layers if layer > self.downs]
-        if wrong:
+        missing = [layer for layer in self.contrastive_layers if layer > self.downs]
+        if missing:
             raise ValueError(
-                f"contrastive_layers: {wrong}, expected layers from 1 to downs ({self.downs})"
+                f"contrastive_layers: {missing}, expected layers from 1 to downs ({self.downs})"
             )
         if len(set(self.contrastive_layers)) < len(self.contrastive_layers):
             raise ValueError(
@@ -241,7 +242,7 @@ class AttclGan(Method):
         return s.learning_rate_mapping if network == "mapping" else s.learning_rate
 
     def training_step(self, batch: DomainBatch, step: int) -> dict[str, Tensor]:
-        """One iteration: D on the latent and the reference path, then G+F+E+A+P, then G+A+P (StarGAN v2's order)."""
+        """Run an iteration: D on the latent and the reference path, then G+F+E+A+P, then G+A+P (StarGAN v2's order)."""
         parts = self._parts(batch, step)
         # Neither G nor F changes before the third update: with the batch in one part, the latent path's translation
         # is made once, shown to D, and learned from, and D's reference path decodes the same features.
@@ -329,12 +330,12 @@ class AttclGan(Method):
             target: self._style(target, sample)[None].to(x.device, x.dtype) for target in targets
         }
         return {
-            target: self._shown(self.generator.decode(features, style, to_add), x)
+            target: self._masked(self.generator.decode(features, style, to_add), x)
             for target, style in styles.items()
         }
 
     def _style(self, target: str, sample: int | None) -> Tensor:
-        """The reference's style code, or one that the mapping network makes of a latent drawn by `sample`."""
+        """Return the reference's style code, or one that the mapping network makes of a latent drawn by `sample`."""
         if sample is None:
             return self.references[target]
         noise = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + sample)
@@ -347,7 +348,7 @@ class AttclGan(Method):
         return self.settings.scd and self.settings.lambda_scd > 0
 
     def _parts(self, batch: DomainBatch, step: int) -> list[_Part]:
-        """The batch in parts that go through the networks at once, with the random numbers of the step.
+        """Return the batch in parts that go through the networks at once, with the random numbers of the step.
 
         These are a function of (seed, step), drawn on the CPU for the whole batch of all processes: a resumed run, more
         processes or smaller parts see the same ones.
@@ -384,14 +385,15 @@ class AttclGan(Method):
         x = part.batch.x_src
         features = self.generator.encode(x)
         refined = self._refine(features)
-        x_fake = self._shown(self.generator.decode(features, style, self._to_add(refined)), x)
+        x_fake = self._masked(self.generator.decode(features, style, self._to_add(refined)), x)
         return _Translation(features, refined, style, x_fake)
 
-    def _decode(self, made: _Translation, style: Tensor) -> Tensor:
-        made_of = self.generator.decode(made.features, style, self._to_add(made.refined))
-        return self._shown(made_of, made.features.image)
+    def _decode(self, translation: _Translation, style: Tensor) -> Tensor:
+        refined = self._to_add(translation.refined)
+        fake = self.generator.decode(translation.features, style, refined)
+        return self._masked(fake, translation.features.image)
 
-    def _shown(self, fake: Tensor, x: Tensor) -> Tensor:
+    def _masked(self, fake: Tensor, x: Tensor) -> Tensor:
         return keep_background(fake, x) if self.settings.keep_background else fake
 
     def _refine(self, features: Features) -> dict[int, Tensor]:
@@ -413,41 +415,47 @@ class AttclGan(Method):
         }
 
     def _style_encoder_loss(self, part: _Part) -> Losses:
-        """Eq 11, of the codes that E finds in the reference."""
+        """Return Eq 11 of the codes that E finds in the reference."""
         codes = self.style_encoder(part.batch.x_ref).float()
         scd = losses.style_code_diversity(codes, part.batch.y_ref, bound=self.settings.scd_bound)
         return {"scd": (-self.settings.lambda_scd, scd)}
 
     def _generator_loss(
-        self, part: _Part, made: _Translation, style2_of: Callable[[_Part], Tensor], step: int
+        self,
+        part: _Part,
+        translation: _Translation,
+        style2_of: Callable[[_Part], Tensor],
+        step: int,
     ) -> Losses:
-        """Eq 16 without D's side: name -> (weight, loss); what is maximised weighs below 0."""
+        """Return Eq 16 without D's side: name -> (weight, loss); what is maximised weighs below 0."""
         s, batch = self.settings, part.batch
-        x_fake = made.x_fake
-        found: Losses = {}
-        found["adv"] = (1.0, losses.real_loss(self.discriminator(x_fake, batch.y_ref).float()))
-        style_found = pick(self.style_encoder(x_fake), batch.y_ref)
-        found["sty"] = (s.lambda_sty, losses.style_loss(made.style.float(), style_found.float()))
+        x_fake = translation.x_fake
+        terms: Losses = {}
+        terms["adv"] = (1.0, losses.real_loss(self.discriminator(x_fake, batch.y_ref).float()))
+        encoded = pick(self.style_encoder(x_fake), batch.y_ref)
+        style = translation.style.float()
+        terms["sty"] = (s.lambda_sty, losses.style_loss(style, encoded.float()))
         # The way back starts from the fake's own features, which the contrastive loss compares, too.
         fake_features = self.generator.encode(x_fake)
         fake_refined = self._refine(fake_features)
         style_org = pick(self.style_encoder(batch.x_src), batch.y_src)
         x_rec = self.generator.decode(fake_features, style_org, self._to_add(fake_refined))
-        x_rec = self._shown(x_rec, batch.x_src)
-        found["cyc"] = (s.lambda_cyc, losses.cycle_loss(batch.x_src, x_rec.float()))
+        x_rec = self._masked(x_rec, batch.x_src)
+        terms["cyc"] = (s.lambda_cyc, losses.cycle_loss(batch.x_src, x_rec.float()))
         lambda_ds = s.lambda_ds * max(0.0, 1 - step / s.steps)
         if lambda_ds > 0:
             with torch.no_grad():
-                x_fake2 = self._decode(made, style2_of(part))
-            found["ds"] = (-lambda_ds, losses.diversity_loss(x_fake.float(), x_fake2.float()))
+                x_fake2 = self._decode(translation, style2_of(part))
+            terms["ds"] = (-lambda_ds, losses.diversity_loss(x_fake.float(), x_fake2.float()))
         if s.acl != "none" and s.lambda_patch > 0:
             use_attention = s.acl == "attention"
-            source = made.refined if use_attention else made.features.layers
+            source = translation.refined if use_attention else translation.features.layers
             fake = fake_refined if use_attention else fake_features.layers
-            found["patch"] = (s.lambda_patch, self._patch_loss(source, fake, part.keys))
-        if made.codes is not None and self._uses_scd:
-            scd = losses.style_code_diversity(made.codes.float(), batch.y_ref, bound=s.scd_bound)
-            found["scd"] = (-s.lambda_scd, scd)
+            terms["patch"] = (s.lambda_patch, self._patch_loss(source, fake, part.keys))
+        if translation.codes is not None and self._uses_scd:
+            codes = translation.codes.float()
+            scd = losses.style_code_diversity(codes, batch.y_ref, bound=s.scd_bound)
+            terms["scd"] = (-s.lambda_scd, scd)
         if s.lambda_pair > 0:
             pair = losses.paired_loss(
                 x_fake.float(),
@@ -456,8 +464,8 @@ class AttclGan(Method):
                 bright=s.pair_bright,
                 share=batch.pair_share,
             )
-            found["pair"] = (s.lambda_pair, pair)
-        return found
+            terms["pair"] = (s.lambda_pair, pair)
+        return terms
 
     def _patch_loss(
         self,
@@ -465,7 +473,7 @@ class AttclGan(Method):
         fake: Sequence[Tensor] | Mapping[int, Tensor],
         keys: Sequence[int],
     ) -> Tensor:
-        """Eq 1 and 6, mean over the contrastive layers; nothing of the source side carries a gradient."""
+        """Return Eq 1 and 6, mean over the contrastive layers; nothing of the source side carries a gradient."""
         s = self.settings
         total = []
         for name, head in self.heads.items():
@@ -496,7 +504,7 @@ class _Part:
     batch: DomainBatch
     z: Tensor  # (B, latent_dim)
     z2: Tensor  # (B, latent_dim)
-    keys: list[int]  # one a slice: seeds what is drawn for it alone
+    keys: list[int]  # one per slice: seeds what is drawn for it alone
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -510,10 +518,10 @@ class _Translation:
     refined: dict[int, Tensor]
     style: Tensor
     x_fake: Tensor
-    codes: Tensor | None = None  # of all domains, where SCD applies to them
+    codes: Tensor | None = None  # of all domains, if SCD applies to them
 
 
-def _positions(key: int, layer: int, count: int, wanted: int) -> Tensor:
-    """Random positions of one slice and layer, without repetition (CUT)."""
+def _positions(key: int, layer: int, count: int, most: int) -> Tensor:
+    """Return random positions of one slice and layer, without repetition (CUT)."""
     noise = torch.Generator().manual_seed((key * 31 + layer) % 2**63)
-    return torch.randperm(count, generator=noise)[:wanted]
+    return torch.randperm(count, generator=noise)[:most]

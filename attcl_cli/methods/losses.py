@@ -1,6 +1,6 @@
-"""The losses: free functions, one an equation of the papers; numbers are AttCL-GAN's where PLAVE is not named.
+"""The losses: free functions, one per equation of the papers; numbers are AttCL-GAN's unless PLAVE is named.
 
-Knows tensors only; which network made them is `methods`' business. All return a scalar, mean over the batch.
+Knows tensors only; leaves networks and weights to the methods. All return a scalar, mean over the batch.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ _BRIGHT = 0.8  # nine tenths of the window, which is [-1, 1]
 
 
 def real_loss(logits: Tensor) -> Tensor:
-    """Binary cross-entropy against "real", of D on real and of G on fake slices (Eq 12): (B, ...) -> ()."""
+    """Return the binary cross-entropy against "real", of D on real and of G on fake slices (Eq 12): (B, ...) -> ()."""
     return F.softplus(-logits).mean()
 
 
 def fake_loss(logits: Tensor) -> Tensor:
-    """Binary cross-entropy against "fake" (Eq 12): (B, ...) -> ()."""
+    """Return the binary cross-entropy against "fake" (Eq 12): (B, ...) -> ()."""
     return F.softplus(logits).mean()
 
 
 def r1_penalty(logits: Tensor, x_real: Tensor) -> Tensor:
-    """0.5 * |grad D(x_real)|^2, mean over the batch (Mescheder et al. 2018); `x_real` must require a gradient."""
+    """Return 0.5 * |grad D(x_real)|^2, mean over the batch (Mescheder et al. 2018); `x_real` needs a gradient."""
     (gradient,) = torch.autograd.grad(logits.sum(), x_real, create_graph=True)
     return 0.5 * gradient.pow(2).flatten(1).sum(dim=1).mean()
 
 
-def style_loss(style: Tensor, style_found: Tensor) -> Tensor:
-    """L1 between the code that went in and the one found in the image (Eq 13): (B, S), (B, S) -> ()."""
-    return (style - style_found).abs().mean()
+def style_loss(style: Tensor, encoded: Tensor) -> Tensor:
+    """Return the L1 between the code that went in and the one that E finds (Eq 13): (B, S), (B, S) -> ()."""
+    return (style - encoded).abs().mean()
 
 
 def diversity_loss(first: Tensor, second: Tensor) -> Tensor:
-    """L1 between two images of one source (Eq 14); it is maximised."""
+    """Return the L1 between two images of one source (Eq 14); it is maximised."""
     return (first - second).abs().mean()
 
 
 def cycle_loss(x: Tensor, x_rec: Tensor) -> Tensor:
-    """L1 between a slice and its reconstruction (Eq 15)."""
+    """Return the L1 between a slice and its reconstruction (Eq 15)."""
     return (x - x_rec).abs().mean()
 
 
 def style_code_diversity(codes: Tensor, domain: Tensor, *, bound: float) -> Tensor:
-    """Mean distance between the code of the image's domain and all N codes (Eq 11); it is maximised.
+    """Return the mean distance between the code of the image's domain and all N codes (Eq 11); it is maximised.
 
     Eq 11 has no upper end, so a long run would drift to infinity: a distance beyond `bound` counts as `bound`, and
     gives no gradient. The distance of a code to itself is 0 and counts in the mean, as printed.
@@ -64,7 +64,7 @@ def style_code_diversity(codes: Tensor, domain: Tensor, *, bound: float) -> Tens
 
 
 def patch_nce(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:
-    """Contrastive loss of patches (Eq 1): positives on the diagonal, negatives the image's other R - 1 rows.
+    """Return the contrastive loss of patches (Eq 1): positives on the diagonal, negatives the image's other R - 1 rows.
 
     Args:
         queries: (B, R, K) of the generated image, rows of length 1.
@@ -84,13 +84,14 @@ def paired_loss(
     bright: float = 1.0,
     share: float | None = None,
 ) -> Tensor:
-    """L1 to the true slice, over the slices whose case has it (ours, method.md); 0 where none has.
+    """Return the L1 to the true slice, over the slices whose case has it (ours, method.md); 0 if none has.
 
     Args:
-        x_fake, x_pair: (B, 1, H, W).
+        x_fake: (B, 1, H, W).
+        x_pair: (B, 1, H, W), the true slices.
         has_pair: (B,) bool.
         bright: how many times pixels count that are brighter than nine tenths of the window in truth.
-        share: share of slices with a pair in the whole batch, where this is a part of one: means of equal parts then
+        share: share of slices with a pair in the whole batch, if this is a part of one: means of equal parts then
             average to the mean of the whole. None: this is the whole.
     """
     distance = (x_fake - x_pair).abs()
@@ -99,14 +100,16 @@ def paired_loss(
 
 
 def image_loss(x_fake: Tensor, x_real: Tensor) -> Tensor:
-    """L1 between an image and the true one (PLAVE; pix2pix)."""
+    """Return the L1 between an image and the true one (PLAVE; pix2pix)."""
     return (x_fake - x_real).abs().mean()
 
 
 def segmentation_loss(
     logits: Tensor, labels: Tensor, has_labels: Tensor, *, share: float | None = None
 ) -> Tensor:
-    """Cross-entropy of every pixel, over the slices whose case has a segmentation (PLAVE, Eq 3); 0 where none has.
+    """Return the cross-entropy of every pixel, over the slices whose case has a segmentation (PLAVE, Eq 3).
+
+    It is 0 if none has.
 
     Args:
         logits: (B, K, H, W).
@@ -118,42 +121,46 @@ def segmentation_loss(
     return _mean_where(per_slice, has_labels, share)
 
 
-def branch_loss(features: Tensor, wanted: Tensor, present: Tensor) -> Tensor:
-    """Mean squared distance of each source's features from the target's own, mean over the sources that are there.
+def branch_loss(features: Tensor, expected: Tensor, present: Tensor) -> Tensor:
+    """Return the mean squared distance of each source's features from the target's own, mean over those present.
 
     Args:
         features: (B, M, C, H, W).
         expected: (B, C, H, W) of the self-representation network; carries no gradient.
-        present: (B, M) bool, at least one a row.
+        present: (B, M) bool, at least one per row.
     """
-    squared = (features - wanted.detach()[:, None]).pow(2).mean(dim=(2, 3, 4))
+    squared = (features - expected.detach()[:, None]).pow(2).mean(dim=(2, 3, 4))
     there = torch.where(present, squared, torch.zeros_like(squared))
     return (there.sum(dim=1) / present.sum(dim=1)).mean()
 
 
-def fused_loss(features: Tensor, wanted: Tensor) -> Tensor:
-    """Mean squared distance of fused features from the target's own (PLAVE): (B, C, H, W); these carry no gradient."""
-    return F.mse_loss(features, wanted.detach())
+def fused_loss(features: Tensor, expected: Tensor) -> Tensor:
+    """Return the mean squared distance of fused features from the target's own (PLAVE): (B, C, H, W).
+
+    The expected ones carry no gradient.
+    """
+    return F.mse_loss(features, expected.detach())
 
 
-def decoder_loss(features: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """KL divergence of decoder features from the target's own (PLAVE, Eq 4).
+def decoder_loss(features: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+    """Return the KL divergence of decoder features from the target's own (PLAVE, Eq 4).
 
     The paper names no distribution. Ours: at each position, the softmax over the channels says what is there;
-    KL(expected || found) in nats, mean over positions, batch and layers. The expected ones carry no gradient.
+    KL(expected || features) in nats, mean over positions, batch and layers. The expected ones carry no gradient.
 
     Args:
-        features, expected: (B, C, H, W) a layer.
+        features: (B, C, H, W) per layer.
+        expected: (B, C, H, W) per layer, of the self-representation network.
     """
-    layers = []
-    for found, true in zip(features, wanted, strict=True):
-        log_p, log_q = true.detach().log_softmax(dim=1), found.log_softmax(dim=1)
-        layers.append((log_p.exp() * (log_p - log_q)).sum(dim=1).mean())
-    return torch.stack(layers).mean()
+    divergences = []
+    for layer, true in zip(features, expected, strict=True):
+        log_p, log_q = true.detach().log_softmax(dim=1), layer.log_softmax(dim=1)
+        divergences.append((log_p.exp() * (log_p - log_q)).sum(dim=1).mean())
+    return torch.stack(divergences).mean()
 
 
 def _mean_where(per_slice: Tensor, chosen: Tensor, share: float | None) -> Tensor:
-    """Mean over the chosen slices (B,); of a part, so that parts average to the mean of the whole."""
+    """Return the mean over the chosen slices (B,); of a part, so that parts average to the mean of the whole."""
     total = torch.where(chosen, per_slice, torch.zeros_like(per_slice)).sum()
     if share is None:
         return total / chosen.sum().clamp_min(1)

@@ -1,7 +1,7 @@
 """PLAVE (Lim, Kang, Kam 2024): many sources to one target; networks, step, synthesis, segmentation.
 
 Follows method.md, section 6. With `plave_target` a dedicated model, which needs all the other modalities; without, a
-general one that makes any modality from any others. Leaves the loop, the averaging and all files to `train`.
+general one that makes any modality from any others. Leaves the loop, the averaging and all files to `training`.
 """
 
 from __future__ import annotations
@@ -161,11 +161,11 @@ class Plave(Method):
 
     @property
     def pretraining(self) -> int:
-        """The steps in which the self-representation network learns, and nothing else does."""
+        """The number of steps in which the self-representation network learns, and nothing else does."""
         return round(self.settings.plave_pretraining * self.settings.steps)
 
     def training_step(self, batch: CaseBatch, step: int) -> dict[str, Tensor]:
-        """One iteration: first the auto-encoder alone; then it is frozen, and D and G take turns."""
+        """Run one iteration: first the auto-encoder alone; then it is frozen, and D and G take turns."""
         parts = self.parts(batch)
         if step < self.pretraining:
             return self.update(parts, ("autoencoder",), self._autoencoder_loss, path="a")
@@ -197,25 +197,25 @@ class Plave(Method):
     ) -> dict[str, Tensor]:
         """See `Method`. A target's own image among the sources is not looked at."""
         del sample  # not styled: there is nothing to draw
-        made = {}
+        images = {}
         for target in targets:
             fake = self.generator.decode(*self._trunk_of(sources, target))[0]
             used = [image for name, image in sources.items() if name != target]
-            made[target] = self._shown(fake, *used)
-        return made
+            images[target] = self._masked(fake, *used)
+        return images
 
-    def _shown(self, fake: Tensor, *sources: Tensor) -> Tensor:
+    def _masked(self, fake: Tensor, *sources: Tensor) -> Tensor:
         return keep_background(fake, *sources) if self.settings.keep_background else fake
 
     @torch.inference_mode()
     def segment(self, sources: Mapping[str, Tensor], target: str) -> Tensor:
-        """What the segmentation decoder sees on the way to `target`: logits (B, 4, H, W) of `CLASSES`."""
+        """Return what the segmentation decoder sees on the way to `target`: logits (B, 4, H, W) of `CLASSES`."""
         return self.segmenter(*self._trunk_of(sources, target))[0]
 
     def _trunk_of(
         self, sources: Mapping[str, Tensor], target: str
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """What decoders take: the trunk's output (B, C, H / 4, W / 4), the target's code (1, style_dim), and skips."""
+        """Return what decoders take: trunk output (B, C, H / 4, W / 4), the target's code (1, style_dim), and skips."""
         used = {name: image for name, image in sources.items() if name != target}
         images = [used.get(self.modalities[index]) for index in self._slots]
         some = next(image for image in images if image is not None)
@@ -239,7 +239,7 @@ class Plave(Method):
             h = self.generator.refine(following, style)
             skips = self.generator.skips(features, present)
             x_fake, decoded = self.generator.decode(h, style, skips)
-            x_fake = self._shown(x_fake, self._shown_sources(part))
+            x_fake = self._masked(x_fake, self._visible(part))
             return _Translation(
                 style, present, features[-1], fused, following, h, skips, x_fake, decoded
             )
@@ -250,54 +250,61 @@ class Plave(Method):
         return {"image": (1.0, losses.image_loss(x_rec.float(), x_real))}
 
     def _discriminator_loss(self, part: CaseBatch, x_fake: Tensor) -> Losses:
-        shown = self._shown_sources(part)
-        real = self.discriminator(shown, part.image(part.target), part.target)
-        fake = self.discriminator(shown, x_fake, part.target)
+        sources = self._visible(part)
+        real = self.discriminator(sources, part.image(part.target), part.target)
+        fake = self.discriminator(sources, x_fake, part.target)
         return {
             "real": (1.0, losses.real_loss(real.float())),
             "fake": (1.0, losses.fake_loss(fake.float())),
         }
 
-    def _generator_loss(self, part: CaseBatch, made: _Translation) -> Losses:
-        """Eq 5, and the L1 of ACA-GAN: name -> (weight, loss)."""
+    def _generator_loss(self, part: CaseBatch, translation: _Translation) -> Losses:
+        """Return Eq 5, and the L1 of ACA-GAN: name -> (weight, loss)."""
         s = self.settings
         x_real = part.image(part.target)
-        logits = self.discriminator(self._shown_sources(part), made.x_fake, part.target)
-        found: Losses = {
+        x_fake = translation.x_fake
+        logits = self.discriminator(self._visible(part), x_fake, part.target)
+        terms: Losses = {
             "adv": (1.0, losses.real_loss(logits.float())),
-            "image": (s.plave_lambda_image, losses.image_loss(made.x_fake.float(), x_real)),
+            "image": (s.plave_lambda_image, losses.image_loss(x_fake.float(), x_real)),
         }
         if s.plave_lambda_patch > 0:
-            found["patch"] = (s.plave_lambda_patch, self._patch_loss(made))
+            terms["patch"] = (s.plave_lambda_patch, self._patch_loss(translation))
         if s.plave_lambda_seg > 0:
-            guessed = self.segmenter(made.h, made.style, made.skips)[0]
+            predicted = self.segmenter(translation.h, translation.style, translation.skips)[0]
             loss = losses.segmentation_loss(
-                guessed.float(), part.labels, part.has_labels, share=part.label_share
+                predicted.float(), part.labels, part.has_labels, share=part.label_share
             )
-            found["seg"] = (s.plave_lambda_seg, loss)
+            terms["seg"] = (s.plave_lambda_seg, loss)
         if max(s.plave_lambda_branch, s.plave_lambda_fused, s.plave_lambda_decoder) > 0:
             with torch.no_grad():
                 _, branch, last, decoded = self.autoencoder(x_real, part.target)
-            close = losses.branch_loss(made.features.float(), branch.float(), made.present)
-            found["branch"] = (s.plave_lambda_branch, close)
-            found["fused"] = (
-                s.plave_lambda_fused,
-                losses.fused_loss(made.fused.float(), last.float()),
+            features, present = translation.features.float(), translation.present
+            terms["branch"] = (
+                s.plave_lambda_branch,
+                losses.branch_loss(features, branch.float(), present),
             )
-            found["decoder"] = (
+            terms["fused"] = (
+                s.plave_lambda_fused,
+                losses.fused_loss(translation.fused.float(), last.float()),
+            )
+            terms["decoder"] = (
                 s.plave_lambda_decoder,
                 losses.decoder_loss(
-                    [layer.float() for layer in made.decoded], [layer.float() for layer in decoded]
+                    [layer.float() for layer in translation.decoded],
+                    [layer.float() for layer in decoded],
                 ),
             )
-        return found
+        return terms
 
-    def _patch_loss(self, made: _Translation) -> Tensor:
-        """Eq 1 and 2: the generated image, sent through the branches of its sources, against these."""
-        images = [made.x_fake] * len(self._slots)
-        features = self.generator.encode(images, made.present, made.style)
-        fake = self.generator.fuse(features, made.present, made.style)
-        pairs = zip(self.heads, (made.fused, made.following), fake, strict=True)
+    def _patch_loss(self, translation: _Translation) -> Tensor:
+        """Return Eq 1 and 2: the generated image, sent through the branches of its sources, against these."""
+        images = [translation.x_fake] * len(self._slots)
+        present, style = translation.present, translation.style
+        features = self.generator.encode(images, present, style)
+        fake = self.generator.fuse(features, present, style)
+        source = (translation.fused, translation.following)
+        pairs = zip(self.heads, source, fake, strict=True)
         s = self.settings
         terms = [
             contrast(
@@ -310,8 +317,8 @@ class Plave(Method):
         ]
         return torch.stack(terms).mean()
 
-    def _shown_sources(self, part: CaseBatch) -> Tensor:
-        """(B, slots, S, S): what D may know; absent sources are background."""
+    def _visible(self, part: CaseBatch) -> Tensor:
+        """Return what D may know, (B, slots, S, S); absent sources are background."""
         there = part.sources[:, self._slots, None, None]
         images = part.images[:, self._slots]
         return torch.where(there, images, torch.full_like(images, -1))

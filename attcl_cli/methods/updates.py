@@ -25,11 +25,12 @@ def contrast(
     temperature: float,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Contrastive loss of the patches of one layer (Eq 1); nothing of the source side carries a gradient.
+    """Return the contrastive loss of the patches of one layer (Eq 1); nothing of the source side carries a gradient.
 
     Args:
         head: makes patches comparable.
-        source, fake: (B, C, H, W), features of the source and of what was made of it.
+        source: (B, C, H, W), features of the source.
+        fake: (B, C, H, W), features of its translation.
         patches_compared: how many patches of an image are compared (R).
         scale: of the dot products before the row softmax (Eq 6).
         temperature: tau of Eq 1.
@@ -55,7 +56,7 @@ def contrast(
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module, but none are computed for its weights."""
+    """Let gradients pass through the module, but compute none for its weights."""
     for parameter in module.parameters():
         parameter.requires_grad = False
     try:

@@ -1,6 +1,6 @@
 """Weights on disk: self-describing safetensors, written whole, loaded without running any code.
 
-Knows which method a file needs and rebuilds it. Leaves to `training` where the tensors come from.
+Knows which method a file needs and rebuilds it. Leaves to `training` which tensors these are.
 """
 
 from __future__ import annotations
@@ -33,15 +33,9 @@ _SETTINGS_READERS: Mapping[int, Callable[[Mapping[str, Any]], Settings]] = {
     2: parse,
 }
 
-
 BUNDLED = "phantom-tiny"
-
-
 WEIGHTS_FILE = "weights.safetensors"
-
-
 METADATA_KEY = "attcl"  # our entry among a safetensors file's metadata
-
 
 _REFERENCE = "reference"
 
@@ -74,7 +68,7 @@ class WeightsInfo:
 
     @property
     def rule(self) -> SourceRule:
-        """What these weights make from what."""
+        """The rule that says what these weights make from what."""
         return self.method.sources(self.settings, self.modalities)
 
 
@@ -96,7 +90,7 @@ class Weights:
 
 
 def weights_folders() -> list[Path]:
-    """Where named weights are looked for: ATTCL_WEIGHTS, a checkout's `weights/`, the installed package's."""
+    """Return the folders of named weights: ATTCL_WEIGHTS, a checkout's `weights/`, the installed package's."""
     package = Path(__file__).resolve().parents[1]
     folders = [package.parent / "weights", package / "weights"]
     if os.environ.get("ATTCL_WEIGHTS"):
@@ -105,28 +99,29 @@ def weights_folders() -> list[Path]:
 
 
 def named_weights() -> dict[str, Path]:
-    """Name -> file of all weights that can be asked for by name."""
-    found: dict[str, Path] = {}
+    """Return name -> file of all weights that can be asked for by name."""
+    files: dict[str, Path] = {}
     for folder in weights_folders():
         for path in sorted(folder.glob("*.safetensors")):
-            found.setdefault(path.stem, path)
-    return found
+            files.setdefault(path.stem, path)
+    return files
 
 
 def newest_run(runs: Path) -> Path | None:
-    """The weights file of the run that wrote one last, or None."""
-    found = [path for path in runs.glob(f"*/{WEIGHTS_FILE}") if path.is_file()]
-    return max(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
+    """Return the weights file of the run that wrote one last, or None."""
+    files = [path for path in runs.glob(f"*/{WEIGHTS_FILE}") if path.is_file()]
+    return max(files, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
 
 
 def find_weights(
     name: str | None, *, runs: Path = Path("runs"), flag: str = "--weights"
 ) -> Weights:
-    """Finds and verifies weights.
+    """Find and verify weights.
 
     Args:
-        name: a bundled name, a file, or a run's folder; None: the newest run below `runs`, else the bundled weights.
-        runs: where runs are.
+        name: a bundled name, a file, or a run's folder; None: the newest run below `runs`, otherwise the bundled
+            weights.
+        runs: the folder of runs.
         flag: the option that names them.
 
     Raises:
@@ -139,6 +134,7 @@ def find_weights(
             raise UsageError(
                 f"{flag}: none given, no run with weights in {runs}/ and none bundled",
                 "train first: attcl train",
+                code="no-weights",
             )
     else:
         path = named_weights().get(name) or Path(name)
@@ -149,6 +145,7 @@ def find_weights(
                 f"{flag}: {name!r} is no file and no known name, "
                 f"expected a run's folder, a .safetensors file or one of {_known_names()}",
                 "attcl info shows the weights that are found",
+                code="unknown-weights",
             )
     digest = sha256(path)
     card = path.with_suffix(".json")
@@ -160,6 +157,7 @@ def find_weights(
                 f"{path}: SHA-256 {digest[:16]}..., "
                 f"expected {str(expected)[:16]}... as its card {card.name} says",
                 "copy the weights again from their source; do not use these",
+                code="weights-changed",
             )
     name = path.parent.name if path.name == WEIGHTS_FILE else path.stem
     return Weights(name=name, path=path, sha256=digest, info=_read_info(path))
@@ -204,7 +202,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
 def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "") -> None:
     """Write `method`'s inference networks as float16 (integer buffers as they are) and their card, `<stem>.json`.
 
-    The card is written last; a kill between the two is seen as a wrong hash and mended by the next save.
+    The card is written last: after a kill between the two the weights stand for themselves until the next save.
     """
     tensors = {
         f"{name}.{key}": value
@@ -220,9 +218,8 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
     }
     document = _info_to_json(info)
     card = path.with_suffix(".json")
-    card.unlink(
-        missing_ok=True
-    )  # without a card a file stands for itself; with a stale one it would be refused
+    # Without a card a file stands for itself; with a stale one it would be refused.
+    card.unlink(missing_ok=True)
     write_whole(path, to_safetensors(half, {METADATA_KEY: json.dumps(document)}))
     write_json(card, {"sha256": sha256(path), "note": note, **document})
 
@@ -283,10 +280,16 @@ def _read_info(path: Path) -> WeightsInfo:
         raise AttclError(
             f"{path}: its description is incomplete ({error}), expected a file that attcl wrote",
             "copy the file again from its source, or train again",
+            code="weights-description-incomplete",
         ) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
+    """Return what a safetensors file by attcl says of itself.
+
+    Raises:
+        AttclError: not readable as safetensors, or by somebody else.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -294,6 +297,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise AttclError(
             f"{path}: not readable as safetensors ({error}), expected weights that attcl wrote",
             "copy the file again from its source",
+            code="weights-unreadable",
         ) from error
     try:
         document = json.loads(metadata.get(METADATA_KEY, ""))
@@ -303,10 +307,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise AttclError(
             f"{path}: safetensors without a description by attcl, expected weights that attcl wrote",
             "use a run's weights.safetensors",
+            code="weights-of-somebody-else",
         )
     return document
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return all tensors of a safetensors file by name."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 def rate_factor(step: int, *, steps: int, decay: float) -> float:
     """Return what the learning rates of a step are multiplied by.
 
-    It is 1 first; over the last `decay * steps` steps it falls on a line that would reach 0 with the step after the last.
+    It is 1 first; over the last `decay * steps` steps it falls on a line that reaches 0 with the step after the last.
 
     Args:
         step: from 0.

@@ -94,8 +94,8 @@ def train(
     """Learn to translate between the modalities that the training cases have.
 
     Args:
-        data: what `prepare_splits` wrote, any dataset (then all its cases are used), or a folder of packed slices; None:
-            the dataset of the run to resume, otherwise `data`.
+        data: what `prepare_splits` wrote, any dataset (then all its cases are used), or a folder of packed slices;
+            None: the dataset of the run to resume, otherwise `data`.
         output: folder of the run; None: `runs/<time>-<method>`.
         method: a name of `METHODS`; None: what `config` says, otherwise AttCL-GAN.
         preset: sizes and what goes with them; None: `base`.
@@ -103,7 +103,8 @@ def train(
         config: a TOML file of settings, stronger than the preset.
         overrides: single settings, stronger than all others.
         resume: the folder of a run to continue.
-        layout, modalities: how the dataset is named (`open_dataset`).
+        layout: how the dataset is named (`open_dataset`).
+        modalities: a TOML file with other modality names (`open_dataset`).
         device: auto, cpu, cuda, cuda:N or mps.
         precision: what networks compute in; None: as the run to resume, otherwise fp32.
         num_workers: cases read ahead.
@@ -554,7 +555,7 @@ def _require_tensorboard() -> None:
 
 
 def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
+    from torch.utils.tensorboard import SummaryWriter  # an optional package
 
     writer = SummaryWriter(str(folder / "tensorboard"))
 

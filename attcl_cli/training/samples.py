@@ -27,8 +27,8 @@ def sample_rows(
 ) -> tuple[list[str], Rows]:
     """Return the column titles and the rows of a picture.
 
-    A method of one source: a row per source slice, then its translation into every modality. Otherwise a row per target:
-    the sources that the case has (black: none, or the target itself), the synthetic and the real slice.
+    A method of one source: a row per source slice, then its translation into every modality. Otherwise a row per
+    target: the sources that the case has (black: none, or the target itself), the synthetic and the real slice.
 
     Args:
         method: with references, on `device`.

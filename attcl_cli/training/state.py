@@ -27,7 +27,7 @@ BEST_FILE = "checkpoint-best.safetensors"
 
 @dataclass
 class TrainingState:
-    """Everything that a stopped run needs to continue as if it had not stopped; randomness is a function of the step."""
+    """All that a stopped run needs to continue as if it had not stopped; randomness is a function of the step."""
 
     step: int
     tensors: dict[str, Tensor]
@@ -42,23 +42,28 @@ def save_state(path: Path, state: TrainingState) -> None:
 
 
 def require_state(path: Path) -> None:
-    """Raises a `UsageError` unless there is a checkpoint at `path`."""
+    """Check that there is a checkpoint.
+
+    Raises:
+        UsageError: there is none.
+    """
     if not path.is_file():
         raise UsageError(
             f"--resume: {path} does not exist, expected the folder of a run that saved a checkpoint",
             "start without --resume, or name another run",
+            code="nothing-to-resume",
         )
 
 
 def state_step(path: Path) -> int:
-    """The step at which a checkpoint was saved; errors as `load_state`."""
+    """Return the step at which a checkpoint was saved; errors as `load_state`."""
     require_state(path)
     step = read_metadata(path).get("step")
     return step if isinstance(step, int) else 0  # `load_state` complains
 
 
 def load_state(path: Path) -> TrainingState:
-    """Reads what `save_state` wrote.
+    """Read what `save_state` wrote.
 
     Raises:
         AttclError: the file is missing or not such a file.
@@ -69,6 +74,7 @@ def load_state(path: Path) -> TrainingState:
         raise AttclError(
             f"{path}: weights and no training state, expected a checkpoint",
             f"name a run's folder; its checkpoint is called {STATE_FILE}",
+            code="not-a-checkpoint",
         )
     return TrainingState(step=metadata["step"], tensors=read_tensors(path), extra=metadata["extra"])
 

@@ -24,7 +24,7 @@ class CBAM(nn.Module):
         initialise(self)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> the refined features F'' (B, C, H, W)."""
+        """Return the refined features F'': (B, C, H, W) -> the same shape."""
         channel = torch.sigmoid(
             self.mlp(features.mean(dim=(2, 3))) + self.mlp(features.amax(dim=(2, 3)))
         )  # Eq 2
@@ -47,5 +47,5 @@ class SqueezeExcitation(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Add to each channel what its gate lets through: (B, C, H, W) -> the same shape."""
         return x + x * self.mlp(x.mean(dim=(2, 3)))[:, :, None, None]

@@ -15,17 +15,17 @@ _SLOPE = 0.2  # of LeakyReLU, everywhere (StarGAN v2, Appendix)
 
 
 def leaky_relu(x: Tensor) -> Tensor:
-    """LeakyReLU with the slope that all networks share."""
+    """Apply LeakyReLU with the slope that all networks share."""
     return F.leaky_relu(x, _SLOPE)
 
 
 def widths(first: int, largest: int, count: int) -> list[int]:
-    """Channels after 0..count halvings: doubled each time, never beyond `largest`."""
+    """Return the channels after 0..count halvings: doubled each time, never beyond `largest`."""
     return [min(first * 2**index, largest) for index in range(count + 1)]
 
 
 def convolve_and_halve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`avg_pool2d(conv(x), 2)` as one convolution: (B, C, H, W) -> (B, K, H / 2, W / 2).
+    """Compute `avg_pool2d(conv(x), 2)` as one convolution: (B, C, H, W) -> (B, K, H / 2, W / 2).
 
     The mean of four neighbouring outputs of a 3x3 kernel is the output of one 4x4 kernel, the mean of the four shifted
     ones, at stride 2: 4 products for each of the larger image's pixels in place of 9, and that image is never written.
@@ -38,7 +38,7 @@ def convolve_and_halve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """`conv(interpolate(x, scale_factor=2))`, nearest, as one convolution: (B, C, H, W) -> (B, K, 2 H, 2 W).
+    """Compute `conv(interpolate(x, scale_factor=2))`, nearest, as one convolution: (B, C, H, W) -> (B, K, 2 H, 2 W).
 
     A pixel that is repeated four times meets the sums of the kernel's entries, so the same holds as of
     `convolve_and_halve`, turned round: a transposed convolution by a 4x4 kernel.
@@ -52,7 +52,7 @@ def double_and_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def _mean_of_shifts(kernel: Tensor) -> Tensor:
-    """(K, C, 3, 3) -> (K, C, 4, 4), the mean of the four places that a 3x3 kernel has in a 4x4 one."""
+    """Return the mean of the four places that a 3x3 kernel has in a 4x4 one: (K, C, 3, 3) -> (K, C, 4, 4)."""
     return F.avg_pool2d(F.pad(kernel, (1, 1, 1, 1)), 2, stride=1)
 
 
@@ -60,7 +60,7 @@ class InstanceNorm(nn.InstanceNorm2d):
     """Instance norm as a group norm of single channels: the same numbers, without a copy of channels-last features."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Normalise each channel of each image: (B, C, H, W) -> the same shape."""
         # In float32: bfloat16 has too few digits for a variance, and its kernel on a CPU takes five times as long.
         wide = F.group_norm(x.float(), self.num_features, self.weight, self.bias, self.eps)
         return wide.to(x.dtype)
@@ -72,8 +72,8 @@ class ResidualBlock(nn.Module):
     Args:
         inputs: channels in.
         outputs: channels out.
-        norm: whether to normalise (the generator's encoder does, style encoder and discriminator do not).
-        down: whether to halve height and width.
+        norm: normalise (the generator's encoder does, style encoder and discriminator do not).
+        down: halve height and width.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) -> (B, outputs, H, W), or half the size with `down`."""
+        """Return (B, outputs, H, W) of (B, inputs, H, W), or half the size with `down`."""
         h = leaky_relu(self.norm1(x))
         if self.down:
             # A 1x1 convolution (the skip) and average pooling commute; pooling first costs a quarter.
@@ -110,7 +110,7 @@ class AdaIN(nn.Module):
         self.affine = nn.Linear(style_dim, 2 * channels)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """x (B, C, H, W), style (B, style_dim) -> (B, C, H, W)."""
+        """Normalise and modulate: x (B, C, H, W), style (B, style_dim) -> (B, C, H, W)."""
         gamma, beta = self.affine(style)[:, :, None, None].chunk(2, dim=1)
         return torch.addcmul(beta, 1 + gamma, self.norm(x))
 
@@ -130,7 +130,7 @@ class AdaINResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """(B, inputs, H, W), (B, style_dim) -> (B, outputs, H, W), or twice the size with `up`."""
+        """Return (B, outputs, H, W) of (B, inputs, H, W) and (B, style_dim), or twice the size with `up`."""
         h = F.leaky_relu_(self.norm1(x, style), _SLOPE)
         x = self.skip(x)
         if self.up:
@@ -143,10 +143,10 @@ class AdaINResidualBlock(nn.Module):
 
 
 def keep_background(fake: Tensor, *sources: Tensor) -> Tensor:
-    """Sets what lies outside the brain in all sources to background, as completion does.
+    """Set what lies outside the brain in all sources to background, as completion does.
 
-    The rim of one pixel, and pixels within the brain that normalising clipped to -1, stay as they are: background is
-    where a pixel's whole neighbourhood (3x3) is -1.
+    The rim of one pixel, and pixels within the brain that normalising clipped to -1, stay as they are: a pixel is
+    background if its whole neighbourhood (3x3) is -1.
 
     Args:
         fake: (B, 1, H, W), what was made of the sources.
@@ -158,7 +158,7 @@ def keep_background(fake: Tensor, *sources: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """He initialisation of every convolution and linear layer, biases 0 (StarGAN v2, Appendix)."""
+    """Initialise every convolution and linear layer as He et al. do, biases 0 (StarGAN v2, Appendix)."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
@@ -167,5 +167,5 @@ def initialise(module: nn.Module) -> None:
 
 
 def pick(codes: Tensor, domain: Tensor) -> Tensor:
-    """The entry of each row's own domain: codes (B, N, ...), domain (B,) int64 -> (B, ...)."""
+    """Return the entry of each row's own domain: codes (B, N, ...), domain (B,) int64 -> (B, ...)."""
     return codes[torch.arange(codes.shape[0], device=codes.device), domain]

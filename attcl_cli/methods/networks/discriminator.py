@@ -1,4 +1,4 @@
-"""Discriminators: AttCL-GAN's D, one real-or-fake logit a domain, and PLAVE's PatchGAN, a map of them a target."""
+"""Discriminators: AttCL-GAN's D, a real-or-fake logit per domain, and PLAVE's PatchGAN, a map of them per target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_HALVINGS = 3  # pix2pix's
 
 
 class Discriminator(nn.Module):
-    """D of StarGAN v2: like the style encoder, with a logit instead of a code a domain."""
+    """D of StarGAN v2: like the style encoder, with a logit instead of a code per domain."""
 
     def __init__(self, *, image_size: int, width: int, max_width: int, domains: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Discriminator(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor, domain: Tensor) -> Tensor:
-        """x (B, 1, image_size, image_size), domain (B,) int64 -> logits (B,) of each slice's own domain."""
+        """Return the logit of each slice's own domain: x (B, 1, image_size, image_size), domain (B,) int64 -> (B,)."""
         return pick(self.heads(self.trunk(x)), domain)
 
 
@@ -58,5 +58,5 @@ class PatchDiscriminator(nn.Module):
         initialise(self)
 
     def forward(self, sources: Tensor, x: Tensor, target: Tensor) -> Tensor:
-        """sources (B, M, H, W), absent ones -1; x (B, 1, H, W); target (B,) int64 -> logits (B, h, w)."""
+        """Judge patches: sources (B, M, H, W), absent ones -1; x (B, 1, H, W); target (B,) -> logits (B, h, w)."""
         return pick(self.layers(torch.cat([sources, x], dim=1)), target)

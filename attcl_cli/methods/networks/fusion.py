@@ -1,4 +1,4 @@
-"""PLAVE's generator: a branch a source modality, their fusion, a residual trunk, and decoders (method.md, section 6).
+"""PLAVE's generator: a branch per source modality, their fusion, a residual trunk, and decoders (method.md, section 6).
 
 Knows tensors and slots, no modality's name. Every norm is modulated by the code of the target (AdaIN), so that one set
 of weights can make several targets; a constant on an input plane would not survive an instance norm.
@@ -25,7 +25,7 @@ HALVINGS = 2  # the features that are fused have a quarter of the image's size: 
 
 
 class TargetCodes(nn.Embedding):
-    """A learned code a target; of length about 1 at first, so that AdaIN begins close to a plain instance norm."""
+    """A learned code per target; of length about 1 at first, so that AdaIN begins close to a plain instance norm."""
 
     def __init__(self, targets: int, style_dim: int) -> None:
         super().__init__(targets, style_dim)
@@ -43,7 +43,7 @@ class ConvAdaIN(nn.Module):
         self.norm = AdaIN(outputs, style_dim)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """(B, inputs, H, W), (B or 1, style_dim) -> (B, outputs, H / stride, W / stride)."""
+        """Return (B, outputs, H / stride, W / stride) of (B, inputs, H, W) and (B or 1, style_dim)."""
         return leaky_relu(self.norm(self.conv(x), style))
 
 
@@ -66,7 +66,12 @@ class Branch(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor, style: Tensor) -> list[Tensor]:
-        """(B, 1, H, W) in [-1, 1], (B or 1, style_dim) -> features of sizes H, H / 2 and, with attention, H / 4."""
+        """Return features of sizes H, H / 2 and, with attention, H / 4.
+
+        Args:
+            x: (B, 1, H, W) in [-1, 1].
+            style: (B or 1, style_dim), `code` of the target.
+        """
         layers = [self.stem(x, style)]
         for block in self.down:
             layers.append(block(layers[-1], style))
@@ -83,11 +88,11 @@ class Fusion(nn.Module):
         initialise(self)
 
     def weights(self, features: Tensor, present: Tensor) -> Tensor:
-        """The weights of the slots, which add up to 1; exactly 0 where a source is absent.
+        """Return the weights of the slots, which add up to 1; exactly 0 if a source is absent.
 
         Args:
             features: (B, M, C, H, W), in the order of the slots.
-            present: (B, M) bool, at least one a row.
+            present: (B, M) bool, at least one per row.
 
         Returns:
             (B, M, H, W).
@@ -97,7 +102,7 @@ class Fusion(nn.Module):
         return scores.float().masked_fill(absent, -torch.inf).softmax(dim=1).to(features.dtype)
 
     def forward(self, features: Tensor, present: Tensor) -> Tensor:
-        """(B, M, C, H, W), (B, M) bool -> (B, C, H, W); what absent slots hold is never looked at."""
+        """Fuse (B, M, C, H, W), (B, M) bool -> (B, C, H, W); what absent slots hold is never looked at."""
         there = present[:, :, None, None, None]
         features = torch.where(there, features, torch.zeros_like(features))
         weighted = self.weights(features, present)[:, :, None] * features
@@ -113,7 +118,7 @@ class UpAdaIN(nn.Module):
         self.norm = AdaIN(outputs, style_dim)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """(B, inputs, H, W), (B or 1, style_dim) -> (B, outputs, 2 H, 2 W)."""
+        """Return (B, outputs, 2 H, 2 W) of (B, inputs, H, W) and (B or 1, style_dim)."""
         return leaky_relu(self.norm(self.conv(x), style))
 
 
@@ -133,7 +138,7 @@ class Decoder(nn.Module):
     def forward(
         self, h: Tensor, style: Tensor, skips: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, H, W), (B or 1, style_dim) -> (B, outputs, 4 H, 4 W) unbounded, and the features on the way.
+        """Decode (B, C, H, W), (B or 1, style_dim) -> (B, outputs, 4 H, 4 W) unbounded, and the features on the way.
 
         `skips` are added after each doubling: of sizes 2 H and 4 H, or none.
         """
@@ -154,7 +159,7 @@ class FusionGenerator(nn.Module):
         width, max_width: channels of the first convolution, and the most there are.
         blocks: residual blocks of the trunk.
         style_dim: length of a target's code.
-        skips: whether the decoders also see the branches' larger features, fused in the same way.
+        skips: the decoders also see the branches' larger features, fused in the same way.
     """
 
     def __init__(
@@ -182,22 +187,22 @@ class FusionGenerator(nn.Module):
         self.decoder = Decoder(**shape, outputs=1, style_dim=style_dim)
         initialise(self.next)
         initialise(self.trunk)
-        # The trunk begins as the identity: what the branches found would else be drowned in what six blocks add.
+        # The trunk begins as the identity: otherwise what the branches found would be drowned in what six blocks add.
         for block in self.trunk:
             nn.init.zeros_(block.conv2.weight)  # type: ignore[union-attr,arg-type]
 
     def encode(
         self, images: Sequence[Tensor | None], present: Tensor, style: Tensor
     ) -> list[Tensor]:
-        """The features of each source.
+        """Return the features of each source.
 
         Args:
-            images: (B, 1, H, W) a slot; None where no row has that source, which saves the time.
+            images: (B, 1, H, W) per slot; None if no row has that source, which saves the time.
             present: (B, M) bool; the images of absent sources are never looked at.
             style: (B or 1, style_dim), `code` of the target.
 
         Returns:
-            (B, M, C, H, W), then half the size, then a quarter, which is what is fused; 0 where a source is absent.
+            (B, M, C, H, W), then half the size, then a quarter, which is what is fused; 0 if a source is absent.
         """
         encoded: list[list[Tensor] | None] = []
         for slot, (branch, image) in enumerate(zip(self.branches, images, strict=True)):
@@ -206,29 +211,29 @@ class FusionGenerator(nn.Module):
                 continue
             there = present[:, slot, None, None, None]
             # All rows, for choosing some would wait for the device; what absent ones hold gets nowhere.
-            made = branch(torch.where(there, image, torch.full_like(image, -1)), style)
-            encoded.append([torch.where(there, layer, torch.zeros_like(layer)) for layer in made])
+            layers = branch(torch.where(there, image, torch.full_like(image, -1)), style)
+            encoded.append([torch.where(there, layer, torch.zeros_like(layer)) for layer in layers])
         like = next(item for item in encoded if item is not None)
         nothing = [torch.zeros_like(layer) for layer in like]
         slots = [nothing if item is None else item for item in encoded]
-        return [torch.stack(layers, dim=1) for layers in zip(*slots, strict=True)]
+        return [torch.stack(level, dim=1) for level in zip(*slots, strict=True)]
 
     def fuse(
         self, features: Sequence[Tensor], present: Tensor, style: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What `encode` gave -> the fused features and those after the next convolution, (B, C, H / 4, W / 4) each."""
+        """Return the fused features and those after the next convolution, (B, C, H / 4, W / 4) each, of `encode`'s."""
         fused = self.fusion(features[-1], present)
         return fused, self.next(fused, style)
 
     def skips(self, features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
-        """What the decoders see beside the trunk's output: sizes H / 2 and H, or nothing."""
+        """Return what the decoders see beside the trunk's output: sizes H / 2 and H, or nothing."""
         return [
             fusion(layer, present)
             for fusion, layer in zip(self.skip, reversed(features[:-1]), strict=False)
         ]
 
     def refine(self, h: Tensor, style: Tensor) -> Tensor:
-        """The trunk: (B, C, H, W) -> the same shape."""
+        """Apply the trunk: (B, C, H, W) -> the same shape."""
         for block in self.trunk:
             h = block(h, style)
         return h
@@ -236,7 +241,7 @@ class FusionGenerator(nn.Module):
     def decode(
         self, h: Tensor, style: Tensor, skips: Sequence[Tensor] = ()
     ) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, H, W) -> the image (B, 1, 4 H, 4 W) in (-1, 1), and the decoder's features."""
+        """Return the image (B, 1, 4 H, 4 W) in (-1, 1) of (B, C, H, W), and the decoder's features."""
         image, features = self.decoder(h, style, skips)
         return torch.tanh(image), features
 
@@ -259,14 +264,14 @@ class AutoEncoder(nn.Module):
         initialise(self.mix)
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """The image and what the generator's features are compared with.
+        """Return the image and what the generator's features are compared with.
 
         Args:
             x: (B, 1, H, W) in [-1, 1], of the target modality.
             target: (B,) int64.
 
         Returns:
-            the reconstruction (B, 1, H, W), branch features and last encoder features (B, C, H / 4, W / 4), and the
+            The reconstruction (B, 1, H, W), branch features and last encoder features (B, C, H / 4, W / 4), and the
             decoder's features.
         """
         style = self.code(target)

@@ -23,7 +23,7 @@ from attcl_cli.methods.networks.blocks import (
 
 # Style codes begin at a length of about sqrt(style_dim): under He's affine maps each norm of the decoder would multiply
 # its channels by 1 + N(0, 1.4), at random. A tenth of them begins close to plain instance norm, as PLAVE's codes do.
-# 600 steps of the paired term alone, tiny, phantoms: in-brain SSIM, mean of 12 directions, .618 against .507 with He's.
+# 600 steps of the paired term alone, tiny, phantoms: in-brain SSIM, mean of 12 directions, 0.618; 0.507 with He's.
 _STYLE_GAIN = 0.1
 
 
@@ -52,8 +52,8 @@ class Generator(nn.Module):
         downs: halvings in the encoder; as many doublings in the decoder.
         bottleneck: residual blocks at the smallest size, on each side.
         style_dim: length of a style code.
-        full_size_skips: whether the decoder also sees the image at full size, which else reaches it halved at least
-            once: one more AdaIN block there, on the sum with the first convolution's features, and the image itself is
+        full_size_skips: the decoder also sees the image at full size, which otherwise reaches it halved at least once:
+            one more AdaIN block there, on the sum with the first convolution's features, and the image itself is
             added to what comes out, so that only the difference is learnt (ours).
     """
 
@@ -96,7 +96,7 @@ class Generator(nn.Module):
                     layer.affine.weight *= _STYLE_GAIN
 
     def encode(self, x: Tensor) -> Features:
-        """The encoder's features of x (B, 1, H, W) in [-1, 1], H and W multiples of 2 ** downs."""
+        """Return the encoder's features of x (B, 1, H, W) in [-1, 1], H and W multiples of 2 ** downs."""
         layers = [self.stem(x)]
         for block in self.down:
             layers.append(block(layers[-1]))
@@ -108,7 +108,7 @@ class Generator(nn.Module):
     def decode(
         self, features: Features, style: Tensor, refined: Mapping[int, Tensor] | None = None
     ) -> Tensor:
-        """The image.
+        """Return the image.
 
         Args:
             features: `encode(x)`.
@@ -133,5 +133,5 @@ class Generator(nn.Module):
         return features.image + self.to_image(h)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """`decode(encode(x))` without attention."""
+        """Compute `decode(encode(x))` without attention."""
         return self.decode(self.encode(x), style)

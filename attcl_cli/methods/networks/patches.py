@@ -31,17 +31,17 @@ class PatchHead(nn.Module):
         initialise(self)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, R, C) -> (B, R, hidden), rows of length 1."""
+        """Return rows of length 1: (B, R, C) -> (B, R, hidden)."""
         return F.normalize(self.mlp(patches), dim=-1)
 
 
 def as_rows(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, HW, C): one row a position."""
+    """Return one row per position: (B, C, H, W) -> (B, HW, C)."""
     return features.flatten(2).transpose(1, 2)
 
 
 def similarity_operand(rows: Tensor, scale: AttentionScale) -> Tensor:
-    """Scales rows (B, HW, C) so that their plain dot products are the logits of the row softmax.
+    """Scale rows (B, HW, C) so that their plain dot products are the logits of the row softmax.
 
     Unscaled products saturate at many channels: every entropy is near 0, the ranking noise (method.md, section 2).
     """
@@ -52,14 +52,14 @@ def similarity_operand(rows: Tensor, scale: AttentionScale) -> Tensor:
 
 @torch.no_grad()
 def row_entropies(rows: Tensor, *, scale: AttentionScale = "sqrt") -> Tensor:
-    """Entropy of every row of softmax(P P^T) (Eq 6): (B, HW, C) -> (B, HW), in nats."""
+    """Return the entropy of every row of softmax(P P^T) (Eq 6): (B, HW, C) -> (B, HW), in nats."""
     operand = similarity_operand(rows, scale)
     columns = operand.transpose(1, 2)
     at_once = _AT_ONCE.get(rows.device.type, _AT_ONCE_ELSEWHERE)
     entropies = []
     for block in operand.split(max(1, at_once // (rows.shape[0] * rows.shape[1])), dim=1):
         logits = block @ columns
-        # Else large logits cancel badly in float32
+        # Otherwise large logits cancel badly in float32
         logits -= logits.amax(dim=-1, keepdim=True)
         # H = log Z - sum exp(logit) * logit / Z: no logarithm of a probability that underflowed to 0
         exponentials = logits.exp()
@@ -71,17 +71,17 @@ def row_entropies(rows: Tensor, *, scale: AttentionScale = "sqrt") -> Tensor:
 
 @torch.no_grad()
 def select(entropies: Tensor, count: int) -> Tensor:
-    """Positions of the `count` smallest entropies, smallest first: (B, HW) -> (B, min(count, HW)) int64."""
+    """Return the positions of the `count` smallest entropies, smallest first: (B, HW) -> (B, min(count, HW)) int64."""
     return entropies.argsort(dim=1, stable=True)[:, :count]
 
 
 @torch.no_grad()
 def importance_rows(rows: Tensor, positions: Tensor, *, scale: AttentionScale = "sqrt") -> Tensor:
-    """The selected rows I_p of softmax(P P^T): (B, HW, C), (B, R) -> (B, R, HW)."""
+    """Return the selected rows I_p of softmax(P P^T): (B, HW, C), (B, R) -> (B, R, HW)."""
     operand = similarity_operand(rows, scale)
     return (gather(operand, positions) @ operand.transpose(1, 2)).softmax(dim=-1)
 
 
 def gather(rows: Tensor, positions: Tensor) -> Tensor:
-    """Rows at positions: (B, HW, C), (B, R) -> (B, R, C)."""
+    """Return the rows at positions: (B, HW, C), (B, R) -> (B, R, C)."""
     return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[-1]))

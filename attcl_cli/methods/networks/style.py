@@ -18,7 +18,7 @@ _LAST_SIZE = 4  # pixels; the trunk of E and D ends here
 
 
 class MappingNetwork(nn.Module):
-    """F: z (B, latent_dim) -> codes (B, N, style_dim); 4 shared ReLU layers, then 4 a domain."""
+    """F: z (B, latent_dim) -> codes (B, N, style_dim); 4 shared ReLU layers, then 4 per domain."""
 
     def __init__(self, *, latent_dim: int, style_dim: int, domains: int, hidden: int) -> None:
         super().__init__()
@@ -28,20 +28,20 @@ class MappingNetwork(nn.Module):
         self.shared = nn.Sequential(*shared)
         self.domain = nn.ModuleList()
         for _ in range(domains):
-            own: list[nn.Module] = []
+            layers: list[nn.Module] = []
             for _ in range(_DOMAIN_LAYERS - 1):
-                own += [nn.Linear(hidden, hidden), nn.ReLU()]
-            self.domain.append(nn.Sequential(*own, nn.Linear(hidden, style_dim)))
+                layers += [nn.Linear(hidden, hidden), nn.ReLU()]
+            self.domain.append(nn.Sequential(*layers, nn.Linear(hidden, style_dim)))
         initialise(self)
 
     def forward(self, z: Tensor) -> Tensor:
-        """z (B, latent_dim) from N(0, 1) -> (B, N, style_dim)."""
+        """Return the codes of all domains (B, N, style_dim) of z (B, latent_dim) from N(0, 1)."""
         h = self.shared(z)
         return torch.stack([head(h) for head in self.domain], dim=1)
 
 
 class Trunk(nn.Module):
-    """The common shape of E and D: residual down blocks to 4x4, a 4x4 convolution, a vector a slice."""
+    """The common shape of E and D: residual down blocks to 4x4, a 4x4 convolution, a vector per slice."""
 
     def __init__(self, *, image_size: int, width: int, max_width: int) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Trunk(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, image_size, image_size) -> (B, outputs)."""
+        """Return a vector per slice: (B, 1, image_size, image_size) -> (B, outputs)."""
         return self.last(self.down(self.stem(x))).flatten(1)
 
 
@@ -68,11 +68,10 @@ class StyleEncoder(nn.Module):
         super().__init__()
         self.domains = domains
         self.trunk = Trunk(image_size=image_size, width=width, max_width=max_width)
-        self.heads = nn.Linear(
-            self.trunk.outputs, domains * style_dim
-        )  # one linear head a domain, side by side
+        # one linear head per domain, side by side
+        self.heads = nn.Linear(self.trunk.outputs, domains * style_dim)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, image_size, image_size) in [-1, 1] -> (B, N, style_dim)."""
+        """Return the codes of all domains: (B, 1, image_size, image_size) in [-1, 1] -> (B, N, style_dim)."""
         return self.heads(self.trunk(x)).unflatten(1, (self.domains, -1))
