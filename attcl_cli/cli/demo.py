@@ -1,28 +1,34 @@
-"""The whole way on simulated patients: phantoms, hidden modalities, completion, scores, pictures.
+"""`attcl demo`: end to end on simulated patients: phantoms, hidden modalities, completion, scores, a report.
 
-Uses the stages as any caller would; only the wording is its own.
+Uses the functions that `attcl_cli` offers as any script would; only the wording is its own.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Device, Json, Quiet, Seed
 from attcl_cli.cli.score import show
-from attcl_cli.cli.terminal import Terminal
+from attcl_cli.cli.terminal import Terminal, TerminalBar
 from attcl_cli.errors import AttclError
-from attcl_cli.files import write_csv
+from attcl_cli.progress import Silent
 from attcl_cli.run_record import RunRecord
 
 if TYPE_CHECKING:
-    from attcl_cli.data.dataset import Dataset
+    from attcl_cli.scoring.run import ScoreResult
 
 EXAMPLES = "Examples:  attcl demo   |   attcl demo -o /tmp/demo --cases 8"
+
+_WEIGHTS = "phantom-tiny"
+_VOXEL_MM = 4.0  # what the bundled weights were trained at
+_SEED = 20_000  # far from the seeds that the weights were trained with
+_MODALITIES = 4
 
 
 def demo(
@@ -36,18 +42,19 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """The whole way on simulated patients, with bundled weights: about a minute on a CPU, ends with a report."""
-    talk = Terminal(as_json=as_json, quiet=quiet)
-    run(output, cases=cases, seed=seed, device=device, talk=talk)
+    """Run end to end on simulated patients with bundled weights: about a minute on a CPU, ends with a report."""
+    terminal = Terminal(as_json=as_json, quiet=quiet)
+    result = _run(output, cases=cases, seed=seed, device=device, terminal=terminal)
+    if not as_json:
+        terminal.say(
+            "copy is what copying the source reaches, a trivial baseline. These weights are tiny and briefly trained: "
+            "the demo shows the workflow, not the quality."
+        )
+    show(result.figures, output, terminal)
 
 
-_VOXEL_MM = 4.0  # what the bundled weights were trained at
-_SEED = 20_000  # far from the seeds that the weights were trained with
-_METRICS = ("ssim", "psnr")
-
-
-def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> None:
-    """Makes a phantom cohort, hides modalities by ratio1, completes it, and shows how good that is.
+def _run(output: Path, *, cases: int, seed: int, device: str, terminal: Terminal) -> ScoreResult:
+    """Make a phantom cohort, hide modalities by ratio1, complete it, and score that.
 
     Writes `phantoms/`, `data/`, `out/`, `scores.csv`, `summary.json`, `montage.png` and `report.html` into `output`;
     what is there from an earlier, interrupted run is used.
@@ -55,93 +62,70 @@ def run(output: Path, *, cases: int, seed: int, device: str, talk: Terminal) -> 
     Raises:
         AttclError: the bundled weights are missing, or `output` holds another demo.
     """
-    from attcl_cli import devices
-    from attcl_cli.completion import plan as planning
-    from attcl_cli.completion import run as complete
-    from attcl_cli.data import splits, tree
-    from attcl_cli.data.dataset import open_dataset
-    from attcl_cli.methods import weights as checkpoint
-    from attcl_cli.scoring import pairs, summary
-    from attcl_cli.scoring import report as score_report
-    from attcl_cli.scoring import rows as score
+    import attcl_cli
 
     clock = time.monotonic()
-    measures = score.Measures(_METRICS)
-    place = devices.select(device)
-    weights = checkpoint.find_weights(checkpoint.BUNDLED)
-    record = RunRecord(
-        output / "run.json",
-        "demo",
-        config={"cases": cases},
-        seed=seed,
-        device=str(place),
-        weights={"name": weights.name, "sha256": weights.sha256},
-    )
+    record = RunRecord(output / "run.json", "demo", config={"cases": cases}, seed=seed)
     record.start()
-    whole = _cohort(output / "phantoms", cases, seed, talk)
-    made = splits.make_splits(whole, ratio="ratio1", sizes=(cases, 0, 0), seed=seed)
-    tree.write_tree(whole, made, output / "data")
-    data = open_dataset(output / "data")
-    hidden = sum(len(item.hidden) for item in made.splits["train"])
-    terminal.say(
-        f"{output / 'data'}: {hidden} of {4 * cases} volumes hidden (ratio1)", quiet=talk.quiet
+    _write_cohort(output / "phantoms", cases, seed, terminal)
+    prepared = attcl_cli.prepare_splits(
+        output / "phantoms", output / "data", ratio="ratio1", sizes=(cases, 0, 0), seed=seed
     )
-
-    plan = planning.plan(data, output / "out", weights)
-    method = checkpoint.load_method(weights, place)
-    with talk.bar(len(plan.jobs), "complete") as bar:
-        for completed in complete.run(plan, method, device=place):
-            bar(completed.case)
-    scored = pairs.plan_comparison(data, whole, output / "out", made, split="train")
-    rows: list[score.Row] = []
-    with talk.bar(len(scored.cases), "score") as bar:
-        for found in score.score_cases(scored, measures, folder=output):
-            rows += found
-            bar(found[0].case)
-    figures = summary.summarise(rows, scored, measures, folder=output)
-    write_csv(output / "scores.csv", score.Row, rows)
-    summary.write_summary(output / "summary.json", figures, scored, split="train")
-    seconds = time.monotonic() - clock
-    score_report.write_pages(
-        output,
-        scored,
-        rows,
-        figures,
+    hidden = sum(len(item.hidden) for item in prepared.splits.splits["train"])
+    terminal.say(f"{output / 'data'}: {hidden} of {_MODALITIES * cases} volumes hidden (ratio1)")
+    progress = _BarsAlone(terminal)  # a warning about phantom weights would be odd here
+    completed = attcl_cli.complete(
+        output / "data", output / "out", weights=_WEIGHTS, device=device, progress=progress
+    )
+    (weights,) = completed.plan.models
+    result = attcl_cli.score(
+        output / "data",
+        output / "out",
+        output=output,
+        metrics=("ssim", "psnr"),
+        split="train",
+        device=device,
         title="attcl demo: simulated patients, completed",
-        facts={
-            "patients": f"{cases} simulated",
-            "weights": f"{weights.name}, {weights.info.steps} steps",
-            "time": f"{seconds:.0f} s",
-        },
         notes=[
+            f"{cases} simulated patients, completed by {weights.name} ({weights.info.steps} steps). "
             "The patients are phantoms: anatomy made by formulas, images by MR signal equations. The weights saw "
             "other phantoms of the same kind, with all their modalities. Nothing here says how good "
             "completion is on real patients.",
         ],
-        progress=talk,
+        progress=progress,
     )
+    record.device = completed.device
+    record.weights = {"name": weights.name, "sha256": weights.sha256}
     record.finish(0)
-    if not talk.as_json:
-        terminal.say(
-            "copy is what copying the source reaches: what costs nothing. These weights are tiny and briefly "
-            "trained: the demo shows the way, not the quality.",
-            quiet=talk.quiet,
-        )
-    show(figures, output, talk)
+    terminal.detail(f"{output}: done in {time.monotonic() - clock:.0f} s")
+    return result
 
 
-def _cohort(root: Path, cases: int, seed: int, talk: Terminal) -> Dataset:
-    from attcl_cli.data.dataset import open_dataset
+def _write_cohort(root: Path, cases: int, seed: int, terminal: Terminal) -> None:
+    import attcl_cli
     from attcl_cli.data.phantom_cohort import write_cohort
 
     if root.is_dir():
-        found = open_dataset(root)
-        if len(found.cases) != cases:
+        count = len(attcl_cli.open_dataset(root).cases)
+        if count != cases:
             raise AttclError(
-                f"{root}: {len(found.cases)} cases of an earlier demo, expected {cases}",
+                f"{root}: {count} cases of an earlier demo, expected {cases}",
                 "choose another --output, or remove the folder",
+                code="another-demo",
             )
-        return found
-    with talk.bar(cases, "phantoms") as bar:
+        return
+    with terminal.bar(cases, "phantoms") as bar:
         write_cohort(root, cases=cases, seed=_SEED + seed, voxel_mm=_VOXEL_MM, on_case=bar)
-    return open_dataset(root)
+
+
+class _BarsAlone(Silent):
+    """Shows the bars of a stage, and nothing that it says."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+
+    @contextmanager
+    def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[TerminalBar]:
+        """See `Progress`."""
+        with self._terminal.bar(total, title, every_seconds=every_seconds) as bar:
+            yield bar
