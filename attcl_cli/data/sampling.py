@@ -1,6 +1,6 @@
 """Training batches and the samplers that draw them from a slice store.
 
-A batch is a function of (seed, step). Knows no network.
+A batch is a function of (seed, step). What a network learns from it is left to the methods.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
 class Batch(Protocol):
     """What a sampler draws, and a training step learns from."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Return the number of slices, or of cases."""
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
@@ -48,10 +49,10 @@ class DomainBatch:
         y_src: (B,) int64, their modality's index.
         x_ref, x_ref2: two slices of each target modality, of any patient.
         y_ref: (B,) int64, the target modality's index.
-        x_pair: the source's own slice in the target modality, where the training data has it; else -1 everywhere.
-        has_pair: (B,) bool, where it has.
+        x_pair: the source's own slice in the target modality if the training data has it, otherwise -1 everywhere.
+        has_pair: (B,) bool, whether it has.
         pair_share: share of slices with a pair in the batch that this one is a part of, so that parts add up to the
-            whole; left out, this batch is the whole.
+            whole; None: this batch is the whole.
     """
 
     x_src: Tensor
@@ -64,10 +65,11 @@ class DomainBatch:
     pair_share: float | None = None
 
     def __len__(self) -> int:
+        """Return the number of slices."""
         return len(self.y_src)
 
     def to(self, device: torch.device) -> DomainBatch:
-        """The batch on a device, images channels-last."""
+        """Return the batch on a device, images channels-last."""
 
         def move(value: Tensor) -> Tensor:
             value = value.to(device, non_blocking=True)
@@ -78,7 +80,7 @@ class DomainBatch:
         return self._each(move)
 
     def part(self, chosen: slice) -> DomainBatch:
-        """Some of the slices, as a part of this batch."""
+        """Return some of the slices, as a part of this batch."""
         share = self.pair_share
         if share is None:
             share = float(self.has_pair.float().mean())
@@ -97,13 +99,13 @@ class CaseBatch:
     """One training batch of B cases, each at one slice, with M modalities in the method's order.
 
     Attributes:
-        images: (B, M, S, S) float32 in [-1, 1]; -1 everywhere where the case lacks the modality.
+        images: (B, M, S, S) float32 in [-1, 1]; -1 everywhere if the case lacks the modality.
         sources: (B, M) bool, what the target is to be made from: one or more, all of them present, the target never.
         target: (B,) int64, the modality to make, which the case has.
-        labels: (B, S, S) int64, 0 background, 1 necrosis, 2 oedema, 3 enhancing tumour; 0 where there is none.
+        labels: (B, S, S) int64, the classes of `labels.CLASSES`; 0 everywhere without a segmentation.
         has_labels: (B,) bool, whether the case has a segmentation.
-        label_share: share of cases with a segmentation in the batch that this one is a part of; left out, this batch is
-            the whole.
+        label_share: share of cases with a segmentation in the batch that this one is a part of; None: this batch is the
+            whole.
     """
 
     images: Tensor
@@ -114,21 +116,22 @@ class CaseBatch:
     label_share: float | None = None
 
     def __len__(self) -> int:
+        """Return the number of cases."""
         return len(self.target)
 
     def to(self, device: torch.device) -> CaseBatch:
-        """The batch on a device."""
+        """Return the batch on a device."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
     def part(self, chosen: slice) -> CaseBatch:
-        """Some of the cases, as a part of this batch."""
+        """Return some of the cases, as a part of this batch."""
         share = self.label_share
         if share is None:
             share = float(self.has_labels.float().mean())
         return replace(self._each(lambda value: value[chosen]), label_share=share)
 
     def image(self, modality: Tensor) -> Tensor:
-        """The slice of each case in one modality: (B,) int64 -> (B, 1, S, S)."""
+        """Return the slice of each case in one modality: (B,) int64 -> (B, 1, S, S)."""
         rows = torch.arange(len(self), device=modality.device)
         return self.images[rows, modality][:, None]
 
@@ -154,6 +157,15 @@ class DomainSampler:
         mirror: float = 0.0,
         pair_targets: float = 0.0,
     ) -> None:
+        """Prepare to draw.
+
+        Args:
+            store: the training slices.
+            batch_size: slices per batch.
+            seed: of all that is drawn.
+            mirror: share of slices mirrored left to right.
+            pair_targets: share of targets drawn from the modalities that the source's case has.
+        """
         self.store = store
         self.batch_size = batch_size
         self.seed = seed
@@ -182,13 +194,13 @@ class DomainSampler:
         self._starts = np.array([entry.start for entry in store.entries])
 
     def rows(self, step: int) -> dict[str, Array]:
-        """The rows and domains of a step's batch, before any pixel is read."""
+        """Return the rows and domains of a step's batch, before any pixel is read."""
         rng = np.random.default_rng((self.seed, step))
         size, domains = self.batch_size, len(self._pools)
         y_src, y_ref = rng.integers(domains, size=size), rng.integers(domains, size=size)
         source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
         for index in np.flatnonzero(rng.random(size) < self.pair_targets):
-            # Uniformly drawn, few targets have a truth (one in five under ratio1): the true ones are drawn more often.
+            # drawn uniformly, few targets have a truth (one in five under ratio1)
             partners = self._partner[self._entry[source[index]]] >= 0
             partners[y_src[index]] = False
             if partners.any():
@@ -205,8 +217,7 @@ class DomainSampler:
             "x_ref2": second,
             "y_ref": y_ref,
             "x_pair": pair,
-            "mirrored": rng.random((3, size))
-            < self.mirror,  # the source (and its pair), the references
+            "mirrored": rng.random((3, size)) < self.mirror,  # the source with its pair; references
         }
 
     def batch(self, step: int) -> DomainBatch:
@@ -231,18 +242,6 @@ class CaseSampler:
     """Draws whole cases at one slice, each with a true target.
 
     Targets are drawn uniformly among those that any case can teach: it has the target, and what that is made from.
-
-    Args:
-        store: the training slices.
-        sources_for: (target, present modalities) -> what the target is made from, or None.
-        batch_size: cases per batch.
-        seed: of all that is drawn.
-        mirror: share of cases mirrored left to right.
-        leave_out: share of cases of which a random part of the sources is left out.
-        tumour_slices: share of slices drawn from those with tumour, if a case has a segmentation.
-
-    Raises:
-        AttclError: no case has a target together with its sources.
     """
 
     def __init__(
@@ -256,6 +255,20 @@ class CaseSampler:
         leave_out: float = 0.0,
         tumour_slices: float = 0.0,
     ) -> None:
+        """Prepare to draw.
+
+        Args:
+            store: the training slices.
+            sources_for: (target, present modalities) -> what the target is made from, or None.
+            batch_size: cases per batch.
+            seed: of all that is drawn.
+            mirror: share of cases mirrored left to right.
+            leave_out: share of cases of which a random part of the sources is left out.
+            tumour_slices: share of slices drawn from those with tumour, if a case has a segmentation.
+
+        Raises:
+            AttclError: no case has a target together with its sources.
+        """
         self.store = store
         self.leave_out, self.tumour_slices = leave_out, tumour_slices
         self.batch_size = batch_size
@@ -293,8 +306,8 @@ class CaseSampler:
                 filled = rows[store.filled[entry.start : entry.start + entry.count]]
                 pool += [(case, offset) for offset in filled]
                 first = self._labels[case]
-                shown = filled if first < 0 else filled[store.tumour[first + filled]]
-                preferred += [(case, offset) for offset in shown]
+                chosen = filled if first < 0 else filled[store.tumour[first + filled]]
+                preferred += [(case, offset) for offset in chosen]
             if pool:
                 self._pools[domain] = np.array(pool)
                 self._preferred[domain] = np.array(preferred or pool)
@@ -307,7 +320,7 @@ class CaseSampler:
             )
 
     def rows(self, step: int) -> dict[str, Array]:
-        """The cases, slices, sources and targets of a step's batch, before any pixel is read."""
+        """Return the cases, slices, sources and targets of a step's batch, before any pixel is read."""
         rng = np.random.default_rng((self.seed, step))
         targets = rng.choice(list(self._pools), size=self.batch_size)
         places, sources = [], []
@@ -315,11 +328,11 @@ class CaseSampler:
             prefers = rng.random() < self.tumour_slices
             pool = (self._preferred if prefers else self._pools)[int(target)]
             places.append(pool[rng.integers(len(pool))])
-            others = self._sources[int(places[-1][0]), int(target)].copy()
+            kept = self._sources[int(places[-1][0]), int(target)].copy()
             if rng.random() < self.leave_out:
-                there = rng.permutation(np.flatnonzero(others))
-                others[there[rng.integers(1, len(there) + 1) :]] = False
-            sources.append(others)
+                order = rng.permutation(np.flatnonzero(kept))
+                kept[order[rng.integers(1, len(order) + 1) :]] = False
+            sources.append(kept)
         case, offset = np.array(places).T
         return {
             "case": case,
@@ -330,7 +343,7 @@ class CaseSampler:
         }
 
     def batch(self, step: int) -> CaseBatch:
-        """The batch of a step."""
+        """Return the batch of a step."""
         chosen = self.rows(step)
         case, offset = chosen["case"], chosen["offset"]
         start = self._start[case]
@@ -365,6 +378,7 @@ class PairBatch:
     b: Tensor
 
     def __len__(self) -> int:
+        """Return the number of slices of each modality."""
         return len(self.a)
 
     def to(self, device: torch.device) -> PairBatch:
@@ -377,18 +391,7 @@ class PairBatch:
 
 
 class PairSampler:
-    """Draws slices of two modalities from independently drawn patients: unpaired, though the slices are registered.
-
-    Args:
-        store: the training slices.
-        pair: the two modalities.
-        batch_size: slices of each per batch.
-        seed: of all that is drawn.
-        mirror: share of slices mirrored left to right.
-
-    Raises:
-        AttclError: the store has no slice of one of them.
-    """
+    """Draws slices of two modalities from independently drawn patients: unpaired, though the slices are registered."""
 
     def __init__(
         self,
@@ -399,6 +402,18 @@ class PairSampler:
         seed: int,
         mirror: float = 0.0,
     ) -> None:
+        """Prepare to draw.
+
+        Args:
+            store: the training slices.
+            pair: the two modalities.
+            batch_size: slices of each modality per batch.
+            seed: of all that is drawn.
+            mirror: share of slices mirrored left to right.
+
+        Raises:
+            AttclError: the store has no slice of one of them.
+        """
         self.store, self.batch_size, self.seed, self.mirror = store, batch_size, seed, mirror
         self._pools = []
         for modality in pair:
@@ -428,6 +443,6 @@ class PairSampler:
 
 
 def _mirrored(images: torch.Tensor, chosen: Array) -> torch.Tensor:
-    """(B, ..., W), left and right exchanged where chosen: (B,) bool."""
+    """Exchange left and right of the chosen images (B, ..., W), in place; chosen: (B,) bool."""
     images[torch.from_numpy(chosen)] = images[torch.from_numpy(chosen)].flip(-1)
     return images

@@ -1,22 +1,20 @@
-"""Training slices are the normalised volumes, to the precision of int16; batches are a function of (seed, step)."""
+"""Training slices are the normalised volumes, to the precision of int16; label maps beside them."""
 
 from __future__ import annotations
 
 import shutil
 import tracemalloc
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.data.sampling import Batch, Sampler
-from attcl_cli.data.slices import Entry, SliceStore, build, open_store
+from attcl_cli.data.slices import SliceStore, build, open_store
 from attcl_cli.errors import AttclError, ProblemsError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -193,139 +191,62 @@ def test_a_disk_without_room_is_told_before_anything_is_read(phantom_root, tmp_p
     assert not (tmp_path / "s").exists()
 
 
-# --- the sampler ------------------------------------------------------------------------------------------------------
+# --- label maps -------------------------------------------------------------------------------------------------------
 
 
-def made_store(volumes: list[tuple[str, str, int, int]], *, empty: list[int] = ()) -> SliceStore:
-    """A store from (case, modality, count, first); every pixel of row r is r / 32767."""
-    entries, start = [], 0
-    for case, modality, count, first in volumes:
-        entries.append(Entry(case, modality, start, count, first))
-        start += count
-    data = np.broadcast_to(np.arange(start, dtype=np.int16)[:, None, None], (start, 2, 2))
-    return SliceStore(
-        data=data,
-        entries=tuple(entries),
-        filled=~np.isin(np.arange(start), empty),
-        modalities=tuple(sorted({modality for _, modality, _, _ in volumes})),
-        scales={},
-        trained_on=(),
+@pytest.fixture(scope="module")
+def labelled(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> SliceStore:
+    dataset = open_dataset(phantom_root)
+    folder = tmp_path_factory.mktemp("labelled")
+    return build(
+        dataset, dataset.cases[:2], folder, image_size=64, canvas=64, labels=True, workers=0
     )
 
 
-PARTLY_PAIRED = [("A", "t1", 5, 3), ("A", "t2", 5, 3), ("B", "t1", 4, 2), ("C", "t2", 6, 1)]
+def test_classes_are_the_label_map_s_with_4_as_the_third(labelled, phantom_root):
+    for entry in labelled.segmentations:
+        path = phantom_root / entry.case / f"{entry.case}_seg.nii.gz"
+        stored = np.asanyarray(nib.load(path).dataobj).transpose(2, 1, 0)[5:21]
+        wanted = np.zeros((16, 64, 64))
+        wanted[:, 12:52, 12:52] = np.where(stored == 4, 3, stored)
+        rows = labelled.labels[entry.start : entry.start + entry.count]
+        assert np.array_equal(rows, wanted)
+        assert labelled.tumour[entry.start : entry.start + entry.count].tolist() == (
+            wanted.any(axis=(1, 2)).tolist()
+        )
+    assert labelled.tumour.any()
 
 
-def same(first: Batch, second: Batch) -> bool:
-    fields = ("x_src", "y_src", "x_ref", "x_ref2", "y_ref", "x_pair", "has_pair")
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in fields)
+def test_label_maps_change_nothing_of_the_slices(labelled, phantom_root, tmp_path):
+    dataset = open_dataset(phantom_root)
+    plain = build(dataset, dataset.cases[:2], tmp_path, image_size=64, canvas=64, workers=0)
+    assert np.array_equal(plain.data, labelled.data)
+    assert plain.entries == labelled.entries
+    assert plain.labels is None
+    assert plain.segmentations == ()
 
 
-def test_a_batch_is_a_function_of_seed_and_step(store):
-    one, two = (Sampler(store, batch_size=4, seed=3) for _ in range(2))
-    one.batch(0)
-    one.batch(1)
-    assert same(one.batch(7), two.batch(7))
-    assert not same(one.batch(7), one.batch(8))
-    assert not same(one.batch(7), Sampler(store, batch_size=4, seed=4).batch(7))
+def test_slices_whose_label_maps_stayed_behind_open_without_them(labelled, tmp_path):
+    folder = Path(labelled.data.filename).parent
+    shutil.copytree(folder, tmp_path / "packed")
+    (tmp_path / "packed/labels.npy").unlink()
+    again = open_store(tmp_path / "packed")
+    assert again.labels is None
+    assert again.segmentations == ()
+    assert np.array_equal(again.data, labelled.data)
 
 
-def test_a_batch_has_its_shapes_and_range(store):
-    batch = Sampler(store, batch_size=3, seed=0).batch(0)
-    for image in (batch.x_src, batch.x_ref, batch.x_ref2, batch.x_pair):
-        assert image.shape == (3, 1, 16, 16)
-        assert image.dtype == torch.float32
-        assert image.min() >= -1
-        assert image.max() <= 1
-    assert batch.y_src.dtype == batch.y_ref.dtype == torch.int64
-
-
-def row_owner(store: SliceStore) -> list[tuple[str, str, int]]:
-    """Row -> case, modality, axial slice."""
-    return [
-        (entry.case, entry.modality, entry.first + offset)
-        for entry in store.entries
-        for offset in range(entry.count)
-    ]
-
-
-def test_domains_are_those_of_the_rows():
-    store = made_store(PARTLY_PAIRED)
-    owner, sampler = row_owner(store), Sampler(store, batch_size=8, seed=0)
-    for step in range(30):
-        rows = sampler.rows(step)
-        for images, domains in (("x_src", "y_src"), ("x_ref", "y_ref"), ("x_ref2", "y_ref")):
-            found = [owner[row][1] for row in rows[images]]
-            assert found == [store.modalities[domain] for domain in rows[domains]]
-
-
-def test_a_pair_is_the_same_slice_of_the_same_case_in_the_target_modality():
-    store = made_store(PARTLY_PAIRED)
-    owner, sampler = row_owner(store), Sampler(store, batch_size=8, seed=0)
-    there = set(owner)
-    seen = {True: 0, False: 0}
-    for step in range(30):
-        rows = sampler.rows(step)
-        for source, target, pair in zip(rows["x_src"], rows["y_ref"], rows["x_pair"], strict=True):
-            case, _, slice_ = owner[source]
-            wanted = (case, store.modalities[target], slice_)
-            assert (pair >= 0) == (wanted in there)
-            if pair >= 0:
-                assert owner[pair] == wanted
-            seen[bool(pair >= 0)] += 1
-    assert min(seen.values()) > 20
-
-
-def test_pairs_that_are_not_there_are_background():
-    store = made_store(PARTLY_PAIRED)
-    sampler = Sampler(store, batch_size=8, seed=0)
-    step = next(n for n in range(50) if {True, False} == set(sampler.rows(n)["x_pair"] >= 0))
-    rows, batch = sampler.rows(step), sampler.batch(step)
-    assert batch.has_pair.tolist() == (rows["x_pair"] >= 0).tolist()
-    wanted = [row / 32767 if row >= 0 else -1 for row in rows["x_pair"]]
-    assert batch.x_pair[:, 0, 1, 1].tolist() == pytest.approx(wanted)
-
-
-def test_modalities_are_drawn_alike_however_many_volumes_they_have():
-    store = made_store([("A", "t1", 90, 0), ("B", "t2", 10, 0)])
-    sampler = Sampler(store, batch_size=10, seed=0)
-    drawn = [sampler.rows(step) for step in range(200)]
-    for name in ("y_src", "y_ref"):
-        share = np.mean([rows[name] for rows in drawn])
-        assert abs(share - 0.5) < 0.05  # 2000 draws: standard deviation 0.011
-
-
-def test_slices_without_brain_are_never_drawn():
-    empty = [0, 1, 2, 5, 10, 14]
-    store = made_store(PARTLY_PAIRED, empty=empty)
-    sampler = Sampler(store, batch_size=10, seed=0)
-    drawn = {
-        int(row)
-        for step in range(50)
-        for name in ("x_src", "x_ref", "x_ref2")
-        for row in sampler.rows(step)[name]
-    }
-    assert drawn == set(range(20)) - set(empty)
-
-
-def test_a_mirrored_source_takes_its_pair_along_and_references_are_mirrored_by_themselves():
-    made = made_store(PARTLY_PAIRED)
-    store = replace(
-        made, data=np.random.default_rng(0).integers(0, 99, made.data.shape, dtype=np.int16)
-    )
-    plain = Sampler(store, batch_size=8, seed=0)
-    mirrored = Sampler(store, batch_size=8, seed=0, mirror=0.5)
-    seen = set()
-    for step in range(20):
-        rows, before, after = mirrored.rows(step), plain.batch(step), mirrored.batch(step)
-        for name, chosen in zip(
-            ("x_src", "x_ref", "x_ref2", "x_pair"),
-            (*rows["mirrored"], rows["mirrored"][0]),
-            strict=True,
-        ):
-            for index in range(8):
-                wanted = getattr(before, name)[index]
-                wanted = wanted.flip(-1) if chosen[index] else wanted
-                assert torch.equal(getattr(after, name)[index], wanted)
-        seen |= {tuple(column) for column in rows["mirrored"].T.tolist()}
-    assert len(seen) == 8  # every combination of the three
+def test_a_label_that_brats_does_not_know_is_told(incomplete_root, write_nifti, tmp_path):
+    path = incomplete_root / "Phantom_00000/Phantom_00000_seg.nii.gz"
+    image = nib.load(path)
+    values = np.asanyarray(image.dataobj).astype(np.int16)
+    values[0, 0, 0] = 9
+    write_nifti(path, values, affine=image.affine)
+    other = incomplete_root / "Phantom_00002/Phantom_00002_seg.nii.gz"
+    write_nifti(other, values[:-1], affine=image.affine)
+    dataset = open_dataset(incomplete_root)
+    with pytest.raises(ProblemsError) as caught:
+        build(dataset, dataset.cases, tmp_path / "s", image_size=16, canvas=64, labels=True)
+    told = [problem.message for problem in caught.value.problems]
+    assert "Phantom_00000_seg.nii.gz: label 9, expected the labels of BraTS" in told[0]
+    assert "Phantom_00002_seg.nii.gz: shape" in told[1]
