@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import small_settings
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -18,8 +19,14 @@ from attcl_cli.data.intensities import Scale
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import sha256
 from attcl_cli.methods import METHODS
-from attcl_cli.methods import weights as checkpoint
+from attcl_cli.methods import weights as weights_module
+from attcl_cli.methods.attcl_gan import AttclGan
+from attcl_cli.methods.base import Method
+from attcl_cli.methods.settings import to_tables
+from attcl_cli.methods.sources import AnyOne
 from attcl_cli.methods.weights import (
+    BUNDLED,
+    SCHEMA_VERSION,
     WEIGHTS_FILE,
     Weights,
     WeightsInfo,
@@ -46,7 +53,7 @@ def no_named_weights(monkeypatch):
     monkeypatch.delenv("ATTCL_WEIGHTS", raising=False)
 
 
-def saved_method(path: Path, settings, **changes) -> tuple[object, WeightsInfo]:
+def saved_method(path: Path, settings, **changes) -> tuple[Method, WeightsInfo]:
     torch.manual_seed(3)
     method = METHODS["attcl-gan"](settings, FOUR)
     method.remember_references({name: torch.rand(1, 1, 16, 16) for name in FOUR})
@@ -69,31 +76,39 @@ def saved_method(path: Path, settings, **changes) -> tuple[object, WeightsInfo]:
 def test_weights_come_back_to_float16_precision(tiny_settings, tmp_path):
     method, _ = saved_method(tmp_path / "w.safetensors", tiny_settings)
     again = load_method(find_weights(str(tmp_path / "w.safetensors")), CPU)
-    for name in method.inference:
-        there = again.modules()[name].state_dict()
-        for key, value in method.modules()[name].state_dict().items():
-            assert there[key].dtype == torch.float32
-            assert torch.equal(there[key], value.half().float()), f"{name}.{key}"
+    networks = again.inference_networks()
+    assert set(networks) == set(method.inference)
+    for name, network in method.inference_networks().items():
+        loaded = networks[name].state_dict()
+        for key, value in network.state_dict().items():
+            assert loaded[key].dtype == torch.float32
+            assert torch.equal(loaded[key], value.half().float()), f"{name}.{key}"
     for name, code in method.references.items():
         assert torch.equal(again.references[name], code.half().float())
 
 
 def test_what_a_weights_file_says_of_itself_comes_back(tiny_settings, tmp_path):
     _, info = saved_method(tmp_path / "w.safetensors", tiny_settings)
-    found = find_weights(str(tmp_path / "w.safetensors"))
-    assert found.info == info
-    assert found.name == "w"
-    assert found.sha256 == sha256(tmp_path / "w.safetensors")
+    weights = find_weights(str(tmp_path / "w.safetensors"))
+    assert weights.info == info
+    assert weights.name == "w"
+    assert weights.sha256 == sha256(tmp_path / "w.safetensors")
+
+
+def test_a_weights_file_knows_its_method_and_what_that_makes_from_what(tiny_settings, tmp_path):
+    saved_method(tmp_path / "w.safetensors", tiny_settings)
+    info = find_weights(str(tmp_path / "w.safetensors")).info
+    assert info.method is AttclGan
+    assert info.rule == AnyOne(FOUR)
 
 
 def test_loaded_networks_are_ready_for_synthesis_alone(trained_run):
     method = load_method(find_weights(str(trained_run)), CPU)
-    for name in method.inference:
-        module = method.modules()[name]
-        assert not module.training
-        assert not any(parameter.requires_grad for parameter in module.parameters())
-    made = method.synthesise({"t1": torch.zeros(2, 1, 16, 16)}, ["t2"])
-    assert torch.isfinite(made["t2"]).all()
+    for network in method.inference_networks().values():
+        assert not network.training
+        assert not any(parameter.requires_grad for parameter in network.parameters())
+    images = method.synthesise({"t1": torch.zeros(2, 1, 16, 16)}, ["t2"])
+    assert torch.isfinite(images["t2"]).all()
 
 
 def test_the_discriminator_is_not_in_the_weights(trained_run):
@@ -127,7 +142,7 @@ def test_a_stale_card_is_gone_before_new_weights_are_there(tiny_settings, tmp_pa
     def refuse(*_args):
         raise AttclError("killed")
 
-    monkeypatch.setattr(checkpoint, "write_json", refuse)
+    monkeypatch.setattr(weights_module, "write_json", refuse)
     with pytest.raises(AttclError, match="killed"):
         saved_method(tmp_path / "w.safetensors", tiny_settings, attcl_version="9")
     assert find_weights(str(tmp_path / "w.safetensors")).info.attcl_version == "9"
@@ -137,8 +152,8 @@ def test_a_stale_card_is_gone_before_new_weights_are_there(tiny_settings, tmp_pa
 
 
 def test_a_run_is_found_by_its_folder_and_called_by_it(own_run):
-    found = find_weights(str(own_run))
-    assert (found.name, found.path) == ("mine", own_run / WEIGHTS_FILE)
+    weights = find_weights(str(own_run))
+    assert (weights.name, weights.path) == ("mine", own_run / WEIGHTS_FILE)
 
 
 def test_without_a_name_the_newest_run_is_taken(own_run):
@@ -161,15 +176,15 @@ def test_named_weights_lie_in_the_folder_of_the_environment(own_run, tmp_path, m
 
 def test_the_environment_comes_before_the_bundled_weights(own_run, tmp_path, monkeypatch):
     (tmp_path / "named").mkdir()
-    shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / f"{checkpoint.BUNDLED}.safetensors")
+    shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / f"{BUNDLED}.safetensors")
     monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
-    found = find_weights(None, runs=tmp_path / "no-runs")
-    assert found.path == tmp_path / "named" / f"{checkpoint.BUNDLED}.safetensors"
-    assert found.name == checkpoint.BUNDLED
+    weights = find_weights(None, runs=tmp_path / "no-runs")
+    assert weights.path == tmp_path / "named" / f"{BUNDLED}.safetensors"
+    assert weights.name == BUNDLED
 
 
 def test_nothing_to_find_says_how_to_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "weights_folders", list)
+    monkeypatch.setattr(weights_module, "weights_folders", list)
     with pytest.raises(UsageError, match="none given, no run with weights") as caught:
         find_weights(None, runs=tmp_path)
     assert caught.value.hint == "train first: attcl train"
@@ -184,8 +199,9 @@ def test_a_name_of_nothing_lists_the_known_ones(own_run, tmp_path, monkeypatch):
 
 
 def test_a_folder_without_weights_is_no_run(tmp_path):
-    with pytest.raises(UsageError, match="is no file and no known name"):
+    with pytest.raises(UsageError) as caught:
         find_weights(str(tmp_path))
+    assert caught.value.code == "unknown-weights"
 
 
 # --- damaged and foreign files ----------------------------------------------------------------------------------------
@@ -204,15 +220,17 @@ def test_weights_that_are_not_those_of_the_card_are_refused(own_run):
 @pytest.mark.parametrize("card", ["[]", "{}", '"text"'])
 def test_a_card_that_says_nothing_of_the_hash_is_no_proof(card, own_run):
     (own_run / "weights.json").write_text(card)
-    with pytest.raises(AttclError, match=r"as its card weights\.json says"):
+    with pytest.raises(AttclError) as caught:
         find_weights(str(own_run))
+    assert caught.value.code == "weights-changed"
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"not weights at all" * 100, b"\xff" * 64])
 def test_what_is_no_safetensors_file_is_refused(content, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(AttclError, match="not readable as safetensors"):
+    with pytest.raises(AttclError, match="not readable as safetensors") as caught:
         find_weights(str(tmp_path / "w.safetensors"))
+    assert caught.value.code == "weights-unreadable"
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
@@ -220,8 +238,9 @@ def test_weights_that_are_cut_off_are_refused(share, own_run):
     (own_run / "weights.json").unlink()
     data = (own_run / WEIGHTS_FILE).read_bytes()
     (own_run / WEIGHTS_FILE).write_bytes(data[: int(share * len(data))])
-    with pytest.raises(AttclError, match="not readable as safetensors"):
+    with pytest.raises(AttclError) as caught:
         find_weights(str(own_run))
+    assert caught.value.code == "weights-unreadable"
 
 
 class Bomb:
@@ -245,10 +264,10 @@ def test_a_pickle_is_refused_and_never_run(how, tmp_path):
     assert (tmp_path / "control").exists()  # the bomb works
     path = tmp_path / "w.safetensors"
     path.write_bytes(stream.getvalue())
-    with pytest.raises(AttclError, match="not readable as safetensors"):
-        find_weights(str(path))
-    with pytest.raises(AttclError, match="not readable as safetensors"):
-        load_state(path)
+    for read in (find_weights, load_state):
+        with pytest.raises(AttclError) as caught:
+            read(path)
+        assert caught.value.code == "weights-unreadable"
     assert not (tmp_path / "ran").exists()
 
 
@@ -260,7 +279,7 @@ def test_safetensors_of_somebody_else_are_refused(metadata, tmp_path):
 
 
 def described(run: Path, change) -> Path:
-    """The run's weights with another description."""
+    """Give a run's weights another description, and return the run."""
     with safe_open(run / WEIGHTS_FILE, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         document = json.loads(file.metadata()["attcl"])
@@ -273,13 +292,17 @@ def described(run: Path, change) -> Path:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (lambda d, _: d.update(schema_version=99), "schema_version 99, expected 1"),
-        (lambda d, _: d.pop("schema_version"), "schema_version None, expected 1"),
+        (lambda d, _: d.update(schema_version=99), "schema_version 99, expected 2 or lower"),
+        (lambda d, _: d.pop("schema_version"), "schema_version None, expected 2 or lower"),
         (lambda d, _: d.pop("modalities"), "its description is incomplete"),
         (lambda d, _: d.update(scales={"t1": {"low": 0}}), "its description is incomplete"),
-        (lambda d, _: d["settings"].update(width="many"), "its description is incomplete"),
-        (lambda d, _: d["settings"].update(unknown=1), "its description is incomplete"),
-        (lambda d, _: d["settings"].update(method="magic"), "its description is incomplete"),
+        (lambda d, _: d["settings"]["attcl-gan"].update(width="many"), "description is incomplete"),
+        (lambda d, _: d["settings"]["attcl-gan"].update(unknown=1), "description is incomplete"),
+        (
+            lambda d, _: d["settings"]["attcl-gan"].update(plave_blocks=2),
+            "description is incomplete",
+        ),
+        (lambda d, _: d["settings"]["run"].update(method="magic"), "description is incomplete"),
     ],
 )
 def test_a_description_that_is_not_ours_is_refused(change, complaint, own_run):
@@ -290,21 +313,62 @@ def test_a_description_that_is_not_ours_is_refused(change, complaint, own_run):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda d, _: d["settings"].update(width=8),
+        lambda d, _: d["settings"]["attcl-gan"].update(width=8),
         lambda _, t: t.pop("generator.stem.weight"),
         lambda _, t: t.update({"generator.extra": torch.zeros(1)}),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(change, own_run):
     weights = find_weights(str(described(own_run, change)))
-    with pytest.raises(AttclError, match="tensors do not fit its own settings"):
+    with pytest.raises(AttclError) as caught:
         load_method(weights, CPU)
+    assert caught.value.code == "weights-do-not-fit"
 
 
 def test_weights_that_miss_a_reference_are_refused(own_run):
     weights = find_weights(str(described(own_run, lambda _, t: t.pop("reference.t2"))))
-    with pytest.raises(AttclError, match="reference"):
+    with pytest.raises(AttclError, match="reference") as caught:
         load_method(weights, CPU)
+    assert caught.value.code == "weights-without-reference"
+
+
+# --- the schemas ------------------------------------------------------------------------------------------------------
+
+
+def test_settings_stand_in_tables_in_the_file_and_on_the_card(trained_run, tiny_settings):
+    card = json.loads((trained_run / "weights.json").read_text())
+    assert card["schema_version"] == SCHEMA_VERSION == 2
+    assert set(card["settings"]) == {"run", "image", "optimiser", "attcl-gan"}
+    expected = json.loads(json.dumps(to_tables(tiny_settings)))
+    assert card["settings"] == expected
+
+
+def to_first_schema(document, _tensors) -> None:
+    """Describe as version 0.1 did: flat settings, with those of every method."""
+    flat = {
+        key: value
+        for name in METHODS
+        for key, value in small_settings(name).model_dump(mode="json").items()
+    }
+    for table in document["settings"].values():
+        flat |= table
+    document.update(schema_version=1, settings=flat)
+
+
+def test_weights_of_the_first_schema_load_to_the_same_bits(own_run, tmp_path):
+    new = find_weights(str(own_run))
+    old_run = Path(shutil.copytree(own_run, tmp_path / "runs" / "old"))
+    old = find_weights(str(described(old_run, to_first_schema)))
+    assert old.info == new.info
+    x = {"t1": torch.linspace(-1, 1, 2 * 16 * 16).reshape(2, 1, 16, 16)}
+    one, two = (load_method(weights, CPU).synthesise(x, FOUR) for weights in (new, old))
+    assert all(torch.equal(one[name], two[name]) for name in FOUR)
+
+
+def test_the_bundled_weights_load(monkeypatch, tmp_path):
+    weights = find_weights(None, runs=tmp_path)
+    assert weights.name == BUNDLED
+    assert load_method(weights, CPU).modalities == FOUR
 
 
 # --- training states --------------------------------------------------------------------------------------------------
@@ -313,10 +377,10 @@ def test_weights_that_miss_a_reference_are_refused(own_run):
 def test_a_state_comes_back_to_the_bit(tmp_path):
     tensors = {"a": torch.randn(3, 4), "b": torch.tensor(7.0), "c": torch.randn(4, 3).T}
     save_state(tmp_path / "s.safetensors", TrainingState(9, tensors, {"best": None, "n": 2}))
-    found = load_state(tmp_path / "s.safetensors")
-    assert (found.step, found.extra) == (9, {"best": None, "n": 2})
-    assert set(found.tensors) == set(tensors)
-    assert all(torch.equal(found.tensors[key], tensors[key]) for key in tensors)
+    state = load_state(tmp_path / "s.safetensors")
+    assert (state.step, state.extra) == (9, {"best": None, "n": 2})
+    assert set(state.tensors) == set(tensors)
+    assert all(torch.equal(state.tensors[key], tensors[key]) for key in tensors)
 
 
 def test_a_state_that_is_not_there_is_a_usage_error(tmp_path):
@@ -327,11 +391,12 @@ def test_a_state_that_is_not_there_is_a_usage_error(tmp_path):
 
 
 def test_weights_are_no_state_to_resume_from(trained_run):
-    with pytest.raises(AttclError, match="expected a checkpoint"):
+    with pytest.raises(AttclError) as caught:
         load_state(trained_run / WEIGHTS_FILE)
+    assert caught.value.code == "not-a-checkpoint"
 
 
 def test_a_weights_record_names_its_file(trained_run):
-    found = find_weights(str(trained_run / WEIGHTS_FILE))
-    assert isinstance(found, Weights)
-    assert found.name == "tiny"
+    weights = find_weights(str(trained_run / WEIGHTS_FILE))
+    assert isinstance(weights, Weights)
+    assert weights.name == "tiny"
