@@ -9,19 +9,22 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from helpers import changed
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from attcl_cli.data.sampling import Batch
+from attcl_cli.data.sampling import DomainBatch
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.base import Method, Runtime
+from attcl_cli.methods.attcl_gan import AttclGan
+from attcl_cli.methods.base import Runtime
 from attcl_cli.methods.networks import patches
 from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.sources import AnyOne
 from attcl_cli.methods.updates import contrast
 
 FOUR = ("flair", "t1", "t1ce", "t2")
-NETWORKS = ("generator", "mapping", "style_encoder", "discriminator", "attention", "heads")
+NETWORKS = {"generator", "mapping", "style_encoder", "discriminator", "attention", "heads"}
 SWITCHES = [
     {"acl": acl, "att_adain": att_adain, "scd": scd}
     for acl, att_adain, scd in itertools.product(
@@ -35,23 +38,19 @@ def name_of(switches: Mapping[str, object]) -> str:
     return ",".join(f"{key}={value}" for key, value in switches.items())
 
 
-def changed(settings: Settings, **values: object) -> Settings:
-    return Settings.model_validate({**settings.model_dump(), **values})
-
-
-def method_of(settings: Settings) -> Method:
+def method_of(settings: Settings) -> AttclGan:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return METHODS["attcl-gan"](settings, FOUR)
 
 
-def batch_of(size: int = 2, *, pairs: bool = True) -> Batch:
+def batch_of(size: int = 2, *, pairs: bool = True) -> DomainBatch:
     noise = torch.Generator().manual_seed(5)
     x_src, x_ref, x_ref2, x_pair = (
         torch.rand(size, 1, 16, 16, generator=noise) * 2 - 1 for _ in range(4)
     )
     has_pair = torch.arange(size) % 2 == (0 if pairs else 9)
-    return Batch(
+    return DomainBatch(
         x_src=x_src,
         y_src=torch.arange(size) % 4,
         x_ref=x_ref,
@@ -62,12 +61,14 @@ def batch_of(size: int = 2, *, pairs: bool = True) -> Batch:
     )
 
 
-def weights_of(method: Method) -> dict[str, dict[str, Tensor]]:
-    return {name: copy.deepcopy(module.state_dict()) for name, module in method.modules().items()}
+def weights_of(method: AttclGan) -> dict[str, dict[str, Tensor]]:
+    return {
+        name: copy.deepcopy(network.state_dict()) for name, network in method.networks().items()
+    }
 
 
-def updates_of(method: Method, batch: Batch, step: int = 0) -> tuple[list[str], dict[str, Tensor]]:
-    """The networks in the order in which their optimisers stepped, and the losses of the step.
+def updates_of(method: AttclGan, batch: DomainBatch) -> tuple[list[str], dict[str, Tensor]]:
+    """Run a step; return the networks in the order in which their optimisers stepped, and the losses of the step.
 
     Each update is checked to change its own network, and nothing else since the last update.
     """
@@ -93,19 +94,19 @@ def updates_of(method: Method, batch: Batch, step: int = 0) -> tuple[list[str], 
 
     for name, optimiser in method.optimisers().items():
         spy(name, optimiser)
-    return order, method.training_step(batch, step)
+    return order, method.training_step(batch, 0)
 
 
 # --- which networks there are, and which learn ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=name_of)
-def test_attention_and_heads_exist_where_a_switch_needs_them(switches, tiny_settings):
-    modules = method_of(changed(tiny_settings, **switches)).modules()
+def test_attention_and_heads_exist_if_a_switch_needs_them(switches, tiny_settings):
+    networks = method_of(changed(tiny_settings, **switches)).networks()
     needs_attention = switches["att_adain"] or switches["acl"] == "attention"
-    assert tuple(modules) == NETWORKS
-    assert set(modules["attention"]) == ({"1", "2"} if needs_attention else set())
-    assert set(modules["heads"]) == ({"1", "2"} if switches["acl"] != "none" else set())
+    assert set(networks) == NETWORKS
+    assert set(networks["attention"]) == ({"1", "2"} if needs_attention else set())
+    assert set(networks["heads"]) == ({"1", "2"} if switches["acl"] != "none" else set())
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=name_of)
@@ -115,17 +116,16 @@ def test_every_switch_setting_trains_in_the_order_of_stargan_v2_and_an_update_mo
     method = method_of(changed(tiny_settings, **switches))
     order, losses = updates_of(method, batch_of())
     image = ["generator"]
-    image += ["attention"] * bool(len(method.modules()["attention"]))
-    image += ["heads"] * bool(len(method.modules()["heads"]))
-    wanted = ["discriminator", "discriminator", *image, "mapping", "style_encoder"]
-    wanted += ["style_encoder"] * bool(switches["scd"])
-    assert order[: len(wanted)] == wanted
-    assert sorted(order[len(wanted) :]) == sorted(image)
+    image += ["attention"] * bool(len(method.attention))
+    image += ["heads"] * bool(len(method.heads))
+    expected = ["discriminator", "discriminator", *image, "mapping", "style_encoder"]
+    expected += ["style_encoder"] * bool(switches["scd"])
+    assert order[: len(expected)] == expected
+    assert sorted(order[len(expected) :]) == sorted(image)
     assert ("g_latent_scd" in losses) == ("g_reference_scd" in losses) == switches["scd"]
     assert ("g_latent_patch" in losses) == (switches["acl"] != "none")
     assert all(math.isfinite(value) for value in losses.values())
-    for module in method.modules().values():
-        assert all(torch.isfinite(parameter).all() for parameter in module.parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in method.parameters())
 
 
 def test_losses_are_named_by_network_and_path(tiny_settings):
@@ -160,8 +160,7 @@ def test_a_loss_of_weight_zero_is_not_computed(setting, loss, tiny_settings):
 def test_all_networks_can_learn_again_after_a_step(tiny_settings):
     method = method_of(tiny_settings)
     method.training_step(batch_of(), 0)
-    for module in method.modules().values():
-        assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(parameter.requires_grad for parameter in method.parameters())
 
 
 def test_the_mapping_network_takes_its_own_small_steps(tiny_settings):
@@ -225,7 +224,7 @@ def test_the_weight_of_diversity_reaches_zero_at_the_end(tiny_settings):
 # --- against a literal iteration --------------------------------------------------------------------------------------
 
 
-def literal_adam(method: Method) -> dict[str, Adam]:
+def literal_adam(method: AttclGan) -> dict[str, Adam]:
     s = method.settings
     return {
         name: Adam(
@@ -234,27 +233,26 @@ def literal_adam(method: Method) -> dict[str, Adam]:
             betas=(s.beta1, s.beta2),
             weight_decay=s.weight_decay,
         )
-        for name, net in method.modules().items()
+        for name, net in method.networks().items()
         if list(net.parameters())
     }
 
 
 def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is printed
-    method: Method, adam: Mapping[str, Adam], batch: Batch, step: int
+    method: AttclGan, adam: Mapping[str, Adam], batch: DomainBatch, step: int
 ) -> dict[str, Tensor]:
-    """One iteration as the papers print it (Section 3.5; StarGAN v2, Section 3.2), every graph made anew.
+    """Run one iteration as the papers print it (Section 3.5; StarGAN v2, Section 3.2), every graph made anew.
 
     Works on the method's own networks, and returns the losses.
     """
     s = method.settings
-    nets = method.modules()
-    g, f, e, d = (nets[name] for name in ("generator", "mapping", "style_encoder", "discriminator"))
-    attention, heads = nets["attention"], nets["heads"]
+    g, f, e, d = method.generator, method.mapping, method.style_encoder, method.discriminator
+    attention, heads = method.attention, method.heads
     noise = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
     z, z2 = (torch.randn(len(batch.y_src), s.latent_dim, generator=noise) for _ in range(2))
     rows = torch.arange(len(batch.y_src))
     layers = [int(layer) for layer in attention]
-    found: dict[str, Tensor] = {}
+    losses: dict[str, Tensor] = {}
 
     def refine(features):
         return {layer: attention[str(layer)](features.layers[layer]) for layer in layers}
@@ -291,7 +289,7 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
         real = F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
         fake = bce(x_fake, batch.y_ref, 0.0)
         learn(real + fake + s.lambda_r1 * r1, "discriminator")
-        found.update({f"d_{path}_real": real, f"d_{path}_fake": fake, f"d_{path}_r1": r1})
+        losses.update({f"d_{path}_real": real, f"d_{path}_fake": fake, f"d_{path}_r1": r1})
 
     def contrast(x_fake):
         total = 0
@@ -326,7 +324,7 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
         parts["pair"] = (counts * (x_fake[has] - batch.x_pair[has]).abs()).mean()
         weights["pair"] = s.lambda_pair
         learn(sum(weights[name] * parts[name] for name in parts), *names)
-        found.update({f"g_{path}_{name}": value for name, value in parts.items()})
+        losses.update({f"g_{path}_{name}": value for name, value in parts.items()})
 
     with torch.no_grad():
         style = f(z)[rows, batch.y_ref]
@@ -341,11 +339,11 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
     if s.scd:
         scd = spread(e(batch.x_ref))
         learn(-s.lambda_scd * scd, "style_encoder")
-        found["g_reference_scd"] = scd
+        losses["g_reference_scd"] = scd
     with torch.no_grad():
         style, style2 = (e(x)[rows, batch.y_ref] for x in (batch.x_ref, batch.x_ref2))
     learn_g(style, style2, "reference", *image)
-    return found
+    return losses
 
 
 @pytest.mark.parametrize("switches", [ALL_OFF, {}], ids=["stargan-v2", "attcl-gan"])
@@ -354,17 +352,17 @@ def test_a_step_is_the_literal_iteration_of_the_papers(switches, tiny_settings):
     ours, literal = method_of(settings), method_of(settings)
     batch, adam = batch_of(), literal_adam(literal)
     for step in (0, 1):
-        losses, wanted = ours.training_step(batch, step), literal_step(literal, adam, batch, step)
-        assert set(losses) == set(wanted)
-        for name, value in wanted.items():
+        losses, expected = ours.training_step(batch, step), literal_step(literal, adam, batch, step)
+        assert set(losses) == set(expected)
+        for name, value in expected.items():
             assert losses[name].item() == pytest.approx(value.item(), rel=2e-3, abs=1e-5), name
-    # Adam's first steps are as large as the learning rate whatever the gradient, so where it is zero but for rounding
+    # Adam's first steps are as large as the learning rate whatever the gradient, so if it is zero but for rounding
     # (biases before an instance norm) the sign is chance: weights only, and a few of these.
-    found = weights_of(ours)
+    trained = weights_of(ours)
     for name, weights in weights_of(literal).items():
         for key, value in weights.items():
             if value.ndim > 1:
-                close = (found[name][key] - value).abs() < 0.1 * settings.learning_rate
+                close = (trained[name][key] - value).abs() < 0.1 * settings.learning_rate
                 assert close.float().mean() > 0.95, f"{name}.{key}"
 
 
@@ -374,16 +372,16 @@ def test_a_step_is_the_literal_iteration_of_the_papers(switches, tiny_settings):
 def test_a_batch_in_parts_has_the_losses_of_the_whole(tiny_settings):
     whole, parts = method_of(tiny_settings), method_of(tiny_settings)
     parts.runtime = Runtime(micro_batch=1)
-    wanted = whole.training_step(batch_of(4), 0)
-    found = parts.training_step(batch_of(4), 0)
-    for name, value in wanted.items():
-        assert found[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
+    expected = whole.training_step(batch_of(4), 0)
+    losses = parts.training_step(batch_of(4), 0)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
 
 
 # --- patches ----------------------------------------------------------------------------------------------------------
 
 
-def test_which_patches_are_compared_does_not_depend_on_the_precision(tiny_settings, monkeypatch):
+def test_which_patches_are_compared_does_not_depend_on_the_precision(monkeypatch):
     seen = []
     select = patches.select
 
@@ -394,9 +392,10 @@ def test_which_patches_are_compared_does_not_depend_on_the_precision(tiny_settin
     monkeypatch.setattr(patches, "select", spy)
     source, fake = torch.randn(2, 2, 16, 12, 12)
     head = patches.PatchHead(16)
-    contrast(head, source, fake, tiny_settings)
+    compared = {"patches_compared": 16, "scale": "sqrt", "temperature": 0.07}
+    contrast(head, source, fake, **compared)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        contrast(head, source, fake, tiny_settings)
+        contrast(head, source, fake, **compared)
     assert seen[1].dtype == torch.float32
     assert torch.equal(seen[0], seen[1])
 
@@ -425,7 +424,7 @@ def test_cut_draws_each_position_once_and_others_for_another_slice_or_step(tiny_
 
 
 @pytest.fixture
-def ready(tiny_settings) -> Method:
+def ready(tiny_settings) -> AttclGan:
     method = method_of(tiny_settings)
     batch = batch_of(4)
     method.remember_references({name: batch.x_ref[i : i + 1] for i, name in enumerate(FOUR)})
@@ -436,8 +435,8 @@ def test_a_reference_is_the_style_code_of_its_modality(ready):
     images = batch_of(4).x_ref
     with torch.no_grad():
         for index, name in enumerate(FOUR):
-            wanted = ready.modules()["style_encoder"](images[index : index + 1])[0, index]
-            assert torch.equal(ready.references[name], wanted)
+            code = ready.style_encoder(images[index : index + 1])[0, index]
+            assert torch.equal(ready.references[name], code)
 
 
 def test_several_targets_at_once_equal_one_by_one(ready):
@@ -451,21 +450,20 @@ def test_several_targets_at_once_equal_one_by_one(ready):
 
 def test_targets_differ_and_slices_do_not_mix(ready):
     x = batch_of(3).x_src
-    made = ready.synthesise({"t1": x}, FOUR)
-    assert not torch.allclose(made["t1"], made["t2"])
+    images = ready.synthesise({"t1": x}, FOUR)
+    assert not torch.allclose(images["t1"], images["t2"])
     alone = ready.synthesise({"t1": x[1:2]}, ["t2"])["t2"]
-    assert torch.allclose(alone, made["t2"][1:2], atol=1e-5)
+    assert torch.allclose(alone, images["t2"][1:2], atol=1e-5)
 
 
 def test_synthesis_is_the_generator_with_refined_features_and_the_references_code(ready):
     x = batch_of(2).x_src
-    nets = ready.modules()
     with torch.no_grad():
-        features = nets["generator"].encode(x)
-        refined = {layer: nets["attention"][str(layer)](features.layers[layer]) for layer in (1, 2)}
+        features = ready.generator.encode(x)
+        refined = {layer: ready.attention[str(layer)](features.layers[layer]) for layer in (1, 2)}
         style = ready.references["t2"].expand(2, -1)
-        wanted = nets["generator"].decode(features, style, refined)
-    assert torch.allclose(ready.synthesise({"t1": x}, ["t2"])["t2"], wanted, atol=1e-5)
+        expected = ready.generator.decode(features, style, refined)
+    assert torch.allclose(ready.synthesise({"t1": x}, ["t2"])["t2"], expected, atol=1e-5)
 
 
 def test_without_att_adain_nothing_is_added(tiny_settings):
@@ -473,8 +471,9 @@ def test_without_att_adain_nothing_is_added(tiny_settings):
     batch = batch_of(2)
     method.remember_references({"t2": batch.x_ref[:1]})
     with torch.no_grad():
-        wanted = method.modules()["generator"](batch.x_src, method.references["t2"].expand(2, -1))
-    assert torch.allclose(method.synthesise({"t1": batch.x_src}, ["t2"])["t2"], wanted, atol=1e-5)
+        expected = method.generator(batch.x_src, method.references["t2"].expand(2, -1))
+    fake = method.synthesise({"t1": batch.x_src}, ["t2"])["t2"]
+    assert torch.allclose(fake, expected, atol=1e-5)
 
 
 def test_a_sample_is_a_function_of_its_number(ready):
@@ -500,3 +499,14 @@ def test_background_stays_background_in_training_and_synthesis(tiny_settings):
     plain = METHODS["attcl-gan"](changed(tiny_settings, keep_background=False), FOUR)
     plain.remember_references(dict.fromkeys(FOUR, x[:1]))
     assert not plain.synthesise({"t1": x}, ["t2"])["t2"].eq(-1).any()
+
+
+def test_every_modality_is_made_from_any_other(ready):
+    assert ready.rule == AnyOne(FOUR)
+
+
+@pytest.mark.parametrize("downs", [1, 2])
+def test_the_stride_is_what_the_encoder_halves_to_one_pixel(downs, tiny_settings):
+    layers = tuple(range(1, downs + 1))
+    settings = changed(tiny_settings, downs=downs, contrastive_layers=layers)
+    assert method_of(settings).stride == 2**downs
