@@ -1,0 +1,1 @@
+"""What lies on disk and in arrays: layouts, datasets, volumes, labels, splits, training slices, phantoms."""
