@@ -73,30 +73,30 @@ def test_style_diversity_and_cycle_loss_are_l1(loss):
 def test_scd_is_the_mean_distance_to_the_code_of_the_own_domain():
     # own code (0, 0); the others at distance 5 and 13, and itself at 0: (0 + 5 + 13) / 3
     codes = torch.tensor([[[3.0, 4.0], [0.0, 0.0], [5.0, 12.0]]])
-    found = losses.style_code_diversity(codes, torch.tensor([1]), bound=100)
-    assert found.item() == pytest.approx(6)
+    value = losses.style_code_diversity(codes, torch.tensor([1]), bound=100)
+    assert value.item() == pytest.approx(6)
 
 
 def test_scd_is_the_mean_over_the_batch():
     codes = torch.tensor([[[3.0, 4.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 2.0]]])
-    found = losses.style_code_diversity(codes, torch.tensor([0, 1]), bound=100)
-    assert found.item() == pytest.approx((5 / 2 + 2 / 2) / 2)
+    value = losses.style_code_diversity(codes, torch.tensor([0, 1]), bound=100)
+    assert value.item() == pytest.approx((5 / 2 + 2 / 2) / 2)
 
 
 def test_scd_counts_no_distance_beyond_its_bound_and_pushes_no_further():
     codes = torch.tensor([[[0.0, 0.0], [0.0, 3.0], [0.0, 100.0]]], requires_grad=True)
-    found = losses.style_code_diversity(codes, torch.tensor([0]), bound=10)
-    found.backward()
-    assert found.item() == pytest.approx((0 + 3 + 10) / 3)
+    value = losses.style_code_diversity(codes, torch.tensor([0]), bound=10)
+    value.backward()
+    assert value.item() == pytest.approx((0 + 3 + 10) / 3)
     assert codes.grad[0, 1].tolist() == pytest.approx([0, 1 / 3])
     assert codes.grad[0, 2].tolist() == [0, 0]
 
 
 def test_scd_of_equal_codes_is_zero_with_a_finite_gradient():
     codes = torch.ones(2, 3, 4, requires_grad=True)
-    found = losses.style_code_diversity(codes, torch.tensor([0, 2]), bound=10)
-    found.backward()
-    assert found.item() == 0
+    value = losses.style_code_diversity(codes, torch.tensor([0, 2]), bound=10)
+    value.backward()
+    assert value.item() == 0
     assert torch.isfinite(codes.grad).all()
 
 
@@ -108,8 +108,8 @@ def test_patch_nce_is_equation_1_in_a_plain_loop():
         for r in range(5):
             scores = [math.exp(float(queries[b, r] @ keys[b, n]) / 0.07) for n in range(5)]
             total -= math.log(scores[r] / sum(scores))
-    found = losses.patch_nce(queries, keys, temperature=0.07)
-    assert found.item() == pytest.approx(total / 10, rel=1e-10)
+    value = losses.patch_nce(queries, keys, temperature=0.07)
+    assert value.item() == pytest.approx(total / 10, rel=1e-10)
 
 
 def test_patch_nce_takes_no_negatives_from_other_images():
@@ -124,8 +124,8 @@ def test_patch_nce_takes_no_negatives_from_other_images():
 def test_patch_nce_of_orthogonal_patches_has_a_closed_form():
     # e_r against e_1 .. e_R: -log(exp(1/tau) / (exp(1/tau) + R - 1))
     rows = torch.eye(6)[None]
-    found = losses.patch_nce(rows, rows, temperature=0.5)
-    assert found.item() == pytest.approx(math.log(1 + 5 * math.exp(-2)), rel=1e-5)
+    value = losses.patch_nce(rows, rows, temperature=0.5)
+    assert value.item() == pytest.approx(math.log(1 + 5 * math.exp(-2)), rel=1e-5)
 
 
 def test_keys_carry_no_gradient():
@@ -143,8 +143,8 @@ def paired_example() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_the_paired_loss_is_l1_over_the_slices_that_have_a_pair():
     fake, pair = paired_example()
-    found = losses.paired_loss(fake, pair, torch.tensor([True, True, False]))
-    assert found.item() == pytest.approx(0.5)
+    value = losses.paired_loss(fake, pair, torch.tensor([True, True, False]))
+    assert value.item() == pytest.approx(0.5)
 
 
 def test_the_brightest_pixels_of_the_truth_count_more_often_where_that_is_set():
@@ -152,17 +152,17 @@ def test_the_brightest_pixels_of_the_truth_count_more_often_where_that_is_set():
     fake = torch.tensor([0.4, 0.7, 0.9, -0.8]).view(1, 1, 2, 2)  # bright where the truth is not
     has = torch.ones(1, dtype=torch.bool)
     once = losses.paired_loss(fake, pair, has)
-    found = losses.paired_loss(fake, pair, has, bright=10.0)
+    value = losses.paired_loss(fake, pair, has, bright=10.0)
     assert once.item() == pytest.approx((0.5 + 0.1 + 0.9 + 0.2) / 4)
-    assert found.item() == pytest.approx((10 * 0.5 + 0.1 + 0.9 + 0.2) / 4)
+    assert value.item() == pytest.approx((10 * 0.5 + 0.1 + 0.9 + 0.2) / 4)
 
 
 def test_the_paired_loss_without_any_pair_is_zero_and_teaches_nothing():
     fake, pair = paired_example()
     fake.requires_grad_()
-    found = losses.paired_loss(fake, pair, torch.zeros(3, dtype=torch.bool))
-    found.backward()
-    assert found.item() == 0
+    value = losses.paired_loss(fake, pair, torch.zeros(3, dtype=torch.bool))
+    value.backward()
+    assert value.item() == 0
     assert not fake.grad.any()
 
 
@@ -175,3 +175,64 @@ def test_paired_losses_of_equal_parts_average_to_that_of_the_whole():
         for rows in (slice(0, 2), slice(2, 4))
     ]
     assert (sum(parts) / 2).item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+# --- PLAVE's ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_branch_loss_is_the_mean_square_over_the_sources_that_are_there():
+    features = torch.tensor([1.0, 2.0, 9.0])[None, :, None, None, None].expand(1, 3, 2, 2, 2)
+    expected = torch.zeros(1, 2, 2, 2)
+    there = torch.tensor([[True, True, False]])
+    assert losses.branch_loss(features, expected, there).item() == pytest.approx((1 + 4) / 2)
+
+
+def test_every_case_weighs_the_same_in_the_branch_loss_however_many_sources_it_has():
+    features = torch.ones(2, 3, 1, 1, 1)
+    features[1] = 3.0
+    there = torch.tensor([[True, False, False], [True, True, True]])
+    value = losses.branch_loss(features, torch.zeros(2, 1, 1, 1), there)
+    assert value.item() == pytest.approx((1 + 9) / 2)
+
+
+def test_the_decoder_loss_is_the_kl_divergence_over_channels_at_each_position():
+    expected = torch.tensor([0.75, 0.25]).log()[None, :, None, None].expand(1, 2, 3, 4)
+    features = torch.tensor([0.5, 0.5]).log()[None, :, None, None].expand(1, 2, 3, 4)
+    by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert losses.decoder_loss([features], [expected]).item() == pytest.approx(by_hand)
+    # a constant added to all channels is the same distribution
+    assert losses.decoder_loss([expected + 5], [expected]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_decoder_loss_is_torch_s_and_the_mean_over_layers():
+    pairs = [(torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)) for _ in range(2)]
+    expected = [
+        F.kl_div(a.log_softmax(1), b.log_softmax(1), log_target=True, reduction="none")
+        .sum(1)
+        .mean()
+        for a, b in pairs
+    ]
+    value = losses.decoder_loss(*zip(*pairs, strict=True))
+    assert value.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+def test_the_self_representation_is_what_is_learned_from_not_what_learns():
+    expected = torch.randn(2, 4, 3, 3, requires_grad=True)
+    features = torch.randn(2, 4, 3, 3, requires_grad=True)
+    total = (
+        losses.fused_loss(features, expected)
+        + losses.decoder_loss([features], [expected])
+        + losses.branch_loss(features[:, None], expected, torch.ones(2, 1, dtype=torch.bool))
+    )
+    total.backward()
+    assert expected.grad is None
+    assert features.grad.abs().sum() > 0
+
+
+def test_the_segmentation_loss_is_the_cross_entropy_of_the_cases_that_have_one():
+    logits, labels = torch.randn(3, 4, 5, 5), torch.randint(4, (3, 5, 5))
+    has = torch.tensor([True, False, True])
+    expected = F.cross_entropy(logits[has], labels[has])
+    assert losses.segmentation_loss(logits, labels, has).item() == pytest.approx(expected.item())
+    none = torch.zeros(3, dtype=torch.bool)
+    assert losses.segmentation_loss(logits, labels, none) == 0

@@ -96,12 +96,12 @@ def test_every_preset_gives_an_image_and_codes_of_all_domains(preset):
         *(("tiny", True, 0.36), ("small", True, 4.5), ("base", True, 18)),
     ],
 )  # fmt: skip
-def test_a_slice_costs_what_the_method_page_says(preset, skips, wanted):
+def test_a_slice_costs_what_the_method_page_says(preset, skips, expected):
     s = resolve(preset=preset, overrides={"full_size_skips": skips})
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         generator_of(s)(torch.empty(1, 1, s.image_size, s.image_size), torch.empty(1, s.style_dim))
     gflop = counter.get_total_flops() / 1e9
-    assert gflop == pytest.approx(wanted, rel=0.02)
+    assert gflop == pytest.approx(expected, rel=0.02)
 
 
 def test_the_trunk_ends_at_4x4_whatever_the_image_size():
@@ -137,15 +137,15 @@ def test_adain_is_one_plus_gamma_times_the_normalised_plus_beta():
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     style = torch.randn(2, 6, dtype=torch.float64)
     layer = AdaIN(3, 6).double()
-    found = layer(x, style)
+    result = layer(x, style)
     weight, bias = layer.affine.weight, layer.affine.bias
     for b in range(2):
         both = weight @ style[b] + bias
         for c in range(3):
             mean, variance = x[b, c].mean(), x[b, c].var(unbiased=False)
             normal = (x[b, c] - mean) / torch.sqrt(variance + 1e-5)
-            wanted = (1 + both[c]) * normal + both[3 + c]
-            assert torch.allclose(found[b, c], wanted, atol=1e-12)
+            expected = (1 + both[c]) * normal + both[3 + c]
+            assert torch.allclose(result[b, c], expected, atol=1e-12)
 
 
 def test_adain_of_code_zero_with_no_bias_is_instance_norm():
@@ -157,14 +157,14 @@ def test_adain_of_code_zero_with_no_bias_is_instance_norm():
 
 def with_gradients(function: Callable[[], Tensor], *inputs: Tensor) -> list[Tensor]:
     """What the function gives, its gradients, and those of their squares, as R1 needs them."""
-    found = function()
-    first = torch.autograd.grad(found.sin().sum(), inputs, create_graph=True)
+    result = function()
+    first = torch.autograd.grad(result.sin().sum(), inputs, create_graph=True)
     second = torch.autograd.grad(sum(item.square().sum() for item in first), inputs)
-    return [found, *first, *second]
+    return [result, *first, *second]
 
 
 @pytest.mark.parametrize(
-    ("ours", "plain", "sides", "wanted_sides"),
+    ("ours", "plain", "sides", "expected_sides"),
     [
         (convolve_and_halve, lambda x, conv: F.avg_pool2d(conv(x), 2), (8, 8), (4, 4)),
         (convolve_and_halve, lambda x, conv: F.avg_pool2d(conv(x), 2), (2, 6), (1, 3)),
@@ -172,14 +172,14 @@ def with_gradients(function: Callable[[], Tensor], *inputs: Tensor) -> list[Tens
         (double_and_convolve, lambda x, conv: conv(F.interpolate(x, scale_factor=2)), (1, 3), (2, 6)),
     ],
 )  # fmt: skip
-def test_one_convolution_does_what_it_and_a_change_of_size_do(ours, plain, sides, wanted_sides):
+def test_one_convolution_does_what_it_and_a_change_of_size_do(ours, plain, sides, expected_sides):
     conv = nn.Conv2d(3, 5, 3, padding=1).double()
     x = torch.randn(2, 3, *sides, dtype=torch.float64, requires_grad=True)
     inputs = (x, conv.weight, conv.bias)
-    found = with_gradients(lambda: ours(x, conv), *inputs)
-    wanted = with_gradients(lambda: plain(x, conv), *inputs)
-    assert found[0].shape == (2, 5, *wanted_sides)
-    for one, other in zip(found, wanted, strict=True):
+    result = with_gradients(lambda: ours(x, conv), *inputs)
+    expected = with_gradients(lambda: plain(x, conv), *inputs)
+    assert result[0].shape == (2, 5, *expected_sides)
+    for one, other in zip(result, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-12)
 
 
@@ -274,9 +274,9 @@ def test_refined_features_are_added_before_the_block_that_mirrors_their_layer():
             h = block(h, style)
         for block, layer in zip(net.up, (2, 1), strict=True):
             h = block(h + refined[layer] if layer in chosen else h, style)
-        wanted = net.to_image(h)
-        found = net.decode(features, style, {layer: refined[layer] for layer in chosen})
-        assert torch.equal(found, wanted)
+        expected = net.to_image(h)
+        result = net.decode(features, style, {layer: refined[layer] for layer in chosen})
+        assert torch.equal(result, expected)
 
 
 def test_full_size_skips_bring_the_first_convolutions_features_and_the_image_itself():
@@ -348,9 +348,9 @@ def test_cbam_is_equations_2_to_5():
     for parameter in net.parameters():  # biases of zero would hide a mistake
         nn.init.normal_(parameter, std=0.3)
     features = torch.randn(2, 32, 6, 5, dtype=torch.float64)
-    found = net.double()(features).detach().numpy()
+    result = net.double()(features).detach().numpy()
     for index in range(2):
-        assert np.abs(found[index] - plain_cbam(net, features[index].numpy())).max() < 1e-10
+        assert np.abs(result[index] - plain_cbam(net, features[index].numpy())).max() < 1e-10
 
 
 def test_cbam_reduces_by_16_and_keeps_one_hidden_unit_at_least():
@@ -415,8 +415,8 @@ def test_entropies_of_512_channels_spread_under_the_default_scale_and_collapse_w
 
 
 def test_entropy_of_equal_rows_is_the_logarithm_of_their_number():
-    found = patches.row_entropies(torch.ones(1, 50, 8))
-    assert torch.allclose(found, torch.full((1, 50), math.log(50)), atol=1e-5)
+    result = patches.row_entropies(torch.ones(1, 50, 8))
+    assert torch.allclose(result, torch.full((1, 50), math.log(50)), atol=1e-5)
 
 
 def test_select_takes_the_smallest_first_and_the_earlier_of_equals():
@@ -431,10 +431,10 @@ def test_importance_rows_are_the_selected_rows_of_the_softmax(scale):
     operand = F.normalize(rows, dim=-1) if scale == "l2" else rows
     logits = operand @ operand.transpose(1, 2) / (math.sqrt(8) if scale == "sqrt" else 1)
     whole = logits.softmax(dim=-1)
-    found = patches.importance_rows(rows, positions, scale=scale)
+    result = patches.importance_rows(rows, positions, scale=scale)
     for b in range(2):
-        assert torch.allclose(found[b], whole[b, positions[b]], atol=1e-6)
-    assert torch.allclose(found.sum(dim=-1), torch.ones(2, 3), atol=1e-6)
+        assert torch.allclose(result[b], whole[b, positions[b]], atol=1e-6)
+    assert torch.allclose(result.sum(dim=-1), torch.ones(2, 3), atol=1e-6)
 
 
 def test_importance_carries_no_gradient():
@@ -452,25 +452,27 @@ def test_rows_are_positions_in_reading_order():
 
 def test_gather_takes_rows_at_positions():
     rows = torch.arange(12).reshape(2, 3, 2)
-    found = patches.gather(rows, torch.tensor([[2, 0], [1, 1]]))
-    assert found.tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
+    result = patches.gather(rows, torch.tensor([[2, 0], [1, 1]]))
+    assert result.tolist() == [[[4, 5], [0, 1]], [[8, 9], [8, 9]]]
 
 
 def test_the_patch_head_gives_rows_of_length_1_and_256_numbers():
-    found = patches.PatchHead(24)(torch.randn(2, 5, 24))
-    assert found.shape == (2, 5, 256)
-    assert torch.allclose(found.norm(dim=-1), torch.ones(2, 5), atol=1e-5)
+    result = patches.PatchHead(24)(torch.randn(2, 5, 24))
+    assert result.shape == (2, 5, 256)
+    assert torch.allclose(result.norm(dim=-1), torch.ones(2, 5), atol=1e-5)
 
 
 def test_instance_norm_of_bfloat16_is_computed_in_float32():
     x = (torch.randn(2, 3, 64, 64) + 40).to(
         torch.bfloat16
     )  # a mean that bfloat16's 8 bits do not resolve
-    found = InstanceNorm(3)(x)
-    assert found.dtype == torch.bfloat16
+    result = InstanceNorm(3)(x)
+    assert result.dtype == torch.bfloat16
     wide = x.double()
-    wanted = (wide - wide.mean((2, 3), keepdim=True)) / wide.std((2, 3), correction=0, keepdim=True)
-    torch.testing.assert_close(found.double(), wanted, rtol=2**-8, atol=1e-3)
+    expected = (wide - wide.mean((2, 3), keepdim=True)) / wide.std(
+        (2, 3), correction=0, keepdim=True
+    )
+    torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-3)
 
 
 def test_background_of_all_sources_is_background_of_what_is_made():
