@@ -1,6 +1,6 @@
-"""Volumes on disk and as arrays: NIfTI and PNG in and out, geometry, intensity scale, padding; the only nibabel user.
+"""Volumes on disk and as arrays: NIfTI in and out, geometry, the volumes of a case together; the only nibabel user.
 
-Leaves to `dataset` which file is which modality, and to the callers what is done with the slices.
+Which file is which modality is left to `dataset`, PNG files to `png_slices`, arrays without files to `intensities`.
 
 Inside the program a volume is always (D, H, W): axial slices from foot to head, row 0 anterior, column 0 the patient's
 right, whatever the file's orientation. That is BraTS's own voxel order (LPS) transposed, so for BraTS it is a view.
@@ -23,40 +23,25 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from PIL import Image, PngImagePlugin
 
+from attcl_cli.data import png_slices
 from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
 
-_gzip: ModuleType = gzip
-
-
+gzip_codec: ModuleType = gzip
 with contextlib.suppress(ImportError):  # no wheel for every platform
     # Intel's ISA-L is several times faster than zlib on volumes
-    from isal import igzip as _gzip
-
+    from isal import igzip as gzip_codec
 
 AFFINE_TOLERANCE_MM = 0.01  # headers of one patient differ by float32 rounding, not more
-
-
 _WORKING_ORDER = axcodes2ornt(("L", "P", "S"))
-
-
 _GZIP_LEVEL = 1
-
-
-_SUSPICIOUS_COMPRESSION = (
-    0.01  # a brain compresses to a tenth or more; a constant volume to a thousandth
-)
-
-
-_FULL_DIMENSIONS = 3
-
-
+# A brain compresses to a tenth or more of its size, a constant volume to a thousandth.
+_SUSPICIOUS_COMPRESSION = 0.01
+_DIMENSIONS = 3
 _LABEL_TOLERANCE = 1e-3
-
-
+_COPY_AGAIN = "copy it again from its source, or remove it"
 _NIFTI2_HEADER = 540  # bytes; the first number of such a file
 
 
@@ -80,13 +65,13 @@ class Grid:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel edge lengths in stored axis order, mm."""
+        """Return the voxel edge lengths in stored axis order, mm."""
         x, y, z = np.sqrt((self.affine[:3, :3] ** 2).sum(axis=0))
         return float(x), float(y), float(z)
 
     @property
     def axial_spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel edge lengths along (D, H, W) in working order, mm; 1 for PNG slices, which do not say."""
+        """Return the voxel edge lengths along (D, H, W) in working order, mm; 1 for PNG slices, which have none."""
         if self.header is None:
             return 1.0, 1.0, 1.0
         order = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
@@ -97,7 +82,7 @@ class Grid:
 
     @property
     def axial_shape(self) -> tuple[int, int, int]:
-        """(D, H, W) of the volume in working order."""
+        """Return (D, H, W) of the volume in working order."""
         if self.header is None:
             return self.shape[2], self.shape[0], self.shape[1]
         order = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
@@ -105,7 +90,7 @@ class Grid:
         return z, y, x
 
     def differs_from(self, other: Grid) -> str:
-        """Says in words how the grids differ, or returns an empty string."""
+        """Return in words how the grids differ; "" if they do not."""
         if self.shape != other.shape:
             return f"shape {_times(self.shape)} against {_times(other.shape)}"
         gap = float(np.abs(_corners(self) - _corners(other)).max())
@@ -140,15 +125,15 @@ class CaseImages:
     scales: dict[str, Scale]
 
     def normalised(self, modality: str) -> Array:
-        """(D, H, W) float32 in [-1, 1], background exactly -1."""
+        """Return a volume as (D, H, W) float32 in [-1, 1], background exactly -1."""
         return normalise(self.volumes[modality].data, self.brain, self.scales[modality])
 
 
 def read_grid(paths: Sequence[Path]) -> Grid:
-    """Reads the geometry of a volume, and proves cheaply that the file is whole; no voxel is decoded.
+    """Read the geometry of a volume, and prove cheaply that the file is whole; no voxel is decoded.
 
-    A cut-off `.nii.gz` is found through the length that gzip stores in its last four bytes; only where that
-    disagrees (some writers chain several members) is the file decompressed to tell.
+    A cut-off `.nii.gz` is found through the length that gzip stores in its last four bytes; only if that disagrees
+    (some writers chain several members) the file is decompressed.
 
     Args:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
@@ -158,7 +143,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     """
     path = paths[0]
     if path.suffix == ".png":
-        return _png_grid(paths)
+        return _png_grid(*png_slices.read_shape(paths))
     _require_bytes(path)
     try:
         with warnings.catch_warnings():
@@ -170,16 +155,25 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         raise _no_nifti(path, error) from error
     expected = offset + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
     if path.suffix != ".gz":
-        found = path.stat().st_size
-        if found < expected:
-            raise _cut_off(path, found, expected)
-    elif _stored_length(path) != expected % 2**32 and (found := len(_read_bytes(path))) < expected:
-        raise _cut_off(path, found, expected)
+        length = path.stat().st_size
+        if length < expected:
+            raise _cut_off(path, length, expected)
+    elif _stored_length(path) != expected % 2**32 and (length := len(_read_bytes(path))) < expected:
+        raise _cut_off(path, length, expected)
     return grid
 
 
+def depth_of(paths: Sequence[Path]) -> int:
+    """Return the number of axial slices of a volume; of PNG slices no file is read.
+
+    Raises:
+        AttclError: as `read_grid`.
+    """
+    return len(paths) if paths[0].suffix == ".png" else read_grid(paths).axial_shape[0]
+
+
 def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
-    """Whether the values of a volume need a look before a run: it may hold NaN or be constant.
+    """Return whether the values of a volume must be read before a run: it may hold NaN or be constant.
 
     Integers hold no NaN, and a constant volume compresses to almost nothing; so mostly this costs a `stat`.
     """
@@ -191,7 +185,7 @@ def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
 
 
 def load(paths: Sequence[Path]) -> Volume:
-    """Reads a volume into working order.
+    """Read a volume into working order.
 
     Args:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
@@ -200,23 +194,25 @@ def load(paths: Sequence[Path]) -> Volume:
         AttclError: as `read_grid`; or the volume holds NaN or infinity, or a single value everywhere.
     """
     path = paths[0]
-    volume = _load_png(paths) if path.suffix == ".png" else _load_nifti(path)
+    volume = _read(paths)
     if not np.isfinite(volume.data).all():
         count = int(volume.data.size - np.isfinite(volume.data).sum())
         raise AttclError(
             f"{path}: {count} voxels are NaN or infinite, expected finite intensities",
             "repair or remove this file",
+            code="voxels-not-finite",
         )
     if volume.data.min() == volume.data.max():
         raise AttclError(
             f"{path}: every voxel is {volume.data.flat[0]:g}, expected an image",
             "remove this file, so that the modality counts as missing",
+            code="volume-constant",
         )
     return volume
 
 
 def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
-    """Reads all volumes of a case, given as modality -> files.
+    """Read all volumes of a case, given as modality -> files.
 
     Raises:
         AttclError: as `load`; or the grids differ, or a volume has one value everywhere in the brain.
@@ -230,6 +226,7 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
                 f"{files[modality][0]}: {difference} of {files[first][0].name}, "
                 "expected one grid for all volumes of a case",
                 "co-register and resample the case's volumes, or remove the one that is off",
+                code="grids-differ",
             )
     brain = brain_of([other.data for other in volumes.values()])
     scales = {}
@@ -239,40 +236,43 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
             raise AttclError(
                 f"{files[modality][0]}: 99 % of the brain has one value, expected contrast",
                 "remove this file, so that the modality counts as missing",
+                code="volume-without-contrast",
             )
         scales[modality] = scale
     return CaseImages(volumes, brain, scales)
 
 
 def load_labels(paths: Sequence[Path]) -> Array:
-    """Reads a segmentation into working order: (D, H, W) int16 labels, constants allowed.
+    """Read a segmentation into working order: (D, H, W) int16 labels, constants allowed.
 
     Args:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
 
     Raises:
-        AttclError: as `read_grid`; or a value is no whole number, as interpolation leaves them.
+        AttclError: as `read_grid`; or a value is no whole number, as after interpolation.
     """
     path = paths[0]
-    found = (_load_png(paths) if path.suffix == ".png" else _load_nifti(path)).data
-    labels = np.rint(found)
-    between = np.abs(found - labels) > _LABEL_TOLERANCE
-    if between.any() or not np.isfinite(found).all():
-        wrong = found[between] if between.any() else found[~np.isfinite(found)]
+    values = _read(paths).data
+    labels = np.rint(values)
+    between = np.abs(values - labels) > _LABEL_TOLERANCE
+    if between.any() or not np.isfinite(values).all():
+        wrong = values[between] if between.any() else values[~np.isfinite(values)]
         raise AttclError(
             f"{path}: label {wrong[0]:g} in {wrong.size} voxels, expected whole numbers",
             "resample label maps with nearest neighbours",
+            code="labels-not-whole",
         )
     return labels.astype(np.int16)
 
 
 def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) -> None:
-    """Writes a volume on the grid of another one: same shape, affine, qform and sform codes, units.
+    """Write a volume on the grid of another one: same shape, affine, qform and sform codes, units.
 
-    Integers stay the type of `like` where the values fit, else int16, else float32; scaled integers become float32.
+    Integers keep the type of `like` if the values fit, otherwise become int16, otherwise float32. Scaled integers
+    become float32.
 
     Args:
-        paths: one NIfTI file, or one PNG a slice.
+        paths: one NIfTI file, or one PNG per slice.
         data: (D, H, W) in working order, intensities.
         like: the grid of a volume of the same case.
         description: put into the NIfTI `descrip` field (80 bytes) or the PNG text `Description`.
@@ -281,7 +281,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
         AttclError: the file cannot be written. Nothing half-written stays.
     """
     if paths[0].suffix == ".png":
-        _save_png(paths, data, like, description)
+        png_slices.save(paths, data, like.dtype, description=description)
         return
     dtype = _output_type(data, like)
     stored = _to_stored_order(data, like)
@@ -297,12 +297,13 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     raw = image.to_bytes()
     _check_written(raw, like, paths[0])
     write_whole(
-        paths[0], _gzip.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix == ".gz" else raw
+        paths[0],
+        gzip_codec.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix == ".gz" else raw,
     )
 
 
 def new_grid(shape: tuple[int, int, int], affine: Array, dtype: Any = np.int16) -> Grid:
-    """A NIfTI grid made from nothing (for generated volumes): mm, scanner coordinates in qform and sform."""
+    """Make a NIfTI grid for generated volumes: mm, scanner coordinates in qform and sform."""
     header = nib.Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
@@ -313,17 +314,28 @@ def new_grid(shape: tuple[int, int, int], affine: Array, dtype: Any = np.int16) 
 
 
 def to_working_order(stored: Array, grid: Grid) -> Array:
-    """(X, Y, Z) as stored -> (D, H, W) in working order; a view."""
+    """Return (X, Y, Z) as stored as (D, H, W) in working order; a view."""
     order = ornt_transform(io_orientation(grid.affine), _WORKING_ORDER)
     return apply_orientation(stored, order).transpose(2, 1, 0)
 
 
 def type_of_image(header: Any) -> type[Any]:
-    """The nibabel image class that belongs to a header (NIfTI-1 or NIfTI-2)."""
+    """Return the nibabel image class that belongs to a header (NIfTI-1 or NIfTI-2)."""
     return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
 
 
-# --- NIfTI ------------------------------------------------------------------------------------------------------------
+def _read(paths: Sequence[Path]) -> Volume:
+    if paths[0].suffix != ".png":
+        return _load_nifti(paths[0])
+    data, dtype = png_slices.load(paths)
+    depth, height, width = data.shape
+    return Volume(data, _png_grid((height, width, depth), dtype))
+
+
+def _png_grid(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Grid:
+    return Grid(shape=shape, affine=np.eye(4), dtype=dtype)
+
+
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
     nib.spatialimages.HeaderDataError,
@@ -362,23 +374,29 @@ def _grid(image: Any, path: Path) -> Grid:
     header = image.header
     if not isinstance(header, nib.Nifti1Header):  # Nifti2Header is one, too
         raise AttclError(
-            f"{path}: a {type(header).__name__}, expected NIfTI", "convert it to .nii.gz"
+            f"{path}: a {type(header).__name__}, expected NIfTI",
+            "convert it to .nii.gz",
+            code="volume-unreadable",
         )
     shape = tuple(int(n) for n in header.get_data_shape())
-    if len(shape) != _FULL_DIMENSIONS:
+    if len(shape) != _DIMENSIONS:
         raise AttclError(
             f"{path}: {len(shape)}-D ({_times(shape)}), expected one 3-D volume",
-            "split it and keep one volume a modality",
+            "split it and keep one volume per modality",
+            code="volume-not-3d",
         )
     if 0 in shape:
         raise AttclError(
-            f"{path}: shape {_times(shape)}, expected voxels", "repair or remove this file"
+            f"{path}: shape {_times(shape)}, expected voxels",
+            "repair or remove this file",
+            code="volume-empty",
         )
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
         raise AttclError(
-            f"{path}: voxels of type {dtype}, expected one number a voxel",
+            f"{path}: voxels of type {dtype}, expected one number per voxel",
             "convert it to a grey-scale image",
+            code="voxel-type",
         )
     affine = header.get_best_affine()
     with np.errstate(all="ignore"):
@@ -387,6 +405,7 @@ def _grid(image: Any, path: Path) -> Grid:
         raise AttclError(
             f"{path}: its affine maps voxels to no 3-D space, expected an invertible one",
             "repair the header's sform or qform",
+            code="affine-singular",
         )
     # nibabel keeps the scaling with the data and clears it from the header.
     scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
@@ -400,32 +419,29 @@ def _require_bytes(path: Path) -> None:
         raise AttclError(
             f"{path}: not readable ({error.strerror}), expected a NIfTI file",
             "a broken link? check that its target exists",
+            code="file-missing",
         ) from error
     if empty:
         raise AttclError(
             f"{path}: empty (0 bytes), expected a NIfTI file",
-            "copy it again from its source, or remove it",
+            _COPY_AGAIN,
+            code="file-empty",
         )
 
 
 def _read_bytes(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
-        if path.suffix != ".gz":
-            return raw
-        return bytes(_gzip.decompress(raw))
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        return bytes(gzip_codec.decompress(raw)) if path.suffix == ".gz" else raw
+    except Exception as error:
+        known = (OSError, EOFError, zlib.error, ValueError)
+        if not isinstance(error, known) and not type(error).__module__.startswith("isal"):
+            raise
         raise AttclError(
             f"{path}: not readable to its end ({error}), expected a whole gzip file",
-            "copy it again from its source, or remove it",
+            _COPY_AGAIN,
+            code="volume-cut-off",
         ) from error
-    except Exception as error:
-        if type(error).__module__.startswith("isal"):
-            raise AttclError(
-                f"{path}: not readable to its end ({error}), expected a whole gzip file",
-                "copy it again from its source, or remove it",
-            ) from error
-        raise
 
 
 def _stored_length(path: Path) -> int:
@@ -438,14 +454,16 @@ def _no_nifti(path: Path, error: BaseException) -> AttclError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return AttclError(
         f"{path}: not readable as NIfTI ({reason}), expected .nii or .nii.gz",
-        "copy it again from its source, or remove it",
+        _COPY_AGAIN,
+        code="volume-unreadable",
     )
 
 
-def _cut_off(path: Path, found: int, expected: int) -> AttclError:
+def _cut_off(path: Path, length: int, expected: int) -> AttclError:
     return AttclError(
-        f"{path}: cut off after {found} of {expected} bytes, expected a whole file",
-        "copy it again from its source, or remove it",
+        f"{path}: cut off after {length} of {expected} bytes, expected a whole file",
+        _COPY_AGAIN,
+        code="volume-cut-off",
     )
 
 
@@ -477,6 +495,7 @@ def _check_written(raw: bytes, like: Grid, path: Path) -> None:
         raise AttclError(
             f"{path}: geometry changed in writing, expected that of the case",
             "please report this with the case's header",
+            code="geometry-changed",
         )
 
 
@@ -494,63 +513,3 @@ def _corners(grid: Grid) -> Array:
 
 def _times(shape: Sequence[int]) -> str:
     return "x".join(str(n) for n in shape)
-
-
-# --- PNG slices -------------------------------------------------------------------------------------------------------
-_PNG_MODES = {"L": np.uint8, "I;16": np.uint16, "I": np.uint16}
-
-
-def _png_grid(paths: Sequence[Path]) -> Grid:
-    sizes: dict[tuple[int, int, str], Path] = {}
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                sizes.setdefault((image.height, image.width, image.mode), path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise AttclError(
-                f"{path}: not readable as PNG ({error}), expected a grey-scale slice",
-                "copy it again from its source, or remove it",
-            ) from error
-    (height, width, mode), first = next(iter(sizes.items()))
-    for (other_height, other_width, other_mode), path in sizes.items():
-        if other_mode not in _PNG_MODES:
-            raise AttclError(
-                f"{path}: PNG of mode {other_mode}, expected 8- or 16-bit grey",
-                "convert it to grey",
-            )
-        if (other_height, other_width, other_mode) != (height, width, mode):
-            raise AttclError(
-                f"{path}: {other_height}x{other_width} {other_mode}, "
-                f"expected {height}x{width} {mode} as {first.name}",
-                "make all slices of a volume alike",
-            )
-    return Grid(
-        shape=(height, width, len(paths)), affine=np.eye(4), dtype=np.dtype(_PNG_MODES[mode])
-    )
-
-
-def _load_png(paths: Sequence[Path]) -> Volume:
-    grid = _png_grid(paths)
-    data = np.empty(grid.axial_shape, dtype=np.float32)
-    for index, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                data[index] = np.asarray(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise AttclError(
-                f"{path}: not readable to its end ({error}), expected a whole PNG",
-                "copy it again from its source, or remove it",
-            ) from error
-    return Volume(data, grid)
-
-
-def _save_png(paths: Sequence[Path], data: Array, like: Grid, description: str) -> None:
-    limit = np.iinfo(like.dtype).max
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Description", description)
-    for path, slice_ in zip(paths, data, strict=True):
-        stream = io.BytesIO()
-        Image.fromarray(np.clip(np.rint(slice_), 0, limit).astype(like.dtype)).save(
-            stream, format="PNG", pnginfo=text
-        )
-        write_whole(path, stream.getvalue())

@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.orientations import inv_ornt_aff
-from PIL import Image
 
 from attcl_cli.data import intensities, volumes
 from attcl_cli.errors import AttclError
@@ -276,7 +275,7 @@ def fails(path: Path, match: str) -> None:
 def any_gzip(request, monkeypatch):
     """Both ways to decompress: Intel's library, and Python's own where that is not installed."""
     if request.param == "zlib":
-        monkeypatch.setattr(volumes, "_gzip", gzip)
+        monkeypatch.setattr(volumes, "gzip_codec", gzip)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -361,8 +360,13 @@ def test_geometry_of_a_whole_file_is_read_without_its_voxels(ext, tmp_path, monk
     image = nib.Nifti1Image(ramp(), LPS)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 100))
     nib.save(image, tmp_path / f"a{ext}")
-    monkeypatch.setattr(volumes, "_read_bytes", None)
+    monkeypatch.setattr(Path, "read_bytes", None)
     assert volumes.read_grid([tmp_path / f"a{ext}"]).shape == (6, 5, 4)
+
+
+def test_the_depth_of_a_volume_is_that_in_working_order(tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii.gz", ramp((6, 5, 4)), affine=LPS[[2, 0, 1, 3]])
+    assert volumes.depth_of([path]) == volumes.load([path]).data.shape[0]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +384,7 @@ def test_a_volume_that_is_not_3d_is_refused(shape, found, tmp_path, write_nifti)
 def test_voxels_of_several_numbers_are_refused(dtype, tmp_path, write_nifti):
     fails(
         write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 5, 4), dtype)),
-        "expected one number a voxel",
+        "expected one number per voxel",
     )
 
 
@@ -479,63 +483,3 @@ def test_a_volume_without_contrast_in_the_brain_is_refused(tmp_path, write_nifti
     }
     with pytest.raises(AttclError, match=r"t2\.nii\.gz: 99 % of the brain has one value"):
         volumes.load_case(files)
-
-
-# --- PNG slices -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_png_slices_come_back_to_the_bit(dtype, tmp_path):
-    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (3, 5, 6)).astype(dtype)
-    paths = [tmp_path / f"{number}.png" for number in range(3)]
-    for path, slice_ in zip(paths, values, strict=True):
-        Image.fromarray(slice_).save(path)
-    found = volumes.load(paths)
-    assert found.grid.axial_shape == (3, 5, 6)
-    assert np.array_equal(found.data, values)
-    outputs = [tmp_path / "out" / f"{number}.png" for number in range(3)]
-    volumes.save(outputs, found.data, found.grid, description="synthetic t1")
-    for path, slice_ in zip(outputs, values, strict=True):
-        with Image.open(path) as image:
-            assert np.array_equal(np.asarray(image), slice_)
-            assert image.text["Description"] == "synthetic t1"
-
-
-def test_png_values_are_rounded_and_clipped_to_the_type(tmp_path):
-    (tmp_path / "in.png").touch()
-    Image.fromarray(np.eye(2, dtype=np.uint8)).save(tmp_path / "in.png")
-    grid = volumes.read_grid([tmp_path / "in.png"])
-    volumes.save([tmp_path / "a.png"], np.array([[[-3, 0.6], [254.6, 300]]]), grid, description="")
-    with Image.open(tmp_path / "a.png") as image:
-        assert np.asarray(image).tolist() == [[0, 1], [255, 255]]
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "LA", "F"])
-def test_png_of_another_mode_is_refused(mode, tmp_path):
-    kind = "TIFF" if mode == "F" else "PNG"  # PNG has no floats
-    Image.new(mode, (4, 4)).save(tmp_path / "a.png", format=kind)
-    fails(tmp_path / "a.png", f"PNG of mode {mode}, expected 8- or 16-bit grey")
-
-
-@pytest.mark.parametrize("other", [np.eye(5, dtype=np.uint8), np.eye(4, dtype=np.uint16)])
-def test_png_slices_of_one_volume_are_alike(other, tmp_path):
-    paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    for path, slice_ in zip(paths, (np.eye(4, dtype=np.uint8), other), strict=True):
-        Image.fromarray(slice_).save(path)
-    for read in (volumes.read_grid, volumes.load):
-        with pytest.raises(AttclError, match=r"1\.png: .* expected 4x4 L as 0\.png"):
-            read(paths)
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture"])
-def test_what_is_no_png_is_refused(content, tmp_path):
-    (tmp_path / "a.png").write_bytes(content)
-    fails(tmp_path / "a.png", "not readable as PNG")
-
-
-def test_a_png_that_is_cut_off_is_found_when_pixels_are_read(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (50, 50)).astype(np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
-    with pytest.raises(AttclError, match=r"a\.png: not readable to its end"):
-        volumes.load([tmp_path / "a.png"])
