@@ -1,4 +1,4 @@
-"""Arrays without files: intensity scale, normalisation and its inverse, padding, cropping, averaging.
+"""Arrays without files: intensity scale, normalisation and its inverse, padding, cropping, averaging, bounding boxes.
 
 Knows numbers only; files and geometry are left to `volumes`.
 """
@@ -14,14 +14,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-
 PERCENTILES = (0.5, 99.5)  # method.md, section 1
-
-
-TRAINING_SPAN = (
-    31 / 155,
-    125 / 155,
-)  # "the middle slices between 30 and 125" of 155 (paper, Section 4.1)
+# "The middle slices between 30 and 125" of 155 (paper, Section 4.1).
+TRAINING_SPAN = (31 / 155, 125 / 155)
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Scale:
 
 
 def brain_of(volumes: Sequence[Array]) -> Array:
-    """The voxels that are non-zero in any volume of a case: (D, H, W) bool (method.md, section 1)."""
+    """Return the voxels that are non-zero in any volume of a case: (D, H, W) bool (method.md, section 1)."""
     brain = volumes[0] != 0
     for volume in volumes[1:]:
         brain |= volume != 0
@@ -41,7 +36,7 @@ def brain_of(volumes: Sequence[Array]) -> Array:
 
 
 def intensity_scale(data: Array, brain: Array) -> Scale | None:
-    """The 0.5 and 99.5 percentiles inside the brain, or None where they coincide (no contrast to normalise)."""
+    """Return the 0.5 and 99.5 percentiles inside the brain; None if they coincide (no contrast to normalise)."""
     inside = data[brain]
     if inside.size == 0:
         return None
@@ -50,7 +45,7 @@ def intensity_scale(data: Array, brain: Array) -> Scale | None:
 
 
 def normalise(data: Array, brain: Array, scale: Scale) -> Array:
-    """Maps `scale` to [-1, 1], clips, and sets the background to exactly -1; any shape, float32."""
+    """Map `scale` to [-1, 1], clip, and set the background to exactly -1; any shape, float32."""
     unit = (np.clip(data, scale.low, scale.high) - np.float32(scale.low)) / np.float32(
         scale.high - scale.low
     )
@@ -58,18 +53,18 @@ def normalise(data: Array, brain: Array, scale: Scale) -> Array:
 
 
 def denormalise(normalised: Array, scale: Scale) -> Array:
-    """The inverse of `normalise` inside the brain, exact up to the clip; values beyond [-1, 1] are clipped first."""
+    """Undo `normalise` inside the brain, exactly up to the clip; values beyond [-1, 1] are clipped first."""
     unit = (np.clip(normalised, -1, 1) + np.float32(1)) / np.float32(2)
     return unit * np.float32(scale.high - scale.low) + np.float32(scale.low)
 
 
 def training_slices(depth: int) -> range:
-    """The slices that training uses: 31..124 of 155, and the same middle part of any other depth."""
+    """Return the slices that training uses: 31..124 of 155, and the same middle part of any other depth."""
     return range(round(TRAINING_SPAN[0] * depth), max(round(TRAINING_SPAN[1] * depth), 1))
 
 
 def pad(slices: Array, size: tuple[int, int]) -> Array:
-    """Pads (..., H, W) symmetrically with -1 (background) to (..., *size); `crop` undoes it exactly.
+    """Pad (..., H, W) symmetrically with -1 (background) to (..., *size); `crop` undoes it exactly.
 
     Raises:
         ValueError: the slices are larger than `size`.
@@ -86,13 +81,13 @@ def pad(slices: Array, size: tuple[int, int]) -> Array:
 
 
 def crop(slices: Array, size: tuple[int, int]) -> Array:
-    """Cuts the centre (..., *size) out of (..., H, W): the inverse of `pad`; a view."""
+    """Cut the centre (..., *size) out of (..., H, W): the inverse of `pad`; a view."""
     top, left = (slices.shape[-2] - size[0]) // 2, (slices.shape[-1] - size[1]) // 2
     return slices[..., top : top + size[0], left : left + size[1]]
 
 
 def shrink(slices: Array, factor: int) -> Array:
-    """Averages blocks of factor x factor pixels: (..., H, W) -> (..., H / factor, W / factor)."""
+    """Average blocks of factor x factor pixels: (..., H, W) -> (..., H / factor, W / factor)."""
     if factor == 1:
         return slices
     *lead, height, width = slices.shape

@@ -37,6 +37,7 @@ class Convention:
     values: tuple[int, int, int, int]
 
     def __str__(self) -> str:
+        """Return the release and its values, for messages."""
         return f"BraTS {self.name} ({', '.join(str(value) for value in self.values)})"
 
 

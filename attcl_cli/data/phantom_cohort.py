@@ -1,6 +1,6 @@
-"""Writes phantom cases as a dataset, in any layout: for the demo, the tests and the benchmarks.
+"""Phantom cases written as a dataset, in any layout: for the demo, the tests and the benchmarks.
 
-What a phantom looks like is `phantom`'s business, how files are named `dataset`'s.
+What a phantom looks like is left to `phantom`, how files are named to `layouts`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from attcl_cli.data import intensities, phantom, volumes
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
 
-# Layout -> how the n-th phantom is called there, and the folder its template begins with.
+# Layout -> the id of the n-th phantom there, and the folder that its template begins with.
 _NAMES: Mapping[str, tuple[str, str]] = {
     "brats": ("Phantom_{:05d}", ""),
     "brats2023": ("Phantom-GLI-{:05d}-000", ""),
@@ -35,15 +35,15 @@ def write_cohort(
     workers: int | None = None,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
-    """Writes a cohort of phantoms and returns the ids of the cases.
+    """Write a cohort of phantoms and return the ids of the cases.
 
     Args:
-        root: the dataset's folder; made where it does not exist.
+        root: the dataset's folder; made if it does not exist.
         cases: how many.
         layout: a key of `LAYOUTS`. PNG slices are 16-bit.
         seed: the same seed gives the same bytes.
         voxel_mm: voxel edge; 1 is BraTS's 240x240x155, 4 a small one for tests.
-        missing: modalities that are not written, one list a case, repeated cyclically; empty: all are written.
+        missing: modalities that are not written, one list per case, repeated cyclically; empty: all are written.
         workers: threads; default the processors.
         on_case: called with the id of each case that is done.
     """
@@ -70,18 +70,17 @@ def write_cohort(
 def _write_case(
     root: Path, index: int, layout: str, seed: int, voxel_mm: float, missing: Sequence[str]
 ) -> str:
-    made = phantom.make_case(index, seed=seed, voxel_mm=voxel_mm)
+    case = phantom.make_case(index, seed=seed, voxel_mm=voxel_mm)
     naming = LAYOUTS[layout]
     name, prefix = (text.format(index) for text in _NAMES[layout])
-    grid = volumes.new_grid(made.segmentation.shape, made.affine)
-    png = naming.sliced
-    images: dict[str, intensities.Array] = {**made.images, SEGMENTATION: made.segmentation}
+    grid = volumes.new_grid(case.segmentation.shape, case.affine)
+    images: dict[str, intensities.Array] = {**case.images, SEGMENTATION: case.segmentation}
     for modality, image in images.items():
         if modality in missing:
             continue
         data = volumes.to_working_order(image, grid).astype(np.float32)
         token = naming.tokens[modality]
-        if png:
+        if naming.sliced:
             grey = volumes.Grid(
                 shape=(*data.shape[1:], data.shape[0]), affine=np.eye(4), dtype=np.dtype(np.uint16)
             )

@@ -1,7 +1,7 @@
-"""Training slices on disk, memory-mapped, and the sampler that draws batches from them.
+"""Training slices on disk, memory-mapped, with the label maps beside them.
 
-Memory does not grow with the dataset: slices are appended case by case, and read through the memory map. Knows no
-network.
+Memory does not grow with the dataset: slices are appended case by case, and read through the memory map. How batches
+are drawn from them is left to `sampling`.
 """
 
 from __future__ import annotations
@@ -26,22 +26,11 @@ from attcl_cli.files import free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
 
 STEPS = 32767  # [-1, 1] is stored as int16; -1 (background) is exact
-
-
 INDEX_FILE = "index.json"
-
-
 DATA_FILE = "slices.npy"
-
-
 LABELS_FILE = "labels.npy"
-
-
-# Where they lie in a run's folder, or in a folder of packed slices that stands in for a dataset.
-TRAINING_FOLDER, VALIDATION_FOLDER = (
-    "slices",
-    "slices-val",
-)  # in a run's folder, or a packed dataset
+# The stores in a run's folder, or in a folder of packed slices that stands in for a dataset.
+TRAINING_FOLDER, VALIDATION_FOLDER = "slices", "slices-val"
 
 
 @dataclass(frozen=True)
@@ -66,7 +55,7 @@ class SliceStore:
         modalities: their order is that of domain numbers.
         scales: modality -> median of the volumes' (low, high); completed volumes are written in this scale.
         trained_on: the ids of the cases.
-        labels: (L, S, S) uint8, memory-mapped: the classes of segmented cases; None where they were not asked for.
+        labels: (L, S, S) uint8, memory-mapped: the classes of segmented cases; None if they were not asked for.
         segmentations: the label maps, in the order of the rows of `labels`.
         tumour: (L,) bool, whether a slice shows any.
     """
@@ -82,7 +71,7 @@ class SliceStore:
     tumour: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def read(self, rows: Array) -> torch.Tensor:
-        """Rows (B,) -> (B, 1, S, S) float32 in [-1, 1]."""
+        """Read rows (B,) as (B, 1, S, S) float32 in [-1, 1]."""
         return torch.from_numpy(self.data[rows].astype(np.float32) / STEPS)[:, None]
 
 
@@ -97,14 +86,23 @@ def build(
     on_case: Callable[[str], None] = lambda _: None,
     workers: int = 2,
 ) -> SliceStore:
-    """Writes the training slices of `cases` (all modalities that each has) into `folder`, and opens them.
+    """Write the training slices of `cases` (all modalities that each has) into `folder`, and open them.
 
-    With `labels` also those of the segmentations that there are.
+    Args:
+        dataset: the dataset of the cases.
+        cases: the cases.
+        folder: the folder of the store.
+        image_size: edge of the stored slices, in pixels.
+        canvas: edge that slices are padded to before they are averaged down, in voxels; a multiple of `image_size`.
+        labels: also store the classes of the segmentations that there are.
+        on_case: called with the id of each case that is done.
+        workers: cases read ahead.
 
     Raises:
-        AttclError: a volume cannot be used, slices are larger than the canvas, no room on the disk; all cases are told.
+        AttclError: a volume cannot be used, slices are larger than the canvas, or there is no room on the disk; the
+            problems of all cases together.
     """
-    entries, maps, problems = _layout(
+    entries, maps, problems = _plan_rows(
         dataset, cases, image_size=image_size, canvas=canvas, labels=labels
     )
     rows = sum(entry.count for entry in entries)
@@ -115,6 +113,7 @@ def build(
                 f"{folder}: {free_bytes(folder) / 1e9:.1f} GB free, "
                 f"expected {needed / 1e9:.1f} GB for training slices",
                 "free some space or choose another --output",
+                code="disk-full",
             )
         )
     raise_all(problems)
@@ -143,7 +142,7 @@ def build(
             classes = files.enter_context(_npy_file(folder / LABELS_FILE, np.uint8, shape))
         for case, future in read_ahead(load, cases, depth=workers):
             try:
-                images, found = future.result()
+                images, case_classes = future.result()
             except AttclError as error:
                 problems.append(error)  # the files lack its rows from here on, and get no index
                 continue
@@ -157,18 +156,18 @@ def build(
                 pixels[:] = np.rint(small * STEPS)
                 filled[entry.start : entry.start + entry.count] = _shows(pixels > -STEPS)
                 data.write(pixels.data)
-            if found is not None:
+            if case_classes is not None:
                 entry = map_of[case.id]
-                chosen = found[entry.first : entry.first + entry.count]
+                chosen = case_classes[entry.first : entry.first + entry.count]
                 labelled = shrink_classes(chosen, image_size=image_size, canvas=canvas)
                 tumour[entry.start : entry.start + entry.count] = _shows(labelled > 0)
                 classes.write(labelled.data)
             on_case(case.id)
     raise_all(problems)
     medians = {
-        modality: Scale(median(item.low for item in found), median(item.high for item in found))
-        for modality, found in scales.items()
-        if found
+        modality: Scale(median(item.low for item in items), median(item.high for item in items))
+        for modality, items in scales.items()
+        if items
     }
     write_json(
         folder / INDEX_FILE,
@@ -185,12 +184,12 @@ def build(
 
 
 def is_store(folder: Path) -> bool:
-    """Whether the folder holds all that `build` writes; the index is written last."""
+    """Return whether the folder holds all that `build` writes; the index is written last."""
     return (folder / INDEX_FILE).is_file()
 
 
 def open_store(folder: Path) -> SliceStore:
-    """Opens what `build` wrote."""
+    """Open what `build` wrote."""
     index: dict[str, Any] = read_json(folder / INDEX_FILE)
     maps = index.get("segmentations", [])
     labels = None
@@ -209,10 +208,10 @@ def open_store(folder: Path) -> SliceStore:
     )
 
 
-def _layout(
+def _plan_rows(
     dataset: Dataset, cases: Sequence[Case], *, image_size: int, canvas: int, labels: bool
 ) -> tuple[list[Entry], list[Entry], list[AttclError]]:
-    """Where each volume and each label map goes, and what does not fit."""
+    """Return the place of each volume, the place of each label map, and what does not fit."""
     problems: list[AttclError] = []
     entries: list[Entry] = []
     rows = 0
@@ -228,6 +227,7 @@ def _layout(
                         f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, "
                         f"expected at most {canvas}x{canvas}",
                         f"train with --set canvas={size}",
+                        code="slices-larger-than-canvas",
                     )
                 )
             span = intensities.training_slices(depth)
@@ -264,7 +264,7 @@ def _shows(pixels: Array) -> Array:
 
 
 def _described(maps: Sequence[Entry], tumour: Array) -> dict[str, Any]:
-    """What the index says of label maps; nothing where there are none."""
+    """Return the entries of the index about label maps; {} if there are none."""
     if not maps:
         return {}
     return {
@@ -274,10 +274,10 @@ def _described(maps: Sequence[Entry], tumour: Array) -> dict[str, Any]:
 
 
 def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
-    """The label map of a case as classes: (D, H, W) uint8.
+    """Return the label map of a case as classes: (D, H, W) uint8.
 
     Raises:
-        AttclError: it is unreadable, of another shape than the images, or has labels that BraTS has not.
+        AttclError: it is unreadable, of another shape than the images, or has labels of no BraTS release.
     """
     path = dataset.paths(case, SEGMENTATION)[0]
     labels = volumes.load_labels(dataset.paths(case, SEGMENTATION))
@@ -285,11 +285,13 @@ def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
         raise AttclError(
             f"{path}: shape {labels.shape}, expected {images.brain.shape} as the images have",
             "resample the segmentation, or remove it",
+            code="segmentation-shape",
         )
     strange = sorted(set(np.unique(labels).tolist()) - set(KNOWN))
     if strange:
         raise AttclError(
             f"{path}: label {strange[0]}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
             "rename the labels, or remove the segmentation",
+            code="labels-of-no-release",
         )
     return to_classes(labels, *CONVENTIONS.values())
