@@ -18,8 +18,10 @@ from attcl_cli.errors import UsageError
 TOGETHER = """
 import json, sys, torch
 from attcl_cli import devices
-from attcl_cli.config import resolve
-from attcl_cli.methods import METHODS, Batch, Runtime
+from attcl_cli.data.sampling import DomainBatch
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.base import Runtime
+from attcl_cli.methods.settings import resolve
 
 torch.set_num_threads(1)
 device, processes = devices.join("cpu")
@@ -36,9 +38,9 @@ domain = lambda: torch.randint(2, (4,), generator=noise)
 apart = []
 for step in range(3):
     pairs = torch.tensor([True, False, True, True])
-    whole = Batch(image(), domain(), image(), image(), domain(), image(), pairs)
+    whole = DomainBatch(image(), domain(), image(), image(), domain(), image(), pairs)
     method.training_step(whole.part(method.runtime.share(4)), step)
-    weights = torch.cat([item.detach().flatten() for m in method.modules().values() for item in m.parameters()])
+    weights = torch.cat([item.detach().flatten() for item in method.parameters()])
     apart.append(float(processes.mean((weights - processes.mean(weights)).abs()).max()))
 processes.leave()
 if processes.main:
