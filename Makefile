@@ -12,35 +12,38 @@ PIP_ENV := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench check clean
+.PHONY: help demo test lint docs bench check clean
 
-help:  ## say what the targets do
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(READY)  ## the whole way on a generated cohort, ending with the report demo/report.html
+demo: $(READY)  ## complete a simulated cohort end to end; writes the report demo/report.html
 	$(BIN)/attcl demo -o demo
 
-test: $(READY)  ## the tests but the slow ones
+test: $(READY)  ## run all tests except the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## measure completion against its baselines, side by side
+docs: $(READY)  ## build the documentation into site/; a dead link is an error
+	$(BIN)/properdocs build --quiet --strict -f mkdocs.yml
+
+bench: $(READY)  ## compare the speed of completion with the published algorithm, in one run
 	$(BIN)/python benchmarks/complete.py
 
-check: lint  ## all that the continuous integration runs: lint and every test
+check: lint docs  ## run what continuous integration runs: lint, docs and all tests
 	$(BIN)/python -m pytest
 
-clean:  ## remove .venv, the demo's output, build products and caches (never data/, out/ or runs/)
-	rm -rf $(VENV) demo dist build .pytest_cache .ruff_cache .mypy_cache
+clean:  ## remove .venv, demo/, site/, build products and caches (never data/, out/ or runs/)
+	rm -rf $(VENV) demo site dist build .pytest_cache .ruff_cache .mypy_cache
 	find attcl_cli tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	    "error: $(PYTHON) is Python %d.%d, 3.11 or newer is needed\nhint: make PYTHON=python3.11" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_ENV) $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(PIP_ENV) $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs]"
 	@touch $@
