@@ -10,22 +10,20 @@ import pytest
 from scipy import ndimage
 
 from attcl_cli.data import phantom
-from attcl_cli.data.phantom import (
+from attcl_cli.data.phantom import PhantomCase, make_case
+from attcl_cli.data.phantom_anatomy import ED, ET, NCR, draw_patient
+from attcl_cli.data.phantom_scanner import (
     BLOOD,
     CSF,
-    ED,
-    ET,
     GM,
     MODALITIES,
-    NCR,
     TISSUES,
     WM,
-    PhantomCase,
     Tissue,
     enhanced,
     inversion_recovery,
-    make_case,
     null_ti_ms,
+    scan,
     spin_echo,
 )
 
@@ -50,18 +48,17 @@ class Known:
 
 
 def known(index: int, *, tumour: bool, voxel_mm: float) -> Known:
-    seen = {}
-    scan = phantom._scan
+    volume: list[np.ndarray] = []
 
     def spy(fractions, inside, *rest):
-        seen["volume"] = np.zeros((len(TISSUES), *inside.shape), np.float32)
-        seen["volume"][:, inside] = fractions
+        volume.append(np.zeros((len(TISSUES), *inside.shape), np.float32))
+        volume[0][:, inside] = fractions
         return scan(fractions, inside, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phantom, "_scan", spy)
+        patch.setattr(phantom, "scan", spy)
         case = make_case(index, tumour=tumour, voxel_mm=voxel_mm)
-    return Known(case, seen["volume"])
+    return Known(case, volume[0])
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +189,7 @@ def test_a_low_grade_tumour_has_a_core_but_does_not_enhance():
 
 
 def test_every_patient_has_a_tumour_and_about_one_in_seven_a_low_grade_one():
-    drawn = [phantom._draw_patient(np.random.default_rng(i)).tumour for i in range(400)]
+    drawn = [draw_patient(np.random.default_rng(i)).tumour for i in range(400)]
     assert 0.10 < np.mean([t.rim == 0 for t in drawn]) < 0.20
 
 
