@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class DomainBatch:
     """Slices with a modality each to translate into; B slices, every image (B, 1, S, S) float32 in [-1, 1].
 
     Attributes:
-        x_src: the slices to translate.
+        x_src: the slices to translate, (B, 1 + 2 * context, S, S) with their neighbours.
         y_src: (B,) int64, their modality's index.
         x_ref, x_ref2: two slices of each target modality, of any patient.
         y_ref: (B,) int64, the target modality's index.
@@ -100,6 +100,7 @@ class CaseBatch:
 
     Attributes:
         images: (B, M, S, S) float32 in [-1, 1]; -1 everywhere if the case lacks the modality.
+        neighbours: (B, M, 2 * context, S, S), the slices before each, then those after it; None without context.
         sources: (B, M) bool, what the target is to be made from: one or more, all of them present, the target never.
         target: (B,) int64, the modality to make, which the case has.
         labels: (B, S, S) int64, the classes of `labels.CLASSES`; 0 everywhere without a segmentation.
@@ -114,6 +115,7 @@ class CaseBatch:
     labels: Tensor
     has_labels: Tensor
     label_share: float | None = None
+    neighbours: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of cases."""
@@ -135,10 +137,20 @@ class CaseBatch:
         rows = torch.arange(len(self), device=modality.device)
         return self.images[rows, modality][:, None]
 
+    def source(self, modality: int) -> Tensor:
+        """Return a modality as networks see it, with its neighbours: its index -> (B, 1 + 2 * context, S, S)."""
+        image = self.images[:, modality, None]
+        if self.neighbours is None:
+            return image
+        before, after = self.neighbours[:, modality].chunk(2, dim=1)
+        return torch.cat([before, image, after], dim=1)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> CaseBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
         share = tensors.pop("label_share")
-        changed = {name: change(value) for name, value in tensors.items()}
+        changed: dict[str, Any] = {
+            name: None if value is None else change(value) for name, value in tensors.items()
+        }
         return CaseBatch(**changed, label_share=share)
 
 
@@ -156,6 +168,7 @@ class DomainSampler:
         seed: int,
         mirror: float = 0.0,
         pair_targets: float = 0.0,
+        context: int = 0,
     ) -> None:
         """Prepare to draw.
 
@@ -165,12 +178,14 @@ class DomainSampler:
             seed: of all that is drawn.
             mirror: share of slices mirrored left to right.
             pair_targets: share of targets drawn from the modalities that the source's case has.
+            context: neighbouring slices on each side that the slices to translate have, too.
         """
         self.store = store
         self.batch_size = batch_size
         self.seed = seed
         self.mirror = mirror
         self.pair_targets = pair_targets
+        self.context = context
         count = len(store.modalities)
         rows = store.data.shape[0]
         self._domain = np.empty(rows, dtype=np.int64)
@@ -227,8 +242,9 @@ class DomainSampler:
         pair = self.store.read(np.maximum(rows["x_pair"], 0))
         pair[torch.from_numpy(~has_pair)] = -1
         source, first, second = rows["mirrored"]
+        x_src = self.store.read(rows["x_src"], context=self.context)
         return DomainBatch(
-            x_src=_mirrored(self.store.read(rows["x_src"]), source),
+            x_src=_mirrored(x_src, source),
             y_src=torch.from_numpy(rows["y_src"]),
             x_ref=_mirrored(self.store.read(rows["x_ref"]), first),
             x_ref2=_mirrored(self.store.read(rows["x_ref2"]), second),
@@ -254,6 +270,7 @@ class CaseSampler:
         mirror: float = 0.0,
         leave_out: float = 0.0,
         tumour_slices: float = 0.0,
+        context: int = 0,
     ) -> None:
         """Prepare to draw.
 
@@ -265,12 +282,14 @@ class CaseSampler:
             mirror: share of cases mirrored left to right.
             leave_out: share of cases of which a random part of the sources is left out.
             tumour_slices: share of slices drawn from those with tumour, if a case has a segmentation.
+            context: neighbouring slices on each side that a batch has, too.
 
         Raises:
             AttclError: no case has a target together with its sources.
         """
         self.store = store
         self.leave_out, self.tumour_slices = leave_out, tumour_slices
+        self.context = context
         self.batch_size = batch_size
         self.seed = seed
         self.mirror = mirror
@@ -349,20 +368,24 @@ class CaseSampler:
         start = self._start[case]
         count, modalities = start.shape
         rows = np.maximum(start, 0) + offset[:, None]
-        images = self.store.read(rows.ravel()).unflatten(0, (count, modalities))[:, :, 0]
-        images[torch.from_numpy(start < 0)] = -1
+        stacks = self.store.read(rows.ravel(), context=self.context)
+        stacks = stacks.unflatten(0, (count, modalities))  # (B, M, 1 + 2 * context, S, S)
+        stacks[torch.from_numpy(start < 0)] = -1
+        stacks = _mirrored(stacks, chosen["mirrored"])
+        before, images, after = stacks.split([self.context, 1, self.context], dim=2)
         first = self._labels[case]
-        labels = torch.zeros(count, *images.shape[2:], dtype=torch.int64)
+        labels = torch.zeros(count, *stacks.shape[3:], dtype=torch.int64)
         if self.store.labels is not None:
             read = self.store.labels[np.maximum(first, 0) + np.where(first < 0, 0, offset)]
             labels = torch.from_numpy(read.astype(np.int64))
             labels[torch.from_numpy(first < 0)] = 0
         return CaseBatch(
-            images=_mirrored(images, chosen["mirrored"]),
+            images=images[:, :, 0],
             sources=torch.from_numpy(chosen["sources"]),
             target=torch.from_numpy(chosen["target"]),
             labels=_mirrored(labels, chosen["mirrored"]),
             has_labels=torch.from_numpy(first >= 0),
+            neighbours=torch.cat([before, after], dim=2) if self.context else None,
         )
 
 
@@ -371,7 +394,7 @@ class PairBatch:
     """Slices of two modalities, drawn independently: row b of one side is not the same patient's as of the other.
 
     Attributes:
-        a, b: (B, 1, S, S) float32 in [-1, 1].
+        a, b: (B, 1 + 2 * context, S, S) float32 in [-1, 1], with their neighbours.
     """
 
     a: Tensor
@@ -401,6 +424,7 @@ class PairSampler:
         batch_size: int,
         seed: int,
         mirror: float = 0.0,
+        context: int = 0,
     ) -> None:
         """Prepare to draw.
 
@@ -410,11 +434,13 @@ class PairSampler:
             batch_size: slices of each modality per batch.
             seed: of all that is drawn.
             mirror: share of slices mirrored left to right.
+            context: neighbouring slices on each side that a batch has, too.
 
         Raises:
             AttclError: the store has no slice of one of them.
         """
         self.store, self.batch_size, self.seed, self.mirror = store, batch_size, seed, mirror
+        self.context = context
         self._pools = []
         for modality in pair:
             rows = [
@@ -438,7 +464,7 @@ class PairSampler:
         for pool in self._pools:
             rows = rng.choice(pool, size=self.batch_size)
             mirrored = rng.random(self.batch_size) < self.mirror
-            sides.append(_mirrored(self.store.read(rows), mirrored))
+            sides.append(_mirrored(self.store.read(rows, context=self.context), mirrored))
         return PairBatch(*sides)
 
 

@@ -70,9 +70,27 @@ class SliceStore:
     segmentations: tuple[Entry, ...] = ()
     tumour: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
-    def read(self, rows: Array) -> torch.Tensor:
-        """Read rows (B,) as (B, 1, S, S) float32 in [-1, 1]."""
-        return torch.from_numpy(self.data[rows].astype(np.float32) / STEPS)[:, None]
+    def read(self, rows: Array, *, context: int = 0) -> torch.Tensor:
+        """Read rows as images.
+
+        Args:
+            rows: (B,) int64.
+            context: neighbouring slices to read on each side; background beyond a volume's first or last stored slice.
+
+        Returns:
+            (B, 1 + 2 * context, S, S) float32 in [-1, 1], the row itself in the middle.
+        """
+        if not context:
+            return torch.from_numpy(self.data[rows].astype(np.float32) / STEPS)[:, None]
+        starts = np.array([entry.start for entry in self.entries])
+        volume = np.searchsorted(starts, rows, side="right") - 1
+        ends = np.array([entry.start + entry.count for entry in self.entries])
+        around = rows[:, None] + np.arange(-context, context + 1)
+        inside = (around >= starts[volume, None]) & (around < ends[volume, None])
+        pixels = self.data[np.where(inside, around, rows[:, None])]
+        images = torch.from_numpy(pixels.astype(np.float32) / STEPS)
+        images[torch.from_numpy(~inside)] = -1
+        return images
 
 
 def build(

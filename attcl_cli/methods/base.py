@@ -79,7 +79,10 @@ class Method(nn.Module):
     """Whether a target has styles: one fixed by a reference image, others drawn."""
 
     context: ClassVar[int] = 0
-    """Neighbouring slices seen on each side: images then have 1 + 2 * context channels, the slice in the middle."""
+    """Neighbouring slices seen on each side: sources then have 1 + 2 * context channels, the slice in the middle.
+
+    The sampler must be given it, too.
+    """
 
     shown: ClassVar[tuple[str, ...]] = ()
     """The losses that say most about a run, for the progress line."""

@@ -50,7 +50,7 @@ def _from_one(
         modality = store.modalities[index % len(store.modalities)]
         entries = [entry for entry in store.entries if entry.modality == modality]
         entry = entries[int(rng.integers(len(entries)))]
-        source = _middle(store, entry, device)
+        source = _middle(store, entry, device, context=method.context)
         fakes = method.synthesise({modality: source}, store.modalities)
         rows.append((f"{entry.case} {modality}", _pictures([source, *fakes.values()])))
     return ["source", *(f"synthetic {name}" for name in store.modalities)], rows
@@ -73,7 +73,9 @@ def _from_several(
         if not fitting or len(rows) == _MOST_ROWS:
             continue
         case, volumes, sources = fitting[int(rng.integers(len(fitting)))]
-        images = {name: _middle(store, volumes[name], device) for name in sources}
+        images = {
+            name: _middle(store, volumes[name], device, context=method.context) for name in sources
+        }
         real = _middle(store, volumes[target], device)
         fake = method.synthesise(images, [target])[target]
         black = torch.full_like(real, -1)
@@ -86,10 +88,13 @@ def _others(volumes: Mapping[str, Entry], target: str) -> list[str]:
     return [name for name in volumes if name != target]
 
 
-def _middle(store: SliceStore, entry: Entry, device: torch.device) -> Tensor:
-    """Return the middle slice of a volume, (1, 1, S, S)."""
-    return store.read(np.array([entry.start + entry.count // 2])).to(device)
+def _middle(
+    store: SliceStore, entry: Entry, device: torch.device, *, context: int = 0
+) -> Tensor:
+    """Return the middle slice of a volume, (1, 1 + 2 * context, S, S)."""
+    return store.read(np.array([entry.start + entry.count // 2]), context=context).to(device)
 
 
 def _pictures(images: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
-    return [image[0, 0].float().cpu().numpy() for image in images]
+    """Return images (1, C, S, S) as (S, S), without their neighbours."""
+    return [image[0, image.shape[1] // 2].float().cpu().numpy() for image in images]

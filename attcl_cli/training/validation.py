@@ -53,7 +53,9 @@ def make_validation(
             values: list[float] = []
             for sources, pairs in slices.items():
                 images = {
-                    name: store.read(np.array([rows[index] for rows, _ in pairs])).to(device)
+                    name: store.read(
+                        np.array([rows[index] for rows, _ in pairs]), context=method.context
+                    ).to(device)
                     for index, name in enumerate(sources)
                 }
                 synthetic = method.synthesise(images, [target])[target]
