@@ -50,7 +50,7 @@ class Splits:
         source: the folder that the data tree was made from.
         layout: its layout's name.
         ratio: the scenario's name.
-        seed: what the order of patients was drawn with.
+        seed: the order of the patients was drawn with it.
         modalities: all modalities of the dataset.
         splits: `train`, `val`, `test` -> their cases.
     """
@@ -64,11 +64,11 @@ class Splits:
     schema_version: int = SCHEMA_VERSION
 
     def names(self, split: str) -> tuple[str, ...]:
-        """The ids of a split's cases."""
+        """Return the ids of a split's cases."""
         return tuple(item.case for item in self.splits[split])
 
     def table(self) -> list[dict[str, Any]]:
-        """Cases and volumes that remain, one row a split (the paper's Table 1)."""
+        """Return cases and volumes that remain, one row per split (the paper's Table 1)."""
         return [
             {"split": split, "cases": len(items)}
             | {name: sum(name in item.present for item in items) for name in self.modalities}
@@ -85,13 +85,13 @@ def make_splits(
     subset: Fraction = Fraction(1),
     seed: int = 0,
 ) -> Splits:
-    """Draws the splits and applies the scenario inside each of them.
+    """Draw the splits and apply the scenario inside each of them.
 
     Args:
-        dataset: the complete (or as complete as it is) dataset.
-        ratio: a key of `RATIOS`, or the path of a TOML file with `hidden = [["t2"], []]`, one list a group.
+        dataset: the dataset, as complete as it is.
+        ratio: a key of `RATIOS`, or the path of a TOML file with `hidden = [["t2"], []]`, one list per group.
         sizes: cases of train, val, test; exclusive with `fractions`.
-        fractions: their shares; without both, the paper's cut.
+        fractions: their shares; without both, those of the paper.
         subset: share of the training cases that are kept (BraTS_s: 1/8); val and test stay the same.
         seed: draws the order of the patients.
 
@@ -108,6 +108,7 @@ def make_splits(
                 f"--subset: {subset} of {len(drawn['train'])} training cases is {keep}, "
                 "expected at least one",
                 "for BraTS_s: --subset 1/8",
+                code="subset-impossible",
             )
         drawn["train"] = drawn["train"][:keep]
     splits = {split: _hide(cases, groups, dataset.modalities) for split, cases in drawn.items()}
@@ -118,7 +119,7 @@ def make_splits(
 
 
 def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[str, ...], ...]]:
-    """The name and the groups of a scenario; `ratio` as in `make_splits`."""
+    """Return the name and the groups of a scenario; `ratio` as in `make_splits`."""
     if ratio in RATIOS:
         name, groups = ratio, RATIOS[ratio]
     else:
@@ -127,11 +128,12 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
             raise UsageError(
                 f"--ratio: {ratio!r}, expected {', '.join(RATIOS)} or a .toml file",
                 'such a file says: hidden = [["t1ce", "t2"], ["t1"], []]',
+                code="ratio-unknown",
             )
         document = read_toml(path, expected="hidden = [[...], ...]")
         name = str(document.get("name", path.stem))
         hidden = document.get("hidden")
-        good = (
+        valid = (
             isinstance(hidden, list)
             and hidden
             and all(
@@ -139,11 +141,12 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 for group in hidden
             )
         )
-        if not good or set(document) - {"name", "hidden"}:
+        if not valid or set(document) - {"name", "hidden"}:
             raise UsageError(
                 f"{path}: keys {sorted(document)}, "
                 "expected hidden = [[...], ...] and, if you like, name",
                 'for example: hidden = [["t1ce", "t2"], ["t1"], []]',
+                code="ratio-invalid",
             )
         groups = tuple(tuple(group) for group in document["hidden"])
     known = tuple(tuple(canonical(item, modalities) for item in group) for group in groups)
@@ -153,20 +156,21 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 f"--ratio: {name} hides all of {', '.join(modalities)} from a group, "
                 "expected at least one to stay",
                 "leave one modality out of that list",
+                code="ratio-hides-everything",
             )
     return name, known
 
 
 def group_sizes(count: int, groups: int) -> list[int]:
-    """Cuts `count` cases into nearly equal groups, the ceiling first: 170 in 3 -> 57, 57, 56."""
+    """Divide `count` cases into nearly equal groups, the ceiling first: 170 in 3 -> 57, 57, 56."""
     return [count // groups + (index < count % groups) for index in range(groups)]
 
 
 def read_splits(data: Path) -> Splits | None:
-    """The splits of a data tree, or None where the folder has none (a dataset that nobody prepared).
+    """Return the splits of a data tree; None for a dataset that prepare-splits did not write.
 
     Raises:
-        AttclError: there is a `splits.json`, but not one that we understand.
+        AttclError: there is a `splits.json`, but of another kind or version.
     """
     path = data / SPLITS_FILE
     if not path.exists():
@@ -177,6 +181,7 @@ def read_splits(data: Path) -> Splits | None:
             raise AttclError(
                 f"{path}: schema_version {document['schema_version']}, expected {SCHEMA_VERSION}",
                 "run prepare-splits of this version again",
+                code="splits-version",
             )
         splits = {
             split: tuple(
@@ -197,43 +202,53 @@ def read_splits(data: Path) -> Splits | None:
         raise AttclError(
             f"{path}: not the content that prepare-splits writes ({error!r}), expected its keys",
             "run prepare-splits again",
+            code="splits-invalid",
         ) from error
 
 
 def originals_of(root: Path) -> list[Path]:
-    """The folders that nothing may be written into: a dataset, and where a data tree's links lead."""
+    """Return the folders that nothing may be written into: a dataset, and the one that a data tree's links lead to."""
     splits = read_splits(root)
     return [root, *([Path(splits.source)] if splits else [])]
 
 
 def open_truth(
     source: Source,
-    made: Splits | None,
+    splits: Splits | None,
     truth: Path | None,
     *,
     hint: str = "name it with --truth DATASET",
 ) -> Dataset:
-    """The complete dataset: the folder that --truth names, or else the one that `splits.json` does.
+    """Open the complete dataset.
+
+    Args:
+        source: the incomplete dataset; the complete one has its layout and modalities.
+        splits: of the incomplete dataset, if it has any.
+        truth: the folder of the complete dataset; None: the one that `splits` names.
+        hint: the next step if there is no such folder.
 
     Raises:
-        AttclError: neither names one, or it is not there.
+        AttclError: no folder is named, or it is missing.
     """
     if truth is not None:
         folder = truth
-    elif made is not None:
-        folder = Path(made.source)
+    elif splits is not None:
+        folder = Path(splits.source)
     else:
         raise UsageError(
             f"--truth: {source.folder} has no splits.json that names the complete dataset, expected --truth",
             "name the folder that holds the real volumes: --truth DATASET",
+            code="truth-not-named",
         )
     if not folder.is_dir():
-        raise AttclError(f"{folder}: no such folder, expected the complete dataset", hint)
+        raise AttclError(
+            f"{folder}: no such folder, expected the complete dataset", hint, code="truth-not-found"
+        )
     return replace(source, folder=folder).open()
 
 
 def to_json(splits: Splits) -> dict[str, Any]:
-    """The document of `splits.json`."""
+    """Return the document of `splits.json`."""
     document = asdict(splits)
     return {
         "schema_version": document.pop("schema_version"),
@@ -257,13 +272,16 @@ def _sizes(
 ) -> tuple[int, int, int]:
     if sizes is not None and fractions is not None:
         raise UsageError(
-            "--sizes and --fractions: both given, expected one of them", "leave one of them out"
+            "--sizes and --fractions: both given, expected one of them",
+            "leave one of them out",
+            code="options-exclusive",
         )
     if sizes is not None:
         if min(sizes) < 0 or not 0 < sum(sizes) <= total:
             raise UsageError(
                 f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, expected a sum from 1 to {total}",
                 "for example --fractions 0.7/0.1/0.2, which fits any number of cases",
+                code="sizes-impossible",
             )
         return sizes
     if fractions is None:
@@ -276,19 +294,21 @@ def _sizes(
             f"--fractions: {'/'.join(map(str, fractions))}, "
             "expected shares that sum to at most 1, the first above 0",
             "for example --fractions 0.7/0.1/0.2",
+            code="fractions-impossible",
         )
     exact = [Fraction(str(share)) * total for share in fractions]
     counts = [int(value) for value in exact]
     whole = min(total, round(sum(exact)))
-    for index in sorted(range(3), key=lambda i: (counts[i] - exact[i], i))[
-        : whole - sum(counts)
-    ]:  # largest remainder
+    largest_remainder_first = sorted(
+        range(3), key=lambda index: (counts[index] - exact[index], index)
+    )
+    for index in largest_remainder_first[: whole - sum(counts)]:
         counts[index] += 1
     return counts[0], counts[1], counts[2]
 
 
 def _draw(cases: Sequence[Case], counts: tuple[int, int, int], seed: int) -> dict[str, list[Case]]:
-    """Fills the splits with whole patients in a seeded order; with one case a patient the sizes are exact."""
+    """Fill the splits with whole patients in a seeded order; with one case per patient the sizes are exact."""
     patients: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
         patients[case.patient].append(case)
@@ -296,14 +316,14 @@ def _draw(cases: Sequence[Case], counts: tuple[int, int, int], seed: int) -> dic
     random.Random(seed).shuffle(order)
     drawn: dict[str, list[Case]] = {split: [] for split in SPLITS}
     for patient in order:
-        own = patients[patient]
+        theirs = patients[patient]
         room = {
             split: count - len(drawn[split]) for split, count in zip(SPLITS, counts, strict=True)
         }
-        fitting = [split for split in SPLITS if room[split] >= len(own)]
+        fitting = [split for split in SPLITS if room[split] >= len(theirs)]
         if not fitting and max(room.values()) <= 0:
             break
-        drawn[fitting[0] if fitting else max(SPLITS, key=lambda split: room[split])] += own
+        drawn[fitting[0] if fitting else max(SPLITS, key=lambda split: room[split])] += theirs
     return drawn
 
 
@@ -326,14 +346,18 @@ def _hide(
 def _require_every_modality(
     name: str, splits: Mapping[str, Sequence[SplitCase]], dataset: Dataset
 ) -> None:
-    """All that is to be learned must be there; without a training split nothing is (weights from elsewhere)."""
+    """Raise an error unless the training cases show every modality, and every case keeps one.
+
+    Without a training split nothing is to be learned: the weights come from elsewhere.
+    """
     train = splits["train"]
     problems: list[AttclError] = [
         UsageError(
             f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
             "expected at least one to learn from",
             "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "
-            "a dataset with holes of its own needs no prepare-splits: attcl train --data DATASET",
+            "if your dataset is already incomplete, skip prepare-splits: attcl train --data DATASET",
+            code="ratio-leaves-no-training-case",
         )
         for modality in dataset.modalities
         if train and not any(modality in item.present for item in train)
@@ -343,6 +367,7 @@ def _require_every_modality(
             f"--ratio: {name} leaves case {item.case} with no modality, "
             "expected at least one to stay",
             "complete or remove this case, or choose another ratio",
+            code="ratio-hides-everything",
         )
         for items in splits.values()
         for item in items

@@ -23,6 +23,7 @@ from attcl_cli.files import (
     is_within,
     ordinary_mode,
     read_json,
+    require_folder,
     temporary_prefix,
     write_json,
 )
@@ -31,17 +32,20 @@ LinkKind = Literal["symlink", "hardlink", "copy"]
 
 
 def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: bool = False) -> bool:
-    """Whether `output` holds these very splits already; if not, that it may be written is checked.
+    """Return whether `output` holds these very splits already; otherwise check that it may be written.
 
     Raises:
-        AttclError: `output` holds something else (and not `overwrite`), or it and the dataset contain one another.
+        UsageError: `output` holds something else (and not `overwrite`) or cannot be a folder; or it and the dataset
+            contain one another.
     """
     if is_within(output, dataset.root) or is_within(dataset.root, output):
         raise UsageError(
             f"--output: {output} and the dataset {dataset.root} contain one another, "
             "expected two separate folders",
             "originals are never touched; choose another --output",
+            code="output-inside-originals",
         )
+    require_folder(output, flag="--output")
     if output.exists() or output.is_symlink():
         existing = output / SPLITS_FILE
         if existing.is_file() and read_json(existing) == to_json(splits):
@@ -50,12 +54,14 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
             raise UsageError(
                 f"--output: {output} exists already, expected a new folder",
                 "choose another --output, or replace it with --overwrite",
+                code="output-not-empty",
             )
         if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
             raise UsageError(
                 f"--output: {output} was not made by prepare-splits (it has no splits.json), "
                 "expected a folder that --overwrite may replace",
                 "choose another --output",
+                code="output-not-ours",
             )
     return False
 
@@ -68,12 +74,12 @@ def write_tree(
     link: LinkKind = "symlink",
     overwrite: bool = False,
 ) -> bool:
-    """Writes the data tree: what remains of the dataset under the same names, and `splits.json`.
+    """Write the data tree: what remains of the dataset under the same names, and `splits.json`.
 
     The tree is built beside its final place and renamed as a whole, so a killed run leaves no half tree.
 
     Returns:
-        False where `output` already holds these very splits, and nothing was written.
+        False if `output` already holds these very splits, so that nothing was written.
 
     Raises:
         AttclError: `output` holds something else (and not `overwrite`), lies inside the dataset, or cannot be written.
@@ -102,12 +108,12 @@ def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
 
 @contextmanager
 def _beside(output: Path) -> Iterator[Path]:
-    """A folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
+    """Make a folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for left in output.parent.glob(f".{output.name}.*"):  # by a run that was killed
-            if left.is_dir() and is_leftover(left.name):
-                shutil.rmtree(left, ignore_errors=True)
+        for place in output.parent.glob(f".{output.name}.*"):
+            if place.is_dir() and is_leftover(place.name):  # of a run that was killed
+                shutil.rmtree(place, ignore_errors=True)
         building = Path(
             tempfile.mkdtemp(
                 prefix=temporary_prefix(output), suffix=TEMPORARY_SUFFIX, dir=output.parent
@@ -117,6 +123,7 @@ def _beside(output: Path) -> Iterator[Path]:
         raise AttclError(
             f"{output}: not writable ({error.strerror}), expected a folder that can be made",
             "choose another --output",
+            code="file-not-written",
         ) from error
     try:
         yield building
@@ -138,6 +145,7 @@ def _beside(output: Path) -> Iterator[Path]:
             f"{output}: not written ({error.strerror or error}), "
             "expected a writable place with free space",
             "choose another --output, or --link symlink, which needs no space",
+            code="file-not-written",
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

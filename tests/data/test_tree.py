@@ -106,16 +106,18 @@ def test_other_splits_need_overwrite(made, tmp_path):
 def test_a_folder_of_something_else_is_refused_even_with_overwrite(overwrite, made, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         write_tree(*made, tmp_path / "data", overwrite=overwrite)
+    assert caught.value.code == ("output-not-ours" if overwrite else "output-not-empty")
     assert (tmp_path / "data" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_the_place_of_the_output_is_refused(overwrite, made, tmp_path):
     (tmp_path / "data").write_text("years of work")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         write_tree(*made, tmp_path / "data", overwrite=overwrite)
+    assert caught.value.code == "output-not-a-folder"
     assert (tmp_path / "data").read_text() == "years of work"
 
 
@@ -167,8 +169,19 @@ def test_a_failure_while_overwriting_keeps_the_tree_that_was_there(made, tmp_pat
 
 def test_an_output_below_a_file_is_an_error(made, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(AttclError, match="not writable"):
+    with pytest.raises(UsageError, match=r"data cannot be made \(.*file is a file\)") as caught:
         write_tree(*made, tmp_path / "file" / "data")
+    assert caught.value.code == "output-not-a-folder"
+
+
+def test_an_output_that_cannot_be_made_is_an_error(made, tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(AttclError, match=r"not writable \(Permission denied\)") as caught:
+        write_tree(*made, tmp_path / "new" / "data")
+    assert caught.value.code == "file-not-written"
 
 
 def test_the_vocabulary_goes_along(tmp_path):
