@@ -11,15 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from attcl_cli.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from attcl_cli.scoring.feature_store import FeatureSet
 
     Array = NDArray[Any]
     Masks = Mapping[str, NDArray[np.bool_] | None]  # region -> its voxels; None: all
@@ -102,6 +100,16 @@ class VolumePair:
     truth: Array
     raw: Array
     raw_truth: Array
+
+
+class FeatureSet(Protocol):
+    """The features of a set of slices (`feature_store.FeatureSet`)."""
+
+    def moments(self) -> Any:
+        """Return mean and covariance of all features, a `formulas.Moments`."""
+
+    def drawn(self, most: int) -> Array:
+        """Return all features, (N, dim), or `most` of them."""
 
 
 # --- The functions ------------------------------------------------------------------------------------------------

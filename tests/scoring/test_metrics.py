@@ -1,499 +1,197 @@
-"""The metrics against scikit-image, torchmetrics, scipy, closed forms and numbers made by hand."""
+"""The table of metrics: what a flag asks for, what a metric is called, and that a new one is one record."""
 
+from __future__ import annotations
+
+import inspect
+import json
 import math
-from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from scipy import linalg
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from helpers import fresh_python
+from score_files import HIDDEN, figures_of, first_completed, rows_of, spoil
 
-from attcl_cli.data.phantom import make_case
-from attcl_cli.scoring import feature_networks, metrics
-from attcl_cli.scoring.rows import KINDS
-
-SHAPES = [(40, 33), (14, 20, 17)]
-MASKED = {
-    "ssim": partial(metrics.ssim, data_range=1.0),
-    "psnr": partial(metrics.psnr, data_range=1.0),
-    "nmse": metrics.nmse,
-}
-
-
-def images(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Two related images in [0, 1], float64."""
-    generator = np.random.default_rng(3)
-    truth = generator.random(shape)
-    return np.clip(truth + generator.normal(0, 0.2, shape), 0, 1), truth
+from attcl_cli.cli.score import with_metric_flags
+from attcl_cli.errors import UsageError
+from attcl_cli.scoring import feature_weights
+from attcl_cli.scoring.metrics import (
+    FID_NETWORKS,
+    METRICS,
+    WHOLE,
+    Metric,
+    VolumePair,
+    default_metrics,
+    flags,
+    select,
+)
+from attcl_cli.scoring.run import score
 
 
-def blob(shape: tuple[int, ...]) -> np.ndarray:
-    """A lopsided mask that touches the lower border of each axis."""
-    grid = np.indices(shape)
-    radius = (grid * np.arange(1, len(shape) + 1).reshape(-1, *[1] * len(shape))).sum(axis=0)
-    return radius < max(shape)
+def test_every_metric_is_found_by_its_name():
+    assert {metric.name for metric in METRICS.values()} == set(METRICS)
+    for name, metric in METRICS.items():
+        assert name == metric.name
+        assert metric.title and metric.description and metric.policy and metric.regions
 
 
-@pytest.mark.parametrize("data_range", [1.0, 0.5])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_ssim_map_is_that_of_scikit_image(shape, data_range):
-    prediction, truth = images(shape)
-    _, expected = structural_similarity(
-        prediction,
-        truth,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=data_range,
-        full=True,
+def test_every_network_of_a_metric_is_one_that_we_have():
+    networks = {metric.network for metric in METRICS.values()}
+    assert networks == {"", *feature_weights.FILES, *FID_NETWORKS}
+
+
+def test_the_table_is_read_without_numpy_and_torch():
+    heavy = ["numpy", "scipy", "torch"]
+    script = (
+        f"import sys, attcl_cli.scoring.metrics; print([n for n in {heavy} if n in sys.modules])"
     )
-    actual = metrics.ssim_map(prediction, truth, data_range=data_range)
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-12)
+    assert fresh_python("-c", script).strip() == "[]"
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_float32_images_have_the_ssim_of_float64_ones(shape):
-    prediction, truth = images(shape)
-    expected = metrics.ssim_map(prediction, truth, data_range=1.0)
-    actual = metrics.ssim_map(
-        prediction.astype(np.float32), truth.astype(np.float32), data_range=1.0
+def test_without_flags_the_metrics_without_network_are_scored():
+    assert select([]) == default_metrics() == ("ssim", "psnr", "nmse", "ssim-brasyn")
+
+
+@pytest.mark.parametrize(
+    ("asked", "network", "names"),
+    [
+        (["psnr"], "inception", ("psnr",)),
+        (["psnr", "ssim"], "inception", ("ssim", "psnr", "ssim-brasyn")),
+        (["ssim-brasyn"], "inception", ("ssim-brasyn",)),
+        (["fid", "kid"], "inception", ("fid", "kid")),
+        (["kid", "fid"], "effnet-lite0", ("fd-effnet", "kd-effnet")),
+        (["fd-effnet", "lpips"], "effnet-lite0", ("lpips", "fd-effnet")),
+    ],
+)
+def test_a_flag_asks_for_the_metrics_of_the_chosen_network(asked, network, names):
+    assert select(asked, fid_network=network) == names
+
+
+@pytest.mark.parametrize("name", ["ssmi", "fd-effnet"])
+def test_a_metric_that_there_is_not_is_refused(name):
+    with pytest.raises(UsageError, match=f"'{name}', expected one of") as caught:
+        select([name])
+    assert caught.value.code == "unknown-metric"
+
+
+def test_a_network_that_there_is_not_is_refused():
+    with pytest.raises(UsageError) as caught:
+        select(["fid"], fid_network="vgg")
+    assert caught.value.code == "unknown-fid-network"
+
+
+@pytest.mark.parametrize(
+    ("name", "region", "label", "heading"),
+    [
+        ("ssim", "brain", "SSIM brain", "ssim"),
+        ("psnr", "tumour", "PSNR tumour (dB)", "psnr dB"),
+        ("ssim-brasyn", "healthy", "SSIM (BraSyn) healthy", "brasyn healthy"),
+        ("lpips-diversity", "slices", "LPIPS diversity", "diversity"),
+        ("fd-effnet", "slices", "FD (EfficientNet)", "fd-effnet"),
+    ],
+)
+def test_pages_and_terminals_name_a_metric(name, region, label, heading):
+    assert METRICS[name].label(region) == label
+    assert METRICS[name].heading(region) == heading
+
+
+def test_the_command_has_a_flag_per_metric(attcl):
+    code, out, _ = attcl("score", "--help")
+    assert code == 0
+    for flag, description in flags().items():
+        assert f"--{flag} " in out
+        assert description.split()[0] in out
+    assert list(flags()) == ["ssim", "psnr", "nmse", "lpips", "lpips-diversity", "fid", "kid"]
+
+
+# --- a new metric ---
+
+
+def _mean_absolute_error(pair, masks):
+    return {
+        region: float(np.abs(pair.image - pair.truth)[mask].mean())
+        for region, mask in masks.items()
+        if region != WHOLE
+    }
+
+
+@pytest.fixture
+def with_toy(monkeypatch):
+    """Add a metric to the table: the mean absolute error."""
+    toy = Metric(
+        name="mae",
+        title="MAE",
+        description="Mean absolute error; lower is better.",
+        policy="mean absolute error of scaled volumes; empty region: undefined",
+        function=_mean_absolute_error,
+        unit="window",
     )
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+    monkeypatch.setitem(METRICS, "mae", toy)
 
 
-def test_the_ssim_of_smooth_bright_float32_images_loses_no_digits():
-    # Variances far below the squared mean: what float32 moments get wrong in the third digit.
-    ramp = np.linspace(0.98, 1.0, 400, dtype=np.float32).reshape(20, 20)
-    other = ramp[::-1].copy()
-    wide = metrics.ssim_map(ramp.astype(np.float64), other.astype(np.float64), data_range=1.0)
-    np.testing.assert_allclose(
-        metrics.ssim_map(ramp, other, data_range=1.0), wide, rtol=0, atol=1e-6
+@pytest.mark.usefixtures("with_toy")
+def test_a_new_metric_is_one_record(folders):
+    spoil(first_completed(folders), lambda data: np.where(data > 0, data[::-1], 0))
+    result = score(
+        folders.ori, folders.cpl, truth=folders.truth, output=folders.scores, metrics=["mae"]
     )
-
-
-def test_the_ssim_of_two_constants_is_their_luminance_term():
-    black, grey = np.zeros((12, 12)), np.full((12, 12), 0.5)
-    expected = 0.01**2 / (0.5**2 + 0.01**2)
-    assert metrics.ssim(black, grey, data_range=1.0) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_equal_images_have_ssim_one_infinite_psnr_and_no_error(shape):
-    _, truth = images(shape)
-    assert metrics.ssim(truth, truth, data_range=1.0) == pytest.approx(1, abs=1e-12)
-    assert metrics.psnr(truth, truth, data_range=1.0) == math.inf
-    assert metrics.nmse(truth, truth) == 0
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_ssim_in_a_mask_is_the_mean_of_the_whole_map_there(shape):
-    prediction, truth = images(shape)
-    mask = blob(shape)
-    assert 0 < mask.sum() < mask.size / 2
-    whole = metrics.ssim_map(prediction, truth, data_range=1.0)
-    assert metrics.ssim(prediction, truth, data_range=1.0, mask=mask) == whole[mask].mean()
-
-
-@pytest.mark.parametrize("corner", [0, 9, 10, 11, 20])
-def test_ssim_of_one_voxel_is_the_map_there_wherever_it_lies(corner):
-    prediction, truth = images((21, 21, 21))
-    mask = np.zeros((21, 21, 21), bool)
-    mask[corner, 10, 20 - corner] = True
-    whole = metrics.ssim_map(prediction, truth, data_range=1.0)
-    assert metrics.ssim(prediction, truth, data_range=1.0, mask=mask) == whole[mask][0]
-
-
-def test_ssim_in_a_full_mask_is_ssim():
-    prediction, truth = images((14, 20, 17))
-    mask = np.ones(truth.shape, bool)
-    assert metrics.ssim(prediction, truth, data_range=1.0, mask=mask) == pytest.approx(
-        metrics.ssim(prediction, truth, data_range=1.0), abs=1e-12
-    )
-
-
-@pytest.mark.parametrize(("shift", "decibel"), [(0.1, 20.0), (-0.01, 40.0), (1.0, 0.0)])
-def test_a_constant_shift_has_the_psnr_of_its_size(shift, decibel):
-    _, truth = images((9, 9, 9))
-    assert metrics.psnr(truth + shift, truth, data_range=1.0) == pytest.approx(decibel, abs=1e-9)
-
-
-@pytest.mark.parametrize("data_range", [1.0, 255.0])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_psnr_is_that_of_scikit_image(shape, data_range):
-    prediction, truth = images(shape)
-    assert metrics.psnr(prediction, truth, data_range=data_range) == pytest.approx(
-        peak_signal_noise_ratio(truth, prediction, data_range=data_range), abs=1e-9
-    )
-
-
-def test_psnr_in_a_mask_sees_nothing_outside():
-    truth = np.array([0.0, 0.5, 1.0])
-    prediction = np.array([0.9, 0.4, 0.9])
-    mask = np.array([False, True, True])
-    assert metrics.psnr(prediction, truth, data_range=1.0, mask=mask) == pytest.approx(20.0)
-
-
-def test_nmse_is_the_squared_error_over_the_squared_truth():
-    truth = np.array([3.0, 4.0, 0.0])
-    prediction = np.array([3.0, 2.0, 1.0])
-    assert metrics.nmse(prediction, truth) == (0 + 4 + 1) / (9 + 16)
-    assert metrics.nmse(prediction, truth, mask=np.array([True, True, False])) == 4 / 25
-    assert metrics.nmse(np.zeros(3), truth) == 1
-
-
-def test_nmse_of_a_black_truth_is_undefined():
-    assert math.isnan(metrics.nmse(np.ones(3), np.zeros(3)))
-
-
-def test_unsigned_integers_do_not_wrap():
-    truth, prediction = np.array([5], np.uint8), np.array([3], np.uint8)
-    assert metrics.nmse(prediction, truth) == 4 / 25
-    assert metrics.psnr(prediction, truth, data_range=20.0) == pytest.approx(20.0)
-
-
-@pytest.mark.parametrize("name", MASKED)
-def test_an_empty_mask_gives_nan(name):
-    prediction, truth = images((6, 7, 8))
-    value = MASKED[name](prediction, truth, mask=np.zeros((6, 7, 8), bool))
-    assert math.isnan(value)
-    assert "empty region: undefined" in KINDS[name].policy
-
-
-@pytest.mark.parametrize("name", MASKED)
-def test_a_better_prediction_scores_in_the_direction_that_the_table_says(name):
-    prediction, truth = images((14, 20, 17))
-    better = MASKED[name]((prediction + truth) / 2, truth)
-    assert (better > MASKED[name](prediction, truth)) == KINDS[name].higher_is_better
-
-
-@pytest.mark.parametrize("name", MASKED)
-def test_a_nan_in_the_prediction_is_not_hidden(name):
-    prediction, truth = images((14, 20, 17))
-    prediction[7, 7, 7] = np.nan
-    assert math.isnan(MASKED[name](prediction, truth))
-
-
-@pytest.mark.parametrize("name", MASKED)
-def test_images_of_two_shapes_are_refused(name):
-    with pytest.raises(ValueError, match="expected one shape"):
-        MASKED[name](np.zeros((3, 4)), np.zeros((4, 3)))
-    with pytest.raises(ValueError, match="expected one shape"):
-        MASKED[name](np.zeros((3, 4)), np.zeros((4, 3)), mask=np.ones((3, 4), bool))
-
-
-@pytest.mark.parametrize("name", MASKED)
-@pytest.mark.parametrize("mask", [np.ones((3, 4), np.uint8), np.ones((4, 3), bool)])
-def test_a_mask_of_labels_or_of_another_shape_is_refused(name, mask):
-    with pytest.raises(ValueError, match="expected bool"):
-        MASKED[name](np.zeros((3, 4)), np.zeros((3, 4)), mask=mask)
-
-
-@pytest.mark.parametrize("function", [metrics.ssim, metrics.psnr, metrics.ssim_map])
-@pytest.mark.parametrize("data_range", [0.0, -1.0, math.nan])
-def test_a_data_range_that_is_not_positive_is_refused(function, data_range):
-    with pytest.raises(ValueError, match="expected a positive number"):
-        function(np.zeros((3, 4)), np.zeros((3, 4)), data_range=data_range)
-
-
-def test_to_unit_clips_and_scales_the_window():
-    volume = np.array([-5, 0, 100, 150, 200, 12_343], np.int16)
-    unit = metrics.to_unit(volume, 100, 200)
-    assert unit.dtype == np.float32
-    np.testing.assert_array_equal(unit, np.array([0, 0, 0, 0.5, 1, 1], np.float32))
-
-
-@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
-def test_to_unit_refuses_an_empty_window(low, high):
-    with pytest.raises(ValueError, match="expected low < high"):
-        metrics.to_unit(np.zeros(3), low, high)
-
-
-def brasyn_by_torchmetrics(
-    prediction: np.ndarray, truth: np.ndarray, tumour: np.ndarray
-) -> list[float]:
-    """The challenge's protocol, straight on, its similarity computed by torchmetrics."""
-    feature_networks.require_torchvision()  # which torchmetrics imports
-    from torchmetrics.image import StructuralSimilarityIndexMeasure
-
-    scaled = []
-    for volume in (prediction, truth):
-        low, high = np.percentile(volume, [0.5, 99.5])
-        low = max(low, 0)
-        scaled.append((np.clip(volume, low, high) - low) / (high - low))
-    found = []
-    for mask in (tumour, ~tumour):
-        x, y = (torch.tensor(volume * mask, dtype=torch.float32)[None, None] for volume in scaled)
-        _, image = StructuralSimilarityIndexMeasure(return_full_image=True)(x, y)
-        found.append(float(image.mean()))
-    return found
-
-
-def test_ssim_brasyn_of_random_volumes_is_that_of_torchmetrics():
-    generator = np.random.default_rng(5)
-    truth = generator.normal(300, 200, (22, 31, 17))  # negative values too
-    prediction = truth + generator.normal(0, 150, truth.shape)
-    tumour = np.zeros(truth.shape, bool)
-    tumour[:9, 20:, 5:12] = True  # touches two borders
-    expected = brasyn_by_torchmetrics(prediction, truth, tumour)
-    assert metrics.ssim_brasyn(prediction, truth, tumour) == pytest.approx(expected, abs=1e-5)
-    assert 0.2 < expected[1] < 0.95
-
-
-def test_ssim_brasyn_of_phantoms_is_that_of_torchmetrics():
-    one, two = (make_case(index, voxel_mm=6) for index in (1, 2))
-    tumour = one.segmentation > 0
-    assert 0 < tumour.sum() < tumour.size / 8
-    truth, prediction = one.images["t1ce"], two.images["t1"]
-    # Most of a phantom is empty: the block that is left out must count as 1.
-    assert (truth == 0).mean() > 0.3
-    expected = brasyn_by_torchmetrics(prediction, truth, tumour)
-    assert metrics.ssim_brasyn(prediction, truth, tumour) == pytest.approx(expected, abs=1e-5)
-    assert max(expected) < 0.999
-
-
-@pytest.mark.parametrize("corner", [(0, 0, 0), (9, 20, 33), (20, 20, 20)])
-def test_ssim_brasyn_leaves_out_nothing_that_counts(corner):
-    generator = np.random.default_rng(6)
-    truth, prediction = np.zeros((2, 44, 44, 44))
-    block = tuple(slice(start, start + 9) for start in corner)
-    truth[block], prediction[block] = generator.random((2, 9, 9, 9)) + 0.1
-    tumour = np.zeros(truth.shape, bool)
-    tumour[block] = True
-    tumour[corner[0]] = False
-    expected = brasyn_by_torchmetrics(prediction, truth, tumour)
-    assert metrics.ssim_brasyn(prediction, truth, tumour) == pytest.approx(expected, abs=1e-6)
-    assert max(expected) < 0.9999
-
-
-def test_ssim_brasyn_does_not_see_a_linear_change_of_intensity():
-    generator = np.random.default_rng(7)
-    truth, prediction = generator.random((2, 14, 15, 16))
-    tumour = blob(truth.shape)
-    plain = metrics.ssim_brasyn(prediction, truth, tumour)
-    assert metrics.ssim_brasyn(40 * prediction + 7, truth, tumour) == pytest.approx(plain, abs=1e-6)
-    assert metrics.ssim_brasyn(truth, 3 * truth, tumour) == pytest.approx((1, 1), abs=1e-6)
-
-
-def test_an_empty_prediction_has_a_brasyn_similarity_and_two_empty_volumes_have_none():
-    truth = np.random.default_rng(8).random((12, 13, 14))
-    tumour = blob(truth.shape)
-    empty = metrics.ssim_brasyn(np.zeros(truth.shape), truth, tumour)
-    assert all(0 < value < 1 for value in empty)
-    assert all(math.isnan(v) for v in metrics.ssim_brasyn(0 * truth, 0 * truth, tumour))
-    # All negative: the window from 0 to a negative percentile is empty too.
-    assert metrics.ssim_brasyn(-1 - truth, truth, tumour) == empty
-
-
-def test_without_a_tumour_only_the_healthy_similarity_exists():
-    truth, prediction = np.random.default_rng(9).random((2, 12, 13, 14))
-    tumour, healthy = metrics.ssim_brasyn(prediction, truth, np.zeros(truth.shape, bool))
-    assert math.isnan(tumour)
-    assert 0 < healthy < 1
-
-
-def test_a_nan_makes_both_brasyn_similarities_nan():
-    truth, prediction = np.random.default_rng(10).random((2, 12, 13, 14))
-    prediction[3, 3, 3] = np.nan
-    assert all(math.isnan(v) for v in metrics.ssim_brasyn(prediction, truth, blob(truth.shape)))
-
-
-def test_ssim_brasyn_refuses_labels_and_other_shapes():
-    volume = np.zeros((5, 6, 7))
-    with pytest.raises(ValueError, match="expected bool"):
-        metrics.ssim_brasyn(volume, volume, np.zeros(volume.shape, np.uint8))
-    with pytest.raises(ValueError, match="expected one shape"):
-        metrics.ssim_brasyn(volume, volume[1:], np.zeros(volume.shape, bool))
-
-
-def moments(vectors: np.ndarray, *, batch: int = 1000) -> metrics.Moments:
-    found = metrics.Moments(vectors.shape[1])
-    for start in range(0, len(vectors), batch):
-        found.add(vectors[start : start + batch])
-    return found
-
-
-def vectors(count: int, dim: int, *, seed: int) -> np.ndarray:
-    """Correlated, far from the origin."""
-    generator = np.random.default_rng(seed)
-    return generator.normal(size=(count, dim)) @ generator.normal(size=(dim, dim)) + 50
-
-
-@pytest.mark.parametrize("batch", [1, 7, 40])
-def test_moments_are_those_of_numpy_whatever_the_batches(batch):
-    sample = vectors(40, 6, seed=1).astype(np.float32)
-    found = moments(sample, batch=batch)
-    assert found.count == 40
-    np.testing.assert_allclose(found.mean, sample.astype(np.float64).mean(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(found.covariance, np.cov(sample.T, dtype=np.float64), rtol=1e-10)
-
-
-def test_moments_far_from_the_origin_lose_no_digits():
-    sample = vectors(60, 4, seed=2)
-    near, far = moments(sample, batch=9), moments(sample + 1e6, batch=9)
-    np.testing.assert_allclose(far.covariance, near.covariance, rtol=1e-6)
-
-
-def test_an_empty_batch_changes_nothing():
-    found = moments(vectors(5, 3, seed=3))
-    before = found.covariance
-    found.add(np.empty((0, 3)))
-    assert found.count == 5
-    np.testing.assert_array_equal(found.covariance, before)
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_one_vector_has_no_covariance(count):
-    with pytest.raises(ValueError, match=f"{count} feature vectors: expected two or more"):
-        _ = moments(np.ones((count, 3))).covariance
-
-
-@pytest.mark.parametrize("batch", [np.ones(3), np.ones((2, 4)), np.ones((2, 3, 1))])
-def test_features_of_another_shape_are_refused(batch):
-    with pytest.raises(ValueError, match=r"expected vectors of one length, \(B, 3\)"):
-        metrics.Moments(3).add(batch)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_features_that_are_not_finite_are_refused(value):
-    with pytest.raises(ValueError, match="expected finite numbers"):
-        metrics.Moments(2).add(np.array([[1.0, value]]))
-    with pytest.raises(ValueError, match="expected finite numbers"):
-        metrics.kernel_distance(np.ones((2, 2)), np.array([[1.0, value], [1.0, 1.0]]))
-
-
-def test_with_equal_covariances_the_frechet_distance_is_that_of_the_means():
-    sample = vectors(50, 5, seed=4)
-    shift = np.array([1.0, -2.0, 0.0, 3.0, 0.5])
-    found = metrics.frechet_distance(moments(sample), moments(sample + shift))
-    assert found == pytest.approx(1 + 4 + 9 + 0.25, rel=1e-9)
-
-
-def test_the_frechet_distance_in_one_dimension_is_that_of_means_and_deviations():
-    sample = np.random.default_rng(5).normal(size=(30, 1))
-    first, second = moments(sample), moments(3 * sample + 2)
-    mean, deviation = sample.mean(), sample.std(ddof=1)
-    expected = (2 * mean + 2) ** 2 + (2 * deviation) ** 2
-    assert metrics.frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
-
-
-def test_the_frechet_distance_of_commuting_covariances_is_that_of_their_deviations():
-    # Two vectors an axis, at +s and -s: covariance diag(2 s^2 / 5), and nothing beside the diagonal.
-    scales = np.array([[1.0, 2.0, 3.0], [2.0, 0.0, 5.0]])
-    first, second = (moments(np.vstack([np.diag(s), -np.diag(s)])) for s in scales)
-    expected = 2 / 5 * ((scales[0] - scales[1]) ** 2).sum()
-    assert metrics.frechet_distance(first, second) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("counts", [(60, 80), (80, 60)])
-def test_the_frechet_distance_is_that_by_scipys_matrix_root(counts):
-    first, second = (vectors(count, 8, seed=count) for count in counts)
-    covariances = [np.cov(sample.T) for sample in (first, second)]
-    root = linalg.sqrtm(covariances[0] @ covariances[1])
-    expected = (
-        ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum()
-        + sum(np.trace(covariance) for covariance in covariances)
-        - 2 * np.trace(root).real
-    )
-    found = metrics.frechet_distance(moments(first), moments(second))
-    assert found == pytest.approx(expected, rel=1e-9)
-
-
-def test_singular_covariances_have_the_distance_of_their_common_subspace():
-    # 7 and 5 vectors in 200 dimensions that span 10: the same distance as in those 10.
-    basis = np.linalg.qr(np.random.default_rng(6).normal(size=(200, 10)))[0]
-    first, second = vectors(7, 10, seed=7), vectors(5, 10, seed=8)
-    inside = metrics.frechet_distance(moments(first), moments(second))
-    outside = metrics.frechet_distance(moments(first @ basis.T), moments(second @ basis.T))
-    # The nuclear norm of the product of centred sets is the trace of the root, without any root.
-    centred = [sample - sample.mean(axis=0) for sample in (first, second)]
-    norm = np.linalg.norm(centred[0] @ centred[1].T, "nuc") / math.sqrt(6 * 4)
-    expected = (
-        ((first.mean(axis=0) - second.mean(axis=0)) ** 2).sum()
-        + (centred[0] ** 2).sum() / 6
-        + (centred[1] ** 2).sum() / 4
-        - 2 * norm
-    )
-    assert inside == pytest.approx(expected, rel=1e-7)
-    assert outside == pytest.approx(expected, rel=1e-7)
-
-
-@pytest.mark.parametrize("count", [2, 20, 300])
-def test_a_set_has_no_frechet_distance_from_itself(count):
-    sample = vectors(count, 64, seed=9)
-    one, two = moments(sample), moments(sample[::-1], batch=7)
-    scale = np.trace(one.covariance)
-    for found in (metrics.frechet_distance(one, one), metrics.frechet_distance(one, two)):
-        assert 0 <= found <= 1e-6 * scale
-
-
-def test_the_frechet_distance_is_symmetric_and_moves_with_the_scale():
-    first, second = vectors(12, 20, seed=10), vectors(15, 20, seed=11)
-    there = metrics.frechet_distance(moments(first), moments(second))
-    assert there > 1
-    assert metrics.frechet_distance(moments(second), moments(first)) == pytest.approx(there)
-    assert metrics.frechet_distance(moments(3 * first), moments(3 * second)) == pytest.approx(
-        9 * there, rel=1e-7
-    )
-
-
-def test_frechet_distances_of_two_dimensions_or_of_one_vector_are_refused():
-    sample = moments(np.eye(3))
-    with pytest.raises(ValueError, match="3 and 2 dimensions"):
-        metrics.frechet_distance(sample, moments(np.eye(2)))
-    with pytest.raises(ValueError, match="expected two or more"):
-        metrics.frechet_distance(sample, moments(np.ones((1, 3))))
-
-
-def test_the_kernel_distance_is_its_definition_pair_by_pair():
-    first, second = vectors(7, 4, seed=12) / 50, vectors(9, 4, seed=13) / 50
-
-    def kernel(x, y):
-        return (sum(a * b for a, b in zip(x, y, strict=True)) / 4 + 1) ** 3
-
-    def within(sample):
-        pairs = [(i, j) for i in range(len(sample)) for j in range(len(sample)) if i != j]
-        return sum(kernel(sample[i], sample[j]) for i, j in pairs) / len(pairs)
-
-    across = sum(kernel(x, y) for x in first for y in second) / (7 * 9)
-    expected = within(first) + within(second) - 2 * across
-    assert metrics.kernel_distance(first, second) == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_kernel_distance_is_that_of_torchmetrics():
-    feature_networks.require_torchvision()
-    from torchmetrics.image.kid import poly_mmd
-
-    first, second = vectors(30, 16, seed=14) / 50, vectors(30, 16, seed=15) / 50
-    expected = float(poly_mmd(torch.tensor(first), torch.tensor(second)))
-    assert metrics.kernel_distance(first, second) == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_kernel_distance_of_many_vectors_is_summed_block_by_block():
-    # More rows than a block holds, each vector 500 times: against the weighted sum over distinct ones.
-    distinct = np.array([[0.0, 1.0], [2.0, -1.0], [1.0, 1.0]])
-    other = np.array([[1.0, 0.5], [0.0, 2.0]])
-    kernel = (distinct @ distinct.T / 2 + 1) ** 3
-    many = np.repeat(distinct, 500, axis=0)
-    within = (500**2 * kernel.sum() - 500 * np.trace(kernel)) / (1500 * 1499)
-    second = ((other[0] @ other[1]) / 2 + 1) ** 3
-    across = ((distinct @ other.T / 2 + 1) ** 3).mean()
-    expected = within + second - 2 * across
-    assert metrics.kernel_distance(many, other) == pytest.approx(expected, rel=1e-10)
-
-
-def test_the_kernel_distance_of_halves_of_one_set_is_around_zero():
-    generator = np.random.default_rng(16)
-    found = [metrics.kernel_distance(*generator.normal(size=(2, 40, 8))) for _ in range(40)]
-    far = metrics.kernel_distance(*generator.normal([[[0]], [[1]]], size=(2, 40, 8)))
-    assert min(found) < 0 < max(found)
-    assert abs(np.mean(found)) < 4 * np.std(found) / math.sqrt(40) < far / 4
-
-
-def test_kernel_distances_need_two_vectors_of_one_length():
-    with pytest.raises(ValueError, match="expected two or more"):
-        metrics.kernel_distance(np.ones((1, 3)), np.ones((4, 3)))
-    with pytest.raises(ValueError, match="expected vectors of one length"):
-        metrics.kernel_distance(np.ones((2, 3)), np.ones((2, 4)))
-    with pytest.raises(ValueError, match="expected vectors of one length"):
-        metrics.kernel_distance(np.ones(3), np.ones((2, 3)))
+    rows = {
+        (row["case"], row["modality"]): float(row["value"])
+        for row in rows_of(folders.scores)
+        if (row["metric"], row["region"], row["prediction"]) == ("mae", "brain", "synthetic")
+    }
+    assert set(rows) == HIDDEN
+    assert rows.pop(("Phantom_00000", "t2")) > 0.01
+    assert set(rows.values()) == {0.0}
+    figure = figures_of(folders.scores)["all", "synthetic", "mae", "brain"]
+    assert figure["mean"] == pytest.approx(result.figure("mae").mean)
+    assert (figure["unit"], figure["higher_is_better"], figure["n"]) == ("window", False, 4)
+    assert figure["policy"].startswith("mean absolute error")
+    page = (folders.scores / "report.html").read_text()
+    assert "MAE brain (window)" in page and "MAE: mean absolute error of scaled volumes" in page
+    ((case, modality), *_) = [  # of lower is better the largest is the worst
+        (panel["case"], panel["target"])
+        for panel in json.loads(page.partition('id="data">')[2].partition("</script>")[0])["panels"]
+    ]
+    assert (case, modality) == ("Phantom_00000", "t2")
+
+
+@pytest.mark.usefixtures("with_toy")
+def test_a_new_metric_is_scored_by_default_and_shown_on_a_terminal(scored):
+    code, out, err = scored()
+    assert code == 0, err
+    assert "mae window" in " ".join(out.split())
+    assert "lower is better: NMSE, MAE" in err
+
+
+@pytest.mark.usefixtures("with_toy")
+def test_a_new_metric_has_a_flag():
+    received = []
+
+    def command(*, metrics: list[str], quiet: bool = False) -> None:
+        received.append((metrics, quiet))
+
+    flagged = with_metric_flags(command)
+    assert [*inspect.signature(flagged).parameters] == [
+        *("ssim", "psnr", "nmse", "lpips", "lpips_diversity", "fid", "kid", "mae", "quiet")
+    ]
+    off = {name.replace("-", "_"): False for name in flags()}
+    flagged(**(off | {"mae": True, "lpips_diversity": True}), quiet=True)
+    assert received == [(["lpips-diversity", "mae"], True)]
+
+
+# --- functions ---
+
+
+@pytest.mark.parametrize("name", ["ssim", "psnr", "nmse"])
+def test_an_empty_region_is_what_the_policy_says(name):
+    image = np.random.default_rng(0).random((12, 13, 14)).astype(np.float32)
+    pair = VolumePair(image, image, image, image)
+    values = METRICS[name].function(pair, {"tumour": np.zeros(image.shape, bool)})
+    assert math.isnan(values["tumour"])
+    assert "empty region: undefined" in METRICS[name].policy
+
+
+def test_without_a_segmentation_the_challenges_similarity_has_no_region():
+    image = np.ones((12, 13, 14), np.float32)
+    pair = VolumePair(image, image, image, image)
+    assert METRICS["ssim-brasyn"].function(pair, {"brain": image > 0, "whole": None}) == {}

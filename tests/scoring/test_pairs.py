@@ -1,0 +1,182 @@
+"""The pairs: every hidden volume is compared, and nothing that is missing goes unsaid."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from score_files import HIDDEN, figures_of, first_completed, rows_of
+
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.splits import read_splits
+from attcl_cli.errors import AttclError, ProblemsError, UsageError
+from attcl_cli.scoring.pairs import plan_comparison, plan_directions
+
+
+def test_a_pair_is_the_truth_and_the_completed_volume(folders):
+    comparison = plan_comparison(
+        open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None
+    )
+    pairs = {(case.case, pair.modality): pair for case in comparison.cases for pair in case.pairs}
+    assert set(pairs) == HIDDEN
+    assert comparison.volumes == 4 and comparison.missing == ()
+    pair = pairs["Phantom_00000", "t2"]
+    assert pair.prediction == (first_completed(folders),)
+    assert pair.truth == (folders.truth / "Phantom_00000" / "Phantom_00000_t2.nii.gz",)
+
+
+def test_volumes_of_one_case_with_the_same_sources_stand_together(folders):
+    label = folders.cpl / "Phantom_00001" / "Phantom_00001_t1.json"
+    both = [{"modality": "t2"}, {"modality": "flair"}]
+    weights = {"name": "mine", "sha256": "abc"}
+    label.write_text(json.dumps({"sources": both, "weights": weights}))
+    comparison = plan_comparison(
+        open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None
+    )
+    cases = [case for case in comparison.cases if case.case == "Phantom_00001"]
+    assert {case.made_from: [pair.modality for pair in case.pairs] for case in cases} == {
+        "flair+t2": ["t1"],
+        "flair": ["t1ce"],
+    }
+    assert [case.source for case in cases] == ["flair", "flair"]
+    assert comparison.weights == {"abc": "mine"}
+
+
+def test_all_problems_are_reported_together(folders):
+    first_completed(folders).write_bytes(b"no volume")
+    (folders.cpl / "Phantom_00001" / "Phantom_00001_t1.nii.gz").unlink()
+    with pytest.raises(ProblemsError) as caught:
+        plan_comparison(open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None)
+    codes = {problem.code for problem in caught.value.problems}
+    assert codes == {"completed-unreadable", "not-completed"}
+
+
+def test_directions_pair_every_modality_with_every_other(phantom_root):
+    comparison = plan_directions(open_dataset(phantom_root), None)
+    first = [case for case in comparison.cases if case.case == "Phantom_00000"]
+    assert {(case.source, pair.modality) for case in first for pair in case.pairs} == {
+        (source, target)
+        for source in ("flair", "t1", "t1ce", "t2")
+        for target in ("flair", "t1", "t1ce", "t2")
+        if source != target
+    }
+    assert all(pair.prediction == () for case in comparison.cases for pair in case.pairs)
+
+
+def test_directions_need_two_modalities(gappy):
+    root = gappy(lacking=[["t1", "t1ce", "t2"]] * 4)
+    with pytest.raises(AttclError) as caught:
+        plan_directions(open_dataset(root), None)
+    assert caught.value.code == "no-pairs"
+
+
+def test_a_split_without_splits_json_is_refused(phantom_root):
+    with pytest.raises(UsageError) as caught:
+        plan_directions(open_dataset(phantom_root), None, split="test")
+    assert caught.value.code == "no-splits"
+
+
+# --- as the command reports them ---
+
+
+def test_a_missing_volume_is_an_error_unless_it_may_be_counted(scored, folders):
+    first_completed(folders).unlink()
+    code, out, err = scored("--ssim")
+    assert (code, out) == (1, "")
+    assert "t2 of Phantom_00000 was not completed, expected" in err and "--allow-missing" in err
+    assert not folders.scores.exists()
+
+    code, _, err = scored("--ssim", "--allow-missing")
+    assert code == 3
+    assert "1 of 4 hidden volumes not there, counted" in err
+    figures = figures_of(folders.scores)
+    assert figures["t2", "synthetic", "ssim", "brain"]["n_missing"] == 1
+    assert figures["t2", "synthetic", "ssim", "brain"]["n"] == 1
+    assert figures["all", "synthetic", "ssim", "brain"]["n_missing"] == 1
+    document = json.loads((folders.scores / "summary.json").read_text())
+    assert document["missing"] == [{"case": "Phantom_00000", "modality": "t2"}]
+    assert json.loads((folders.scores / "run.json").read_text())["status"] == "done"
+
+
+def test_all_missing_volumes_are_counted_too(scored, folders):
+    for file in folders.cpl.rglob("*.nii.gz"):
+        file.unlink()
+    code, _, err = scored("--allow-missing", "--ssim")
+    assert code == 3
+    assert "4 of 4 hidden volumes not there" in err
+    figure = figures_of(folders.scores)["t1ce", "synthetic", "ssim", "brain"]
+    assert (figure["mean"], figure["n"], figure["n_missing"]) == (None, 0, 1)
+    page = (folders.scores / "report.html").read_text()
+    assert "t1ce of Phantom_00001" in page
+
+
+def test_a_volume_of_another_shape_is_named(scored, folders):
+    file = first_completed(folders)
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), file)
+    code, _, err = scored()
+    assert code == 1
+    assert str(file) in err and "39x40x26 against 40x40x26" in err
+
+
+def test_splits_choose_the_cases_and_name_the_truth(attcl, phantom_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attcl("prepare-splits", phantom_root, "--sizes", "3/0/1")[0] == 0
+    made = read_splits(tmp_path / "data")
+    for split in ("train", "test"):
+        for item in made.splits[split]:
+            for name in item.hidden:
+                file = Path(item.case) / f"{item.case}_{name}.nii.gz"
+                (tmp_path / "out" / item.case).mkdir(parents=True, exist_ok=True)
+                shutil.copy(phantom_root / file, tmp_path / "out" / file)
+    assert attcl("score", "-q")[0] == 0
+    assert {row["case"] for row in rows_of(tmp_path / "scores")} == set(made.names("test"))
+    assert attcl("score", "-q", "--split", "all", "-o", "everything")[0] == 0
+    assert len({(row["case"], row["modality"]) for row in rows_of(tmp_path / "everything")}) == 8
+    code, _, err = attcl("score", "--split", "val")
+    assert code == 1 and "nothing is hidden in the val split" in err
+    code, _, err = attcl("score", "--split", "tset")
+    assert code == 2 and "'tset'" in err
+    code, _, err = attcl("score", "--cpl", "nowhere")
+    assert code == 1 and "nowhere: no such folder, expected the completed volumes" in err
+
+
+def test_the_wrong_places_are_refused(attcl, scored, folders, tmp_path):
+    code, _, err = attcl("score", "--ori", folders.ori, "--cpl", folders.cpl)
+    assert code == 2 and "--truth" in err and "splits.json" in err
+    code, _, err = scored("-o", folders.ori / "scores")
+    assert code == 2 and "--output" in err
+    code, _, err = scored("--truth", tmp_path / "nowhere")
+    assert code == 1 and "nowhere: no such folder" in err
+    code, _, err = scored("--truth", folders.ori)
+    assert code == 2 and "is the incomplete dataset itself" in err
+    other = tmp_path / "other"
+    shutil.copytree(folders.truth / "Phantom_00000", other / "Someone")
+    for file in (other / "Someone").iterdir():
+        file.rename(file.with_name(file.name.replace("Phantom_00000", "Someone")))
+    code, _, err = scored("--truth", other)
+    assert code == 2 and "holds none of the 4 cases" in err
+    code, _, err = scored("--split", "val")
+    assert code == 2 and "no splits.json says which cases these are" in err
+
+
+def test_a_damaged_volume_is_to_be_made_again(scored, folders):
+    file = first_completed(folders)
+    file.write_bytes(file.read_bytes()[:2000])
+    code, _, err = scored()
+    assert code == 1
+    assert str(file) in err and "remove this file and run attcl complete again" in err
+
+
+def test_a_case_that_the_splits_list_is_never_left_out(attcl, phantom_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attcl("prepare-splits", phantom_root, "--sizes", "3/0/1")[0] == 0
+    lost = read_splits(tmp_path / "data").names("test")[0]
+    shutil.rmtree(tmp_path / "data" / lost)
+    (tmp_path / "out").mkdir()
+    code, _, err = attcl("score")
+    assert code == 1 and f"data: no case {lost}" in err

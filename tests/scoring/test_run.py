@@ -1,0 +1,144 @@
+"""`attcl score` and `scoring.run.score`: results, streams, files, and the networks that they need."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY
+from score_files import HIDDEN, figures_of, first_completed, rows_of
+
+from attcl_cli.errors import UsageError
+from attcl_cli.scoring import feature_weights
+from attcl_cli.scoring.run import score
+
+
+def test_the_function_returns_what_it_wrote(folders):
+    result = score(str(folders.ori), folders.cpl, truth=folders.truth, output=folders.scores)
+    assert result.output == folders.scores
+    assert (result.split, result.missing) == ("all", ())
+    assert result.metrics == ("ssim", "psnr", "nmse", "ssim-brasyn")
+    assert result.comparison.volumes == 4
+    assert len(result.rows) == len(rows_of(folders.scores))
+    assert len(result.figures) == len(figures_of(folders.scores))
+    assert result.figure("ssim").mean == pytest.approx(1)
+    assert result.figure("nmse", group="t2", prediction="zeros", region="brain").mean == 1
+    assert result.figure("psnr").n_infinite == 4
+    with pytest.raises(KeyError):
+        result.figure("fid")
+
+
+def test_the_function_returns_what_is_missing(folders):
+    first_completed(folders).unlink()
+    result = score(
+        folders.ori, folders.cpl, truth=folders.truth, output=folders.scores, allow_missing=True
+    )
+    assert result.missing == (("Phantom_00000", "t2"),)
+    assert result.figure("ssim").n_missing == 1
+
+
+def test_a_dry_run_measures_and_writes_nothing(folders):
+    result = score(
+        folders.ori, folders.cpl, truth=folders.truth, output=folders.scores, dry_run=True
+    )
+    assert result.comparison.volumes == 4
+    assert result.rows == () and result.figures == ()
+    assert not folders.scores.exists()
+
+
+def test_the_page_carries_the_callers_title_and_notes(folders):
+    score(
+        folders.ori,
+        folders.cpl,
+        truth=folders.truth,
+        output=folders.scores,
+        metrics=["psnr"],
+        title="My study",
+        notes=["Of phantoms."],
+    )
+    page = (folders.scores / "report.html").read_text()
+    assert "<h1>My study</h1>" in page and "<p>Of phantoms.</p>" in page
+
+
+def test_one_sample_has_no_distance_to_another(folders):
+    with pytest.raises(UsageError) as caught:
+        score(folders.ori, folders.cpl, truth=folders.truth, samples=1)
+    assert caught.value.code == "too-few-samples"
+
+
+# --- the command ---
+
+
+def test_the_truth_scores_perfectly_against_itself(scored, folders):
+    code, out, err = scored("--ssim", "--psnr", "--nmse")
+    assert code == 0, err
+    synthetic = [row for row in rows_of(folders.scores) if row["prediction"] == "synthetic"]
+    assert {(row["case"], row["modality"]) for row in synthetic} == HIDDEN
+    for row in synthetic:
+        expected = {"ssim": 1.0, "psnr": math.inf, "nmse": 0.0, "ssim-brasyn": 1.0}[row["metric"]]
+        # without tumour tissue in a phantom's mask there would be no value; every phantom has some
+        assert float(row["value"]) == pytest.approx(expected, abs=1e-6)
+    figures = figures_of(folders.scores)
+    psnr = figures["all", "synthetic", "psnr", "brain"]
+    assert (psnr["mean"], psnr["n"], psnr["n_infinite"], psnr["unit"]) == (None, 0, 4, "dB")
+    assert figures["all", "synthetic", "ssim", "tumour"]["mean"] == pytest.approx(1)
+    assert "inf" in out
+
+
+def test_a_second_run_says_what_it_replaces(scored, folders):
+    assert scored("--psnr")[0] == 0
+    _, _, err = scored("--nmse")
+    assert "scores of an earlier run are replaced (psnr)" in err
+
+
+def test_the_streams_hold_a_table_of_80_columns_or_one_document(scored, folders):
+    _, out, err = scored("--ssim", "--psnr", "--nmse", "--baselines")
+    *table, last = out.splitlines()  # the last line is a path
+    assert len(table) > 12 and max(map(len, table)) <= 80
+    assert "report.html" in last and "Phantom_00000" in err
+    _, out, _ = scored("--json")
+    document = json.loads(out)
+    assert document["volumes"] == 4 and document["scores"][0]["mean"] is not None
+    assert scored("-q")[1:] == ("", "")
+    code, out, _ = scored("--dry-run", "-o", folders.scores / "never")
+    assert code == 0 and "would score 4 volumes" in out
+    assert not (folders.scores / "never").exists()
+    for name in ("report.html", "montage.png", "scores.csv", "summary.json", "run.json"):
+        assert (folders.scores / name).stat().st_size > 100, name
+    assert (folders.scores / "scores.csv").read_text().splitlines()[0].split(",")[:6] == [
+        "case", "modality", "source", "region", "metric", "value",
+    ]  # fmt: skip
+
+
+def test_all_networks_that_are_out_of_reach_are_named_together(
+    scored, folders, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    code, _, err = scored("--fid", "--lpips", "--offline")
+    assert code == 1
+    assert all(file.name in err for file in feature_weights.FILES.values())
+    assert scored("--fid", "--lpips", "--dry-run")[0] == 0  # nothing is fetched for a plan
+
+
+@pytest.mark.parametrize("flag", ["--fid", "--lpips"])
+def test_offline_the_missing_network_is_named_before_anything_slow(flag, folders, tmp_path):
+    script = (
+        "import sys\nfrom attcl_cli.cli.app import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n"
+        "    print(stop.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "score", flag, "--offline", "--truth", str(folders.truth),
+         "--ori", str(folders.ori), "--cpl", str(folders.cpl)],
+        env={"PYTHONPATH": str(REPOSITORY), "PATH": "", "TORCH_HOME": str(tmp_path / "torch")},
+        capture_output=True, text=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert done.stdout == "1 False\n"
+    record = feature_weights.FILES["inception" if flag == "--fid" else "alexnet"]
+    for part in (record.name, record.sha256, str(tmp_path / "torch"), record.url):
+        assert part in done.stderr
+    assert not (tmp_path / "scores").exists()
