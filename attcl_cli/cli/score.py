@@ -133,6 +133,7 @@ def score(
     """Compare synthesised volumes with the ground truth; writes scores/ with a report. Default: SSIM, PSNR, NMSE."""
     from attcl_cli.scoring import run
 
+    del debug  # `app.main` looks for it among the arguments
     terminal = Terminal(as_json=as_json, quiet=quiet)
     result = run.score(
         ori,
