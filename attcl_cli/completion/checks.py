@@ -14,7 +14,7 @@ import numpy as np
 
 from attcl_cli.completion.jobs import Job, Manner, Places
 from attcl_cli.data import volumes
-from attcl_cli.data.dataset import Case, Dataset, read_label
+from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.errors import AttclError, UsageError, some
 from attcl_cli.files import free_bytes, is_within, refuse_inside
@@ -151,7 +151,7 @@ def unlike_existing(
     except AttclError as error:
         hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
-    difference = _made_otherwise(read_label(side_car), weights, manner)
+    difference = _made_otherwise(read_side_car(side_car), weights, manner)
     if not difference:
         return []
     return [

@@ -89,7 +89,7 @@ class Places:
     def side_car(self, case: Case, target: str) -> Path:
         """Return the JSON file beside a volume."""
         if self.naming is None:
-            return self.output / self.dataset.place_label(case, target)
+            return self.output / self.dataset.place_side_car(case, target)
         file = self.files(case, target)[0]
         return self.records / (file.name.removesuffix(ending_of(file)) + ".json")
 

@@ -113,16 +113,16 @@ class Dataset:
             for file in (model if self.layout.sliced else model[:1])
         )
 
-    def place_label(self, case: Case, modality: str) -> PurePosixPath:
+    def place_side_car(self, case: Case, modality: str) -> PurePosixPath:
         """Return where the side-car JSON of a synthetic volume belongs; the slices of a volume share one."""
-        return self.layout.place_sidecar(self.place(case, modality)[0], case.id)
+        return self.layout.place_side_car(self.place(case, modality)[0], case.id)
 
     def synthetic(self, case: Case, names: Iterable[str]) -> list[str]:
         """Return which of a case's modalities have a side-car that says they are synthetic; BIDS has others, too."""
         return [
             name
             for name in names
-            if read_label(self.root / self.place_label(case, name)).get("synthetic") is True
+            if read_side_car(self.root / self.place_side_car(case, name)).get("synthetic") is True
         ]
 
     def extension_of(self, case: Case) -> str:
@@ -131,7 +131,7 @@ class Dataset:
         return endings.most_common(1)[0][0] if endings else self.extension
 
 
-def read_label(path: Path) -> dict[str, Any]:
+def read_side_car(path: Path) -> dict[str, Any]:
     """Return a volume's side-car JSON; {} if it is missing or invalid."""
     try:
         document = read_json(path) if path.is_file() else {}

@@ -89,7 +89,7 @@ class Layout:
             self.template.format(prefix=prefix, case=case, token=token, slice=slice_, ext=ext)
         )
 
-    def place_sidecar(self, file: PurePosixPath, case: str) -> PurePosixPath:
+    def place_side_car(self, file: PurePosixPath, case: str) -> PurePosixPath:
         """Return where the JSON side-car of a volume belongs, given the first of its files; slices share one."""
         if self.sliced:
             return file.with_name(f"{case}.json")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli.data import volumes
-from attcl_cli.data.dataset import Case, Dataset, read_label
+from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
 from attcl_cli.errors import AttclError, UsageError, raise_all
@@ -127,7 +127,7 @@ def plan_comparison(
                 continue
             pair = Pair(modality, truth.paths(true_case, modality), files)
             problems += _misfits(pair)
-            label = read_label(output / data.place_label(case, modality))
+            label = read_side_car(output / data.place_side_car(case, modality))
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
             by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)

@@ -59,7 +59,7 @@ def test_a_path_that_a_layout_makes_is_one_that_it_reads(name):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_side_car_of_a_volume_lies_beside_it(name):
     _, case, _, path, sidecar, _ = EXAMPLES[name]
-    assert str(LAYOUTS[name].place_sidecar(PurePosixPath(path), case)) == sidecar
+    assert str(LAYOUTS[name].place_side_car(PurePosixPath(path), case)) == sidecar
 
 
 def test_a_new_file_takes_another_ending_if_the_dataset_has_one():
