@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share their machine
+# Before torch is imported, and as `fresh_python` does: sums differ in their last bits with the number of threads.
+os.environ["OMP_NUM_THREADS"] = "1"
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -20,13 +23,17 @@ from helpers import (
     CASES,
     VOXEL_MM,
     Run,
+    complete_perfectly,
     fingerprint,
     small_settings,
 )
+from toy_method import install
 
 from attcl_cli.cli.app import main
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.data.prepare import prepare_splits
+from attcl_cli.data.splits import read_splits
 from attcl_cli.methods.settings import Settings
 
 
@@ -41,6 +48,15 @@ def attcl(capsys: pytest.CaptureFixture[str]) -> Run:
         return stop.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, so that no default path leads anywhere."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +116,27 @@ def gappy(
     return make
 
 
+@pytest.fixture
+def study(phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The working directory, with data/ (2 cases to train on, 1 to validate, 1 to test) and a perfect out/.
+
+    The training case that comes first lacks t1ce and t2.
+    """
+    monkeypatch.chdir(tmp_path)
+    ratio = tmp_path / "ratio.toml"
+    ratio.write_text('hidden = [["t1ce", "t2"], ["t1"]]')
+    prepare_splits(phantom_root, ratio=str(ratio), sizes=(2, 1, 1))
+    complete_perfectly(tmp_path, phantom_root)
+    record = {"command": "complete", "weights": {"name": "w", "sha256": "0"}, "trained_on": []}
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    return SimpleNamespace(
+        root=tmp_path,
+        truth=phantom_root,
+        data=open_dataset(tmp_path / "data"),
+        splits=read_splits(tmp_path / "data"),
+    )
+
+
 @pytest.fixture(scope="session")
 def write_nifti() -> Callable[..., Path]:
     """`write_nifti(path, array, affine=...)` writes a volume with nibabel alone, and returns the path."""
@@ -146,6 +183,16 @@ def write_case(write_nifti: Callable[..., Path]) -> Callable[..., None]:
 def tiny_settings() -> Settings:
     """A method of a few thousand weights, whose training step takes milliseconds; fits the shared cohorts."""
     return small_settings()
+
+
+@pytest.fixture(scope="module")
+def toy_package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """While a module's tests run, the methods of `toy_method` belong to an installed package (its entry points)."""
+    site = tmp_path_factory.mktemp("site-packages")
+    install(site)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(site)
+        yield
 
 
 @pytest.fixture(scope="session")

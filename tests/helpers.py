@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from attcl_cli.data.splits import read_splits
 from attcl_cli.files import sha256
 from attcl_cli.methods.settings import Settings, resolve
 from attcl_cli.report import pictures
@@ -107,6 +110,16 @@ def fresh_python(*arguments: object) -> str:
     return done.stdout
 
 
+def complete_perfectly(root: Path, truth: Path) -> None:
+    """Copy the held-out ground truth of `root/data` into `root/out`, as a perfect completion would write it."""
+    for cases in read_splits(root / "data").splits.values():
+        for case in cases:
+            for name in case.hidden:
+                file = Path(case.case) / f"{case.case}_{name}.nii.gz"
+                (root / "out" / case.case).mkdir(parents=True, exist_ok=True)
+                shutil.copy(truth / file, root / "out" / file)
+
+
 def panel(**changes) -> pictures.Panel:
     """A (6, 20, 16) head whose brain is rows 4..15 and columns 5..12 of slices 1..4."""
     shape = (6, 20, 16)
@@ -136,3 +149,25 @@ def alexnet_state() -> dict[str, torch.Tensor]:
         torch.manual_seed(5)
         state = alexnet(weights=None).features.state_dict()
     return {f"features.{key}": 2 * value for key, value in state.items()}
+
+
+def refusal(outcome: tuple[int, str, str], *, code: int, names: str, hint: str = "") -> list[str]:
+    """Check an error's form; return the lines of stderr.
+
+    Args:
+        outcome: what `attcl` returned.
+        code: the exit code.
+        names: what line 1 must begin with, after `error: `.
+        hint: a regular expression for a `hint:` that must follow; "" if none is promised.
+    """
+    exit_code, out, err = outcome
+    lines = err.splitlines()
+    assert exit_code == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert lines[0].startswith(f"error: {names}"), err
+    if hint:
+        hints = [line for line in lines if line.startswith("hint: ")]
+        assert hints, err
+        assert re.search(hint, hints[0]), err
+    return lines

@@ -88,9 +88,7 @@ def _others(volumes: Mapping[str, Entry], target: str) -> list[str]:
     return [name for name in volumes if name != target]
 
 
-def _middle(
-    store: SliceStore, entry: Entry, device: torch.device, *, context: int = 0
-) -> Tensor:
+def _middle(store: SliceStore, entry: Entry, device: torch.device, *, context: int = 0) -> Tensor:
     """Return the middle slice of a volume, (1, 1 + 2 * context, S, S)."""
     return store.read(np.array([entry.start + entry.count // 2]), context=context).to(device)
 

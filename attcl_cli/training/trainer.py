@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attcl_cli.data.sampling import Batch
@@ -91,6 +91,7 @@ def train(
         The steps that the weights in `run_dir` have seen.
 
     Raises:
+        UsageError: the batch cannot be shared by the processes, or not be taken in parts.
         InterruptedRun: Ctrl-C; everything is saved.
         AttclError: a loss is no longer finite, or the device is out of memory; the last good checkpoint is kept.
     """
@@ -103,6 +104,7 @@ def train(
         processes=processes.count,
         average=processes.average_gradients,
     )
+    _require_whole_batches(trainer.method, settings, processes)
     first = trainer.restore() if resume else 0
     run_loop(
         trainer,
@@ -208,7 +210,12 @@ class Trainer:
     def explain_memory(self) -> tuple[str, str]:
         """See `Trainee`."""
         at_once = self.settings.micro_batch or self.settings.batch_size
-        smaller = f"--set micro_batch={max(at_once // 2, 1)} (the same results in smaller parts)"
+        half = max(at_once // 2, 1)
+        smaller = (
+            f"--set batch_size={half}"
+            if _batch_norms(self.method)
+            else f"--set micro_batch={half} (the same results in smaller parts)"
+        )
         bf16 = " or --precision bf16" if self.method.runtime.precision == "fp32" else ""
         return f"{at_once} slices of {self.settings.image_size} pixels", smaller + bf16
 
@@ -266,6 +273,37 @@ class Trainer:
             for name, (row, _) in self.references.items()
         }
         self.averaged.remember_references(images)
+
+
+def _batch_norms(method: Method) -> list[str]:
+    """Return the names of the layers that normalise over the slices of a batch."""
+    return [
+        name
+        for name, layer in method.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
+
+
+def _require_whole_batches(method: Method, settings: Settings, processes: Processes) -> None:
+    """Check that a method with batch norm sees a batch at once: otherwise parts would not add up to the whole.
+
+    Raises:
+        UsageError: there is batch norm, and a batch is taken in parts or shared by processes.
+    """
+    layers = _batch_norms(method)
+    in_parts = 0 < settings.micro_batch < settings.batch_size
+    if layers and (in_parts or processes.count > 1):
+        how = (
+            f"setting micro_batch: {settings.micro_batch}"
+            if in_parts
+            else f"{processes.count} processes"
+        )
+        raise UsageError(
+            f"{how}, expected whole batches: method {settings.method} has batch norm ({layers[0]}), "
+            "so parts would not add up to the whole",
+            "train in one process without micro_batch, with a smaller batch_size if memory is short",
+            code="batch-norm-in-parts",
+        )
 
 
 def _choose_references(store: SliceStore, seed: int) -> dict[str, tuple[int, dict[str, Any]]]:
