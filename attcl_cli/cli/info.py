@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Json, LayoutName, Vocabulary
+from attcl_cli.errors import EXIT_INCOMPLETE
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
 
@@ -35,13 +37,19 @@ def info(
 
 
 def _show_dataset(folder: Path, layout: str, modalities: Path | None, *, as_json: bool) -> None:
-    """Show what a folder holds."""
+    """Show what a folder holds; exit with code 3 if something is wrong with it."""
     from attcl_cli.data.info import dataset_info
 
     content = dataset_info(folder, layout=layout, modalities=modalities)
     if as_json:
         terminal.document(content)
-        return
+    else:
+        _show_tables(folder, content)
+    if content["problems"]:
+        raise typer.Exit(EXIT_INCOMPLETE)
+
+
+def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     cases, patients = content["cases"], content["patients"]
     with_seg = content["segmentations"]
     terminal.result(
