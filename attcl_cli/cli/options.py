@@ -1,17 +1,16 @@
-"""What several commands are told: which dataset, how much to say, which modalities."""
+"""Options that several commands share: which dataset, which modalities, how much to show.
+
+Options of a single command are left to its own file.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from attcl_cli.devices import Precision
-
-if TYPE_CHECKING:  # the command line imports this file to answer --help at once
-    pass
-
 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -19,9 +18,9 @@ Json = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, errors only.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More talk on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages on stderr.")]
 DryRun = Annotated[
-    bool, typer.Option("-n", "--dry-run", help="Say what would be done, and do nothing.")
+    bool, typer.Option("-n", "--dry-run", help="Show what would be done, and do nothing.")
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace earlier results; originals are never touched.")
@@ -43,7 +42,7 @@ Truth = Annotated[
         "--truth", help="The complete dataset.  [default: the one that splits.json names]"
     ),
 ]
-# Of what trains: None where nothing was given.
+# Of commands that train; None if the option was not given.
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be given several times."),
@@ -54,7 +53,7 @@ Steps = Annotated[
 RunSeed = Annotated[
     int | None, typer.Option("--seed", min=0, help="Seed of everything random.  [default: 0]")
 ]
-Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Resume the run in this folder.")]
 PrecisionOption = Annotated[
     Precision | None,
     typer.Option(

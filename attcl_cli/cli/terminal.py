@@ -1,6 +1,6 @@
-"""The only module that writes to the terminal: results to stdout, progress and talk to stderr.
+"""The only module that writes to the terminal: results to stdout, progress and messages to stderr.
 
-Knows how things are shown, not what they mean.
+Knows how things are shown; what they mean is left to the commands.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ _MAX_PROBLEMS = 50
 
 
 class TerminalBar:
-    """One bar on a terminal; else a plain line an item, or every few seconds where items are steps."""
+    """One bar on a terminal; otherwise a plain line per item, or every few seconds."""
 
     def __init__(self, *, total: int, title: str, every_seconds: float, quiet: bool) -> None:
+        """Open a bar.
+
+        Args:
+            total: number of items.
+            title: what is counted.
+            every_seconds: without a terminal, the shortest time between two lines; 0: a line per item.
+            quiet: show nothing.
+        """
         self._total, self._title, self._every, self._quiet = total, title, every_seconds, quiet
         self._done = 0
-        self._before = 0  # what an earlier run had done
+        self._before = 0  # items of an earlier run
         self._clock = self._last = time.monotonic()
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
@@ -35,7 +43,7 @@ class TerminalBar:
             )
 
     def __call__(self, item: str = "", *, to: int | None = None) -> None:
-        """One more item is done (or all `to`), called `item`."""
+        """Count one more item as done (or all up to number `to`), and show `item` beside it."""
         if to is not None and self._done == 0:
             self._before = self._done = to - 1
             if self._bar is not None:
@@ -61,7 +69,7 @@ class TerminalBar:
         )
 
     def close(self) -> None:
-        """Ends the bar."""
+        """End the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -83,11 +91,11 @@ class Terminal:
     @contextmanager
     def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[TerminalBar]:
         """See `Progress`: closed at the end of the block."""
-        shown = TerminalBar(total=total, title=title, every_seconds=every_seconds, quiet=self.quiet)
+        bar = TerminalBar(total=total, title=title, every_seconds=every_seconds, quiet=self.quiet)
         try:
-            yield shown
+            yield bar
         finally:
-            shown.close()
+            bar.close()
 
     def say(self, text: str) -> None:
         """See `Progress`: a line on stderr."""
@@ -113,24 +121,24 @@ class Terminal:
 
 
 def say(text: str, *, quiet: bool = False) -> None:
-    """A line of talk, on stderr."""
+    """Show a message on stderr."""
     if not quiet:
         sys.stderr.write(text + "\n")
         sys.stderr.flush()
 
 
 def result(text: str) -> None:
-    """A line of the result, on stdout."""
+    """Show a line of the result on stdout."""
     sys.stdout.write(text + "\n")
 
 
 def document(content: Any) -> None:
-    """The result as one JSON document on stdout."""
+    """Show the result as one JSON document on stdout."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
-    """A table on stdout, columns from the first row, at most 80 wide where it is no terminal."""
+    """Show a table on stdout, columns from the first row; at most 80 characters wide if that is no terminal."""
     from rich.console import Console  # not needed for --help
     from rich.table import Table
 
@@ -138,13 +146,12 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         return
     if title:  # Rich would wrap it to the width of the columns
         result(title)
-    shown = Table(box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(rows[0]):
-        shown.add_column(
-            column, justify="left" if index == 0 or isinstance(rows[0][column], str) else "right"
-        )
+        left = index == 0 or isinstance(rows[0][column], str)
+        grid.add_column(column, justify="left" if left else "right")
     for row in rows:
-        shown.add_row(*(_cell(value) for value in row.values()))
+        grid.add_row(*(_cell(value) for value in row.values()))
     console = Console(
         file=sys.stdout,
         highlight=False,
@@ -152,11 +159,11 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         emoji=False,
         width=None if sys.stdout.isatty() else 80,
     )
-    console.print(shown)
+    console.print(grid)
 
 
 def show_error(problem: AttclError) -> None:
-    """The error and its hint on stderr; of several, all, but never more than a screenful."""
+    """Show an error and its hint on stderr; of several, all, but never more than a screenful."""
     problems: Sequence[AttclError] = (
         problem.problems if isinstance(problem, ProblemsError) else (problem,)
     )
@@ -176,10 +183,6 @@ def _cell(value: Any) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min"
-        if hours
-        else f"{minutes} min {rest:02d} s"
-        if minutes
-        else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
