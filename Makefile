@@ -29,7 +29,7 @@ lint: $(READY)  ## run ruff and mypy
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation into site/; a dead link is an error
-	$(BIN)/properdocs build --quiet --strict -f mkdocs.yml
+	$(BIN)/properdocs build --strict -f mkdocs.yml
 
 bench: $(READY)  ## compare the speed of completion with the published algorithm, in one run
 	$(BIN)/python benchmarks/complete.py

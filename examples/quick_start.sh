@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole way on a complete dataset; one that has holes of its own needs no prepare-splits.
+# From a complete dataset to completed volumes. A dataset that is already incomplete needs no prepare-splits.
 #   ./quick_start.sh BraTS2021/ [more options of `attcl train`]
 # Run it in an empty folder; it writes data/, runs/ and out/ there and never into the dataset.
 set -euo pipefail

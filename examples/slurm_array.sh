@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Completion as a job array: every task does its share of the cases, and a task that was killed may simply run again.
+# Complete a dataset as a job array: every task does its share of the cases. Run a task again if it was killed.
 #   sbatch --array=1-8 slurm_array.sh data/ out/ runs/mine
 #SBATCH --job-name=attcl
 #SBATCH --cpus-per-task=4
