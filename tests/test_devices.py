@@ -85,10 +85,20 @@ def test_a_device_that_is_absent_is_an_error_that_lists_what_is_there(name: str)
         devices.select(name)
 
 
+def test_a_device_that_is_absent_has_a_code() -> None:
+    with pytest.raises(UsageError) as caught:
+        devices.select("tpu")
+    assert caught.value.code == "device-absent"
+
+
 def test_one_process_alone_is_the_main_one_and_changes_nothing() -> None:
-    _, processes = devices.join("cpu")
+    device, processes = devices.join("cpu")
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, 2.0])
     processes.average_gradients([parameter])
     assert parameter.grad.tolist() == [1.0, 2.0]
     assert (processes.main, processes.count, processes.agree("x")) == (True, 1, "x")
+    assert processes.mean(torch.tensor(3.0)) == 3.0
+    assert [processes.any(flag, device) for flag in (True, False)] == [True, False]
+    processes.wait()
+    processes.leave()

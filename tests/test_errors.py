@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +27,7 @@ CLASSES = [
     if isinstance(value, type) and issubclass(value, AttclError)
 ]
 SINGLE = [kind for kind in CLASSES if kind is not ProblemsError]
+PACKAGE = Path(errors.__file__).parent
 
 
 @pytest.mark.parametrize("kind", SINGLE)
@@ -100,3 +104,54 @@ def test_the_nearest_word_is_found_without_regard_to_case_otherwise_all_are_name
     known = ["BraTS", "bids"]
     assert nearest("bratss", known) == "did you mean 'BraTS'?"
     assert nearest("zzz", known) == "known: BraTS, bids"
+
+
+# --- codes ------------------------------------------------------------------------------------------------------------
+
+# Constructions that take over the code of another error.
+TAKEN_OVER = {"code=first.code", "code=error.code", "code=problem.code", "code=problems[0].code"}
+
+
+def constructions(tree: ast.Module) -> list[ast.Call]:
+    """Every call of an error class of ours; of `ProblemsError`, which has the code of its first, none."""
+    names = {kind.__name__ for kind in SINGLE}
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (getattr(node.func, "id", None) or getattr(node.func, "attr", None)) in names
+    ]
+
+
+def problem_of(call: ast.Call) -> str:
+    """What is wrong with the code of an error; "" if nothing is."""
+    code = next((item.value for item in call.keywords if item.arg == "code"), None)
+    if code is None:
+        return "no code"
+    if isinstance(code, ast.Constant) and isinstance(code.value, str):
+        return "" if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code.value) else f"code {code.value!r}"
+    return "" if f"code={ast.unparse(code)}" in TAKEN_OVER else f"code {ast.unparse(code)}"
+
+
+def test_the_reader_of_errors_sees_what_is_wrong() -> None:
+    source = """
+errors.AttclError("a", "b")
+UsageError("a", code="Not kebab")
+UsageError("a", code=made_up)
+AttclError("a", code="good-1")
+AttclError(error.message, code=error.code)
+ProblemsError([])
+print("a")
+"""
+    found = [problem_of(call) for call in constructions(ast.parse(source))]
+    assert found == ["no code", "code 'Not kebab'", "code made_up", "", ""]
+
+
+def test_every_error_has_a_stable_code() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}: {problem}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for call in constructions(ast.parse(path.read_text(encoding="utf-8")))
+        if (problem := problem_of(call))
+    ]
+    assert wrong == []

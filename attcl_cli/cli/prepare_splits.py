@@ -25,7 +25,7 @@ EXAMPLES = "Examples:  attcl prepare-splits BraTS2021/   |   attcl prepare-split
 
 def prepare_splits(
     dataset: Annotated[
-        Path, typer.Argument(help="The dataset; it is only read.", show_default=False)
+        Path, typer.Argument(help="The complete dataset; it is only read.", show_default=False)
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for the data tree.")
@@ -37,7 +37,8 @@ def prepare_splits(
         ),
     ] = "ratio1",
     sizes: Annotated[
-        str | None, typer.Option("--sizes", help="Cases of train/val/test, for example 170/23/50.")
+        str | None,
+        typer.Option("--sizes", help="Numbers of train/val/test cases, for example 170/23/50."),
     ] = None,
     fractions: Annotated[
         str | None,
@@ -51,7 +52,7 @@ def prepare_splits(
     ] = "1",
     link: Annotated[
         Literal["symlink", "hardlink", "copy"],
-        typer.Option("--link", help="How files get into the data tree."),
+        typer.Option("--link", help="How files are placed in the data tree."),
     ] = "symlink",
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
@@ -62,7 +63,7 @@ def prepare_splits(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Split a dataset by patients and hide modalities as a scenario says; writes data/ with links and splits.json."""
+    """Split a dataset by patients and hide modalities. Write data/: links to what remains, and splits.json."""
     from attcl_cli.data import prepare, splits
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -112,6 +113,6 @@ def _triple(text: str | None, flag: str, kind: type[Any]) -> Any:
             f"{flag}: {text!r}, "
             f"expected three numbers such as {'170/23/50' if kind is int else '0.7/0.1/0.2'}",
             "one for training, validation and test each",
-            code="triple-invalid",
+            code="malformed-triple",
         ) from error
     return first, second, third

@@ -167,7 +167,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
         raise UsageError(
             f"--layout: {layout!r}, expected one of auto, {', '.join(LAYOUTS)}",
             f"{nearest(layout, ['auto', *LAYOUTS, *SUBMISSIONS])} auto finds it by the names of the files",
-            code="layout-unknown",
+            code="unknown-layout",
         )
     files = _walk(root)
     candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
@@ -478,5 +478,5 @@ def _unknown_layout(
     return AttclError(
         f"{root}: unknown folder layout: {content}, expected {' or '.join(templates)}",
         "rename the files, or describe the naming in a TOML file and pass it with --modalities",
-        code="layout-unrecognised",
+        code="unrecognised-layout",
     )

@@ -235,7 +235,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
             f"{path}: {reason}, "
             "expected `pattern` (optional) and [modalities] with a list of spellings each",
             "see the README, 'Other modalities'",
-            code="vocabulary-invalid",
+            code="invalid-vocabulary",
         )
     for name, spellings in table.items():
         if (
@@ -247,7 +247,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
                 f"{path}: modality {name!r} = {spellings!r}, "
                 "expected letters and digits = a list of spellings",
                 'for example pd = ["PD"]',
-                code="vocabulary-invalid",
+                code="invalid-vocabulary",
             )
     owner: dict[str, str] = {}
     for name, spellings in table.items():
@@ -279,7 +279,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
             f"{path}: pattern {pattern!r}, "
             f"expected a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
             'for example pattern = "{case}/{case}-{modality}.nii.gz"',
-            code="pattern-invalid",
+            code="invalid-pattern",
         )
     ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
     layout = Layout(
@@ -309,7 +309,7 @@ def canonical(name: str, modalities: Iterable[str]) -> str:
     raise UsageError(
         f"modality {name!r}: unknown here, expected one of {', '.join(known)}",
         "a TOML file given with --modalities names others",
-        code="modality-unknown",
+        code="unknown-modality",
     )
 
 

@@ -96,5 +96,5 @@ def _share(subset: Fraction | float | str) -> Fraction:
         raise UsageError(
             f"--subset: {str(subset)!r}, expected a share such as 1/8 or 0.125",
             "for example --subset 1/8",
-            code="subset-invalid",
+            code="malformed-subset",
         ) from error

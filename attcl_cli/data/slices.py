@@ -303,13 +303,13 @@ def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
         raise AttclError(
             f"{path}: shape {labels.shape}, expected {images.brain.shape} as the images have",
             "resample the segmentation, or remove it",
-            code="segmentation-shape",
+            code="label-map-shape",
         )
     strange = sorted(set(np.unique(labels).tolist()) - set(KNOWN))
     if strange:
         raise AttclError(
             f"{path}: label {strange[0]}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
             "rename the labels, or remove the segmentation",
-            code="labels-of-no-release",
+            code="label-values-unknown",
         )
     return to_classes(labels, *CONVENTIONS.values())

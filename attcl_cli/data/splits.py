@@ -128,7 +128,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
             raise UsageError(
                 f"--ratio: {ratio!r}, expected {', '.join(RATIOS)} or a .toml file",
                 'such a file says: hidden = [["t1ce", "t2"], ["t1"], []]',
-                code="ratio-unknown",
+                code="unknown-ratio",
             )
         document = read_toml(path, expected="hidden = [[...], ...]")
         name = str(document.get("name", path.stem))
@@ -146,7 +146,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 f"{path}: keys {sorted(document)}, "
                 "expected hidden = [[...], ...] and, if you like, name",
                 'for example: hidden = [["t1ce", "t2"], ["t1"], []]',
-                code="ratio-invalid",
+                code="invalid-ratio",
             )
         groups = tuple(tuple(group) for group in document["hidden"])
     known = tuple(tuple(canonical(item, modalities) for item in group) for group in groups)
@@ -202,7 +202,7 @@ def read_splits(data: Path) -> Splits | None:
         raise AttclError(
             f"{path}: not the content that prepare-splits writes ({error!r}), expected its keys",
             "run prepare-splits again",
-            code="splits-invalid",
+            code="invalid-splits",
         ) from error
 
 
@@ -274,7 +274,7 @@ def _sizes(
         raise UsageError(
             "--sizes and --fractions: both given, expected one of them",
             "leave one of them out",
-            code="options-exclusive",
+            code="options-exclude-each-other",
         )
     if sizes is not None:
         if min(sizes) < 0 or not 0 < sum(sizes) <= total:

@@ -69,7 +69,7 @@ def test_a_subset_is_a_text_a_number_or_a_fraction(subset, phantom_root, tmp_pat
 def test_a_subset_that_is_no_number_is_refused(subset, phantom_root, tmp_path):
     with pytest.raises(UsageError, match="--subset") as caught:
         prepare_splits(phantom_root, tmp_path / "data", subset=subset)
-    assert caught.value.code == "subset-invalid"
+    assert caught.value.code == "malformed-subset"
 
 
 def test_an_unusable_file_is_refused_before_anything_is_written(incomplete_root, tmp_path):
