@@ -39,8 +39,8 @@ def complete(
         typer.Option(
             "-w",
             "--weights",
-            help="A run's folder, a weights file, or a bundled name; given several times, the first that can make a "
-            "volume does.  [default: the newest run]",
+            help="A run's folder, a weights file, or a bundled name; may be given several times: the first model that "
+            "can make a volume makes it.  [default: the newest run]",
         ),
     ] = None,
     fallback: Annotated[
@@ -65,13 +65,14 @@ def complete(
             "--samples",
             min=0,
             max=1000,
-            help="Write the mean of so many drawn looks; 0: the reference's.",
+            help="Average this many random style samples; 0 uses the reference style.",
         ),
     ] = 0,
     uncertainty: Annotated[
         bool,
         typer.Option(
-            "--uncertainty", help="Also write the samples' standard deviation (<name>_uncertainty)."
+            "--uncertainty",
+            help="Also write the standard deviation of the samples (<name>_uncertainty).",
         ),
     ] = False,
     link_originals: Annotated[
@@ -81,14 +82,16 @@ def complete(
         ),
     ] = False,
     num_parts: Annotated[
-        int, typer.Option("--num-parts", min=1, help="Share the cases between this many runs.")
+        int, typer.Option("--num-parts", min=1, help="Divide the cases among this many runs.")
     ] = 1,
     part_id: Annotated[
-        int, typer.Option("--part-id", min=1, help="Which share this run does, from 1.")
+        int, typer.Option("--part-id", min=1, help="The part that this run does, from 1.")
     ] = 1,
     keep_going: Annotated[
         bool,
-        typer.Option("--keep-going", help="Do the sound cases; bad ones are listed, exit code 3."),
+        typer.Option(
+            "--keep-going", help="Complete the sound cases and list the others (exit code 3)."
+        ),
     ] = False,
     layout: Annotated[
         str,
@@ -107,7 +110,7 @@ def complete(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Synthesise every missing volume (Algorithm 1); finished files are never made again."""
+    """Synthesise every missing volume (Algorithm 1). Files that are done are not made again."""
     from attcl_cli.completion import run
     from attcl_cli.methods.weights import find_weights
 

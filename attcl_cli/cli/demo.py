@@ -32,17 +32,17 @@ _MODALITIES = 4
 
 
 def demo(
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for everything that the demo makes.")
-    ] = Path("demo"),
-    cases: Annotated[int, typer.Option("--cases", min=3, max=200, help="Phantom patients.")] = 6,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for all results.")] = Path(
+        "demo"
+    ),
+    cases: Annotated[int, typer.Option("--cases", min=3, max=200, help="Simulated patients.")] = 6,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run end to end on simulated patients with bundled weights: about a minute on a CPU, ends with a report."""
+    """Run end to end on simulated patients with bundled weights. Takes about a minute on a CPU and writes a report."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     result = _run(output, cases=cases, seed=seed, device=device, terminal=terminal)
     if not as_json:

@@ -46,21 +46,21 @@ def train(
         str | None,
         typer.Option(
             "--method",
-            help=f"How it learns: {METHODS.listing()}.  [default: attcl-gan]",
+            help=f"The method: {METHODS.listing()}.  [default: attcl-gan]",
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             "--preset",
-            help=f"Sizes of images and networks, and what goes with them: {', '.join(PRESETS)}.  [default: base]",
+            help=f"Sizes, and the settings that go with them: {', '.join(PRESETS)}.  [default: base]",
         ),
     ] = None,
     variant: Annotated[
         str | None,
         typer.Option(
             "--variant",
-            help="An ablation of the method; AttCL-GAN has those of its Table 4, such as stargan-v2.",
+            help="An ablation of the method, such as stargan-v2 (AttCL-GAN, Table 4).",
         ),
     ] = None,
     config: Annotated[
@@ -84,7 +84,7 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Learn to translate between the modalities that the training cases have; writes runs/<run>/."""
+    """Train a model on the modalities that the cases have. Write runs/<run>/ with its weights."""
     from attcl_cli.training import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
