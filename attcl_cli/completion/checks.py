@@ -1,6 +1,6 @@
-"""What stands against a completion, found before the first costly second: places, weights, earlier results, room.
+"""Checks of a completion before the first costly second: places, models, results of earlier runs, room on the disk.
 
-Each function returns the problems it finds, or raises for wrong usage; what is done about them is decided in `plan`.
+Each function returns the problems it finds, or raises for wrong usage; `plan` decides what is done about them.
 """
 
 from __future__ import annotations
@@ -66,15 +66,16 @@ def cannot_make(models: Sequence[Weights], unmade: Mapping[str, Sequence[str]]) 
                 f"{model.path} makes {target} from {model.info.rule.describe(target)}"
                 for model in able
             )
-            found = f"{reasons}, which these cases lack"
+            reason = f"{reasons}, which these cases lack"
         else:
-            found = "; ".join(
+            reason = "; ".join(
                 f"{model.path} makes {', '.join(model.info.rule.targets)}, not {target}"
                 for model in models
             )
+        number = "1 case:" if len(names) == 1 else f"{len(names)} cases:"
         problems.append(
             AttclError(
-                f"{found}, expected a model for {target} of {len(names)} cases: {some(names)}",
+                f"{reason}, expected a model for {target} of {number} {some(names)}",
                 "name further weights, which serve these: -w FIRST -w SECOND; choose other modalities with --target; "
                 "or complete only the other cases: --keep-going",
                 code="no-model-for-target",
@@ -241,7 +242,7 @@ def _require_samples(dataset: Dataset, models: Sequence[Weights], manner: Manner
 
 
 def _require_naming(dataset: Dataset, naming: Layout, manner: Manner) -> None:
-    """A challenge takes NIfTI volumes of its own cases and modalities, and nothing else."""
+    """Refuse what a challenge does not take: it takes NIfTI volumes of its own cases and modalities alone."""
     flag = f"--layout {naming.name}"
     dataset.layout.require_volumes(flag)
     if manner.uncertainty:
@@ -269,7 +270,7 @@ def _require_naming(dataset: Dataset, naming: Layout, manner: Manner) -> None:
 
 
 def _refuse_mixture(places: Places) -> None:
-    """A challenge's folder holds its volumes and nothing else: neither kind of output goes into the other's folder."""
+    """Refuse a folder of the other kind: a challenge's folder holds its volumes and nothing else."""
     output, naming = places.output, places.naming
     if naming is None:
         record = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records

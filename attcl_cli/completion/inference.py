@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array, Scale
@@ -79,10 +79,16 @@ def prepare(
 
 
 def fit(slices: Array, settings: Settings, *, stride: int) -> Array:
-    """Pad slices (N, H, W) to the canvas, or to the next size that the network takes, and average them down."""
+    """Pad slices (N, H, W) to the canvas or beyond, to a size that the network takes, and average them down.
+
+    Args:
+        slices: in [-1, 1].
+        settings: the canvas, and how far it is averaged down.
+        stride: the number that height and width of the result are multiples of.
+    """
     factor = settings.canvas // settings.image_size
     step = factor * stride
-    height, width = (max(settings.canvas, -(-side // step) * step) for side in slices.shape[-2:])
+    height, width = (-(-max(settings.canvas, side) // step) * step for side in slices.shape[-2:])
     return intensities.shrink(intensities.pad(slices, (height, width)), factor)
 
 
@@ -116,7 +122,9 @@ def translate(
     fakes = method.synthesise(filled, targets, sample=sample)
     if factor > 1:
         fakes = {
-            target: F.interpolate(fake, scale_factor=factor, mode="bicubic", align_corners=False)
+            target: nn.functional.interpolate(
+                fake, scale_factor=factor, mode="bicubic", align_corners=False
+            )
             for target, fake in fakes.items()
         }
     return {target: fake[:count].clamp(-1, 1) for target, fake in fakes.items()}
@@ -134,7 +142,13 @@ def slices_per_call(image_size: int, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Network:
-    """What translates, and how much of it at once."""
+    """Translates the slices of a case, some of them at once.
+
+    Attributes:
+        method: with weights, on `device`.
+        device: where it runs.
+        batch_size: slices moved to the device at once; changes memory, never results.
+    """
 
     method: Method
     device: torch.device
@@ -175,7 +189,14 @@ class Network:
 
 @dataclass(frozen=True)
 class InMemory:
-    """Completion of volumes that are in memory, nothing written: for scores of what is not on disk."""
+    """Completes volumes in memory and writes nothing: for scores of what is not on disk.
+
+    Attributes:
+        method: with `weights`, on `device`.
+        weights: their scales bring intensities back.
+        device: where the method runs.
+        batch_size: slices moved to the device at once.
+    """
 
     method: Method
     weights: Weights

@@ -74,7 +74,7 @@ class Places:
 
     @property
     def records(self) -> Path:
-        """The folder of side-cars and `run.json`: the output folder, or the one beside it."""
+        """Return the folder of side-cars and `run.json`: the output folder, or the one beside it."""
         if self.naming is None:
             return self.output
         return self.output.parent / f"{self.output.absolute().name}-labels"
@@ -83,15 +83,13 @@ class Places:
         """Return the volume, or its PNG slices, relative to the output folder."""
         if self.naming is None:
             return self.dataset.place(case, target)
-        token = self.naming.tokens[target]
-        return (PurePosixPath(self.naming.template.format(case=case.id, token=token)),)
+        return (self.naming.place(case=case.id, token=self.naming.tokens[target]),)
 
     def side_car(self, case: Case, target: str) -> Path:
         """Return the JSON file beside a volume."""
         if self.naming is None:
             return self.output / self.dataset.place_side_car(case, target)
-        file = self.files(case, target)[0]
-        return self.records / (file.name.removesuffix(ending_of(file)) + ".json")
+        return self.records / self.naming.place_side_car(self.files(case, target)[0], case.id)
 
 
 @dataclass(frozen=True)
@@ -118,27 +116,27 @@ class CompletionPlan:
 
     @property
     def dataset(self) -> Dataset:
-        """Where the sources lie."""
+        """Return the dataset that holds the sources."""
         return self.places.dataset
 
     @property
     def output(self) -> Path:
-        """Where the volumes go."""
+        """Return the folder that the volumes go into."""
         return self.places.output
 
     @property
     def done(self) -> int:
-        """How many volumes were missing and are there."""
+        """Return how many volumes were missing and are there."""
         return sum(len(files) for files in self.present.values())
 
     @property
     def volumes(self) -> int:
-        """How many volumes are left to make."""
+        """Return how many volumes are left to make."""
         return sum(len(job.outputs) for job in self.jobs)
 
     @property
     def used(self) -> tuple[Weights, ...]:
-        """The models that any job needs."""
+        """Return the models that any job needs."""
         needed = {job.weights.sha256 for job in self.jobs}
         return tuple(model for model in self.models if model.sha256 in needed)
 
@@ -161,7 +159,7 @@ class Completed:
 
     @property
     def case(self) -> str:
-        """The id of its case."""
+        """Return the id of its case."""
         return self.job.case.id
 
 

@@ -23,14 +23,15 @@ from attcl_cli.completion.checks import leads_out
 from attcl_cli.completion.inference import Network, Prepared, prepare
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Job, uncertainty_file
 from attcl_cli.data import intensities, volumes
-from attcl_cli.data.dataset import Dataset, read_label
+from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.errors import AttclError
 from attcl_cli.files import is_within, write_json
 from attcl_cli.methods.base import Method
 from attcl_cli.prefetch import read_ahead
 
-_WRITERS = 2
+WRITERS = 2
+"""Threads that write; each holds a case in memory."""
 
 
 def make_volumes(
@@ -61,15 +62,17 @@ def make_volumes(
     Raises:
         AttclError: a file cannot be read or written. What was finished stays.
     """
-    slots = BoundedSemaphore(
-        _WRITERS + 1
-    )  # a slow disk holds the loop up instead of filling the memory
+    slots = BoundedSemaphore(WRITERS + 1)  # a slow disk holds the loop up, and memory does not grow
     pending: list[tuple[Job, float, Future[tuple[str, ...]]]] = []
 
     def load(job: Job) -> Prepared:
         return _prepare(plan, job, methods[job.weights.sha256])
 
-    with ThreadPoolExecutor(max_workers=_WRITERS) as writers:
+    def finish_all() -> Iterator[Completed]:
+        while pending:
+            yield _finished(*pending.pop(0), keep_going=keep_going)
+
+    with ThreadPoolExecutor(max_workers=WRITERS) as writers:
         for job, future in read_ahead(load, plan.jobs, depth=workers):
             try:
                 prepared = future.result()
@@ -78,6 +81,7 @@ def make_volumes(
                 images = _translate(plan, network, job, prepared)
                 seconds = time.monotonic() - clock
             except AttclError as error:
+                yield from finish_all()  # what was made before is reported before
                 yield _failed(job, error, keep_going=keep_going)
                 continue
             except torch.cuda.OutOfMemoryError as error:
@@ -92,8 +96,7 @@ def make_volumes(
             pending.append((job, seconds, writing))
             while pending and pending[0][2].done():
                 yield _finished(*pending.pop(0), keep_going=keep_going)
-        while pending:
-            yield _finished(*pending.pop(0), keep_going=keep_going)
+        yield from finish_all()
 
 
 def link_originals(dataset: Dataset, output: Path) -> int:
@@ -193,7 +196,7 @@ def _write(
         # The side-car first: an image without one never exists. Nor does one beside the side-car of another.
         side_car = plan.places.side_car(job.case, target)
         document = _side_car(plan, job, target)
-        if side_car.exists() and read_label(side_car) != document:
+        if side_car.exists() and read_side_car(side_car) != document:
             for file in whole:
                 with contextlib.suppress(OSError):
                     (plan.output / file).unlink()

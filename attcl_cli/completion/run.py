@@ -46,12 +46,12 @@ class CompletionResult:
 
     @property
     def output(self) -> Path:
-        """Where the volumes are."""
+        """Return the folder that the volumes are in."""
         return self.plan.output
 
     @property
     def done_before(self) -> int:
-        """How many volumes an earlier run had made."""
+        """Return how many volumes an earlier run had made."""
         return self.plan.done
 
 
@@ -92,7 +92,8 @@ def complete(
         samples: write the mean of so many style samples; 0: the reference style.
         uncertainty: also write the samples' standard deviation.
         link_originals: also link the originals, so that `cpl` is a whole dataset.
-        num_parts, part_id: do every `num_parts`-th case, from the `part_id`-th on (counted from 1).
+        num_parts: share the cases among this many runs.
+        part_id: which share this run does, from 1: every `num_parts`-th case, starting with this one.
         keep_going: do the sound cases; the others are in the result's `failed`.
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases read ahead.
@@ -170,7 +171,7 @@ def complete(
 
 
 def _find_models(names: Sequence[Path | str], progress: Progress) -> list[Weights]:
-    """Return the weights by name, in this order; of none named the newest run's, otherwise the bundled ones."""
+    """Return the weights by name, in this order; without names those of the newest run, otherwise the bundled ones."""
     models = [find_weights(str(name)) for name in names] or [find_weights(None)]
     if not names:
         info = models[0].info

@@ -1,0 +1,308 @@
+"""What is refused before anything is computed: requests, models, results of other runs, links, a full disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from completers import completed, phantom_file, plan_of
+from helpers import states
+
+from attcl_cli.completion import checks
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.layouts import SUBMISSIONS
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.methods.weights import Weights
+
+LACKING = (("t1ce",), ("t1", "t2"), (), ("t1ce",))
+BRASYN = SUBMISSIONS["brasyn-submission"]
+
+
+# --- the request ------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_among_the_originals_is_refused(gappy, weights):
+    root = gappy()
+    with pytest.raises(UsageError) as caught:
+        plan_of(root, root / "out", weights)
+    assert caught.value.message.startswith(f"--cpl: {root / 'out'} lies inside {root}")
+
+
+def test_a_folder_that_links_of_the_dataset_lead_to_is_refused(gappy, weights, tmp_path):
+    originals = tmp_path / "originals"
+    with pytest.raises(UsageError) as caught:
+        plan_of(gappy(), originals / "out", weights, originals=[originals])
+    assert caught.value.message.startswith(f"--cpl: {originals / 'out'} lies inside {originals}")
+
+
+def test_a_file_in_the_place_of_the_output_is_refused(gappy, weights, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UsageError) as caught:
+        plan_of(gappy(), tmp_path / "out", weights)
+    assert caught.value.code == "output-is-a-file"
+
+
+def test_uncertainty_of_fewer_than_two_samples_is_refused(gappy, weights, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        plan_of(gappy(), tmp_path / "out", weights, samples=1, uncertainty=True)
+    assert caught.value.code == "too-few-samples"
+
+
+def test_uncertainty_of_png_slices_is_refused(gappy, weights, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        plan_of(gappy("slices"), tmp_path / "out", weights, samples=2, uncertainty=True)
+    assert caught.value.code == "slices-instead-of-volumes"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_samples_of_a_method_with_one_style_are_refused(first, gappy, weights, general, tmp_path):
+    """Also if another of the models has styles."""
+    models = (general, weights) if first else (weights, general)
+    with pytest.raises(UsageError, match="--samples: 3 with weights of plave") as caught:
+        plan_of(gappy(), tmp_path / "out", *models, samples=3)
+    assert caught.value.code == "method-without-styles"
+
+
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+def test_slices_beyond_the_volume_are_refused(layout, gappy, weights, tmp_path):
+    root = gappy(layout, [("t2",), (), (), ()])
+    with pytest.raises(UsageError, match=r"--slices: 26:30.*Phantom.*26 slices") as caught:
+        plan_of(root, tmp_path / "out", weights, slices=(26, 30))
+    assert caught.value.code == "slices-beyond-volume"
+
+
+def test_keep_going_leaves_out_a_case_without_the_slices(gappy, weights, tmp_path, write_nifti):
+    root = gappy("brats", [("t2",), (), (), ()])
+    from numpy import ones
+
+    for name in ("flair", "t1", "t1ce"):
+        values = ones((6, 5, 30))
+        values[0] = 2
+        write_nifti(root / f"Phantom_00009/Phantom_00009_{name}.nii.gz", values.astype("int16"))
+    plan = plan_of(root, tmp_path / "out", weights, slices=(26, 30), keep_going=True)
+    assert [job.case.id for job in plan.jobs] == ["Phantom_00009"]
+    assert {case: error.code for case, error in plan.failed.items()} == {
+        "Phantom_00000": "slices-beyond-volume"
+    }
+
+
+# --- what no model makes ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_dedicated_model_cannot_make_is_reported_once_per_target(gappy, dedicated, tmp_path):
+    root = gappy(lacking=[("t1ce",), ("t1", "t2"), ("t1", "t1ce"), ("t2",)])
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", dedicated)
+    problems = caught.value.problems
+    assert {problem.code for problem in problems} == {"no-model-for-target"}
+    assert [problem.message for problem in problems] == [
+        f"{dedicated.path} makes t1ce, not t1, "
+        "expected a model for t1 of 2 cases: Phantom_00001, Phantom_00002",
+        f"{dedicated.path} makes t1ce from flair, t1, t2, which these cases lack, "
+        "expected a model for t1ce of 1 case: Phantom_00002",
+        f"{dedicated.path} makes t1ce, not t2, "
+        "expected a model for t2 of 2 cases: Phantom_00001, Phantom_00003",
+    ]
+    assert all("-w FIRST -w SECOND" in problem.hint for problem in problems)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_model_that_cannot_make_a_target_is_named(gappy, dedicated, tmp_path):
+    other = Weights("other", Path("other.safetensors"), "1" * 64, dedicated.info)
+    with pytest.raises(AttclError) as caught:
+        plan_of(gappy(), tmp_path / "out", dedicated, other)
+    for problem in caught.value.problems:
+        assert f"{dedicated.path} makes t1ce, not t" in problem.message
+        assert "; other.safetensors makes t1ce, not t" in problem.message
+
+
+def test_only_models_that_know_the_target_are_named_if_there_are_any(
+    gappy, dedicated, weights, tmp_path
+):
+    problem, *others = checks.cannot_make([weights, dedicated], {"A": ["t1ce"], "B": ["t1ce"]})
+    assert others == []
+    assert problem.message == (
+        f"{weights.path} makes t1ce from any one of flair, t1, t2; "
+        f"{dedicated.path} makes t1ce from flair, t1, t2, "
+        "which these cases lack, expected a model for t1ce of 2 cases: A, B"
+    )
+
+
+def test_keep_going_does_the_cases_that_the_models_can_make(gappy, dedicated, tmp_path):
+    plan = plan_of(gappy(), tmp_path / "out", dedicated, keep_going=True)
+    assert [job.case.id[-1] for job in plan.jobs] == ["0", "3"]
+    ((case, error),) = plan.failed.items()
+    assert (case, error.code) == ("Phantom_00001", "no-model-for-target")
+    assert "makes t1ce, not t1" in error.message
+
+
+def test_keep_going_leaves_out_the_whole_case_of_which_one_target_cannot_be_made(
+    gappy, dedicated, tmp_path
+):
+    root = gappy(lacking=[("t1ce",), ("t1ce",), (), ("t1", "t1ce")])
+    plan = plan_of(root, tmp_path / "out", dedicated, keep_going=True)
+    assert [job.case.id[-1] for job in plan.jobs] == ["0", "1"]
+    assert list(plan.failed) == ["Phantom_00003"]
+
+
+def test_keep_going_with_no_case_to_do_is_refused(gappy, dedicated, tmp_path):
+    root = gappy(lacking=[("t1",), ("t2",), (), ()])
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", dedicated, keep_going=True)
+    assert [problem.code for problem in caught.value.problems] == ["no-model-for-target"] * 2
+
+
+def test_a_synthetic_volume_is_no_source(gappy, weights, tmp_path):
+    completed(gappy(lacking=[("t2", "t1"), (), (), ()]), tmp_path / "out", weights)
+    with pytest.raises(AttclError) as caught:
+        plan_of(tmp_path / "out", tmp_path / "again", weights)
+    assert caught.value.code == "synthetic-source"
+    assert "of Phantom_00000" in caught.value.message
+
+
+# --- results of other runs --------------------------------------------------------------------------------------------
+
+
+def test_results_of_other_weights_are_not_taken_for_done(finished, weights, other_weights):
+    before = states(finished["cpl"])
+    with pytest.raises(AttclError) as caught:
+        plan_of(finished["ori"], finished["cpl"], other_weights)
+    error = caught.value
+    assert error.code == "made-in-another-way"
+    assert error.message.startswith(
+        f"{finished['cpl'] / phantom_file(0, 't1ce')}: made by weights {weights.sha256[:12]}"
+    )
+    assert error.message.endswith("and 3 more like it")  # one line for a whole folder
+    assert error.hint.startswith("choose another --cpl")
+    assert states(finished["cpl"]) == before
+
+
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+@pytest.mark.parametrize("slices", [(8, 12), (14, 16)], ids=["overlapping", "apart"])
+def test_results_of_other_slices_are_not_taken_for_done(layout, slices, gappy, weights, tmp_path):
+    root = gappy(layout, [("t2",), (), (), ()])
+    completed(root, tmp_path / "out", weights, slices=(10, 13))
+    before = states(tmp_path / "out")
+    with pytest.raises(AttclError, match=r"_t2|t2/.*made with --slices \[10, 13\]") as caught:
+        plan_of(root, tmp_path / "out", weights, slices=slices)
+    assert caught.value.code == "made-in-another-way"
+    assert states(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_that_attcl_did_not_make_is_never_replaced(
+    overwrite, gappy, weights, phantom_root, tmp_path
+):
+    root = gappy(lacking=[("t2",), (), (), ()])
+    stranger = tmp_path / "out" / phantom_file(0, "t2")
+    stranger.parent.mkdir(parents=True)
+    shutil.copyfile(phantom_root / phantom_file(0, "t2"), stranger)
+    before = states(tmp_path / "out")
+    with pytest.raises(AttclError) as caught:
+        completed(root, tmp_path / "out", weights, overwrite=overwrite)
+    assert caught.value.code == "not-made-by-attcl"
+    assert caught.value.message.startswith(f"{stranger}: has no side-car Phantom_00000_t2.json")
+    assert "--cpl" in caught.value.hint
+    assert "--overwrite" not in caught.value.hint
+    assert states(tmp_path / "out") == before
+
+
+def test_a_broken_result_is_refused_and_overwrite_makes_it_again(finished, weights):
+    broken = finished["cpl"] / phantom_file(0, "t1ce")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:500])
+    with pytest.raises(AttclError, match=re.escape(str(broken))) as caught:
+        plan_of(finished["ori"], finished["cpl"], weights)
+    assert "--overwrite" in caught.value.hint
+    completed(finished["ori"], finished["cpl"], weights, overwrite=True)
+    assert broken.read_bytes() == whole
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_that_leads_out_of_the_output_is_refused(gappy, weights, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/Phantom_00000").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AttclError) as caught:
+        plan_of(gappy(), tmp_path / "out", weights)
+    assert caught.value.code == "leads-out-of-output"
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_disk_without_room_is_refused(gappy, weights, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 1000))
+    with pytest.raises(AttclError) as caught:
+        plan_of(gappy(), tmp_path / "out", weights)
+    assert caught.value.code == "no-room"
+    assert not (tmp_path / "out").exists()
+
+
+def test_room_is_asked_for_the_volumes_that_are_left(gappy, weights, tmp_path, monkeypatch):
+    volume = 40 * 40 * 26 * 2 / 4  # bytes of int16, compressed
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 0, round(2 * volume)))
+    root = gappy()
+    assert plan_of(root, tmp_path / "out", weights, targets=["t1ce"]).volumes == 2
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", weights)
+    assert caught.value.code == "no-room"
+
+
+# --- the challenge's names --------------------------------------------------------------------------------------------
+
+
+def test_a_challenge_takes_no_uncertainty(gappy, weights, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        plan_of(
+            gappy("brats2023"),
+            tmp_path / "out",
+            weights,
+            naming=BRASYN,
+            samples=2,
+            uncertainty=True,
+        )
+    assert caught.value.code == "options-exclude-each-other"
+
+
+def test_a_challenge_takes_volumes_alone(gappy, weights, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        plan_of(gappy("slices"), tmp_path / "out", weights, naming=BRASYN)
+    assert caught.value.code == "slices-instead-of-volumes"
+
+
+def test_a_challenge_takes_cases_named_as_its_own(gappy, weights, tmp_path):
+    with pytest.raises(UsageError, match="case 'Phantom_00000' \\(4 of 4\\)") as caught:
+        plan_of(gappy("brats"), tmp_path / "out", weights, naming=BRASYN)
+    assert caught.value.code == "case-name-not-of-challenge"
+
+
+def test_a_challenge_takes_its_own_modalities(gappy, weights, tmp_path):
+    root = gappy("brats2023")
+    names = "".join(f'{name} = ["{token}"]\n' for name, token in (("flair", "t2f"), ("pd", "t1n")))
+    (root / "modalities.toml").write_text(f"[modalities]\n{names}")
+    with pytest.raises(UsageError, match="modality pd") as caught:
+        plan_of(root, tmp_path / "out", weights, naming=BRASYN)
+    assert caught.value.code == "modality-not-of-challenge"
+
+
+def test_the_pattern_of_a_submission_takes_the_challenge_s_names():
+    pattern = re.compile(BRASYN.fields["case"])
+    assert pattern.fullmatch("BraTS-GLI-00001-000")
+    assert not pattern.fullmatch("BraTS2021_00001")
+
+
+def test_a_folder_that_holds_something_else_takes_no_submission(gappy, weights, tmp_path):
+    dataset = open_dataset(gappy("brats2023"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.hidden").write_text("")  # half written, perhaps
+    plan_of(dataset, tmp_path / "out", weights, naming=BRASYN)
+    (tmp_path / "out/notes.txt").write_text("")
+    with pytest.raises(UsageError, match=r"holds notes\.txt") as caught:
+        plan_of(dataset, tmp_path / "out", weights, naming=BRASYN)
+    assert caught.value.code == "output-of-another-layout"
