@@ -62,18 +62,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Path]]:
     """`phantoms(layout)` is the folder of a whole cohort of 4 in that layout; shared, so no test may write into it."""
-    made: dict[str, tuple[Path, dict[str, str]]] = {}
+    cohorts: dict[str, tuple[Path, dict[str, str]]] = {}
 
     def cohort_in(layout: str = "brats") -> Path:
-        if layout not in made:
+        if layout not in cohorts:
             root = tmp_path_factory.mktemp(f"phantoms-{layout}")
             with mock.patch("os.fsync"):  # hundreds of small files; no power cut is expected here
                 write_cohort(root, cases=CASES, layout=layout, voxel_mm=VOXEL_MM, workers=1)
-            made[layout] = root, fingerprint(root)
-        return made[layout][0]
+            cohorts[layout] = root, fingerprint(root)
+        return cohorts[layout][0]
 
     yield cohort_in
-    for root, before in made.values():
+    for root, before in cohorts.values():
         assert fingerprint(root) == before, f"a test changed the shared cohort {root}"
 
 
@@ -85,7 +85,7 @@ def phantom_root(phantoms: Callable[[str], Path]) -> Path:
 
 @pytest.fixture
 def incomplete_root(phantom_root: Path, tmp_path: Path) -> Path:
-    """A copy of one's own with holes: case 0 lacks t2, case 1 t1 and t1ce, case 2 nothing, case 3 t2 again."""
+    """A copy with missing modalities: case 0 lacks t2, case 1 t1 and t1ce, case 2 nothing, case 3 t2 again."""
     root = tmp_path / "incomplete"
     shutil.copytree(phantom_root, root)
     for case, lacking in enumerate([["t2"], ["t1", "t1ce"], [], ["t2"]]):
@@ -152,16 +152,16 @@ def write_nifti() -> Callable[..., Path]:
         units: tuple[str, str] = ("mm", "sec"),
     ) -> Path:
         array = np.asarray(array)
-        made = image(
+        nifti = image(
             array,
             BRATS_AFFINE if affine is None else np.asarray(affine, dtype=float),
             dtype=dtype or array.dtype,
         )
-        made.header.set_qform(made.affine, code=codes[0])
-        made.header.set_sform(made.affine, code=codes[1])
-        made.header.set_xyzt_units(*units)
+        nifti.header.set_qform(nifti.affine, code=codes[0])
+        nifti.header.set_sform(nifti.affine, code=codes[1])
+        nifti.header.set_xyzt_units(*units)
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(made, path)
+        nib.save(nifti, path)
         return path
 
     return write

@@ -181,7 +181,7 @@ def test_a_bad_png_slice_is_named_before_anything_is_started(
     for path in root.glob("t2/Phantom00001_*.png"):
         path.unlink()
     spoil(root / "flair/Phantom00001_012.png")
-    name, found = BAD_SLICES[spoil]
+    name, complaint = BAD_SLICES[spoil]
     before = states(root)
     lines = refusal(
         attcl("complete", "--ori", root, "--cpl", tmp_path / "out", "-w", trained_run),
@@ -189,7 +189,7 @@ def test_a_bad_png_slice_is_named_before_anything_is_started(
         names=f"{root / 'flair' / name}: ",
         hint=".",
     )
-    assert re.search(found, lines[0])
+    assert re.search(complaint, lines[0])
     assert not (tmp_path / "out").exists()
     assert states(root) == before
 
@@ -223,7 +223,7 @@ def test_a_case_with_no_modality_is_named(incomplete_root, trained_run, attcl, t
 
 
 @pytest.mark.parametrize("command", ["info", "prepare-splits", "complete", "train"])
-def test_a_layout_that_nobody_knows_is_shown_next_to_the_known_ones(
+def test_an_unknown_layout_is_shown_next_to_the_known_ones(
     command, trained_run, attcl, elsewhere, tmp_path
 ):
     root = tmp_path / "in"

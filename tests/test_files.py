@@ -242,8 +242,8 @@ def test_sha256_is_that_of_the_standard(tmp_path):
 
 def test_free_space_of_a_folder_to_be_is_that_of_its_disk(tmp_path):
     there = os.statvfs(tmp_path)
-    found = free_bytes(tmp_path / "not" / "yet")
-    assert found == pytest.approx(there.f_bavail * there.f_frsize, rel=0.1)
+    free = free_bytes(tmp_path / "not" / "yet")
+    assert free == pytest.approx(there.f_bavail * there.f_frsize, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -162,15 +162,20 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
         modalities = root / VOCABULARY_FILE
-    vocabulary, own = read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
-    if layout not in {"auto", *LAYOUTS, *([own.name] if own else [])}:
+    vocabulary, own_layout = (
+        read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
+    )
+    if layout not in {"auto", *LAYOUTS, *([own_layout.name] if own_layout else [])}:
         raise UsageError(
             f"--layout: {layout!r}, expected one of auto, {', '.join(LAYOUTS)}",
             f"{nearest(layout, ['auto', *LAYOUTS, *SUBMISSIONS])} auto finds it by the names of the files",
             code="unknown-layout",
         )
     files = _walk(root)
-    candidates = [own] if own else list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
+    if own_layout:
+        candidates = [own_layout]
+    else:
+        candidates = list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
     readings = {
         candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
     }
@@ -227,7 +232,7 @@ def check(
     threads = min(8, (os.cpu_count() or 1) * 2)  # they wait for disks, not for processors
     with ThreadPoolExecutor(max_workers=threads) as pool:
         checked = pool.map(lambda case: check_case(dataset, case, values=values), cases)
-        return problems + [problem for found in checked for problem in found]
+        return problems + [problem for case_problems in checked for problem in case_problems]
 
 
 def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:

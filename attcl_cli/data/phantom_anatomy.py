@@ -143,16 +143,18 @@ class Field:
 
     def at(self, p: Sequence[Floats] | Floats) -> Floats:
         """Return the values at N points, (3, N) mm, linear between the nodes."""
-        where = [self._index(p[i], i) for i in range(3)]
-        return ndimage.map_coordinates(self.values, where, order=1, mode="nearest")
+        positions = [self._index(p[i], i) for i in range(3)]
+        return ndimage.map_coordinates(self.values, positions, order=1, mode="nearest")
 
     def on_grid(self, axes: Sequence[Floats]) -> Floats:
         """Return the values (X, Y, Z) where three axes meet, as `at` does at a multiple of the cost."""
         out = self.values
         for i, axis in enumerate(axes):
-            where = np.clip(self._index(axis, i), 0, out.shape[i] - 1.001)
-            low = where.astype(np.intp)
-            part = (where - low.astype(np.float32)).reshape([-1 if j == i else 1 for j in range(3)])
+            position = np.clip(self._index(axis, i), 0, out.shape[i] - 1.001)
+            low = position.astype(np.intp)
+            part = (position - low.astype(np.float32)).reshape(
+                [-1 if j == i else 1 for j in range(3)]
+            )
             out = out.take(low, i) * (1 - part) + out.take(low + 1, i) * part
         return out
 
@@ -168,12 +170,12 @@ def draw_fields(rng: Rng) -> dict[str, Field]:
     fields = {name: _noise(rng, wave, max(3, wave / 6)) for name, wave in waves.items()}
 
     # Sulci are the zero surfaces of noise; value over slope is the signed distance to them, mm.
-    # The hemispheres fold alike but not equally: a mirrored part and a free one.
-    alike, free, fine = (_noise(rng, wave, 3).values for wave in (27, 27, 15))
+    # The hemispheres fold similarly but not equally: a mirrored part and a free one.
+    mirrored, free, fine = (_noise(rng, wave, 3).values for wave in (27, 27, 15))
     middle = round((HEAD_ORIGIN_MM[0] + 10) / 3)
-    count = min(middle, len(alike) - middle - 1)
-    alike[middle + 1 : middle + 1 + count] = alike[middle - count : middle][::-1]
-    folds = alike + np.float32(0.45) * free + np.float32(0.38) * fine
+    count = min(middle, len(mirrored) - middle - 1)
+    mirrored[middle + 1 : middle + 1 + count] = mirrored[middle - count : middle][::-1]
+    folds = mirrored + np.float32(0.45) * free + np.float32(0.38) * fine
     slope = np.sqrt(sum(g * g for g in np.gradient(folds, 3.0)))
     fields["folds"] = Field((folds / (slope + 0.05)).astype(np.float32), 3)
     return fields
@@ -281,10 +283,10 @@ def _healthy(
     # Cerebellum: folia in shells around the brainstem.
     shell = np.sqrt((0.8 * x) ** 2 + (y + 6) ** 2 + (1.2 * (z + 36)) ** 2)
     phase = (shell + 2 * wide + 0.8 * texture) / 4.4
-    own = np.minimum(cerebellum, (cerebellum - cerebrum) / 2)
-    leaf = np.hypot(4.4 * np.abs(phase % 1 - 0.5), np.maximum(own - 21, 0))
-    leaf = np.minimum(own, leaf)
-    paint(f, {GM: 1}, np.minimum(cover(leaf + 0.4, edge + 0.5), cover(own, edge)))
+    folium = np.minimum(cerebellum, (cerebellum - cerebrum) / 2)
+    leaf = np.hypot(4.4 * np.abs(phase % 1 - 0.5), np.maximum(folium - 21, 0))
+    leaf = np.minimum(folium, leaf)
+    paint(f, {GM: 1}, np.minimum(cover(leaf + 0.4, edge + 0.5), cover(folium, edge)))
     paint(f, {WM: 1}, cover(leaf - 1.6, edge + 0.8))
     paint(f, {WM: 0.65, GM: 0.35}, cover(stem - 1.2, edge))
 

@@ -78,7 +78,7 @@ def test_png_slices_are_found_by_looking_and_sorted_by_number(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_generated_cohorts_read_back_whole_in_every_layout(layout, phantoms):
+def test_generated_cohorts_read_back_complete_in_every_layout(layout, phantoms):
     dataset = open_dataset(phantoms(layout))
     assert dataset.layout.name == layout
     assert dataset.counts() == dict.fromkeys(FOUR, 4)
@@ -123,7 +123,7 @@ def test_a_layout_that_does_not_exist_is_a_usage_error(tmp_path):
         open_dataset(tmp_path, layout="dicom")
 
 
-def test_an_unknown_layout_shows_a_file_and_all_that_was_wanted(tmp_path):
+def test_an_unknown_layout_shows_a_file_and_all_that_was_expected(tmp_path):
     touch(tmp_path, ["patient1/scan_a.nii.gz", "notes.txt"])
     with pytest.raises(AttclError) as caught:
         open_dataset(tmp_path)
@@ -264,8 +264,8 @@ def test_modal_list_goes_by_falling_number_of_volumes_ties_by_name(tmp_path):
     ],
 )  # fmt: skip
 def test_the_patient_is_read_from_the_case(name, case, patient, tmp_path):
-    (found,) = open_dataset(touch(tmp_path, [name])).cases
-    assert (found.id, found.patient) == (case, patient or case)
+    (parsed,) = open_dataset(touch(tmp_path, [name])).cases
+    assert (parsed.id, parsed.patient) == (case, patient or case)
 
 
 def test_bids_sessions_are_cases_of_their_own(tmp_path):
@@ -363,7 +363,7 @@ def test_one_slice_under_two_numbers_is_a_problem(tmp_path):
     assert "a second file for t1 of P" in messages(dataset.problems)
 
 
-def test_a_hole_in_the_slices_of_one_modality_is_a_problem(tmp_path):
+def test_missing_slices_of_one_modality_are_a_problem(tmp_path):
     names = [f"t1/P_{number}.png" for number in range(5)]
     names += [f"t2/P_{number}.png" for number in (0, 1, 4)]
     (problem,) = open_dataset(touch(tmp_path, names)).problems
@@ -468,7 +468,7 @@ def test_check_finds_nothing_wrong_with_good_files(tmp_path, write_case):
     assert check(open_dataset(tmp_path), values=True) == []
 
 
-def test_check_tells_a_volume_of_another_shape(tmp_path, write_case):
+def test_check_reports_a_volume_of_another_shape(tmp_path, write_case):
     write_case(tmp_path, brats("A", ["flair", "t1"]))
     write_case(tmp_path, brats("A", ["t2"]), shape=(6, 5, 3))
     (problem,) = check(open_dataset(tmp_path))
@@ -478,7 +478,7 @@ def test_check_tells_a_volume_of_another_shape(tmp_path, write_case):
     )
 
 
-def test_check_tells_a_volume_of_another_affine(tmp_path, write_nifti):
+def test_check_reports_a_volume_of_another_affine(tmp_path, write_nifti):
     values = np.arange(60).reshape(5, 4, 3)
     shifted = np.diag([-1.0, -1, 1, 1])
     shifted[0, 3] = 0.5
@@ -497,7 +497,7 @@ def test_check_accepts_affines_that_differ_by_rounding(tmp_path, write_nifti):
     assert check(open_dataset(tmp_path)) == []
 
 
-def test_check_tells_slices_of_another_size(tmp_path):
+def test_check_reports_slices_of_another_size(tmp_path):
     for name, size in (("t1", 8), ("t2", 9)):
         (tmp_path / name).mkdir()
         Image.fromarray(np.eye(size, dtype=np.uint8)).save(tmp_path / name / "P_0.png")
@@ -505,12 +505,12 @@ def test_check_tells_slices_of_another_size(tmp_path):
     assert "shape 9x9x1 against 8x8x1" in problem.message
 
 
-def test_check_tells_all_problems_names_first_in_the_order_of_cases(tmp_path, write_case):
+def test_check_reports_all_problems_names_first_in_the_order_of_cases(tmp_path, write_case):
     write_case(tmp_path, [*brats("A", ["t1"]), *brats("C", ["t1"])])
     touch(tmp_path, [*brats("A", ["t2"]), *brats("C", ["t2"])])
     (tmp_path / "B").mkdir()
-    found = [problem.message for problem in check(open_dataset(tmp_path))]
-    assert [message.split(": ")[0].removeprefix(str(tmp_path)) for message in found] == [
+    tree = [problem.message for problem in check(open_dataset(tmp_path))]
+    assert [message.split(": ")[0].removeprefix(str(tmp_path)) for message in tree] == [
         "/B",
         "/A/A_t2.nii.gz",
         "/C/C_t2.nii.gz",
@@ -533,10 +533,10 @@ def test_a_broken_link_is_a_problem_that_names_it(tmp_path, write_case):
 
 
 @pytest.mark.parametrize("values", [False, True])
-def test_nan_is_found_where_values_are_asked_for(values, tmp_path, write_nifti):
+def test_nan_is_found_if_values_are_asked_for(values, tmp_path, write_nifti):
     bad = np.ones((5, 4, 3), np.float32)
     bad[1, 1, 1] = np.nan
     write_nifti(tmp_path / "A/A_t1.nii.gz", bad)
     dataset = open_dataset(tmp_path)
-    found = check_case(dataset, dataset.cases[0], values=values)
-    assert ["1 voxels are NaN" in problem.message for problem in found] == [True] * values
+    problems = check_case(dataset, dataset.cases[0], values=values)
+    assert ["1 voxels are NaN" in problem.message for problem in problems] == [True] * values

@@ -15,9 +15,9 @@ from attcl_cli.data.intensities import Scale, bounding_box
 def test_normalise_maps_the_scale_to_minus_one_and_one_clips_and_blanks_the_background():
     data = np.array([0, 100, 150, 200, 300, 50, 150], np.float32)
     brain = np.array([False, True, True, True, True, True, False])
-    found = intensities.normalise(data, brain, Scale(100, 200))
-    assert found.dtype == np.float32
-    assert found.tolist() == [-1, -1, 0, 1, 1, -1, -1]
+    result = intensities.normalise(data, brain, Scale(100, 200))
+    assert result.dtype == np.float32
+    assert result.tolist() == [-1, -1, 0, 1, 1, -1, -1]
 
 
 @pytest.mark.parametrize("scale", [Scale(3.0, 12343.0), Scale(-0.5, 0.69), Scale(0.0, 255.0)])
@@ -26,8 +26,8 @@ def test_denormalise_is_the_inverse_up_to_the_clip(scale):
     back = intensities.denormalise(
         intensities.normalise(data, np.ones(data.shape, bool), scale), scale
     )
-    wanted = np.clip(data, scale.low, scale.high)
-    assert np.abs(back - wanted).max() <= 4e-7 * max(abs(scale.low), abs(scale.high))
+    expected = np.clip(data, scale.low, scale.high)
+    assert np.abs(back - expected).max() <= 4e-7 * max(abs(scale.low), abs(scale.high))
 
 
 def test_integers_below_2_to_the_14_survive_normalisation_exactly():
@@ -38,8 +38,8 @@ def test_integers_below_2_to_the_14_survive_normalisation_exactly():
 
 
 def test_denormalise_clips_what_a_network_overshoots():
-    found = intensities.denormalise(np.array([-3, -1, 0, 1, 3], np.float32), Scale(10, 20))
-    assert found.tolist() == [10, 10, 15, 20, 20]
+    result = intensities.denormalise(np.array([-3, -1, 0, 1, 3], np.float32), Scale(10, 20))
+    assert result.tolist() == [10, 10, 15, 20, 20]
 
 
 def test_the_scale_is_the_percentiles_inside_the_brain():

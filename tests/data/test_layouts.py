@@ -42,8 +42,8 @@ def test_a_path_that_a_layout_makes_is_one_that_it_reads(name):
     layout = LAYOUTS[name]
     prefix, case, patient, path, _, other = EXAMPLES[name]
     number = "007" if layout.sliced else ""
-    made = layout.place(case=case, token=layout.tokens["t1"], prefix=prefix, slice_=number)
-    assert str(made) == path
+    file = layout.place(case=case, token=layout.tokens["t1"], prefix=prefix, slice_=number)
+    assert str(file) == path
     match = layout.pattern().fullmatch(path)
     assert match is not None
     assert (match["case"], match["token"], match["ext"]) == (
@@ -51,7 +51,7 @@ def test_a_path_that_a_layout_makes_is_one_that_it_reads(name):
         layout.tokens["t1"],
         layout.extension,
     )
-    assert layout.slice_number(made) == number
+    assert layout.slice_number(file) == number
     assert layout.patient_of(case) == patient
     assert layout.pattern().fullmatch(other) is None
 
@@ -63,15 +63,15 @@ def test_the_side_car_of_a_volume_lies_beside_it(name):
 
 
 def test_a_new_file_takes_another_ending_if_the_dataset_has_one():
-    made = LAYOUTS["brats"].place(case="A", token="t2", extension=".nii")
-    assert str(made) == "A/A_t2.nii"
+    file = LAYOUTS["brats"].place(case="A", token="t2", extension=".nii")
+    assert str(file) == "A/A_t2.nii"
 
 
 def test_a_challenge_takes_all_files_in_one_folder():
     naming = SUBMISSIONS["brasyn-submission"]
-    made = naming.place(case="BraTS-GLI-00001-000", token="t2w")
-    assert str(made) == "BraTS-GLI-00001-000-t2w.nii.gz"
-    assert naming.pattern().fullmatch(str(made))
+    file = naming.place(case="BraTS-GLI-00001-000", token="t2w")
+    assert str(file) == "BraTS-GLI-00001-000-t2w.nii.gz"
+    assert naming.pattern().fullmatch(str(file))
 
 
 def test_a_case_whose_id_names_no_patient_is_its_own():

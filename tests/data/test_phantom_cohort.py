@@ -63,23 +63,23 @@ def test_more_cases_do_not_change_the_first_ones(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_shows_the_same_patient(layout, tmp_path):
     write_cohort(tmp_path, cases=1, layout=layout, voxel_mm=VOXEL_MM, seed=5)
-    made = phantom.make_case(0, seed=5, voxel_mm=VOXEL_MM)
+    patient = phantom.make_case(0, seed=5, voxel_mm=VOXEL_MM)
     dataset = open_dataset(tmp_path)
     (case,) = dataset.cases
-    for modality, image in made.images.items():
-        found = volumes.load(dataset.paths(case, modality))
-        assert np.array_equal(found.data, image.transpose(2, 1, 0))
+    for modality, image in patient.images.items():
+        volume = volumes.load(dataset.paths(case, modality))
+        assert np.array_equal(volume.data, image.transpose(2, 1, 0))
     if layout != "slices":
         labels = volumes.load_labels(dataset.paths(case, SEGMENTATION))
-        assert np.array_equal(labels, made.segmentation.transpose(2, 1, 0))
-        assert np.allclose(found.grid.affine, made.affine)
+        assert np.array_equal(labels, patient.segmentation.transpose(2, 1, 0))
+        assert np.allclose(volume.grid.affine, patient.affine)
 
 
 @pytest.mark.usefixtures("patients_made_once")
 def test_ids_are_returned_in_order_and_reported(tmp_path):
-    seen: list[str] = []
-    ids = write_cohort(tmp_path, cases=3, voxel_mm=VOXEL_MM, on_case=seen.append)
-    assert ids == seen == ["Phantom_00000", "Phantom_00001", "Phantom_00002"]
+    reported: list[str] = []
+    ids = write_cohort(tmp_path, cases=3, voxel_mm=VOXEL_MM, on_case=reported.append)
+    assert ids == reported == ["Phantom_00000", "Phantom_00001", "Phantom_00002"]
     assert [case.id for case in open_dataset(tmp_path).cases] == ids
 
 

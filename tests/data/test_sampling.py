@@ -81,25 +81,25 @@ def test_domains_are_those_of_the_rows():
     for step in range(30):
         rows = sampler.rows(step)
         for images, domains in (("x_src", "y_src"), ("x_ref", "y_ref"), ("x_ref2", "y_ref")):
-            found = [owner[row][1] for row in rows[images]]
-            assert found == [store.modalities[domain] for domain in rows[domains]]
+            modalities = [owner[row][1] for row in rows[images]]
+            assert modalities == [store.modalities[domain] for domain in rows[domains]]
 
 
 def test_a_pair_is_the_same_slice_of_the_same_case_in_the_target_modality():
     store = store_of_volumes(PARTLY_PAIRED)
     owner, sampler = row_owner(store), DomainSampler(store, batch_size=8, seed=0)
     there = set(owner)
-    seen = {True: 0, False: 0}
+    counts = {True: 0, False: 0}
     for step in range(30):
         rows = sampler.rows(step)
         for source, target, pair in zip(rows["x_src"], rows["y_ref"], rows["x_pair"], strict=True):
             case, _, slice_ = owner[source]
-            wanted = (case, store.modalities[target], slice_)
-            assert (pair >= 0) == (wanted in there)
+            expected = (case, store.modalities[target], slice_)
+            assert (pair >= 0) == (expected in there)
             if pair >= 0:
-                assert owner[pair] == wanted
-            seen[bool(pair >= 0)] += 1
-    assert min(seen.values()) > 20
+                assert owner[pair] == expected
+            counts[bool(pair >= 0)] += 1
+    assert min(counts.values()) > 20
 
 
 def test_pairs_that_are_not_there_are_background():
@@ -108,8 +108,8 @@ def test_pairs_that_are_not_there_are_background():
     step = next(n for n in range(50) if {True, False} == set(sampler.rows(n)["x_pair"] >= 0))
     rows, batch = sampler.rows(step), sampler.batch(step)
     assert batch.has_pair.tolist() == (rows["x_pair"] >= 0).tolist()
-    wanted = [row / 32767 if row >= 0 else -1 for row in rows["x_pair"]]
-    assert batch.x_pair[:, 0, 1, 1].tolist() == pytest.approx(wanted)
+    expected = [row / 32767 if row >= 0 else -1 for row in rows["x_pair"]]
+    assert batch.x_pair[:, 0, 1, 1].tolist() == pytest.approx(expected)
 
 
 def test_modalities_are_drawn_uniformly_however_many_volumes_they_have():
@@ -135,13 +135,14 @@ def test_slices_without_brain_are_never_drawn():
 
 
 def test_a_mirrored_source_takes_its_pair_along_and_references_are_mirrored_by_themselves():
-    made = store_of_volumes(PARTLY_PAIRED)
+    plain_store = store_of_volumes(PARTLY_PAIRED)
     store = replace(
-        made, data=np.random.default_rng(0).integers(0, 99, made.data.shape, dtype=np.int16)
+        plain_store,
+        data=np.random.default_rng(0).integers(0, 99, plain_store.data.shape, dtype=np.int16),
     )
     plain = DomainSampler(store, batch_size=8, seed=0)
     mirrored = DomainSampler(store, batch_size=8, seed=0, mirror=0.5)
-    seen = set()
+    combinations = set()
     for step in range(20):
         rows, before, after = mirrored.rows(step), plain.batch(step), mirrored.batch(step)
         for name, chosen in zip(
@@ -150,11 +151,11 @@ def test_a_mirrored_source_takes_its_pair_along_and_references_are_mirrored_by_t
             strict=True,
         ):
             for index in range(8):
-                wanted = getattr(before, name)[index]
-                wanted = wanted.flip(-1) if chosen[index] else wanted
-                assert torch.equal(getattr(after, name)[index], wanted)
-        seen |= {tuple(column) for column in rows["mirrored"].T.tolist()}
-    assert len(seen) == 8  # every combination of the three
+                expected = getattr(before, name)[index]
+                expected = expected.flip(-1) if chosen[index] else expected
+                assert torch.equal(getattr(after, name)[index], expected)
+        combinations |= {tuple(column) for column in rows["mirrored"].T.tolist()}
+    assert len(combinations) == 8  # every combination of the three
 
 
 # --- unpaired slices --------------------------------------------------------------------------------------------------
@@ -338,8 +339,8 @@ def test_a_batch_holds_the_slices_and_background_for_missing_modalities():
         name = "ABCD"[case]
         for slot, modality in enumerate(FOUR):
             row = start.get((name, modality))
-            wanted = -1 if row is None else (row + offset) / 32767
-            assert batch.images[index, slot, 0, 0] == pytest.approx(wanted)
+            expected = -1 if row is None else (row + offset) / 32767
+            assert batch.images[index, slot, 0, 0] == pytest.approx(expected)
         assert batch.has_labels[index] == (name == "A")
         assert batch.labels[index].tolist() == (
             [[3, 0], [0, 0]] if name == "A" else [[0, 0], [0, 0]]
@@ -361,9 +362,9 @@ def test_a_batch_of_cases_is_a_function_of_seed_and_step():
 
 
 def test_mirrored_cases_take_their_labels_along():
-    made = store_of_cases({"A": FOUR}, segmented={"A": [0, 1, 2, 3, 4]})
-    noise = np.random.default_rng(0).integers(0, 99, made.data.shape, dtype=np.int16)
-    store = replace(made, data=noise)
+    plain_store = store_of_cases({"A": FOUR}, segmented={"A": [0, 1, 2, 3, 4]})
+    noise = np.random.default_rng(0).integers(0, 99, plain_store.data.shape, dtype=np.int16)
+    store = replace(plain_store, data=noise)
     before = CaseSampler(store, all_others, batch_size=4, seed=0).batch(0)
     after = CaseSampler(store, all_others, batch_size=4, seed=0, mirror=1).batch(0)
     assert torch.equal(after.images, before.images.flip(-1))

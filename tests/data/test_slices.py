@@ -40,20 +40,20 @@ def reference(root, case: str, modality: str) -> tuple[np.ndarray, tuple[float, 
 
 def test_rows_are_the_normalised_middle_slices_to_int16_precision(store, phantom_root):
     for entry in store.entries:
-        wanted, _ = reference(phantom_root, entry.case, entry.modality)
+        expected, _ = reference(phantom_root, entry.case, entry.modality)
         rows = store.read(np.arange(entry.start, entry.start + entry.count))
         assert rows.shape == (16, 1, 16, 16)
-        assert np.abs(rows[:, 0].numpy() - wanted).max() <= 0.5 / 32767 + 1e-6
+        assert np.abs(rows[:, 0].numpy() - expected).max() <= 0.5 / 32767 + 1e-6
 
 
 def test_background_is_exactly_minus_one(store, phantom_root):
-    wanted, _ = reference(phantom_root, "Phantom_00000", "t1")
+    expected, _ = reference(phantom_root, "Phantom_00000", "t1")
     entry = next(
         item for item in store.entries if (item.case, item.modality) == ("Phantom_00000", "t1")
     )
     rows = store.read(np.arange(entry.start, entry.start + entry.count))[:, 0].numpy()
-    assert (wanted == -1).any()
-    assert (rows[wanted == -1] == -1).all()
+    assert (expected == -1).any()
+    assert (rows[expected == -1] == -1).all()
 
 
 def test_entries_follow_one_another_case_by_case(store):
@@ -84,7 +84,7 @@ def test_building_needs_no_more_memory_for_more_cases(tmp_path, write_case):
     peaks, sizes = [], []
     for count in (4, 24):
         tracemalloc.start()
-        made = build(
+        store = build(
             dataset,
             dataset.cases[:count],
             tmp_path / str(count),
@@ -94,7 +94,7 @@ def test_building_needs_no_more_memory_for_more_cases(tmp_path, write_case):
         )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-        sizes.append(made.data.size)  # a mask of all pixels has a byte per pixel
+        sizes.append(store.data.size)  # a mask of all pixels has a byte per pixel
     assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4
 
 
@@ -113,10 +113,10 @@ def test_a_store_that_is_built_again_counts_only_when_it_is_finished(phantom_roo
 
 def test_tumour_says_which_label_slices_show_any(phantom_root, tmp_path):
     dataset = open_dataset(phantom_root)
-    made = build(dataset, dataset.cases[:2], tmp_path, image_size=16, canvas=64, labels=True)
-    assert made.labels is not None
-    assert made.tumour.tolist() == (made.labels > 0).any(axis=(1, 2)).tolist()
-    assert {True, False} == set(made.tumour.tolist())
+    store = build(dataset, dataset.cases[:2], tmp_path, image_size=16, canvas=64, labels=True)
+    assert store.labels is not None
+    assert store.tumour.tolist() == (store.labels > 0).any(axis=(1, 2)).tolist()
+    assert {True, False} == set(store.tumour.tolist())
 
 
 def test_the_slices_stay_on_the_disk(store):
@@ -136,28 +136,28 @@ def test_a_store_opens_again_as_it_was(store):
 @pytest.mark.parametrize("workers", [0, 3])
 def test_reading_ahead_changes_no_bit(workers, store, phantom_root, tmp_path):
     dataset = open_dataset(phantom_root)
-    seen: list[str] = []
+    reported: list[str] = []
     again = build(
         dataset,
         dataset.cases[:3],
         tmp_path,
         image_size=16,
         canvas=64,
-        on_case=seen.append,
+        on_case=reported.append,
         workers=workers,
     )
     assert np.array_equal(again.data, store.data)
-    assert seen == list(store.trained_on)
+    assert reported == list(store.trained_on)
 
 
 def test_modalities_that_no_training_case_has_are_left_out(incomplete_root, tmp_path):
     dataset = open_dataset(incomplete_root)
-    made = build(dataset, dataset.cases[1:2], tmp_path, image_size=16, canvas=64, workers=0)
-    assert made.modalities == ("flair", "t2")
-    assert set(made.scales) == {"flair", "t2"}
+    store = build(dataset, dataset.cases[1:2], tmp_path, image_size=16, canvas=64, workers=0)
+    assert store.modalities == ("flair", "t2")
+    assert set(store.scales) == {"flair", "t2"}
 
 
-def test_a_canvas_too_small_is_told_of_every_volume_with_one_that_fits(phantom_root, tmp_path):
+def test_a_canvas_too_small_is_reported_for_every_volume_with_one_that_fits(phantom_root, tmp_path):
     dataset = open_dataset(phantom_root)
     with pytest.raises(ProblemsError) as caught:
         build(dataset, dataset.cases[:2], tmp_path / "s", image_size=16, canvas=32)
@@ -168,7 +168,7 @@ def test_a_canvas_too_small_is_told_of_every_volume_with_one_that_fits(phantom_r
     assert not (tmp_path / "s").exists()
 
 
-def test_all_volumes_that_cannot_be_used_are_told(incomplete_root, tmp_path, write_nifti):
+def test_all_volumes_that_cannot_be_used_are_reported(incomplete_root, tmp_path, write_nifti):
     shutil.rmtree(incomplete_root / "Phantom_00003")
     for case in ("Phantom_00000", "Phantom_00002"):
         path = incomplete_root / case / f"{case}_t1.nii.gz"
@@ -177,13 +177,15 @@ def test_all_volumes_that_cannot_be_used_are_told(incomplete_root, tmp_path, wri
     dataset = open_dataset(incomplete_root)
     with pytest.raises(ProblemsError) as caught:
         build(dataset, dataset.cases, tmp_path / "s", image_size=16, canvas=64)
-    found = [problem.message for problem in caught.value.problems]
-    assert [message.split("/")[-1] for message in found] == [
+    messages = [problem.message for problem in caught.value.problems]
+    assert [message.split("/")[-1] for message in messages] == [
         f"Phantom_{case:05d}_t1.nii.gz: every voxel is 7, expected an image" for case in (0, 2)
     ]
 
 
-def test_a_disk_without_room_is_told_before_anything_is_read(phantom_root, tmp_path, monkeypatch):
+def test_a_disk_without_room_is_reported_before_anything_is_read(
+    phantom_root, tmp_path, monkeypatch
+):
     monkeypatch.setattr(slices, "free_bytes", lambda _folder: 10)
     dataset = open_dataset(phantom_root)
     with pytest.raises(AttclError, match=r"0\.0 GB free, expected 0\.0 GB for training slices"):
@@ -207,12 +209,12 @@ def test_classes_are_the_label_map_s_with_4_as_the_third(labelled, phantom_root)
     for entry in labelled.segmentations:
         path = phantom_root / entry.case / f"{entry.case}_seg.nii.gz"
         stored = np.asanyarray(nib.load(path).dataobj).transpose(2, 1, 0)[5:21]
-        wanted = np.zeros((16, 64, 64))
-        wanted[:, 12:52, 12:52] = np.where(stored == 4, 3, stored)
+        expected = np.zeros((16, 64, 64))
+        expected[:, 12:52, 12:52] = np.where(stored == 4, 3, stored)
         rows = labelled.labels[entry.start : entry.start + entry.count]
-        assert np.array_equal(rows, wanted)
+        assert np.array_equal(rows, expected)
         assert labelled.tumour[entry.start : entry.start + entry.count].tolist() == (
-            wanted.any(axis=(1, 2)).tolist()
+            expected.any(axis=(1, 2)).tolist()
         )
     assert labelled.tumour.any()
 
@@ -236,7 +238,7 @@ def test_slices_whose_label_maps_stayed_behind_open_without_them(labelled, tmp_p
     assert np.array_equal(again.data, labelled.data)
 
 
-def test_a_label_that_brats_does_not_know_is_told(incomplete_root, write_nifti, tmp_path):
+def test_a_label_that_brats_does_not_know_is_reported(incomplete_root, write_nifti, tmp_path):
     path = incomplete_root / "Phantom_00000/Phantom_00000_seg.nii.gz"
     image = nib.load(path)
     values = np.asanyarray(image.dataobj).astype(np.int16)
@@ -247,6 +249,6 @@ def test_a_label_that_brats_does_not_know_is_told(incomplete_root, write_nifti, 
     dataset = open_dataset(incomplete_root)
     with pytest.raises(ProblemsError) as caught:
         build(dataset, dataset.cases, tmp_path / "s", image_size=16, canvas=64, labels=True)
-    told = [problem.message for problem in caught.value.problems]
-    assert "Phantom_00000_seg.nii.gz: label 9, expected the labels of BraTS" in told[0]
-    assert "Phantom_00002_seg.nii.gz: shape" in told[1]
+    messages = [problem.message for problem in caught.value.problems]
+    assert "Phantom_00000_seg.nii.gz: label 9, expected the labels of BraTS" in messages[0]
+    assert "Phantom_00002_seg.nii.gz: shape" in messages[1]

@@ -96,8 +96,8 @@ TABLE_1 = {
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize(("ratio", "eighths"), TABLE_1)
 def test_table_1_of_the_paper_cell_by_cell(ratio, eighths, split):
-    made = make_splits(whole(243), ratio=ratio, subset=Fraction(1, eighths))
-    (row,) = (row for row in made.table() if row["split"] == split)
+    splits = make_splits(whole(243), ratio=ratio, subset=Fraction(1, eighths))
+    (row,) = (row for row in splits.table() if row["split"] == split)
     assert (row["cases"], *(row[name] for name in FOUR)) == TABLE_1[ratio, eighths][split]
 
 
@@ -132,18 +132,18 @@ def test_groups_are_nearly_equal_the_ceiling_first(count, groups, sizes):
     ],
 )
 def test_thirds_and_halves_lack_what_section_4_1_says(ratio, pattern):
-    made = make_splits(whole(15), ratio=ratio, sizes=(5, 5, 5))
+    splits = make_splits(whole(15), ratio=ratio, sizes=(5, 5, 5))
     for split in ("train", "val", "test"):
-        assert hidden_pattern(made, split) == pattern
+        assert hidden_pattern(splits, split) == pattern
 
 
 def test_present_and_hidden_together_are_what_a_case_has():
     dataset = dataset_of(
         {"A": FOUR, "B": FOUR, "C": ["flair", "t2"], "D": FOUR, "E": FOUR, "F": FOUR}
     )
-    made = make_splits(dataset, ratio="ratio1", sizes=(6, 0, 0))
+    splits = make_splits(dataset, ratio="ratio1", sizes=(6, 0, 0))
     has = {case.id: set(case.files) for case in dataset.cases}
-    for item in made.splits["train"]:
+    for item in splits.splits["train"]:
         assert set(item.present) | set(item.hidden) == has[item.case]
         assert not set(item.present) & set(item.hidden)
 
@@ -159,12 +159,12 @@ def test_time_points_of_one_patient_never_cross_splits(seed):
         for time in range(patient % 3 + 1)
     ]
     patients = {name: name[:-4] for name in names}
-    made = make_splits(dataset_of(dict.fromkeys(names, FOUR), patients=patients), seed=seed)
-    where = {split: {patients[name] for name in made.names(split)} for split in made.splits}
+    splits = make_splits(dataset_of(dict.fromkeys(names, FOUR), patients=patients), seed=seed)
+    where = {split: {patients[name] for name in splits.names(split)} for split in splits.splits}
     assert not where["train"] & where["val"]
     assert not where["train"] & where["test"]
     assert not where["val"] & where["test"]
-    drawn = Counter(name for split in made.splits for name in made.names(split))
+    drawn = Counter(name for split in splits.splits for name in splits.names(split))
     assert set(drawn.values()) == {1}
     assert set(drawn) == set(names)
 
@@ -176,10 +176,10 @@ def test_sessions_of_a_bids_folder_never_cross_splits(tmp_path):
             folder.mkdir(parents=True)
             for token in ("T1w", "T2w", "FLAIR", "ce-gadolinium_T1w"):
                 (folder / f"sub-{patient}_ses-{session}_{token}.nii.gz").touch()
-    made = make_splits(open_dataset(tmp_path))
-    where = {name[:5]: split for split in made.splits for name in made.names(split)}
-    assert all(where[name[:5]] == split for split in made.splits for name in made.names(split))
-    assert sum(len(made.names(split)) for split in made.splits) == 16
+    splits = make_splits(open_dataset(tmp_path))
+    where = {name[:5]: split for split in splits.splits for name in splits.names(split)}
+    assert all(where[name[:5]] == split for split in splits.splits for name in splits.names(split))
+    assert sum(len(splits.names(split)) for split in splits.splits) == 16
 
 
 def test_a_seed_gives_one_order_and_another_seed_another():
@@ -214,8 +214,8 @@ def test_the_order_in_which_cases_are_found_does_not_matter():
 )
 def test_sizes_are_the_papers_or_the_nearest_whole_numbers(count, options, sizes, tmp_path):
     (tmp_path / "nothing.toml").write_text("hidden = [[]]\n")
-    made = make_splits(whole(count), ratio=str(tmp_path / "nothing.toml"), **options)
-    assert tuple(len(made.names(split)) for split in ("train", "val", "test")) == sizes
+    splits = make_splits(whole(count), ratio=str(tmp_path / "nothing.toml"), **options)
+    assert tuple(len(splits.names(split)) for split in ("train", "val", "test")) == sizes
 
 
 @pytest.mark.parametrize(
@@ -250,10 +250,10 @@ def test_fractions_that_are_no_numbers_are_usage_errors(fractions):
 
 def test_a_ratio_of_ones_own_is_read_from_toml(tmp_path):
     (tmp_path / "mine.toml").write_text('hidden = [["t1ce", "t2"], ["T1"], [], ["t2f"]]\n')
-    made = make_splits(whole(8), ratio=str(tmp_path / "mine.toml"), sizes=(8, 0, 0))
-    assert made.ratio == "mine"
+    splits = make_splits(whole(8), ratio=str(tmp_path / "mine.toml"), sizes=(8, 0, 0))
+    assert splits.ratio == "mine"
     assert (
-        hidden_pattern(made, "train")
+        hidden_pattern(splits, "train")
         == [("t1ce", "t2")] * 2 + [("t1",)] * 2 + [()] * 2 + [("flair",)] * 2
     )
 
@@ -303,7 +303,7 @@ def test_a_ratio_that_leaves_a_modality_untrained_is_a_usage_error():
     )
 
 
-def test_every_modality_that_nobody_could_learn_is_told():
+def test_every_modality_without_a_training_case_is_reported():
     dataset = dataset_of({name: ["t1", "t2"] for name in "ABCDEF"})
     with pytest.raises(ProblemsError) as caught:
         make_splits(dataset, ratio="ratio3", sizes=(6, 0, 0))
@@ -323,7 +323,7 @@ def test_a_ratio_that_leaves_a_case_with_nothing_is_a_usage_error(split, tmp_pat
 # --- splits.json -----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_nobody_prepared_has_no_splits(tmp_path):
+def test_a_folder_that_prepare_splits_did_not_write_has_no_splits(tmp_path):
     assert read_splits(tmp_path) is None
 
 

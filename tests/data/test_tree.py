@@ -57,11 +57,11 @@ def test_the_tree_of_every_layout_reads_back_as_the_splits_say(layout, phantoms,
     dataset = open_dataset(phantoms(layout))
     splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
     write_tree(dataset, splits, tmp_path / "data")
-    found = open_dataset(tmp_path / "data")
+    tree = open_dataset(tmp_path / "data")
     present = {item.case: set(item.present) for split in splits.splits.values() for item in split}
-    assert found.layout.name == layout
-    assert {case.id: set(case.files) for case in found.cases} == present
-    assert found.problems == ()
+    assert tree.layout.name == layout
+    assert {case.id: set(case.files) for case in tree.cases} == present
+    assert tree.problems == ()
 
 
 def test_splits_json_has_its_schema_and_comes_back(made, tmp_path):
@@ -195,9 +195,9 @@ def test_the_vocabulary_goes_along(tmp_path):
     dataset = open_dataset(tmp_path / "ds")
     splits = make_splits(dataset, ratio=str(tmp_path / "r.toml"), sizes=(3, 0, 0))
     write_tree(dataset, splits, tmp_path / "data")
-    found = open_dataset(tmp_path / "data")
-    assert found.modalities == ("x", "y")
-    assert found.counts() == {"x": 1, "y": 3}
+    tree = open_dataset(tmp_path / "data")
+    assert tree.modalities == ("x", "y")
+    assert tree.counts() == {"x": 1, "y": 3}
 
 
 def test_the_half_tree_of_a_run_that_was_killed_is_swept(phantom_root, tmp_path):

@@ -47,11 +47,11 @@ def test_working_order_is_slices_from_the_foot_rows_from_anterior_columns_from_t
 ):
     stored = np.zeros((6, 5, 4), np.int16)  # voxel axes run to L, P, S, as in BraTS
     stored[1, 2, 3] = 7
-    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", stored)])
-    assert found.data.shape == (4, 5, 6)
-    assert found.data.dtype == np.float32
-    assert found.data[3, 2, 1] == 7
-    assert found.data.sum() == 7
+    volume = volumes.load([write_nifti(tmp_path / "a.nii.gz", stored)])
+    assert volume.data.shape == (4, 5, 6)
+    assert volume.data.dtype == np.float32
+    assert volume.data[3, 2, 1] == 7
+    assert volume.data.sum() == 7
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ def test_every_orientation_gives_the_same_working_array_and_is_written_back(
     turned = original.as_reoriented(orientation)
     assert np.allclose(turned.affine, LPS @ inv_ornt_aff(orientation, (6, 5, 4)))
     path = write_nifti(tmp_path / "a.nii.gz", np.asarray(turned.dataobj), affine=turned.affine)
-    found = volumes.load([path])
-    assert np.array_equal(found.data, ramp().transpose(2, 1, 0))
+    volume = volumes.load([path])
+    assert np.array_equal(volume.data, ramp().transpose(2, 1, 0))
     assert volumes.read_grid([path]).axial_shape == (4, 5, 6)
-    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    volumes.save([tmp_path / "b.nii.gz"], volume.data, volume.grid, description="")
     written = nib.load(tmp_path / "b.nii.gz")
     assert np.array_equal(np.asarray(written.dataobj), np.asarray(turned.dataobj))
     assert np.array_equal(written.affine, nib.load(path).affine)
@@ -77,8 +77,8 @@ def test_an_oblique_volume_takes_the_nearest_orientation(tmp_path, write_nifti):
     angle = 0.3
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
-    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(), affine=turn @ LPS)])
-    assert np.array_equal(found.data, ramp().transpose(2, 1, 0))
+    volume = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(), affine=turn @ LPS)])
+    assert np.array_equal(volume.data, ramp().transpose(2, 1, 0))
 
 
 def test_spacing_is_in_stored_order_and_mm(tmp_path, write_nifti):
@@ -91,8 +91,8 @@ def test_spacing_is_in_stored_order_and_mm(tmp_path, write_nifti):
 @pytest.mark.parametrize("codes", [(1, 1), (2, 0), (0, 4), (0, 0), (1, 3)])
 def test_geometry_fields_are_kept(ext, image, codes, tmp_path, write_nifti):
     path = write_nifti(tmp_path / f"a{ext}", ramp(), affine=LPS, image=image, codes=codes)
-    found = volumes.load([path])
-    volumes.save([tmp_path / f"b{ext}"], found.data, found.grid, description="synthetic")
+    volume = volumes.load([path])
+    volumes.save([tmp_path / f"b{ext}"], volume.data, volume.grid, description="synthetic")
     before, after = nib.load(path), nib.load(tmp_path / f"b{ext}")
     assert type(after) is image
     for field in ("qform_code", "sform_code", "xyzt_units", "pixdim", "quatern_b", "qoffset_x"):
@@ -105,8 +105,8 @@ def test_geometry_fields_are_kept(ext, image, codes, tmp_path, write_nifti):
 
 @pytest.mark.parametrize("units", [("micron", "msec"), ("unknown", "unknown"), ("mm", "unknown")])
 def test_units_are_kept(units, tmp_path, write_nifti):
-    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(), units=units)])
-    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    volume = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp(), units=units)])
+    volumes.save([tmp_path / "b.nii.gz"], volume.data, volume.grid, description="")
     assert nib.load(tmp_path / "b.nii.gz").header.get_xyzt_units() == units
 
 
@@ -115,24 +115,24 @@ def test_a_qform_that_says_something_else_than_the_sform_is_kept(tmp_path, write
     image = nib.load(path)
     image.set_qform(np.diag([-2.0, -3, 5, 1]), code=1)
     nib.save(image, tmp_path / "b.nii.gz")
-    found = volumes.load([tmp_path / "b.nii.gz"])
-    volumes.save([tmp_path / "c.nii.gz"], found.data, found.grid, description="")
+    volume = volumes.load([tmp_path / "b.nii.gz"])
+    volumes.save([tmp_path / "c.nii.gz"], volume.data, volume.grid, description="")
     after = nib.load(tmp_path / "c.nii.gz")
     assert np.allclose(after.get_qform(), np.diag([-2.0, -3, 5, 1]))
     assert np.allclose(after.get_sform(), LPS)
 
 
 def test_a_long_description_is_cut_and_strange_letters_replaced(tmp_path, write_nifti):
-    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp())])
-    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="ä" + "x" * 100)
+    volume = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp())])
+    volumes.save([tmp_path / "b.nii.gz"], volume.data, volume.grid, description="ä" + "x" * 100)
     text = bytes(nib.load(tmp_path / "b.nii.gz").header["descrip"]).rstrip(b"\0")
     assert text == b"?" + b"x" * 78
 
 
 def test_the_same_volume_gives_the_same_bytes(tmp_path, write_nifti):
-    found = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp())])
+    volume = volumes.load([write_nifti(tmp_path / "a.nii.gz", ramp())])
     for name in ("b.nii.gz", "c.nii.gz"):
-        volumes.save([tmp_path / name], found.data, found.grid, description="x")
+        volumes.save([tmp_path / name], volume.data, volume.grid, description="x")
     assert (tmp_path / "b.nii.gz").read_bytes() == (tmp_path / "c.nii.gz").read_bytes()
 
 
@@ -140,8 +140,8 @@ def test_extensions_of_the_original_are_not_copied(tmp_path):
     image = nib.Nifti1Image(ramp(), LPS)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"patient name"))
     nib.save(image, tmp_path / "a.nii.gz")
-    found = volumes.load([tmp_path / "a.nii.gz"])
-    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    volume = volumes.load([tmp_path / "a.nii.gz"])
+    volumes.save([tmp_path / "b.nii.gz"], volume.data, volume.grid, description="")
     assert not nib.load(tmp_path / "b.nii.gz").header.extensions
     assert len(nib.load(tmp_path / "a.nii.gz").header.extensions) == 1
 
@@ -203,15 +203,15 @@ def test_integers_keep_their_type_where_the_values_fit(
     volumes.save([tmp_path / "b.nii.gz"], data, grid, description="")
     after = nib.load(tmp_path / "b.nii.gz")
     assert after.get_data_dtype() == np.dtype(written)
-    wanted = data if written == "float32" else np.rint(data)
-    assert np.array_equal(volumes.load([tmp_path / "b.nii.gz"]).data, wanted)
+    expected = data if written == "float32" else np.rint(data)
+    assert np.array_equal(volumes.load([tmp_path / "b.nii.gz"]).data, expected)
 
 
 @pytest.mark.parametrize("ext", [".nii", ".nii.gz"])
 def test_floats_come_back_to_the_bit(ext, tmp_path, write_nifti):
     values = np.random.default_rng(0).normal(size=(6, 5, 4)).astype(np.float32)
-    found = volumes.load([write_nifti(tmp_path / f"a{ext}", values)])
-    volumes.save([tmp_path / f"b{ext}"], found.data, found.grid, description="")
+    volume = volumes.load([write_nifti(tmp_path / f"a{ext}", values)])
+    volumes.save([tmp_path / f"b{ext}"], volume.data, volume.grid, description="")
     assert np.array_equal(np.asarray(nib.load(tmp_path / f"b{ext}").dataobj), values)
 
 
@@ -225,9 +225,9 @@ def scaled(path: Path) -> Path:
 
 
 def test_scaled_integers_are_read_as_intensities(tmp_path):
-    found = volumes.load([scaled(tmp_path / "a.nii.gz")])
-    assert found.data.min() == pytest.approx(-0.5)
-    assert found.data.max() == pytest.approx(0.69)
+    volume = volumes.load([scaled(tmp_path / "a.nii.gz")])
+    assert volume.data.min() == pytest.approx(-0.5)
+    assert volume.data.max() == pytest.approx(0.69)
 
 
 @pytest.mark.parametrize("read", [lambda p: volumes.load(p).grid, volumes.read_grid])
@@ -246,9 +246,9 @@ def test_big_endian_files_are_read_and_written(dtype, tmp_path):
     header.set_data_dtype(dtype)
     nib.save(nib.Nifti1Image(ramp().astype(dtype), LPS, header), tmp_path / "a.nii.gz")
     assert raw_of(tmp_path / "a.nii.gz")[:4] == b"\0\0\x01\x5c"  # 348, most significant byte first
-    found = volumes.load([tmp_path / "a.nii.gz"])
-    assert np.array_equal(found.data, ramp().transpose(2, 1, 0))
-    volumes.save([tmp_path / "b.nii.gz"], found.data, found.grid, description="")
+    volume = volumes.load([tmp_path / "a.nii.gz"])
+    assert np.array_equal(volume.data, ramp().transpose(2, 1, 0))
+    volumes.save([tmp_path / "b.nii.gz"], volume.data, volume.grid, description="")
     assert np.array_equal(np.asarray(nib.load(tmp_path / "b.nii.gz").dataobj), ramp())
 
 
@@ -370,13 +370,13 @@ def test_the_depth_of_a_volume_is_that_in_working_order(tmp_path, write_nifti):
 
 
 @pytest.mark.parametrize(
-    ("shape", "found"), [((6, 5, 4, 2), "4-D (6x5x4x2)"), ((6, 5), "2-D (6x5)")]
+    ("shape", "reason"), [((6, 5, 4, 2), "4-D (6x5x4x2)"), ((6, 5), "2-D (6x5)")]
 )
-def test_a_volume_that_is_not_3d_is_refused(shape, found, tmp_path, write_nifti):
+def test_a_volume_that_is_not_3d_is_refused(shape, reason, tmp_path, write_nifti):
     path = write_nifti(tmp_path / "a.nii.gz", np.ones(shape, np.int16))
     with pytest.raises(AttclError) as caught:
         volumes.read_grid([path])
-    assert caught.value.message == f"{path}: {found}, expected one 3-D volume"
+    assert caught.value.message == f"{path}: {reason}, expected one 3-D volume"
     fails(path, "expected one 3-D volume")
 
 
@@ -435,8 +435,8 @@ def test_real_volumes_are_not_suspicious(cohort):
 @pytest.mark.cohort
 def test_a_real_volume_comes_back_with_its_geometry(cohort, tmp_path):
     path = next(iter(sorted((cohort / "brasyn").glob("*/*-t1c.nii.gz"))))
-    found = volumes.load([path])
-    volumes.save([tmp_path / "a.nii.gz"], found.data, found.grid, description="")
+    volume = volumes.load([path])
+    volumes.save([tmp_path / "a.nii.gz"], volume.data, volume.grid, description="")
     before, after = nib.load(path), nib.load(tmp_path / "a.nii.gz")
     assert np.array_equal(np.asarray(before.dataobj), np.asarray(after.dataobj))
     assert np.array_equal(before.affine, after.affine)
