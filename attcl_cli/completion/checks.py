@@ -17,7 +17,7 @@ from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.errors import AttclError, UsageError, some
-from attcl_cli.files import free_bytes, is_within, refuse_inside
+from attcl_cli.files import free_bytes, is_within, refuse_inside, require_folder
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
 
@@ -35,12 +35,7 @@ def require_sound_request(
     """
     for folder in (places.output, places.records):
         refuse_inside(folder, originals, flag="--cpl")
-        if folder.exists() and not folder.is_dir():
-            raise UsageError(
-                f"--cpl: {folder} is a file, expected a folder",
-                "choose another --cpl",
-                code="output-is-a-file",
-            )
+        require_folder(folder, flag="--cpl")
     _refuse_mixture(places)
     _require_samples(places.dataset, models, manner)
     if places.naming is not None:

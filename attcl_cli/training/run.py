@@ -5,12 +5,10 @@ Knows no terminal: talk goes to `progress`, the outcome is returned.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +27,25 @@ from attcl_cli.methods.settings import (
     DEFAULT_PRESET,
     Settings,
     dump,
-    fixed_names,
-    read_run_settings,
     resolve,
 )
-from attcl_cli.methods.sources import takes_one
 from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
-from attcl_cli.run_record import RunRecord, precision_for, read_record
+from attcl_cli.run_record import RunRecord, precision_for
 from attcl_cli.training import trainer, validation
 from attcl_cli.training.loop import share_of
-from attcl_cli.training.state import STATE_FILE, state_step
+from attcl_cli.training.request import (
+    data_of,
+    require_same_cases,
+    require_tensorboard,
+    require_usable,
+    resumed_settings,
+    run_folder,
+    step_of,
+    synthetic_volumes,
+    training_cases,
+)
 
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
 
@@ -132,7 +137,7 @@ def train(
     )
     file = Path(config) if config is not None else None
     settings = (
-        _resumed_settings(resume, preset, method, variant, file, overrides or {})
+        resumed_settings(resume, preset, method, variant, file, overrides or {})
         if resume is not None
         else resolve(
             preset=preset or DEFAULT_PRESET,
@@ -142,7 +147,7 @@ def train(
             overrides=overrides,
         )
     )
-    first = _step_of(resume) if resume is not None else 0
+    first = step_of(resume) if resume is not None else 0
     place, processes = devices.join(device)
     progress = progress if processes.main else SILENT
     if resume is not None and first >= settings.steps:
@@ -161,21 +166,21 @@ def train(
         )
     share_of(settings.batch_size, processes)
     if tensorboard:
-        _require_tensorboard()
-    run_dir = processes.agree(_run_folder(settings, output, resume))
+        require_tensorboard()
+    run_dir = processes.agree(run_folder(settings, output, resume))
     processes.wait()  # before the main process puts something there
     origin: Dataset | Path = source.folder
     cases: list[Case] = []
     validated: list[Case] = []
     if not slices.is_store(source.folder / slices.TRAINING_FOLDER):
         origin = source.open()
-        cases, validated = _training_cases(origin)
-        _require_usable(settings, origin, cases)
+        cases, validated = training_cases(origin)
+        require_usable(settings, origin, cases)
         problems = check(origin, cases=[*cases, *validated], values=True)
-        raise_all([*_synthetic(origin, cases), *problems])
+        raise_all([*synthetic_volumes(origin, cases), *problems])
         refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
         if resume is not None:
-            _require_same_cases(resume, cases)
+            require_same_cases(resume, cases)
     precision = precision_for(precision, resume)
     _say_first(settings, place, resume, first, precision, progress)
     planned = TrainingResult(
@@ -219,71 +224,9 @@ def train(
     )
 
 
-def data_of(run_dir: Path | None) -> Path:
-    """Return the dataset that a run was trained on; `data` if there is no run, or it does not say."""
-    recorded = read_record(run_dir).get("data") if run_dir is not None else None
-    return Path(recorded) if isinstance(recorded, str) else Path("data")
-
-
 def weights_sha256(result: TrainingResult) -> str:
     """Return the SHA-256 of the weights that a run wrote; empty after a dry run."""
     return sha256(result.weights) if result.weights is not None else ""
-
-
-def _resumed_settings(
-    run_dir: Path,
-    preset: str | None,
-    method: str | None,
-    variant: str | None,
-    file: Path | None,
-    overrides: Mapping[str, Any],
-) -> Settings:
-    """Return the settings of the run to resume, with what is changed in them.
-
-    Raises:
-        UsageError: nothing to resume, or a change that the run's checkpoint does not bear.
-    """
-    if preset is not None:
-        raise UsageError(
-            "--preset: given with --resume, expected one of them",
-            "a run keeps the sizes it was started with",
-            code="options-exclude-each-other",
-        )
-    started = run_dir / "config.toml"
-    if not started.is_file():
-        raise UsageError(
-            f"--resume: {run_dir} has no config.toml, expected the folder of a run",
-            "start without --resume, or name another run",
-            code="nothing-to-resume",
-        )
-    if not (run_dir / STATE_FILE).is_file() and not (run_dir / "run.json").is_file():
-        raise UsageError(
-            f"--resume: {run_dir} has no checkpoint, expected the folder of a run",
-            "start without --resume, or name another run",
-            code="nothing-to-resume",
-        )
-    before = read_run_settings(started)
-    after = resolve(
-        method=method, variant=variant, file=file, before=before, overrides=dict(overrides)
-    )
-    was, now = before.model_dump(), after.model_dump()
-    problems: list[AttclError] = [
-        UsageError(
-            f"--resume: {run_dir} was started with {key} {was[key]!r}, found {now.get(key)!r}, expected the same",
-            "leave out what changes it, or start a new run",
-            code="resumed-run-changed",
-        )
-        for key in fixed_names(type(before))
-        if was[key] != now.get(key)
-    ]
-    raise_all(problems)
-    return after
-
-
-def _step_of(run_dir: Path) -> int:
-    """Return the step of a run's checkpoint; 0 if it was stopped before its first one."""
-    path = run_dir / STATE_FILE
-    return state_step(path) if path.is_file() else 0
 
 
 def _say_first(
@@ -302,101 +245,6 @@ def _say_first(
             f"note: no GPU; {settings.image_size}-pixel networks take months on a CPU. "
             "To try things out: attcl train --preset tiny"
         )
-
-
-def _require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) -> None:
-    """Check that there are two modalities, and a case that teaches the method something."""
-    known = sorted({name for case in cases for name in case.files})
-    if len(known) == 1:
-        raise AttclError(
-            f"{dataset.root}: {known[0]} alone in {len(cases)} training cases, expected two modalities at least",
-            "add the volumes of another modality, of any of the cases",
-            code="one-modality",
-        )
-    rule = METHODS[settings.method].sources(settings, dataset.modalities)
-    if takes_one(rule, dataset.modalities):
-        return  # learns from volumes that have no partner, too
-    if any(
-        rule.sources_for(target, [name for name in case.files if name != target])
-        for case in cases
-        for target in rule.targets
-        if target in case.files
-    ):
-        return
-    wanted = " or ".join(f"{target} with {rule.describe(target)}" for target in rule.targets)
-    raise AttclError(
-        f"{dataset.root}: none of {len(cases)} training cases has {wanted}, expected one at least",
-        "train a method or a model that needs fewer sources (plave: leave plave_target out)",
-        code="nothing-to-learn-from",
-    )
-
-
-def _synthetic(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
-    """Return a problem if there are volumes that attcl made: their side-cars say so."""
-    names = [
-        f"{name} of {case.id}" for case in cases for name in dataset.synthetic(case, case.files)
-    ]
-    if not names:
-        return []
-    return [
-        AttclError(
-            f"{dataset.root}: {len(names)} volumes have a side-car that says they are synthetic "
-            f"(the first: {names[0]}), expected real ones to learn from",
-            "train on the dataset that was completed: --data ORIGINALS",
-            code="synthetic-training-data",
-        )
-    ]
-
-
-def _require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
-    """Check that a resumed run sees the patients that it was started with, and no others."""
-    before = read_record(run_dir).get("trained_on")
-    now = [case.id for case in cases]
-    if before is not None and before != now:
-        raise UsageError(
-            f"--resume: {run_dir} was trained on {len(before)} other cases than the {len(now)} here, "
-            "expected the same",
-            "name the run's own dataset with --data",
-            code="resumed-run-changed",
-        )
-
-
-def _run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
-    """Return where the run goes: an existing folder to resume, otherwise a new one."""
-    if resume is not None:
-        return resume
-    folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
-    existing = next(place for place in (folder, *folder.parents) if place.exists())
-    if not existing.is_dir():
-        raise UsageError(
-            f"--output: {folder} cannot be made ({existing} is a file), expected a folder",
-            "choose another --output",
-            code="output-is-a-file",
-        )
-    if folder.exists() and any(folder.iterdir()):
-        raise UsageError(
-            f"--output: {folder} is not empty, expected a new folder",
-            f"choose another --output, or resume with: attcl train --resume {folder}",
-            code="output-not-empty",
-        )
-    return folder
-
-
-def _training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
-    """Return the training split (all cases of a dataset without splits), and the validation cases with a pair."""
-    prepared = splits.read_splits(dataset.root)
-    cases = [
-        case for case in dataset.cases if prepared is None or case.id in prepared.names("train")
-    ]
-    if not cases:
-        raise AttclError(
-            f"{dataset.root}: no training case, expected at least one",
-            "run attcl prepare-splits with a larger --fractions or --sizes",
-            code="no-training-case",
-        )
-    chosen = prepared.names("val") if prepared else ()
-    validated = [case for case in dataset.cases if case.id in chosen and len(case.files) > 1]
-    return cases, validated
 
 
 @dataclass(frozen=True)
@@ -494,7 +342,7 @@ def _interrupted(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        step = _step_of(run_dir)
+        step = step_of(run_dir)
         kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
         raise InterruptedRun(
             f"{run_dir}: interrupted, {kept}",
@@ -543,15 +391,6 @@ def _slices(run: _TrainingRun, cases: Sequence[Case], name: str) -> SliceStore |
             )
     run.processes.wait()
     return slices.open_store(folder)
-
-
-def _require_tensorboard() -> None:
-    if importlib.util.find_spec("tensorboard") is None:
-        raise UsageError(
-            "--tensorboard: the package tensorboard is not installed, expected it",
-            "pip install tensorboard",
-            code="tensorboard-missing",
-        )
 
 
 def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:

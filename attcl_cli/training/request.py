@@ -1,0 +1,182 @@
+"""What is asked of `attcl train`, and everything that is checked before the first costly second.
+
+Settings of a run to resume, its folder, its cases. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from attcl_cli.data import splits
+from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.files import require_empty
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.settings import (
+    Settings,
+    fixed_names,
+    read_run_settings,
+    resolve,
+)
+from attcl_cli.methods.sources import takes_one
+from attcl_cli.run_record import read_record
+from attcl_cli.training.state import STATE_FILE, state_step
+
+
+def data_of(run_dir: Path | None) -> Path:
+    """Return the dataset that a run was trained on; `data` if there is no run, or it does not say."""
+    recorded = read_record(run_dir).get("data") if run_dir is not None else None
+    return Path(recorded) if isinstance(recorded, str) else Path("data")
+
+
+def resumed_settings(
+    run_dir: Path,
+    preset: str | None,
+    method: str | None,
+    variant: str | None,
+    file: Path | None,
+    overrides: Mapping[str, Any],
+) -> Settings:
+    """Return the settings of the run to resume, with what is changed in them.
+
+    Raises:
+        UsageError: nothing to resume, or a change that the run's checkpoint does not bear.
+    """
+    if preset is not None:
+        raise UsageError(
+            "--preset: given with --resume, expected one of them",
+            "a run keeps the sizes it was started with",
+            code="options-exclude-each-other",
+        )
+    started = run_dir / "config.toml"
+    if not started.is_file():
+        raise UsageError(
+            f"--resume: {run_dir} has no config.toml, expected the folder of a run",
+            "start without --resume, or name another run",
+            code="nothing-to-resume",
+        )
+    if not (run_dir / STATE_FILE).is_file() and not (run_dir / "run.json").is_file():
+        raise UsageError(
+            f"--resume: {run_dir} has no checkpoint, expected the folder of a run",
+            "start without --resume, or name another run",
+            code="nothing-to-resume",
+        )
+    before = read_run_settings(started)
+    after = resolve(
+        method=method, variant=variant, file=file, before=before, overrides=dict(overrides)
+    )
+    was, now = before.model_dump(), after.model_dump()
+    problems: list[AttclError] = [
+        UsageError(
+            f"--resume: {run_dir} was started with {key} {was[key]!r}, found {now.get(key)!r}, expected the same",
+            "leave out what changes it, or start a new run",
+            code="resumed-run-changed",
+        )
+        for key in fixed_names(type(before))
+        if was[key] != now.get(key)
+    ]
+    raise_all(problems)
+    return after
+
+
+def step_of(run_dir: Path) -> int:
+    """Return the step of a run's checkpoint; 0 if it was stopped before its first one."""
+    path = run_dir / STATE_FILE
+    return state_step(path) if path.is_file() else 0
+
+
+def require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) -> None:
+    """Check that there are two modalities, and a case that teaches the method something."""
+    known = sorted({name for case in cases for name in case.files})
+    if len(known) == 1:
+        raise AttclError(
+            f"{dataset.root}: {known[0]} alone in {len(cases)} training cases, expected two modalities at least",
+            "add the volumes of another modality, of any of the cases",
+            code="one-modality",
+        )
+    rule = METHODS[settings.method].sources(settings, dataset.modalities)
+    if takes_one(rule, dataset.modalities):
+        return  # learns from volumes that have no partner, too
+    if any(
+        rule.sources_for(target, [name for name in case.files if name != target])
+        for case in cases
+        for target in rule.targets
+        if target in case.files
+    ):
+        return
+    wanted = " or ".join(f"{target} with {rule.describe(target)}" for target in rule.targets)
+    raise AttclError(
+        f"{dataset.root}: none of {len(cases)} training cases has {wanted}, expected one at least",
+        "train a method or a model that needs fewer sources (plave: leave plave_target out)",
+        code="nothing-to-learn-from",
+    )
+
+
+def synthetic_volumes(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
+    """Return a problem if there are volumes that attcl made: their side-cars say so."""
+    names = [
+        f"{name} of {case.id}" for case in cases for name in dataset.synthetic(case, case.files)
+    ]
+    if not names:
+        return []
+    return [
+        AttclError(
+            f"{dataset.root}: {len(names)} volumes have a side-car that says they are synthetic "
+            f"(the first: {names[0]}), expected real ones to learn from",
+            "train on the dataset that was completed: --data ORIGINALS",
+            code="synthetic-training-data",
+        )
+    ]
+
+
+def require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
+    """Check that a resumed run sees the patients that it was started with, and no others."""
+    before = read_record(run_dir).get("trained_on")
+    now = [case.id for case in cases]
+    if before is not None and before != now:
+        raise UsageError(
+            f"--resume: {run_dir} was trained on {len(before)} other cases than the {len(now)} here, "
+            "expected the same",
+            "name the run's own dataset with --data",
+            code="resumed-run-changed",
+        )
+
+
+def run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
+    """Return where the run goes: an existing folder to resume, otherwise a new one."""
+    if resume is not None:
+        return resume
+    folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    require_empty(folder, flag="--output", hint=f"or resume with: attcl train --resume {folder}")
+    return folder
+
+
+def training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:
+    """Return the training split (all cases of a dataset without splits), and the validation cases with a pair."""
+    prepared = splits.read_splits(dataset.root)
+    cases = [
+        case for case in dataset.cases if prepared is None or case.id in prepared.names("train")
+    ]
+    if not cases:
+        raise AttclError(
+            f"{dataset.root}: no training case, expected at least one",
+            "run attcl prepare-splits with a larger --fractions or --sizes",
+            code="no-training-case",
+        )
+    chosen = prepared.names("val") if prepared else ()
+    validated = [case for case in dataset.cases if case.id in chosen and len(case.files) > 1]
+    return cases, validated
+
+
+def require_tensorboard() -> None:
+    """Raise a `UsageError` if the optional package is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "--tensorboard: the package tensorboard is not installed, expected it",
+            "pip install tensorboard",
+            code="tensorboard-missing",
+        )
