@@ -42,7 +42,7 @@ def test_a_file_in_the_place_of_the_output_is_refused(gappy, weights, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UsageError) as caught:
         plan_of(gappy(), tmp_path / "out", weights)
-    assert caught.value.code == "output-is-a-file"
+    assert caught.value.code == "output-not-a-folder"
 
 
 def test_uncertainty_of_fewer_than_two_samples_is_refused(gappy, weights, tmp_path):
