@@ -52,7 +52,7 @@ class Toy(Method):
 
     def losses(self, part: CaseBatch) -> Losses:
         flair, t2 = (self.modalities.index(name) for name in ("flair", "t2"))
-        fake = self.network(part.images[:, [flair]])
+        fake = self.network(part.source(flair))
         return {"l1": (1.0, (fake.float() - part.images[:, [t2]]).abs().mean())}
 
     @torch.inference_mode()
@@ -60,6 +60,18 @@ class Toy(Method):
         self, sources: Mapping[str, Tensor], targets: Sequence[str], *, sample: int | None = None
     ) -> dict[str, Tensor]:
         return {target: self.network(sources["flair"]) for target in targets}
+
+
+class ToyOfNeighbours(Toy):
+    """The toy with a look at the slices before and after."""
+
+    context = 1
+
+    def sampler(self, store: SliceStore) -> CaseSampler:
+        s = self.settings
+        return CaseSampler(
+            store, self.sources_for, batch_size=s.batch_size, seed=s.seed, context=self.context
+        )
 
 
 def install(folder: Path) -> None:

@@ -67,7 +67,10 @@ def setting(
         description: one sentence; `--dry-run` and the reference show it.
         section: one of `SECTIONS`; empty: the method's own.
         fixed: a resumed run keeps it, since networks, data or random numbers depend on it.
-        gt, ge, lt, le: bounds.
+        gt: a bound below it.
+        ge: the least value.
+        lt: a bound above it.
+        le: the largest value.
     """
     return Field(
         default,

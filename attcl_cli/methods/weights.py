@@ -277,6 +277,12 @@ def _read_info(path: Path) -> WeightsInfo:
             attcl_version=document["attcl_version"],
         )
     except (KeyError, TypeError, AttributeError, AttclError) as error:
+        if isinstance(error, AttclError) and error.code == "unknown-method":
+            raise AttclError(
+                f"{path}: made by method {document.get('method')!r}, expected one of {', '.join(METHODS)}",
+                "install the package that brings the method",
+                code="method-not-installed",
+            ) from error
         raise AttclError(
             f"{path}: its description is incomplete ({error}), expected a file that attcl wrote",
             "copy the file again from its source, or train again",
