@@ -14,7 +14,18 @@ from typing import Annotated
 import typer
 
 from attcl_cli import __version__
-from attcl_cli.cli import complete, demo, info, prepare_splits, score, segment, terminal, train
+from attcl_cli.cli import (
+    complete,
+    demo,
+    evaluate,
+    export,
+    info,
+    prepare_splits,
+    score,
+    segment,
+    terminal,
+    train,
+)
 from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
@@ -24,9 +35,8 @@ _ParserError: type[Exception] = next(
 
 app = typer.Typer(
     name="attcl",
-    help="Fill the holes of a multi-modal MRI dataset: learn from what is there, synthesise what is missing.",
+    help="Complete multi-modal MRI datasets with missing modalities: learn from what is there, synthesise the rest.",
     epilog="Examples:  attcl demo   |   attcl info BraTS2021/",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,6 +50,8 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "complete": (complete.complete, complete.EXAMPLES),
     "score": (score.score, score.EXAMPLES),
     "segment": (segment.segment, segment.EXAMPLES),
+    "evaluate": (evaluate.evaluate, evaluate.EXAMPLES),
+    "export": (export.export, export.EXAMPLES),
     "demo": (demo.demo, demo.EXAMPLES),
     "info": (info.info, info.EXAMPLES),
 }
@@ -70,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context else "attcl"
-        terminal.show_error(UsageError(error.format_message(), f"see: {help_of} --help"))  # type: ignore[attr-defined]
+        message = error.format_message()  # type: ignore[attr-defined]
+        terminal.show_error(
+            UsageError(message, f"see: {help_of} --help", code="command-line-invalid")
+        )
         code = EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
@@ -81,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             InterruptedRun(
                 "interrupted: finished files are kept, no half-written ones are left",
                 "run the same command again to go on",
+                code="interrupted",
             )
         )
     sys.exit(code)

@@ -1,9 +1,9 @@
-"""`attcl segment`: train tumour segmenters, and show what completion does for them."""
+"""`attcl segment`: its options and how its result is shown."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,11 +26,28 @@ from attcl_cli.cli.options import (
     Vocabulary,
     Workers,
 )
-from attcl_cli.cli.terminal import Terminal
+from attcl_cli.cli.segmentation_scores import show_scores
+from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.errors import UsageError
 from attcl_cli.methods.settings import parse_override
-from attcl_cli.segmentation.settings import PRESETS as SEGMENT_PRESETS
+from attcl_cli.segmentation.settings import PRESETS, explain
+
+if TYPE_CHECKING:
+    from attcl_cli.segmentation.run import SegmentResult
 
 EXAMPLES = "Examples:  attcl segment --compare   |   attcl segment --input flair --preset tiny -o segment-flair"
+
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        help="What the segmenter sees: completed, incomplete (missing channels are 0), real (the held-out "
+        "ground truth), or a modality that all cases have, such as flair.  [default: completed]",
+    ),
+]
+PerSlice = Annotated[
+    bool, typer.Option("--per-slice", help="Also score each slice by itself, as the paper does.")
+]
 
 
 def segment(
@@ -42,17 +59,10 @@ def segment(
         typer.Option(
             "-o",
             "--output",
-            help="Folder for weights, predictions and scores.  [default: segment, or one beside it]",
+            help="Folder for weights, predictions and scores.  [default: segment]",
         ),
     ] = None,
-    input_: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            help="What the segmenter sees: completed, incomplete (missing channels are 0), real (the hidden truths), "
-            "or a modality that all cases have, such as flair.  [default: completed]",
-        ),
-    ] = None,
+    input_: Input = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -63,40 +73,15 @@ def segment(
         str | None,
         typer.Option(
             "--preset",
-            help=f"Sizes of slices and network: {', '.join(SEGMENT_PRESETS)}.  [default: base]",
+            help=f"Sizes of slices and network: {', '.join(PRESETS)}.  [default: base]",
         ),
     ] = None,
     set_: Overrides = None,
     steps: Steps = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "-w", "--weights", help="Only evaluate these, a segmenter's folder or weights file."
-        ),
-    ] = None,
-    evaluate: Annotated[
-        Path | None,
-        typer.Option(
-            "--evaluate", metavar="DIR", help="Only score the label maps in a folder, CASE.nii.gz."
-        ),
-    ] = None,
-    export: Annotated[
-        tuple[str, Path] | None,
-        typer.Option(
-            "--export",
-            metavar="nnunet DIR",
-            help="Only write a raw dataset for nnU-Net v2; DIR is named DatasetNNN_Name.",
-        ),
-    ] = None,
-    per_slice: Annotated[
-        bool,
-        typer.Option("--per-slice", help="Also score each slice by itself, as the paper does."),
-    ] = False,
+    per_slice: PerSlice = False,
     allow_missing: Annotated[
         bool,
-        typer.Option(
-            "--allow-missing", help="Leave out cases without label map or prediction (exit code 3)."
-        ),
+        typer.Option("--allow-missing", help="Leave out cases without a label map (exit code 3)."),
     ] = False,
     resume: Resume = None,
     layout: LayoutName = "auto",
@@ -110,33 +95,81 @@ def segment(
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    weights: Annotated[Path | None, typer.Option("-w", "--weights", hidden=True)] = None,
+    evaluate: Annotated[Path | None, typer.Option("--evaluate", hidden=True)] = None,
+    export: Annotated[tuple[str, Path] | None, typer.Option("--export", hidden=True)] = None,
 ) -> None:
-    """Train tumour segmenters on the completed and on the incomplete dataset, and score both; writes segment/."""
-    from attcl_cli.segmentation import command as segmentation
+    """Train tumour segmenters on the completed dataset, or on all inputs, and score them; writes segment/."""
+    _refuse_moved(weights, evaluate, export)
+    from attcl_cli.segmentation import run
 
-    given = {"steps": steps, "seed": seed}
+    terminal = Terminal(as_json=as_json, quiet=quiet)
     overrides = dict(parse_override(text) for text in set_ or [])
+    given = {"steps": steps, "seed": seed}
     overrides |= {key: value for key, value in given.items() if value is not None}
-    asked = segmentation.Asked(
-        ori=str(ori),
-        cpl=str(cpl),
-        truth=str(truth) if truth else None,
-        layout=layout,
-        modalities=str(modalities) if modalities else None,
+    result = run.segment(
+        ori,
+        cpl,
+        truth=truth,
+        output=output,
         input=input_,
         compare=compare,
         preset=preset,
-        overrides=tuple(overrides.items()),
+        overrides=overrides,
         per_slice=per_slice,
         allow_missing=allow_missing,
-    )
-    segmentation.start(
-        asked,
-        segmentation.Mode(output, resume, weights, evaluate, export),
+        resume=resume,
+        layout=layout,
+        modalities=modalities,
         device=device,
         precision=precision,
-        workers=workers,
+        num_workers=workers,
         overwrite=overwrite,
         dry_run=dry_run,
-        talk=Terminal(as_json=as_json, quiet=quiet),
+        progress=terminal,
     )
+    if not result.main:
+        return
+    if result.scores is None:
+        _show_plan(result, terminal)
+    else:
+        show_scores(result.output, result.scores, terminal)
+
+
+def _refuse_moved(
+    weights: Path | None, evaluate: Path | None, export: tuple[str, Path] | None
+) -> None:
+    """Raise an error that names the command which does what these flags did."""
+    moved = {
+        "--weights": weights and f"attcl evaluate --weights {weights}",
+        "--evaluate": evaluate and f"attcl evaluate {evaluate}",
+        "--export": export and f"attcl export {export[0]} {export[1]}",
+    }
+    for flag, command in moved.items():
+        if command:
+            raise UsageError(
+                f"{flag}: no longer an option of attcl segment, expected a command of its own",
+                f"run: {command}",
+                code="moved-to-command",
+            )
+
+
+def _show_plan(result: SegmentResult, terminal: Terminal) -> None:
+    if terminal.as_json:
+        document(
+            {
+                "output": str(result.output),
+                "device": result.device,
+                "labels": result.labels,
+                "inputs": {name: dict(counts) for name, counts in result.cases.items()},
+                "left_out": list(result.left_out),
+                "settings": result.settings.model_dump(mode="json"),
+            }
+        )
+        return
+    terminal.table([{"input": name, **counts} for name, counts in result.cases.items()])
+    terminal.result(
+        f"would train {result.settings.steps} steps at {result.settings.image_size} pixels "
+        f"on {result.device}, into {result.output}\n"
+    )
+    terminal.result(explain(result.settings))

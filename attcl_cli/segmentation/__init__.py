@@ -1,0 +1,11 @@
+"""Tumour segmentation as the judge of completion: train, predict, score, and export for other segmenters.
+
+Loads nothing: `attcl --help` lists the formats without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+EXPORTS: Mapping[str, str] = {"nnunet": "attcl_cli.segmentation.nnunet"}
+"""What `attcl export` writes: format -> the module that writes it."""

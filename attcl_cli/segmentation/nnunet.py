@@ -1,6 +1,6 @@
-"""A dataset as nnU-Net v2 wants it: links to images, labels with consecutive values, and a dataset.json with regions.
+"""A raw dataset for nnU-Net v2: links to images, labels with consecutive values, and a dataset.json with regions.
 
-Knows nnU-Net's folder, not nnU-Net: its own check is asked where it is installed.
+Knows nnU-Net's folder, not nnU-Net, whose own check is run if it is installed. A format of `attcl export`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,26 @@ from attcl_cli.segmentation.inputs import Input, Sample
 
 TITLES = {"WT": "whole tumour", "TC": "tumour core", "ET": "enhancing tumour"}
 ORDER = (ED, NCR, ET)
-"""What nnU-Net writes where a region, in the order of `TITLES`, is the last that holds a voxel: so its predictions have
+"""The value that nnU-Net writes if a region, in the order of `TITLES`, is the last that holds a voxel: predictions have
 the label values of BraTS 2023."""
+NOT_CHECKED = (
+    "nnU-Net is not installed here, so its own check was not run: "
+    "nnUNetv2_plan_and_preprocess --verify_dataset_integrity runs it"
+)
 
 _NAME = re.compile(r"Dataset\d{3}_.+")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export put into its folder."""
+    """What an export put into its folder.
+
+    Attributes:
+        train: cases to train on, `val` included.
+        test: cases to predict.
+        linked: files that are links.
+        written: files that are not.
+    """
 
     train: int
     test: int
@@ -53,16 +64,17 @@ class Exported:
 
 
 def require_name(folder: Path) -> None:
-    """Raises a `UsageError` unless the folder is called as nnU-Net's datasets are."""
+    """Raise a `UsageError` unless the folder is named as nnU-Net's datasets are."""
     if not _NAME.fullmatch(folder.name):
         raise UsageError(
-            f"--export nnunet: {folder}, expected a folder named DatasetNNN_Name, as nnU-Net does",
-            f"for example --export nnunet {folder / 'Dataset501_completed'}",
+            f"DIR: {folder}, expected a folder named DatasetNNN_Name, as nnU-Net's are",
+            f"for example attcl export nnunet {folder / 'Dataset501_completed'}",
+            code="nnunet-folder-name",
         )
 
 
 def export(
-    shown: Input,
+    item: Input,
     folder: Path,
     *,
     convention: Convention,
@@ -70,14 +82,14 @@ def export(
     workers: int = 2,
     on_case: Callable[[str], None] = lambda _: None,
 ) -> Exported:
-    """Writes an nnU-Net v2 raw dataset: train and val as training cases, test as `imagesTs`.
+    """Write an nnU-Net v2 raw dataset: train and val as training cases, test as `imagesTs`.
 
-    Images are linked. Labels are linked, too, where they have consecutive values, whole numbers and the images' header;
+    Images are linked. Labels are linked as well if they have consecutive values, whole numbers and the images' header;
     others are written on the images' grid. `splits_final.json`, put into nnU-Net's folder of preprocessed data, makes
     our train and val its fold 0. `dataset.json` is written last.
 
     Args:
-        shown: an input without missing channels.
+        item: an input without missing channels.
         folder: nnUNet_raw/DatasetNNN_Name.
         convention: of the dataset's label maps.
         ending: `.nii.gz` or `.nii`; nnU-Net takes one for all files, so others are written anew.
@@ -88,46 +100,48 @@ def export(
         UsageError: the dataset has PNG slices, or a channel is missing.
         AttclError: a file cannot be read or written.
     """
-    samples = [(part, sample) for part, own in shown.splits.items() for sample in own]
+    samples = [(part, sample) for part, members in item.splits.items() for sample in members]
     if ending == ".png":
         raise UsageError(
-            "--export nnunet: a dataset of PNG slices, expected NIfTI volumes",
+            "--ori: a dataset of PNG slices, expected NIfTI volumes",
             "nnU-Net reads 2-D images as single cases: convert the dataset to NIfTI",
+            code="nnunet-png-slices",
         )
-    lacking = next((item.case for _, item in samples if not all(item.channels)), None)
+    lacking = next((sample.case for _, sample in samples if not all(sample.channels)), None)
     if lacking is not None:
         raise UsageError(
-            f"--export nnunet: {lacking} lacks a channel, expected all: nnU-Net takes no missing ones",
+            f"--input: {lacking} lacks a channel, expected all: nnU-Net takes no missing ones",
             "export --input completed, or a modality that all cases have",
+            code="nnunet-channel-missing",
         )
 
-    def place(item: tuple[str, Sample]) -> int:
-        part, sample = item
+    def write(task: tuple[str, Sample]) -> int:
+        part, sample = task
         images = "imagesTs" if part == "test" else "imagesTr"
         linked = 0
         for number, (path,) in enumerate(sample.channels):
             target = folder / images / f"{sample.case}_{number:04d}{ending}"
-            linked += _place(path, target, ending)
+            linked += place(path, target, ending)
         if part != "test":
             target = folder / "labelsTr" / f"{sample.case}{ending}"
             linked += _place_labels(sample, target, convention, ending)
         return linked
 
     linked = files = 0
-    for (part, sample), future in read_ahead(place, samples, depth=workers):
+    for (part, sample), future in read_ahead(write, samples, depth=workers):
         linked += future.result()
         files += len(sample.channels) + (part != "test")
         on_case(sample.case)
-    trained = {
-        part: [item.case for item in shown.splits.get(part, ())] for part in ("train", "val")
+    fold = {
+        part: [sample.case for sample in item.splits.get(part, ())] for part in ("train", "val")
     }
-    count = sum(len(own) for own in trained.values())
-    if trained["val"]:
-        write_json(folder / "splits_final.json", [trained])
+    count = sum(len(cases) for cases in fold.values())
+    if fold["val"]:
+        write_json(folder / "splits_final.json", [fold])
     write_json(
         folder / "dataset.json",
         {
-            "channel_names": {str(number): name for number, name in enumerate(shown.channels)},
+            "channel_names": {str(number): name for number, name in enumerate(item.channels)},
             "labels": {
                 "background": 0,
                 **{TITLES[name]: list(classes) for name, classes in REGIONS.items()},
@@ -135,17 +149,17 @@ def export(
             "regions_class_order": list(ORDER),
             "numTraining": count,
             "file_ending": ending,
-            "description": f"attcl {__version__}: {shown.name}, {shown.explained}",
+            "description": f"attcl {__version__}: {item.name}, {item.explained}",
         },
     )
-    return Exported(count, len(shown.splits.get("test", ())), linked, files - linked)
+    return Exported(count, len(item.splits.get("test", ())), linked, files - linked)
 
 
 def verify(folder: Path, *, workers: int = 2) -> bool:
-    """Has nnU-Net check the dataset.
+    """Let nnU-Net check the dataset.
 
     Returns:
-        False where nnU-Net is not installed, so that nothing was checked.
+        False if nnU-Net is not installed, so that nothing was checked.
 
     Raises:
         AttclError: nnU-Net complains.
@@ -163,22 +177,22 @@ def verify(folder: Path, *, workers: int = 2) -> bool:
             raise AttclError(
                 f"{folder}: refused by nnU-Net ({error}), expected a dataset that passes its check",
                 "please report this with the whole message",
+                code="nnunet-refused",
             ) from error
     return True
 
 
 def remove(folder: Path) -> None:
-    """Removes what an earlier `export` put into a folder: links, never what they lead to."""
+    """Remove what an earlier `export` put into a folder: links, never what they lead to."""
     for name in ("imagesTr", "imagesTs", "labelsTr"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("dataset.json", "splits_final.json"):
         (folder / name).unlink(missing_ok=True)
 
 
-def _place(path: Path, target: Path, ending: str) -> bool:
-    """Links a file, or writes it with another ending or where there are no links; whether it was linked."""
-    found = ending_of(PurePosixPath(path.as_posix()))
-    if found != ending:
+def place(path: Path, target: Path, ending: str) -> bool:
+    """Link a file, or write it if it has another ending or there are no links; return whether it was linked."""
+    if ending_of(PurePosixPath(path.as_posix())) != ending:
         raw = path.read_bytes()
         packed = gzip.compress(raw, 1, mtime=0) if ending == ".nii.gz" else gzip.decompress(raw)
         write_whole(target, packed)
@@ -196,11 +210,13 @@ def _place(path: Path, target: Path, ending: str) -> bool:
 def _place_labels(sample: Sample, target: Path, convention: Convention, ending: str) -> bool:
     images = volumes.read_grid(sample.channels[0])
     grid = volumes.read_grid(sample.segmentation)
-    wanted = CONVENTIONS["2023"]
+    consecutive = CONVENTIONS["2023"]
     same = grid.dtype.kind in "iu" and np.array_equal(grid.affine, images.affine)
-    if convention == wanted and same:
-        return _place(sample.segmentation[0], target, ending)
-    labels = to_labels(to_classes(volumes.load_labels(sample.segmentation), convention), wanted)
+    if convention == consecutive and same:
+        return place(sample.segmentation[0], target, ending)
+    labels = to_labels(
+        to_classes(volumes.load_labels(sample.segmentation), convention), consecutive
+    )
     like = replace(images, dtype=np.dtype(np.uint8), scaled=False)
     volumes.save((target,), labels, like, description=f"attcl {__version__} labels for nnU-Net")
     return False

@@ -1,43 +1,52 @@
-"""What `attcl segment` is asked for, and what is found out before anything slow: datasets, inputs, the output."""
+"""What is asked of a segmentation command, and what is known before anything slow: datasets, inputs, the output folder.
+
+Checks only names and folders; files are checked by `inputs`. Loads no torch.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attcl_cli.data import splits
 from attcl_cli.data.dataset import Dataset, Source
-from attcl_cli.data.splits import open_truth
+from attcl_cli.data.splits import Splits, open_truth
 from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
-from attcl_cli.files import is_within
+from attcl_cli.files import is_within, refuse_inside, require_empty, require_folder
 from attcl_cli.run_record import read_record
+from attcl_cli.segmentation.evaluation import PREDICTIONS
+from attcl_cli.segmentation.inputs import (
+    COMPLETED,
+    INCOMPLETE,
+    REAL,
+    Provenance,
+    read_provenance,
+    single_input,
+)
+from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE
 
-if TYPE_CHECKING:
-    from attcl_cli.segmentation.inputs import Completion
-
-DEFAULT_INPUT = "completed"
+DEFAULT_INPUT = COMPLETED
 DEFAULT_OUTPUT = "segment"
-TRAINING, VALIDATION = "slices", "slices-val"  # while a run is under way
+TRAINING, VALIDATION = "slices", "slices-val"  # caches of a run under way
 _BROKEN_OFF = (None, EXIT_FAILED, EXIT_INTERRUPTED)  # exit codes; None: killed
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of `attcl segment`, as `run.json` keeps it for --resume.
+class Request:
+    """The data that a command works on, as `run.json` keeps it.
 
     Attributes:
-        ori, cpl: the incomplete dataset and the synthesised volumes.
+        ori: the incomplete dataset.
+        cpl: the folder of the synthesised volumes.
         truth: the complete dataset; None: what `splits.json` names.
-        layout, modalities: as `Source`.
+        layout: as in `Source`.
+        modalities: as in `Source`.
         input: what the segmenter sees; None: `DEFAULT_INPUT`.
-        compare: all four inputs.
-        preset, overrides: of `SegmentSettings`.
-        per_slice: also score slice by slice.
-        allow_missing: leave out what has no label map (and, of --evaluate, no prediction).
+        allow_missing: leave out what has no label map, or no prediction.
     """
 
     ori: str = "data"
@@ -46,153 +55,188 @@ class Asked:
     layout: str = "auto"
     modalities: str | None = None
     input: str | None = None
-    compare: bool = False
-    preset: str | None = None
-    overrides: tuple[tuple[str, Any], ...] = ()
-    per_slice: bool = False
     allow_missing: bool = False
 
     @property
     def source(self) -> Source:
-        """The incomplete dataset."""
+        """Return the incomplete dataset."""
         return Source(
             Path(self.ori), self.layout, Path(self.modalities) if self.modalities else None
         )
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the request as `run.json` keeps it."""
+        return json.loads(json.dumps(asdict(self)))
+
 
 @dataclass(frozen=True)
-class Mode:
-    """What is done with it; at most one of these but `output`.
+class TrainingRequest(Request):
+    """What is asked of `attcl segment`, as `run.json` keeps it for --resume.
 
     Attributes:
-        output: where results go; None: the default of each.
-        resume: the folder of a run to go on with.
-        weights: a segmenter to evaluate without training.
-        evaluate: a folder of predictions to score.
-        export: format and folder of a dataset for another segmenter.
+        compare: train on all four inputs.
+        preset: a key of `settings.PRESETS`.
+        overrides: single settings.
+        per_slice: also score slice by slice.
     """
 
-    output: Path | None = None
-    resume: Path | None = None
-    weights: Path | None = None
-    evaluate: Path | None = None
-    export: tuple[str, Path] | None = None
+    compare: bool = False
+    preset: str | None = None
+    overrides: tuple[tuple[str, Any], ...] = ()
+    per_slice: bool = False
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What all modes need, found before anything slow."""
+class Study:
+    """The datasets of a request, opened.
+
+    Attributes:
+        data: the incomplete dataset.
+        splits: which case is in which split.
+        provenance: what made the synthesised volumes.
+    """
 
     data: Dataset
-    made: splits.Splits
-    completion: Completion
+    splits: Splits
+    provenance: Provenance
 
 
-def open_setup(asked: Asked) -> Setup:
-    from attcl_cli.segmentation import inputs as segment_inputs
+def as_text(path: Path | str | None) -> str | None:
+    """Return a path as `Request` keeps it."""
+    return None if path is None else str(path)
 
-    data = asked.source.open()
-    made = splits.read_splits(data.root)
-    if made is None:
+
+def open_study(request: Request) -> Study:
+    """Open the incomplete dataset and what `attcl prepare-splits` says about it.
+
+    Raises:
+        AttclError: there is no such dataset.
+        UsageError: it has no splits.
+    """
+    data = request.source.open()
+    found = splits.read_splits(data.root)
+    if found is None:
         raise UsageError(
             f"--ori: {data.root} has no splits.json, expected what attcl prepare-splits wrote",
-            "attcl prepare-splits DATASET; for a dataset with holes of its own, with a --ratio file that "
+            "run attcl prepare-splits DATASET; if the dataset is already incomplete, with a --ratio file that "
             "says hidden = [[]]",
+            code="no-splits",
         )
-    return Setup(data, made, segment_inputs.completion(Path(asked.cpl), data, made))
+    return Study(data, found, read_provenance(Path(request.cpl), data, found))
 
 
-def inputs_of(asked: Asked, setup: Setup) -> tuple[tuple[str, ...], list[str]]:
-    """The inputs by name, and what is to be said about the choice."""
-    from attcl_cli.segmentation import inputs as segment_inputs
-    from attcl_cli.segmentation.inputs import COMPLETED, INCOMPLETE, REAL
+def choose_inputs(request: TrainingRequest, data: Dataset) -> tuple[tuple[str, ...], list[str]]:
+    """Return the inputs by name, and remarks on the choice.
 
-    if not asked.compare:
-        return (asked.input or DEFAULT_INPUT,), []
-    if asked.input is not None:
+    Raises:
+        UsageError: one input is asked for together with all of them.
+    """
+    if not request.compare:
+        return (request.input or DEFAULT_INPUT,), []
+    if request.input is not None:
         raise UsageError(
             "--input: given with --compare, which takes them all, expected one of them",
             "leave --input out to compare, or --compare out to train on one",
+            code="options-exclude-each-other",
         )
-    single = segment_inputs.single_input(setup.data)
+    single = single_input(data)
     if single is None:
-        told = "a single modality is left out: none is there in all cases"
-        return (INCOMPLETE, COMPLETED, REAL), [told]
+        return (INCOMPLETE, COMPLETED, REAL), [
+            "a single modality is left out: all cases share none"
+        ]
     return (single, INCOMPLETE, COMPLETED, REAL), []
 
 
-def truth_for(names: Sequence[str], asked: Asked, setup: Setup) -> Dataset | None:
-    """The complete dataset, where one of these inputs needs it."""
-    from attcl_cli.segmentation import inputs as segment_inputs
-
-    if segment_inputs.REAL not in names:
+def open_ground_truth(request: Request, study: Study, names: Sequence[str]) -> Dataset | None:
+    """Return the complete dataset if one of these inputs needs it; errors as `open_truth`."""
+    if REAL not in names:
         return None
     return open_truth(
-        asked.source,
-        setup.made,
-        Path(asked.truth) if asked.truth is not None else None,
+        request.source,
+        study.splits,
+        Path(request.truth) if request.truth is not None else None,
         hint="name it with --truth DATASET, or choose another --input",
     )
 
 
-def asked_before(output: Path, asked: Asked) -> Asked:
-    """What the run to resume was asked for; --resume takes nothing else along."""
+def resumed(output: Path, request: TrainingRequest) -> TrainingRequest:
+    """Return what the run to resume was asked for; of `request` it takes nothing but more steps.
+
+    Raises:
+        UsageError: there is no such run, or the request has other options.
+    """
+    default = TrainingRequest()
+    changed = [key for key, value in asdict(request).items() if value != getattr(default, key)]
+    new = dict(request.overrides)
+    if (changed and changed != ["overrides"]) or set(new) - {"steps"}:
+        flag = changed[0].replace("_", "-").replace("overrides", "set")
+        raise UsageError(
+            f"--resume: given with --{flag}, expected it alone",
+            "a run keeps the options that it was started with; --steps may grow",
+            code="options-exclude-each-other",
+        )
     record = read_record(output)
-    config = record.get("config", {}) if record.get("command") == "segment" else {}
-    if not _trains(config):
+    config = record.get("config", {})
+    if maker_of(record) != "segment" or "overrides" not in config:
         raise UsageError(
             f"--resume: {output} has no run.json of a run that trains a segmenter, expected the folder of one",
             "start without --resume, or name another run",
+            code="nothing-to-resume",
         )
-    known = {key: config[key] for key in asdict(asked)}
-    before = Asked(
-        **{**known, "overrides": tuple((key, value) for key, value in config["overrides"])}
-    )
-    changed = [key for key, value in asdict(asked).items() if value != getattr(Asked(), key)]
-    steps = dict(asked.overrides).get("steps")
-    if (changed and changed != ["overrides"]) or set(dict(asked.overrides)) - {"steps"}:
-        raise UsageError(
-            f"--resume: given with --{changed[0].replace('_', '-').replace('overrides', 'set')}, expected it alone",
-            "a run keeps the options that it was started with; --steps may grow",
-        )
-    if steps is not None:
-        before = replace(
-            before, overrides=tuple({**dict(before.overrides), "steps": steps}.items())
-        )
-    return before
+    values = {key: config.get(key, value) for key, value in asdict(default).items()}
+    overrides = dict(config["overrides"]) | new
+    return TrainingRequest(**{**values, "overrides": tuple(overrides.items())})
+
+
+def refuse_place(
+    output: Path, request: Request, study: Study, truth: Dataset | None, *, flag: str = "--output"
+) -> None:
+    """Raise a `UsageError` if results would lie among originals or among synthesised volumes."""
+    originals = [*splits.originals_of(study.data.root), *([truth.root] if truth else [])]
+    refuse_inside(output, originals, flag=flag)
+    refuse_inside(output, [Path(request.cpl)], flag=flag, kept="synthesised volumes")
+
+
+def maker_of(record: Mapping[str, Any]) -> str:
+    """Return the command that made a folder, by its record; "" if none did.
+
+    Before `attcl evaluate` and `attcl export` were commands, `attcl segment` did their work.
+    """
+    command = record.get("command")
+    config = record.get("config") or {}
+    if command == "segment" and "export" in config:
+        return "export"
+    if command == "segment" and ("evaluate" in config or config.get("weights")):
+        return "evaluate"
+    return command if isinstance(command, str) else ""
 
 
 def require_free(
     output: Path,
     *,
+    command: str,
     config: Mapping[str, Any],
     resume: bool = False,
     overwrite: bool = False,
     reads: Sequence[Path] = (),
     flag: str = "--output",
 ) -> None:
-    """Only a new folder is written into, or one that is resumed, or one of ours that may be replaced.
+    """Raise a `UsageError` unless `output` is new, or resumed, or made by the same command and to be replaced.
 
-    One where the very same evaluation or export was interrupted, or failed, is ours to begin again. Nothing is removed
-    here: that is `clear`'s part, once all else has been checked.
+    A folder where the very same evaluation or export was interrupted, or failed, may be begun again. Nothing is
+    removed here: `clear` does that, once all else has been checked.
 
     Args:
         output: the folder.
-        config: what `run.json` will say was asked for.
-        resume: it is the folder of a run to go on with.
-        overwrite: what an earlier run left may be replaced.
+        command: the command that writes it.
+        config: the request, as `run.json` will keep it.
+        resume: it is the folder of a run to resume.
+        overwrite: what an earlier run of the same command left may be replaced.
         reads: what is to be read; it must not lie in what is replaced.
         flag: what names the folder.
-
-    Raises:
-        UsageError: the folder is not free.
     """
-    existing = next(place for place in (output, *output.parents) if place.exists())
-    if not existing.is_dir():
-        raise UsageError(
-            f"{flag}: {output} cannot be made ({existing} is a file), expected a folder",
-            f"choose another {flag}",
-        )
+    require_folder(output, flag=flag)
     if resume or not output.exists() or not any(output.iterdir()):
         return
     for path in reads:
@@ -200,52 +244,53 @@ def require_free(
             raise UsageError(
                 f"{flag}: {output} holds {path}, which is to be read, expected another folder",
                 f"choose another {flag}",
+                code="output-holds-input",
             )
     record = read_record(output)
-    ours = record.get("command") == "segment"
-    trains = ours and _trains(record.get("config", {}))
-    if ours and not trains and record.get("exit_code") in _BROKEN_OFF:
-        same = json.loads(json.dumps(config, default=str))
-        if record.get("config") == same:
-            return
+    maker, trains = maker_of(record), command == "segment"
+    broken_off = record.get("exit_code") in _BROKEN_OFF
+    if maker == command and not trains and broken_off and record.get("config") == config:
+        return
     if not overwrite:
-        on = f", or go on with: attcl segment --resume {output}" if trains else ""
+        hint = "or replace it with --overwrite" if maker == command else ""
+        if hint and trains:
+            hint += f", or resume it: attcl segment --resume {output}"
+        require_empty(output, flag=flag, hint=hint)
+    if maker != command:
+        origin = f"it is of attcl {maker}" if maker else "no run.json says so"
         raise UsageError(
-            f"{flag}: {output} is not empty, expected a new folder",
-            f"choose another {flag}, or replace it with --overwrite{on}",
-        )
-    if not ours:
-        raise UsageError(
-            f"{flag}: {output} was not made by attcl segment (no run.json says so), "
+            f"{flag}: {output} was not made by attcl {command} ({origin}), "
             "expected a folder that --overwrite may replace",
             f"choose another {flag}",
+            code="output-not-ours",
         )
 
 
-def clear(output: Path) -> None:
-    """Removes what an earlier run wrote, and nothing else that a user may have put there."""
-    from attcl_cli.segmentation import nnunet
+def clear(
+    output: Path, *, command: str, remove: Callable[[Path], None] = lambda _folder: None
+) -> None:
+    """Remove what an earlier run of this command wrote, and nothing else that a user may have put there.
 
+    Args:
+        output: the folder.
+        command: the command.
+        remove: removes what this module does not know; called only if there was such a run.
+    """
     record = read_record(output)
-    if record.get("command") != "segment":
+    if maker_of(record) != command:
         return
-    nnunet.remove(output)
+    remove(output)
+    patterns = (
+        "*.safetensors",
+        "stats.jsonl",
+        SCORES_FILE,
+        SUMMARY_FILE,
+        f"{PREDICTIONS}/*.nii.gz",
+    )
     for folder in (output, *(output / name for name in record.get("inputs", {}))):
         for name in (TRAINING, VALIDATION):
             shutil.rmtree(folder / name, ignore_errors=True)
-        ours = (
-            "*.safetensors",
-            "stats.jsonl",
-            "segment.csv",
-            "summary.json",
-            "predictions/*.nii.gz",
-        )
-        for file in (file for pattern in ours for file in folder.glob(pattern)):
-            file.unlink()
+        for pattern in patterns:
+            for file in folder.glob(pattern):
+                file.unlink()
     (output / "run.json").unlink()
-
-
-def _trains(config: Mapping[str, Any]) -> bool:
-    """Whether that is what a run that trains a segmenter was asked for."""
-    other = {"evaluate", "export"} & set(config) or config.get("weights")
-    return "overrides" in config and not other

@@ -1,138 +1,317 @@
-"""Trains and evaluates the segmenter of each input, with its progress and `run.json`."""
+"""`attcl segment` without its command line: train a segmenter per input, test it, record it.
+
+How the result is shown is left to the caller; `attcl evaluate` and `attcl export` are in files of their own.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli.cli.terminal import Terminal
-from attcl_cli.devices import Precision
+from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import InterruptedRun, UsageError
-from attcl_cli.files import read_json, sha256, write_csv
-from attcl_cli.run_record import RunRecord
-from attcl_cli.segmentation import report as segment_report
-from attcl_cli.segmentation.request import TRAINING, VALIDATION, Asked, Setup, clear
-from attcl_cli.segmentation.settings import SegmentSettings
+from attcl_cli.files import read_json, write_csv
+from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_record import RunRecord, precision_for
+from attcl_cli.segmentation import evaluation, report, summary
+from attcl_cli.segmentation.inputs import REAL, Input, StudyPlan, lacks_truth, plan_inputs
+from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE, Scores
+from attcl_cli.segmentation.request import (
+    DEFAULT_OUTPUT,
+    TRAINING,
+    VALIDATION,
+    Study,
+    TrainingRequest,
+    as_text,
+    choose_inputs,
+    clear,
+    open_ground_truth,
+    open_study,
+    refuse_place,
+    require_free,
+    resumed,
+)
+from attcl_cli.segmentation.settings import SegmentSettings, resolve
+from attcl_cli.segmentation.summary import Row
 
 if TYPE_CHECKING:
     import torch
 
-    from attcl_cli.segmentation.inputs import Input, Plan
-    from attcl_cli.segmentation.summary import Row
-    from attcl_cli.segmentation.training import SegmenterInfo
+    from attcl_cli.segmentation.slices import SegmentationStore
 
-_SEEN = {"trained_on": "train", "validated_on": "val", "tested_on": "test"}
+_SLOW_CPU_PIXELS = 128
 
 
 @dataclass(frozen=True)
-class Session:
-    """What one run needs to know."""
+class SegmentResult:
+    """The result of `segment`.
 
-    asked: Asked
-    config: Mapping[str, Any]
-    setup: Setup
-    plan: Plan
+    Attributes:
+        output: the folder of weights, predictions and scores.
+        device: where the networks ran.
+        labels: how the dataset's label maps write the classes.
+        settings: of the training.
+        cases: input -> split -> number of cases.
+        left_out: ids of the cases without a label map.
+        scores: of the test split; None after a dry run, and if not `main`.
+        main: whether this process writes files and talks; the others of `torchrun` do not.
+    """
+
+    output: Path
+    device: str
+    labels: str
+    settings: SegmentSettings
+    cases: Mapping[str, Mapping[str, int]]
+    left_out: tuple[str, ...]
+    scores: Scores | None = None
+    main: bool = True
+
+
+def segment(
+    ori: Path | str = "data",
+    cpl: Path | str = "out",
+    *,
+    truth: Path | str | None = None,
+    output: Path | str | None = None,
+    input: str | None = None,
+    compare: bool = False,
+    preset: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    per_slice: bool = False,
+    allow_missing: bool = False,
+    resume: Path | str | None = None,
+    layout: str = "auto",
+    modalities: Path | str | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
+    num_workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> SegmentResult:
+    """Train a segmenter per input, and score each on the test split.
+
+    Args:
+        ori: the incomplete dataset, as prepare-splits wrote it.
+        cpl: the folder of the synthesised volumes.
+        truth: the complete dataset, needed by input `real`; None: the one that `splits.json` names.
+        output: the folder for weights, predictions and scores; None: `segment`, or the resumed run's.
+        input: `completed` (also if None), `incomplete`, `real`, or a modality that all cases have.
+        compare: train on one modality, incomplete, completed and real; exclusive with `input`.
+        preset: a key of `settings.PRESETS`; None: `base`.
+        overrides: single settings, see `SegmentSettings`.
+        per_slice: also score each slice by itself, as the paper does.
+        allow_missing: leave out cases without a label map.
+        resume: the folder of a run to resume; exclusive with all that says what is trained, but more `steps`.
+        layout: a key of `layouts.LAYOUTS`, or `auto`.
+        modalities: a TOML file with other modality names or another naming.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        precision: `fp32` or `bf16`; None: fp32, or that of the resumed run.
+        num_workers: cases read ahead.
+        overwrite: replace what an earlier run left in `output`.
+        dry_run: check everything, train nothing.
+        progress: listens.
+
+    Raises:
+        UsageError: an option is impossible, or `output` holds something else.
+        AttclError: a file is unusable (all problems together), or the training fails.
+        InterruptedRun: Ctrl-C; the run can be resumed.
+    """
+    request = TrainingRequest(
+        ori=str(ori),
+        cpl=str(cpl),
+        truth=as_text(truth),
+        layout=layout,
+        modalities=as_text(modalities),
+        input=input,
+        allow_missing=allow_missing,
+        compare=compare,
+        preset=preset,
+        overrides=tuple((overrides or {}).items()),
+        per_slice=per_slice,
+    )
+    if resume is not None:
+        if output is not None:
+            raise UsageError(
+                "--output: given with --resume, expected one of them",
+                "leave --output out: a run is resumed in its own folder",
+                code="options-exclude-each-other",
+            )
+        request = resumed(Path(resume), request)
+    folder = Path(resume or output or DEFAULT_OUTPUT)
+    study = open_study(request)
+    names, notes = choose_inputs(request, study.data)
+    resolved = resolve(request.preset, dict(request.overrides))
+    ground_truth = open_ground_truth(request, study, names)
+    if request.compare and ground_truth is not None and lacks_truth(study.data, ground_truth):
+        names = tuple(name for name in names if name != REAL)
+        notes.append("real is left out: the complete dataset lacks volumes as well")
+        ground_truth = None
+    refuse_place(folder, request, study, ground_truth)
+    from attcl_cli import devices
+    from attcl_cli.training.loop import share_of
+
+    place, processes = devices.join(device)
+    share_of(resolved.batch_size, processes)
+    progress = progress if processes.main else SILENT
+    require_free(
+        folder,
+        command="segment",
+        config=request.config,
+        resume=resume is not None,
+        overwrite=overwrite,
+    )
+    plan = plan_inputs(
+        study.data,
+        study.splits,
+        names,
+        completed=Path(request.cpl),
+        truth=ground_truth,
+        canvas=resolved.canvas,
+        allow_missing=request.allow_missing,
+    )
+    if place.type == "cpu" and resolved.image_size > _SLOW_CPU_PIXELS:
+        progress.say(
+            f"note: no GPU; {resolved.image_size}-pixel networks take days on a CPU. "
+            "To try things out: attcl segment --preset tiny"
+        )
+    for note in notes:
+        progress.say(f"note: {note}")
+    result = SegmentResult(
+        output=folder,
+        device=str(place),
+        labels=str(plan.convention),
+        settings=resolved,
+        cases={name: item.counts for name, item in plan.inputs.items()},
+        left_out=plan.unlabelled,
+        main=processes.main,
+    )
+    if dry_run:
+        return result
+    processes.wait()  # before the main process puts something into the folder
+    session = _Session(
+        request=request,
+        study=study,
+        plan=plan,
+        settings=resolved,
+        output=folder,
+        device=place,
+        processes=processes,
+        precision=precision_for(precision, Path(resume) if resume is not None else None),
+        workers=num_workers,
+        resume=resume is not None,
+        notes=tuple(notes),
+        progress=progress,
+    )
+    return replace(result, scores=_train_and_test(session))
+
+
+@dataclass(frozen=True)
+class _Session:
+    """What the training of all inputs needs to know."""
+
+    request: TrainingRequest
+    study: Study
+    plan: StudyPlan
     settings: SegmentSettings
     output: Path
     device: torch.device
+    processes: Processes
     precision: Precision
     workers: int
     resume: bool
-    given: tuple[Path, SegmenterInfo] | None
     notes: tuple[str, ...]
-    talk: Terminal
+    progress: Progress
+
+    @property
+    def resume_hint(self) -> str:
+        """Return the command that resumes this run."""
+        return f"attcl segment --resume {self.output}"
 
     def folder(self, name: str) -> Path:
-        """Where the results of an input go."""
-        return self.output / name if self.asked.compare else self.output
-
-    def cases(self, part: str) -> list[str]:
-        """The ids of a split's cases: the same for all inputs."""
-        first = next(iter(self.plan.inputs.values()))
-        return [sample.case for sample in first.splits.get(part, ())]
+        """Return where the results of an input go."""
+        return self.output / name if self.request.compare else self.output
 
 
-def run(session: Session) -> None:
-    """Trains and scores all inputs of the plan; raises what `train` and `evaluate` of `segment` do."""
-    output = session.output
-    lists = {name: session.cases(part) for name, part in _SEEN.items()}
-    if session.given:
-        lists |= {
-            "trained_on": list(session.given[1].trained_on),
-            "validated_on": list(session.given[1].validated_on),
-        }
+def _train_and_test(session: _Session) -> Scores | None:
+    """Train all inputs, then test them in the main process; None in the others."""
+    output, plan, settings = session.output, session.plan, session.settings
+    main = session.processes.main
+    lists = {
+        "trained_on": plan.cases("train"),
+        "validated_on": plan.cases("val"),
+        "tested_on": plan.cases("test"),
+    }
     if session.resume:
         _require_same_cases(output, lists)
-    warnings = segment_report.leaks(session.setup.completion, tuple(session.plan.inputs))
-    if session.given:
-        warnings += segment_report.seen(lists)
+    elif main:
+        clear(output, command="segment")
+    warnings = report.leaks(session.study.provenance, tuple(plan.inputs))
     record = RunRecord(
         output / "run.json",
         "segment",
-        config=dict(session.config),
-        seed=session.settings.seed,
+        config=session.request.config,
+        seed=settings.seed,
         device=str(session.device),
         extra={
-            "settings": session.settings.model_dump(mode="json"),
+            "settings": settings.model_dump(mode="json"),
             "precision": session.precision,
+            "processes": session.processes.count,
             **lists,
-            "left_out": list(session.plan.unlabelled),
-            "completed_by": list(session.setup.completion.weights),
+            "left_out": list(plan.unlabelled),
+            "completed_by": list(session.study.provenance.weights),
             "warnings": warnings,
             "inputs": {},
         },
     )
+    described: dict[str, dict[str, Any]] = record.extra["inputs"]
     rows: list[Row] = []
-    if not session.resume:
-        clear(output)
-    with record.recorded():
-        try:
-            for name, shown in session.plan.inputs.items():
-                rows += _one_input(session, name, shown, record)
-        except (InterruptedRun, KeyboardInterrupt) as stop:
-            if session.given:  # the same command begins again
-                raise
-            told = f"{output}: interrupted, what was finished is kept"
-            raise InterruptedRun(
-                stop.message if isinstance(stop, InterruptedRun) else told,
-                f"go on with: attcl segment --resume {output}",
-            ) from stop
-        report = segment_report.Report(
-            rows,
-            tuple(session.plan.inputs),
-            missing=session.plan.unlabelled,
+    with record.recorded() if main else nullcontext(), _interrupted(session):
+        weights = {name: _train(session, item) for name, item in plan.inputs.items()}
+        session.processes.leave()  # testing takes longer than the others would wait
+        if not main:
+            return None
+        for name, item in plan.inputs.items():
+            described[name] = evaluation.describe(
+                item, weights[name], str(weights[name].relative_to(output))
+            )
+            rows += _test(session, item, weights[name], described[name])
+            for case, path in evaluation.prediction_files(item, session.folder(name)).items():
+                record.add(case, "done", seconds=0, outputs=[str(path.relative_to(output))])
+        scores = Scores(
+            rows=tuple(rows),
+            inputs=tuple(plan.inputs),
+            missing=plan.unlabelled,
             warnings=tuple(warnings),
             notes=session.notes,
-            trained=_trained(session, record.extra["inputs"]),
-            seed=session.settings.seed,
+            trained=report.describe_training(settings, len(lists["trained_on"]), described),
+            seed=settings.seed,
         )
         facts = {
-            "labels": str(session.plan.convention),
-            "inputs": {name: shown.explained for name, shown in session.plan.inputs.items()},
-            "settings": session.settings.model_dump(mode="json"),
-            "segmenters": record.extra["inputs"],
+            "labels": str(plan.convention),
+            "inputs": {name: item.explained for name, item in plan.inputs.items()},
+            "settings": settings.model_dump(mode="json"),
+            "segmenters": described,
         }
-        segment_report.write(output, report, facts=facts)
-    segment_report.show(output, report, session.talk)
-    segment_report.complain(output, report.missing)
+        report.write(output, scores, facts=facts)
+    return scores
 
 
-def _trained(session: Session, inputs: Mapping[str, Mapping[str, Any]]) -> str:
-    """How long the segmenters were trained, on how much, and which step's weights were kept."""
-    settings = session.settings
-    cases = session.given[1].trained_on if session.given else session.cases("train")
-    kept = ", ".join(
-        f"{name} {own['steps']}" if len(inputs) > 1 else str(own["steps"])
-        for name, own in inputs.items()
-    )
-    each = "each trained" if len(inputs) > 1 else "trained"
-    return (
-        f"{each} for {settings.steps} steps of {settings.batch_size} slices at {settings.image_size} pixels on "
-        f"{len(cases)} cases; weights of step: {kept}"
-    )
+@contextmanager
+def _interrupted(session: _Session) -> Iterator[None]:
+    """Turn a Ctrl-C for which the loop does not wait into an error that says how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise InterruptedRun(
+            f"{session.output}: interrupted, what was finished is kept",
+            f"resume with: {session.resume_hint}",
+            code="interrupted",
+        ) from stop
 
 
 def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> None:
@@ -142,126 +321,118 @@ def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> Non
             raise UsageError(
                 f"--resume: {output} was {name.replace('_', ' ')} other cases than those here, expected the same",
                 "start a new run with another --output",
+                code="other-cases",
             )
 
 
-def _one_input(session: Session, name: str, shown: Input, record: RunRecord) -> list[Row]:
-    """Trains and evaluates; what an earlier run finished is read instead."""
+def _train(session: _Session, item: Input) -> Path:
+    """Train on an input, unless an earlier run has finished that, and return its weights file."""
     from attcl_cli.methods.weights import WEIGHTS_FILE
-    from attcl_cli.segmentation import summary as segment_scores
-    from attcl_cli.segmentation import training as segmenting
-
-    folder = session.folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = session.given[0] if session.given else _train(session, name, shown, folder)
-    if weights.is_dir():
-        weights /= WEIGHTS_FILE
-    segmenter = segmenting.load_segmenter(weights, session.device)
-    samples = shown.splits["test"]
-    outputs = {
-        sample.case: (folder / segmenting.PREDICTIONS / f"{sample.case}.nii.gz")
-        for sample in samples
-    }
-    described = {
-        "sees": shown.explained,
-        "weights": str(weights if session.given else weights.relative_to(session.output)),
-        "sha256": sha256(weights),
-        "steps": segmenter.info.steps,
-    }
-    record.extra["inputs"][name] = described
-    rows = _finished(folder, described, outputs) if session.resume else None
-    if rows is None:
-        rows = []
-        found = segmenting.evaluate(
-            segmenter,
-            samples,
-            folder / segmenting.PREDICTIONS,
-            convention=session.plan.convention,
-            input_=name,
-            per_slice=session.asked.per_slice,
-            workers=session.workers,
-        )
-        with session.talk.bar(len(samples), f"test {name}") as bar:
-            for case, own in found:
-                rows += own
-                bar(case)
-        if session.asked.compare:
-            write_csv(folder / "segment.csv", segment_scores.Row, rows)
-            figures = segment_scores.summarise(rows)
-            segment_scores.write_summary(folder / "summary.json", figures, [], described)
-    for case, path in outputs.items():
-        said = str(path.relative_to(session.output))
-        record.add(case, "done", seconds=0, outputs=[said])
-    return rows
-
-
-def _finished(
-    folder: Path, described: Mapping[str, Any], outputs: Mapping[str, Path]
-) -> list[Row] | None:
-    """The rows of an input that an earlier run evaluated with these very weights, or None."""
-    from attcl_cli.segmentation import summary as segment_scores
-
-    if not all((folder / name).is_file() for name in ("summary.json", "segment.csv")):
-        return None
-    same = read_json(folder / "summary.json").get("sha256") == described["sha256"]
-    if not same or not all(path.is_file() for path in outputs.values()):
-        return None
-    return segment_scores.read_csv(folder / "segment.csv")
-
-
-def _train(session: Session, name: str, shown: Input, folder: Path) -> Path:
-    from attcl_cli.methods.weights import WEIGHTS_FILE
-    from attcl_cli.segmentation import slices as segment_slices
-    from attcl_cli.segmentation import training as segmenting
+    from attcl_cli.segmentation.network import SegmenterInfo
+    from attcl_cli.segmentation.training import train
+    from attcl_cli.training.loop import LoopHooks
     from attcl_cli.training.state import STATE_FILE, state_step
 
-    settings, quiet = session.settings, session.talk.quiet
+    settings, progress, folder = session.settings, session.progress, session.folder(item.name)
+    folder.mkdir(parents=True, exist_ok=True)
     begun = session.resume and (folder / STATE_FILE).is_file()
     if begun and state_step(folder / STATE_FILE) >= settings.steps:
         return folder / WEIGHTS_FILE
-    stores = {}
-    for part, cache in (("train", TRAINING), ("val", VALIDATION)):
-        samples = shown.splits[part]
-        if not samples:
-            continue
-        if session.resume and segment_slices.is_store(folder / cache):
-            stores[part] = segment_slices.open_store(folder / cache)
-            continue
-        with Terminal(quiet=quiet).bar(len(samples), f"read {part} {name}") as bar:
-            stores[part] = segment_slices.build(
-                samples,
-                folder / cache,
-                size=segmenting.size_of(settings),
-                convention=session.plan.convention,
-                on_case=bar,
-                workers=session.workers,
-            )
-    info = segmenting.SegmenterInfo(
+    store = _slices(session, item, "train", folder / TRAINING)
+    validation = _slices(session, item, "val", folder / VALIDATION) if item.splits["val"] else None
+    info = SegmenterInfo(
         settings=settings,
-        input=name,
-        channels=shown.channels,
+        input=item.name,
+        channels=item.channels,
         convention=session.plan.convention.name,
-        trained_on=stores["train"].cases,
-        validated_on=stores["val"].cases if "val" in stores else (),
+        trained_on=store.cases,
+        validated_on=validation.cases if validation is not None else (),
     )
     import monai.losses.dice  # noqa: F401 - takes seconds, which are no part of the first step
 
-    with Terminal(quiet=quiet).bar(settings.steps, f"train {name}", every_seconds=10) as bar:
+    with progress.bar(settings.steps, f"train {item.name}", every_seconds=10) as bar:
 
         def on_step(step: int, values: Mapping[str, float]) -> None:
             bar("  ".join(f"{key} {value:.3f}" for key, value in values.items()), to=step)
 
-        segmenting.train(
+        def on_stop() -> None:
+            progress.say(
+                "stopping after this step; everything is saved "
+                "(press Ctrl-C again to quit without saving)"
+            )
+
+        train(
             info,
-            stores["train"],
+            store,
             folder,
-            validation=stores.get("val"),
+            validation=validation,
             device=session.device,
             precision=session.precision,
+            processes=session.processes,
             resume=begun,
+            resume_hint=session.resume_hint,
             workers=session.workers,
-            on_step=on_step,
+            hooks=LoopHooks(on_step=on_step, on_stop=on_stop),
         )
-    for cache in (TRAINING, VALIDATION):
-        shutil.rmtree(folder / cache, ignore_errors=True)
+    if session.processes.main:
+        for cache in (TRAINING, VALIDATION):
+            shutil.rmtree(folder / cache, ignore_errors=True)
     return folder / WEIGHTS_FILE
+
+
+def _slices(session: _Session, item: Input, part: str, folder: Path) -> SegmentationStore:
+    """Return the slices of a split, made by the main process unless an interrupted run has made them."""
+    from attcl_cli.data.slices import is_store
+    from attcl_cli.segmentation import slices
+    from attcl_cli.segmentation.network import size_of
+
+    samples = item.splits[part]
+    if session.processes.main and not (session.resume and is_store(folder)):
+        with session.progress.bar(len(samples), f"read {part} {item.name}") as bar:
+            slices.build(
+                samples,
+                folder,
+                size=size_of(session.settings),
+                convention=session.plan.convention,
+                on_case=bar,
+                workers=session.workers,
+            )
+    session.processes.wait()
+    return slices.open_store(folder)
+
+
+def _test(session: _Session, item: Input, weights: Path, described: Mapping[str, Any]) -> list[Row]:
+    """Predict and score the test split; read instead what an earlier run finished with these very weights."""
+    from attcl_cli.segmentation.network import load_segmenter
+
+    folder = session.folder(item.name)
+    earlier = _finished(item, folder, described) if session.resume else None
+    if earlier is not None:
+        return earlier
+    rows: list[Row] = []
+    with session.progress.bar(item.counts["test"], f"test {item.name}") as bar:
+        for case, of_case in evaluation.predict_and_score(
+            load_segmenter(weights, session.device),
+            item,
+            folder,
+            convention=session.plan.convention,
+            per_slice=session.request.per_slice,
+            workers=session.workers,
+        ):
+            rows += of_case
+            bar(case)
+    if session.request.compare:
+        write_csv(folder / SCORES_FILE, Row, rows)
+        summary.write_summary(folder / SUMMARY_FILE, summary.summarise(rows), [], described)
+    return rows
+
+
+def _finished(item: Input, folder: Path, described: Mapping[str, Any]) -> list[Row] | None:
+    if not all((folder / name).is_file() for name in (SUMMARY_FILE, SCORES_FILE)):
+        return None
+    same = read_json(folder / SUMMARY_FILE).get("sha256") == described["sha256"]
+    if not same or not all(
+        path.is_file() for path in evaluation.prediction_files(item, folder).values()
+    ):
+        return None
+    return summary.read_rows(folder / SCORES_FILE)

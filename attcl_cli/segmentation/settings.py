@@ -1,6 +1,6 @@
-"""Every setting of a segmentation run: names, types, bounds, presets.
+"""Every setting of a segmenter's training: names, types, bounds, presets.
 
-What a setting does is documented where it is used; those of the generator are in `config`.
+Those of the methods that complete are in `methods`; so is the reading of `--set`.
 """
 
 from __future__ import annotations
@@ -8,33 +8,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
-from attcl_cli.methods.settings import Positive, Rate, Weight, validated
+from attcl_cli.methods.settings import (
+    DEFAULT_PRESET,
+    Decay,
+    Positive,
+    Rate,
+    Share,
+    Weight,
+    require_preset,
+    validated,
+)
 
 
 class SegmentSettings(BaseModel):
-    """The settings of a segmentation run; frozen, and an unknown key is an error.
+    """The settings of a segmenter's training; frozen, and an unknown key is an error.
 
-    Optimiser, batch and step size are the paper's (Section 4.1); it does not say how long or how wide.
+    Optimiser, batch and learning rate are the paper's (Section 4.1); it does not say how long or how wide.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(0, ge=0, description="Seeds weights, sampling, augmentation, bootstrap.")
-    steps: Positive = Field(20_000, description="Training iterations, of each input.")
-    batch_size: Positive = Field(16, description="Slices an iteration.")
+    steps: Positive = Field(20_000, description="Training steps, of each input.")
+    batch_size: Positive = Field(16, description="Slices per step.")
     image_size: Positive = Field(256, description="Side of the slices that the network sees.")
     canvas: Positive = Field(
         256, description="Side that slices are padded to, in voxels; averaged down to image_size."
     )
     width: Positive = Field(32, description="Channels of the first level; doubled at each next.")
     levels: Annotated[int, Field(ge=3, le=7)] = Field(5, description="Resolutions of the U-Net.")
-    learning_rate: Rate = Field(1e-3, description="Step of SGD.")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
+    learning_rate: Rate = Field(1e-3, description="Learning rate of SGD.")
+    learning_rate_decay: Share = Field(
+        0.0,
+        description="Share of the steps, the last ones, over which the learning rate falls to 0.",
+    )
+    momentum: Decay = Field(0.9, description="Momentum of SGD.")
     weight_decay: Weight = Field(1e-4, description="Weight decay of SGD.")
-    tumour_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    tumour_share: Share = Field(
         0.5, description="Share of a batch that is drawn from slices with tumour."
     )
     augment: bool = Field(default=True, description="Mirror slices and vary their intensities.")
@@ -58,7 +71,7 @@ class SegmentSettings(BaseModel):
         return self
 
 
-# Small ones are trained for minutes, so they take larger steps, as `config.PRESETS` do.
+# Small ones are trained for minutes, so they take larger steps, as the methods' presets do.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"image_size": 64, "width": 8, "levels": 4, "steps": 1_000, "learning_rate": 0.02, "validate_every": 100},
     "small": {"image_size": 128, "width": 16, "steps": 5_000, "learning_rate": 0.01, "validate_every": 250},
@@ -67,26 +80,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings:
-    """The settings of a preset (None: `base`) with single ones changed.
+    """Return the settings of a preset (None: `base`) with single ones changed.
 
     Raises:
         UsageError: unknown preset or key (with the nearest known one), wrong type or bound; all at once.
     """
-    preset = preset or "base"
-    if preset not in PRESETS:
-        raise UsageError(
-            f"--preset: {preset!r}, expected one of {', '.join(PRESETS)}",
-            "--preset tiny trains for minutes",
-        )
-    known = list(SegmentSettings.model_fields)
-    problems: list[AttclError] = []
-    for key in overrides:
-        if key not in known:
-            problems.append(
-                UsageError(
-                    f"setting {key!r}: no such setting, expected one of {', '.join(known)}",
-                    nearest(key, known),
-                )
-            )
-    raise_all(problems)
-    return validated(SegmentSettings, {**PRESETS[preset], **overrides})
+    name = preset or DEFAULT_PRESET
+    require_preset(name, PRESETS)
+    return validated(SegmentSettings, {**PRESETS[name], **overrides})
+
+
+def explain(settings: SegmentSettings) -> str:
+    """Return the settings as TOML with what each one does."""
+    lines = []
+    for name, field in SegmentSettings.model_fields.items():
+        value = tomli_w.dumps({name: getattr(settings, name)}).strip()
+        lines.append(f"{value}  # {field.description}")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a segmenter sees: cases read and normalised, training slices on disk, and the sampler that draws from them.
+"""Cases read and normalised for a segmenter, its training slices on disk, and the sampler that draws from them.
 
 Memory does not grow with the dataset: the operating system keeps in memory what is used. Knows no network.
 """
@@ -6,7 +6,7 @@ Memory does not grow with the dataset: the operating system keeps in memory what
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.intensities import Array
-from attcl_cli.data.labels import CLASSES, Convention, to_classes
+from attcl_cli.data.labels import Convention, shrink_classes, to_classes
 from attcl_cli.data.slices import INDEX_FILE, STEPS
 from attcl_cli.data.volumes import Grid
 from attcl_cli.errors import AttclError, raise_all
@@ -37,7 +37,7 @@ class Size:
 
     @property
     def factor(self) -> int:
-        """Voxels a pixel."""
+        """Return the voxels per pixel, along each side."""
         return self.canvas // self.image
 
 
@@ -46,11 +46,11 @@ class Loaded:
     """One case as the network sees it.
 
     Attributes:
-        sample: which one.
+        sample: the case and its files.
         images: (D, C, S, S) float32 in [-1, 1], background -1; a missing channel is 0 everywhere.
         brain: (D, H, W) bool, non-zero in any channel.
         truth: (D, H, W) uint8 classes.
-        grid: where a prediction is written: that of the first image.
+        grid: of the first image; a prediction is written on it.
     """
 
     sample: Sample
@@ -61,7 +61,7 @@ class Loaded:
 
 
 def load(sample: Sample, size: Size, convention: Convention) -> Loaded:
-    """Reads a case: each channel clipped at its own 0.5 and 99.5 percentiles in the brain, to [-1, 1].
+    """Read a case, each channel clipped at its own 0.5 and 99.5 percentiles in the brain, to [-1, 1].
 
     Raises:
         AttclError: a file cannot be read, or the grids differ.
@@ -79,30 +79,24 @@ def load(sample: Sample, size: Size, convention: Convention) -> Loaded:
         raise AttclError(
             f"{sample.segmentation[0]}: {truth.shape} slices, rows and columns, expected {case.brain.shape}",
             "put the case's own label map there",
+            code="label-map-shape",
         )
     grid = next(iter(case.volumes.values())).grid
     return Loaded(sample, images, case.brain, truth, grid)
 
 
-def shrink_classes(classes: Array, size: Size) -> Array:
-    """(D, H, W) classes -> (D, S, S): padded as images are, then the most frequent class of each block."""
-    padded = np.maximum(intensities.pad(classes.astype(np.int8), (size.canvas, size.canvas)), 0)
-    if size.factor == 1:
-        return padded.astype(np.uint8)
-    shares = [
-        intensities.shrink((padded == number).astype(np.float32), size.factor)
-        for number in range(len(CLASSES))
-    ]
-    return np.argmax(shares, axis=0).astype(np.uint8)
-
-
 @dataclass(frozen=True)
-class Entry:
-    """One case in a store: `count` slices from row `start` on."""
+class CaseRows:
+    """One case in a store: `count` slices from row `start` on, all that show brain."""
 
     case: str
     start: int
     count: int
+
+    @property
+    def rows(self) -> slice:
+        """Return the rows as a slice of the store's arrays."""
+        return slice(self.start, self.start + self.count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,17 +107,17 @@ class SegmentationStore:
         images: (N, C, S, S) int16, memory-mapped; [-1, 1] times `slices.STEPS`.
         classes: (N, S, S) uint8, memory-mapped.
         entries: the cases, in the order of the rows.
-        tumour: (N,) bool, whether a slice shows any.
+        tumour: (N,) bool, set if the slice shows any tumour.
     """
 
     images: Array
     classes: Array
-    entries: tuple[Entry, ...]
+    entries: tuple[CaseRows, ...]
     tumour: Array
 
     @property
     def cases(self) -> tuple[str, ...]:
-        """The ids of the cases."""
+        """Return the ids of the cases."""
         return tuple(entry.case for entry in self.entries)
 
 
@@ -136,15 +130,16 @@ def build(
     on_case: Callable[[str], None] = lambda _: None,
     workers: int = 2,
 ) -> SegmentationStore:
-    """Writes all slices of the samples that show brain into `folder`, and opens them.
+    """Write all slices of the samples that show brain into `folder`, and open them.
 
     Raises:
-        AttclError: a volume cannot be used, or there is no room on the disk; all cases are told.
+        AttclError: a volume cannot be used, or the disk is too full; all cases are reported.
     """
     _require_room(samples, folder, size)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
     problems: list[AttclError] = []
-    entries: list[Entry] = []
+    entries: list[CaseRows] = []
     tumour: list[bool] = []
     # Rows are appended: how many slices show brain is known only when they are read.
     with (folder / _IMAGES).open("wb") as images, (folder / _CLASSES).open("wb") as classes:
@@ -156,11 +151,13 @@ def build(
             except AttclError as error:
                 problems.append(error)
                 continue
-            shown = case.brain.any(axis=(1, 2))
-            small = shrink_classes(case.truth[shown], size)
-            entries.append(Entry(sample.case, len(tumour), len(small)))
+            with_brain = case.brain.any(axis=(1, 2))
+            small = shrink_classes(
+                case.truth[with_brain], image_size=size.image, canvas=size.canvas
+            )
+            entries.append(CaseRows(sample.case, len(tumour), len(small)))
             tumour += [bool(slice_.any()) for slice_ in small]
-            images.write(np.rint(case.images[shown] * STEPS).astype(np.int16).tobytes())
+            images.write(np.rint(case.images[with_brain] * STEPS).astype(np.int16).tobytes())
             classes.write(small.tobytes())
             on_case(sample.case)
     raise_all(problems)
@@ -175,13 +172,8 @@ def build(
     return open_store(folder)
 
 
-def is_store(folder: Path) -> bool:
-    """Whether the folder holds all that `build` writes; the index is written last."""
-    return (folder / INDEX_FILE).is_file()
-
-
 def open_store(folder: Path) -> SegmentationStore:
-    """Opens what `build` wrote."""
+    """Open what `build` wrote."""
     index: dict[str, Any] = read_json(folder / INDEX_FILE)
     rows, channels, height, width = index["shape"]
     return SegmentationStore(
@@ -189,7 +181,7 @@ def open_store(folder: Path) -> SegmentationStore:
             folder / _IMAGES, dtype=np.int16, mode="r", shape=(rows, channels, height, width)
         ),
         classes=np.memmap(folder / _CLASSES, dtype=np.uint8, mode="r", shape=(rows, height, width)),
-        entries=tuple(Entry(**entry) for entry in index["entries"]),
+        entries=tuple(CaseRows(**entry) for entry in index["entries"]),
         tumour=np.array(index["tumour"], dtype=bool),
     )
 
@@ -212,21 +204,36 @@ class SliceBatch:
     gain: Tensor
     shift: Tensor
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images (B, C, S, S) float32 and classes (B, 1, S, S) int64 on a device, augmented there."""
-        images = self.images.to(device, non_blocking=True).float() / STEPS
-        classes = self.classes.to(device, non_blocking=True).long()[:, None]
-        mirrored = self.mirrored.to(device)[:, None, None, None]
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self.images)
+
+    def to(self, device: torch.device) -> SliceBatch:
+        """Return the batch on a device."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def part(self, chosen: slice) -> SliceBatch:
+        """Return some of the slices, as a part of this batch."""
+        return self._each(lambda value: value[chosen])
+
+    def varied(self) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, S, S) float32 and classes (B, 1, S, S) int64, augmented where the batch lies."""
+        images = self.images.float() / STEPS
+        classes = self.classes.long()[:, None]
+        mirrored = self.mirrored[:, None, None, None]
         images = torch.where(mirrored, images.flip(-1), images)
         classes = torch.where(mirrored, classes.flip(-1), classes)
         # Neither background nor a missing channel carries an intensity that could vary.
-        there = (images > -1) & images.any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
-        varied = (images * self.gain.to(device) + self.shift.to(device)).clamp(-1, 1)
-        return torch.where(there, varied, images), classes
+        present = (images > -1) & images.any(dim=-1, keepdim=True).any(dim=-2, keepdim=True)
+        changed = (images * self.gain + self.shift).clamp(-1, 1)
+        return torch.where(present, changed, images), classes
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> SliceBatch:
+        return SliceBatch(*(change(getattr(self, item.name)) for item in fields(self)))
 
 
 class SliceSampler:
-    """Draws batches; a batch is a function of (seed, step), so a resumed run sees what an undisturbed one does."""
+    """Draws batches as a function of (seed, step), so that a resumed run sees what an undisturbed one does."""
 
     def __init__(
         self,
@@ -237,12 +244,13 @@ class SliceSampler:
         tumour_share: float,
         augment: bool,
     ) -> None:
+        """Take `tumour_share` of each batch from slices with tumour; `augment` mirrors and varies intensities."""
         self.store, self.batch_size, self.seed = store, batch_size, seed
         self.tumour_share, self.augment = tumour_share, augment
         self._tumour = np.flatnonzero(store.tumour)
 
     def batch(self, step: int) -> SliceBatch:
-        """The batch of a step: a share from slices with tumour, the rest from all."""
+        """Return the batch of a step: a share from slices with tumour, the rest from all."""
         rng = np.random.default_rng((self.seed, step))
         size, channels = self.batch_size, self.store.images.shape[1]
         rows = rng.integers(len(self.store.images), size=size)
@@ -274,4 +282,5 @@ def _require_room(samples: Sequence[Sample], folder: Path, size: Size) -> None:
         raise AttclError(
             f"{folder}: {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for training slices",
             "free some space or choose another --output",
+            code="disk-full",
         )

@@ -1,14 +1,13 @@
-"""Predicted classes against true ones: rows a case and region, figures of an input, differences of two inputs.
+"""Scores of single cases as figures over cases, differences of inputs with their intervals, and the files of both.
 
-What a metric is stands in `segmentation_metrics`; where predictions come from, in `segment`.
+A metric is defined in `metrics`, a case scored in `evaluation`.
 """
 
 from __future__ import annotations
 
 import csv
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -17,14 +16,9 @@ from typing import Any
 import numpy as np
 
 from attcl_cli import __version__
-from attcl_cli.data import intensities, volumes
 from attcl_cli.data.intensities import Array
-from attcl_cli.data.labels import REGIONS, convention_of, mask_of, to_classes
-from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import as_json, write_json
-from attcl_cli.prefetch import read_ahead
-from attcl_cli.segmentation.inputs import Plan, Sample
-from attcl_cli.segmentation.metrics import KINDS, POLICY, scores
+from attcl_cli.segmentation.metrics import METRICS, POLICY
 
 SCHEMA_VERSION = 1
 BY_SLICE = "-slice"  # ends the names of metrics whose unit is a slice
@@ -39,7 +33,7 @@ _CONFIDENCE = (2.5, 97.5)  # percentiles
 
 @dataclass(frozen=True)
 class Row:
-    """A line of `segment.csv`."""
+    """One line of `segment.csv`."""
 
     case: str
     region: str
@@ -53,7 +47,7 @@ class Figure:
     """One metric of one region over the cases of an input.
 
     Attributes:
-        mean: over the n defined values; NaN where there is none.
+        mean: over the n defined values; NaN if there is none.
         sd: of the sample (n - 1); NaN for fewer than two values.
         n_undefined: cases without a value.
         policy: what an empty mask counts.
@@ -96,140 +90,20 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Return whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
-def rows_of(
-    prediction: Array,
-    truth: Array,
-    spacing_mm: Sequence[float],
-    *,
-    case: str,
-    input_: str,
-    per_slice: bool = False,
-) -> list[Row]:
-    """All scores of one case.
-
-    Args:
-        prediction: (D, H, W) uint8 classes.
-        truth: the same.
-        spacing_mm: along these axes.
-        case: its id.
-        input_: what the segmenter saw.
-        per_slice: also the paper's way: each slice by itself.
-    """
-    rows = []
-    for region in REGIONS:
-        predicted, real = mask_of(prediction, region), mask_of(truth, region)
-        found = scores(predicted, real, spacing_mm)
-        if per_slice:
-            single = [
-                scores(predicted[index], real[index], spacing_mm[1:])
-                for index in intensities.training_slices(len(truth))
-            ]
-            found |= {name + BY_SLICE: _mean([item[name] for item in single]) for name in KINDS}
-            # Most slices have neither mask: their 0 mm would drown the others, and hide those where one is empty.
-            met = [
-                item["hd95"]
-                for index, item in zip(intensities.training_slices(len(truth)), single, strict=True)
-                if predicted[index].any() and real[index].any()
-            ]
-            found["hd95" + BY_SLICE] = _mean(met)
-        rows += [Row(case, region, name, value, input_) for name, value in found.items()]
-    return rows
-
-
-def find_predictions(folder: Path, samples: Sequence[Sample]) -> tuple[dict[str, Path], list[str]]:
-    """The prediction of each case, `<case>.nii.gz` or `.nii`, and the cases that have none."""
-    found: dict[str, Path] = {}
-    for sample in samples:
-        for ending in (".nii.gz", ".nii"):
-            path = folder / f"{sample.case}{ending}"
-            if path.is_file():
-                found.setdefault(sample.case, path)
-    return found, [sample.case for sample in samples if sample.case not in found]
-
-
-def score_folder(
-    found: Mapping[str, Path],
-    plan: Plan,
-    samples: Sequence[Sample],
-    *,
-    name: str,
-    per_slice: bool = False,
-    workers: int = 2,
-) -> Iterator[list[Row]]:
-    """Scores label maps that lie in a folder, whatever made them.
-
-    They may have the values of any release, all the same; nnU-Net's, trained on what `nnunet` exports, have 2023's.
-
-    Raises:
-        AttclError: a file is unreadable, on another grid, or holds other labels; all are told before the first score.
-    """
-    problems: list[AttclError] = []
-    values: set[int] = set()
-    for sample in samples:
-        path = found[sample.case]
-        try:
-            grid = volumes.read_grid(sample.segmentation)
-            own = volumes.read_grid((path,))
-            if grid.header is None:  # PNG slices say nothing of where they lie
-                same = own.axial_shape == grid.axial_shape
-                difference = "" if same else f"shape {own.axial_shape} against {grid.axial_shape}"
-            else:
-                difference = own.differs_from(grid)
-            if difference:
-                problems.append(
-                    AttclError(
-                        f"{path}: {difference} of {sample.segmentation[0]}, expected the case's grid",
-                        "predict on the case's own grid",
-                    )
-                )
-                continue
-            values |= _values_of(path)
-        except AttclError as error:
-            problems.append(error)
-    raise_all(problems)
-    try:
-        convention = convention_of(values, default=plan.convention.name)
-    except AttclError as error:
-        raise AttclError(
-            f"{next(iter(found.values())).parent}: {error.message}", error.hint
-        ) from error
-
-    def read(sample: Sample) -> list[Row]:
-        truth = to_classes(volumes.load_labels(sample.segmentation), plan.convention)
-        predicted = to_classes(volumes.load_labels((found[sample.case],)), convention)
-        spacing = volumes.read_grid(sample.segmentation).axial_spacing_mm
-        return rows_of(
-            predicted, truth, spacing, case=sample.case, input_=name, per_slice=per_slice
-        )
-
-    for _, future in read_ahead(read, samples, depth=workers):
-        yield future.result()
-
-
-def _values_of(path: Path) -> set[int]:
-    """The label values in a prediction; an `AttclError` that names it where no release has them."""
-    values = {int(value) for value in np.unique(volumes.load_labels((path,)))}
-    try:
-        convention_of(values)
-    except AttclError as error:
-        raise AttclError(f"{path}: {error.message}", error.hint) from error
-    return values
-
-
 def summarise(rows: Iterable[Row]) -> list[Figure]:
-    """The figures of each input, region and metric, in the order in which they come."""
-    gathered: dict[tuple[str, str, str], list[float]] = {}
+    """Return the figures of each input, region and metric, in the order of the rows."""
+    by_metric: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
-        gathered.setdefault((row.input, row.region, row.metric), []).append(row.value)
+        by_metric.setdefault((row.input, row.region, row.metric), []).append(row.value)
     figures = []
-    for (input_, region, metric), values in gathered.items():
+    for (input_, region, metric), values in by_metric.items():
         defined = [value for value in values if not math.isnan(value)]
         by_slice = metric.endswith(BY_SLICE)
-        kind = KINDS[metric.removesuffix(BY_SLICE)]
+        definition = METRICS[metric.removesuffix(BY_SLICE)]
         figures.append(
             Figure(
                 input=input_,
@@ -240,8 +114,8 @@ def summarise(rows: Iterable[Row]) -> list[Figure]:
                 median=median(defined) if defined else float("nan"),
                 n=len(defined),
                 n_undefined=len(values) - len(defined),
-                unit=kind.unit,
-                higher_is_better=kind.higher_is_better,
+                unit=definition.unit,
+                higher_is_better=definition.higher_is_better,
                 policy=SLICE_POLICY if by_slice else CASE_POLICY,
             )
         )
@@ -251,7 +125,7 @@ def summarise(rows: Iterable[Row]) -> list[Figure]:
 def differences(
     rows: Sequence[Row], pairs: Sequence[tuple[str, str]], *, seed: int = 0
 ) -> list[Difference]:
-    """How the first input of each pair differs from the second, for all that both were scored by."""
+    """Return how the first input of each pair differs from the second, by all metrics that both have."""
     values: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in rows:
         values.setdefault((row.input, row.region, row.metric), {})[row.case] = row.value
@@ -273,18 +147,21 @@ def difference(
     *,
     seed: int = 0,
 ) -> Difference:
-    """One metric of two inputs, case by case; `values` is (input, region, metric) -> case -> value."""
+    """Compare two inputs by one metric, case by case; `values` is (input, region, metric) -> case -> value."""
     one, other = values[first, region, metric], values[second, region, metric]
     gaps = np.array([one[case] - other[case] for case in one if case in other])
     defined = gaps[~np.isnan(gaps)]
     low, high = bootstrap(defined, seed=seed)
     mean = float(defined.mean()) if len(defined) else float("nan")
-    lost = len(gaps) - len(defined)
-    return Difference(first, second, region, metric, mean, low, high, len(defined), lost)
+    undefined = len(gaps) - len(defined)
+    return Difference(first, second, region, metric, mean, low, high, len(defined), undefined)
 
 
 def bootstrap(gaps: Array, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean of (n,) paired differences, cases drawn with replacement."""
+    """Return the 95 % percentile interval of the mean of (n,) paired differences.
+
+    Cases are drawn with replacement; NaN for fewer than two.
+    """
     if len(gaps) < 2:  # noqa: PLR2004 - of one case nothing can be drawn
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
@@ -293,8 +170,8 @@ def bootstrap(gaps: Array, *, seed: int = 0) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def read_csv(path: Path) -> list[Row]:
-    """Reads `segment.csv`, as `files.write_csv` writes it."""
+def read_rows(path: Path) -> list[Row]:
+    """Read `segment.csv`, as `files.write_csv` writes it."""
     with path.open(encoding="utf-8", newline="") as stream:
         return [
             Row(**{**line, "value": float(line["value"] or "nan")})  # type: ignore[arg-type]
@@ -308,7 +185,7 @@ def write_summary(
     gaps: Sequence[Difference],
     facts: Mapping[str, Any],
 ) -> None:
-    """Writes `summary.json`; NaN as null."""
+    """Write `summary.json`; NaN as null."""
     write_json(
         path,
         {
@@ -325,10 +202,3 @@ def write_summary(
             "differences": [as_json(gap) for gap in gaps],
         },
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Over what is defined; NaN where nothing is."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, as expected
-        return float(np.nanmean(values))

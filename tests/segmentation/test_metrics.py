@@ -1,4 +1,4 @@
-"""Dice, sensitivity, IoU and HD95 are those that one counts by hand, monai's, the definition's; empty masks, too."""
+"""Dice, sensitivity, IoU and HD95 agree with counting by hand, with monai and the definition; so do empty masks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 from monai.metrics import compute_hausdorff_distance
 from scipy.spatial.distance import cdist
 
-from attcl_cli.data import labels
-from attcl_cli.errors import AttclError
-from attcl_cli.segmentation.metrics import KINDS, dice, hd95, scores, surface
+from attcl_cli.segmentation.metrics import METRICS, dice, hd95, scores, surface
 
 BRATS = (1.0, 1.0, 1.0)
 THICK = (5.0, 0.8, 1.3)  # axial slices of 5 mm
@@ -29,13 +27,13 @@ def test_overlap_is_what_one_counts_by_hand():
     # prediction  1 1 1 0 0     truth  0 1 1 1 1
     prediction = np.array([[1, 1, 1, 0, 0]], dtype=bool)
     truth = np.array([[0, 1, 1, 1, 1]], dtype=bool)
-    found = scores(prediction, truth, (1.0, 2.0))
-    assert found["dice"] == 2 * 2 / (3 + 4)
-    assert found["sens"] == 2 / 4
-    assert found["iou"] == 2 / 5
+    values = scores(prediction, truth, (1.0, 2.0))
+    assert values["dice"] == 2 * 2 / (3 + 4)
+    assert values["sens"] == 2 / 4
+    assert values["iou"] == 2 / 5
     # every voxel of a line is surface; columns are 2 mm apart: the distances are 2, 0, 0 one way, 0, 0, 2, 4 the other
-    assert found["hd95"] == pytest.approx(np.percentile([0, 0, 2, 4], 95))
-    assert dice(prediction, truth) == found["dice"]
+    assert values["hd95"] == pytest.approx(np.percentile([0, 0, 2, 4], 95))
+    assert dice(prediction, truth) == values["dice"]
 
 
 def test_a_shifted_cube_is_as_far_off_as_it_was_shifted():
@@ -60,12 +58,12 @@ def test_equal_masks_are_perfect():
         (False, True, {"dice": 0, "sens": 0, "iou": 0, "hd95": math.nan}),
     ],
 )
-def test_every_empty_case_is_as_the_policy_says(prediction, truth, wanted):
+def test_every_empty_case_is_as_the_policy_says(prediction, truth, expected):
     masks = [np.zeros((3, 4, 5), dtype=bool) for _ in range(2)]
     for mask, filled in zip(masks, (prediction, truth), strict=True):
         mask[1, 1:3, 2] = filled
-    assert scores(*masks, BRATS) == pytest.approx(wanted, nan_ok=True)
-    assert set(wanted) == set(KINDS)
+    assert scores(*masks, BRATS) == pytest.approx(expected, nan_ok=True)
+    assert set(expected) == set(METRICS)
 
 
 # monai 1.6 calls itself by an argument that it is to lose.
@@ -74,14 +72,14 @@ def test_every_empty_case_is_as_the_policy_says(prediction, truth, wanted):
 @pytest.mark.parametrize("seed", range(4))
 def test_hd95_is_monais_on_any_spacing(seed, spacing):
     prediction, truth = blob(seed), np.roll(blob(seed + 10), seed, axis=1)
-    wanted = compute_hausdorff_distance(
+    expected = compute_hausdorff_distance(
         torch.from_numpy(prediction)[None, None].float(),
         torch.from_numpy(truth)[None, None].float(),
         include_background=True,
         percentile=95,
         spacing=list(spacing),
     )
-    assert hd95(prediction, truth, spacing) == pytest.approx(float(wanted), rel=1e-5)
+    assert hd95(prediction, truth, spacing) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("spacing", [BRATS, THICK])
@@ -89,9 +87,9 @@ def test_hd95_is_the_definition_pair_by_pair(spacing):
     prediction, truth = blob(3), blob(4)
     first, second = (np.argwhere(surface(mask)) * np.array(spacing) for mask in (prediction, truth))
     distances = cdist(first, second)
-    wanted = max(np.percentile(distances.min(axis=axis), 95) for axis in (0, 1))
-    assert hd95(prediction, truth, spacing) == pytest.approx(wanted)
-    assert hd95(truth, prediction, spacing) == pytest.approx(wanted)
+    expected = max(np.percentile(distances.min(axis=axis), 95) for axis in (0, 1))
+    assert hd95(prediction, truth, spacing) == pytest.approx(expected)
+    assert hd95(truth, prediction, spacing) == pytest.approx(expected)
 
 
 def test_hd95_of_a_slice_is_two_dimensional():
@@ -99,31 +97,3 @@ def test_hd95_of_a_slice_is_two_dimensional():
     square[2:6, 2:6] = True
     assert surface(square).sum() == 12  # not its four inner pixels
     assert hd95(square, np.roll(square, 2, axis=1), (0.8, 1.3)) == pytest.approx(2.6)
-
-
-# --- regions ---
-
-
-def test_both_releases_give_the_same_regions():
-    old = np.array([0, 1, 2, 4, 4, 2])
-    new = np.array([0, 1, 2, 3, 3, 2])
-    first, second = (
-        labels.to_classes(values, labels.CONVENTIONS[name])
-        for values, name in ((old, "2021"), (new, "2023"))
-    )
-    np.testing.assert_array_equal(first, second)
-    assert labels.mask_of(first, "WT").tolist() == [0, 1, 1, 1, 1, 1]
-    assert labels.mask_of(first, "TC").tolist() == [0, 1, 0, 1, 1, 0]
-    assert labels.mask_of(first, "ET").tolist() == [0, 0, 0, 1, 1, 0]
-    np.testing.assert_array_equal(labels.to_labels(first, labels.CONVENTIONS["2021"]), old)
-    np.testing.assert_array_equal(labels.to_labels(first, labels.CONVENTIONS["2023"]), new)
-
-
-def test_the_release_is_known_by_its_values():
-    assert labels.convention_of({0, 1, 2, 4}).name == "2021"
-    assert labels.convention_of({0, 3}).name == "2023"
-    assert labels.convention_of({0, 1, 2}, default="2023").name == "2023"
-    assert labels.convention_of(set()).name == "2021"
-    for values in ({0, 3, 4}, {0, 5}):
-        with pytest.raises(AttclError, match="of no release that is known"):
-            labels.convention_of(values)

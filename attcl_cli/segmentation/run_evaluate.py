@@ -1,0 +1,290 @@
+"""`attcl evaluate` without its command line: score label maps of the test split, or a trained segmenter.
+
+How the result is shown is left to the caller.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_record import RunRecord
+from attcl_cli.segmentation import evaluation, report
+from attcl_cli.segmentation.inputs import Input, plan_inputs, plan_truths
+from attcl_cli.segmentation.report import Scores
+from attcl_cli.segmentation.request import (
+    DEFAULT_OUTPUT,
+    Request,
+    as_text,
+    clear,
+    open_ground_truth,
+    open_study,
+    refuse_place,
+    require_free,
+)
+from attcl_cli.segmentation.summary import Row
+
+if TYPE_CHECKING:
+    from attcl_cli.segmentation.network import SegmenterInfo
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """The result of `evaluate`.
+
+    Attributes:
+        output: the folder of the scores.
+        cases: how many test cases are scored.
+        scores: None after a dry run.
+    """
+
+    output: Path
+    cases: int
+    scores: Scores | None = None
+
+
+def evaluate(
+    predictions: Path | str | None = None,
+    *,
+    weights: Path | str | None = None,
+    ori: Path | str = "data",
+    cpl: Path | str = "out",
+    truth: Path | str | None = None,
+    output: Path | str | None = None,
+    input: str | None = None,
+    per_slice: bool = False,
+    allow_missing: bool = False,
+    layout: str = "auto",
+    modalities: Path | str | None = None,
+    device: str = "auto",
+    num_workers: int = 2,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> EvaluateResult:
+    """Score label maps of the test split, whatever made them, or a trained segmenter.
+
+    Args:
+        predictions: a folder of label maps, `<case>.nii.gz` each; exclusive with `weights`.
+        weights: a segmenter's folder or weights file.
+        ori: the incomplete dataset, as prepare-splits wrote it.
+        cpl: the folder of the synthesised volumes.
+        truth: the complete dataset, needed by input `real`; None: the one that `splits.json` names.
+        output: the folder for the scores; None: `segment-<name of predictions>`, or `segment-evaluated`.
+        input: what the segmenter is shown; None: what it was trained on. Only with `weights`.
+        per_slice: also score each slice by itself, as the paper does.
+        allow_missing: leave out cases without label map or prediction.
+        layout: a key of `layouts.LAYOUTS`, or `auto`.
+        modalities: a TOML file with other modality names or another naming.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; only a segmenter needs it.
+        num_workers: cases read ahead.
+        overwrite: replace what an earlier evaluation left in `output`.
+        dry_run: check everything, score nothing.
+        progress: listens.
+
+    Raises:
+        UsageError: an option is impossible, or `output` holds something else.
+        AttclError: a file is unusable (all problems together).
+    """
+    request = Request(
+        ori=str(ori),
+        cpl=str(cpl),
+        truth=as_text(truth),
+        layout=layout,
+        modalities=as_text(modalities),
+        input=input,
+        allow_missing=allow_missing,
+    )
+    asked = _Evaluation(request, per_slice, num_workers, overwrite, dry_run, progress)
+    if weights is not None and predictions is None:
+        folder = Path(output or f"{DEFAULT_OUTPUT}-evaluated")
+        return _evaluate_segmenter(Path(weights), folder, device, asked)
+    if predictions is None or weights is not None:
+        raise UsageError(
+            f"PREDICTIONS: {'missing' if predictions is None else 'given with --weights'}, "
+            "expected either a folder of label maps or --weights SEGMENTER",
+            "attcl evaluate PREDICTIONS scores label maps; attcl evaluate --weights SEGMENTER predicts first",
+            code="one-of-two",
+        )
+    if input is not None:
+        raise UsageError(
+            "--input: given with PREDICTIONS, expected it with --weights alone",
+            "leave --input out: predictions are what they are",
+            code="options-exclude-each-other",
+        )
+    folder = Path(output or f"{DEFAULT_OUTPUT}-{Path(predictions).resolve().name}")
+    return _evaluate_predictions(Path(predictions), folder, asked)
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What both kinds of evaluation need to know."""
+
+    request: Request
+    per_slice: bool
+    workers: int
+    overwrite: bool
+    dry_run: bool
+    progress: Progress
+
+    def config(self, key: str, path: Path) -> dict[str, Any]:
+        """Return the request as `run.json` keeps it."""
+        return {**self.request.config, "per_slice": self.per_slice, key: str(path)}
+
+
+def _evaluate_predictions(predictions: Path, output: Path, asked: _Evaluation) -> EvaluateResult:
+    request = asked.request
+    study = open_study(request)
+    if not predictions.is_dir():
+        raise AttclError(
+            f"{predictions}: no such folder, expected predictions named CASE.nii.gz",
+            "name the folder that holds them",
+            code="predictions-missing",
+        )
+    refuse_place(output, request, study, None)
+    config = asked.config("predictions", predictions)
+    require_free(
+        output, command="evaluate", config=config, overwrite=asked.overwrite, reads=[predictions]
+    )
+    plan = plan_truths(study.data, study.splits, allow_missing=request.allow_missing)
+    samples = plan.inputs[""].splits["test"]
+    files, missing = evaluation.find_predictions(predictions, samples)
+    if not files or (missing and not request.allow_missing):
+        raise AttclError(
+            f"{predictions}: {len(missing)} of {len(samples)} test cases have no prediction, expected all "
+            f"(the first: {missing[0]}.nii.gz)",
+            "add them, or count them with --allow-missing",
+            code="predictions-missing",
+        )
+    chosen = [sample for sample in samples if sample.case in files]
+    if asked.dry_run:
+        return EvaluateResult(output, len(chosen))
+    name = predictions.resolve().name
+    rows: list[Row] = []
+    scored = evaluation.score_predictions(
+        files,
+        chosen,
+        plan.convention,
+        name=name,
+        per_slice=asked.per_slice,
+        workers=asked.workers,
+    )
+    with asked.progress.bar(len(chosen), "evaluate") as bar:
+        for of_case in scored:
+            rows += of_case
+            bar(of_case[0].case)
+    clear(output, command="evaluate")
+    record = RunRecord(
+        output / "run.json",
+        "evaluate",
+        config=config,
+        extra={"tested_on": [sample.case for sample in chosen]},
+    )
+    with record.recorded():
+        scores = Scores(tuple(rows), (name,), missing=(*plan.unlabelled, *missing))
+        report.write(output, scores, facts={"labels": str(plan.convention)})
+    return EvaluateResult(output, len(chosen), scores)
+
+
+def _evaluate_segmenter(
+    weights: Path, output: Path, device: str, asked: _Evaluation
+) -> EvaluateResult:
+    from attcl_cli import devices
+    from attcl_cli.segmentation.network import load_segmenter, read_info, weights_file
+
+    request = asked.request
+    study = open_study(request)
+    info, file = read_info(weights), weights_file(weights)
+    name = request.input or info.input
+    ground_truth = open_ground_truth(request, study, (name,))
+    refuse_place(output, request, study, ground_truth)
+    place = devices.select(device)
+    config = asked.config("weights", weights)
+    require_free(
+        output, command="evaluate", config=config, overwrite=asked.overwrite, reads=[weights]
+    )
+    plan = plan_inputs(
+        study.data,
+        study.splits,
+        (name,),
+        completed=Path(request.cpl),
+        truth=ground_truth,
+        canvas=info.settings.canvas,
+        parts=("test",),
+        allow_missing=request.allow_missing,
+    )
+    item = plan.inputs[name]
+    _require_channels(info, item)
+    if asked.dry_run:
+        return EvaluateResult(output, item.counts["test"])
+    tested_on = plan.cases("test")
+    warnings = [
+        *report.leaks(study.provenance, (name,)),
+        *report.seen(tested_on, (*info.trained_on, *info.validated_on)),
+    ]
+    described = evaluation.describe(item, file, str(file))
+    record = RunRecord(
+        output / "run.json",
+        "evaluate",
+        config=config,
+        seed=info.settings.seed,
+        device=str(place),
+        weights={"name": str(file), "sha256": described["sha256"]},
+        extra={
+            "settings": info.settings.model_dump(mode="json"),
+            "trained_on": list(info.trained_on),
+            "validated_on": list(info.validated_on),
+            "tested_on": tested_on,
+            "left_out": list(plan.unlabelled),
+            "completed_by": list(study.provenance.weights),
+            "warnings": warnings,
+            "inputs": {name: described},
+        },
+    )
+    clear(output, command="evaluate")
+    with record.recorded():
+        rows: list[Row] = []
+        with asked.progress.bar(item.counts["test"], f"test {name}") as bar:
+            for case, of_case in evaluation.predict_and_score(
+                load_segmenter(file, place),
+                item,
+                output,
+                convention=plan.convention,
+                per_slice=asked.per_slice,
+                workers=asked.workers,
+            ):
+                rows += of_case
+                bar(case)
+        for case, path in evaluation.prediction_files(item, output).items():
+            record.add(case, "done", seconds=0, outputs=[str(path.relative_to(output))])
+        scores = Scores(
+            rows=tuple(rows),
+            inputs=(name,),
+            missing=plan.unlabelled,
+            warnings=tuple(warnings),
+            trained=report.describe_training(
+                info.settings, len(info.trained_on), {name: described}
+            ),
+            seed=info.settings.seed,
+        )
+        facts = {
+            "labels": str(plan.convention),
+            "inputs": {name: item.explained},
+            "settings": info.settings.model_dump(mode="json"),
+            "segmenters": {name: described},
+        }
+        report.write(output, scores, facts=facts)
+    return EvaluateResult(output, scores.cases, scores)
+
+
+def _require_channels(info: SegmenterInfo, item: Input) -> None:
+    if info.channels != item.channels:
+        raise UsageError(
+            f"--weights: trained on {', '.join(info.channels)}, expected {', '.join(item.channels)} "
+            f"for --input {item.name}",
+            f"--input {info.input} is what these weights were trained on",
+            code="other-channels",
+        )
