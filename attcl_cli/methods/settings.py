@@ -67,10 +67,10 @@ def setting(
         description: one sentence; `--dry-run` and the reference show it.
         section: one of `SECTIONS`; empty: the method's own.
         fixed: a resumed run keeps it, since networks, data or random numbers depend on it.
-        gt: a bound below it.
-        ge: the least value.
-        lt: a bound above it.
-        le: the largest value.
+        gt: the value is greater than this.
+        ge: the value is at least this.
+        lt: the value is less than this.
+        le: the value is at most this.
     """
     return Field(
         default,
