@@ -21,7 +21,7 @@ def info(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            help="A dataset; without it: versions, device, weights.", show_default=False
+            help="A dataset. Without it: versions, device, weights.", show_default=False
         ),
     ] = None,
     layout: LayoutName = "auto",
@@ -29,7 +29,7 @@ def info(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a folder holds: layout, cases, modalities, what is missing, what is wrong."""
+    """List what a folder holds, and what is wrong with it. Layout, cases, modalities, missing volumes, problems."""
     if folder is None:
         _show_installation(as_json=as_json)
     else:

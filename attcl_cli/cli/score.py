@@ -97,7 +97,8 @@ def score(
     baselines: Annotated[
         bool,
         typer.Option(
-            "--baselines", help="Score copies, means of the sources and zeros by the networks, too."
+            "--baselines",
+            help="Also score the trivial baselines (copy, mean of sources, zeros) by the networks.",
         ),
     ] = False,
     weights: Annotated[
@@ -105,15 +106,20 @@ def score(
         typer.Option(
             "-w",
             "--weights",
-            help="For --directions and --lpips-diversity.  [default: the newest run]",
+            help="Weights for --directions and --lpips-diversity.  [default: the newest run]",
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=2, max=1000, help="Samples of --lpips-diversity.")
+        int,
+        typer.Option(
+            "--samples", min=2, max=1000, help="Style samples per volume of --lpips-diversity."
+        ),
     ] = 10,
     allow_missing: Annotated[
         bool,
-        typer.Option("--allow-missing", help="Count missing volumes; ends with exit code 3."),
+        typer.Option(
+            "--allow-missing", help="Count missing volumes instead of failing (exit code 3)."
+        ),
     ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Never download a feature network.")
@@ -130,7 +136,7 @@ def score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare synthesised volumes with the ground truth; writes scores/ with a report. Default: SSIM, PSNR, NMSE."""
+    """Compare synthesised volumes with the ground truth. Write scores/ with a report; by default SSIM, PSNR, NMSE."""
     from attcl_cli.scoring import run
 
     del debug  # `app.main` looks for it among the arguments
