@@ -105,8 +105,8 @@ def segment(
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
     overrides = dict(parse_override(text) for text in set_ or [])
-    given = {"steps": steps, "seed": seed}
-    overrides |= {key: value for key, value in given.items() if value is not None}
+    flags = {"steps": steps, "seed": seed}
+    overrides |= {key: value for key, value in flags.items() if value is not None}
     result = run.segment(
         ori,
         cpl,

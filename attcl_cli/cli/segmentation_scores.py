@@ -1,4 +1,4 @@
-"""How scores of segmentation are shown: the tables of `attcl segment` and `attcl evaluate`, and their JSON document.
+"""The tables of `attcl segment` and `attcl evaluate`, and their JSON document.
 
 The numbers are those of `segmentation.report`.
 """
@@ -23,11 +23,11 @@ _WIDTH = 80
 _POLICY = (
     "both masks empty: dice, sens, iou 1, hd95 0; one empty: dice, iou 0, hd95\n"
     "undefined (n counts the cases that have one); sens, sensitivity, is undefined\n"
-    "where only the truth is empty"
+    "if only the truth is empty"
 )
 _BY_SLICE_TITLE = (
     "the paper's way, a slice is the unit: those at 20 to 80 % of the height, mean\n"
-    "over a case's slices, then over cases; hd95 where both masks have any"
+    "over a case's slices, then over cases; hd95 over the slices with both masks"
 )
 
 

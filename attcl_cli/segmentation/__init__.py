@@ -8,4 +8,4 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 EXPORTS: Mapping[str, str] = {"nnunet": "attcl_cli.segmentation.nnunet"}
-"""What `attcl export` writes: format -> the module that writes it."""
+"""The formats of `attcl export`: name -> the module that writes it."""

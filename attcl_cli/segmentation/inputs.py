@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Input:
-    """What one segmenter is trained and tested on.
+    """The cases and channels that one segmenter is trained and tested on.
 
     Attributes:
         name: `completed`, `incomplete`, `real`, or a modality.
@@ -96,7 +96,7 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What made the synthesised volumes.
+    """The origin of the synthesised volumes.
 
     Attributes:
         weights: name and SHA-256, from the records in the folder.
@@ -194,7 +194,7 @@ def plan_inputs(
         channels = (name,) if name in data.modalities else data.modalities
         samples: dict[str, tuple[Sample, ...]] = {}
         for part, members in cases.items():
-            shown = []
+            listed = []
             for case in members:
                 files = []
                 for modality in channels:
@@ -206,8 +206,8 @@ def plan_inputs(
                     if modality not in case.files and paths:
                         extra.setdefault(case.id, []).append(paths)
                 labels = data.paths(case, SEGMENTATION) if case.segmentation else ()
-                shown.append(Sample(case.id, case.patient, tuple(files), labels))
-            samples[part] = tuple(shown)
+                listed.append(Sample(case.id, case.patient, tuple(files), labels))
+            samples[part] = tuple(listed)
         inputs[name] = Input(name, channels, samples)
     everything = [case for members in cases.values() for case in members]
     checks = _check(data, everything, extra, canvas, allow_missing=allow_missing)
@@ -402,10 +402,10 @@ def _check(
             for value in file_of
             if sum(value in item.values for item in CONVENTIONS.values()) == 1
         ]
-        where = " and ".join(f"{value} in {file_of[value].name}" for value in sorted(clash))
+        examples = " and ".join(f"{value} in {file_of[value].name}" for value in sorted(clash))
         problems.append(
             AttclError(
-                f"{data.root}: {error.message} ({where})", error.hint, code="label-values-mixed"
+                f"{data.root}: {error.message} ({examples})", error.hint, code="label-values-mixed"
             )
         )
     return _Checks(problems, convention, unlabelled)

@@ -18,7 +18,7 @@ Mask = NDArray[np.bool_]
 
 POLICY = (
     "both masks empty: dice, sens, iou 1 and hd95 0; one empty: dice, iou 0 and hd95 undefined; "
-    "sens is 0 where only the prediction is empty, undefined where only the truth is"
+    "sens is 0 if only the prediction is empty, undefined if only the truth is"
 )
 _PERCENTILE = 95.0
 
@@ -29,7 +29,7 @@ class Metric:
 
     Attributes:
         title: its name, with the paper's equation.
-        compute: (prediction, truth, spacing in mm) -> value; NaN where `POLICY` calls it undefined.
+        compute: (prediction, truth, spacing in mm) -> value; NaN if `POLICY` calls it undefined.
         unit: "1" for a share.
         higher_is_better: the direction.
     """
@@ -49,7 +49,7 @@ def scores(prediction: Mask, truth: Mask, spacing_mm: Sequence[float]) -> dict[s
         spacing_mm: the distance of neighbours along each axis.
 
     Returns:
-        metric -> value; NaN where `POLICY` calls it undefined.
+        metric -> value; NaN if `POLICY` calls it undefined.
     """
     return {name: metric.compute(prediction, truth, spacing_mm) for name, metric in METRICS.items()}
 

@@ -1,6 +1,6 @@
 """The segmenter: a 2-D U-Net on concatenated modalities, its predictions, and its weights file.
 
-What it is shown is left to `slices`, how it is trained to `training`, what its predictions are worth to `evaluation`.
+Its slices are left to `slices`, its training to `training`, the scores of its predictions to `evaluation`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _SLICES_AT_ONCE = 32  # of a prediction
 
 @dataclass(frozen=True)
 class SegmenterInfo:
-    """What a segmenter's weights say about themselves.
+    """The description of a segmenter that its weights file holds.
 
     Attributes:
         settings: of its training.
-        input: the name of the input that it was shown.
+        input: the name of the input that it was trained on.
         channels: the modalities, in order.
         convention: how its dataset's label maps write the classes.
         trained_on: ids of the training cases.
@@ -171,7 +171,7 @@ def weights_file(path: Path) -> Path:
 
 
 def read_info(path: Path) -> SegmenterInfo:
-    """Return what a segmenter's weights say about themselves.
+    """Return the description in a segmenter's weights file.
 
     Raises:
         UsageError: there is no such file.

@@ -48,7 +48,7 @@ _NAME = re.compile(r"Dataset\d{3}_.+")
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export put into its folder.
+    """The number of cases and files of an export.
 
     Attributes:
         train: cases to train on, `val` included.

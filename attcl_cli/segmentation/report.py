@@ -30,7 +30,7 @@ _FEW_CASES = 10  # below this, an interval says little
 
 @dataclass(frozen=True)
 class Scores:
-    """All scores of a run, and what a reader must know about them.
+    """The scores of a run, with the warnings and notes that belong to them.
 
     Attributes:
         rows: a case, region and metric each.
@@ -38,7 +38,7 @@ class Scores:
         missing: ids of the cases that were left out.
         warnings: what makes the figures doubtful.
         notes: other remarks, made before the run.
-        trained: how long, and on what, the segmenters were trained; empty if unknown.
+        trained: the training of the segmenters in words; empty if unknown.
         seed: of the bootstrap.
     """
 

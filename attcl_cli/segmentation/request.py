@@ -1,4 +1,4 @@
-"""What is asked of a segmentation command, and what is known before anything slow: datasets, inputs, the output folder.
+"""The request of a segmentation command, and what is checked before anything slow: datasets, inputs, output folder.
 
 Checks only names and folders; files are checked by `inputs`. Loads no torch.
 """
@@ -72,7 +72,7 @@ class Request:
 
 @dataclass(frozen=True)
 class TrainingRequest(Request):
-    """What is asked of `attcl segment`, as `run.json` keeps it for --resume.
+    """The request of `attcl segment`, as `run.json` keeps it for --resume.
 
     Attributes:
         compare: train on all four inputs.
@@ -115,15 +115,15 @@ def open_study(request: Request) -> Study:
         UsageError: it has no splits.
     """
     data = request.source.open()
-    found = splits.read_splits(data.root)
-    if found is None:
+    prepared = splits.read_splits(data.root)
+    if prepared is None:
         raise UsageError(
             f"--ori: {data.root} has no splits.json, expected what attcl prepare-splits wrote",
             "run attcl prepare-splits DATASET; if the dataset is already incomplete, with a --ratio file that "
             "says hidden = [[]]",
             code="no-splits",
         )
-    return Study(data, found, read_provenance(Path(request.cpl), data, found))
+    return Study(data, prepared, read_provenance(Path(request.cpl), data, prepared))
 
 
 def choose_inputs(request: TrainingRequest, data: Dataset) -> tuple[tuple[str, ...], list[str]]:
@@ -161,7 +161,7 @@ def open_ground_truth(request: Request, study: Study, names: Sequence[str]) -> D
 
 
 def resumed(output: Path, request: TrainingRequest) -> TrainingRequest:
-    """Return what the run to resume was asked for; of `request` it takes nothing but more steps.
+    """Return the request of the run to resume, with the steps of `request` if it has any.
 
     Raises:
         UsageError: there is no such run, or the request has other options.

@@ -52,7 +52,7 @@ class SegmentResult:
 
     Attributes:
         output: the folder of weights, predictions and scores.
-        device: where the networks ran.
+        device: of the networks.
         labels: how the dataset's label maps write the classes.
         settings: of the training.
         cases: input -> split -> number of cases.
@@ -212,7 +212,7 @@ def segment(
 
 @dataclass(frozen=True)
 class _Session:
-    """What the training of all inputs needs to know."""
+    """The request, the plan and the machine of one run."""
 
     request: TrainingRequest
     study: Study

@@ -98,10 +98,10 @@ def evaluate(
         input=input,
         allow_missing=allow_missing,
     )
-    asked = _Evaluation(request, per_slice, num_workers, overwrite, dry_run, progress)
+    options = _Options(request, per_slice, num_workers, overwrite, dry_run, progress)
     if weights is not None and predictions is None:
         folder = Path(output or f"{DEFAULT_OUTPUT}-evaluated")
-        return _evaluate_segmenter(Path(weights), folder, device, asked)
+        return _evaluate_segmenter(Path(weights), folder, device, options)
     if predictions is None or weights is not None:
         raise UsageError(
             f"PREDICTIONS: {'missing' if predictions is None else 'given with --weights'}, "
@@ -116,12 +116,12 @@ def evaluate(
             code="options-exclude-each-other",
         )
     folder = Path(output or f"{DEFAULT_OUTPUT}-{Path(predictions).resolve().name}")
-    return _evaluate_predictions(Path(predictions), folder, asked)
+    return _evaluate_predictions(Path(predictions), folder, options)
 
 
 @dataclass(frozen=True)
-class _Evaluation:
-    """What both kinds of evaluation need to know."""
+class _Options:
+    """The options that both kinds of evaluation share."""
 
     request: Request
     per_slice: bool
@@ -135,8 +135,8 @@ class _Evaluation:
         return {**self.request.config, "per_slice": self.per_slice, key: str(path)}
 
 
-def _evaluate_predictions(predictions: Path, output: Path, asked: _Evaluation) -> EvaluateResult:
-    request = asked.request
+def _evaluate_predictions(predictions: Path, output: Path, options: _Options) -> EvaluateResult:
+    request = options.request
     study = open_study(request)
     if not predictions.is_dir():
         raise AttclError(
@@ -145,9 +145,9 @@ def _evaluate_predictions(predictions: Path, output: Path, asked: _Evaluation) -
             code="predictions-missing",
         )
     refuse_place(output, request, study, None)
-    config = asked.config("predictions", predictions)
+    config = options.config("predictions", predictions)
     require_free(
-        output, command="evaluate", config=config, overwrite=asked.overwrite, reads=[predictions]
+        output, command="evaluate", config=config, overwrite=options.overwrite, reads=[predictions]
     )
     plan = plan_truths(study.data, study.splits, allow_missing=request.allow_missing)
     samples = plan.inputs[""].splits["test"]
@@ -160,7 +160,7 @@ def _evaluate_predictions(predictions: Path, output: Path, asked: _Evaluation) -
             code="predictions-missing",
         )
     chosen = [sample for sample in samples if sample.case in files]
-    if asked.dry_run:
+    if options.dry_run:
         return EvaluateResult(output, len(chosen))
     name = predictions.resolve().name
     rows: list[Row] = []
@@ -169,10 +169,10 @@ def _evaluate_predictions(predictions: Path, output: Path, asked: _Evaluation) -
         chosen,
         plan.convention,
         name=name,
-        per_slice=asked.per_slice,
-        workers=asked.workers,
+        per_slice=options.per_slice,
+        workers=options.workers,
     )
-    with asked.progress.bar(len(chosen), "evaluate") as bar:
+    with options.progress.bar(len(chosen), "evaluate") as bar:
         for of_case in scored:
             rows += of_case
             bar(of_case[0].case)
@@ -190,21 +190,21 @@ def _evaluate_predictions(predictions: Path, output: Path, asked: _Evaluation) -
 
 
 def _evaluate_segmenter(
-    weights: Path, output: Path, device: str, asked: _Evaluation
+    weights: Path, output: Path, device: str, options: _Options
 ) -> EvaluateResult:
     from attcl_cli import devices
     from attcl_cli.segmentation.network import load_segmenter, read_info, weights_file
 
-    request = asked.request
+    request = options.request
     study = open_study(request)
     info, file = read_info(weights), weights_file(weights)
     name = request.input or info.input
     ground_truth = open_ground_truth(request, study, (name,))
     refuse_place(output, request, study, ground_truth)
     place = devices.select(device)
-    config = asked.config("weights", weights)
+    config = options.config("weights", weights)
     require_free(
-        output, command="evaluate", config=config, overwrite=asked.overwrite, reads=[weights]
+        output, command="evaluate", config=config, overwrite=options.overwrite, reads=[weights]
     )
     plan = plan_inputs(
         study.data,
@@ -218,7 +218,7 @@ def _evaluate_segmenter(
     )
     item = plan.inputs[name]
     _require_channels(info, item)
-    if asked.dry_run:
+    if options.dry_run:
         return EvaluateResult(output, item.counts["test"])
     tested_on = plan.cases("test")
     warnings = [
@@ -247,14 +247,14 @@ def _evaluate_segmenter(
     clear(output, command="evaluate")
     with record.recorded():
         rows: list[Row] = []
-        with asked.progress.bar(item.counts["test"], f"test {name}") as bar:
+        with options.progress.bar(item.counts["test"], f"test {name}") as bar:
             for case, of_case in evaluation.predict_and_score(
                 load_segmenter(file, place),
                 item,
                 output,
                 convention=plan.convention,
-                per_slice=asked.per_slice,
-                workers=asked.workers,
+                per_slice=options.per_slice,
+                workers=options.workers,
             ):
                 rows += of_case
                 bar(case)

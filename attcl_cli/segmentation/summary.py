@@ -25,7 +25,7 @@ BY_SLICE = "-slice"  # ends the names of metrics whose unit is a slice
 CASE_POLICY = f"a case is the unit; {POLICY}"
 SLICE_POLICY = (
     "a slice is the unit, those at 20 to 80 % of the height (the paper's), mean over those of a case, then over "
-    f"cases; {POLICY}; hd95 is in 2-D, over the slices where both masks have any: undefined where no slice has"
+    f"cases; {POLICY}; hd95 is in 2-D, over the slices with both masks: undefined without such a slice"
 )
 _BOOTSTRAPS = 10_000
 _CONFIDENCE = (2.5, 97.5)  # percentiles
@@ -68,7 +68,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better `first` is than `second`, over the cases that both have a value for.
+    """The difference of two inputs, over the cases that both have a value for.
 
     Attributes:
         mean: of the differences, first minus second.
