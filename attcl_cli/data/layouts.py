@@ -234,7 +234,7 @@ def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout |
         raise UsageError(
             f"{path}: {reason}, "
             "expected `pattern` (optional) and [modalities] with a list of spellings each",
-            "see the README, 'Other modalities'",
+            '[modalities] holds lines such as t1 = ["T1"]; docs/guides/data.md has an example',
             code="invalid-vocabulary",
         )
     for name, spellings in table.items():
