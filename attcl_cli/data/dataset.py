@@ -172,10 +172,8 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
             code="unknown-layout",
         )
     files = _walk(root)
-    if own_layout:
-        candidates = [own_layout]
-    else:
-        candidates = list(LAYOUTS.values()) if layout == "auto" else [LAYOUTS[layout]]
+    named = [LAYOUTS[layout]] if layout in LAYOUTS else list(LAYOUTS.values())
+    candidates = [own_layout] if own_layout else named
     readings = {
         candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
     }
