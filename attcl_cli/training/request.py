@@ -66,10 +66,14 @@ def resumed_settings(
             code="nothing-to-resume",
         )
     before = read_run_settings(started)
-    after = resolve(
-        method=method, variant=variant, file=file, before=before, overrides=dict(overrides)
-    )
-    was, now = before.model_dump(), after.model_dump()
+    was = before.model_dump()
+    if method in (None, before.method):
+        after = resolve(
+            method=method, variant=variant, file=file, before=before, overrides=dict(overrides)
+        )
+        now = after.model_dump()
+    else:  # which has other settings
+        after, now = before, {**was, "method": method}
     problems: list[AttclError] = [
         UsageError(
             f"--resume: {run_dir} was started with {key} {was[key]!r}, found {now.get(key)!r}, expected the same",
