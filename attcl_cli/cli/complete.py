@@ -117,8 +117,8 @@ def complete(
     terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
     models = list(weights or [])
     if fallback is not None:
-        terminal.say(f"note: --fallback is deprecated, write: -w FIRST -w {fallback}")
         models = [*(models or [str(find_weights(None).path)]), fallback]
+        terminal.say(f"note: --fallback is deprecated, write: -w {' -w '.join(models)}")
     result = run.complete(
         ori,
         cpl,
