@@ -1,7 +1,8 @@
-"""Validation: SSIM in the brain on paired slices."""
+"""Validation of methods of one source: SSIM in the brain on paired slices, by direction."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -9,16 +10,20 @@ import pytest
 import torch
 
 from attcl_cli.data.slices import SliceStore
-from attcl_cli.training import validation as validate
+from attcl_cli.methods.sources import AnyOne
+from attcl_cli.training.validation import make_validation
 
 CPU = torch.device("cpu")
 
 
 class Oracle:
-    """A method that answers with the true slice of the store, worse by some noise."""
+    """A method that answers with the true slice of the store, worse by some noise; notes the directions."""
+
+    context = 0
 
     def __init__(self, store: SliceStore, noise: float) -> None:
         self.noise = noise
+        self.directions: list[tuple[str, str]] = []
         rows = torch.arange(len(store.data)).numpy()
         slices = store.read(rows)
         self.answers: dict[tuple[str, bytes], torch.Tensor] = {}
@@ -33,7 +38,8 @@ class Oracle:
     def synthesise(
         self, sources: Mapping[str, torch.Tensor], targets: Sequence[str]
     ) -> dict[str, torch.Tensor]:
-        ((_, x),) = sources.items()
+        ((source, x),) = sources.items()
+        self.directions += [(source, target) for target in targets]
         generator = torch.Generator().manual_seed(0)
         true = {
             name: torch.stack([self.answers[name, item.numpy().tobytes()] for item in x])
@@ -46,13 +52,13 @@ class Oracle:
 
 
 def test_the_truth_scores_1(store: SliceStore) -> None:
-    score = validate.on_pairs(store, CPU)
+    score = make_validation(store, AnyOne(store.modalities), CPU)
     assert score is not None
     assert score(Oracle(store, 0.0)) == pytest.approx(1.0)
 
 
 def test_noise_scores_less_and_more_noise_still_less(store: SliceStore) -> None:
-    score = validate.on_pairs(store, CPU)
+    score = make_validation(store, AnyOne(store.modalities), CPU)
     assert score is not None
     little, much = score(Oracle(store, 0.1)), score(Oracle(store, 0.5))
     assert much < little < 1
@@ -60,4 +66,20 @@ def test_noise_scores_less_and_more_noise_still_less(store: SliceStore) -> None:
 
 def test_without_a_pair_there_is_nothing_to_validate_on(store: SliceStore) -> None:
     alone = replace(store, entries=store.entries[:1])
-    assert validate.on_pairs(alone, CPU) is None
+    assert make_validation(alone, AnyOne(store.modalities), CPU) is None
+
+
+def test_every_direction_is_scored_once(store: SliceStore) -> None:
+    oracle = Oracle(store, 0.0)
+    score = make_validation(store, AnyOne(store.modalities), CPU)
+    assert score is not None
+    score(oracle)
+    assert sorted(oracle.directions) == sorted(itertools.permutations(store.modalities, 2))
+
+
+def test_the_seed_chooses_the_slices(store: SliceStore) -> None:
+    rule = AnyOne(store.modalities)
+    one, again, other = (make_validation(store, rule, CPU, seed=seed) for seed in (0, 0, 1))
+    assert one is not None and again is not None and other is not None
+    noisy = Oracle(store, 0.3)
+    assert one(noisy) == again(noisy) != other(noisy)

@@ -17,6 +17,8 @@ FOUR = ("flair", "t1", "t1ce", "t2")
 class Oracle:
     """Answers with the true slice, which it finds by its sources; notes what it was asked for."""
 
+    context = 0
+
     def __init__(self, store: SliceStore, noise: float = 0.0) -> None:
         self.noise, self.asked = noise, []
         starts = {(entry.case, entry.modality): entry for entry in store.entries}

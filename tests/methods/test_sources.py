@@ -1,0 +1,61 @@
+"""The ready source rules: which modalities a missing one is made from."""
+
+from __future__ import annotations
+
+import pytest
+
+from attcl_cli.methods.sources import AllPresent, AnyOne, Exactly, takes_one
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+DEDICATED = Exactly({"t1ce": ("flair", "t1"), "t2": ("flair",)})
+
+
+def test_any_one_takes_the_first_present_modality_that_the_model_knows():
+    rule = AnyOne(FOUR)
+    assert rule.targets == FOUR
+    assert rule.sources_for("t1", ["t2", "flair"]) == ("t2",)
+    assert rule.sources_for("t1", ["pd", "flair"]) == ("flair",)
+    assert rule.sources_for("t1", ["t1", "t1ce"]) == ("t1ce",)  # never the target itself
+
+
+def test_all_present_takes_every_known_modality_in_its_own_order():
+    rule = AllPresent(FOUR)
+    assert rule.targets == FOUR
+    assert rule.sources_for("t1", ["t2", "pd", "flair", "t1"]) == ("flair", "t2")
+    assert rule.sources_for("t1", ["t2"]) == ("t2",)
+
+
+def test_exactly_takes_its_sources_if_all_are_present():
+    assert DEDICATED.targets == ("t1ce", "t2")
+    assert DEDICATED.sources_for("t1ce", ["t2", "t1", "flair"]) == ("flair", "t1")
+    assert DEDICATED.sources_for("t1ce", ["t2", "flair"]) is None
+    assert DEDICATED.sources_for("t2", ["flair"]) == ("flair",)
+    assert DEDICATED.sources_for("t1", list(FOUR)) is None
+
+
+@pytest.mark.parametrize("rule", [AnyOne(FOUR), AllPresent(FOUR), DEDICATED], ids=repr)
+@pytest.mark.parametrize(
+    ("target", "present"), [("pd", FOUR), ("t1ce", ()), ("t1ce", ("t1ce",)), ("t1ce", ("pd",))]
+)
+def test_no_rule_makes_what_it_does_not_know_or_from_nothing(rule, target, present):
+    assert rule.sources_for(target, present) is None
+
+
+def test_what_a_target_needs_is_described_in_words():
+    assert AnyOne(FOUR).describe("t1") == "any one of flair, t1ce, t2"
+    assert AllPresent(FOUR).describe("t1") == "any of flair, t1ce, t2"
+    assert DEDICATED.describe("t1ce") == "flair, t1"
+
+
+@pytest.mark.parametrize(
+    ("rule", "one"),
+    [
+        (AnyOne(FOUR), True),
+        (AllPresent(FOUR), False),
+        (DEDICATED, False),
+        (Exactly({"t2": ("flair",)}), False),  # from flair alone, not from any
+    ],
+    ids=repr,
+)
+def test_a_model_of_one_source_makes_every_target_from_any(rule, one):
+    assert takes_one(rule, FOUR) is one
