@@ -242,7 +242,7 @@ def errors_page() -> str:
         "",
         _MADE,
         "Every error has a message, a hint with the next step, and a code that does not change when the wording does. "
-        "In Python, read them from `error.message`, `error.hint` and `error.code` of an `attcl_cli.errors.AttclError`.",
+        "In Python, read them from `error.message`, `error.hint` and `error.code` of an `attcl_cli.AttclError`.",
         "",
         "| exit code | meaning |",
         "|---|---|",
