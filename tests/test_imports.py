@@ -33,10 +33,17 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> set[str]:
-    """What of ours a file imports, wherever in the file, as dotted names below attcl_cli."""
+def imports_of(path: Path, *, types: bool = True) -> set[str]:
+    """What of ours a file imports, wherever in the file, as dotted names below attcl_cli; `types`: also for types."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if not types and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            skipped |= {below for line in node.body for below in ast.walk(line)}
+    for node in ast.walk(tree):
+        if node in skipped:
+            continue
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -68,8 +75,11 @@ def test_the_reader_of_imports_sees_every_form(tmp_path):
         "from attcl_cli.methods.base import Method\nimport numpy\n"
         "def f():\n    from attcl_cli.training import trainer as t\n"
     )
-    wanted = {"data.volumes", "__init__", "files", "methods.base.Method", "training.trainer"}
-    assert imports_of(path) == wanted
+    expected = {"data.volumes", "__init__", "files", "methods.base.Method", "training.trainer"}
+    assert imports_of(path) == expected
+    path.write_text(f"{path.read_text()}if TYPE_CHECKING:\n    from attcl_cli import errors\n")
+    assert imports_of(path) == {*expected, "errors"}
+    assert imports_of(path, types=False) == expected
 
 
 def test_the_package_shows_its_stages_and_six_files():
@@ -110,7 +120,7 @@ def test_no_module_imports_itself_in_a_circle():
         for path in PACKAGE.rglob("*.py")
     }
     for name, path in modules.items():
-        found = {module_of(target, modules) for target in imports_of(path)}
+        found = {module_of(target, modules) for target in imports_of(path, types=False)}
         graph[name] = found - {name, "__init__"}
     done: set[str] = set()
 
