@@ -1,7 +1,7 @@
 """Completion against the paper's Algorithm 1 to the letter, and its memory: figures measured side by side in one run.
 
-Prints ratios. Seconds and megabytes depend on the machine, ratios hardly do; networks are untrained, for weights
-change no time. `--help` says how to make it small.
+Prints ratios. Seconds and megabytes depend on the machine, ratios hardly do; networks are untrained, since weights
+change no time. `--help` lists the options that make it small.
 """
 
 from __future__ import annotations
@@ -13,37 +13,55 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from attcl_cli import devices
 from attcl_cli.completion import inference
-from attcl_cli.completion import plan as planning
-from attcl_cli.completion import run as complete
+from attcl_cli.completion.jobs import Manner
+from attcl_cli.completion.making import make_volumes
+from attcl_cli.completion.plan import plan_completion
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, open_dataset
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.splits import RATIOS
 from attcl_cli.methods import METHODS
-from attcl_cli.methods import weights as checkpoint
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import PRESETS, resolve
-from attcl_cli.methods.weights import Weights, WeightsInfo
+from attcl_cli.methods.sources import AnyOne, SourceRule
+from attcl_cli.methods.weights import (
+    Weights,
+    WeightsInfo,
+    find_weights,
+    load_method,
+    save_weights,
+)
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
-@dataclass
-class Clocked:
-    """A method that counts the seconds spent in its network."""
+class Clocked(Method):
+    """A method that counts the seconds spent in another one's networks."""
 
-    method: Method
-    seconds: float = 0.0
-    accepts: str = "one"
+    def __init__(self, method: Method) -> None:
+        super().__init__(method.settings, method.modalities)
+        self.method = method
+        self.seconds = 0.0
+
+    @classmethod
+    def sources(cls, settings: Any, modalities: Sequence[str]) -> SourceRule:
+        """See `Method`."""
+        del settings
+        return AnyOne(tuple(modalities))
+
+    @property
+    def stride(self) -> int:
+        """See `Method`."""
+        return self.method.stride
 
     def synthesise(
         self,
@@ -54,17 +72,17 @@ class Clocked:
     ) -> dict[str, torch.Tensor]:
         """See `Method`."""
         start = time.perf_counter()
-        made = self.method.synthesise(sources, targets, sample=sample)
+        fakes = self.method.synthesise(sources, targets, sample=sample)
         _wait(next(iter(sources.values())).device)
         self.seconds += time.perf_counter() - start
-        return made
+        return fakes
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     options = _options()
     if options.child:
-        _complete_and_tell_memory(*map(Path, options.child))
+        _complete_and_print_memory(*map(Path, options.child))
         return
     device = devices.select(options.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -108,19 +126,18 @@ def _speed(
     first, stop = (
         (int(part) for part in options.slices.split(":")) if ":" in options.slices else (0, None)
     )
-    method = checkpoint.load_method(weights, device)
+    method = load_method(weights, device)
     size = weights.info.settings.image_size
-    for batch in (
-        1,
-        inference.slices_a_call(size, device),
-    ):  # the first calls also choose kernels
+    for batch in (1, inference.slices_per_call(size, device)):  # first calls also choose kernels
         method.synthesise({"flair": torch.zeros(batch, 1, size, size, device=device)}, ["t1"])
     _wait(device)
 
     clocked = Clocked(method)
     start = time.perf_counter()
-    plan = planning.plan(dataset, folder / "ours", weights, slices=(first, stop) if stop else None)
-    made = sum(len(item.outputs) for item in complete.run(plan, clocked, device=device))
+    manner = Manner(slices=(first, stop) if stop else None)
+    plan = plan_completion(dataset, folder / "ours", [weights], manner=manner)
+    items = make_volumes(plan, {weights.sha256: clocked}, device=device)
+    count = sum(len(item.outputs) for item in items)
     ours = time.perf_counter() - start
 
     every = [
@@ -142,7 +159,7 @@ def _speed(
         f"{options.cases} phantoms, ratio1, {options.voxel_mm:g} mm, slices {options.slices}",
     )
     yield "network", f"preset {options.preset}, untrained, {size}x{size}"
-    yield "ours", f"{ours:.1f} s for {made} volumes"
+    yield "ours", f"{ours:.1f} s for {count} volumes"
     yield "  of that not in the network", f"{1 - clocked.seconds / ours:.1%}"
     how = (
         "measured whole"
@@ -161,9 +178,8 @@ def _literal(
     method: Method,
     device: torch.device,
 ) -> float:
-    """Seconds of Algorithm 1 as printed: E and every modality for every slice, one by one; reading not counted."""
+    """Return the seconds of Algorithm 1 as printed: E and every modality for each slice; reading is not counted."""
     settings = weights.info.settings
-    sizes = {"image_size": settings.image_size, "canvas": settings.canvas, "downs": settings.downs}
     x_ref = _references(settings.image_size, device)
     loaded: tuple[str, volumes.CaseImages] | None = None
     seconds = 0.0
@@ -173,7 +189,8 @@ def _literal(
             loaded = case.id, volumes.load_case(files)
         normalised = loaded[1].normalised(modal_src)[number : number + 1]
         start = time.perf_counter()
-        x_src = torch.from_numpy(inference.fit(normalised, **sizes))[:, None].to(device)
+        small = inference.fit(normalised, settings, stride=method.stride)
+        x_src = torch.from_numpy(small)[:, None].to(device)
         method.remember_references(x_ref)  # line 4: the style codes, for each slice anew
         for target in dataset.by_frequency():
             x_fake = method.synthesise({modal_src: x_src}, [target])[target]
@@ -191,9 +208,9 @@ def _literal(
 
 
 def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Peaks of a process each; the smallest network, for the question is whether memory grows with the cases."""
+    """Measure the peak of a process each, with the smallest network: does memory grow with the cases?"""
     weights = _untrained(folder / "tiny.safetensors", "tiny")
-    peaks, grown = [], []
+    peaks, growths = [], []
     for count in options.memory_cases:
         root = folder / f"memory-{count}"
         write_cohort(root, cases=count, voxel_mm=options.memory_voxel_mm, missing=RATIOS["ratio1"])
@@ -203,37 +220,37 @@ def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, st
         )
         before, peak = map(float, done.stdout.split())
         peaks.append(peak)
-        grown.append(peak - before)
+        growths.append(peak - before)
     few, many = options.memory_cases
     where = f"{options.memory_voxel_mm:g} mm, preset tiny, CPU"
     yield (
         f"peak memory, {few} cases",
-        f"{peaks[0]:.0f} MB, {grown[0]:.0f} of it beyond the imports ({where})",
+        f"{peaks[0]:.0f} MB, {growths[0]:.0f} of it beyond the imports ({where})",
     )
     yield (
         f"peak memory, {many} cases",
-        f"{peaks[1]:.0f} MB, {grown[1]:.0f} of it beyond the imports ({where})",
+        f"{peaks[1]:.0f} MB, {growths[1]:.0f} of it beyond the imports ({where})",
     )
     yield f"memory {many} / {few} cases", f"{peaks[1] / peaks[0]:.3f}"
 
 
-def _complete_and_tell_memory(root: Path, output: Path, weights_file: Path) -> None:
+def _complete_and_print_memory(root: Path, output: Path, weights_file: Path) -> None:
     device = torch.device("cpu")
-    weights = checkpoint.find_weights(str(weights_file))
-    method = checkpoint.load_method(weights, device)
+    weights = find_weights(str(weights_file))
+    method = load_method(weights, device)
     before = _peak_megabytes()
-    plan = planning.plan(open_dataset(root), output, weights)
-    for _ in complete.run(plan, method, device=device):
+    plan = plan_completion(open_dataset(root), output, [weights])
+    for _ in make_volumes(plan, {weights.sha256: method}, device=device):
         pass
     print(before, _peak_megabytes())
 
 
 def _peak_megabytes() -> float:
-    # On Linux `ru_maxrss` of a fresh process begins at the peak of the one that started it; VmHWM is its own.
+    # On Linux `ru_maxrss` of a fresh process begins at the peak of its parent; VmHWM does not.
     status = Path("/proc/self/status")
     if status.is_file():
-        (own,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(own.split()[1]) / 2**10
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -254,8 +271,8 @@ def _untrained(path: Path, preset: str) -> Weights:
         trained_on=(),
         steps=0,
     )
-    checkpoint.save_weights(path, method, info)
-    return checkpoint.find_weights(str(path))
+    save_weights(path, method, info)
+    return find_weights(str(path))
 
 
 def _references(size: int, device: torch.device) -> dict[str, torch.Tensor]:
