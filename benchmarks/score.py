@@ -1,4 +1,4 @@
-"""Seconds a score takes: pytorch-fid, lpips and monai as people call them, over ours, on the same slices, in one run.
+"""Compare the seconds per score with pytorch-fid, lpips and monai as people call them, on the same slices, in one run.
 
 The feature networks have random weights (the time does not depend on them, and nothing is downloaded), the same on both
 sides, so that the figures can be compared, too. The volumes are simulated; the predictions are blurred truths.
@@ -35,14 +35,14 @@ ROW = "{:<34} {:>9} {:>9} {:>7}   {:>12} {:>12}"
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall seconds, and what the function returned."""
+    """Return wall seconds, and the result of the function."""
     clock = time.perf_counter()
-    found = function()
-    return time.perf_counter() - clock, found
+    result = function()
+    return time.perf_counter() - clock, result
 
 
 def line(name: str, theirs: tuple[float, float], ours: tuple[float, float]) -> None:
-    """Prints seconds, their ratio, and the two figures."""
+    """Print seconds, their ratio, and the two figures."""
     ratio = f"{theirs[0] / ours[0]:.1f}"
     seconds = [f"{side[0]:.2f} s" for side in (theirs, ours)]
     figures = [f"{side[1]:.6g}" for side in (theirs, ours)]
@@ -50,7 +50,7 @@ def line(name: str, theirs: tuple[float, float], ours: tuple[float, float]) -> N
 
 
 def stand_in(name: str, state: dict[str, torch.Tensor], folder: Path) -> None:
-    """Puts random weights where the real ones would lie."""
+    """Put random weights in the place of the real ones."""
     record = feature_weights.FILES[name]
     torch.save(state, folder / record.name)
     content = (folder / record.name).read_bytes()
@@ -61,18 +61,18 @@ def stand_in(name: str, state: dict[str, torch.Tensor], folder: Path) -> None:
 
 
 def volumes(cases: int, voxel_mm: float) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(truth, prediction, brain) of each case's T2, (D, H, W)."""
-    found = []
+    """Return (truth, prediction, brain) of each case's T2, (D, H, W)."""
+    triples = []
     for index in range(cases):
         truth = make_case(index, seed=7, voxel_mm=voxel_mm).images["t2"].transpose(2, 1, 0)
         brain = truth != 0
         blurred = ndimage.gaussian_filter(truth.astype(np.float32), 1.5)
-        found.append((truth.astype(np.float32), np.where(brain, blurred, 0), brain))
-    return found
+        triples.append((truth.astype(np.float32), np.where(brain, blurred, 0), brain))
+    return triples
 
 
 def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
-    """pytorch-fid on folders of PNG slices; ours on the same slices, then again with the real ones' features kept."""
+    """Compare with pytorch-fid on folders of PNG slices; ours also with the features of real slices kept."""
     feature_networks.require_torchvision()
     from pytorch_fid import fid_score, inception
 
@@ -117,7 +117,7 @@ def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> Non
 
 
 def compare_lpips(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
-    """lpips one slice at a time; ours in batches, for one prediction and for a prediction with its three baselines."""
+    """Compare with lpips one slice at a time; ours in batches, for a prediction alone and with its three baselines."""
     feature_networks.require_torchvision()
     import lpips
     from torchvision.models import alexnet
@@ -170,7 +170,7 @@ def compare_lpips(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> N
 
 
 def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None:
-    """monai's 3-D SSIM of whole volumes; ours of whole volume and brain together."""
+    """Compare with monai's 3-D SSIM of whole volumes; ours of whole volume and brain together."""
     from monai.metrics.regression import SSIMMetric
 
     units = []
@@ -207,7 +207,7 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=2)
     parser.add_argument("--voxel-mm", type=float, default=2.0)

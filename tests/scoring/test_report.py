@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from score_files import HIDDEN, first_completed, spoil
 
+from attcl_cli.data import volumes
 from attcl_cli.scoring.metrics import METRICS
 from attcl_cli.scoring.run import score
 
@@ -58,10 +58,7 @@ def test_the_notes_are_the_policies(page):
         assert f"{metric.title}: {metric.policy}."[:60] in page.replace("&#x27;", "'")
 
 
-def test_nothing_but_the_pictures_of_the_worst_is_read_twice(folders, monkeypatch):
-    """The page reads a case once more, however many of its volumes it shows."""
-    from attcl_cli.data import volumes
-
+def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, monkeypatch):
     reads: list[Path] = []
     load = volumes.load
 
@@ -70,7 +67,6 @@ def test_nothing_but_the_pictures_of_the_worst_is_read_twice(folders, monkeypatc
         return load(paths)
 
     monkeypatch.setattr(volumes, "load", counting)
-    shutil.rmtree(folders.scores, ignore_errors=True)
     score(
         folders.ori,
         folders.cpl,
