@@ -1,0 +1,221 @@
+"""`training.run.train`: what it returns, what it refuses, and how a run is continued."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from helpers import SMALL_NETWORKS, SMALL_RUN, fingerprint, small_settings
+from training_runs import require_same_runs
+
+from attcl_cli.data import slices
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.methods import METHODS
+from attcl_cli.training.run import TrainingResult, train, weights_sha256
+from attcl_cli.training.state import STATE_FILE
+
+# Nothing that depends on how many steps a run has, so that a continued run can be compared with a longer one.
+LASTING = {"learning_rate_decay": 0.0, "lambda_ds": 0.0}
+SMALL = {**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], **LASTING}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(data: Path, output: str = "run", **options: Any) -> TrainingResult:
+    overrides = {**SMALL, **options.pop("overrides", {})}
+    return train(data, output=output, preset="tiny", overrides=overrides, device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def finished(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 4 steps; read-only."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(phantom_root, output=folder, preset="tiny", overrides=SMALL, device="cpu")
+    return folder
+
+
+@pytest.fixture
+def half(phantom_root: Path) -> Path:
+    """A run that ended after 2 of the steps of `finished`."""
+    start(phantom_root, overrides={"steps": 2})
+    return Path("run")
+
+
+# --- what it returns --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_described_by_its_result(phantom_root, here):
+    result = start(phantom_root, overrides={"steps": 2})
+    assert result.run_dir == Path("run")
+    assert result.weights == Path("run/weights.safetensors")
+    assert result.weights_step == 2
+    assert result.settings == small_settings(**LASTING, steps=2)
+    assert result.cases == tuple(case.id for case in open_dataset(phantom_root).cases)
+    assert (result.data, str(result.device)) == (phantom_root, "cpu")
+    assert (result.main, result.finished_before) == (True, False)
+    assert weights_sha256(result) == json.loads(Path("run/weights.json").read_text())["sha256"]
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["exit_code"] == 0
+    assert record["trained_on"] == list(result.cases)
+    assert not Path("run/slices").exists()  # as large as the dataset, and of no use any more
+
+
+def test_without_an_output_a_run_gets_a_folder_of_its_own(phantom_root, here):
+    result = train(phantom_root, preset="tiny", method="plave", device="cpu", dry_run=True)
+    assert result.run_dir.parent == Path("runs")
+    assert result.run_dir.name.endswith("-plave")
+
+
+def test_a_dry_run_checks_everything_and_writes_nothing(phantom_root, here):
+    result = start(phantom_root, dry_run=True)
+    assert (result.weights, result.weights_step, weights_sha256(result)) == (None, 0, "")
+    assert len(result.cases) == 4
+    assert not list(here.iterdir())
+
+
+# --- how a run is continued -------------------------------------------------------------------------------------------
+
+
+def test_a_shorter_run_is_continued_to_the_bits_of_a_longer_one(half, finished):
+    result = train(resume=half, overrides={"steps": 4}, device="cpu")
+    assert result.weights_step == 4
+    require_same_runs(finished, half)
+
+
+def test_a_finished_run_is_left_as_it_is(finished):
+    before = fingerprint(finished)
+    result = train(resume=finished, device="cpu")
+    assert result.finished_before
+    assert result.weights is None
+    assert fingerprint(finished) == before
+
+
+def as_first_schema(folder: Path) -> None:
+    """Rewrite a run's settings as version 0.1 did: flat, with those of every method."""
+    settings = small_settings(**LASTING, steps=2)
+    others = {
+        key: value
+        for name in METHODS
+        for key, value in small_settings(name).model_dump(mode="json").items()
+        if key not in type(settings).model_fields
+    }
+    flat = {**others, **settings.model_dump(mode="json")}
+    (folder / "config.toml").write_text(tomli_w.dumps(flat))
+
+
+def test_a_run_of_the_first_schema_is_continued(half, finished):
+    as_first_schema(half)
+    train(resume=half, overrides={"steps": 4}, device="cpu")
+    require_same_runs(finished, half)
+    assert "[attcl-gan]" in (half / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"output": "other"}, "options-exclude-each-other"),
+        ({"preset": "tiny"}, "options-exclude-each-other"),
+        ({"overrides": {"seed": 1}}, "resumed-run-changed"),
+        ({"overrides": {"width": 8}}, "resumed-run-changed"),
+        ({"method": "plave"}, "resumed-run-changed"),
+    ],
+    ids=str,
+)
+def test_what_a_run_cannot_change_is_refused_and_leaves_it_as_it_is(options, code, half):
+    before = fingerprint(half)
+    with pytest.raises(UsageError) as caught:
+        train(resume=half, device="cpu", **options)
+    assert caught.value.code == code
+    assert fingerprint(half) == before
+
+
+def test_a_run_is_continued_on_its_own_patients_alone(half, phantom_root, here):
+    shutil.copytree(phantom_root, here / "fewer")
+    shutil.rmtree(here / "fewer" / "Phantom_00003")
+    with pytest.raises(UsageError) as caught:
+        train(here / "fewer", resume=half, overrides={"steps": 4}, device="cpu")
+    assert caught.value.code == "resumed-run-changed"
+
+
+@pytest.mark.parametrize("kept", [[], ["config.toml"]], ids=str)
+def test_what_is_no_run_cannot_be_resumed(kept, half):
+    for path in list(half.iterdir()):
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(UsageError) as caught:
+        train(resume=half, device="cpu")
+    assert caught.value.code == "nothing-to-resume"
+
+
+# --- what it refuses --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_something_is_no_place_for_a_run(phantom_root, half):
+    before = fingerprint(half)
+    with pytest.raises(UsageError) as caught:
+        start(phantom_root)
+    assert caught.value.code == "output-not-empty"
+    assert fingerprint(half) == before
+
+
+def without(root: Path, lacking: Callable[[int, str], bool]) -> Path:
+    """Remove modalities of a copied cohort."""
+    for index, case in enumerate(open_dataset(root).cases):
+        for name in case.files:
+            if lacking(index, name):
+                (root / case.id / f"{case.id}_{name}.nii.gz").unlink()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("lacking", "overrides", "code"),
+    [
+        (lambda _, name: name != "t1", {}, "one-modality"),
+        (lambda index, name: name == ("t1", "t2")[index % 2], {"plave_target": "t1"}, "nothing-to-learn-from"),
+        (lambda *_: False, {"plave_target": "pd"}, "unknown-target"),
+    ],
+    ids=["one-modality", "no-case-of-the-target", "unknown-target"],
+)  # fmt: skip
+def test_a_dataset_that_teaches_nothing_is_refused_before_anything_is_made(
+    lacking, overrides, code, phantom_root, here
+):
+    shutil.copytree(phantom_root, here / "data")
+    data = without(here / "data", lacking)
+    with pytest.raises(AttclError) as caught:
+        train(
+            data,
+            output="run",
+            preset="tiny",
+            method="plave",
+            overrides={**SMALL_RUN, **overrides},
+            device="cpu",
+        )
+    assert caught.value.code == code
+    assert not Path("run").exists()
+
+
+def test_packed_slices_of_another_size_are_refused(store, here):
+    packed = here / "packed" / slices.TRAINING_FOLDER
+    shutil.copytree(Path(store.data.filename).parent, packed)
+    result = start(here / "packed", overrides={"steps": 2})
+    assert (result.cases, result.weights_step) == ((), 2)
+    with pytest.raises(UsageError) as caught:
+        start(here / "packed", "other", overrides={"image_size": 32})
+    assert caught.value.code == "packed-slices-of-another-size"
+
+
+def test_a_checkpoint_that_is_damaged_is_refused(half):
+    (half / STATE_FILE).write_bytes(b"not a checkpoint")
+    with pytest.raises(AttclError) as caught:
+        train(resume=half, overrides={"steps": 4}, device="cpu")
+    assert caught.value.code == "weights-unreadable"
