@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 from attcl_cli.data.labels import REGIONS, mask_of
 from attcl_cli.data.slices import STEPS
 from attcl_cli.devices import Precision, Processes
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import UsageError
 from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.segmentation.metrics import dice
 from attcl_cli.segmentation.network import (
@@ -101,33 +101,26 @@ def train(
         tumour_share=settings.tumour_share,
         augment=settings.augment,
     )
-    try:
-        run_loop(
-            trainer,
-            sampler.batch,
-            Schedule(
-                steps=settings.steps,
-                log_every=settings.log_every,
-                save_every=settings.validate_every,
-                decay=settings.learning_rate_decay,
-            ),
-            folder,
-            first=first,
-            batch_size=settings.batch_size,
-            device=device,
-            resume_hint=resume_hint,
-            smaller_steps="--set learning_rate=1e-3",
-            processes=processes,
-            hooks=hooks,
-            ahead=max(workers, 1),
-        )
-    except AttclError as error:
-        if error.code != "loss-not-finite":
-            raise
+    run_loop(
+        trainer,
+        sampler.batch,
+        Schedule(
+            steps=settings.steps,
+            log_every=settings.log_every,
+            save_every=settings.validate_every,
+            decay=settings.learning_rate_decay,
+        ),
+        folder,
+        first=first,
+        batch_size=settings.batch_size,
+        device=device,
+        resume_hint=resume_hint,
         # A resumed segmenter keeps its settings, so smaller steps need a new run.
-        raise AttclError(
-            error.message, "start a new run with --set learning_rate=1e-3", code="loss-not-finite"
-        ) from error
+        not_finite_hint="start a new run with --set learning_rate=1e-3",
+        processes=processes,
+        hooks=hooks,
+        ahead=max(workers, 1),
+    )
     return trainer.best_step
 
 

@@ -98,7 +98,7 @@ def run_loop(
     batch_size: int,
     device: torch.device,
     resume_hint: str,
-    smaller_steps: str,
+    not_finite_hint: str,
     processes: Processes = Processes(),
     hooks: LoopHooks = LoopHooks(),
     ahead: int = 2,
@@ -114,7 +114,7 @@ def run_loop(
         batch_size: slices in a batch of all processes.
         device: of this process.
         resume_hint: the command that resumes the run.
-        smaller_steps: the option that takes smaller steps, for the error about losses that are not finite.
+        not_finite_hint: what helps against losses that are no longer finite.
         processes: who takes part; each has its share of every batch, the main one writes.
         hooks: what the caller wants to see.
         ahead: batches read ahead.
@@ -153,7 +153,7 @@ def run_loop(
             if done % schedule.log_every == 0 or saving:
                 # The only place where the loop waits for the device.
                 logged = _numbers(losses, processes)
-                _require_finite(logged, done, folder, resume_hint, smaller_steps)
+                _require_finite(logged, done, folder, not_finite_hint)
                 now = time.monotonic()
                 seconds = round((now - clock) / (done - clock_step), 4)
                 clock, clock_step = now, done
@@ -252,14 +252,11 @@ def _numbers(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, fl
     return dict(zip(losses, mean.tolist(), strict=True))
 
 
-def _require_finite(
-    losses: Mapping[str, float], step: int, folder: Path, resume_hint: str, smaller_steps: str
-) -> None:
+def _require_finite(losses: Mapping[str, float], step: int, folder: Path, hint: str) -> None:
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad:
         raise AttclError(
             f"{folder}: loss {bad[0]} is {losses[bad[0]]} at step {step}, expected a finite number",
-            "the last good checkpoint, if any, is kept; take smaller steps: "
-            f"{resume_hint} {smaller_steps}, or start a new run with {smaller_steps}",
+            hint,
             code="loss-not-finite",
         )

@@ -46,6 +46,7 @@ from attcl_cli.training.state import (
 )
 
 VALIDATION_SSIM = "validation_ssim"  # in stats.jsonl
+_SMALLER_STEPS = "--set learning_rate=5e-5"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def train(
         batch_size=settings.batch_size,
         device=device,
         resume_hint=f"attcl train --resume {run_dir}",
-        smaller_steps="--set learning_rate=5e-5",
+        not_finite_hint="the last good checkpoint, if any, is kept; take smaller steps: "
+        f"attcl train --resume {run_dir} {_SMALLER_STEPS}, or start a new run with {_SMALLER_STEPS}",
         processes=processes,
         hooks=hooks,
     )
