@@ -66,7 +66,8 @@ def segment(
     compare: Annotated[
         bool,
         typer.Option(
-            "--compare", help="One modality, incomplete, completed and real, with the same budget."
+            "--compare",
+            help="Train on one modality, incomplete, completed and real, for the same number of steps.",
         ),
     ] = False,
     preset: Annotated[
@@ -99,7 +100,7 @@ def segment(
     evaluate: Annotated[Path | None, typer.Option("--evaluate", hidden=True)] = None,
     export: Annotated[tuple[str, Path] | None, typer.Option("--export", hidden=True)] = None,
 ) -> None:
-    """Train tumour segmenters on the completed dataset, or on all inputs, and score them; writes segment/."""
+    """Train tumour segmenters and score them. On the completed dataset, or with --compare on all inputs."""
     _refuse_moved(weights, evaluate, export)
     from attcl_cli.segmentation import run
 
