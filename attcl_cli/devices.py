@@ -70,7 +70,8 @@ class Processes:
             return value
         from accelerate.utils import reduce  # noqa: PLC0415
 
-        return reduce(value, "mean")
+        mean: Tensor = reduce(value, "mean")
+        return mean
 
     def any(self, flag: bool, device: torch.device) -> bool:  # noqa: FBT001 - the value itself
         """Return whether `flag` is set in any process."""

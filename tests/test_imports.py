@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "attcl_cli"
 # Each package may import those before it, and the files of the root. Change the order only for a reason:
 # `scoring` stands on `completion` because `attcl score --directions` translates, `training` on `scoring` because it
 # validates, `segmentation` on `training` because it trains.
-ORDER = ("report", "data", "methods", "completion", "scoring", "training", "segmentation", "cli")
-APART = {("data", "report"), ("methods", "report")}  # neither draws anything
+ORDER = ("data", "report", "methods", "completion", "scoring", "training", "segmentation", "cli")
+APART = {("methods", "report")}  # a method draws nothing
 # The files that every package stands on, and what of ours each may import.
 ROOT = {
     "errors": set(),

@@ -32,7 +32,8 @@ def brain_of(volumes: Sequence[Array]) -> Array:
     brain = volumes[0] != 0
     for volume in volumes[1:]:
         brain |= volume != 0
-    return brain
+    value: Array = brain
+    return value
 
 
 def intensity_scale(data: Array, brain: Array) -> Scale | None:
@@ -91,9 +92,10 @@ def shrink(slices: Array, factor: int) -> Array:
     if factor == 1:
         return slices
     *lead, height, width = slices.shape
-    return slices.reshape(*lead, height // factor, factor, width // factor, factor).mean(
+    value: Array = slices.reshape(*lead, height // factor, factor, width // factor, factor).mean(
         axis=(-3, -1), dtype=np.float32
     )
+    return value
 
 
 def bounding_box(mask: NDArray[np.bool_], *, margin: int = 0) -> tuple[slice, ...] | None:

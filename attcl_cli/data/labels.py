@@ -85,7 +85,8 @@ def to_classes(labels: NDArray[np.integer], *conventions: Convention) -> NDArray
 
 def to_labels(classes: NDArray[np.integer], convention: Convention) -> NDArray[np.uint8]:
     """Return classes as label values of a convention, any shape."""
-    return np.asarray(convention.values, dtype=np.uint8)[classes]
+    value: NDArray[np.uint8] = np.asarray(convention.values, dtype=np.uint8)[classes]
+    return value
 
 
 def mask_of(classes: NDArray[np.integer], region: str) -> NDArray[np.bool_]:
@@ -109,4 +110,5 @@ def shrink_classes(
         intensities.shrink((padded == number).astype(np.float32), factor)
         for number in range(len(CLASSES))
     ]
-    return np.argmax(shares, axis=0).astype(np.uint8)
+    value: NDArray[np.uint8] = np.argmax(shares, axis=0).astype(np.uint8)
+    return value

@@ -144,7 +144,8 @@ class Field:
     def at(self, p: Sequence[Floats] | Floats) -> Floats:
         """Return the values at N points, (3, N) mm, linear between the nodes."""
         positions = [self._index(p[i], i) for i in range(3)]
-        return ndimage.map_coordinates(self.values, positions, order=1, mode="nearest")
+        value: Floats = ndimage.map_coordinates(self.values, positions, order=1, mode="nearest")
+        return value
 
     def on_grid(self, axes: Sequence[Floats]) -> Floats:
         """Return the values (X, Y, Z) where three axes meet, as `at` does at a multiple of the cost."""
@@ -366,7 +367,8 @@ def _before_growth(p: Floats, tumour: Tumour | None) -> Floats:
     distance = np.sqrt((away * away).sum(0)) + np.float32(1e-3)
     t = distance / np.float32(tumour.radius)
     moved = tumour.push * np.minimum(t, 1) * np.exp(-np.maximum(t - 1, 0))
-    return p - away * (moved / distance)
+    value: Floats = p - away * (moved / distance)
+    return value
 
 
 def _add_tumour(

@@ -22,7 +22,8 @@ def ellipsoid(p: Floats, centre: Triple, radii: Triple, *, boxy: float = 0.0) ->
     slope = np.sqrt(a / radii[0] ** 2 + b / radii[1] ** 2 + c / radii[2] ** 2) + np.float32(1e-6)
     if boxy:
         k = (1 - boxy) * k + boxy * np.sqrt(np.sqrt(a * a + b * b + c * c))
-    return k * (1 - k) / slope
+    value: Floats = k * (1 - k) / slope
+    return value
 
 
 def tube(
@@ -54,7 +55,8 @@ def step(t: Floats) -> Floats:
 
 def cover(depth: Floats, width: float) -> Floats:
     """Return the share of a voxel inside a surface at this depth."""
-    return np.clip(0.5 + depth / width, 0, 1)
+    value: Floats = np.clip(0.5 + depth / width, 0, 1)
+    return value
 
 
 def paint(f: Floats, mixture: Mapping[int, float | Floats], covered: Floats) -> None:

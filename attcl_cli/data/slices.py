@@ -278,7 +278,8 @@ def _npy_file(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> Bi
 
 def _shows(pixels: Array) -> Array:
     """Return which slices have any such pixel: (N, S, S) bool -> (N,) bool."""
-    return np.any(pixels, axis=(1, 2))
+    value: Array = np.any(pixels, axis=(1, 2))
+    return value
 
 
 def _described(maps: Sequence[Entry], tumour: Array) -> dict[str, Any]:

@@ -316,7 +316,8 @@ def new_grid(shape: tuple[int, int, int], affine: Array, dtype: Any = np.int16) 
 def to_working_order(stored: Array, grid: Grid) -> Array:
     """Return (X, Y, Z) as stored as (D, H, W) in working order; a view."""
     order = ornt_transform(io_orientation(grid.affine), _WORKING_ORDER)
-    return apply_orientation(stored, order).transpose(2, 1, 0)
+    value: Array = apply_orientation(stored, order).transpose(2, 1, 0)
+    return value
 
 
 def type_of_image(header: Any) -> type[Any]:
@@ -469,7 +470,8 @@ def _cut_off(path: Path, length: int, expected: int) -> AttclError:
 
 def _to_stored_order(data: Array, grid: Grid) -> Array:
     order = ornt_transform(_WORKING_ORDER, io_orientation(grid.affine))
-    return apply_orientation(data.transpose(2, 1, 0), order)
+    value: Array = apply_orientation(data.transpose(2, 1, 0), order)
+    return value
 
 
 def _output_type(data: Array, like: Grid) -> np.dtype[Any]:

@@ -341,7 +341,8 @@ class AttclGan(Method):
         noise = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + sample)
         z = torch.randn(1, self.settings.latent_dim, generator=noise)
         device = next(self.mapping.parameters()).device
-        return self.mapping(z.to(device))[0, self.modalities.index(target)]
+        value: Tensor = self.mapping(z.to(device))[0, self.modalities.index(target)]
+        return value
 
     @property
     def _uses_scd(self) -> bool:

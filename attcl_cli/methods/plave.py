@@ -210,7 +210,8 @@ class Plave(Method):
     @torch.inference_mode()
     def segment(self, sources: Mapping[str, Tensor], target: str) -> Tensor:
         """Return what the segmentation decoder sees on the way to `target`: logits (B, 4, H, W) of `CLASSES`."""
-        return self.segmenter(*self._trunk_of(sources, target))[0]
+        value: Tensor = self.segmenter(*self._trunk_of(sources, target))[0]
+        return value
 
     def _trunk_of(
         self, sources: Mapping[str, Tensor], target: str

@@ -348,7 +348,8 @@ def _box(
 
 def _finite(values: Sequence[float]) -> Array:
     array = np.asarray(values, dtype=float)
-    return array[np.isfinite(array)]
+    value: Array = array[np.isfinite(array)]
+    return value
 
 
 def _without_value(distribution: Distribution) -> str:

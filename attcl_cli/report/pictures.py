@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from attcl_cli.data.intensities import bounding_box
 from attcl_cli.files import write_whole
 
 Array = NDArray[Any]
@@ -236,12 +237,14 @@ def _pictures(panel: Panel, block: tuple[slice, ...]) -> Iterator[Array]:
 def _grey(volume: Array) -> Array:
     # A NaN has no grey: it is black here, and seen in the scores, which become NaN.
     unit = np.nan_to_num(np.clip(volume, 0, 1), nan=0.0)
-    return np.rint(unit * 255).astype(np.uint8)
+    value: Array = np.rint(unit * 255).astype(np.uint8)
+    return value
 
 
 def _colours() -> Array:
     """Return the colours of the differences: (256, 3) uint8, black for none."""
-    return np.rint(colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    value: Array = np.rint(colormaps["inferno"](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    return value
 
 
 def _largest_slice(brain: Array) -> int:
@@ -252,13 +255,9 @@ def _largest_slice(brain: Array) -> int:
 
 def _brain_box(brain: Array) -> tuple[slice, slice, slice]:
     """Return the bounding box of the brain, with a margin within slices; everything if there is no brain."""
-    box = []
-    for axis, length in enumerate(brain.shape):
-        hits = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis})))
-        first, last = (int(hits[0]), int(hits[-1])) if hits.size else (0, length - 1)
-        margin = _MARGIN if axis else 0
-        box.append(slice(max(first - margin, 0), min(last + margin + 1, length)))
-    return box[0], box[1], box[2]
+    tight = bounding_box(brain) or tuple(slice(0, length) for length in brain.shape)
+    wide = bounding_box(brain, margin=_MARGIN) or tight
+    return tight[0], wide[1], wide[2]
 
 
 def _fit(picture: Array, room: tuple[int, int]) -> Image.Image:

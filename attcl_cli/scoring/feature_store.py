@@ -156,7 +156,8 @@ class FeatureStore:
 def shown_slices(brain: Array) -> Array:
     """Return the indices of the slices that networks see, (N,): the training slices that show any brain."""
     middle = np.array(intensities.training_slices(len(brain)))
-    return middle[brain[middle].any(axis=(1, 2))]
+    value: Array = middle[brain[middle].any(axis=(1, 2))]
+    return value
 
 
 def grey(image: Array, scale: intensities.Scale, brain: Array, indices: Array) -> Array:
@@ -167,7 +168,8 @@ def grey(image: Array, scale: intensities.Scale, brain: Array, indices: Array) -
 
 def to_bytes(unit: Array) -> Array:
     """Scale [0, 1] to uint8."""
-    return np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+    value: Array = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
+    return value
 
 
 def batches(slices: Array, size: int) -> Iterator[torch.Tensor]:

@@ -352,7 +352,8 @@ def _similarity(x: Array, y: Array, *, data_range: float, border: str) -> Array:
     variances = smooth(x**2 + y**2) - sum_of_squares
 
     luminance = (2 * product_of_means + c1) / (sum_of_squares + c1)
-    return luminance * (2 * covariance + c2) / (variances + c2)
+    value: Array = luminance * (2 * covariance + c2) / (variances + c2)
+    return value
 
 
 def _own_window(volume: Array) -> Array:
@@ -382,7 +383,8 @@ def _root(covariance: Array, *, rank: int) -> Array:
     """Return a (dim, rank) matrix whose product with its transpose is a covariance of at most that rank."""
     eigenvalues, vectors = linalg.eigh(covariance, driver="evd")  # ascending
     kept = slice(max(len(covariance) - rank, 0), None)
-    return vectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
+    value: Array = vectors[:, kept] * np.sqrt(np.clip(eigenvalues[kept], 0, None))
+    return value
 
 
 def _cubic(products: Array, dim: int) -> Array:

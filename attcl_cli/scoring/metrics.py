@@ -116,7 +116,10 @@ class FeatureSet(Protocol):
 
 
 def _ssim(pair: VolumePair, masks: Masks) -> dict[str, float]:
-    return _formulas().ssim_of_regions(pair.image, pair.truth, masks, data_range=1.0)
+    value: dict[str, float] = _formulas().ssim_of_regions(
+        pair.image, pair.truth, masks, data_range=1.0
+    )
+    return value
 
 
 def _psnr(pair: VolumePair, masks: Masks) -> dict[str, float]:
@@ -145,7 +148,8 @@ def _ssim_brasyn(pair: VolumePair, masks: Masks) -> dict[str, float]:
 
 
 def _lpips(network: Any, real: Sequence[Any], predicted: Sequence[Any]) -> float:
-    return _formulas().mean_distance(network, real, predicted)
+    value: float = _formulas().mean_distance(network, real, predicted)
+    return value
 
 
 def _lpips_diversity(network: Any, samples: Sequence[Sequence[Any]]) -> float:
@@ -155,11 +159,15 @@ def _lpips_diversity(network: Any, samples: Sequence[Sequence[Any]]) -> float:
 
 
 def _frechet_distance(real: FeatureSet, predicted: FeatureSet) -> float:
-    return _formulas().frechet_distance(real.moments(), predicted.moments())
+    value: float = _formulas().frechet_distance(real.moments(), predicted.moments())
+    return value
 
 
 def _kernel_distance(real: FeatureSet, predicted: FeatureSet) -> float:
-    return _formulas().kernel_distance(real.drawn(KERNEL_IMAGES), predicted.drawn(KERNEL_IMAGES))
+    value: float = _formulas().kernel_distance(
+        real.drawn(KERNEL_IMAGES), predicted.drawn(KERNEL_IMAGES)
+    )
+    return value
 
 
 def _formulas() -> Any:

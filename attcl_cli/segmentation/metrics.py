@@ -109,7 +109,8 @@ METRICS: Mapping[str, Metric] = {
 
 def surface(mask: Mask) -> Mask:
     """Return the voxels of a mask that touch its outside, or the volume's rim, across a face."""
-    return mask & ~ndimage.binary_erosion(mask)
+    value: Mask = mask & ~ndimage.binary_erosion(mask)
+    return value
 
 
 def _reach(start: Mask, goal: Mask, spacing_mm: Sequence[float]) -> float:

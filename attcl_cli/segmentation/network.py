@@ -137,7 +137,8 @@ def most_probable(
             shares = functional.interpolate(
                 shares, scale_factor=enlarge, mode="bilinear", align_corners=False
             )
-        return shares.argmax(dim=1).byte().cpu().numpy()
+        value: Array = shares.argmax(dim=1).byte().cpu().numpy()
+        return value
 
 
 def save_segmenter(path: Path, network: nn.Module, info: SegmenterInfo) -> None:

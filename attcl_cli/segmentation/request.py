@@ -67,7 +67,8 @@ class Request:
     @property
     def config(self) -> dict[str, Any]:
         """Return the request as `run.json` keeps it."""
-        return json.loads(json.dumps(asdict(self)))
+        value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return value
 
 
 @dataclass(frozen=True)

@@ -48,4 +48,5 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add to each channel what its gate lets through: (B, C, H, W) -> the same shape."""
-        return x + x * self.mlp(x.mean(dim=(2, 3)))[:, :, None, None]
+        value: Tensor = x + x * self.mlp(x.mean(dim=(2, 3)))[:, :, None, None]
+        return value

@@ -98,7 +98,8 @@ class ResidualBlock(nn.Module):
         else:
             h = self.conv1(h)
         h = self.conv2(F.leaky_relu_(self.norm2(h), _SLOPE))
-        return (self.skip(x) + h).div_(math.sqrt(2))
+        value: Tensor = (self.skip(x) + h).div_(math.sqrt(2))
+        return value
 
 
 class AdaIN(nn.Module):
@@ -139,7 +140,8 @@ class AdaINResidualBlock(nn.Module):
         else:
             h = self.conv1(h)
         h = self.conv2(F.leaky_relu_(self.norm2(h, style), _SLOPE))
-        return (x + h).div_(math.sqrt(2))
+        value: Tensor = (x + h).div_(math.sqrt(2))
+        return value
 
 
 def keep_background(fake: Tensor, *sources: Tensor) -> Tensor:

@@ -106,7 +106,8 @@ class Fusion(nn.Module):
         there = present[:, :, None, None, None]
         features = torch.where(there, features, torch.zeros_like(features))
         weighted = self.weights(features, present)[:, :, None] * features
-        return self.mix(weighted.flatten(1, 2))
+        value: Tensor = self.mix(weighted.flatten(1, 2))
+        return value
 
 
 class UpAdaIN(nn.Module):

@@ -127,10 +127,10 @@ class Generator(nn.Module):
             if layer in refined:
                 h = h + refined[layer]
             h = block(h, style)
-        if self.full_size is None:
-            return self.to_image(h)
-        h = self.full_size(h + features.layers[0], style)
-        return features.image + self.to_image(h)
+        if self.full_size is not None:
+            h = self.full_size(h + features.layers[0], style)
+        image: Tensor = self.to_image(h)
+        return image if self.full_size is None else features.image + image
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """Compute `decode(encode(x))` without attention."""

@@ -56,7 +56,8 @@ class Trunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a vector per slice: (B, 1, image_size, image_size) -> (B, outputs)."""
-        return self.last(self.down(self.stem(x))).flatten(1)
+        value: Tensor = self.last(self.down(self.stem(x))).flatten(1)
+        return value
 
 
 class StyleEncoder(nn.Module):
@@ -74,4 +75,5 @@ class StyleEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the codes of all domains: (B, 1, image_size, image_size) in [-1, 1] -> (B, N, style_dim)."""
-        return self.heads(self.trunk(x)).unflatten(1, (self.domains, -1))
+        value: Tensor = self.heads(self.trunk(x)).unflatten(1, (self.domains, -1))
+        return value
