@@ -177,7 +177,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
     }
     for name, network in method.inference_networks().items():
         try:
-            network.load_state_dict(_below(f"{name}.", tensors))
+            network.load_state_dict(tensors_below(f"{name}.", tensors))
         except RuntimeError as error:
             raise AttclError(
                 f"{weights.path}: tensors do not fit its own settings ({_first_line(error)}), "
@@ -188,7 +188,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         # As the slices are (`completion.inference`): a sixth faster on a CPU than rearranging them in every layer.
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.eval().requires_grad_(requires_grad=False)
-    method.references = _below(f"{_REFERENCE}.", tensors)
+    method.references = tensors_below(f"{_REFERENCE}.", tensors)
     lacking = sorted(set(info.modalities) - set(method.references))
     if method.styled and lacking:
         raise AttclError(
@@ -226,15 +226,6 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
 
 def _known_names() -> str:
     return ", ".join(named_weights()) or "(none bundled)"
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with the prefix, without it."""
-    return {
-        key.removeprefix(prefix): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(prefix)
-    }
 
 
 def _first_line(error: BaseException) -> str:
@@ -316,6 +307,15 @@ def read_metadata(path: Path) -> dict[str, Any]:
             code="weights-of-somebody-else",
         )
     return document
+
+
+def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with the prefix, without it."""
+    return {
+        key.removeprefix(prefix): tensor
+        for key, tensor in tensors.items()
+        if key.startswith(prefix)
+    }
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

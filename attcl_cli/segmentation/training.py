@@ -18,7 +18,7 @@ from attcl_cli.data.labels import REGIONS, mask_of
 from attcl_cli.data.slices import STEPS
 from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import UsageError
-from attcl_cli.methods.weights import WEIGHTS_FILE
+from attcl_cli.methods.weights import WEIGHTS_FILE, tensors_below
 from attcl_cli.segmentation.metrics import dice
 from attcl_cli.segmentation.network import (
     SegmenterInfo,
@@ -44,7 +44,6 @@ from attcl_cli.training.state import (
     optimiser_tensors,
     restore_optimisers,
     save_state,
-    tensors_below,
 )
 
 VALIDATION_DICE = "validation_dice"  # in stats.jsonl

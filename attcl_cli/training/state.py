@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import write_whole
-from attcl_cli.methods.weights import METADATA_KEY, read_metadata, read_tensors
+from attcl_cli.methods.weights import METADATA_KEY, read_metadata, read_tensors, tensors_below
 
 SCHEMA_VERSION = 1
 STATE_FILE = "checkpoint-last.safetensors"
@@ -77,13 +77,6 @@ def load_state(path: Path) -> TrainingState:
             code="not-a-checkpoint",
         )
     return TrainingState(step=metadata["step"], tensors=read_tensors(path), extra=metadata["extra"])
-
-
-def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors whose names begin with the prefix, without it."""
-    return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }
 
 
 def optimiser_tensors(optimisers: Mapping[str, Optimizer]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from attcl_cli.files import copy_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
 from attcl_cli.methods.settings import Settings
-from attcl_cli.methods.weights import WEIGHTS_FILE, WeightsInfo, save_weights
+from attcl_cli.methods.weights import WEIGHTS_FILE, WeightsInfo, save_weights, tensors_below
 from attcl_cli.training import samples
 from attcl_cli.training.loop import (
     STATS_FILE,
@@ -42,7 +42,6 @@ from attcl_cli.training.state import (
     optimiser_tensors,
     restore_optimisers,
     save_state,
-    tensors_below,
 )
 
 VALIDATION_SSIM = "validation_ssim"  # in stats.jsonl
