@@ -1,6 +1,6 @@
 """Memory and time of the contrastive part at 256x256: chunked entropies against the full matrix of Eq 6.
 
-Each variant runs in a process of its own, on the features of preset `paper` (layer 1: 128 x 128 x 128, layer 2:
+Each variant runs in its own process, on the features of preset `paper` (layer 1: 128 x 128 x 128, layer 2:
 256 x 64 x 64, layer 3: 512 x 32 x 32). Memory is the growth of the process' peak beyond its inputs.
 
     python benchmarks/attention.py
@@ -20,7 +20,7 @@ PATCHES = 256
 
 
 def measure(kind: str, layers: list[int], repeats: int) -> dict[str, float]:
-    """Seconds and peak megabytes of selecting and routing once, best of `repeats`."""
+    """Return seconds and peak megabytes of selecting and routing once, best of `repeats`."""
     import torch
 
     from attcl_cli.methods.networks import patches
@@ -57,7 +57,7 @@ def measure(kind: str, layers: list[int], repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", default="1,2,3", help="which contrastive layers together")
@@ -71,7 +71,7 @@ def main() -> None:
         return
     print(f"{'layers':<8} {'variant':<8} {'seconds':>8} {'peak MB':>8}")
     for layers in dict.fromkeys((options.layers, "2")):
-        found = {}
+        measured = {}
         for kind in ("dense", "chunked"):
             command = [
                 sys.executable,
@@ -83,11 +83,11 @@ def main() -> None:
                 layers,
             ]
             answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            found[kind] = json.loads(answer)
-            row = found[kind]
+            row = measured[kind] = json.loads(answer)
             print(f"{layers:<8} {kind:<8} {row['seconds']:>8.3f} {row['megabytes']:>8.1f}")
-        memory = found["dense"]["megabytes"] / max(found["chunked"]["megabytes"], 0.1)
-        speed = found["dense"]["seconds"] / found["chunked"]["seconds"]
+        dense, chunked = measured["dense"], measured["chunked"]
+        memory = dense["megabytes"] / max(chunked["megabytes"], 0.1)
+        speed = dense["seconds"] / chunked["seconds"]
         print(f"{layers:<8} dense / chunked: memory {memory:.1f} times, time {speed:.2f} times")
 
 

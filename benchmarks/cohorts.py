@@ -1,4 +1,4 @@
-"""Cohorts of phantoms that a benchmark makes once and finds again when it is called a second time."""
+"""Cohorts of phantoms that a benchmark makes once, and finds again when it is called a second time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def phantoms(
     seed: int,
     missing: Sequence[Sequence[str]] = (),
 ) -> Dataset:
-    """The cohort in `root`, which appears whole or not at all; `missing` as of `write_cohort`.
+    """Return the cohort in `root`, which appears whole or not at all; `missing` as of `write_cohort`.
 
     Raises:
         UsageError: another number of cases is there.
@@ -33,12 +33,14 @@ def phantoms(
     dataset = open_dataset(root)
     if len(dataset.cases) != cases:
         raise UsageError(
-            f"{root}: {len(dataset.cases)} cases, expected {cases}", "choose another --output"
+            f"{root}: {len(dataset.cases)} cases, expected {cases}",
+            "choose another --output",
+            code="cohort-of-another-size",
         )
     return dataset
 
 
 def canvas_for(voxel_mm: float, image_size: int) -> int:
-    """The smallest canvas, in voxels, that holds a phantom's slices and is a multiple of `image_size`."""
+    """Return the smallest canvas, in voxels, that holds a phantom's slices and is a multiple of `image_size`."""
     voxels = -int(-240 // voxel_mm)
     return -(-voxels // image_size) * image_size

@@ -2,7 +2,7 @@
 
 Each case lacks one modality, in turn; the test cases are other patients. Both methods see the same slices for the same
 number of steps, at the same batch size. Prints in-brain SSIM and PSNR by target, the Dice of PLAVE's segmentation head,
-and the seconds that each took. A stopped run goes on where it was when called again with the same folder.
+and the seconds that each took. A stopped run resumes when it is called again with the same folder.
 
     python benchmarks/plave.py --output bench-plave --steps 3000
     python benchmarks/plave.py --output bench-plave --preset small --voxel-mm 2 --device cuda --steps 20000
@@ -17,25 +17,25 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
-from typing import Literal
 
 import numpy as np
 import torch
 from cohorts import canvas_for, phantoms
 
-from attcl_cli import devices
-from attcl_cli.completion import plan as planning
-from attcl_cli.completion import run as complete
+from attcl_cli import complete, devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import Dataset
+from attcl_cli.devices import Precision
 from attcl_cli.methods import METHODS
-from attcl_cli.methods import weights as checkpoint
 from attcl_cli.methods.plave import Plave
-from attcl_cli.methods.settings import PRESETS, Settings, resolve
+from attcl_cli.methods.settings import PRESETS, Settings, parse_override, resolve
+from attcl_cli.methods.weights import find_weights, load_method
 from attcl_cli.scoring import pairs
 from attcl_cli.scoring import rows as score
 from attcl_cli.scoring.metrics import BRAIN
-from attcl_cli.training.trainer import STATE_FILE, Hooks, train
+from attcl_cli.training.loop import STATS_FILE
+from attcl_cli.training.state import STATE_FILE
+from attcl_cli.training.trainer import Hooks, train
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 ONE_MISSING = [[name] for name in FOUR]
@@ -44,7 +44,7 @@ REGIONS = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}  # whole tumour, core, enh
 
 
 def main() -> None:
-    """Trains what is not trained yet, completes, scores, prints."""
+    """Train what is not trained yet, complete, score, print."""
     options = _options()
     device = devices.select(options.device)
     root: Path = options.output
@@ -64,21 +64,19 @@ def main() -> None:
     for name in METHOD_NAMES:
         settings = _settings(name, options)
         seconds = _train(settings, train_set, root / name, device, options.precision)
-        weights = checkpoint.find_weights(str(root / name))
-        method = checkpoint.load_method(weights, device)
         out = root / f"{name}-out"
-        plan = planning.plan(hidden, out, weights, overwrite=True)
-        for _ in complete.run(plan, method, device=device):
-            pass
-        made = _scores(hidden, truth, out)
-        table[name] = made[score.SYNTHETIC]
-        table["mean of sources"] = made[score.MEAN]
+        complete(hidden.root, out, weights=root / name, device=options.device, overwrite=True)
+        scores = _scores(hidden, truth, out)
+        table[name] = scores[score.SYNTHETIC]
+        table["mean of sources"] = scores[score.MEAN]
+        weights = find_weights(str(root / name))
         notes.append(f"{name}: {weights.info.steps} steps, {seconds:.0f} s of training")
+        method = load_method(weights, device)
         if isinstance(method, Plave):
             dice = _dice(method, settings, hidden, truth, device)
-            told = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
+            figures = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
             notes.append(
-                f"segmentation head, Dice by case in the middle slices of {settings.image_size} pixels: {told}"
+                f"segmentation head, Dice by case in the middle slices of {settings.image_size} pixels: {figures}"
             )
     _print(table)
     print("\n".join(notes))
@@ -100,9 +98,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--test-cases", type=int, default=12, help="a multiple of 4")
     parser.add_argument("--voxel-mm", type=float, default=4.0)
     parser.add_argument("--image-size", type=int, help="instead of the preset's")
-    parser.add_argument(
-        "--canvas", type=int, help="default: image size, or 256 where voxels are 1 mm"
-    )
+    parser.add_argument("--canvas", type=int, help="default: what holds the slices")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of PLAVE")
@@ -112,7 +108,6 @@ def _options() -> argparse.Namespace:
 def _settings(name: str, options: argparse.Namespace) -> Settings:
     size = options.image_size or resolve(preset=options.preset).image_size
     changes = {
-        "method": name,
         "steps": options.steps,
         "batch_size": options.batch_size,
         "image_size": size,
@@ -121,10 +116,8 @@ def _settings(name: str, options: argparse.Namespace) -> Settings:
         "sample_every": options.steps,
     }
     if name == "plave":
-        changes |= {
-            key: json.loads(value) for key, value in (item.split("=") for item in options.set)
-        }
-    return resolve(preset=options.preset, overrides=changes)
+        changes |= dict(parse_override(text) for text in options.set)
+    return resolve(preset=options.preset, method=name, overrides=changes)
 
 
 def _train(
@@ -132,9 +125,9 @@ def _train(
     dataset: Dataset,
     folder: Path,
     device: torch.device,
-    precision: Literal["fp32", "bf16"],
+    precision: Precision,
 ) -> float:
-    """Trains, or goes on; returns the seconds that all steps took, earlier calls' too."""
+    """Train or resume, and return the seconds that all steps took, those of earlier calls, too."""
     store = slices.build(
         dataset,
         dataset.cases,
@@ -157,14 +150,14 @@ def _train(
         resume=resume,
         hooks=Hooks(on_log=on_log),
     )
-    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / STATS_FILE).read_text().splitlines()]
     steps = [0, *(line["step"] for line in lines)]
     spans = (after - before for before, after in itertools.pairwise(steps))
     return sum(span * line["seconds_a_step"] for span, line in zip(spans, lines, strict=True))
 
 
 def _scores(data: Dataset, truth: Dataset, out: Path) -> dict[str, dict[tuple[str, str], float]]:
-    """Prediction -> (metric, target) -> mean in the brain over the cases."""
+    """Return prediction -> (metric, target) -> mean in the brain over the cases."""
     comparison = pairs.plan_comparison(data, truth, out, None, split="all")
     measures = score.Measures(("ssim", "psnr"), baselines=True)
     values: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -174,15 +167,15 @@ def _scores(data: Dataset, truth: Dataset, out: Path) -> dict[str, dict[tuple[st
                 if row.region == BRAIN:
                     values[row.prediction][row.metric, row.modality].append(row.value)
     return {
-        prediction: {key: mean(found) for key, found in own.items()}
-        for prediction, own in values.items()
+        prediction: {key: mean(scores) for key, scores in of_one.items()}
+        for prediction, of_one in values.items()
     }
 
 
 def _dice(
     method: Plave, settings: Settings, data: Dataset, truth: Dataset, device: torch.device
 ) -> dict[str, float]:
-    """Region -> mean Dice over the cases, each seen on the way to the modality that it lacks."""
+    """Return region -> mean Dice over the cases, each seen on the way to the modality that it lacks."""
     present = {case.id: set(case.files) for case in data.cases}
     with tempfile.TemporaryDirectory() as folder:
         store = slices.build(
@@ -198,18 +191,18 @@ def _dice(
         values: dict[str, list[float]] = {region: [] for region in REGIONS}
         for entry in store.segmentations:
             sources = {
-                name: store.read(np.arange(own.start, own.start + own.count)).to(device)
+                name: store.read(np.arange(volume.start, volume.start + volume.count)).to(device)
                 for name in FOUR
-                if name in present[entry.case] and (own := starts[entry.case, name])
+                if name in present[entry.case] and (volume := starts[entry.case, name])
             }
             (target,) = set(FOUR) - set(sources)
-            guessed = method.segment(sources, target).argmax(dim=1).cpu().numpy()
+            predicted = method.segment(sources, target).argmax(dim=1).cpu().numpy()
             true = np.array(store.labels[entry.start : entry.start + entry.count])
             for region, labels in REGIONS.items():
-                one, two = np.isin(guessed, labels), np.isin(true, labels)
+                one, two = np.isin(predicted, labels), np.isin(true, labels)
                 total = one.sum() + two.sum()
                 values[region].append(2 * (one & two).sum() / total if total else 1.0)
-    return {region: mean(found) for region, found in values.items()}
+    return {region: mean(dice) for region, dice in values.items()}
 
 
 def _print(table: dict[str, dict[tuple[str, str], float]]) -> None:
@@ -217,8 +210,8 @@ def _print(table: dict[str, dict[tuple[str, str], float]]) -> None:
     for metric, digits in (("ssim", 3), ("psnr", 2)):
         print(f"\n{metric + ' in the brain':<{width}}  " + "  ".join(f"{name:>6}" for name in FOUR))
         for name, values in table.items():
-            shown = "  ".join(f"{values[metric, target]:>6.{digits}f}" for target in FOUR)
-            print(f"{name:<{width}}  {shown}")
+            figures = "  ".join(f"{values[metric, target]:>6.{digits}f}" for target in FOUR)
+            print(f"{name:<{width}}  {figures}")
     print()
 
 

@@ -25,7 +25,7 @@ ROW = "{:<7} {:>6} {:>8} {:>9} {:>10} {:>16} {:>9}"
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, nargs=2, default=(4, 400), metavar="N")
     parser.add_argument("--large-cases", type=int, nargs=2, default=(4, 40), metavar="N")
@@ -72,7 +72,7 @@ def write_cases(root: Path, count: int) -> None:
 
 
 def build(root: Path, output: Path, *, cases: int, side: int) -> dict[str, float]:
-    """Build the slices of the first cases; megabytes and seconds."""
+    """Build the slices of the first cases, and return megabytes and seconds."""
     from attcl_cli.data import (
         slices,  # not in the parent: on Linux a child's peak begins at its parent's
     )

@@ -1,8 +1,8 @@
-"""Seconds a training step: a plain transcription of StarGAN v2's iteration over ours, at equal settings, in one run.
+"""Seconds per training step: a plain transcription of StarGAN v2's iteration over ours, at equal settings, in one run.
 
 The plain one does what the paper says, in the order in which it says it, with networks of the same weights: every image
 is generated where it is needed, gradients are computed for whatever is in the graph, and a residual block convolves
-before it pools and after it has upsampled. The two take turns, so that a machine whose speed drifts treats them alike.
+before it pools and after it has upsampled. The two take turns, so that a machine whose speed drifts is fair to both.
 
     python benchmarks/train.py --preset tiny
     python benchmarks/train.py --preset paper --device cuda --precision bf16
@@ -11,10 +11,10 @@ before it pools and after it has upsampled. The two take turns, so that a machin
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import statistics
 import time
+from dataclasses import fields
 from types import MethodType
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attcl_cli import devices
-from attcl_cli.data.sampling import Batch
+from attcl_cli.data.sampling import DomainBatch
 from attcl_cli.methods import METHODS, losses
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.base import Runtime
@@ -33,7 +33,7 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 def plain_residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
-    """`ResidualBlock.forward` in the order of StarGAN v2's Appendix."""
+    """Do what `ResidualBlock.forward` does, in the order of StarGAN v2's Appendix."""
     h, x = self.conv1(leaky_relu(self.norm1(x))), self.skip(x)
     if self.down:
         h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
@@ -41,7 +41,7 @@ def plain_residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
 
 
 def plain_style_block(self: AdaINResidualBlock, x: Tensor, style: Tensor) -> Tensor:
-    """`AdaINResidualBlock.forward` in the order of StarGAN v2's Appendix."""
+    """Do what `AdaINResidualBlock.forward` does, in the order of StarGAN v2's Appendix."""
     h = leaky_relu(self.norm1(x, style))
     if self.up:
         h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
@@ -50,7 +50,7 @@ def plain_style_block(self: AdaINResidualBlock, x: Tensor, style: Tensor) -> Ten
 
 
 def as_written(network: nn.Module) -> None:
-    """Makes the network's residual blocks compute their sums in the published order."""
+    """Make the network's residual blocks compute their sums in the published order."""
     for block in network.modules():
         if isinstance(block, ResidualBlock):
             block.forward = MethodType(plain_residual_block, block)
@@ -58,14 +58,11 @@ def as_written(network: nn.Module) -> None:
             block.forward = MethodType(plain_style_block, block)
 
 
-def plain_step(method: AttclGan, batch: Batch, z: Tensor, z2: Tensor) -> None:
-    """One iteration as StarGAN v2's paper describes it (Section 3, Appendix), eager and float32."""
+def plain_step(method: AttclGan, batch: DomainBatch, z: Tensor, z2: Tensor) -> None:
+    """Run one iteration as StarGAN v2's paper describes it (Section 3, Appendix), eager and float32."""
     s = method.settings
-    networks = method.modules()
     optimisers = method.optimisers()
-    g, f, e, d = (
-        networks[name] for name in ("generator", "mapping", "style_encoder", "discriminator")
-    )
+    g, f, e, d = method.generator, method.mapping, method.style_encoder, method.discriminator
 
     def descend(loss: Tensor, names: tuple[str, ...]) -> None:
         for optimiser in optimisers.values():
@@ -95,8 +92,8 @@ def plain_step(method: AttclGan, batch: Batch, z: Tensor, z2: Tensor) -> None:
         descend(loss, ("generator", "mapping", "style_encoder") if latent else ("generator",))
 
 
-def random_batch(settings: Settings, device: torch.device) -> Batch:
-    """A batch of noise; time does not depend on what is in the pictures."""
+def random_batch(settings: Settings) -> DomainBatch:
+    """Return a batch of noise; time does not depend on what is in the pictures."""
     noise = torch.Generator().manual_seed(0)
     shape = (settings.batch_size, 1, settings.image_size, settings.image_size)
     images = [torch.rand(shape, generator=noise) * 2 - 1 for _ in range(4)]
@@ -104,13 +101,19 @@ def random_batch(settings: Settings, device: torch.device) -> Batch:
         torch.randint(len(MODALITIES), (settings.batch_size,), generator=noise) for _ in range(2)
     ]
     pairs = torch.ones(settings.batch_size, dtype=torch.bool)
-    return Batch(images[0], domains[0], images[1], images[2], domains[1], images[3], pairs).to(
-        device
+    return DomainBatch(
+        x_src=images[0],
+        y_src=domains[0],
+        x_ref=images[1],
+        x_ref2=images[2],
+        y_ref=domains[1],
+        x_pair=images[3],
+        has_pair=pairs,
     )
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -125,18 +128,23 @@ def main() -> None:
         changes |= {"image_size": options.image_size, "canvas": options.image_size, "downs": 2}
     settings = resolve(preset=options.preset, variant="stargan-v2", overrides=changes)
     whole = resolve(preset=options.preset, overrides=changes)
-    batch = random_batch(settings, device)
+    noise = random_batch(settings)
+    batch = noise.to(device)  # channels-last
+    tensors = {item.name: getattr(noise, item.name) for item in fields(noise)}
+    contiguous = DomainBatch(
+        **{name: value.to(device) for name, value in tensors.items() if value is not None}
+    )
     z, z2 = (torch.randn(len(batch), settings.latent_dim, device=device) for _ in range(2))
 
     def make(chosen: Settings, *, plain: bool) -> AttclGan:
         torch.manual_seed(0)
         method = METHODS[chosen.method](chosen, MODALITIES)
-        for module in method.modules().values():
-            module.to(device)
+        for network in method.networks().values():
+            network.to(device)
             if plain:
-                as_written(module)
+                as_written(network)
             else:
-                module.to(memory_format=torch.channels_last)
+                network.to(memory_format=torch.channels_last)
         if not plain:
             method.runtime = Runtime(precision=options.precision)
         return method
@@ -146,10 +154,8 @@ def main() -> None:
         make(settings, plain=False),
         make(whole, plain=False),
     )
-    contiguous = copy.deepcopy(batch).to(device)
-    contiguous = contiguous._each(lambda value: value.contiguous())
     runs = {
-        "plain StarGAN v2": lambda step: plain_step(plain, contiguous, z, z2),
+        "plain StarGAN v2": lambda _step: plain_step(plain, contiguous, z, z2),
         "ours, StarGAN v2": lambda step: ours.training_step(batch, step),
         "ours, AttCL-GAN": lambda step: attcl.training_step(batch, step),
     }
@@ -166,8 +172,8 @@ def main() -> None:
         f"preset {options.preset}, batch {options.batch_size}, {device}, "
         f"ours in {options.precision}, torch {torch.__version__}"
     )
-    for name, found in seconds.items():
-        print(f"{name:<18} {statistics.median(found):8.3f} s a step (median of {len(found)})")
+    for name, times in seconds.items():
+        print(f"{name:<18} {statistics.median(times):8.3f} s per step (median of {len(times)})")
     paired = zip(seconds["plain StarGAN v2"], seconds["ours, StarGAN v2"], strict=True)
     print(f"plain / ours, StarGAN v2: {statistics.median(a / b for a, b in paired):.2f} times")
 

@@ -1,9 +1,9 @@
-"""Every row of the paper's Table 4, and StarGAN v2 + CUT and + QS, trained alike on complete simulated patients.
+"""Every row of the paper's Table 4, and StarGAN v2 + CUT and + QS, trained in the same way on complete phantoms.
 
-Prints, a variant: whether all logged losses are finite; the cycle loss in the first and the last tenth of the steps;
+Prints per variant: whether all logged losses are finite; the cycle loss in the first and the last tenth of the steps;
 in-brain SSIM, mean over the 12 directions, on slices of other phantoms; and how far apart the style codes are that E
 finds in these: mean distance between the modalities' mean codes, and of the codes to their own mean. Few steps say that
-a variant trains, not which one is best. A stopped run goes on where it was when called again with the same folder.
+a variant trains, not which one is best. A stopped run resumes when it is called again with the same folder.
 
     python benchmarks/variants.py --output bench-variants --steps 200
     python benchmarks/variants.py --output bench-variants --variants attcl-gan stargan-v2 --steps 3000
@@ -26,27 +26,30 @@ from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import Dataset
 from attcl_cli.data.slices import SliceStore
-from attcl_cli.methods import weights as checkpoint
-from attcl_cli.methods.attcl_gan import AttclGan
-from attcl_cli.methods.settings import PRESETS, VARIANTS, Settings, resolve
-from attcl_cli.training import validation as validate
-from attcl_cli.training.trainer import STATE_FILE, train
+from attcl_cli.methods.attcl_gan import AttclGan, AttclGanSettings
+from attcl_cli.methods.settings import PRESETS, Settings, resolve
+from attcl_cli.methods.weights import find_weights, load_method
+from attcl_cli.training.loop import STATS_FILE
+from attcl_cli.training.state import STATE_FILE
+from attcl_cli.training.trainer import train
+from attcl_cli.training.validation import make_validation
 
+VARIANTS = AttclGanSettings.variants
 CYCLE = "g_latent_cyc"
-SLICES_A_MODALITY = 64
+SLICES_PER_MODALITY = 64
 
 
 def main() -> None:
-    """Trains what is not trained yet, and prints a line a variant."""
+    """Train what is not trained yet, and print a line per variant."""
     options = _options()
     device = devices.select(options.device)
     root: Path = options.output
     settings = {name: _settings(name, options) for name in options.variants}
     any_of_them = settings[options.variants[0]]
-    made = {"voxel_mm": options.voxel_mm}
-    learned = _store(phantoms(root / "train", options.cases, seed=0, **made), any_of_them)
-    unseen = _store(phantoms(root / "test", options.test_cases, seed=1_000, **made), any_of_them)
-    judge = validate.on_pairs(unseen, device)
+    edge = {"voxel_mm": options.voxel_mm}
+    learned = _store(phantoms(root / "train", options.cases, seed=0, **edge), any_of_them)
+    unseen = _store(phantoms(root / "test", options.test_cases, seed=1_000, **edge), any_of_them)
+    judge = make_validation(unseen, AttclGan.sources(any_of_them, unseen.modalities), device)
     assert judge is not None
     print(
         f"{options.cases} training and {options.test_cases} test phantoms of {options.voxel_mm:g} mm, complete; "
@@ -57,14 +60,14 @@ def main() -> None:
         f"{'variant':<16} {'finite':<6}  {'cycle loss':>14}  {'SSIM':>5}  codes: between / within",
         flush=True,
     )
-    for name, own in settings.items():
+    for name, chosen in settings.items():
         folder = root / name
         folder.mkdir(exist_ok=True)
         resume = (folder / STATE_FILE).is_file()
-        train(own, learned, folder, device=device, precision=options.precision, resume=resume)
-        method = checkpoint.load_method(checkpoint.find_weights(str(folder)), device)
+        train(chosen, learned, folder, device=device, precision=options.precision, resume=resume)
+        method = load_method(find_weights(str(folder)), device)
         assert isinstance(method, AttclGan)
-        lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / STATS_FILE).read_text().splitlines()]
         finite = all(math.isfinite(value) for line in lines for value in line.values())
         tenth = max(len(lines) // 10, 1)
         first, last = (
@@ -119,7 +122,7 @@ def _store(dataset: Dataset, settings: Settings) -> SliceStore:
 
 @torch.inference_mode()
 def _codes(method: AttclGan, store: SliceStore, device: torch.device) -> tuple[float, float]:
-    """Mean distance between the modalities' mean style codes, and of codes to the mean of their own modality."""
+    """Return the mean distance between the modalities' mean codes, and of codes to the mean of their modality."""
     rng = np.random.default_rng(0)
     centres, within = [], []
     for domain, modality in enumerate(store.modalities):
@@ -130,7 +133,7 @@ def _codes(method: AttclGan, store: SliceStore, device: torch.device) -> tuple[f
                 if entry.modality == modality
             ]
         )
-        filled = rng.permutation(rows[store.filled[rows]])[:SLICES_A_MODALITY]
+        filled = rng.permutation(rows[store.filled[rows]])[:SLICES_PER_MODALITY]
         codes = method.style_encoder(store.read(filled).to(device))[:, domain]
         centres.append(codes.mean(dim=0))
         within.append((codes - centres[-1]).norm(dim=-1).mean())

@@ -1,7 +1,7 @@
-"""Packs the training slices of a prepared dataset into a few small files, and unpacks them on another machine.
+"""Pack the training slices of a prepared dataset into a few small files, and unpack them on another machine.
 
-For training where the dataset itself cannot go: the packed slices are cropped to the brain, 8 bit and compressed, in
-parts of a size that you choose. `attcl train --data FOLDER` takes the unpacked folder in place of a dataset.
+For training on machines that the dataset itself cannot reach: the packed slices are cropped to the brain, 8 bit and
+compressed, in parts of a size that you choose. `attcl train --data FOLDER` takes the unpacked folder in place of a dataset.
 
     python pack_slices.py pack data/ packed/ --image-size 256 --part-mb 60
     python pack_slices.py unpack packed/ slices/        # any subset of the parts may lie there, one after the other
@@ -28,7 +28,7 @@ STORES = {"train": slices.TRAINING_FOLDER, "val": slices.VALIDATION_FOLDER}
 
 
 def pack(data: Path, output: Path, *, image_size: int, canvas: int, part_mb: int) -> None:
-    """Writes `<split>.json` and `<split>-<part>.xz` for the training and validation cases."""
+    """Write `<split>.json` and `<split>-<part>.xz` for the training and validation cases."""
     dataset = open_dataset(data)
     splits = read_splits(data)
     output.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def pack(data: Path, output: Path, *, image_size: int, canvas: int, part_mb: int
 
 
 def unpack(packed: Path, output: Path) -> None:
-    """Adds the parts that lie in `packed` to the slice folders below `output`."""
+    """Add the parts that lie in `packed` to the slice folders below `output`."""
     for description in sorted(packed.glob("*.json")):
         described = json.loads(description.read_text())
         folder = output / described["store"]
@@ -98,7 +98,7 @@ def unpack(packed: Path, output: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack")

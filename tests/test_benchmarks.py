@@ -14,8 +14,8 @@ def test_the_benchmark_of_completion_prints_its_ratios():
         "--preset tiny --cases 3 --voxel-mm 6 --slices 8:16 --literal-slices 6 --device cpu "
         "--memory-cases 2 6 --memory-voxel-mm 8"
     )
-    told = fresh_python("benchmarks/complete.py", *options.split())
-    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in told.splitlines()[1:])
+    output = fresh_python("benchmarks/complete.py", *options.split())
+    rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in output.splitlines()[1:])
     assert rows["ours"].endswith("s for 6 volumes")
     # 3 cases have 2 modalities of 8 slices each; all 4 modalities are made of each
     assert "extrapolated from 6 of 48 source slices" in rows["Algorithm 1 to the letter"]
@@ -26,8 +26,8 @@ def test_the_benchmark_of_completion_prints_its_ratios():
 
 @pytest.mark.slow
 def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
-    told = fresh_python("benchmarks/score.py", "--cases", 1, "--voxel-mm", 4, "--without-fid")
-    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()[2:]]
+    output = fresh_python("benchmarks/score.py", "--cases", 1, "--voxel-mm", 4, "--without-fid")
+    rows = [re.split(r"  +", line.strip()) for line in output.splitlines()[2:]]
     assert len(rows) == 3
     for _name, _theirs, _ours, ratio, *figures in rows:
         assert float(ratio) > 0
@@ -37,8 +37,8 @@ def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
 @pytest.mark.slow
 def test_the_benchmark_of_slices_shows_that_memory_does_not_grow():
     options = ("--cases", 2, 8, "--large-cases", 4, 24)
-    told = fresh_python("benchmarks/slices.py", *options)
-    rows = [re.split(r"  +", line.strip()) for line in told.splitlines()[1:]]
+    output = fresh_python("benchmarks/slices.py", *options)
+    rows = [re.split(r"  +", line.strip()) for line in output.splitlines()[1:]]
     assert [row[:3] for row in rows] == [
         ["32", "2", "112"],
         ["32", "8", "448"],
@@ -50,42 +50,44 @@ def test_the_benchmark_of_slices_shows_that_memory_does_not_grow():
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_plave_prints_its_table_and_goes_on_where_it_was(tmp_path):
+def test_the_benchmark_of_plave_prints_its_table_and_resumes(tmp_path):
     options = (
         "--cases 4 --test-cases 4 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "
         "--set plave_pretraining=0.25 --set plave_blocks=1"
     )
     for steps in (2, 4):
         place = ("--steps", steps, "--output", tmp_path / "bench")
-        told = fresh_python("benchmarks/plave.py", *options.split(), *place)
-        lines = told.splitlines()
+        output = fresh_python("benchmarks/plave.py", *options.split(), *place)
+        lines = output.splitlines()
         for name in ("attcl-gan", "plave", "mean of sources"):
             rows = [re.split(r"  +", line) for line in lines if line.startswith(f"{name}  ")]
             assert [len(row) for row in rows] == [5, 5]  # SSIM and PSNR, four targets
         assert any(line.startswith(f"plave: {steps} steps") for line in lines)
-        assert re.search(r"segmentation head, Dice .*WT \d\.\d+, TC \d\.\d+, ET \d\.\d+", told)
+        assert re.search(r"segmentation head, Dice .*WT \d\.\d+, TC \d\.\d+, ET \d\.\d+", output)
 
 
 @pytest.mark.slow
 def test_the_benchmark_of_training_prints_its_ratio():
     options = "--preset tiny --image-size 16 --batch-size 2 --repeats 1 --device cpu"
-    told = fresh_python("benchmarks/train.py", *options.split())
-    seconds = dict(re.findall(r"^(\w[\w, -]+\w) +(\d+\.\d+) s a step", told, re.MULTILINE))
+    output = fresh_python("benchmarks/train.py", *options.split())
+    seconds = dict(re.findall(r"^(\w[\w, -]+\w) +(\d+\.\d+) s per step", output, re.MULTILINE))
     assert set(seconds) == {"plain StarGAN v2", "ours, StarGAN v2", "ours, AttCL-GAN"}
     ratio = float(seconds["plain StarGAN v2"]) / float(seconds["ours, StarGAN v2"])
-    (told_ratio,) = re.findall(r"^plain / ours, StarGAN v2: (\d+\.\d+) times", told, re.MULTILINE)
-    assert float(told_ratio) == pytest.approx(ratio, rel=0.1, abs=0.01)
+    (printed_ratio,) = re.findall(
+        r"^plain / ours, StarGAN v2: (\d+\.\d+) times", output, re.MULTILINE
+    )
+    assert float(printed_ratio) == pytest.approx(ratio, rel=0.1, abs=0.01)
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_variants_prints_a_line_each(tmp_path):
+def test_the_benchmark_of_variants_prints_a_line_per_variant(tmp_path):
     options = (
         "--cases 2 --test-cases 2 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "
         "--variants attcl-gan stargan-v2+cut"
     )
     for steps in (2, 4):
         place = ("--steps", steps, "--output", tmp_path / "bench")
-        told = fresh_python("benchmarks/variants.py", *options.split(), *place)
+        output = fresh_python("benchmarks/variants.py", *options.split(), *place)
         for name in ("attcl-gan", "stargan-v2+cut"):
-            (line,) = (line for line in told.splitlines() if line.startswith(f"{name} "))
+            (line,) = (line for line in output.splitlines() if line.startswith(f"{name} "))
             assert re.search(r"yes +\d\.\d+ -> \d\.\d+ +-?\d\.\d+ +\d+\.\d+ / \d+\.\d+", line)
