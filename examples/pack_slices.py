@@ -1,7 +1,8 @@
 """Pack the training slices of a prepared dataset into a few small files, and unpack them on another machine.
 
 For training on machines that the dataset itself cannot reach: the packed slices are cropped to the brain, 8 bit and
-compressed, in parts of a size that you choose. `attcl train --data FOLDER` takes the unpacked folder in place of a dataset.
+compressed, in parts of a size that you choose. `attcl train --data FOLDER` takes the unpacked folder in place of a
+dataset.
 
     python pack_slices.py pack data/ packed/ --image-size 256 --part-mb 60
     python pack_slices.py unpack packed/ slices/        # any subset of the parts may lie there, one after the other
