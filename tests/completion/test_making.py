@@ -257,6 +257,15 @@ def test_slices_that_are_not_asked_for_are_not_written_as_png(gappy, weights, tm
     assert some.items() <= whole.items()
 
 
+def test_slices_without_any_source_are_zero_and_cost_nothing(write_nifti, tiny_settings, tmp_path):
+    values = np.random.default_rng(3).integers(1, 200, (9, 11, 7)).astype(np.int16)
+    values[:, :, :3] = 0
+    write_nifti(tmp_path / "in/A/A_flair.nii.gz", values)
+    echo = echoed(tmp_path / "in", tmp_path / "out", tiny_settings, targets=["t1"], slices=(0, 2))
+    assert echo.asked == []
+    assert not nib.load(tmp_path / "out/A/A_t1.nii.gz").get_fdata().any()
+
+
 def test_overwrite_with_other_slices_leaves_no_older_slice_beside_the_new_side_car(
     gappy, weights, tmp_path
 ):
