@@ -53,9 +53,7 @@ def stand_in(name: str, state: object, folder: Path, monkeypatch: pytest.MonkeyP
     path = folder / feature_weights.FILES[name].name
     torch.save(state, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    record = replace(
-        feature_weights.FILES[name], size_bytes=path.stat().st_size, sha256=digest
-    )
+    record = replace(feature_weights.FILES[name], size_bytes=path.stat().st_size, sha256=digest)
     monkeypatch.setitem(feature_weights.FILES, name, record)
     return path
 
