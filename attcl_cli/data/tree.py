@@ -50,13 +50,15 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
         existing = output / SPLITS_FILE
         if existing.is_file() and read_json(existing) == to_json(splits):
             return True
+        foreign = not output.is_dir() or (any(output.iterdir()) and not existing.is_file())
         if not overwrite:
+            replace = "" if foreign else ", or replace it with --overwrite"
             raise UsageError(
                 f"--output: {output} exists already, expected a new folder",
-                "choose another --output, or replace it with --overwrite",
+                f"choose another --output{replace}",
                 code="output-not-empty",
             )
-        if not output.is_dir() or (any(output.iterdir()) and not existing.is_file()):
+        if foreign:
             raise UsageError(
                 f"--output: {output} was not made by prepare-splits (it has no splits.json), "
                 "expected a folder that --overwrite may replace",

@@ -220,8 +220,8 @@ def resolve(
     name = method or single.get("method") or chosen.get("method") or DEFAULT_METHOD
     kind = settings_of(str(name))
     require_preset(preset, preset_names(kind))
-    problems = [*_foreign({**chosen, **single}, kind, name), *_misplaced(tables, kind, name)]
-    raise_all(problems)
+    _require_own_tables(tables, str(name))
+    raise_all([*_foreign({**chosen, **single}, kind, name), *_misplaced(tables, kind, name)])
     merged = {
         **PRESETS.get(preset, {}),
         **kind.presets.get(preset, {}),
@@ -402,6 +402,29 @@ def _flatten(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
                 )
             values[key], tables[key] = entry, table
     return values, tables
+
+
+def _require_own_tables(tables: Mapping[str, str], method: str) -> None:
+    """Raise a `UsageError` if a file has a table of another method, or of nothing that is known."""
+    strange = [
+        name for name in dict.fromkeys(tables.values()) if name not in {"", *SECTIONS, method}
+    ]
+    problems: list[AttclError] = [
+        UsageError(
+            f"[{name}]: the table of {METHODS.title(name)}, found it with method {method}, "
+            f"expected --method {name}",
+            f"add --method {name}, or leave the table out",
+            code="setting-of-another-method",
+        )
+        if name in METHODS
+        else UsageError(
+            f"[{name}]: no such table, expected {', '.join(f'[{it}]' for it in (*SECTIONS, method))}",
+            nearest(name, [*SECTIONS, method]),
+            code="unknown-table",
+        )
+        for name in strange
+    ]
+    raise_all(problems)
 
 
 def _foreign(values: Mapping[str, Any], kind: type[Settings], method: str) -> list[AttclError]:

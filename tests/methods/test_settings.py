@@ -214,15 +214,28 @@ def test_a_setting_of_another_method_is_refused_wherever_a_file_has_it(table, tm
     assert caught.value.code == "setting-of-another-method"
 
 
-def test_a_file_of_another_method_is_refused_for_all_its_settings(tmp_path):
+@pytest.mark.parametrize(
+    "content",
+    [dump(resolve(preset="tiny", method="plave")), "[plave]\nwidth = 4\n", "[plave]\nx = 1\n"],
+)
+def test_the_table_of_another_method_is_refused_once_and_its_owner_named(content, tmp_path):
     file = tmp_path / "config.toml"
-    file.write_text(dump(resolve(preset="tiny", method="plave")))
-    with pytest.raises(ProblemsError) as caught:
+    file.write_text(content)
+    with pytest.raises(UsageError) as caught:
         resolve(preset="tiny", method="attcl-gan", file=file)
-    problems = {problem.message.split(":")[0]: problem.code for problem in caught.value.problems}
-    own = [key for key in settings_of("plave").model_fields if key.startswith("plave_")]
-    assert all(problems[f"setting {key}"] == "setting-of-another-method" for key in own)
-    assert problems["setting width"] == "setting-in-another-table"  # of [plave]
+    assert caught.value.code == "setting-of-another-method"
+    assert caught.value.message == (
+        "[plave]: the table of PLAVE, found it with method attcl-gan, expected --method plave"
+    )
+
+
+def test_a_table_that_nothing_has_names_the_nearest(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("[optimizer]\nlearning_rate = 0.1\n")
+    with pytest.raises(UsageError) as caught:
+        resolve(preset="tiny", file=file)
+    assert caught.value.code == "unknown-table"
+    assert caught.value.hint == "did you mean 'optimiser'?"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +244,6 @@ def test_a_file_of_another_method_is_refused_for_all_its_settings(tmp_path):
         ("[image]\nsteps = 5\n", "setting steps: found in [image], expected in [run]"),
         ("[attcl-gan]\nsteps = 5\n", "setting steps: found in [attcl-gan], expected in [run]"),
         ("[run]\nlambda_scd = 1\n", "setting lambda_scd: found in [run], expected in [attcl-gan]"),
-        ("[plave]\nwidth = 4\n", "setting width: found in [plave], expected in [attcl-gan]"),
     ],
 )
 def test_a_setting_in_another_table_than_its_own_is_refused(content, message, tmp_path):
