@@ -44,11 +44,18 @@ def finished(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+@pytest.fixture(scope="module")
+def halfway(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended after 2 of the steps of `finished`; read-only."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(phantom_root, output=folder, preset="tiny", overrides=SMALL | {"steps": 2}, device="cpu")
+    return folder
+
+
 @pytest.fixture
-def half(phantom_root: Path) -> Path:
-    """A run that ended after 2 of the steps of `finished`."""
-    start(phantom_root, overrides={"steps": 2})
-    return Path("run")
+def half(halfway: Path, here: Path) -> Path:
+    """A copy of `halfway` that may be changed."""
+    return Path(shutil.copytree(halfway, "run"))
 
 
 # --- what it returns --------------------------------------------------------------------------------------------------
