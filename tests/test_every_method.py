@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from toy_method import install
 from training_runs import CPU, KilledError, require_same_runs, run
 
+from attcl_cli import complete
 from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError
@@ -278,6 +279,18 @@ def test_a_slice_does_not_depend_on_the_others_of_its_batch(name):
         for row in range(4)
     ]
     assert torch.allclose(torch.cat(alone), together, atol=1e-5)
+
+
+@every_method
+def test_the_batch_size_of_completion_changes_no_byte(name, undisturbed, gappy, tmp_path):
+    data = gappy(lacking=[["t2"], [], [], []])
+    images = []
+    for size in (1, 9):
+        out = tmp_path / str(size)
+        complete(data, out, weights=undisturbed(name), batch_size=size, device="cpu")
+        (image,) = out.rglob("*_t2.nii.gz")
+        images.append(image.read_bytes())
+    assert images[0] == images[1]
 
 
 @every_method
