@@ -69,16 +69,16 @@ def _root(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line and exits with the code that cli.md promises."""
+    """Run the command line, and exit with one of the documented codes."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    code, told = 0, False
+    code, reported = 0, False
     try:
         code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
     except AttclError as error:
         if "--debug" in arguments:
             traceback.print_exc()
         terminal.show_error(error)
-        code, told = error.exit_code, True
+        code, reported = error.exit_code, True
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context else "attcl"
@@ -91,11 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `attcl info | head` does
         sys.stderr.close()
-    if code == EXIT_INTERRUPTED and not told:  # Typer turns Ctrl-C into this code by itself
+    if code == EXIT_INTERRUPTED and not reported:  # Typer turns Ctrl-C into this code by itself
         terminal.show_error(
             InterruptedRun(
                 "interrupted: finished files are kept, no half-written ones are left",
-                "run the same command again to go on",
+                "run the same command again to continue",
                 code="interrupted",
             )
         )

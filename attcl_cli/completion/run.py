@@ -172,7 +172,8 @@ def complete(
 
 def _find_models(names: Sequence[Path | str], progress: Progress) -> list[Weights]:
     """Return the weights by name, in this order; without names those of the newest run, otherwise the bundled ones."""
-    models = [find_weights(str(name)) for name in names] or [find_weights(None)]
+    named = [find_weights(str(name)) for name in names] or [find_weights(None)]
+    models = list({model.sha256: model for model in named}.values())  # named twice is named once
     if not names:
         info = models[0].info
         progress.say(

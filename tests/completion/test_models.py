@@ -201,6 +201,12 @@ def test_the_record_of_one_model_has_no_further_weights(finished, weights):
     assert record["trained_on"] == sorted(weights.info.trained_on)
 
 
+def test_weights_that_are_named_twice_count_once(both, narrow, weights):
+    models = [*both["weights"], both["weights"][0]]
+    plan = complete(**{**both, "weights": models, "dry_run": True}).plan
+    assert [model.sha256 for model in plan.models] == [narrow.sha256, weights.sha256]
+
+
 def test_a_case_that_one_model_left_half_done_is_finished_by_the_other(both, weights):
     result = complete(**both)
     assert (result.written, result.done_before) == (5, 0)
