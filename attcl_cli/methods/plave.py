@@ -31,9 +31,9 @@ CLASSES = 4  # background, necrosis, oedema, enhancing tumour
 
 # What the presets other than `paper` change: completion makes slices without tumour, too, so training sees them; the
 # background is kept as completion keeps it; small cohorts are overfitted soon, so half of the slices are mirrored.
-# The small ones take larger steps, which shrink over the whole run: 600 steps of `tiny` at 32 pixels on 32 phantoms with
-# a modality missing each, in-brain SSIM on 8 others, mean over the four targets (seeds 0 and 1): 0.557 and 0.563 at
-# 1e-3, 0.524 and 0.531 at 5e-4, 0.460 and 0.463 at 2e-4. (0.577 and 0.589 at 2e-3, but that is not measured at the
+# The small ones take larger steps, which shrink over the whole run: 600 steps of `tiny` at 32 pixels on 32 phantoms
+# with a modality missing each, in-brain SSIM on 8 others, mean over the four targets (seeds 0 and 1): 0.557 and 0.563
+# at 1e-3, 0.524 and 0.531 at 5e-4, 0.460 and 0.463 at 2e-4. (0.577 and 0.589 at 2e-3, but that is not measured at the
 # preset's own size and length.) The steps of `small`, 3e-4, are not measured.
 _OURS: Mapping[str, Any] = {
     "keep_background": True,
