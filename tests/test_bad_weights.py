@@ -144,7 +144,7 @@ def test_weights_that_do_not_know_a_needed_modality_are_refused(
     command = ("complete", "--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", path)
     lines = refusal(attcl(*command), code=1, names=f"{path} makes flair, t1, not ", hint="--target")
     errors = [line for line in lines if line.startswith("error: ")]
-    assert "a model for t1ce of 1 cases: Phantom_00001" in errors[0]
+    assert "a model for t1ce of 1 case: Phantom_00001" in errors[0]
     assert "a model for t2 of 2 cases: Phantom_00000, Phantom_00003" in errors[1]
     assert not (tmp_path / "out").exists()
     assert attcl(*command, "--target", "t1")[0] == 0
