@@ -5,6 +5,7 @@ Knows no method. A new one subclasses `Method` in a file of its own; nothing els
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Runtime:
         return slice(self.rank * own, (self.rank + 1) * own)
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A way to learn translation between modalities; constructed as `METHODS[name](settings, modalities)`.
 
     A subclass makes its networks in `__init__`, after `super().__init__`: they are its children, so device, averaging
@@ -103,6 +104,7 @@ class Method(nn.Module):
         self._optimisers: dict[str, Optimizer] = {}
 
     @classmethod
+    @abstractmethod
     def sources(cls, settings: Any, modalities: Sequence[str]) -> SourceRule:
         """Return which targets such a model makes, and from what (`methods.sources` has ready rules).
 
@@ -113,21 +115,21 @@ class Method(nn.Module):
         Raises:
             UsageError: the settings ask for what the modalities do not allow.
         """
-        raise NotImplementedError
 
     @property
     def stride(self) -> int:
         """The number that height and width of an image must be multiples of."""
         return 1
 
+    @abstractmethod
     def sampler(self, store: SliceStore) -> Sampler:
         """Return what draws the training batches (`data.sampling` has ready samplers).
 
         Raises:
             AttclError: the store has nothing that this method learns from.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Update the networks once, and return the losses by name, in the order in which they arise.
 
@@ -137,8 +139,8 @@ class Method(nn.Module):
             batch: this process' share of what `sampler` draws.
             step: from 0.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def synthesise(
         self, sources: Mapping[str, Tensor], targets: Sequence[str], *, sample: int | None = None
     ) -> dict[str, Tensor]:
@@ -154,7 +156,6 @@ class Method(nn.Module):
         Returns:
             target -> (B, 1, H, W), about [-1, 1], in the order of `targets`.
         """
-        raise NotImplementedError
 
     def remember_references(self, images: Mapping[str, Tensor]) -> None:
         """Fix the style of each modality from one reference image, (1, 1, S, S) in [-1, 1], in `references`."""

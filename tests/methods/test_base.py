@@ -48,6 +48,15 @@ class Line(Method):
     def sources(cls, settings: Any, modalities: Any) -> AnyOne:
         return AnyOne(tuple(modalities))
 
+    def sampler(self, store: Any) -> Any:
+        raise AssertionError("not drawn from here")
+
+    def training_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        raise AssertionError("not trained here")
+
+    def synthesise(self, sources: Any, targets: Any, *, sample: int | None = None) -> Any:
+        raise AssertionError("not asked here")
+
     def losses(self, part: Numbers) -> Losses:
         y = self.slope(part.x[:, None])
         return {"mean": (3.0, y.mean()), "away": (-1.0, y.square().mean())}
@@ -59,6 +68,18 @@ def line() -> Line:
 
 
 BATCH = Numbers(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+
+
+def test_a_method_that_leaves_out_what_it_must_say_cannot_be_made():
+    class Half(Method):
+        """Says only what it is made from."""
+
+        @classmethod
+        def sources(cls, settings: Any, modalities: Any) -> AnyOne:
+            return AnyOne(tuple(modalities))
+
+    with pytest.raises(TypeError, match=r"abstract.*sampler.*synthesise.*training_step"):
+        Half(small_settings("plave"), ("a", "b"))
 
 
 def test_networks_are_the_children_and_those_for_completion_are_named(line):
@@ -152,11 +173,3 @@ def test_defaults_ask_for_nothing(line):
     assert (line.stride, line.context, line.styled, line.learns_labels) == (1, 0, False, False)
     assert line.references == {}
     assert line.learning_rate_of("slope") == line.settings.learning_rate
-    for unfinished in (
-        lambda: line.sampler(None),
-        lambda: line.training_step(BATCH, 0),
-        lambda: line.synthesise({}, []),
-        lambda: Method.sources(line.settings, ()),
-    ):
-        with pytest.raises(NotImplementedError):
-            unfinished()
