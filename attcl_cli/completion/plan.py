@@ -1,4 +1,6 @@
-"""Algorithm 1, planned: which volumes are missing, which weights make each, and from what.
+"""Algorithm 1, planned: which volumes are missing, which weights make each, and from which source.
+
+The source is picked by `choose_model`, which asks the rule of the model (`methods.sources`).
 
 Looks at names, headers and side-cars, and decides everything before anything is computed. Writes nothing.
 """
