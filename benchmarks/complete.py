@@ -28,6 +28,8 @@ from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, open_dataset
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.data.sampling import Sampler
+from attcl_cli.data.slices import SliceStore
 from attcl_cli.data.splits import RATIOS
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
@@ -62,6 +64,14 @@ class Clocked(Method):
     def stride(self) -> int:
         """See `Method`."""
         return self.method.stride
+
+    def sampler(self, store: SliceStore) -> Sampler:
+        """See `Method`."""
+        return self.method.sampler(store)
+
+    def training_step(self, batch: Any, step: int) -> dict[str, torch.Tensor]:
+        """See `Method`."""
+        return self.method.training_step(batch, step)
 
     def synthesise(
         self,

@@ -13,6 +13,8 @@ from attcl_cli.completion.making import make_volumes
 from attcl_cli.completion.plan import plan_completion
 from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.intensities import Scale
+from attcl_cli.data.sampling import Sampler
+from attcl_cli.data.slices import SliceStore
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.sources import AnyOne, SourceRule
@@ -26,7 +28,17 @@ SOURCES = ("t1", "t2", None, "t2")
 SCALE = Scale(100.0, 5100.0)
 
 
-class Echo(Method):
+class Untrained(Method):
+    """A method for completion alone: no test trains it."""
+
+    def sampler(self, store: SliceStore) -> Sampler:
+        raise AssertionError("trained by no test")
+
+    def training_step(self, batch: Any, step: int) -> dict[str, torch.Tensor]:
+        raise AssertionError("trained by no test")
+
+
+class Echo(Untrained):
     """A method without networks that returns its source, and notes what it was asked for."""
 
     def __init__(self, settings: Settings, modalities: Sequence[str] = FOUR) -> None:
@@ -53,7 +65,7 @@ class Echo(Method):
         return dict.fromkeys(targets, x)
 
 
-class Failing(Method):
+class Failing(Untrained):
     """Another method that raises an error when it is asked for a certain target."""
 
     def __init__(self, method: Method, target: str, error: BaseException) -> None:

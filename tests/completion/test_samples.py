@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from completers import completed
+from completers import Untrained, completed
 
 from attcl_cli.completion.jobs import uncertainty_file
 from attcl_cli.data import volumes
@@ -16,7 +16,7 @@ from attcl_cli.errors import AttclError
 from attcl_cli.methods.base import Method
 
 
-class OneSample(Method):
+class OneSample(Untrained):
     """Another method that answers every request with the same sample."""
 
     def __init__(self, method: Method, number: int) -> None:
