@@ -70,6 +70,13 @@ class SliceStore:
     segmentations: tuple[Entry, ...] = ()
     tumour: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
+    def volumes_by_case(self) -> dict[str, dict[str, Entry]]:
+        """Return case -> modality -> its volume, in the order of the rows."""
+        cases: dict[str, dict[str, Entry]] = {}
+        for entry in self.entries:
+            cases.setdefault(entry.case, {})[entry.modality] = entry
+        return cases
+
     def read(self, rows: Array, *, context: int = 0) -> torch.Tensor:
         """Read rows as images.
 

@@ -59,9 +59,7 @@ def _from_one(
 def _from_several(
     method: Method, store: SliceStore, rng: np.random.Generator, device: torch.device
 ) -> tuple[list[str], Rows]:
-    cases: dict[str, dict[str, Entry]] = {}
-    for entry in store.entries:
-        cases.setdefault(entry.case, {})[entry.modality] = entry
+    cases = store.volumes_by_case()
     rows: Rows = []
     for target in method.rule.targets:
         fitting = [

@@ -11,7 +11,7 @@ from statistics import mean
 import numpy as np
 import torch
 
-from attcl_cli.data.slices import Entry, SliceStore
+from attcl_cli.data.slices import SliceStore
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.scoring import formulas
@@ -66,19 +66,12 @@ def make_validation(
     return validate
 
 
-def _cases(store: SliceStore) -> dict[str, dict[str, Entry]]:
-    """Return case -> modality -> entry."""
-    cases: dict[str, dict[str, Entry]] = {}
-    for entry in store.entries:
-        cases.setdefault(entry.case, {})[entry.modality] = entry
-    return cases
-
-
 def _directions(store: SliceStore, rng: np.random.Generator) -> list[tuple[str, _Slices]]:
     """Return (target, slices) of each direction that any case has both modalities of."""
     pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    cases = store.volumes_by_case()
     for entry in store.entries:
-        volumes = _cases(store)[entry.case]
+        volumes = cases[entry.case]
         for target in store.modalities:
             if target in volumes and target != entry.modality:
                 start = volumes[target].start
@@ -99,9 +92,10 @@ def _targets(
 ) -> list[tuple[str, _Slices]]:
     """Return (target, slices) of each target that any case can be judged by."""
     groups: list[tuple[str, _Slices]] = []
+    cases = store.volumes_by_case()
     for target in sorted(rule.targets):
         candidates: list[tuple[tuple[str, ...], list[int], int]] = []
-        for volumes in _cases(store).values():
+        for volumes in cases.values():
             others = [name for name in store.modalities if name in volumes and name != target]
             sources = rule.sources_for(target, others) if target in volumes else None
             if not sources:
