@@ -121,6 +121,11 @@ class Method(nn.Module, ABC):
         """The number that height and width of an image must be multiples of."""
         return 1
 
+    @property
+    def phases(self) -> tuple[float, ...]:
+        """The shares of the steps at which training begins to do something else, at another cost per step."""
+        return ()
+
     @abstractmethod
     def sampler(self, store: SliceStore) -> Sampler:
         """Return what draws the training batches (`data.sampling` has ready samplers).

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _BRIGHT = 0.8  # nine tenths of the window, which is [-1, 1]
+_WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels
+_RANGE = 2.0  # of intensities
 
 
 def real_loss(logits: Tensor) -> Tensor:
@@ -97,6 +99,51 @@ def paired_loss(
     distance = (x_fake - x_pair).abs()
     distance = torch.where(x_pair > _BRIGHT, bright * distance, distance)
     return _mean_where(distance.mean(dim=(1, 2, 3)), has_pair, share)
+
+
+def structure_loss(
+    x_fake: Tensor,
+    x_pair: Tensor,
+    has_pair: Tensor,
+    *,
+    share: float | None = None,
+) -> Tensor:
+    """Return 1 - SSIM in the brain, over the slices whose case has the true slice (ours); 0 if none has.
+
+    SSIM has a Gaussian window of sigma 1.5 and 11 pixels (Wang et al. 2004), as `scoring.formulas.ssim` in 2-D. The brain
+    is where the true slice is not background. Intensities in [-1, 1].
+
+    Args:
+        x_fake: (B, 1, H, W).
+        x_pair: (B, 1, H, W), the true slices.
+        has_pair: (B,) bool.
+        share: as of `paired_loss`.
+    """
+    similarity = _ssim_map(x_fake, x_pair)
+    brain = (x_pair > -1).to(similarity.dtype)
+    area = brain.sum(dim=(1, 2, 3)).clamp_min(1)
+    per_slice = ((1 - similarity) * brain).sum(dim=(1, 2, 3)) / area
+    return _mean_where(per_slice, has_pair, share)
+
+
+def _ssim_map(first: Tensor, second: Tensor) -> Tensor:
+    """Return the SSIM of each pixel of two images (B, 1, H, W) in [-1, 1]."""
+    offsets = torch.arange(_WINDOW, device=first.device, dtype=first.dtype) - _WINDOW // 2
+    bell = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
+    bell = bell / bell.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        across = F.conv2d(x, bell[None, None, None], padding=(0, _WINDOW // 2))
+        return F.conv2d(across, bell[None, None, :, None], padding=(_WINDOW // 2, 0))
+
+    # All five means in one call.
+    means = blur(
+        torch.cat([first, second, first * first, second * second, first * second]).contiguous()
+    )
+    a, b, aa, bb, ab = means.chunk(5)
+    c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
+    structure = (2 * (ab - a * b) + c2) / ((aa - a * a) + (bb - b * b) + c2)
+    return (2 * a * b + c1) / (a * a + b * b + c1) * structure
 
 
 def image_loss(x_fake: Tensor, x_real: Tensor) -> Tensor:

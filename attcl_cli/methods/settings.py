@@ -131,6 +131,13 @@ class Settings(BaseModel):
         section="image",
     )
     mirror: Share = setting(0.0, "Share of slices mirrored left to right (ours).", section="image")
+    crop: int = setting(
+        0,
+        "Side of the random squares that training cuts out of the slices, in pixels; 0: whole slices (ours).",
+        section="image",
+        fixed=True,
+        ge=0,
+    )
 
     learning_rate: Rate = setting(1e-4, "Adam step of the networks.", section="optimiser")
     learning_rate_decay: Share = setting(
@@ -155,7 +162,18 @@ class Settings(BaseModel):
             raise ValueError(
                 f"canvas: {self.canvas}, expected a multiple of image_size ({self.image_size})"
             )
+        side = self.crop
+        if side and (side < _LEAST_SIZE or side & (side - 1) or side > self.image_size):
+            raise ValueError(
+                f"crop: {side}, expected 0 or a power of two from {_LEAST_SIZE} "
+                f"to image_size ({self.image_size})"
+            )
         return self
+
+    @property
+    def side(self) -> int:
+        """The side of the squares that training sees, in pixels."""
+        return self.crop or self.image_size
 
 
 def settings_of(method: str) -> type[Settings]:
