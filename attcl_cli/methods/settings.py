@@ -102,6 +102,9 @@ class Settings(BaseModel):
         0, "Seed of weights, sampling and latent codes.", section="run", fixed=True, ge=0
     )
     steps: Positive = setting(100_000, "Training iterations.", section="run")
+    epochs: int = setting(
+        0, "Passes over the training slices, which set steps. 0: steps counts.", section="run", ge=0
+    )
     batch_size: Positive = setting(8, "Slices per iteration.", section="run")
     micro_batch: int = setting(
         0,
