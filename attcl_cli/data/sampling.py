@@ -5,7 +5,7 @@ A batch is a function of (seed, step). What a network learns from it is left to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
@@ -13,11 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attcl_cli.data.crops import Crops
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import AttclError
 
 _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
+# What follows (seed, step) in the seeds of further random generators: a new draw never moves the ones before it.
+_OF_CROPS, _OF_SOURCES = 1, 2
 
 
 class Batch(Protocol):
@@ -36,6 +39,10 @@ class Batch(Protocol):
 class Sampler(Protocol):
     """Draws batches; a batch is a function of (seed, step), so a resumed run sees what an undisturbed one does."""
 
+    @property
+    def size(self) -> int:
+        """The number of slices that an epoch goes over: how many distinct places a batch's slices are drawn from."""
+
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
 
@@ -53,6 +60,10 @@ class DomainBatch:
         has_pair: (B,) bool, whether it has.
         pair_share: share of slices with a pair in the batch that this one is a part of, so that parts add up to the
             whole; None: this batch is the whole.
+        x_all: (B, N, 1 + 2 * context, S, S), the place of `x_src` in each of the N modalities of the store, in their
+            order; -1 everywhere if it is not `given`. None: the sampler draws one source.
+        given: (B, N) bool, the modalities that the target is made from: always y_src, and never y_ref unless that is
+            the same.
     """
 
     x_src: Tensor
@@ -63,6 +74,8 @@ class DomainBatch:
     x_pair: Tensor
     has_pair: Tensor
     pair_share: float | None = None
+    x_all: Tensor | None = None
+    given: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -89,9 +102,10 @@ class DomainBatch:
     def _each(self, change: Callable[[Tensor], Tensor]) -> DomainBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
         share = tensors.pop("pair_share")
-        return DomainBatch(
-            **{name: change(value) for name, value in tensors.items()}, pair_share=share
-        )
+        changed: dict[str, Any] = {
+            name: None if value is None else change(value) for name, value in tensors.items()
+        }
+        return DomainBatch(**changed, pair_share=share)
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,9 @@ class DomainSampler:
         mirror: float = 0.0,
         pair_targets: float = 0.0,
         context: int = 0,
+        crop: int = 0,
+        many: bool = False,
+        alone: float = 0.4,
     ) -> None:
         """Prepare to draw.
 
@@ -179,6 +196,11 @@ class DomainSampler:
             mirror: share of slices mirrored left to right.
             pair_targets: share of targets drawn from the modalities that the source's case has.
             context: neighbouring slices on each side that the slices to translate have, too.
+            crop: side of the squares that slices are cut to, in pixels (`Crops`); a source and its pair have one
+                square, each reference its own. 0: whole slices.
+            many: also draw `x_all` and `given`: further modalities of the source's case to make the target from.
+            alone: with many, share of slices whose source stands alone; the other ones have a number of sources drawn
+                uniformly from 1 to all that the case has.
         """
         self.store = store
         self.batch_size = batch_size
@@ -186,6 +208,8 @@ class DomainSampler:
         self.mirror = mirror
         self.pair_targets = pair_targets
         self.context = context
+        self.crop = crop
+        self.many, self.alone = many, alone
         count = len(store.modalities)
         rows = store.data.shape[0]
         self._domain = np.empty(rows, dtype=np.int64)
@@ -207,6 +231,11 @@ class DomainSampler:
             ]
         )
         self._starts = np.array([entry.start for entry in store.entries])
+
+    @property
+    def size(self) -> int:
+        """See `Sampler`."""
+        return int(self.store.filled.sum())
 
     def rows(self, step: int) -> dict[str, Array]:
         """Return the rows and domains of a step's batch, before any pixel is read."""
@@ -235,22 +264,50 @@ class DomainSampler:
             "mirrored": rng.random((3, size)) < self.mirror,  # the source with its pair; references
         }
 
+    def given(self, step: int, rows: Mapping[str, Array]) -> Array:
+        """Return the modalities that a step's targets are made from, of its `rows`: (B, N) bool."""
+        rng = np.random.default_rng((self.seed, step, _OF_SOURCES))
+        given = self._partner[self._entry[rows["x_src"]]] >= 0
+        for kept, source, target in zip(given, rows["y_src"], rows["y_ref"], strict=True):
+            kept[[source, target]] = False
+            others = rng.permutation(np.flatnonzero(kept))
+            count = 0 if rng.random() < self.alone else rng.integers(len(others) + 1)
+            kept[others[count:]] = False
+            kept[source] = True
+        return given
+
     def batch(self, step: int) -> DomainBatch:
         """Return the batch of a step."""
         rows = self.rows(step)
+        crops = Crops(self.store, self.crop, (self.seed, step, _OF_CROPS))
+        place, first, second = (crops.around(rows[name]) for name in ("x_src", "x_ref", "x_ref2"))
         has_pair = rows["x_pair"] >= 0
-        pair = self.store.read(np.maximum(rows["x_pair"], 0))
+        pair = crops.read(np.maximum(rows["x_pair"], 0), place)
         pair[torch.from_numpy(~has_pair)] = -1
-        source, first, second = rows["mirrored"]
-        x_src = self.store.read(rows["x_src"], context=self.context)
+        x_src = crops.read(rows["x_src"], place, context=self.context)
+        mirrored = dict(zip(("x_src", "x_ref", "x_ref2"), rows["mirrored"], strict=True))
+        x_all, given = None, None
+        if self.many:
+            given = self.given(step, rows)
+            entry = self._entry[rows["x_src"]]
+            beside = self._partner[entry] + (rows["x_src"] - self._starts[entry])[:, None]
+            which, _ = np.nonzero(given)
+            read = crops.read(
+                beside[given], None if place is None else place[which], context=self.context
+            )
+            x_all = torch.full((*given.shape, *read.shape[1:]), -1.0)
+            x_all[torch.from_numpy(given)] = read
+            x_all = _mirrored(x_all, mirrored["x_src"])
         return DomainBatch(
-            x_src=_mirrored(x_src, source),
+            x_src=_mirrored(x_src, mirrored["x_src"]),
             y_src=torch.from_numpy(rows["y_src"]),
-            x_ref=_mirrored(self.store.read(rows["x_ref"]), first),
-            x_ref2=_mirrored(self.store.read(rows["x_ref2"]), second),
+            x_ref=_mirrored(crops.read(rows["x_ref"], first), mirrored["x_ref"]),
+            x_ref2=_mirrored(crops.read(rows["x_ref2"], second), mirrored["x_ref2"]),
             y_ref=torch.from_numpy(rows["y_ref"]),
-            x_pair=_mirrored(pair, source),
+            x_pair=_mirrored(pair, mirrored["x_src"]),
             has_pair=torch.from_numpy(has_pair),
+            x_all=x_all,
+            given=None if given is None else torch.from_numpy(given),
         )
 
 
@@ -271,6 +328,7 @@ class CaseSampler:
         leave_out: float = 0.0,
         tumour_slices: float = 0.0,
         context: int = 0,
+        crop: int = 0,
     ) -> None:
         """Prepare to draw.
 
@@ -283,13 +341,15 @@ class CaseSampler:
             leave_out: share of cases of which a random part of the sources is left out.
             tumour_slices: share of slices drawn from those with tumour, if a case has a segmentation.
             context: neighbouring slices on each side that a batch has, too.
+            crop: side of the squares that cases are cut to, in pixels (`Crops`); around the tumour if the slice was
+                drawn for it. 0: whole slices.
 
         Raises:
             AttclError: no case has a target together with its sources.
         """
         self.store = store
         self.leave_out, self.tumour_slices = leave_out, tumour_slices
-        self.context = context
+        self.context, self.crop = context, crop
         self.batch_size = batch_size
         self.seed = seed
         self.mirror = mirror
@@ -338,13 +398,20 @@ class CaseSampler:
                 code="nothing-to-learn-from",
             )
 
+    @property
+    def size(self) -> int:
+        """See `Sampler`: slices of cases, whatever their targets."""
+        pools = self._preferred if self.tumour_slices == 1 else self._pools
+        return len(np.unique(np.concatenate(list(pools.values())), axis=0))
+
     def rows(self, step: int) -> dict[str, Array]:
         """Return the cases, slices, sources and targets of a step's batch, before any pixel is read."""
         rng = np.random.default_rng((self.seed, step))
         targets = rng.choice(list(self._pools), size=self.batch_size)
-        places, sources = [], []
+        places, sources, for_tumour = [], [], []
         for target in targets:
             prefers = rng.random() < self.tumour_slices
+            for_tumour.append(prefers)
             pool = (self._preferred if prefers else self._pools)[int(target)]
             places.append(pool[rng.integers(len(pool))])
             kept = self._sources[int(places[-1][0]), int(target)].copy()
@@ -358,6 +425,7 @@ class CaseSampler:
             "offset": offset,
             "target": targets,
             "sources": np.array(sources),
+            "for_tumour": np.array(for_tumour),
             "mirrored": rng.random(self.batch_size) < self.mirror,
         }
 
@@ -368,22 +436,24 @@ class CaseSampler:
         start = self._start[case]
         count, modalities = start.shape
         rows = np.maximum(start, 0) + offset[:, None]
-        stacks = self.store.read(rows.ravel(), context=self.context)
+        first = self._labels[case]
+        maps = np.where(first < 0, -1, first + offset)
+        crops = Crops(self.store, self.crop, (self.seed, step, _OF_CROPS))
+        place = crops.around(
+            rows[np.arange(count), chosen["target"]],
+            tumour=np.where(chosen["for_tumour"], maps, -1),
+        )
+        each = None if place is None else np.repeat(place, modalities, axis=0)
+        stacks = crops.read(rows.ravel(), each, context=self.context)
         stacks = stacks.unflatten(0, (count, modalities))  # (B, M, 1 + 2 * context, S, S)
         stacks[torch.from_numpy(start < 0)] = -1
         stacks = _mirrored(stacks, chosen["mirrored"])
         before, images, after = stacks.split([self.context, 1, self.context], dim=2)
-        first = self._labels[case]
-        labels = torch.zeros(count, *stacks.shape[3:], dtype=torch.int64)
-        if self.store.labels is not None:
-            read = self.store.labels[np.maximum(first, 0) + np.where(first < 0, 0, offset)]
-            labels = torch.from_numpy(read.astype(np.int64))
-            labels[torch.from_numpy(first < 0)] = 0
         return CaseBatch(
             images=images[:, :, 0],
             sources=torch.from_numpy(chosen["sources"]),
             target=torch.from_numpy(chosen["target"]),
-            labels=_mirrored(labels, chosen["mirrored"]),
+            labels=_mirrored(crops.read_labels(maps, place), chosen["mirrored"]),
             has_labels=torch.from_numpy(first >= 0),
             neighbours=torch.cat([before, after], dim=2) if self.context else None,
         )
@@ -425,6 +495,7 @@ class PairSampler:
         seed: int,
         mirror: float = 0.0,
         context: int = 0,
+        crop: int = 0,
     ) -> None:
         """Prepare to draw.
 
@@ -435,12 +506,13 @@ class PairSampler:
             seed: of all that is drawn.
             mirror: share of slices mirrored left to right.
             context: neighbouring slices on each side that a batch has, too.
+            crop: side of the squares that slices are cut to, in pixels (`Crops`). 0: whole slices.
 
         Raises:
             AttclError: the store has no slice of one of them.
         """
         self.store, self.batch_size, self.seed, self.mirror = store, batch_size, seed, mirror
-        self.context = context
+        self.context, self.crop = context, crop
         self._pools = []
         for modality in pair:
             rows = [
@@ -457,14 +529,21 @@ class PairSampler:
                 )
             self._pools.append(pool[store.filled[pool]])
 
+    @property
+    def size(self) -> int:
+        """See `Sampler`: the slices of the modality that has more of them."""
+        return max(len(pool) for pool in self._pools)
+
     def batch(self, step: int) -> PairBatch:
         """Return the batch of a step."""
         rng = np.random.default_rng((self.seed, step))
+        crops = Crops(self.store, self.crop, (self.seed, step, _OF_CROPS))
         sides = []
         for pool in self._pools:
             rows = rng.choice(pool, size=self.batch_size)
             mirrored = rng.random(self.batch_size) < self.mirror
-            sides.append(_mirrored(self.store.read(rows, context=self.context), mirrored))
+            images = crops.read(rows, crops.around(rows), context=self.context)
+            sides.append(_mirrored(images, mirrored))
         return PairBatch(*sides)
 
 

@@ -77,27 +77,56 @@ class SliceStore:
             cases.setdefault(entry.case, {})[entry.modality] = entry
         return cases
 
-    def read(self, rows: Array, *, context: int = 0) -> torch.Tensor:
-        """Read rows as images.
+    def read(
+        self, rows: Array, *, context: int = 0, corners: Array | None = None, side: int = 0
+    ) -> torch.Tensor:
+        """Read rows as images, whole or a square of each.
 
         Args:
             rows: (B,) int64.
             context: neighbouring slices to read on each side; background beyond a volume's first or last stored slice.
+            corners: (B, 2) int64, the upper left (y, x) of each square, which may lie outside the image: background
+                there. None: whole slices.
+            side: side of the squares, in pixels; only with corners.
 
         Returns:
-            (B, 1 + 2 * context, S, S) float32 in [-1, 1], the row itself in the middle.
+            (B, 1 + 2 * context, S, S) float32 in [-1, 1], the row itself in the middle; S is `side` with corners.
         """
-        if not context:
-            return torch.from_numpy(self.data[rows].astype(np.float32) / STEPS)[:, None]
-        starts = np.array([entry.start for entry in self.entries])
-        volume = np.searchsorted(starts, rows, side="right") - 1
-        ends = np.array([entry.start + entry.count for entry in self.entries])
         around = rows[:, None] + np.arange(-context, context + 1)
-        inside = (around >= starts[volume, None]) & (around < ends[volume, None])
-        pixels = self.data[np.where(inside, around, rows[:, None])]
+        inside = self._in_same_volume(rows, around) if context else np.ones(around.shape, bool)
+        around = np.where(inside, around, rows[:, None])
+        pixels = _squares(self.data, around, corners, side, beyond=-STEPS)
         images = torch.from_numpy(pixels.astype(np.float32) / STEPS)
         images[torch.from_numpy(~inside)] = -1
         return images
+
+    def read_labels(
+        self, rows: Array, *, corners: Array | None = None, side: int = 0
+    ) -> torch.Tensor:
+        """Read rows of `labels`, whole or a square of each, as `read` does.
+
+        Args:
+            rows: (B,) int64; -1: a case without a segmentation.
+            corners: as of `read`.
+            side: as of `read`.
+
+        Returns:
+            (B, S, S) int64, the classes; 0 everywhere without a segmentation.
+        """
+        maps = np.zeros((1, *self.data.shape[1:]), np.uint8) if self.labels is None else self.labels
+        there = rows >= 0 if self.labels is not None else np.zeros(len(rows), bool)
+        read = _squares(maps, np.where(there, rows, 0)[:, None], corners, side, beyond=0)[:, 0]
+        classes = torch.from_numpy(read.astype(np.int64))
+        classes[torch.from_numpy(~there)] = 0
+        return classes
+
+    def _in_same_volume(self, rows: Array, around: Array) -> Array:
+        """Return which rows (B, K) are of the same volume as `rows` (B,)."""
+        starts = np.array([entry.start for entry in self.entries])
+        ends = np.array([entry.start + entry.count for entry in self.entries])
+        volume = np.searchsorted(starts, rows, side="right") - 1
+        value: Array = (around >= starts[volume, None]) & (around < ends[volume, None])
+        return value
 
 
 def build(
@@ -231,6 +260,34 @@ def open_store(folder: Path) -> SliceStore:
         segmentations=() if labels is None else tuple(Entry(**entry) for entry in maps),
         tumour=np.array(index.get("tumour", []), dtype=bool),
     )
+
+
+def _squares(data: Array, rows: Array, corners: Array | None, side: int, *, beyond: int) -> Array:
+    """Cut squares out of stored slices; nothing else of them is read from the memory map.
+
+    Args:
+        data: (N, S, S).
+        rows: (B, K) int64; the K of a line have one corner.
+        corners: (B, 2) int64, the upper left (y, x) of the squares; None: whole slices.
+        side: of the squares, in pixels.
+        beyond: value of what lies outside the slice.
+
+    Returns:
+        (B, K, S, S) of the type of `data`; S is `side` with corners.
+    """
+    if corners is None:
+        return data[rows]
+    out = np.full((*rows.shape, side, side), beyond, dtype=data.dtype)
+    height, width = data.shape[1:]
+    for index, (top, left) in enumerate(corners):
+        y, x = (
+            slice(*np.clip((first, first + side), 0, edge))
+            for first, edge in ((top, height), (left, width))
+        )
+        here = np.s_[y.start - top : y.stop - top, x.start - left : x.stop - left]
+        for place, row in enumerate(rows[index]):
+            out[index, place][here] = data[row, y, x]
+    return out
 
 
 def _plan_rows(
