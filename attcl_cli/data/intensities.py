@@ -17,6 +17,9 @@ Array = NDArray[Any]
 PERCENTILES = (0.5, 99.5)  # method.md, section 1
 # "The middle slices between 30 and 125" of 155 (paper, Section 4.1).
 TRAINING_SPAN = (31 / 155, 125 / 155)
+QUANTILES = 129  # levels 0, 1/128, ..., 1
+
+_TIE = 0.002  # a thousandth of the window: quantiles nearer than this are one knot of `match_quantiles`
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,47 @@ def denormalise(normalised: Array, scale: Scale) -> Array:
     """Undo `normalise` inside the brain, exactly up to the clip; values beyond [-1, 1] are clipped first."""
     unit = (np.clip(normalised, -1, 1) + np.float32(1)) / np.float32(2)
     return unit * np.float32(scale.high - scale.low) + np.float32(scale.low)
+
+
+def quantiles(values: Array) -> Array:
+    """Return `QUANTILES` quantiles of intensities at evenly spaced levels, the least and the greatest included.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if values.size == 0:
+        raise ValueError("no values, expected at least one")
+    result: Array = np.quantile(values, np.linspace(0, 1, QUANTILES))
+    return result
+
+
+def match_quantiles(values: Array, own: Array, target: Sequence[float] | Array) -> Array:
+    """Map intensities so that the quantiles `own` become those of the target; ascending values stay ascending.
+
+    Levels whose own quantiles nearly coincide (a plateau) have their mean in the target: a narrow range is not blown
+    up to noise. Beyond the outermost levels the map has slope 1. If both sets of quantiles are equal, nothing changes.
+
+    Args:
+        values: of any shape, in [-1, 1].
+        own: (Q,) ascending quantiles in [-1, 1], of these values or of a part of them.
+        target: (Q,) ascending quantiles in [-1, 1], at the same levels.
+
+    Returns:
+        float32 in [-1, 1], of the shape of `values`.
+    """
+    own, goal = np.asarray(own, np.float64), np.asarray(target, np.float64)
+    knot = np.zeros(len(own), dtype=np.int64)
+    first = own[0]
+    for level in range(1, len(own)):
+        starts = own[level] - first >= _TIE
+        knot[level] = knot[level - 1] + starts
+        first = own[level] if starts else first
+    counts = np.bincount(knot)
+    x, y = (np.bincount(knot, weights=numbers) / counts for numbers in (own, goal))
+    data = np.asarray(values, np.float64)
+    beyond = data - np.clip(data, x[0], x[-1])
+    result: Array = np.clip(np.interp(data, x, y) + beyond, -1, 1).astype(np.float32)
+    return result
 
 
 def training_slices(depth: int) -> range:

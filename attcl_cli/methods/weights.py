@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,11 @@ class WeightsInfo:
         references: modality -> which slice of which training case fixed its style.
         trained_on: ids of the training cases.
         steps: how many training steps the weights have seen.
+        attcl_version: of the program that wrote them.
+        quantiles: modality -> quantiles in the brain of its training volumes, at evenly spaced levels, in [-1, 1]: what
+            completion may give the volumes that it makes of this modality; a modality may lack them.
+        training_statistics: modality -> training case -> the vector of its volume (`data.volume_statistics`), by which
+            completion notices a case that is unlike them; empty: nothing is said.
     """
 
     settings: Settings
@@ -60,6 +65,8 @@ class WeightsInfo:
     trained_on: tuple[str, ...]
     steps: int
     attcl_version: str = __version__
+    quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    training_statistics: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
 
     @property
     def method(self) -> type[Method]:
@@ -220,7 +227,9 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
     card = path.with_suffix(".json")
     # Without a card a file stands for itself; with a stale one it would be refused.
     card.unlink(missing_ok=True)
-    write_whole(path, to_safetensors(half, {METADATA_KEY: json.dumps(document)}))
+    write_whole(
+        path, to_safetensors(half, {METADATA_KEY: json.dumps({**document, **_measured(info)})})
+    )
     write_json(card, {"sha256": sha256(path), "note": note, **document})
 
 
@@ -246,6 +255,17 @@ def _info_to_json(info: WeightsInfo) -> dict[str, Any]:
     }
 
 
+def _measured(info: WeightsInfo) -> dict[str, Any]:
+    """Return what was measured on the training volumes: long lists of numbers, which the card leaves out."""
+    measured = {
+        "quantiles": dict(info.quantiles),
+        "training_statistics": {
+            name: dict(cases) for name, cases in info.training_statistics.items()
+        },
+    }
+    return {name: values for name, values in measured.items() if values}
+
+
 def _read_info(path: Path) -> WeightsInfo:
     document = read_metadata(path)
     version = document.get("schema_version")
@@ -266,8 +286,13 @@ def _read_info(path: Path) -> WeightsInfo:
             trained_on=tuple(document["trained_on"]),
             steps=document["steps"],
             attcl_version=document["attcl_version"],
+            quantiles=_lists(document.get("quantiles", {})),
+            training_statistics={
+                name: _lists(cases)
+                for name, cases in document.get("training_statistics", {}).items()
+            },
         )
-    except (KeyError, TypeError, AttributeError, AttclError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, AttclError) as error:
         if isinstance(error, AttclError) and error.code == "unknown-method":
             raise AttclError(
                 f"{path}: made by method {document.get('method')!r}, expected one of {', '.join(METHODS)}",
@@ -279,6 +304,10 @@ def _read_info(path: Path) -> WeightsInfo:
             "copy the file again from its source, or train again",
             code="weights-description-incomplete",
         ) from error
+
+
+def _lists(document: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    return {name: tuple(map(float, values)) for name, values in document.items()}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
+from attcl_cli.data.volume_statistics import Described, describe_store
 from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import UsageError
 from attcl_cli.files import copy_whole
@@ -243,6 +245,11 @@ class Trainer:
         self.best, self.best_step = state.extra["best"], state.extra["best_step"]
         return state.step
 
+    @cached_property
+    def _described(self) -> Described:
+        """The training volumes in numbers, which completion compares a case with."""
+        return describe_store(self.store)
+
     def _keep_weights(self, step: int, score: float | None) -> None:
         self._remember_references()
         self.best, self.best_step = score, step
@@ -253,6 +260,8 @@ class Trainer:
             references={name: described for name, (_, described) in self.references.items()},
             trained_on=self.store.trained_on,
             steps=step,
+            quantiles=self._described.quantiles,
+            training_statistics=self._described.statistics,
         )
         save_weights(self.run_dir / WEIGHTS_FILE, self.averaged, info, note=self.note)
 

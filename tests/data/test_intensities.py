@@ -70,6 +70,57 @@ def test_training_uses_at_least_one_slice_of_any_volume_and_none_beyond(depth):
     assert span.stop <= depth
 
 
+# --- quantiles --------------------------------------------------------------------------------------------------------
+
+
+def test_quantiles_run_from_the_least_to_the_greatest_value_in_even_levels():
+    values = np.random.default_rng(0).permutation(np.arange(129.0))
+    assert intensities.quantiles(values).tolist() == list(range(129))
+    assert intensities.quantiles(np.array([3.0])).tolist() == [3.0] * 129
+    with pytest.raises(ValueError, match="no values"):
+        intensities.quantiles(np.empty(0))
+
+
+def test_matching_bends_intensities_between_the_quantiles():
+    matched = intensities.match_quantiles(
+        np.array([[-1, -0.5, 0], [0.5, 1, 0]], np.float32), [-1, 0, 1], [-1, 0.5, 1]
+    )
+    assert matched.dtype == np.float32
+    assert matched.tolist() == [[-1, -0.25, 0.5], [0.75, 1, 0.5]]
+
+
+def test_matching_gives_a_volume_the_quantiles_of_the_target():
+    rng = np.random.default_rng(1)
+    dark, bright = (np.sort(rng.beta(*shape, 20_000)) * 2 - 1 for shape in ((2, 8), (5, 2)))
+    goal = intensities.quantiles(bright)
+    matched = intensities.match_quantiles(dark, intensities.quantiles(dark), goal)
+    assert np.abs(intensities.quantiles(matched) - goal).max() < 0.01
+    assert (np.diff(matched) >= 0).all()
+    assert abs(float(matched.mean()) - bright.mean()) < 0.005
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_matching_changes_nothing_if_the_quantiles_are_those_of_the_target(seed):
+    """With plateaus in the middle and at both ends, and values beyond the outermost quantiles."""
+    rng = np.random.default_rng(seed)
+    values = np.clip(rng.normal(0, 0.7, 5000), -1, 1).astype(np.float32)
+    values[:1500] = 0.25
+    own = intensities.quantiles(values[::7])
+    assert np.abs(intensities.match_quantiles(values, own, own) - values).max() < 1e-6
+
+
+def test_a_plateau_goes_to_the_mean_of_its_levels_and_its_noise_is_not_blown_up():
+    own, target = [-1, 0, 0.0005, 0.001, 1], [-1, -0.4, 0.1, 0.6, 1]
+    matched = intensities.match_quantiles(np.array([0.0, 0.0005, 0.001]), own, target)
+    assert matched[1] == pytest.approx(0.1, abs=1e-3)
+    assert np.ptp(matched) < 0.002
+
+
+def test_a_constant_volume_becomes_the_mean_of_the_target():
+    matched = intensities.match_quantiles(np.full(4, 0.3), [0.3] * 3, [-1, 0, 0.4])
+    assert matched == pytest.approx([-0.2] * 4)
+
+
 # --- padding and shrinking --------------------------------------------------------------------------------------------
 
 

@@ -34,6 +34,7 @@ from attcl_cli.methods.weights import (
     load_method,
     named_weights,
     newest_run,
+    read_metadata,
     save_weights,
 )
 from attcl_cli.training.state import STATE_FILE, TrainingState, load_state, save_state
@@ -93,6 +94,35 @@ def test_what_a_weights_file_says_of_itself_comes_back(tiny_settings, tmp_path):
     assert weights.info == info
     assert weights.name == "w"
     assert weights.sha256 == sha256(tmp_path / "w.safetensors")
+
+
+def test_what_was_measured_on_the_training_volumes_comes_back_and_is_not_on_the_card(
+    tiny_settings, tmp_path
+):
+    measured = {
+        "quantiles": {"t2": (-1.0, 0.25, 1.0)},
+        "training_statistics": {"t1": {"A": (0.5, -2.0), "B": (0.25, -1.0)}},
+    }
+    _, info = saved_method(tmp_path / "w.safetensors", tiny_settings, **measured)
+    assert find_weights(str(tmp_path / "w.safetensors")).info == info
+    assert (info.quantiles, info.training_statistics) == tuple(measured.values())
+    assert not set(measured) & set(json.loads((tmp_path / "w.json").read_text()))
+
+
+def test_weights_of_before_say_nothing_of_their_training_volumes(tiny_settings, tmp_path):
+    saved_method(tmp_path / "w.safetensors", tiny_settings)
+    assert not {"quantiles", "training_statistics"} & set(read_metadata(tmp_path / "w.safetensors"))
+    info = find_weights(str(tmp_path / "w.safetensors")).info
+    assert (info.quantiles, info.training_statistics) == ({}, {})
+
+
+def test_training_measures_its_volumes(trained_run, store):
+    info = find_weights(str(trained_run)).info
+    assert {name: set(cases) for name, cases in info.training_statistics.items()} == {
+        name: set(store.trained_on) for name in FOUR
+    }
+    assert {len(values) for values in info.quantiles.values()} == {129}
+    assert all(list(values) == sorted(values) for values in info.quantiles.values())
 
 
 def test_a_weights_file_knows_its_method_and_what_that_makes_from_what(tiny_settings, tmp_path):
