@@ -182,6 +182,7 @@ class DomainSampler:
         seed: int,
         mirror: float = 0.0,
         pair_targets: float = 0.0,
+        paired_until: int = 0,
         context: int = 0,
         crop: int = 0,
         many: bool = False,
@@ -195,6 +196,7 @@ class DomainSampler:
             seed: of all that is drawn.
             mirror: share of slices mirrored left to right.
             pair_targets: share of targets drawn from the modalities that the source's case has.
+            paired_until: before this step, that share is 1.
             context: neighbouring slices on each side that the slices to translate have, too.
             crop: side of the squares that slices are cut to, in pixels (`Crops`); a source and its pair have one
                 square, each reference its own. 0: whole slices.
@@ -207,6 +209,7 @@ class DomainSampler:
         self.seed = seed
         self.mirror = mirror
         self.pair_targets = pair_targets
+        self.paired_until = paired_until
         self.context = context
         self.crop = crop
         self.many, self.alone = many, alone
@@ -243,7 +246,8 @@ class DomainSampler:
         size, domains = self.batch_size, len(self._pools)
         y_src, y_ref = rng.integers(domains, size=size), rng.integers(domains, size=size)
         source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
-        for index in np.flatnonzero(rng.random(size) < self.pair_targets):
+        paired = 1.0 if step < self.paired_until else self.pair_targets
+        for index in np.flatnonzero(rng.random(size) < paired):
             # drawn uniformly, few targets have a truth (one in five under ratio1)
             partners = self._partner[self._entry[source[index]]] >= 0
             partners[y_src[index]] = False

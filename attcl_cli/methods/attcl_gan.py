@@ -6,6 +6,7 @@ Follows method.md, section 2. Leaves the loop, the averaging and all files to `t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,12 +21,18 @@ from attcl_cli.methods.base import Losses, Method
 from attcl_cli.methods.networks import patches
 from attcl_cli.methods.networks.attention import CBAM
 from attcl_cli.methods.networks.blocks import keep_background, pick
-from attcl_cli.methods.networks.discriminator import Discriminator
+from attcl_cli.methods.networks.discriminator import Discriminator, PatchDiscriminator
 from attcl_cli.methods.networks.generator import Features, Generator
 from attcl_cli.methods.networks.style import MappingNetwork, StyleEncoder
 from attcl_cli.methods.settings import Positive, Rate, Settings, Share, Weight, setting
-from attcl_cli.methods.sources import AnyOne, SourceRule
+from attcl_cli.methods.sources import AllPresent, AnyOne, SourceRule
 from attcl_cli.methods.updates import contrast, frozen
+
+_IMAGE = ("generator", "attention", "heads")
+"""The networks that make an image and compare its patches."""
+
+_REFERENCE_EVERY = 4
+"""In the supervised start, E makes the style code of one step in so many; F, which costs less, that of the others."""
 
 _OFF: Mapping[str, Any] = {"acl": "none", "att_adain": False, "scd": False}
 
@@ -100,6 +107,26 @@ class AttclGanSettings(Settings):
         description="The decoder sees the source at full size, too, and learns the difference (ours).",
         fixed=True,
     )
+    all_skips: bool = setting(
+        default=False,
+        description="The decoder's blocks also see the encoder's features of their size (ours).",
+        fixed=True,
+    )
+    sources: Literal["one", "many"] = setting(
+        "one",
+        "What the generator sees of a case: one modality, or all that it has (many; ours).",
+        fixed=True,
+    )
+    alone: Share = setting(
+        0.4, "With many sources: share of training slices that are made from a single one (ours)."
+    )
+    context: int = setting(
+        0,
+        "Neighbouring slices that the generator sees on each side (ours).",
+        fixed=True,
+        ge=0,
+        le=4,
+    )
     style_dim: Positive = setting(64, "Length of a style code.", fixed=True)
     latent_dim: Positive = setting(16, "Length of the mapping network's latent z.", fixed=True)
     mapping_width: Positive = setting(512, "Width of the mapping network's layers.", fixed=True)
@@ -134,6 +161,9 @@ class AttclGanSettings(Settings):
     lambda_scd: Weight = setting(0.1, "Style code diversity (Eq 11).")
     scd_bound: float = setting(10.0, "Style code distances beyond this no longer count.", gt=0)
     lambda_r1: Weight = setting(1.0, "R1 gradient penalty of the discriminator.")
+    r1_every: Positive = setting(
+        1, "Steps between R1 penalties, each of which weighs this many times as much (lazy; ours)."
+    )
     lambda_pair: Weight = setting(
         0.0, "L1 to the true target slice if the training case has it (ours)."
     )
@@ -143,17 +173,34 @@ class AttclGanSettings(Settings):
         ge=1,
         le=1000,
     )
+    lambda_structure: Weight = setting(
+        0.0, "1 - SSIM in the brain to the true target slice if the training case has it (ours)."
+    )
     pair_targets: Share = setting(
         0.0, "Share of targets drawn from the modalities that the source's case has (ours)."
+    )
+    supervised: Share = setting(
+        0.0,
+        "Share of the steps, the first ones, in which true pairs alone teach the generator (ours).",
+    )
+    ramp: Share = setting(
+        0.0, "Share of the steps over which the other losses then grow to their weights (ours)."
+    )
+    discriminator: Literal["slices", "patches"] = setting(
+        "slices", "What D judges: whole slices, or patches of them (pix2pix's; ours).", fixed=True
+    )
+    alternate: bool = setting(
+        default=False,
+        description="Latent and reference path take turns, instead of both in every step (ours).",
     )
     learning_rate_mapping: Rate = setting(1e-6, "Adam step of the mapping network.")
 
     @model_validator(mode="after")
     def _require_fitting_layers(self) -> AttclGanSettings:
-        if self.image_size < 4 * 2**self.downs:
+        if self.side < 4 * 2**self.downs:
             raise ValueError(
-                f"downs: {self.downs}, "
-                f"expected at most {(self.image_size // 4).bit_length() - 1} at image_size {self.image_size}"
+                f"downs: {self.downs}, expected at most {(self.side // 4).bit_length() - 1} "
+                f"for squares of {self.side} pixels"
             )
         missing = [layer for layer in self.contrastive_layers if layer > self.downs]
         if missing:
@@ -182,14 +229,19 @@ class AttclGan(Method):
 
     def __init__(self, settings: AttclGanSettings, modalities: Sequence[str]) -> None:
         super().__init__(settings, modalities)
+        self.context = settings.context
         domains = len(modalities)
         shape = {"width": settings.width, "max_width": settings.max_width}
+        stack = 1 + 2 * settings.context
+        many = settings.sources == "many"
         self.generator = Generator(
             **shape,
             downs=settings.downs,
             bottleneck=settings.bottleneck,
             style_dim=settings.style_dim,
             full_size_skips=settings.full_size_skips,
+            all_skips=settings.all_skips,
+            planes=domains * (stack + 1) if many else stack,
         )
         self.mapping = MappingNetwork(
             latent_dim=settings.latent_dim,
@@ -198,9 +250,15 @@ class AttclGan(Method):
             hidden=settings.mapping_width,
         )
         self.style_encoder = StyleEncoder(
-            image_size=settings.image_size, **shape, style_dim=settings.style_dim, domains=domains
+            image_size=settings.side, **shape, style_dim=settings.style_dim, domains=domains
         )
-        self.discriminator = Discriminator(image_size=settings.image_size, **shape, domains=domains)
+        self.discriminator: Discriminator | PatchDiscriminator
+        if settings.discriminator == "slices":
+            self.discriminator = Discriminator(image_size=settings.side, **shape, domains=domains)
+        else:
+            self.discriminator = PatchDiscriminator(
+                image_size=settings.side, **shape, sources=0, targets=domains
+            )
         layers = sorted(settings.contrastive_layers)
         uses_attention = settings.att_adain or settings.acl == "attention"
         self.attention = nn.ModuleDict(
@@ -216,9 +274,9 @@ class AttclGan(Method):
 
     @classmethod
     def sources(cls, settings: AttclGanSettings, modalities: Sequence[str]) -> SourceRule:
-        """See `Method`: every modality from any other."""
-        del settings
-        return AnyOne(tuple(modalities))
+        """See `Method`: every modality from any other, or from all others that a case has."""
+        names = tuple(modalities)
+        return AllPresent(names) if settings.sources == "many" else AnyOne(names)
 
     @property
     def stride(self) -> int:
@@ -234,7 +292,22 @@ class AttclGan(Method):
             seed=s.seed,
             mirror=s.mirror,
             pair_targets=s.pair_targets,
+            paired_until=self._supervised_steps,
+            context=s.context,
+            crop=s.crop,
+            many=s.sources == "many",
+            alone=s.alone,
         )
+
+    @property
+    def phases(self) -> tuple[float, ...]:
+        """See `Method`: adversary, cycle, contrast and diversity begin after the supervised start."""
+        return (self.settings.supervised,) if self._supervised_steps else ()
+
+    @property
+    def _supervised_steps(self) -> int:
+        s = self.settings
+        return round(s.supervised * s.steps)
 
     def learning_rate_of(self, network: str) -> float:
         """See `Method`: the mapping network has its own small step (Section 4.4)."""
@@ -242,8 +315,15 @@ class AttclGan(Method):
         return s.learning_rate_mapping if network == "mapping" else s.learning_rate
 
     def training_step(self, batch: DomainBatch, step: int) -> dict[str, Tensor]:
-        """Run an iteration: D on the latent and the reference path, then G+F+E+A+P, then G+A+P (StarGAN v2's order)."""
+        """Run an iteration: D on the latent and the reference path, then G+F+E+A+P, then G+A+P (StarGAN v2's order).
+
+        With `supervised`, the first steps are G's alone, or G's and that of what made the style code.
+        """
         parts = self._parts(batch, step)
+        if step < self._supervised_steps:
+            return self._supervised_step(parts, step)
+        if self.settings.alternate:
+            return self._alternating_step(parts, step)
         # Neither G nor F changes before the third update: with the batch in one part, the latent path's translation
         # is made once, shown to D, and learned from, and D's reference path decodes the same features.
         kept = self._latent(parts[0]) if len(parts) == 1 else None
@@ -262,36 +342,24 @@ class AttclGan(Method):
                     self._decode(kept, style) if kept else self._translate(part, style).x_fake
                 ).detach()
 
-        def reference(part: _Part) -> _Translation:
-            with torch.no_grad():
-                style = pick(self.style_encoder(part.batch.x_ref), part.batch.y_ref)
-            return self._translate(part, style)
-
-        def latent_style2(part: _Part) -> Tensor:
-            return pick(self.mapping(part.z2), part.batch.y_ref)
-
-        def reference_style2(part: _Part) -> Tensor:
-            return pick(self.style_encoder(part.batch.x_ref2), part.batch.y_ref)
-
         d = ("discriminator",)
-        image = ("generator", "attention", "heads")
         logged = self.update(
             parts,
             d,
-            lambda part: self._discriminator_loss(part, latent_fake(part)),
+            lambda part: self._discriminator_loss(part, latent_fake(part), step),
             path="d_latent",
         )
         logged |= self.update(
             parts,
             d,
-            lambda part: self._discriminator_loss(part, reference_fake(part)),
+            lambda part: self._discriminator_loss(part, reference_fake(part), step),
             path="d_reference",
         )
         with frozen(self.discriminator):
             logged |= self.update(
                 parts,
-                (*image, "mapping", "style_encoder"),
-                lambda part: self._generator_loss(part, latent(part), latent_style2, step),
+                (*_IMAGE, "mapping", "style_encoder"),
+                lambda part: self._generator_loss(part, latent(part), self._latent_style2, step),
                 path="g_latent",
             )
         if self._uses_scd:
@@ -302,9 +370,61 @@ class AttclGan(Method):
         with frozen(self.discriminator), frozen(self.style_encoder):
             logged |= self.update(
                 parts,
-                image,
-                lambda part: self._generator_loss(part, reference(part), reference_style2, step),
+                _IMAGE,
+                lambda part: self._generator_loss(
+                    part, self._reference(part), self._reference_style2, step
+                ),
                 path="g_reference",
+            )
+        return logged
+
+    def _supervised_step(self, parts: Sequence[_Part], step: int) -> dict[str, Tensor]:
+        """Teach G, and what makes the style code, by true pairs alone: mostly F, which costs little, now and then E."""
+        reference = step % _REFERENCE_EVERY == _REFERENCE_EVERY - 1
+
+        def loss(part: _Part) -> Losses:
+            if reference:
+                style = pick(self.style_encoder(part.batch.x_ref), part.batch.y_ref)
+                translation = self._translate(part, style)
+            else:
+                translation = self._latent(part)
+            return self._pair_losses(part, translation.x_fake)
+
+        maker = "style_encoder" if reference else "mapping"
+        path = "g_reference" if reference else "g_latent"
+        return self.update(parts, ("generator", "attention", maker), loss, path=path)
+
+    def _alternating_step(self, parts: Sequence[_Part], step: int) -> dict[str, Tensor]:
+        """Update D and then G on one of the two paths: the latent one in even steps, the reference one in odd steps."""
+        by_reference = step % 2 == 1
+        translate = self._reference if by_reference else self._latent
+        style2 = self._reference_style2 if by_reference else self._latent_style2
+        path = "reference" if by_reference else "latent"
+        kept = translate(parts[0]) if len(parts) == 1 else None
+
+        def translation(part: _Part) -> _Translation:
+            return kept or translate(part)
+
+        def fake(part: _Part) -> Tensor:
+            with torch.no_grad():
+                return translation(part).x_fake.detach()
+
+        logged = self.update(
+            parts,
+            ("discriminator",),
+            lambda part: self._discriminator_loss(part, fake(part), step // 2),
+            path=f"d_{path}",
+        )
+        # As in both paths at once: G alone learns on the reference path.
+        stepping = _IMAGE if by_reference else (*_IMAGE, "mapping", "style_encoder")
+        with frozen(self.discriminator), ExitStack() as still:
+            if by_reference:
+                still.enter_context(frozen(self.style_encoder))
+            logged |= self.update(
+                parts,
+                stepping,
+                lambda part: self._generator_loss(part, translation(part), style2, step),
+                path=f"g_{path}",
             )
         return logged
 
@@ -312,7 +432,9 @@ class AttclGan(Method):
         """See `Method`: the style code of each modality, (style_dim,), from its reference image."""
         with torch.inference_mode():
             self.references = {
-                name: self.style_encoder(image)[0, self.modalities.index(name)].cpu()
+                name: self.style_encoder(_middle_square(image, self.settings.side))[
+                    0, self.modalities.index(name)
+                ].cpu()
                 for name, image in images.items()
             }
 
@@ -321,8 +443,8 @@ class AttclGan(Method):
         self, sources: Mapping[str, Tensor], targets: Sequence[str], *, sample: int | None = None
     ) -> dict[str, Tensor]:
         """See `Method`. A slice is encoded once, whatever the number of targets."""
-        (x,) = sources.values()
-        features = self.generator.encode(x)
+        x, start = self._planes_of(sources)
+        features = self.generator.encode(x, start)
         to_add = self._to_add(self._refine(features))
         # One row of style for the whole batch: its affine maps are then computed once, and in the same way for every
         # batch size.
@@ -330,9 +452,58 @@ class AttclGan(Method):
             target: self._style(target, sample)[None].to(x.device, x.dtype) for target in targets
         }
         return {
-            target: self._masked(self.generator.decode(features, style, to_add), x)
+            target: self._masked(self.generator.decode(features, style, to_add), *sources.values())
             for target, style in styles.items()
         }
+
+    def _planes_of(self, sources: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the generator sees of sources (B, 1 + 2 * context, H, W), and the image that it starts from."""
+        if self.settings.sources == "one":
+            (x,) = sources.values()
+            return x, self._middle(x)
+        some = next(iter(sources.values()))
+        nothing = torch.full_like(some, -1)
+        stacked = torch.stack([sources.get(name, nothing) for name in self.modalities], dim=1)
+        given = torch.tensor([[name in sources for name in self.modalities]], device=some.device)
+        return self._many_planes(stacked, given.expand(len(some), -1))
+
+    def _many_planes(self, stacked: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the planes of many sources, and their mean.
+
+        Args:
+            stacked: (B, N, 1 + 2 * context, H, W), -1 where not given.
+            given: (B, N) bool, at least one per row.
+
+        Returns:
+            (B, N * (2 + 2 * context), H, W): the images, then a plane per modality that says whether it is given (1) or
+            not (0); and (B, 1, H, W), the mean of the given slices.
+        """
+        flags = given[:, :, None, None].to(stacked.dtype)
+        planes = flags.expand(-1, -1, *stacked.shape[3:])
+        slices = stacked[:, :, self.context]
+        mean = (slices * flags).sum(dim=1, keepdim=True) / flags.sum(dim=1, keepdim=True)
+        return torch.cat([stacked.flatten(1, 2), planes], dim=1), mean
+
+    def _middle(self, x: Tensor) -> Tensor:
+        """Return the slice itself, without its neighbours: (B, 1 + 2 * context, H, W) -> (B, 1, H, W)."""
+        return x[:, self.context : self.context + 1]
+
+    def _encode_batch(self, batch: DomainBatch) -> Features:
+        """Encode what a batch has to translate."""
+        if batch.x_all is None or batch.given is None:
+            return self.generator.encode(batch.x_src, self._middle(batch.x_src))
+        return self.generator.encode(*self._many_planes(batch.x_all, batch.given))
+
+    def _encode_image(self, x: Tensor, domain: Tensor) -> Features:
+        """Encode an image (B, 1, H, W) of a domain (B,) as a single source; it stands in for its neighbours."""
+        alone = x.expand(-1, 1 + 2 * self.context, -1, -1)
+        if self.settings.sources == "one":
+            return self.generator.encode(alone, x)
+        numbers = torch.arange(len(self.modalities), device=x.device)
+        given = domain[:, None] == numbers
+        nothing = torch.full_like(alone, -1)
+        stacked = torch.where(given[:, :, None, None, None], alone[:, None], nothing[:, None])
+        return self.generator.encode(*self._many_planes(stacked, given))
 
     def _style(self, target: str, sample: int | None) -> Tensor:
         """Return the reference's style code, or one that the mapping network makes of a latent drawn by `sample`."""
@@ -382,20 +553,33 @@ class AttclGan(Method):
             codes = self.mapping(part.z)
             return replace(self._translate(part, pick(codes, part.batch.y_ref)), codes=codes)
 
+    def _reference(self, part: _Part) -> _Translation:
+        with self.runtime.autocast(part.batch.x_src.device):
+            with torch.no_grad():
+                style = pick(self.style_encoder(part.batch.x_ref), part.batch.y_ref)
+            return self._translate(part, style)
+
+    def _latent_style2(self, part: _Part) -> Tensor:
+        return pick(self.mapping(part.z2), part.batch.y_ref)
+
+    def _reference_style2(self, part: _Part) -> Tensor:
+        return pick(self.style_encoder(part.batch.x_ref2), part.batch.y_ref)
+
     def _translate(self, part: _Part, style: Tensor) -> _Translation:
-        x = part.batch.x_src
-        features = self.generator.encode(x)
+        batch = part.batch
+        features = self._encode_batch(batch)
         refined = self._refine(features)
-        x_fake = self._masked(self.generator.decode(features, style, self._to_add(refined)), x)
-        return _Translation(features, refined, style, x_fake)
+        shown = batch.x_src if batch.x_all is None else batch.x_all.flatten(1, 2)
+        fake = self.generator.decode(features, style, self._to_add(refined))
+        return _Translation(features, refined, style, self._masked(fake, shown), shown)
 
     def _decode(self, translation: _Translation, style: Tensor) -> Tensor:
         refined = self._to_add(translation.refined)
         fake = self.generator.decode(translation.features, style, refined)
-        return self._masked(fake, translation.features.image)
+        return self._masked(fake, translation.shown)
 
-    def _masked(self, fake: Tensor, x: Tensor) -> Tensor:
-        return keep_background(fake, x) if self.settings.keep_background else fake
+    def _masked(self, fake: Tensor, *sources: Tensor) -> Tensor:
+        return keep_background(fake, *sources) if self.settings.keep_background else fake
 
     def _refine(self, features: Features) -> dict[int, Tensor]:
         return {
@@ -405,15 +589,47 @@ class AttclGan(Method):
     def _to_add(self, refined: Mapping[int, Tensor]) -> Mapping[int, Tensor] | None:
         return refined if self.settings.att_adain else None
 
-    def _discriminator_loss(self, part: _Part, x_fake: Tensor) -> Losses:
-        batch = part.batch
-        x_real = batch.x_src.detach().requires_grad_()
-        logits = self.discriminator(x_real, batch.y_src).float()
-        return {
-            "real": (1.0, losses.real_loss(logits)),
-            "r1": (self.settings.lambda_r1, losses.r1_penalty(logits, x_real)),
-            "fake": (1.0, losses.fake_loss(self.discriminator(x_fake, batch.y_ref).float())),
-        }
+    def _discriminator_loss(self, part: _Part, x_fake: Tensor, number: int) -> Losses:
+        """Return D's losses in its update of this number, which says whether R1 is due."""
+        s, batch = self.settings, part.batch
+        x_real = self._middle(batch.x_src).detach()
+        terms: Losses = {}
+        penalised = s.lambda_r1 > 0 and number % s.r1_every == 0
+        logits = self._judge(x_real.requires_grad_(penalised), batch.y_src)
+        terms["real"] = (1.0, losses.real_loss(logits))
+        if penalised:
+            terms["r1"] = (s.r1_every * s.lambda_r1, losses.r1_penalty(logits, x_real))
+        terms["fake"] = (1.0, losses.fake_loss(self._judge(x_fake, batch.y_ref)))
+        return terms
+
+    def _judge(self, x: Tensor, domain: Tensor) -> Tensor:
+        """Return D's logits in float32: of whole slices (B,), or of their patches (B, h, w)."""
+        if isinstance(self.discriminator, PatchDiscriminator):
+            logits = self.discriminator(x[:, :0], x, domain)
+        else:
+            logits = self.discriminator(x, domain)
+        value: Tensor = logits.float()
+        return value
+
+    def _pair_losses(self, part: _Part, x_fake: Tensor) -> Losses:
+        """Return the distances to the true slices of the target modality, if the cases have them (ours)."""
+        s, batch = self.settings, part.batch
+        terms: Losses = {}
+        if s.lambda_pair > 0:
+            pair = losses.paired_loss(
+                x_fake.float(),
+                batch.x_pair,
+                batch.has_pair,
+                bright=s.pair_bright,
+                share=batch.pair_share,
+            )
+            terms["pair"] = (s.lambda_pair, pair)
+        if s.lambda_structure > 0:
+            structure = losses.structure_loss(
+                x_fake.float(), batch.x_pair, batch.has_pair, share=batch.pair_share
+            )
+            terms["structure"] = (s.lambda_structure, structure)
+        return terms
 
     def _style_encoder_loss(self, part: _Part) -> Losses:
         """Return Eq 11 of the codes that E finds in the reference."""
@@ -431,18 +647,19 @@ class AttclGan(Method):
         """Return Eq 16 without D's side: name -> (weight, loss); what is maximised weighs below 0."""
         s, batch = self.settings, part.batch
         x_fake = translation.x_fake
+        x_org = self._middle(batch.x_src)
         terms: Losses = {}
-        terms["adv"] = (1.0, losses.real_loss(self.discriminator(x_fake, batch.y_ref).float()))
+        terms["adv"] = (1.0, losses.real_loss(self._judge(x_fake, batch.y_ref)))
         encoded = pick(self.style_encoder(x_fake), batch.y_ref)
         style = translation.style.float()
         terms["sty"] = (s.lambda_sty, losses.style_loss(style, encoded.float()))
         # The way back starts from the fake's own features, which the contrastive loss compares, too.
-        fake_features = self.generator.encode(x_fake)
+        fake_features = self._encode_image(x_fake, batch.y_ref)
         fake_refined = self._refine(fake_features)
-        style_org = pick(self.style_encoder(batch.x_src), batch.y_src)
+        style_org = pick(self.style_encoder(x_org), batch.y_src)
         x_rec = self.generator.decode(fake_features, style_org, self._to_add(fake_refined))
-        x_rec = self._masked(x_rec, batch.x_src)
-        terms["cyc"] = (s.lambda_cyc, losses.cycle_loss(batch.x_src, x_rec.float()))
+        x_rec = self._masked(x_rec, translation.shown)
+        terms["cyc"] = (s.lambda_cyc, losses.cycle_loss(x_org, x_rec.float()))
         lambda_ds = s.lambda_ds * max(0.0, 1 - step / s.steps)
         if lambda_ds > 0:
             with torch.no_grad():
@@ -457,16 +674,14 @@ class AttclGan(Method):
             codes = translation.codes.float()
             scd = losses.style_code_diversity(codes, batch.y_ref, bound=s.scd_bound)
             terms["scd"] = (-s.lambda_scd, scd)
-        if s.lambda_pair > 0:
-            pair = losses.paired_loss(
-                x_fake.float(),
-                batch.x_pair,
-                batch.has_pair,
-                bright=s.pair_bright,
-                share=batch.pair_share,
-            )
-            terms["pair"] = (s.lambda_pair, pair)
-        return terms
+        grown = self._grown(step)
+        terms = {name: (grown * weight, loss) for name, (weight, loss) in terms.items()}
+        return terms | self._pair_losses(part, x_fake)
+
+    def _grown(self, step: int) -> float:
+        """Return the share of their weights that the losses other than the pair's have at a step (`ramp`)."""
+        steps = self.settings.ramp * self.settings.steps
+        return min(1.0, (step + 1 - self._supervised_steps) / steps) if steps else 1.0
 
     def _patch_loss(
         self,
@@ -519,7 +734,19 @@ class _Translation:
     refined: dict[int, Tensor]
     style: Tensor
     x_fake: Tensor
+    shown: Tensor  # (B, C, H, W), all that was seen: x_fake keeps its background
     codes: Tensor | None = None  # of all domains, if SCD applies to them
+
+
+def _middle_square(image: Tensor, side: int) -> Tensor:
+    """Cut the square of this side out of the middle of an image's brain: (1, 1, S, S) -> (1, 1, side, side)."""
+    corner = []
+    for axis, length in ((3, image.shape[2]), (2, image.shape[3])):
+        filled = torch.nonzero((image > -1).any(dim=axis)[0, 0])
+        middle = (int(filled.min()) + int(filled.max()) + 1) // 2 if len(filled) else length // 2
+        corner.append(min(max(middle - side // 2, 0), length - side))
+    top, left = corner
+    return image[:, :, top : top + side, left : left + side]
 
 
 def _positions(key: int, layer: int, count: int, most: int) -> Tensor:

@@ -79,7 +79,7 @@ class Method(nn.Module, ABC):
     styled: ClassVar[bool] = False
     """Whether a target has styles: one fixed by a reference image, others drawn."""
 
-    context: ClassVar[int] = 0
+    context: int = 0
     """Neighbouring slices seen on each side: sources then have 1 + 2 * context channels, the slice in the middle.
 
     The sampler must be given it, too.

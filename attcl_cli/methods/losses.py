@@ -6,10 +6,13 @@ Knows tensors only; leaves networks and weights to the methods. All return a sca
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+DivergenceScale = Literal["elements", "positions"]
 
 _BRIGHT = 0.8  # nine tenths of the window, which is [-1, 1]
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels
@@ -110,8 +113,8 @@ def structure_loss(
 ) -> Tensor:
     """Return 1 - SSIM in the brain, over the slices whose case has the true slice (ours); 0 if none has.
 
-    SSIM has a Gaussian window of sigma 1.5 and 11 pixels (Wang et al. 2004), as `scoring.formulas.ssim` in 2-D. The brain
-    is where the true slice is not background. Intensities in [-1, 1].
+    SSIM has a Gaussian window of sigma 1.5 and 11 pixels (Wang et al. 2004), as `scoring.formulas.ssim` in 2-D. The
+    brain is where the true slice is not background. Intensities in [-1, 1].
 
     Args:
         x_fake: (B, 1, H, W).
@@ -146,9 +149,20 @@ def _ssim_map(first: Tensor, second: Tensor) -> Tensor:
     return (2 * a * b + c1) / (a * a + b * b + c1) * structure
 
 
-def image_loss(x_fake: Tensor, x_real: Tensor) -> Tensor:
-    """Return the L1 between an image and the true one (PLAVE; pix2pix)."""
-    return (x_fake - x_real).abs().mean()
+def image_loss(x_fake: Tensor, x_real: Tensor, *, brain: bool = False) -> Tensor:
+    """Return the L1 between an image and the true one (PLAVE; pix2pix).
+
+    Args:
+        x_fake: (B, 1, H, W).
+        x_real: (B, 1, H, W), in [-1, 1].
+        brain: the mean is over the pixels of each slice whose true value is not background (ours); otherwise over all.
+    """
+    distance = (x_fake - x_real).abs()
+    if not brain:
+        return distance.mean()
+    inside = (x_real > -1).to(distance.dtype)
+    area = inside.sum(dim=(1, 2, 3)).clamp_min(1)
+    return ((distance * inside).sum(dim=(1, 2, 3)) / area).mean()
 
 
 def segmentation_loss(
@@ -189,21 +203,27 @@ def fused_loss(features: Tensor, expected: Tensor) -> Tensor:
     return F.mse_loss(features, expected.detach())
 
 
-def decoder_loss(features: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
+def decoder_loss(
+    features: Sequence[Tensor], expected: Sequence[Tensor], *, scale: DivergenceScale = "elements"
+) -> Tensor:
     """Return the KL divergence of decoder features from the target's own (PLAVE, Eq 4).
 
-    The paper names no distribution. Ours: at each position, the softmax over the channels says what is there;
-    KL(expected || features) in nats, mean over positions, batch and layers. The expected ones carry no gradient.
+    The paper names no distribution. AE-GAN's, whose loss this is: at each position, the softmax over the channels;
+    KL(expected || features) in nats. The expected ones carry no gradient.
 
     Args:
         features: (B, C, H, W) per layer.
         expected: (B, C, H, W) per layer, of the self-representation network.
+        scale: `elements` is AE-GAN's mean over all elements, channels too, summed over the layers; `positions` sums over
+            the channels, and is the mean over positions, batch and layers (ours).
     """
     divergences = []
     for layer, true in zip(features, expected, strict=True):
         log_p, log_q = true.detach().log_softmax(dim=1), layer.log_softmax(dim=1)
-        divergences.append((log_p.exp() * (log_p - log_q)).sum(dim=1).mean())
-    return torch.stack(divergences).mean()
+        each = log_p.exp() * (log_p - log_q)
+        divergences.append(each.mean() if scale == "elements" else each.sum(dim=1).mean())
+    total = torch.stack(divergences)
+    return total.sum() if scale == "elements" else total.mean()
 
 
 def _mean_where(per_slice: Tensor, chosen: Tensor, share: float | None) -> Tensor:

@@ -32,7 +32,7 @@ class Features:
     """What the encoder found in an image.
 
     Attributes:
-        image: (B, 1, H, W), what was encoded.
+        image: (B, 1, H, W), what was encoded; of several planes, the one that the result starts from.
         layers: `layers[l]` for l = 0..downs is (B, channels[l], H / 2**l, W / 2**l); `layers[0]` is the first
             convolution's.
         deep: the output of the whole encoder, at the size of the last layer.
@@ -55,6 +55,8 @@ class Generator(nn.Module):
         full_size_skips: the decoder also sees the image at full size, which otherwise reaches it halved at least once:
             one more AdaIN block there, on the sum with the first convolution's features, and the image itself is
             added to what comes out, so that only the difference is learnt (ours).
+        all_skips: every decoder block also sees the encoder's features of its size, where AttAdaIN adds none (ours).
+        planes: channels of what is encoded: one image, or several with what says which they are (ours).
     """
 
     def __init__(
@@ -66,12 +68,15 @@ class Generator(nn.Module):
         bottleneck: int,
         style_dim: int,
         full_size_skips: bool = False,
+        all_skips: bool = False,
+        planes: int = 1,
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
         deep = channels[-1]
         self.channels = channels
-        self.stem = nn.Conv2d(1, width, 3, padding=1)
+        self.all_skips = all_skips
+        self.stem = nn.Conv2d(planes, width, 3, padding=1)
         self.down = nn.ModuleList(
             ResidualBlock(a, b, norm=True, down=True) for a, b in pairwise(channels)
         )
@@ -95,15 +100,20 @@ class Generator(nn.Module):
                 if isinstance(layer, AdaIN):
                     layer.affine.weight *= _STYLE_GAIN
 
-    def encode(self, x: Tensor) -> Features:
-        """Return the encoder's features of x (B, 1, H, W) in [-1, 1], H and W multiples of 2 ** downs."""
+    def encode(self, x: Tensor, start: Tensor | None = None) -> Features:
+        """Return the encoder's features.
+
+        Args:
+            x: (B, planes, H, W) in [-1, 1], H and W multiples of 2 ** downs.
+            start: (B, 1, H, W), the image that the result starts from; None: `x`, which is one.
+        """
         layers = [self.stem(x)]
         for block in self.down:
             layers.append(block(layers[-1]))
         deep = layers[-1]
         for block in self.encode_deep:
             deep = block(deep)
-        return Features(x, tuple(layers), deep)
+        return Features(x if start is None else start, tuple(layers), deep)
 
     def decode(
         self, features: Features, style: Tensor, refined: Mapping[int, Tensor] | None = None
@@ -126,6 +136,8 @@ class Generator(nn.Module):
         for layer, block in zip(range(len(self.up), 0, -1), self.up, strict=True):
             if layer in refined:
                 h = h + refined[layer]
+            elif self.all_skips:
+                h = h + features.layers[layer]
             h = block(h, style)
         if self.full_size is not None:
             h = self.full_size(h + features.layers[0], style)

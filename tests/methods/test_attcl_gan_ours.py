@@ -1,0 +1,211 @@
+"""What AttCL-GAN does beyond the paper: many sources, the supervised start, cheaper steps, neighbours."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from helpers import changed
+from torch import Tensor
+
+from attcl_cli.data.sampling import DomainBatch
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.attcl_gan import AttclGan
+from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.sources import AllPresent
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+def method_of(settings: Settings, **changes: Any) -> AttclGan:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return METHODS["attcl-gan"](changed(settings, **changes), FOUR)
+
+
+def batch_of(*, many: bool = False, context: int = 0, size: int = 2) -> DomainBatch:
+    noise = torch.Generator().manual_seed(5)
+    planes = 1 + 2 * context
+    everything = torch.rand(size, 4, planes, 16, 16, generator=noise) * 2 - 1
+    y_src = torch.arange(size) % 4
+    given = torch.nn.functional.one_hot(y_src, 4).bool()
+    given[0, 2] = True
+    x_all = torch.where(given[:, :, None, None, None], everything, torch.tensor(-1.0))
+    x_ref, x_ref2, x_pair = (torch.rand(size, 1, 16, 16, generator=noise) for _ in range(3))
+    return DomainBatch(
+        x_src=everything[torch.arange(size), y_src],
+        y_src=y_src,
+        x_ref=x_ref,
+        x_ref2=x_ref2,
+        y_ref=(y_src + 1) % 4,
+        x_pair=x_pair,
+        has_pair=torch.ones(size, dtype=torch.bool),
+        x_all=x_all if many else None,
+        given=given if many else None,
+    )
+
+
+def moved(method: AttclGan, batch: DomainBatch, step: int) -> tuple[set[str], dict[str, Tensor]]:
+    """Run a step; return the networks that it changed, and its losses."""
+    before = {name: copy.deepcopy(net.state_dict()) for name, net in method.networks().items()}
+    losses = method.training_step(batch, step)
+    return {
+        name
+        for name, net in method.networks().items()
+        if any(not torch.equal(value, before[name][key]) for key, value in net.state_dict().items())
+    }, losses
+
+
+# --- many sources -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def many(tiny_settings) -> AttclGan:
+    method = method_of(tiny_settings, sources="many").eval()
+    method.remember_references({name: torch.rand(1, 1, 16, 16) for name in FOUR})
+    return method
+
+
+def test_with_many_sources_a_target_is_made_from_all_that_a_case_has(many):
+    assert many.rule == AllPresent(FOUR)
+    assert many.sources_for("t1", ["t2", "flair"]) == ("flair", "t2")
+
+
+def test_the_generator_sees_every_source_and_which_they_are(many):
+    noise = torch.Generator().manual_seed(3)
+    images = {name: torch.rand(1, 1, 16, 16, generator=noise) for name in FOUR}
+    planes, start = many._planes_of({"t2": images["t2"], "flair": images["flair"]})
+    nothing = torch.full((1, 1, 16, 16), -1.0)
+    ones, zeros = torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    expected = [images["flair"], nothing, nothing, images["t2"], ones, zeros, zeros, ones]
+    assert torch.equal(planes, torch.cat(expected, dim=1))
+    torch.testing.assert_close(start, (images["flair"] + images["t2"]) / 2)
+
+
+def test_a_batch_and_completion_show_the_generator_the_same(many):
+    batch = batch_of(many=True)
+    of_batch = many._encode_batch(batch)
+    row = {"flair": batch.x_all[:1, 0], "t1ce": batch.x_all[:1, 2]}
+    planes, start = many._planes_of(row)
+    torch.testing.assert_close(of_batch.image[:1], start)
+    torch.testing.assert_close(of_batch.deep[:1], many.generator.encode(planes, start).deep)
+
+
+def test_the_way_back_starts_from_the_fake_as_the_only_source(many):
+    fake = torch.rand(2, 1, 16, 16)
+    features = many._encode_image(fake, torch.tensor([3, 0]))
+    for row, name in enumerate(("t2", "flair")):
+        planes, start = many._planes_of({name: fake[row : row + 1]})
+        torch.testing.assert_close(
+            features.deep[row : row + 1], many.generator.encode(planes, start).deep
+        )
+
+
+@pytest.mark.parametrize("context", [0, 1])
+@pytest.mark.parametrize("sources", ["one", "many"])
+def test_every_network_learns_from_one_or_many_sources_with_or_without_neighbours(
+    sources, context, tiny_settings
+):
+    method = method_of(tiny_settings, sources=sources, context=context)
+    networks, losses = moved(method, batch_of(many=sources == "many", context=context), 0)
+    assert networks == set(method.networks())
+    assert all(torch.isfinite(value) for value in losses.values())
+
+
+# --- the supervised start ---------------------------------------------------------------------------------------------
+
+SUPERVISED = {
+    "steps": 100,
+    "supervised": 0.5,
+    "ramp": 0.1,
+    "lambda_pair": 10.0,
+    "lambda_structure": 2.0,
+}
+
+
+def test_the_supervised_start_moves_the_generator_and_what_made_the_style(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED)
+    networks, losses = moved(method, batch_of(), 0)
+    assert networks == {"generator", "attention", "mapping"}
+    assert set(losses) == {"g_latent_pair", "g_latent_structure"}
+    networks, losses = moved(method, batch_of(), 3)
+    assert networks == {"generator", "attention", "style_encoder"}
+    assert set(losses) == {"g_reference_pair", "g_reference_structure"}
+
+
+def test_after_the_supervised_start_everything_learns(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED)
+    assert method.phases == (0.5,)
+    networks, _ = moved(method, batch_of(), 50)
+    assert networks == set(method.networks())
+
+
+def test_without_a_supervised_start_there_is_one_phase(tiny_settings):
+    assert method_of(tiny_settings).phases == ()
+
+
+def test_the_other_losses_grow_to_their_weights_over_the_ramp(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED)
+    assert [method._grown(step) for step in (50, 54, 59, 99)] == pytest.approx([0.1, 0.5, 1, 1])
+    assert method_of(tiny_settings, **{**SUPERVISED, "ramp": 0.0})._grown(50) == 1
+
+
+# --- cheaper steps ----------------------------------------------------------------------------------------------------
+
+
+def test_alternating_paths_take_turns_and_leave_the_encoder_still_on_the_reference_path(
+    tiny_settings,
+):
+    method = method_of(tiny_settings, alternate=True)
+    networks, losses = moved(method, batch_of(), 0)
+    assert networks == set(method.networks())
+    assert all(name.startswith(("d_latent", "g_latent")) for name in losses)
+    networks, losses = moved(method, batch_of(), 1)
+    assert networks == set(method.networks()) - {"mapping", "style_encoder"}
+    assert all(name.startswith(("d_reference", "g_reference")) for name in losses)
+
+
+def test_a_lazy_penalty_is_due_now_and_then_and_weighs_as_many_times_as_much(tiny_settings):
+    method = method_of(tiny_settings, r1_every=4, lambda_r1=2.0)
+    part = method._parts(batch_of(), 0)[0]
+    fake = torch.zeros(2, 1, 16, 16)
+    assert method._discriminator_loss(part, fake, 0)["r1"][0] == 8.0
+    assert [name for name in method._discriminator_loss(part, fake, 3)] == ["real", "fake"]
+
+
+def test_a_discriminator_of_patches_judges_each_patch_of_an_image_alone(tiny_settings):
+    method = method_of(tiny_settings, discriminator="patches")
+    logits = method._judge(torch.rand(2, 1, 16, 16), torch.tensor([0, 1]))
+    assert logits.ndim == 3
+    assert logits.dtype == torch.float32
+    networks, _ = moved(method, batch_of(), 0)
+    assert "discriminator" in networks
+
+
+# --- crops ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_the_square_in_the_middle_of_the_brain(tiny_settings):
+    method = method_of(tiny_settings, image_size=32, crop=16).eval()
+    image = torch.full((1, 1, 32, 32), -1.0)
+    image[:, :, 12:24, 0:8] = torch.rand(1, 1, 12, 8)
+    method.remember_references({name: image for name in FOUR})
+    square = image[:, :, 10:26, 0:16]  # the brain's middle is (18, 4); the square stays inside
+    torch.testing.assert_close(method.references["t1"], method.style_encoder(square)[0, 1])
+
+
+def test_all_skips_adds_the_encoder_s_features_where_attention_adds_none(tiny_settings):
+    method = method_of(
+        tiny_settings, all_skips=True, full_size_skips=False, acl="none", att_adain=False, scd=False
+    )
+    generator = method.generator
+    x, style = torch.rand(1, 1, 16, 16), torch.rand(1, 8)
+    features = generator.encode(x)
+    h = features.deep
+    for block in generator.decode_deep:
+        h = block(h, style)
+    for layer, block in zip((2, 1), generator.up, strict=True):
+        h = block(h + features.layers[layer], style)
+    torch.testing.assert_close(generator.decode(features, style), generator.to_image(h))
