@@ -29,7 +29,7 @@ from scipy import ndimage
 from attcl_cli.data import intensities
 from attcl_cli.data.phantom import make_case
 from attcl_cli.scoring import feature_networks, feature_weights, formulas
-from attcl_cli.scoring.feature_store import FeatureStore, grey, shown_slices
+from attcl_cli.scoring.feature_store import FeatureStore, shown_slices, to_bytes
 
 ROW = "{:<34} {:>9} {:>9} {:>7}   {:>12} {:>12}"
 
@@ -69,6 +69,13 @@ def volumes(cases: int, voxel_mm: float) -> list[tuple[np.ndarray, np.ndarray, n
         blurred = ndimage.gaussian_filter(truth.astype(np.float32), 1.5)
         triples.append((truth.astype(np.float32), np.where(brain, blurred, 0), brain))
     return triples
+
+
+def unit(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """Return a volume in its own window, [0, 1], 0 outside the brain."""
+    scale = intensities.intensity_scale(image, brain)
+    assert scale is not None
+    return np.where(brain, formulas.to_unit(image, scale.low, scale.high), 0)
 
 
 def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
@@ -173,14 +180,7 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
     """Compare with monai's 3-D SSIM of whole volumes; ours of whole volume and brain together."""
     from monai.metrics.regression import SSIMMetric
 
-    units = []
-    for truth, made, brain in cases:
-        pair = []
-        for image in (made, truth):
-            scale = intensities.intensity_scale(image, brain)
-            assert scale is not None
-            pair.append(np.where(brain, formulas.to_unit(image, scale.low, scale.high), 0))
-        units.append((*pair, brain))
+    units = [(unit(made, brain), unit(truth, brain), brain) for truth, made, brain in cases]
     measure = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=11, kernel_sigma=1.5)
 
     def theirs() -> float:
@@ -216,10 +216,10 @@ def main() -> None:
     cases = volumes(options.cases, options.voxel_mm)
     pairs = []
     for truth, made, brain in cases:
-        scale = intensities.intensity_scale(truth, brain)
-        assert scale is not None
-        indices = shown_slices(brain)
-        pairs.append(tuple(grey(image, scale, brain, indices) for image in (truth, made)))
+        real, predicted = (
+            to_bytes(unit(image, brain)[shown_slices(brain)]) for image in (truth, made)
+        )
+        pairs.append((real, predicted))
     print(
         f"{len(cases)} volumes of {cases[0][0].shape}, {sum(len(real) for real, _ in pairs)} slices"
     )

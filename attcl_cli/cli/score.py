@@ -98,7 +98,7 @@ def score(
         bool,
         typer.Option(
             "--baselines",
-            help="Also score the trivial baselines (copy, mean of sources, zeros) by the networks.",
+            help="Also score a quantile-matched copy, and all trivial baselines by the networks.",
         ),
     ] = False,
     weights: Annotated[
@@ -136,7 +136,7 @@ def score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare synthesised volumes with the ground truth. Write scores/ with a report; by default SSIM, PSNR, NMSE."""
+    """Compare synthesised volumes with the ground truth, and write scores/ with a report."""
     from attcl_cli.scoring import run
 
     del debug  # `app.main` looks for it among the arguments

@@ -160,14 +160,8 @@ def shown_slices(brain: Array) -> Array:
     return value
 
 
-def grey(image: Array, scale: intensities.Scale, brain: Array, indices: Array) -> Array:
-    """Return slices in a window, 0 outside the brain: (N, H, W) uint8, as a PNG would hold them."""
-    unit = formulas.to_unit(image[indices], scale.low, scale.high)
-    return to_bytes(np.where(brain[indices], unit, 0))
-
-
 def to_bytes(unit: Array) -> Array:
-    """Scale [0, 1] to uint8."""
+    """Scale [0, 1] to uint8, as a PNG would hold it."""
     value: Array = np.rint(np.clip(unit, 0, 1) * 255).astype(np.uint8)
     return value
 

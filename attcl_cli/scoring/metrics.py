@@ -32,7 +32,7 @@ DIVERSITY_STEP = 8  # every n-th of the slices is sampled
 FEW_SLICES = 2048
 
 _WINDOW = "each volume scaled by its own 0.5 and 99.5 percentiles in the brain (non-zero truth)"
-_SLICES = "slices at 20 to 80 % of the height, 8 bit, window of the real volume's 0.5 and 99.5 percentiles"
+_SLICES = f"slices at 20 to 80 % of the height, 8 bit; {_WINDOW}"
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,13 @@ def _nmse(pair: VolumePair, masks: Masks) -> dict[str, float]:
     }
 
 
+def _gms(pair: VolumePair, masks: Masks) -> dict[str, float]:
+    # In the whole volume most voxels are background, which is 1.
+    inside = {region: mask for region, mask in masks.items() if mask is not None}
+    value: dict[str, float] = _formulas().gms_of_regions(pair.image, pair.truth, inside)
+    return value
+
+
 def _ssim_brasyn(pair: VolumePair, masks: Masks) -> dict[str, float]:
     tumour = masks.get(TUMOUR)
     if tumour is None:
@@ -204,6 +211,15 @@ METRICS: Mapping[str, Metric] = {
             description="Squared error over squared truth; lower is better.",
             policy=f"squared error over squared truth; {_WINDOW}; empty region: undefined",
             function=_nmse,
+        ),
+        Metric(
+            name="gms",
+            title="GMS",
+            description="Gradient magnitude similarity, lower for blurred images.",
+            policy="gradient magnitude similarity (Xue et al. 2014) of axial slices at full size, Prewitt gradients, "
+            f"c = 0.0026, mean over the region; {_WINDOW}; empty region: undefined",
+            function=_gms,
+            higher_is_better=True,
         ),
         Metric(
             name="ssim-brasyn",

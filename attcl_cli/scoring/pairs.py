@@ -84,6 +84,11 @@ class Comparison:
         """How many volumes are scored."""
         return sum(len(case.pairs) for case in self.cases)
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The modalities that are scored, by name."""
+        return tuple(sorted({pair.modality for case in self.cases for pair in case.pairs}))
+
 
 def plan_comparison(
     data: Dataset,

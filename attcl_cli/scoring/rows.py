@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +19,11 @@ from attcl_cli.data.intensities import Array
 from attcl_cli.errors import AttclError
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.scoring import formulas
+from attcl_cli.scoring.baselines import Quantiles, matched_copy
 from attcl_cli.scoring.feature_store import (
     Embedding,
     FeatureStore,
     batches,
-    grey,
     shown_slices,
     to_bytes,
 )
@@ -39,8 +40,8 @@ from attcl_cli.scoring.metrics import (
 )
 from attcl_cli.scoring.pairs import CasePairs, Comparison, Pair
 
-SYNTHETIC, COPY, MEAN, ZEROS = "synthetic", "copy", "mean", "zeros"
-BASELINES = (COPY, MEAN, ZEROS)
+SYNTHETIC, COPY, MATCHED, MEAN, ZEROS = "synthetic", "copy", "matched-copy", "mean", "zeros"
+BASELINES = (COPY, MEAN, ZEROS)  # those that need nothing but the case itself
 
 
 class Perceptual(Protocol):
@@ -83,6 +84,7 @@ class Measures:
     Attributes:
         metrics: names, keys of `METRICS`.
         baselines: score the trivial baselines by the networks, too; without a network they always are.
+        quantiles: of other patients, for the baseline that is a quantile-matched copy of the source.
         embed: the network of metrics that see sets.
         perceptual: the network of metrics that see slices or samples.
         translate: makes the volumes that are not on disk (`--directions`).
@@ -93,6 +95,7 @@ class Measures:
 
     metrics: tuple[str, ...] = field(default_factory=default_metrics)
     baselines: bool = False
+    quantiles: Quantiles | None = None
     embed: Embedding | None = None
     perceptual: Perceptual | None = None
     translate: Translate | None = None
@@ -126,14 +129,12 @@ class Prediction:
         pair: the files, and the modality that it should be.
         volumes: prediction and truth as arrays.
         brain: (D, H, W) bool, non-zero in the truth.
-        scale: the truth's window.
     """
 
     name: str
     pair: Pair
     volumes: VolumePair
     brain: Array
-    scale: intensities.Scale
 
 
 def score_cases(
@@ -204,6 +205,12 @@ class _CaseArrays:
     completed: Mapping[str, Array]
     tumour: Array | None  # (D, H, W) bool
 
+    @cached_property
+    def mean_of_sources(self) -> Array:
+        """The mean of all volumes that the case has, each in its own window."""
+        scaled = [_unit(volume.data, volume.data != 0) for volume in self.present.values()]
+        return np.asarray(np.mean(scaled, axis=0, dtype=np.float32))
+
 
 def _read(case: CasePairs) -> _CaseArrays:
     present = {name: volumes.load(paths) for name, paths in case.present.items()}
@@ -235,35 +242,33 @@ def _predictions(arrays: _CaseArrays, measures: Measures) -> Iterator[Prediction
         assert measures.translate is not None  # `plan_comparison` lists no pair without a file
         brain = intensities.brain_of([volume.data for volume in arrays.present.values()])
         synthetic |= measures.translate(arrays.present[case.source], brain, case.source, to_make)
-    names = [SYNTHETIC]
-    if measures.baselines or measures.that_see("volume"):
-        names += BASELINES
-    source = arrays.present[case.source].data
-    mean = None
-    if MEAN in names:
-        scaled = [_unit(volume.data, volume.data != 0) for volume in arrays.present.values()]
-        mean = np.asarray(np.mean(scaled, axis=0, dtype=np.float32))
+    with_baselines = measures.baselines or bool(measures.that_see("volume"))
     for pair in case.pairs:
         truth = arrays.truths[pair.modality].data
         brain = truth != 0
-        scale = intensities.intensity_scale(truth, brain)
-        if scale is None:
+        if intensities.intensity_scale(truth, brain) is None:
             raise AttclError(
                 f"{pair.truth[0]}: 99 % of the brain has one value, expected contrast",
                 "remove this volume from the truth",
                 code="truth-without-contrast",
             )
         unit_truth = _unit(truth, brain)
-        for name in names:
-            raw = {
-                SYNTHETIC: synthetic[pair.modality],
-                COPY: source,
-                MEAN: mean,
-                ZEROS: np.zeros_like(truth) if name == ZEROS else None,
-            }[name]
-            assert raw is not None
+        predictions = {SYNTHETIC: synthetic[pair.modality]}
+        if with_baselines:
+            predictions |= _baselines(arrays, pair, measures.quantiles)
+        for name, raw in predictions.items():
             both = VolumePair(_unit(raw, brain), unit_truth, raw, truth)
-            yield Prediction(name, pair, both, brain, scale)
+            yield Prediction(name, pair, both, brain)
+
+
+def _baselines(arrays: _CaseArrays, pair: Pair, quantiles: Quantiles | None) -> dict[str, Array]:
+    """Return the trivial baselines of a pair by name, in the order of the tables."""
+    source = arrays.present[arrays.case.source].data
+    made = {COPY: source}
+    others = quantiles.of_others(arrays.case.case, pair.modality) if quantiles else None
+    if others is not None:
+        made[MATCHED] = matched_copy(source, others)
+    return {**made, MEAN: arrays.mean_of_sources, ZEROS: np.zeros_like(source)}
 
 
 def _unit(image: Array, brain: Array) -> Array:
@@ -309,14 +314,10 @@ def _measure(arrays: _CaseArrays, prediction: Prediction, measures: Measures) ->
 
 
 def _slices(prediction: Prediction) -> tuple[Array, Array]:
-    """Return the slices that networks see, of truth and prediction, (N, H, W) uint8."""
-    scale, brain, both = prediction.scale, prediction.brain, prediction.volumes
-    indices = shown_slices(brain)
-    image = both.raw
-    if prediction.name != SYNTHETIC:  # of another modality: brought into the truth's window
-        image = scale.low + both.image * np.float32(scale.high - scale.low)
-    real, predicted = (grey(data, scale, brain, indices) for data in (both.raw_truth, image))
-    return real, predicted
+    """Return the slices that networks see, of truth and prediction, (N, H, W) uint8; each volume in its own window."""
+    indices = shown_slices(prediction.brain)
+    both = prediction.volumes
+    return to_bytes(both.truth[indices]), to_bytes(both.image[indices])
 
 
 @dataclass

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attcl_cli.data import splits
-from attcl_cli.data.dataset import Source
+from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from attcl_cli.completion.inference import InMemory
     from attcl_cli.methods.weights import Weights
+    from attcl_cli.scoring.baselines import Quantiles
     from attcl_cli.scoring.rows import Measures, Row
     from attcl_cli.scoring.summary import Figure
 
@@ -116,7 +117,8 @@ def score(
         output: the folder for the results; those of an earlier run are replaced.
         metrics: the command line's flags without dashes, such as "ssim" and "fid"; none: those without a network.
         fid_network: `inception`, or `effnet-lite0`, which needs no download and is reported as fd-effnet and kd-effnet.
-        baselines: score the trivial baselines by the networks, too.
+        baselines: score the trivial baselines by the networks, too, and with them a copy of the source whose quantiles
+            are matched to those of other patients' volumes of the target modality.
         directions: translate the real volumes in every direction instead of reading completed ones (Table 2).
         samples: style samples per volume, of "lpips-diversity".
         weights: name or path of the weights for `directions` and "lpips-diversity"; None: those of the newest run.
@@ -214,6 +216,9 @@ def score(
         cache=folder / "features",
     )
     _report_what_is_replaced(folder, progress)
+    if baselines:
+        quantiles = _quantiles(complete, comparison, num_workers, progress)
+        measures = replace(measures, quantiles=quantiles)
     scored: list[Row] = []
     with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as temporary:
         features = Path(temporary)
@@ -339,6 +344,23 @@ def _find_weights(
             code="no-style-samples",
         )
     return chosen
+
+
+def _quantiles(
+    complete: Dataset, comparison: Comparison, num_workers: int, progress: Progress
+) -> Quantiles:
+    """Read how the intensities of the targets are distributed in the patients of the complete dataset."""
+    from attcl_cli.scoring.baselines import measure_quantiles
+
+    quantiles = measure_quantiles(
+        complete, comparison.targets, num_workers=num_workers, progress=progress
+    )
+    alone = [name for name in comparison.targets if len(quantiles.tables[name]) <= 1]
+    if alone:
+        progress.say(
+            f"note: no matched-copy of {', '.join(alone)}: no other patient of {complete.root} has it"
+        )
+    return quantiles
 
 
 def _report_what_is_replaced(output: Path, progress: Progress) -> None:

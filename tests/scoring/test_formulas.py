@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage, signal
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from attcl_cli.data.phantom import make_case
@@ -305,3 +306,71 @@ def test_ssim_brasyn_refuses_labels_and_other_shapes():
         formulas.ssim_brasyn(volume, volume, np.zeros(volume.shape, np.uint8))
     with pytest.raises(ValueError, match="expected one shape"):
         formulas.ssim_brasyn(volume, volume[1:], np.zeros(volume.shape, bool))
+
+
+# --- gradient magnitude similarity ---
+
+
+def gms_by_convolution(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Xue et al. 2014, Eq 1 to 4, straight on: a slice's gradients by 2-D convolution with Prewitt's kernels."""
+    horizontal = np.array([[1, 0, -1]] * 3) / 3
+    magnitudes = []
+    for image in (prediction, truth):
+        padded = np.pad(image, 1, mode="edge")
+        parts = [signal.convolve2d(padded, k, mode="valid") for k in (horizontal, horizontal.T)]
+        magnitudes.append(np.hypot(*parts))
+    one, two = magnitudes
+    return (2 * one * two + 0.0026) / (one**2 + two**2 + 0.0026)
+
+
+def test_the_gradient_similarity_of_slices_is_that_by_convolution():
+    prediction, truth = images((4, 21, 17))
+    expected = [gms_by_convolution(*pair) for pair in zip(prediction, truth, strict=True)]
+    np.testing.assert_allclose(formulas.gms_map(prediction, truth), expected, rtol=1e-12)
+
+
+def test_a_lost_edge_costs_the_two_columns_beside_it():
+    truth, flat = np.zeros((3, 8, 8)), np.zeros((3, 8, 8))
+    truth[..., 4:] = 0.5  # every column's gradient is the step of 0.5, in columns 3 and 4
+    expected = np.ones((3, 8, 8))
+    expected[..., 3:5] = 0.0026 / (0.25 + 0.0026)
+    np.testing.assert_allclose(formulas.gms_map(flat, truth), expected, rtol=1e-12)
+
+
+def test_slices_do_not_see_each_other_in_the_gradient_similarity():
+    truth = np.zeros((3, 8, 8))
+    truth[1] = 1
+    assert (formulas.gms_map(np.zeros((3, 8, 8)), truth) == 1).all()
+
+
+def test_the_gradient_similarity_of_regions_is_the_mean_of_the_map_there():
+    prediction, truth = images((6, 30, 30))
+    inside = np.zeros(truth.shape, bool)
+    inside[2:4, 10:20, 8:25] = True
+    prediction, truth = prediction * inside, truth * inside
+    regions = {"box": inside, "corner": np.zeros(truth.shape, bool), "none": ~inside & inside}
+    regions["corner"][0, 0, 0] = True
+    similarity = formulas.gms_of_regions(prediction, truth, regions)
+    expected = formulas.gms_map(prediction, truth)[inside].mean()
+    assert similarity["box"] == pytest.approx(expected)
+    assert similarity["corner"] == 1
+    assert math.isnan(similarity["none"])
+
+
+def test_the_more_an_image_is_blurred_the_lower_is_its_gradient_similarity():
+    truth = np.random.default_rng(1).random((3, 32, 32))
+    everywhere = {"all": np.ones(truth.shape, bool)}
+    values = [
+        formulas.gms_of_regions(ndimage.gaussian_filter(truth, (0, s, s)), truth, everywhere)["all"]
+        for s in (0, 0.5, 1, 2)
+    ]
+    assert values[0] == 1
+    assert values == sorted(values, reverse=True) and values[3] < 0.5
+
+
+def test_the_gradient_similarity_refuses_labels_and_other_shapes():
+    volume = np.zeros((5, 6, 7))
+    with pytest.raises(ValueError, match="expected bool"):
+        formulas.gms_of_regions(volume, volume, {"tumour": np.zeros(volume.shape, np.uint8)})
+    with pytest.raises(ValueError, match="expected one shape"):
+        formulas.gms_map(volume, volume[1:])

@@ -20,7 +20,7 @@ def test_the_function_returns_what_it_wrote(folders):
     result = score(str(folders.ori), folders.cpl, truth=folders.truth, output=folders.scores)
     assert result.output == folders.scores
     assert (result.split, result.missing) == ("all", ())
-    assert result.metrics == ("ssim", "psnr", "nmse", "ssim-brasyn")
+    assert result.metrics == ("ssim", "psnr", "nmse", "gms", "ssim-brasyn")
     assert result.comparison.volumes == 4
     assert len(result.rows) == len(rows_of(folders.scores))
     assert len(result.figures) == len(figures_of(folders.scores))

@@ -19,7 +19,7 @@ from attcl_cli.data import volumes
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.scoring import feature_networks, feature_store, formulas
 from attcl_cli.scoring.pairs import Comparison, plan_comparison
-from attcl_cli.scoring.rows import Measures, read_predictions, score_cases
+from attcl_cli.scoring.rows import Measures, score_cases
 from attcl_cli.scoring.summary import summarise
 
 
@@ -96,20 +96,50 @@ def test_distances_of_sets_are_zero_for_the_truth_and_do_not_depend_on_batches(
         assert other[key].mean == pytest.approx(figure.mean, rel=1e-3, abs=1e-4), key
 
 
-def test_the_network_sees_what_a_png_of_the_real_volumes_window_would_hold(folders):
-    case = next(case for case in comparison_of(folders).cases if case.case == "Phantom_00000")
-    _, (shown,) = read_predictions(case)
-    indices = feature_store.shown_slices(shown.brain)
-    depth = len(shown.brain)
-    assert indices.min() >= round(0.2 * depth) and indices.max() < round(125 / 155 * depth)
-    grey = feature_store.grey(shown.volumes.raw, shown.scale, shown.brain, indices)
-    assert grey.dtype == np.uint8 and (grey.min(), grey.max()) == (0, 255)
-    truth = volumes.load(case.pairs[0].truth).data
-    low, high = np.percentile(truth[truth != 0], [0.5, 99.5])
-    np.testing.assert_array_equal(
-        grey,
-        np.rint(np.clip((truth[indices] - low) / (high - low), 0, 1) * (truth[indices] != 0) * 255),
-    )
+class Recording:
+    """An embedding that keeps the slices that it is shown; its features are their mean and deviation."""
+
+    name, sha256, dim = "recording", "0", 2
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, slices):
+        self.shown += [*slices[:, 0].numpy()]
+        return torch.stack([slices.mean(dim=(1, 2, 3)), slices.std(dim=(1, 2, 3))], dim=1)
+
+
+def own_window(file: Path, truth: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Return slices of a volume as a PNG holds them: its own percentiles in the brain, 0 outside."""
+    data = volumes.load((file,)).data
+    low, high = np.percentile(data[truth != 0], [0.5, 99.5])
+    unit = np.clip((data[indices] - low) / (high - low), 0, 1)
+    return np.rint(unit * (truth[indices] != 0) * 255)
+
+
+def test_a_network_sees_each_volume_in_its_own_window_as_a_png_would_hold_it(folders, tmp_path):
+    made = first_completed(folders)
+    spoil(made, lambda data: np.where(data > 0, data**0.5 * 9 + 60, 0))
+    network = Recording()
+    distances_of(folders, tmp_path, network, "own")
+    case = comparison_of(folders).cases[0]
+    (pair,) = case.pairs
+    truth = volumes.load(pair.truth).data
+    depth = len(truth)
+    indices = np.arange(round(0.2 * depth), round(125 / 155 * depth))
+    for start, file in enumerate((pair.truth[0], made)):
+        seen = np.array(network.shown[start * len(indices) :][: len(indices)])
+        np.testing.assert_allclose(seen * 255, own_window(file, truth, indices), atol=1e-4)
+
+
+def test_a_perfect_completion_in_other_units_scores_as_perfect(folders, tmp_path, effnet):
+    for file in folders.cpl.rglob("*.nii.gz"):
+        spoil(file, lambda data: np.where(data > 0, data * 3 + 200, 0))
+    figures = distances_of(folders, tmp_path, effnet, "units")
+    assert {key[0] for key in figures} > {"all", "t1", "t1ce", "t2"}
+    for (_, metric), figure in figures.items():
+        if metric == "fd-effnet":
+            assert figure.mean == pytest.approx(0, abs=1e-3)
 
 
 @pytest.fixture
@@ -119,19 +149,17 @@ def alexnet(network_folders, monkeypatch) -> Path:
 
 
 def test_lpips_is_the_mean_over_slices_of_the_packages(alexnet, scored, folders):
-    spoil(first_completed(folders), lambda data: np.where(data > 0, data * 0.5 + 60, 0))
+    spoil(first_completed(folders), lambda data: np.where(data > 0, data**0.5 * 9 + 60, 0))
     code, _, err = scored("--lpips", "--offline")
     assert code == 0, err
     found = {(row["case"], row["modality"]): float(row["value"]) for row in rows_of(folders.scores)}
     assert set(found) == HIDDEN
-    case = next(case for case in comparison_of(folders).cases if case.case == "Phantom_00000")
-    _, (shown,) = read_predictions(case)
-    indices = feature_store.shown_slices(shown.brain)
+    (pair,) = comparison_of(folders).cases[0].pairs
+    truth = volumes.load(pair.truth).data
+    indices = feature_store.shown_slices(truth != 0)
     slices = [
-        torch.from_numpy(
-            feature_store.grey(image, shown.scale, shown.brain, indices).astype(np.float32) / 255
-        )[:, None]
-        for image in (shown.volumes.raw, shown.volumes.raw_truth)
+        torch.from_numpy(own_window(file, truth, indices).astype(np.float32) / 255)[:, None]
+        for file in (first_completed(folders), pair.truth[0])
     ]
     expected = feature_networks.load_perceptual(offline=True).distance(*slices).mean()
     assert found["Phantom_00000", "t2"] == pytest.approx(float(expected), rel=1e-4)
