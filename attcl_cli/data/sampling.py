@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attcl_cli.data.augment import change_contrast
 from attcl_cli.data.crops import Crops
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import SliceStore
@@ -20,7 +21,7 @@ from attcl_cli.errors import AttclError
 
 _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
 # What follows (seed, step) in the seeds of further random generators: a new draw never moves the ones before it.
-_OF_CROPS, _OF_SOURCES = 1, 2
+_OF_CROPS, _OF_SOURCES, _OF_CONTRASTS = 1, 2, 3
 
 
 class Batch(Protocol):
@@ -121,6 +122,7 @@ class CaseBatch:
         has_labels: (B,) bool, whether the case has a segmentation.
         label_share: share of cases with a segmentation in the batch that this one is a part of; None: this batch is the
             whole.
+        taught_share: the same of `taught`, of all B * M.
     """
 
     images: Tensor
@@ -130,6 +132,7 @@ class CaseBatch:
     has_labels: Tensor
     label_share: float | None = None
     neighbours: Tensor | None = None
+    taught_share: float | None = None
 
     def __len__(self) -> int:
         """Return the number of cases."""
@@ -141,10 +144,19 @@ class CaseBatch:
 
     def part(self, chosen: slice) -> CaseBatch:
         """Return some of the cases, as a part of this batch."""
-        share = self.label_share
-        if share is None:
-            share = float(self.has_labels.float().mean())
-        return replace(self._each(lambda value: value[chosen]), label_share=share)
+        shares = (self.label_share, self.taught_share)
+        whole = (self.has_labels, self.taught)
+        label_share, taught_share = (
+            float(flags.float().mean()) if share is None else share
+            for share, flags in zip(shares, whole, strict=True)
+        )
+        part = self._each(lambda value: value[chosen])
+        return replace(part, label_share=label_share, taught_share=taught_share)
+
+    @property
+    def taught(self) -> Tensor:
+        """The modalities that can be learned at once, (B, M) bool: shown, and not among the sources."""
+        return (self.images > -1).flatten(2).any(dim=2) & ~self.sources
 
     def image(self, modality: Tensor) -> Tensor:
         """Return the slice of each case in one modality: (B,) int64 -> (B, 1, S, S)."""
@@ -161,11 +173,11 @@ class CaseBatch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> CaseBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        share = tensors.pop("label_share")
+        shares = {name: tensors.pop(name) for name in ("label_share", "taught_share")}
         changed: dict[str, Any] = {
             name: None if value is None else change(value) for name, value in tensors.items()
         }
-        return CaseBatch(**changed, label_share=share)
+        return CaseBatch(**changed, **shares)
 
 
 class DomainSampler:
@@ -330,6 +342,8 @@ class CaseSampler:
         seed: int,
         mirror: float = 0.0,
         leave_out: float = 0.0,
+        alone: float = 0.0,
+        gamma: float = 0.0,
         tumour_slices: float = 0.0,
         context: int = 0,
         crop: int = 0,
@@ -343,6 +357,9 @@ class CaseSampler:
             seed: of all that is drawn.
             mirror: share of cases mirrored left to right.
             leave_out: share of cases of which a random part of the sources is left out.
+            alone: share of cases of which a single source is left, any of them.
+            gamma: spread of the random power that the intensities of each source are raised to
+                (`augment.change_contrast`); 0: none.
             tumour_slices: share of slices drawn from those with tumour, if a case has a segmentation.
             context: neighbouring slices on each side that a batch has, too.
             crop: side of the squares that cases are cut to, in pixels (`Crops`); around the tumour if the slice was
@@ -352,7 +369,8 @@ class CaseSampler:
             AttclError: no case has a target together with its sources.
         """
         self.store = store
-        self.leave_out, self.tumour_slices = leave_out, tumour_slices
+        self.leave_out, self.alone, self.tumour_slices = leave_out, alone, tumour_slices
+        self.gamma = gamma
         self.context, self.crop = context, crop
         self.batch_size = batch_size
         self.seed = seed
@@ -423,6 +441,11 @@ class CaseSampler:
                 order = rng.permutation(np.flatnonzero(kept))
                 kept[order[rng.integers(1, len(order) + 1) :]] = False
             sources.append(kept)
+        further = np.random.default_rng((self.seed, step, _OF_SOURCES))
+        for index in np.flatnonzero(further.random(self.batch_size) < self.alone):
+            case, target = int(places[index][0]), int(targets[index])
+            one = further.choice(np.flatnonzero(self._sources[case, target]))
+            sources[index] = np.arange(len(sources[index])) == one
         case, offset = np.array(places).T
         return {
             "case": case,
@@ -451,6 +474,10 @@ class CaseSampler:
         stacks = crops.read(rows.ravel(), each, context=self.context)
         stacks = stacks.unflatten(0, (count, modalities))  # (B, M, 1 + 2 * context, S, S)
         stacks[torch.from_numpy(start < 0)] = -1
+        if self.gamma:
+            given = torch.from_numpy(chosen["sources"])
+            rng = np.random.default_rng((self.seed, step, _OF_CONTRASTS))
+            stacks[given] = change_contrast(stacks[given], self.gamma, rng)
         stacks = _mirrored(stacks, chosen["mirrored"])
         before, images, after = stacks.split([self.context, 1, self.context], dim=2)
         return CaseBatch(

@@ -24,6 +24,7 @@ ENTRY_POINTS = "attcl.methods"
 _BUILT_IN: Mapping[str, tuple[str, str, str]] = {
     "attcl-gan": ("AttCL-GAN", "one source per volume", "attcl_cli.methods.attcl_gan:AttclGan"),
     "plave": ("PLAVE", "all that a case has", "attcl_cli.methods.plave:Plave"),
+    "unet": ("U-Net", "the yardstick: all that a case has", "attcl_cli.methods.unet:Unet"),
 }
 
 

@@ -237,6 +237,41 @@ def test_half_of_the_cases_keep_all_their_sources_if_half_lose_some():
     assert abs(share - (0.5 + 0.5 / 3)) < 0.05  # a third of those that may lose some lose none
 
 
+def test_a_share_of_cases_keeps_a_single_source_any_of_them():
+    store = store_of_cases({"A": FOUR})
+    draws = drawn(CaseSampler(store, all_others, batch_size=10, seed=0, alone=0.3))
+    single = [next(iter(sources)) for _, _, sources, _ in draws if len(sources) == 1]
+    assert abs(len(single) / len(draws) - 0.3) < 0.04  # sd .01
+    assert all(len(sources) in {1, 3} for _, _, sources, _ in draws)
+    assert all(abs(single.count(name) / len(single) - 0.25) < 0.07 for name in FOUR)  # sd .018
+    assert all(target not in sources for _, target, sources, _ in draws)
+
+
+def test_gamma_changes_the_sources_and_neither_what_is_learned_nor_background():
+    plain_store = store_of_cases(MIXED)
+    noise = np.random.default_rng(0).integers(-32767, 32767, plain_store.data.shape, np.int16)
+    noise[:, 0] = -32767
+    store = replace(plain_store, data=noise)
+    before, after = (
+        CaseSampler(store, all_others, batch_size=8, seed=0, context=1, leave_out=1.0, gamma=spread)
+        for spread in (0.0, 0.15)
+    )
+    one, two = before.batch(2), after.batch(2)
+    assert torch.equal(one.sources, two.sources)
+    assert torch.equal(one.images[~one.sources], two.images[~one.sources])
+    powers = []
+    for modality in range(4):
+        first, second = (batch.source(modality)[one.sources[:, modality]] for batch in (one, two))
+        assert torch.equal(first == -1, second == -1)
+        inside = (first > -0.999) & (first < 0.999)
+        for a, b, there in zip((first + 1) / 2, (second + 1) / 2, inside, strict=True):
+            power = b[there].log() / a[there].log()
+            assert power.std() < 1e-3  # one per source, neighbours too
+            powers.append(power.mean().item())
+    assert len({round(power, 4) for power in powers}) == len(powers)
+    assert all(0.6 < power < 1.7 for power in powers)  # exp(3 * 0.15) = 1.57
+
+
 def test_a_dedicated_model_learns_from_cases_that_have_all_it_needs():
     cases = {"A": FOUR, "B": ("flair", "t1", "t1ce"), "C": FOUR}
     draws = drawn(CaseSampler(store_of_cases(cases), t1ce_from_three, batch_size=4, seed=0))

@@ -28,9 +28,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 
 def test_our_own_methods_have_titles_and_say_what_they_need():
-    assert list(METHODS) == ["attcl-gan", "plave"]
+    assert list(METHODS) == ["attcl-gan", "plave", "unet"]
     assert METHODS.title("attcl-gan") == "AttCL-GAN"
-    assert METHODS.listing() == "attcl-gan (one source per volume), plave (all that a case has)"
+    assert METHODS.listing() == (
+        "attcl-gan (one source per volume), plave (all that a case has), "
+        "unet (the yardstick: all that a case has)"
+    )
 
 
 def test_a_name_of_nothing_is_in_no_registry():
@@ -41,8 +44,8 @@ def test_a_name_of_nothing_is_in_no_registry():
 
 def test_a_method_of_another_package_is_listed_after_our_own(installed):
     installed(toy="toy_method:Toy")
-    assert list(METHODS) == ["attcl-gan", "plave", "toy"]
-    assert len(METHODS) == 3
+    assert list(METHODS) == ["attcl-gan", "plave", "unet", "toy"]
+    assert len(METHODS) == 4
     assert METHODS["toy"] is toy_method.Toy
     assert METHODS.title("toy") == "toy"
     assert METHODS.listing().endswith(", toy")
@@ -51,7 +54,7 @@ def test_a_method_of_another_package_is_listed_after_our_own(installed):
 def test_another_package_cannot_take_a_name_of_ours(installed):
     installed(**{"attcl-gan": "toy_method:Toy"})
     assert METHODS["attcl-gan"] is AttclGan
-    assert len(METHODS) == 2
+    assert len(METHODS) == 3
 
 
 @pytest.mark.parametrize("path", ["no_such_module:Toy", "toy_method:NoSuchClass"])
@@ -70,7 +73,7 @@ def test_an_unknown_method_lists_those_of_other_packages_too(installed):
     with pytest.raises(UsageError) as caught:
         resolve(preset="tiny", method="toi")
     assert caught.value.code == "unknown-method"
-    assert "attcl-gan, plave, toy" in caught.value.message
+    assert "attcl-gan, plave, unet, toy" in caught.value.message
     assert caught.value.hint == "did you mean 'toy'?"
 
 
@@ -81,4 +84,4 @@ def test_the_registry_loads_neither_torch_nor_numpy_nor_a_method():
         "assert 'plave' in METHODS and METHODS.listing() and METHODS.title('plave')\n"
         "print(*METHODS, *sorted({'torch', 'numpy', 'attcl_cli.methods.plave'} & set(sys.modules)))",
     )
-    assert loaded.split() == ["attcl-gan", "plave"]
+    assert loaded.split() == ["attcl-gan", "plave", "unet"]
