@@ -5,10 +5,13 @@ Knows places in a store. Which slices are drawn is left to `sampling`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
-from attcl_cli.data.intensities import Array
+from attcl_cli.data.intensities import Array, bounding_box
 from attcl_cli.data.slices import STEPS, SliceStore
 
 
@@ -61,3 +64,30 @@ class Crops:
     def read_labels(self, rows: Array, corners: Array | None) -> Tensor:
         """Return the classes of the squares, as `SliceStore.read_labels`."""
         return self.store.read_labels(rows, corners=corners, side=self.side)
+
+
+def brain_box(images: Sequence[Tensor], *, stride: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the smallest box that holds what any of the images shows.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1], background -1; H and W multiples of `stride`.
+        stride: the number that the sides of the box are multiples of.
+    """
+    height, width = images[0].shape[-2:]
+    shown = torch.zeros(height, width, dtype=torch.bool)
+    for image in images:
+        shown |= (image > -1).flatten(0, 1).any(dim=0)
+    box = bounding_box(shown.numpy())
+    if box is None:
+        return slice(0, height), slice(0, width)
+    rows, columns = (
+        _widened(side, stride, length) for side, length in zip(box, (height, width), strict=True)
+    )
+    return rows, columns
+
+
+def _widened(side: slice, stride: int, length: int) -> slice:
+    """Return the side, as long as a multiple of `stride`, within 0..length."""
+    size = -(-(side.stop - side.start) // stride) * stride
+    start = min(side.start, length - size)
+    return slice(start, start + size)

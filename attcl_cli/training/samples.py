@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attcl_cli.data.crops import brain_box
 from attcl_cli.data.slices import Entry, SliceStore
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.sources import takes_one
@@ -23,7 +24,7 @@ Rows = list[tuple[str, list[np.ndarray[Any, Any]]]]
 
 
 def sample_rows(
-    method: Method, store: SliceStore, *, seed: int, device: torch.device
+    method: Method, store: SliceStore, *, seed: int, device: torch.device, boxed: bool = False
 ) -> tuple[list[str], Rows]:
     """Return the column titles and the rows of a picture.
 
@@ -35,15 +36,21 @@ def sample_rows(
         store: the training slices.
         seed: chooses the slices, identical for all pictures of a run.
         device: of the method.
+        boxed: show the networks the brain's box alone, as completion does after training on squares.
     """
     rng = np.random.default_rng((seed, 1))
     if takes_one(method.rule, store.modalities):
-        return _from_one(method, store, rng, device)
-    return _from_several(method, store, rng, device)
+        return _from_one(method, store, rng, device, boxed=boxed)
+    return _from_several(method, store, rng, device, boxed=boxed)
 
 
 def _from_one(
-    method: Method, store: SliceStore, rng: np.random.Generator, device: torch.device
+    method: Method,
+    store: SliceStore,
+    rng: np.random.Generator,
+    device: torch.device,
+    *,
+    boxed: bool,
 ) -> tuple[list[str], Rows]:
     rows: Rows = []
     for index in range(min(_MOST_ROWS, len(store.entries))):
@@ -51,13 +58,20 @@ def _from_one(
         entries = [entry for entry in store.entries if entry.modality == modality]
         entry = entries[int(rng.integers(len(entries)))]
         source = _middle(store, entry, device, context=method.context)
+        if boxed:
+            source = source[..., *brain_box([source.cpu()], stride=method.stride)]
         fakes = method.synthesise({modality: source}, store.modalities)
         rows.append((f"{entry.case} {modality}", _pictures([source, *fakes.values()])))
     return ["source", *(f"synthetic {name}" for name in store.modalities)], rows
 
 
 def _from_several(
-    method: Method, store: SliceStore, rng: np.random.Generator, device: torch.device
+    method: Method,
+    store: SliceStore,
+    rng: np.random.Generator,
+    device: torch.device,
+    *,
+    boxed: bool,
 ) -> tuple[list[str], Rows]:
     cases = store.volumes_by_case()
     rows: Rows = []
@@ -75,6 +89,10 @@ def _from_several(
             name: _middle(store, volumes[name], device, context=method.context) for name in sources
         }
         real = _middle(store, volumes[target], device)
+        if boxed:
+            box = brain_box([*(image.cpu() for image in images.values())], stride=method.stride)
+            images = {name: image[..., *box] for name, image in images.items()}
+            real = real[..., *box]
         fake = method.synthesise(images, [target])[target]
         black = torch.full_like(real, -1)
         columns = [images.get(name, black) for name in store.modalities]

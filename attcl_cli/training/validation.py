@@ -1,45 +1,63 @@
-"""How good a method is while it trains: SSIM in the brain on paired slices of the validation split.
+"""How good a method is while it trains: SSIM in the brain, as `score` computes it, of blocks of validation slices.
 
 Knows slices at the networks' own size, no volume; whole volumes are left to `scoring`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from attcl_cli.data.slices import SliceStore
+from attcl_cli.data.crops import brain_box
+from attcl_cli.data.intensities import PERCENTILES, Array
+from attcl_cli.data.slices import Entry, SliceStore
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.scoring import formulas
 
-_SLICES_PER_DIRECTION = 12
-_SLICES_PER_TARGET = 36  # as many as the directions that lead to it have together
+_BLOCK = 12  # neighbouring slices, so that SSIM sees all three dimensions and a window is that of a volume
+_BLOCKS_PER_DIRECTION = 1
+_BLOCKS_PER_TARGET = 3  # as many as the directions that lead to it have together
+_PIXELS_AT_ONCE = 2**19  # of the slices of a call; changes memory, never results
 
-# sources -> (rows of these, row of the target)
-_Slices = dict[tuple[str, ...], list[tuple[list[int], int]]]
+
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring slices of one case: rows of the store."""
+
+    sources: Mapping[str, Array]  # modality -> (n,)
+    truth: Array  # (n,)
 
 
 def make_validation(
-    store: SliceStore, rule: SourceRule, device: torch.device, *, seed: int = 0
+    store: SliceStore,
+    rule: SourceRule,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    boxed: bool = False,
 ) -> Callable[[Method], float] | None:
     """Return a validation function: mean SSIM in the brain of what a method makes of true pairs.
 
     A method of one source is judged by every direction that the store has pairs for, another one by every target, made
     from what the rule takes of all other modalities of its case. Only volumes that the prepared split holds are used,
-    never held-out ones.
+    never held-out ones. SSIM is that of `score`: in 3-D, synthetic and true slices each in the window of their own
+    percentiles; of a block of slices instead of the whole volume.
 
     Args:
         store: slices of the validation cases.
         rule: what the method makes from what.
         device: of the method.
-        seed: chooses the slices, once.
+        seed: chooses the blocks, once.
+        boxed: show the networks the brain's box alone, as completion does after training on squares.
 
     Returns:
-        The function (higher is better): mean over slices, then over directions or targets; None if no case allows it.
+        The function (higher is better): mean over blocks, then over directions or targets; None if no case allows it.
     """
     rng = np.random.default_rng(seed)
     one = takes_one(rule, store.modalities)
@@ -49,76 +67,127 @@ def make_validation(
 
     def validate(method: Method) -> float:
         scores = []
-        for target, slices in groups:
+        for target, blocks in groups:
+            by_sources: dict[tuple[str, ...], list[_Block]] = {}
+            for block in blocks:
+                by_sources.setdefault(tuple(block.sources), []).append(block)
             values: list[float] = []
-            for sources, pairs in slices.items():
-                images = {
-                    name: store.read(
-                        np.array([rows[index] for rows, _ in pairs]), context=method.context
-                    ).to(device)
-                    for index, name in enumerate(sources)
-                }
-                synthetic = method.synthesise(images, [target])[target]
-                values += _similarities(store, synthetic, [truth for _, truth in pairs])
+            for sources, alike in by_sources.items():
+                rows = {name: np.concatenate([b.sources[name] for b in alike]) for name in sources}
+                images = {name: store.read(of, context=method.context) for name, of in rows.items()}
+                truth = store.read(np.concatenate([b.truth for b in alike]))
+                if boxed:
+                    box = brain_box([*images.values(), truth], stride=method.stride)
+                    images = {name: image[..., *box] for name, image in images.items()}
+                    truth = truth[..., *box]
+                synthetic = _synthesise(method, images, target, device)
+                inside = torch.cat([truth, *images.values()], dim=1).amax(dim=1) > -1
+                values += _similarities(
+                    synthetic, truth[:, 0], inside, [len(b.truth) for b in alike]
+                )
             scores.append(mean(values))
         return mean(scores)
 
     return validate
 
 
-def _directions(store: SliceStore, rng: np.random.Generator) -> list[tuple[str, _Slices]]:
-    """Return (target, slices) of each direction that any case has both modalities of."""
-    pairs: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    cases = store.volumes_by_case()
-    for entry in store.entries:
-        volumes = cases[entry.case]
-        for target in store.modalities:
-            if target in volumes and target != entry.modality:
-                start = volumes[target].start
-                rows = ((entry.start + index, start + index) for index in range(entry.count))
-                filled = [row for row in rows if store.filled[row[0]] and store.filled[row[1]]]
-                pairs.setdefault((entry.modality, target), []).extend(filled)
-    groups: list[tuple[str, _Slices]] = []
-    for (source, target), rows_of_both in sorted(pairs.items()):
-        chosen = rng.permutation(len(rows_of_both))[:_SLICES_PER_DIRECTION]
-        slices = [([rows_of_both[int(i)][0]], rows_of_both[int(i)][1]) for i in chosen]
-        if slices:
-            groups.append((target, {(source,): slices}))
-    return groups
+def _directions(store: SliceStore, rng: np.random.Generator) -> list[tuple[str, list[_Block]]]:
+    """Return (target, blocks) of each direction that any case has both modalities of."""
+    candidates: dict[tuple[str, str], list[tuple[Mapping[str, Entry], Entry]]] = {}
+    for volumes in store.volumes_by_case().values():
+        for source, entry in volumes.items():
+            for target, truth in volumes.items():
+                if target != source:
+                    candidates.setdefault((source, target), []).append(({source: entry}, truth))
+    return [
+        (target, blocks)
+        for (_, target), cases in sorted(candidates.items())
+        if (blocks := _draw(store, cases, _BLOCKS_PER_DIRECTION, rng))
+    ]
 
 
 def _targets(
     store: SliceStore, rule: SourceRule, rng: np.random.Generator
-) -> list[tuple[str, _Slices]]:
-    """Return (target, slices) of each target that any case can be judged by."""
-    groups: list[tuple[str, _Slices]] = []
+) -> list[tuple[str, list[_Block]]]:
+    """Return (target, blocks) of each target that any case can be judged by."""
+    groups: list[tuple[str, list[_Block]]] = []
     cases = store.volumes_by_case()
     for target in sorted(rule.targets):
-        candidates: list[tuple[tuple[str, ...], list[int], int]] = []
+        candidates = []
         for volumes in cases.values():
             others = [name for name in store.modalities if name in volumes and name != target]
             sources = rule.sources_for(target, others) if target in volumes else None
-            if not sources:
-                continue
-            for offset in range(volumes[target].count):
-                truth = volumes[target].start + offset
-                if store.filled[truth]:
-                    rows = [volumes[name].start + offset for name in sources]
-                    candidates.append((sources, rows, truth))
-        slices: _Slices = {}
-        for index in rng.permutation(len(candidates))[:_SLICES_PER_TARGET]:
-            sources, rows, truth = candidates[int(index)]
-            slices.setdefault(sources, []).append((rows, truth))
-        if slices:
-            groups.append((target, slices))
+            if sources:
+                candidates.append(({name: volumes[name] for name in sources}, volumes[target]))
+        blocks = _draw(store, candidates, _BLOCKS_PER_TARGET, rng)
+        if blocks:
+            groups.append((target, blocks))
     return groups
 
 
-def _similarities(store: SliceStore, synthetic: torch.Tensor, rows: Sequence[int]) -> list[float]:
-    """Return the SSIM in the brain of synthetic slices (B, 1, S, S) and the true ones of the store."""
-    truth = store.read(np.array(rows))[:, 0].numpy()
-    predictions = synthetic[:, 0].float().clamp(-1, 1).cpu().numpy()
-    return [
-        formulas.ssim(prediction, real, data_range=2, mask=real > -1)
-        for prediction, real in zip(predictions, truth, strict=True)
-    ]
+def _draw(
+    store: SliceStore,
+    candidates: Sequence[tuple[Mapping[str, Entry], Entry]],
+    count: int,
+    rng: np.random.Generator,
+) -> list[_Block]:
+    """Draw blocks of slices that show brain, from as many cases as there are; none if no case has such slices."""
+    blocks: list[_Block] = []
+    fitting = []
+    for sources, truth in candidates:
+        filled = np.flatnonzero(store.filled[truth.start : truth.start + truth.count])
+        if len(filled):
+            fitting.append((sources, truth, int(filled[0]), int(filled[-1]) + 1))
+    for index in [*rng.permutation(len(fitting))] * count if fitting else []:
+        if len(blocks) == count:
+            break
+        sources, truth, first, stop = fitting[int(index)]
+        length = min(_BLOCK, stop - first)
+        offsets = int(rng.integers(first, stop - length + 1)) + np.arange(length)
+        blocks.append(
+            _Block(
+                {name: entry.start + offsets for name, entry in sources.items()},
+                truth.start + offsets,
+            )
+        )
+    return blocks
+
+
+def _synthesise(
+    method: Method, images: Mapping[str, Tensor], target: str, device: torch.device
+) -> Tensor:
+    """Return what the method makes of sources (N, C, H, W): (N, H, W), on the CPU, clipped to [-1, 1]."""
+    count, _, height, width = next(iter(images.values())).shape
+    at_once = max(_PIXELS_AT_ONCE // (height * width), 1)
+    made = []
+    for start in range(0, count, at_once):
+        part = {name: image[start : start + at_once].to(device) for name, image in images.items()}
+        made.append(method.synthesise(part, [target])[target][:, 0].float().clamp(-1, 1).cpu())
+    return torch.cat(made)
+
+
+def _similarities(
+    synthetic: Tensor, truth: Tensor, inside: Tensor, lengths: Sequence[int]
+) -> list[float]:
+    """Return the SSIM in the brain of each block; all (N, H, W), N being the sum of the blocks' lengths."""
+    values = []
+    blocks = zip(*(item.split(list(lengths)) for item in (synthetic, truth, inside)), strict=True)
+    for fake, real, brain in blocks:
+        mask = brain.numpy()
+        values.append(
+            formulas.ssim(
+                _own_window(fake.numpy(), mask),
+                _own_window(real.numpy(), mask),
+                data_range=1,
+                mask=mask,
+            )
+        )
+    return values
+
+
+def _own_window(block: Array, brain: Array) -> Array:
+    """Scale a block to [0, 1] by its own percentiles in the brain, 0 outside; 0 throughout without contrast."""
+    low, high = np.percentile(block[brain], PERCENTILES)
+    if not high > low:
+        return np.zeros_like(block)
+    return np.where(brain, formulas.to_unit(block, float(low), float(high)), np.float32(0))

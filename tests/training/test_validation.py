@@ -83,3 +83,50 @@ def test_the_seed_chooses_the_slices(store: SliceStore) -> None:
     assert one is not None and again is not None and other is not None
     noisy = Oracle(store, 0.3)
     assert one(noisy) == again(noisy) != other(noisy)
+
+
+class Dimmed(Oracle):
+    """Answers with the truth at half the contrast."""
+
+    def synthesise(
+        self, sources: Mapping[str, torch.Tensor], targets: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            name: (image - 1) / 2 for name, image in super().synthesise(sources, targets).items()
+        }
+
+
+def test_a_synthesis_is_judged_in_its_own_window_as_score_does(store: SliceStore) -> None:
+    score = make_validation(store, AnyOne(store.modalities), CPU)
+    assert score is not None
+    assert score(Dimmed(store, 0.0)) == pytest.approx(1.0, abs=1e-4)
+
+
+class Copy:
+    """Answers with the source; notes the sizes that it was shown."""
+
+    context, stride = 0, 4
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[int, ...]] = []
+
+    def synthesise(
+        self, sources: Mapping[str, torch.Tensor], targets: Sequence[str]
+    ) -> dict[str, torch.Tensor]:
+        (x,) = sources.values()
+        self.sizes.append(tuple(x.shape[2:]))
+        return dict.fromkeys(targets, x)
+
+
+def test_the_brain_s_box_alone_gives_the_same_figure_of_a_copy(store: SliceStore) -> None:
+    whole, boxed = (
+        make_validation(store, AnyOne(store.modalities), CPU, boxed=boxed)
+        for boxed in (False, True)
+    )
+    assert whole is not None and boxed is not None
+    copies = Copy(), Copy()
+    # SSIM mirrors an image at its border, and the brain lies closer to that of the box.
+    assert boxed(copies[1]) == pytest.approx(whole(copies[0]), abs=0.02)
+    assert set(copies[0].sizes) == {(16, 16)}
+    assert all(height % 4 == 0 and width % 4 == 0 for height, width in copies[1].sizes)
+    assert any(height * width < 256 for height, width in copies[1].sizes)
