@@ -60,7 +60,10 @@ SMALL_NETWORKS: Mapping[str, Mapping[str, Any]] = {
         "contrastive_patches": 16,
         "plave_blocks": 2,
         "plave_pretraining": 0.5,
+        "plave_supervised": 0.0,
+        "plave_ramp": 0.0,
     },
+    "unet": {"width": 4},
 }
 
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
+
+Span = Literal["middle", "all"]
 
 STEPS = 32767  # [-1, 1] is stored as int16; -1 (background) is exact
 INDEX_FILE = "index.json"
@@ -137,6 +139,7 @@ def build(
     image_size: int,
     canvas: int,
     labels: bool = False,
+    span: Span = "middle",
     on_case: Callable[[str], None] = lambda _: None,
     workers: int = 2,
 ) -> SliceStore:
@@ -149,6 +152,7 @@ def build(
         image_size: edge of the stored slices, in pixels.
         canvas: edge that slices are padded to before they are averaged down, in voxels; a multiple of `image_size`.
         labels: also store the classes of the segmentations that there are.
+        span: which axial slices are stored: the middle ones (`intensities.training_slices`), or all.
         on_case: called with the id of each case that is done.
         workers: cases read ahead.
 
@@ -157,7 +161,7 @@ def build(
             problems of all cases together.
     """
     entries, maps, problems = _plan_rows(
-        dataset, cases, image_size=image_size, canvas=canvas, labels=labels
+        dataset, cases, image_size=image_size, canvas=canvas, labels=labels, span=span
     )
     rows = sum(entry.count for entry in entries)
     needed = (rows * 2 + sum(entry.count for entry in maps)) * image_size * image_size
@@ -291,7 +295,13 @@ def _squares(data: Array, rows: Array, corners: Array | None, side: int, *, beyo
 
 
 def _plan_rows(
-    dataset: Dataset, cases: Sequence[Case], *, image_size: int, canvas: int, labels: bool
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    image_size: int,
+    canvas: int,
+    labels: bool,
+    span: Span,
 ) -> tuple[list[Entry], list[Entry], list[AttclError]]:
     """Return the place of each volume, the place of each label map, and what does not fit."""
     problems: list[AttclError] = []
@@ -312,9 +322,9 @@ def _plan_rows(
                         code="slices-larger-than-canvas",
                     )
                 )
-            span = intensities.training_slices(depth)
-            entries.append(Entry(case.id, modality, rows, len(span), span.start))
-            rows += len(span)
+            chosen = intensities.training_slices(depth) if span == "middle" else range(depth)
+            entries.append(Entry(case.id, modality, rows, len(chosen), chosen.start))
+            rows += len(chosen)
     segmented = [case for case in cases if labels and case.segmentation]
     spans = {entry.case: entry for entry in entries}
     maps: list[Entry] = []

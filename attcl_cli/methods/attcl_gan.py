@@ -50,6 +50,8 @@ _OFF: Mapping[str, Any] = {"acl": "none", "att_adain": False, "scd": False}
 # T1ce lacks the bright tail (t1 -> t1ce 0.719, 0.683 without); what that does to patients is not measured yet, so the
 # others do not.
 _PAIRED: Mapping[str, Any] = {
+    "keep": "best",
+    "ema_warm_up": True,
     "lambda_pair": 100.0,
     "lambda_patch": 0.1,
     "pair_targets": 0.75,

@@ -214,8 +214,8 @@ def decoder_loss(
     Args:
         features: (B, C, H, W) per layer.
         expected: (B, C, H, W) per layer, of the self-representation network.
-        scale: `elements` is AE-GAN's mean over all elements, channels too, summed over the layers; `positions` sums over
-            the channels, and is the mean over positions, batch and layers (ours).
+        scale: `elements` is AE-GAN's mean over all elements, channels too, summed over the layers; `positions` sums
+            over the channels, and is the mean over positions, batch and layers (ours).
     """
     divergences = []
     for layer, true in zip(features, expected, strict=True):

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+SliceSpan = Literal["middle", "all"]
 Model = TypeVar("Model", bound=BaseModel)
 
 DEFAULT_METHOD = "attcl-gan"
@@ -97,6 +98,12 @@ class Settings(BaseModel):
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Variant -> the switches that it sets: the rows of a paper's ablation."""
 
+    earlier: ClassVar[Mapping[str, Any]] = {"keep": "best", "ema_warm_up": True}
+    """Setting -> what was done before there was such a setting, if that is not its default.
+
+    A run and its weights state every setting: one that they lack is younger than they are.
+    """
+
     method: str = setting(DEFAULT_METHOD, "The method that is trained.", section="run", fixed=True)
     seed: int = setting(
         0, "Seed of weights, sampling and latent codes.", section="run", fixed=True, ge=0
@@ -112,6 +119,11 @@ class Settings(BaseModel):
         section="run",
         ge=0,
     )
+    keep: Literal["last", "best"] = setting(
+        "last",
+        "Weights that a run leaves: the last, or those that validation scores best, if it can (ours).",
+        section="run",
+    )
     log_every: Positive = setting(10, "Steps between lines of stats.jsonl.", section="run")
     save_every: Positive = setting(500, "Steps between checkpoints.", section="run")
     sample_every: Positive = setting(500, "Steps between sample pictures.", section="run")
@@ -125,6 +137,12 @@ class Settings(BaseModel):
     canvas: Positive = setting(
         256,
         "Side of the square that slices are padded to, in voxels; averaged down to image_size.",
+        section="image",
+        fixed=True,
+    )
+    slice_span: SliceSpan = setting(
+        "middle",
+        "Axial slices that training draws from: the middle ones (31 to 124 of 155), or all.",
         section="image",
         fixed=True,
     )
@@ -153,6 +171,11 @@ class Settings(BaseModel):
     weight_decay: Weight = setting(1e-4, "Adam: weight decay.", section="optimiser")
     ema_decay: Decay = setting(
         0.999, "Decay of the averaged weights that completion uses.", section="optimiser"
+    )
+    ema_warm_up: bool = setting(
+        default=False,
+        description="The averaged weights forget faster at first (ours).",
+        section="optimiser",
     )
 
     @model_validator(mode="after")
@@ -255,13 +278,16 @@ def resolve(
 
 
 def parse(values: Mapping[str, Any]) -> Settings:
-    """Validate settings given flat or in tables (of a run's file, or of weights).
+    """Validate settings given flat or in tables, as a run's file or weights state them.
+
+    What they lack did not exist when they were written (`Settings.earlier`).
 
     Raises:
         UsageError: each complaint names its key; all at once.
     """
     flat, _ = _flatten(values)
-    return validated(settings_of(str(flat.get("method", DEFAULT_METHOD))), flat)
+    kind = settings_of(str(flat.get("method", DEFAULT_METHOD)))
+    return validated(kind, {**kind.earlier, **flat})
 
 
 def parse_first_schema(values: Mapping[str, Any]) -> Settings:
@@ -273,7 +299,8 @@ def parse_first_schema(values: Mapping[str, Any]) -> Settings:
     kind = settings_of(str(flat.get("method", DEFAULT_METHOD)))
     others = {key for other in METHODS for key in METHODS[other].settings_class.model_fields}
     foreign = others - set(kind.model_fields)
-    return validated(kind, {key: value for key, value in flat.items() if key not in foreign})
+    own = {key: value for key, value in flat.items() if key not in foreign}
+    return validated(kind, {**kind.earlier, **own})
 
 
 def read_settings(file: Path) -> tuple[dict[str, Any], dict[str, str]]:

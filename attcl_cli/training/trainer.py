@@ -167,11 +167,13 @@ class Trainer:
         return losses
 
     def average(self, step: int) -> None:
-        """Move the averaged weights, which start as an exact copy; at first they forget faster.
+        """Move the averaged weights, which start as an exact copy; with `ema_warm_up` they forget faster at first.
 
         Buffers are copied: running statistics are averages already, and others (counters, masks) have no mean.
         """
-        decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
+        decay = self.settings.ema_decay
+        if self.settings.ema_warm_up:
+            decay = min(decay, (1 + step) / (10 + step))
         networks = self.method.networks()
         with torch.no_grad():
             for name, averaged in self.averaged.inference_networks().items():

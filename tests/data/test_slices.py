@@ -119,6 +119,20 @@ def test_tumour_says_which_label_slices_show_any(phantom_root, tmp_path):
     assert {True, False} == set(store.tumour.tolist())
 
 
+def test_all_axial_slices_are_stored_if_asked_for(phantom_root, tmp_path):
+    dataset = open_dataset(phantom_root)
+    sizes = {"image_size": 16, "canvas": 64, "labels": True}
+    middle, whole = (
+        build(dataset, dataset.cases[:1], tmp_path / span, span=span, **sizes)
+        for span in ("middle", "all")
+    )
+    assert {(entry.first, entry.count) for entry in middle.entries} == {(5, 16)}
+    assert {(entry.first, entry.count) for entry in whole.entries} == {(0, 26)}
+    assert whole.segmentations[0].count == 26
+    assert np.array_equal(whole.data[5:21], middle.data[:16])
+    assert whole.tumour.sum() >= middle.tumour.sum()
+
+
 def test_the_slices_stay_on_the_disk(store):
     assert isinstance(store.data, np.memmap)
     assert store.data.dtype == np.int16

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ from torch import Tensor, nn
 
 from attcl_cli.methods.networks.attention import SqueezeExcitation
 from attcl_cli.methods.networks.discriminator import PatchDiscriminator
-from attcl_cli.methods.networks.fusion import AutoEncoder, Fusion, FusionGenerator
+from attcl_cli.methods.networks.fusion import (
+    AutoEncoder,
+    Design,
+    FusionGenerator,
+    PositionFusion,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +41,24 @@ def test_squeeze_and_excitation_adds_each_channel_times_its_gate():
     assert torch.allclose(layer(x)[:, 7], 1.75 * x[:, 7])
 
 
-def fusion_of(slots: int = 3, channels: int = 4) -> tuple[Fusion, Tensor]:
-    return Fusion(channels, slots=slots), torch.randn(2, slots, channels, 3, 5)
+def ours(width: int = 4, max_width: int = 64, **changes: Any) -> Design:
+    """Return the design of our presets, with small networks."""
+    design = Design(
+        width=width,
+        max_width=max_width,
+        side=32,
+        norm="adain",
+        style_dim=8,
+        excitation="last",
+        fusion="position",
+        contrast="following",
+        autoencoder_blocks=0,
+    )
+    return replace(design, **changes)
+
+
+def fusion_of(slots: int = 3, channels: int = 4) -> tuple[PositionFusion, Tensor]:
+    return PositionFusion(channels, slots=slots), torch.randn(2, slots, channels, 3, 5)
 
 
 ALL_THERE = torch.ones(2, 3, dtype=torch.bool)
@@ -77,7 +100,7 @@ def test_what_an_absent_slot_holds_changes_no_bit_of_the_fusion(junk):
 
 
 def test_the_generator_goes_down_to_a_quarter_and_back():
-    generator = FusionGenerator(slots=3, targets=4, width=4, max_width=64, blocks=6, style_dim=8)
+    generator = FusionGenerator(ours(), slots=3, targets=4)
     images, present = [torch.randn(2, 1, 32, 32)] * 3, ALL_THERE
     style = generator.code(torch.tensor([0, 2]))
     features = generator.encode(images, present, style)
@@ -87,8 +110,9 @@ def test_the_generator_goes_down_to_a_quarter_and_back():
         (2, 3, 16, 8, 8),
     ]
     assert generator.skips(features, present) == []
-    fused, following = generator.fuse(features, present, style)
-    assert fused.shape == following.shape == (2, 16, 8, 8)
+    attended, mixed, following = generator.fuse(features, present, style)
+    assert attended.shape == (2, 3 * 16, 8, 8)
+    assert mixed.shape == following.shape == (2, 16, 8, 8)
     h = generator.refine(following, style)
     image, decoded = generator.decode(h, style)
     assert image.shape == (2, 1, 32, 32)
@@ -98,8 +122,7 @@ def test_the_generator_goes_down_to_a_quarter_and_back():
 
 
 def test_skips_are_fused_at_both_larger_sizes_and_added_in_the_decoder():
-    sizes = {"slots": 3, "targets": 4, "width": 4, "max_width": 64, "blocks": 1, "style_dim": 8}
-    generator = FusionGenerator(**sizes, skips=True)
+    generator = FusionGenerator(ours(blocks=1, skips=True), slots=3, targets=4)
     style = generator.code(torch.tensor([0, 2]))
     present = torch.tensor([[True, False, True], [False, True, False]])
     features = generator.encode([torch.randn(2, 1, 32, 32)] * 3, present, style)
@@ -115,7 +138,7 @@ def test_skips_are_fused_at_both_larger_sizes_and_added_in_the_decoder():
 
 
 def test_256_pixels_are_fused_at_64():
-    generator = FusionGenerator(slots=1, targets=1, width=2, max_width=4, blocks=1, style_dim=2)
+    generator = FusionGenerator(ours(width=2, max_width=4, blocks=1), slots=1, targets=1)
     present = torch.ones(1, 1, dtype=torch.bool)
     code = generator.code(torch.tensor([0]))
     assert generator.encode([torch.zeros(1, 1, 256, 256)], present, code)[-1].shape[-2:] == (64, 64)
@@ -123,12 +146,12 @@ def test_256_pixels_are_fused_at_64():
 
 def test_a_target_s_code_changes_every_stage_of_the_generator():
     """A constant on an input plane would not survive the first instance norm."""
-    generator = FusionGenerator(slots=1, targets=2, width=4, max_width=16, blocks=1, style_dim=8)
+    generator = FusionGenerator(ours(max_width=16, blocks=1), slots=1, targets=2)
     present, x = torch.ones(1, 1, dtype=torch.bool), torch.randn(1, 1, 16, 16)
     codes = [generator.code(torch.tensor([index])) for index in range(2)]
     one, two = (generator.encode([x], present, code) for code in codes)
     assert not torch.allclose(one[-1], two[-1], atol=1e-3)
-    fused = [generator.fuse(one, present, code)[1] for code in codes]
+    fused = [generator.fuse(one, present, code).following for code in codes]
     assert not torch.allclose(*fused, atol=1e-3)
     assert torch.equal(
         *(generator.refine(fused[0], code) for code in codes)
@@ -140,9 +163,8 @@ def test_a_target_s_code_changes_every_stage_of_the_generator():
 
 
 def test_the_autoencoder_s_features_have_the_shapes_of_the_generator_s():
-    sizes = {"targets": 4, "width": 4, "max_width": 64, "style_dim": 8}
-    generator = FusionGenerator(slots=2, blocks=1, **sizes)
-    image, branch, last, decoded = AutoEncoder(**sizes)(
+    generator = FusionGenerator(ours(blocks=1), slots=2, targets=4)
+    image, branch, last, decoded = AutoEncoder(ours(), targets=4)(
         torch.randn(2, 1, 32, 32), torch.tensor([0, 3])
     )
     assert image.shape == (2, 1, 32, 32)

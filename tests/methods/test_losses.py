@@ -187,6 +187,18 @@ def test_the_branch_loss_is_the_mean_square_over_the_sources_that_are_there():
     assert losses.branch_loss(features, expected, there).item() == pytest.approx((1 + 4) / 2)
 
 
+def test_the_image_loss_in_the_brain_leaves_out_the_background_and_weighs_slices_alike():
+    real = torch.full((2, 1, 4, 4), -1.0)
+    real[0, 0, :2] = 0.5  # 8 pixels of brain
+    real[1, 0, 0, 0] = 0.0  # one
+    fake = real + 1  # wrong by 1 everywhere
+    fake[1, 0, 0, 0] = 3.0
+    assert losses.image_loss(fake, real, brain=True).item() == pytest.approx((1 + 3) / 2)
+    assert losses.image_loss(fake, real).item() == pytest.approx((31 + 3) / 32)
+    empty = torch.full((1, 1, 4, 4), -1.0)
+    assert losses.image_loss(empty + 1, empty, brain=True) == 0
+
+
 def test_every_case_weighs_the_same_in_the_branch_loss_however_many_sources_it_has():
     features = torch.ones(2, 3, 1, 1, 1)
     features[1] = 3.0
@@ -199,12 +211,27 @@ def test_the_decoder_loss_is_the_kl_divergence_over_channels_at_each_position():
     expected = torch.tensor([0.75, 0.25]).log()[None, :, None, None].expand(1, 2, 3, 4)
     features = torch.tensor([0.5, 0.5]).log()[None, :, None, None].expand(1, 2, 3, 4)
     by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert losses.decoder_loss([features], [expected]).item() == pytest.approx(by_hand)
+    value = losses.decoder_loss([features], [expected], scale="positions")
+    assert value.item() == pytest.approx(by_hand)
     # a constant added to all channels is the same distribution
-    assert losses.decoder_loss([expected + 5], [expected]).item() == pytest.approx(0, abs=1e-6)
+    value = losses.decoder_loss([expected + 5], [expected], scale="positions")
+    assert value.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_the_decoder_loss_is_torch_s_and_the_mean_over_layers():
+def test_the_decoder_loss_of_ae_gan_is_the_mean_over_all_elements_summed_over_layers():
+    pairs = [(torch.randn(2, c, 3, 3), torch.randn(2, c, 3, 3)) for c in (5, 8)]
+    expected = sum(
+        F.kl_div(a.log_softmax(1), b.softmax(1), reduction="none").mean() for a, b in pairs
+    )
+    value = losses.decoder_loss(*zip(*pairs, strict=True), scale="elements")
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    # of one layer with 5 channels: a fifth of the divergence at each position
+    layer, true = ([item] for item in pairs[0])
+    by_position = losses.decoder_loss(layer, true, scale="positions")
+    assert losses.decoder_loss(layer, true).item() == pytest.approx(by_position.item() / 5)
+
+
+def test_our_decoder_loss_is_torch_s_and_the_mean_over_layers():
     pairs = [(torch.randn(2, 5, 3, 3), torch.randn(2, 5, 3, 3)) for _ in range(2)]
     expected = [
         F.kl_div(a.log_softmax(1), b.log_softmax(1), log_target=True, reduction="none")
@@ -212,7 +239,7 @@ def test_the_decoder_loss_is_torch_s_and_the_mean_over_layers():
         .mean()
         for a, b in pairs
     ]
-    value = losses.decoder_loss(*zip(*pairs, strict=True))
+    value = losses.decoder_loss(*zip(*pairs, strict=True), scale="positions")
     assert value.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
 
 

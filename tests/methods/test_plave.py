@@ -24,6 +24,7 @@ from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.sources import AllPresent, Exactly
 
 FOUR = ("flair", "t1", "t1ce", "t2")
+PARTS = ("adv", "image", "structure", "patch", "seg", "branch", "fused", "decoder")
 
 
 @pytest.fixture
@@ -86,15 +87,28 @@ def test_at_first_the_autoencoder_learns_and_nothing_else_then_it_is_frozen(sett
 
 def test_losses_are_named_by_network(settings):
     losses = method_of(settings).training_step(batch_of(), 3)
-    parts = ("adv", "image", "patch", "seg", "branch", "fused", "decoder")
-    assert list(losses) == ["d_real", "d_fake", *(f"g_{part}" for part in parts)]
+    assert list(losses) == ["d_real", "d_fake", *(f"g_{part}" for part in PARTS)]
     assert not any(value.requires_grad for value in losses.values())
 
 
-@pytest.mark.parametrize("part", ["patch", "seg"])
+@pytest.mark.parametrize("part", PARTS)
 def test_a_loss_of_weight_zero_is_not_computed(part, settings):
     method = method_of(changed(settings, **{f"plave_lambda_{part}": 0.0}))
-    assert f"g_{part}" not in method.training_step(batch_of(), 3)
+    losses = method.training_step(batch_of(), 3)
+    assert [name for name in PARTS if f"g_{name}" in losses] == [
+        name for name in PARTS if name != part
+    ]
+    assert ("d_real" in losses) == (part != "adv")
+
+
+def test_without_self_representation_losses_the_autoencoder_is_not_asked(settings):
+    weights = dict.fromkeys(
+        ("plave_lambda_branch", "plave_lambda_fused", "plave_lambda_decoder"), 0.0
+    )
+    method = method_of(changed(settings, **weights))
+    for parameter in method.autoencoder.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    assert all(math.isfinite(value) for value in method.training_step(batch_of(), 3).values())
 
 
 def test_without_a_segmentation_the_segmenter_stays_as_it_is(settings):
@@ -140,6 +154,20 @@ def test_absent_sources_change_no_bit_of_a_step(junk, settings):
     losses = two.training_step(replace(batch, images=spoiled), 3)
     assert all(torch.equal(expected[name], losses[name]) for name in expected)
     assert moved(two, weights_of(one)) == set()
+
+
+def similarity(first: Tensor, second: Tensor) -> Tensor:
+    """SSIM at each pixel as Wang et al. 2004 print it: a Gaussian of 1.5 pixels, 11 wide, intensities of range 2."""
+    bell = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+    window = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(x, window, padding=5)
+
+    mu1, mu2 = mean(first), mean(second)
+    var1, var2 = mean(first**2) - mu1**2, mean(second**2) - mu2**2
+    cov, c1, c2 = mean(first * second) - mu1 * mu2, 0.02**2, 0.06**2
+    return ((2 * mu1 * mu2 + c1) * (2 * cov + c2)) / ((mu1**2 + mu2**2 + c1) * (var1 + var2 + c2))
 
 
 def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa: PLR0915 - as it is printed
@@ -231,7 +259,8 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
         pairs = ((heads[0], fused, fused2), (heads[1], following, following2))
         one = {
             "adv": bce(d(visible, fake, target[b]), 1.0),
-            "image": (fake - real).abs().mean(),
+            "image": (fake - real).abs()[real > -1].mean(),
+            "structure": 1 - similarity(fake, real)[real > -1].mean(),
             "patch": torch.stack([contrast(*pair) for pair in pairs]).mean(),
             "branch": torch.stack([F.mse_loss(x, branch) for x in own.values()]).mean(),
             "fused": F.mse_loss(fused, last),
@@ -250,6 +279,7 @@ def literal_step(method: Plave, batch: CaseBatch) -> dict[str, Tensor]:  # noqa:
     weights = {
         "adv": 1,
         "image": 100,
+        "structure": 60,
         "patch": 0.1,
         "seg": 0.1,
         "branch": 0.1,

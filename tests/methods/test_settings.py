@@ -87,7 +87,7 @@ def test_a_file_may_name_its_preset_and_its_method(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text('preset = "small"\nsteps = 5\n[run]\nmethod = "plave"\n')
     settings = resolve(preset="tiny", file=file)
-    assert (settings.method, settings.image_size, settings.steps) == ("plave", 128, 5)
+    assert (settings.method, settings.image_size, settings.steps) == ("plave", 256, 5)
 
 
 def test_a_run_to_resume_stands_in_for_a_file_and_overrides_beat_it():

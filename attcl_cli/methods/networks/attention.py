@@ -36,13 +36,16 @@ class CBAM(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel attention of PLAVE's branches: x + x * se(x) (Hu et al. 2018; method.md, section 6)."""
+    """Channel attention of PLAVE's branches: x + x * se(x) (Hu et al. 2018; ACA-GAN's has no bias)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, bias: bool = True) -> None:
         super().__init__()
         hidden = max(channels // _REDUCTION, 1)
         self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid()
+            nn.Linear(channels, hidden, bias=bias),
+            nn.ReLU(),
+            nn.Linear(hidden, channels, bias=bias),
+            nn.Sigmoid(),
         )
         initialise(self)
 

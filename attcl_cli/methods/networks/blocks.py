@@ -168,6 +168,19 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
+def initialise_as_pix2pix(module: nn.Module) -> None:
+    """Initialise weights by N(0, 0.02), those of batch norms by N(1, 0.02), biases by 0 (pix2pix, ACA-GAN)."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.normal_(layer.weight, 0.0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, 0.02)
+        else:
+            continue
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 def pick(codes: Tensor, domain: Tensor) -> Tensor:
     """Return the entry of each row's own domain: codes (B, N, ...), domain (B,) int64 -> (B, ...)."""
     return codes[torch.arange(codes.shape[0], device=codes.device), domain]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from attcl_cli.methods.networks.blocks import InstanceNorm, initialise, pick, widths
+from attcl_cli.methods.networks.blocks import (
+    InstanceNorm,
+    initialise,
+    initialise_as_pix2pix,
+    pick,
+    widths,
+)
 from attcl_cli.methods.networks.style import Trunk
 
 _MOST_HALVINGS = 3  # pix2pix's
@@ -37,6 +44,8 @@ class PatchDiscriminator(nn.Module):
         targets: number of modalities; each has a logit map of its own.
     """
 
+    batch_norm: ClassVar[bool] = False
+
     def __init__(
         self, *, image_size: int, width: int, max_width: int, sources: int, targets: int
     ) -> None:
@@ -50,13 +59,22 @@ class PatchDiscriminator(nn.Module):
         for index, (inputs, outputs) in enumerate(pairwise(channels)):
             stride = 2 if index < halvings - 1 else 1
             layers += [
-                nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1),
-                InstanceNorm(outputs, affine=True),
+                nn.Conv2d(inputs, outputs, 4, stride=stride, padding=1, bias=not self.batch_norm),
+                nn.BatchNorm2d(outputs) if self.batch_norm else InstanceNorm(outputs, affine=True),
                 nn.LeakyReLU(0.2),
             ]
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], targets, 4, padding=1))
-        initialise(self)
+        if self.batch_norm:
+            initialise_as_pix2pix(self)
+        else:
+            initialise(self)
 
     def forward(self, sources: Tensor, x: Tensor, target: Tensor) -> Tensor:
         """Judge patches: sources (B, M, H, W), absent ones -1; x (B, 1, H, W); target (B,) -> logits (B, h, w)."""
         return pick(self.layers(torch.cat([sources, x], dim=1)), target)
+
+
+class BatchNormPatchDiscriminator(PatchDiscriminator):
+    """The same as pix2pix built it: with batch norm, no bias before it, and weights that start from N(0, 0.02)."""
+
+    batch_norm = True

@@ -1,84 +1,102 @@
-"""PLAVE's generator: a branch per source modality, their fusion, a residual trunk, and decoders (method.md, section 6).
+"""PLAVE's networks: a branch per source modality, their fusion, a residual trunk, decoders, and the auto-encoder.
 
-Knows tensors and slots, no modality's name. Every norm is modulated by the code of the target (AdaIN), so that one set
-of weights can make several targets; a constant on an input plane would not survive an instance norm.
+Knows tensors and slots, no modality's name. `Design` says how they are built; what their layers are, `layers` knows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise, zip_longest
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from attcl_cli.methods.networks.attention import SqueezeExcitation
-from attcl_cli.methods.networks.blocks import (
-    AdaIN,
-    AdaINResidualBlock,
-    initialise,
-    leaky_relu,
-    widths,
-)
+from attcl_cli.methods.networks.blocks import initialise, widths
+from attcl_cli.methods.networks.layers import Layers, Norm, layers_of
 
 HALVINGS = 2  # the features that are fused have a quarter of the image's size: 64 of 256
 
+Excitation = Literal["none", "last", "each"]
+FusionKind = Literal["modality", "position"]
+Contrast = Literal["attended", "following"]
 
-class TargetCodes(nn.Embedding):
-    """A learned code per target; of length about 1 at first, so that AdaIN begins close to a plain instance norm."""
-
-    def __init__(self, targets: int, style_dim: int) -> None:
-        super().__init__(targets, style_dim)
-        nn.init.normal_(self.weight, std=style_dim**-0.5)
+_REDUCTION = 16  # of the scores' hidden layer
+_MIXED = 0.1  # share of the weighted mean in what each source contributes
 
 
-class ConvAdaIN(nn.Module):
-    """Convolution, AdaIN, LeakyReLU."""
+@dataclass(frozen=True)
+class Design:
+    """How PLAVE's networks are built; the defaults are the published ones at 256 pixels.
 
-    def __init__(
-        self, inputs: int, outputs: int, style_dim: int, *, kernel: int = 3, stride: int = 1
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
-        self.norm = AdaIN(outputs, style_dim)
+    Attributes:
+        width, max_width: channels of the first convolution, and the most there are.
+        side: of the images in training, in pixels.
+        norm: of all layers.
+        style_dim: length of a target's code; only with norm `adain`.
+        blocks: residual blocks of the trunk.
+        excitation: where branches have squeeze-and-excitation: after each halving, after the last, or nowhere.
+        fusion: sources are weighed by a score per modality and channel, or at each position.
+        contrast: which features are compared: what multi-modal attention gives and what the convolution makes of it, or
+            the latter and what a further convolution makes of that.
+        skips: the decoders also see the branches' larger features, fused at each position.
+        autoencoder_blocks: residual blocks of the auto-encoder, whose branch then has no excitation; 0: a 1x1
+            convolution in their place, and a branch as the generator's.
+    """
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """Return (B, outputs, H / stride, W / stride) of (B, inputs, H, W) and (B or 1, style_dim)."""
-        return leaky_relu(self.norm(self.conv(x), style))
+    width: int = 64
+    max_width: int = 512
+    side: int = 256
+    norm: Norm = "batch"
+    style_dim: int = 64
+    blocks: int = 6
+    excitation: Excitation = "each"
+    fusion: FusionKind = "modality"
+    contrast: Contrast = "attended"
+    skips: bool = False
+    autoencoder_blocks: int = 6
+
+    @property
+    def layers(self) -> Layers:
+        """What makes the layers."""
+        return layers_of(self.norm, self.style_dim)
+
+    @property
+    def channels(self) -> list[int]:
+        """The channels after 0, 1 and 2 halvings."""
+        return widths(self.width, self.max_width, HALVINGS)
 
 
 class Branch(nn.Module):
-    """The encoder of one source modality: three convolutions to a quarter of the size, then squeeze-and-excitation.
+    """The encoder of one source modality: three convolutions to a quarter of the size, with squeeze-and-excitation."""
 
-    Args:
-        width, max_width: channels of the first convolution, and the most there are.
-        style_dim: length of the target's code.
-    """
-
-    def __init__(self, *, width: int, max_width: int, style_dim: int) -> None:
+    def __init__(self, design: Design, *, excitation: Excitation) -> None:
         super().__init__()
-        channels = widths(width, max_width, HALVINGS)
-        self.stem = ConvAdaIN(1, width, style_dim, kernel=7)
-        self.down = nn.ModuleList(
-            ConvAdaIN(a, b, style_dim, stride=2) for a, b in pairwise(channels)
-        )
-        self.attention = SqueezeExcitation(channels[-1])
-        initialise(self)
+        layers, channels = design.layers, design.channels
+        self.stem = layers.conv(1, design.width, kernel=7)
+        self.down = nn.ModuleList(layers.conv(a, b, stride=2) for a, b in pairwise(channels))
+        *halved, last = channels[1:]
+        self.early = nn.ModuleList(layers.excitation(c) for c in halved if excitation == "each")
+        self.attention = nn.Identity() if excitation == "none" else layers.excitation(last)
+        layers.initialise(self)
 
     def forward(self, x: Tensor, style: Tensor) -> list[Tensor]:
-        """Return features of sizes H, H / 2 and, with attention, H / 4.
+        """Return features of sizes H, H / 2 and H / 4.
 
         Args:
             x: (B, 1, H, W) in [-1, 1].
             style: (B or 1, style_dim), `code` of the target.
         """
-        layers = [self.stem(x, style)]
-        for block in self.down:
-            layers.append(block(layers[-1], style))
-        return [*layers[:-1], self.attention(layers[-1])]
+        features = [self.stem(x, style)]
+        early = [*self.early] or [nn.Identity()] * (len(self.down) - 1)
+        for block, attention in zip(self.down, [*early, self.attention], strict=True):
+            features.append(attention(block(features[-1], style)))
+        return features
 
 
-class Fusion(nn.Module):
+class PositionFusion(nn.Module):
     """Weighs the sources at each position by a softmax over those that are there, then concatenates and mixes them."""
 
     def __init__(self, channels: int, *, slots: int) -> None:
@@ -101,26 +119,72 @@ class Fusion(nn.Module):
         absent = ~present[:, :, None, None]
         return scores.float().masked_fill(absent, -torch.inf).softmax(dim=1).to(features.dtype)
 
-    def forward(self, features: Tensor, present: Tensor) -> Tensor:
-        """Fuse (B, M, C, H, W), (B, M) bool -> (B, C, H, W); what absent slots hold is never looked at."""
+    def attend(self, features: Tensor, present: Tensor) -> Tensor:
+        """Return the weighted sources side by side, (B, M * C, H, W); what absent slots hold is never looked at."""
         there = present[:, :, None, None, None]
         features = torch.where(there, features, torch.zeros_like(features))
-        weighted = self.weights(features, present)[:, :, None] * features
-        value: Tensor = self.mix(weighted.flatten(1, 2))
+        return (self.weights(features, present)[:, :, None] * features).flatten(1, 2)
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Fuse (B, M, C, H, W), (B, M) bool -> (B, C, H, W)."""
+        value: Tensor = self.mix(self.attend(features, present))
         return value
 
 
-class UpAdaIN(nn.Module):
-    """Transposed convolution to twice the size, AdaIN, LeakyReLU."""
+class ModalityFusion(nn.Module):
+    """ACA-GAN's multi-modal attention: a score per modality and channel, made of that channel's whole maps.
 
-    def __init__(self, inputs: int, outputs: int, style_dim: int) -> None:
+    The scores go through a softmax over the modalities; each modality then contributes nine tenths of its own features
+    and a tenth of the weighted mean, side by side. An absent source has no weight and contributes 0 (ours: the
+    published one has all of them). Maps of another size than in training are averaged to it before they are scored.
+    """
+
+    def __init__(self, channels: int, *, slots: int, size: int, layers: Layers) -> None:
         super().__init__()
-        self.conv = nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1)
-        self.norm = AdaIN(outputs, style_dim)
+        self.size = size
+        inputs = slots * size * size
+        hidden = max(inputs // _REDUCTION, 1)
+        self.score = nn.Sequential(
+            nn.Linear(inputs, hidden, bias=False),
+            nn.ReLU(),
+            nn.Linear(hidden, slots, bias=False),
+            nn.Sigmoid(),
+        )
+        self.mix = nn.Conv2d(slots * channels, channels, 1)
+        layers.initialise(self)
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """Return (B, outputs, 2 H, 2 W) of (B, inputs, H, W) and (B or 1, style_dim)."""
-        return leaky_relu(self.norm(self.conv(x), style))
+    def weights(self, features: Tensor, present: Tensor) -> Tensor:
+        """Return the weights of the slots in each channel, which add up to 1; exactly 0 if a source is absent.
+
+        Args:
+            features: (B, M, C, H, W), in the order of the slots; 0 if a source is absent.
+            present: (B, M) bool, at least one per row.
+
+        Returns:
+            (B, M, C).
+        """
+        maps = features.flatten(0, 1)
+        if maps.shape[-2:] != (self.size, self.size):
+            maps = F.adaptive_avg_pool2d(maps, self.size)
+        maps = maps.unflatten(0, features.shape[:2])  # (B, M, C, size, size)
+        scores = self.score(maps.transpose(1, 2).flatten(2))  # (B, C, M)
+        scores = scores.float().masked_fill(~present[:, None], -torch.inf)
+        value: Tensor = scores.softmax(dim=2).transpose(1, 2).to(features.dtype)
+        return value
+
+    def attend(self, features: Tensor, present: Tensor) -> Tensor:
+        """Return the attended sources side by side, (B, M * C, H, W); what absent slots hold is never looked at."""
+        there = present[:, :, None, None, None]
+        features = torch.where(there, features, torch.zeros_like(features))
+        weights = self.weights(features, present)[..., None, None]
+        mean = (weights * features).sum(dim=1, keepdim=True)
+        attended = (1 - _MIXED) * features + _MIXED * mean
+        return torch.where(there, attended, torch.zeros_like(attended)).flatten(1, 2)
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Fuse (B, M, C, H, W), (B, M) bool -> (B, C, H, W)."""
+        value: Tensor = self.mix(self.attend(features, present))
+        return value
 
 
 class Decoder(nn.Module):
@@ -129,12 +193,12 @@ class Decoder(nn.Module):
     No norm after the last doubling's own: what is black and what is bright must survive.
     """
 
-    def __init__(self, *, width: int, max_width: int, outputs: int, style_dim: int) -> None:
+    def __init__(self, design: Design, *, outputs: int) -> None:
         super().__init__()
-        backwards = widths(width, max_width, HALVINGS)[::-1]
-        self.up = nn.ModuleList(UpAdaIN(a, b, style_dim) for a, b in pairwise(backwards))
-        self.last = nn.Conv2d(width, outputs, 7, padding=3)
-        initialise(self)
+        layers = design.layers
+        self.up = nn.ModuleList(layers.up(a, b) for a, b in pairwise(design.channels[::-1]))
+        self.last = layers.last(design.width, outputs)
+        layers.initialise(self)
 
     def forward(
         self, h: Tensor, style: Tensor, skips: Sequence[Tensor] = ()
@@ -151,46 +215,55 @@ class Decoder(nn.Module):
         return self.last(h), features
 
 
+class Fused(NamedTuple):
+    """What fusion gives, (B, ?, H / 4, W / 4) each.
+
+    Attributes:
+        attended: the weighed sources side by side, M * C channels.
+        mixed: what the 1x1 convolution makes of them, C channels; the auto-encoder's last features are its example.
+        following: what the trunk takes, C channels.
+    """
+
+    attended: Tensor
+    mixed: Tensor
+    following: Tensor
+
+
 class FusionGenerator(nn.Module):
     """Branches, fusion, trunk and image decoder; the segmentation decoder starts from the trunk's output, too.
 
     Args:
+        design: how it is built.
         slots: number of source modalities.
-        targets: number of modalities that can be asked for; each has a learned code.
-        width, max_width: channels of the first convolution, and the most there are.
-        blocks: residual blocks of the trunk.
-        style_dim: length of a target's code.
-        skips: the decoders also see the branches' larger features, fused in the same way.
+        targets: number of modalities that can be asked for; each has a learned code, unless norms know no code.
     """
 
-    def __init__(
-        self,
-        *,
-        slots: int,
-        targets: int,
-        width: int,
-        max_width: int,
-        blocks: int,
-        style_dim: int,
-        skips: bool = False,
-    ) -> None:
+    def __init__(self, design: Design, *, slots: int, targets: int) -> None:
         super().__init__()
-        shape = {"width": width, "max_width": max_width}
-        *larger, self.channels = widths(width, max_width, HALVINGS)
-        self.code = TargetCodes(targets, style_dim)
-        self.branches = nn.ModuleList(Branch(**shape, style_dim=style_dim) for _ in range(slots))
-        self.fusion = Fusion(self.channels, slots=slots)
-        self.skip = nn.ModuleList(Fusion(count, slots=slots) for count in reversed(larger) if skips)
-        self.next = ConvAdaIN(self.channels, self.channels, style_dim)
-        self.trunk = nn.ModuleList(
-            AdaINResidualBlock(self.channels, self.channels, style_dim) for _ in range(blocks)
+        layers = design.layers
+        *larger, channels = design.channels
+        self.layers, self.contrast = layers, design.contrast
+        self.code = layers.codes(targets)
+        self.branches = nn.ModuleList(
+            Branch(design, excitation=design.excitation) for _ in range(slots)
         )
-        self.decoder = Decoder(**shape, outputs=1, style_dim=style_dim)
-        initialise(self.next)
-        initialise(self.trunk)
-        # The trunk begins as the identity: otherwise what the branches found would be drowned in what six blocks add.
-        for block in self.trunk:
-            nn.init.zeros_(block.conv2.weight)  # type: ignore[union-attr,arg-type]
+        self.fusion = (
+            ModalityFusion(channels, slots=slots, size=design.side // 2**HALVINGS, layers=layers)
+            if design.fusion == "modality"
+            else PositionFusion(channels, slots=slots)
+        )
+        skipping = [*reversed(larger)] if design.skips else []
+        self.skip = nn.ModuleList(PositionFusion(count, slots=slots) for count in skipping)
+        self.next = layers.conv(channels, channels) if self.contrast == "following" else None
+        self.trunk = nn.ModuleList(layers.residual(channels) for _ in range(design.blocks))
+        self.decoder = Decoder(design, outputs=1)
+        if self.next is not None:
+            layers.initialise(self.next)
+        attended = slots * channels
+        self.compared_channels = (
+            (attended, channels) if self.contrast == "attended" else (channels, channels)
+        )
+        """The channels of what is compared by the contrastive loss."""
 
     def encode(
         self, images: Sequence[Tensor | None], present: Tensor, style: Tensor
@@ -219,12 +292,20 @@ class FusionGenerator(nn.Module):
         slots = [nothing if item is None else item for item in encoded]
         return [torch.stack(level, dim=1) for level in zip(*slots, strict=True)]
 
-    def fuse(
-        self, features: Sequence[Tensor], present: Tensor, style: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the fused features and those after the next convolution, (B, C, H / 4, W / 4) each, of `encode`'s."""
-        fused = self.fusion(features[-1], present)
-        return fused, self.next(fused, style)
+    def fuse(self, features: Sequence[Tensor], present: Tensor, style: Tensor) -> Fused:
+        """Return the fused features of what `encode` gave."""
+        attended = self.fusion.attend(features[-1], present)
+        mixed = self.fusion.mix(attended)
+        if self.next is not None:
+            return Fused(attended, mixed, self.next(mixed, style))
+        mixed = self.layers.activate(mixed)
+        return Fused(attended, mixed, mixed)
+
+    def compared(self, fused: Fused) -> tuple[Tensor, Tensor]:
+        """Return the two layers that the contrastive loss compares."""
+        if self.contrast == "attended":
+            return fused.attended, fused.mixed
+        return fused.mixed, fused.following
 
     def skips(self, features: Sequence[Tensor], present: Tensor) -> list[Tensor]:
         """Return what the decoders see beside the trunk's output: sizes H / 2 and H, or nothing."""
@@ -251,18 +332,21 @@ class AutoEncoder(nn.Module):
     """The self-representation network: encodes and decodes the target itself.
 
     What the generator should arrive at: its branch is compared with the branches, its last features with the fused
-    ones, its decoder's with the decoder's. There is no trunk: a target needs no translation.
+    ones, its decoder's with the decoder's.
     """
 
-    def __init__(self, *, targets: int, width: int, max_width: int, style_dim: int) -> None:
+    def __init__(self, design: Design, *, targets: int) -> None:
         super().__init__()
-        shape = {"width": width, "max_width": max_width, "style_dim": style_dim}
-        channels = widths(width, max_width, HALVINGS)[-1]
-        self.code = TargetCodes(targets, style_dim)
-        self.branch = Branch(**shape)
-        self.mix = nn.Conv2d(channels, channels, 1)
-        self.decoder = Decoder(**shape, outputs=1)
-        initialise(self.mix)
+        layers, channels = design.layers, design.channels[-1]
+        slim = design.autoencoder_blocks == 0
+        self.code = layers.codes(targets)
+        self.branch = Branch(design, excitation=design.excitation if slim else "none")
+        self.mix = nn.Conv2d(channels, channels, 1) if slim else nn.Identity()
+        self.trunk = nn.ModuleList(
+            layers.residual(channels) for _ in range(design.autoencoder_blocks)
+        )
+        self.decoder = Decoder(design, outputs=1)
+        layers.initialise(self.mix)
 
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Return the image and what the generator's features are compared with.
@@ -278,5 +362,17 @@ class AutoEncoder(nn.Module):
         style = self.code(target)
         branch = self.branch(x, style)[-1]
         last = self.mix(branch)
-        image, features = self.decoder(last, style)
+        h = last
+        for block in self.trunk:
+            h = block(h, style)
+        image, features = self.decoder(h, style)
         return torch.tanh(image), branch, last, features
+
+    def hand_over(self, generator: FusionGenerator) -> None:
+        """Copy code, branch, trunk and decoder to a generator of the same design, as far as it has such layers."""
+        generator.code.load_state_dict(self.code.state_dict())
+        for branch in generator.branches:
+            branch.load_state_dict(self.branch.state_dict(), strict=False)
+        for theirs, own in zip(generator.trunk, self.trunk, strict=False):
+            theirs.load_state_dict(own.state_dict())
+        generator.decoder.load_state_dict(self.decoder.state_dict())
