@@ -33,7 +33,13 @@ _LEVELS = (
     1,
 )  # monai's BasicUNet: five levels down, and the last one up; times the width
 
-_OURS: Mapping[str, Any] = {"keep_background": True, "mirror": 0.5, "learning_rate_decay": 1.0}
+_OURS: Mapping[str, Any] = {
+    "keep": "best",
+    "ema_warm_up": True,
+    "keep_background": True,
+    "mirror": 0.5,
+    "learning_rate_decay": 1.0,
+}
 _PATCHES: Mapping[str, Any] = {**_OURS, "image_size": 256, "crop": 128}
 _BASE: Mapping[str, Any] = {**_PATCHES, "width": 64, "steps": 40_000}
 

@@ -185,30 +185,39 @@ class Trainer:
                     buffer.copy_(current)
 
     def judge(self, step: int) -> None:
-        """See `Trainee`: score the averaged weights; the best are kept, without validation the newest."""
+        """See `Trainee`: score the averaged weights; the best or the newest are kept (`keep`).
+
+        Without validation it is the newest.
+        """
         self._remember_references()
         score = self.hooks.validate(self.averaged) if self.hooks.validate else None
         if score is not None:
             record = {"step": step, VALIDATION_SSIM: score}
             log_stats(self.run_dir / STATS_FILE, record)
             self.hooks.on_log(record)
-        if self.best is None or score is None or score > self.best:
+        better = self.best is None or score is None or score > self.best
+        if better or self.settings.keep == "last":
             self._keep_weights(step, score)
 
     def save(self, step: int) -> None:
         """See `Trainee`."""
+        newest = self.settings.keep == "last"
         unjudged = self.hooks.validate is None or self.best is None
-        if unjudged and self.best_step < step:  # stopped before any weights were judged
+        if (unjudged or newest) and self.best_step < step:  # stopped before these were judged
             self._keep_weights(step, None)
         save_state(self.run_dir / STATE_FILE, self._state(step))
-        if self.best is not None and self.best_step == step:
+        if self.best is not None and self.best_step == step and not newest:
             copy_whole(self.run_dir / STATE_FILE, self.run_dir / BEST_FILE)
 
     def sample(self, step: int) -> None:
         """See `Trainee`: some training slices, and what the averaged weights make of them."""
         self._remember_references()
         titles, rows = samples.sample_rows(
-            self.averaged, self.store, seed=self.settings.seed, device=self.device
+            self.averaged,
+            self.store,
+            seed=self.settings.seed,
+            device=self.device,
+            boxed=self.settings.crop > 0,
         )
         self.hooks.draw(self.run_dir / "samples" / f"step-{step:06d}.png", titles, rows)
 

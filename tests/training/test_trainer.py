@@ -254,6 +254,38 @@ def test_validation_keeps_the_weights_that_score_best(six, store, tmp_path):
     assert noted == [0.5, 0.9, 0.7]
 
 
+def test_the_last_weights_are_kept_if_asked_for_whatever_they_score(six, store, tmp_path):
+    scores = iter([0.5, 0.9, 0.7])
+    hooks = Hooks(validate=lambda _method: next(scores))
+    settings = changed(six, save_every=2, keep="last")
+    assert run(settings, store, tmp_path / "run", hooks=hooks) == 6
+    assert find_weights(str(tmp_path / "run")).info.steps == 6
+    assert not (tmp_path / "run" / BEST_FILE).exists()
+    noted = [line["validation_ssim"] for line in stats(tmp_path / "run") if len(line) == 2]
+    assert noted == [0.5, 0.9, 0.7]
+
+
+@pytest.mark.parametrize("warm_up", [False, True])
+def test_the_average_is_the_published_one_unless_it_warms_up(warm_up, toy_six, store, tmp_path):
+    """EMA of 0.9, or min(0.9, (1 + step) / (10 + step)), of the weights after each step, by hand."""
+    history: list[torch.Tensor] = []
+    settings = changed(toy_six, ema_decay=0.9, ema_warm_up=warm_up, save_every=1)
+
+    def remember(step: int, _losses: object) -> None:
+        tensors = load_state(tmp_path / "run" / STATE_FILE).tensors
+        history.append(tensors["module.network.0.weight"])
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        average = METHODS["toy"](settings, store.modalities).network[0].weight.detach().clone()
+    run(settings, store, tmp_path / "run", hooks=Hooks(on_step=remember))
+    for step, weight in enumerate(history):
+        decay = min(0.9, (1 + step) / (10 + step)) if warm_up else 0.9
+        average = decay * average + (1 - decay) * weight
+    ours = load_state(tmp_path / "run" / STATE_FILE).tensors["average.network.0.weight"]
+    assert torch.allclose(ours, average, atol=1e-6)
+
+
 def test_a_resumed_run_remembers_the_best_score(six, store, tmp_path):
     settings = changed(six, save_every=2)
 
