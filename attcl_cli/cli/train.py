@@ -26,7 +26,7 @@ from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import PRESETS, explain, parse_override
 
-EXAMPLES = "Examples:  attcl train   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
+EXAMPLES = "Examples:  attcl train --minutes 90   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
 
 
 def train(
@@ -53,7 +53,8 @@ def train(
         str | None,
         typer.Option(
             "--preset",
-            help=f"Sizes, and the settings that go with them: {', '.join(PRESETS)}.  [default: base]",
+            help=f"Sizes, and the settings that go with them: {', '.join(PRESETS)}.  "
+            "[default: small on a CPU, base on a GPU]",
         ),
     ] = None,
     variant: Annotated[
@@ -69,6 +70,20 @@ def train(
     ] = None,
     set_: Overrides = None,
     steps: Steps = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs", min=1, help="Passes over the training slices, in place of --steps."
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0.01,
+            help="Plan the run to end in this time on this machine, in place of --steps; with --resume, so much more.",
+        ),
+    ] = None,
     resume: Resume = None,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
@@ -98,6 +113,8 @@ def train(
         variant=variant,
         config=config,
         overrides=overrides | {key: value for key, value in given.items() if value is not None},
+        epochs=epochs,
+        minutes=minutes,
         resume=resume,
         layout=layout,
         modalities=modalities,
@@ -122,6 +139,8 @@ def train(
         learned = f"{len(result.cases)} cases" if result.cases else f"the slices in {result.data}"
         terminal.result(f"would train on {learned}, on {result.device}, into {result.run_dir}\n")
         terminal.result(explain(result.settings))
+        if minutes is not None or result.settings.epochs:
+            terminal.result("\nsteps are counted when the training slices are ready")
     elif as_json:
         outcome = {"steps": result.weights_step, "weights": str(result.weights)}
         document({**described, **outcome, "sha256": run.weights_sha256(result)})

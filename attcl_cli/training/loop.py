@@ -81,11 +81,14 @@ class LoopHooks:
         on_step: called after each step with its number (from 1) and the last logged losses.
         on_log: called with each record of `stats.jsonl`.
         on_stop: called when a stop is asked for, while the step in progress continues.
+        on_checkpoint: called with the step after each regular checkpoint but the last, in all processes; an error that
+            it raises ends the loop there, and a resumed one continues from that step.
     """
 
     on_step: Callable[[int, Mapping[str, float]], None] = lambda _step, _losses: None
     on_log: Callable[[Mapping[str, float]], None] = lambda _record: None
     on_stop: Callable[[], None] = lambda: None
+    on_checkpoint: Callable[[int], None] = lambda _step: None
 
 
 def run_loop(
@@ -137,12 +140,7 @@ def run_loop(
                 set_rates(trainee.optimisers(), full, factor)
                 losses = trainee.step(batch, step)
             except torch.cuda.OutOfMemoryError as error:
-                what, hint = trainee.explain_memory()
-                raise AttclError(
-                    f"{device}: out of memory with {what}, expected a step that fits",
-                    hint,
-                    code="out-of-memory",
-                ) from error
+                raise out_of_memory(trainee, device) from error
             done = step + 1
             last = done == schedule.steps
             judging = done % schedule.save_every == 0 or last
@@ -177,7 +175,19 @@ def run_loop(
                     f"resume with: {resume_hint}",
                     code="stopped",
                 )
+            if judging and not last:
+                hooks.on_checkpoint(done)
     processes.wait()
+
+
+def out_of_memory(trainee: Trainee, device: torch.device) -> AttclError:
+    """Return the error about a step that does not fit on the device."""
+    what, hint = trainee.explain_memory()
+    return AttclError(
+        f"{device}: out of memory with {what}, expected a step that fits",
+        hint,
+        code="out-of-memory",
+    )
 
 
 def share_of(batch_size: int, processes: Processes) -> slice:

@@ -6,6 +6,7 @@ Settings of a run to resume, its folder, its cases. Writes nothing.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +18,79 @@ from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import (
+    DEFAULT_PRESET,
     Settings,
     fixed_names,
     read_run_settings,
+    read_settings,
     resolve,
 )
 from attcl_cli.methods.sources import takes_one
 from attcl_cli.run_record import read_record
 from attcl_cli.training.state import STATE_FILE, state_step
+
+CPU_PRESET = "small"
+"""The preset of a run that names none and has no GPU."""
+
+
+def default_preset(device: str) -> str:
+    """Return the preset of a run that names none: what the kind of device (`cpu`, `cuda`, `mps`) can train."""
+    return CPU_PRESET if device == "cpu" else DEFAULT_PRESET
+
+
+def with_length(
+    overrides: Mapping[str, Any], file: Path | None, *, epochs: int | None, minutes: float | None
+) -> dict[str, Any]:
+    """Return single settings, stronger than all others, in which one thing says how long the run is.
+
+    Args:
+        overrides: single settings.
+        file: a TOML file of settings; its steps are stronger than the epochs of a preset.
+        epochs: passes over the training slices; None: as the settings say.
+        minutes: time for the whole run; None: as the settings say.
+
+    Raises:
+        UsageError: several of them say how long the run is, or the time is none.
+    """
+    given = {
+        name: value
+        for name, value in {
+            "--minutes": minutes,
+            "--epochs": epochs or overrides.get("epochs") or None,
+            "--steps": overrides.get("steps"),
+        }.items()
+        if value is not None
+    }
+    if len(given) > 1:
+        first, second = list(given)[:2]
+        raise UsageError(
+            f"{first}: given with {second}, expected one of them",
+            "one option says how long the run is",
+            code="options-exclude-each-other",
+        )
+    if minutes is not None and not (minutes > 0 and math.isfinite(minutes)):
+        raise UsageError(
+            f"--minutes: {minutes}, expected more than 0",
+            "for example --minutes 90",
+            code="minutes-not-positive",
+        )
+    chosen = dict(overrides)
+    if epochs is not None:
+        chosen["epochs"] = epochs
+    by_file = read_settings(file)[0] if file is not None else {}
+    if (
+        minutes is not None
+        or "steps" in overrides
+        or ("steps" in by_file and "epochs" not in by_file)
+    ):
+        chosen.setdefault("epochs", 0)
+    return chosen
+
+
+def minutes_of(run_dir: Path) -> float | None:
+    """Return the time that a run was to take if it was stopped before its first checkpoint, otherwise None."""
+    minutes = read_record(run_dir).get("minutes")
+    return float(minutes) if isinstance(minutes, int | float) and not step_of(run_dir) else None
 
 
 def data_of(run_dir: Path | None) -> Path:
