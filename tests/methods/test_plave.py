@@ -316,6 +316,51 @@ def test_a_step_is_the_literal_iteration_of_the_paper(skips, settings):
                         assert close.float().mean() > 0.95, f"{name}.{key}"
 
 
+# --- the supervised start -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def supervised(settings) -> Settings:
+    """10 steps: 2 of the auto-encoder, 4 of the image terms, 2 in which the other losses grow."""
+    return changed(settings, steps=10, plave_pretraining=0.2, plave_supervised=0.4, plave_ramp=0.2)
+
+
+def test_at_first_the_image_terms_alone_teach_the_generator(supervised):
+    method = method_of(supervised)
+    assert method.phases == (0.2, pytest.approx(0.6))
+    for step in range(2, 6):
+        before = weights_of(method)
+        assert list(method.training_step(batch_of(), step)) == ["g_image", "g_structure"]
+        assert moved(method, before) == {"generator"}
+    before = weights_of(method)
+    assert "g_adv" in method.training_step(batch_of(), 6)
+    assert moved(method, before) == {"generator", "segmenter", "discriminator", "heads"}
+
+
+def gradient_of(method: Plave, step: int, network: str) -> Tensor:
+    method.training_step(batch_of(), step)
+    modules = method.networks()
+    return torch.cat([item.grad.flatten() for item in modules[network].parameters()])
+
+
+def test_the_other_losses_grow_to_their_weights(supervised):
+    """The segmenter learns from a single loss: half of its weight in the first of two steps, then all of it."""
+    half, whole, after = (
+        gradient_of(method_of(supervised), step, "segmenter") for step in (6, 7, 8)
+    )
+    assert torch.allclose(2 * half, whole, atol=1e-7)
+    assert torch.equal(whole, after)
+
+
+def test_what_the_discriminator_learns_does_not_grow(supervised):
+    first, second = (gradient_of(method_of(supervised), step, "discriminator") for step in (6, 7))
+    assert torch.equal(first, second)
+
+
+def test_without_phases_a_run_costs_the_same_throughout(settings):
+    assert method_of(changed(settings, plave_pretraining=0.0)).phases == ()
+
+
 # --- synthesis --------------------------------------------------------------------------------------------------------
 
 

@@ -300,6 +300,17 @@ def test_dump_holds_every_key_in_the_tables_of_its_sections(method):
     assert sorted(keys) == sorted(settings_of(method).model_fields)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_file_lacks_is_younger_than_the_file(method):
+    kind = settings_of(method)
+    assert set(kind.earlier) <= set(kind.model_fields)
+    older = parse({"method": method})
+    assert {name: getattr(older, name) for name in kind.earlier} == dict(kind.earlier)
+    assert (older.keep, older.ema_warm_up) == ("best", True)
+    written = resolve(preset="paper", method=method)
+    assert parse(to_tables(written)) == written  # a file of today states everything
+
+
 def test_settings_are_read_flat_as_well():
     settings = resolve(preset="small", overrides={"seed": 3})
     assert parse(settings.model_dump(mode="json")) == settings
