@@ -71,7 +71,7 @@ _EARLIER: Mapping[str, Any] = {
 
 # What the presets other than `paper` change: one model makes all modalities from any; completion makes slices without
 # tumour, too, so training sees them; the background is kept as completion keeps it; small cohorts are overfitted soon,
-# so half of the slices are mirrored.
+# so half of the slices are mirrored. Which sources are given and how their contrast varies is as `unet` has it.
 _OURS: Mapping[str, Any] = {
     **_EARLIER,
     "keep": "best",
@@ -79,6 +79,9 @@ _OURS: Mapping[str, Any] = {
     "keep_background": True,
     "mirror": 0.5,
     "learning_rate_decay": 1.0,
+    "plave_leave_out": 1.0,
+    "plave_alone": 0.4,
+    "plave_gamma": 0.15,
     "plave_tumour_slices": 0.5,
     "plave_skips": True,
     "plave_pretraining": 0.05,
@@ -205,6 +208,12 @@ class PlaveSettings(Settings):
     )
     plave_leave_out: Share = setting(
         0.5, "General model: share of slices with some sources left out (ours)."
+    )
+    plave_alone: Share = setting(
+        0.0, "General model: share of slices that are made from a single source (ours)."
+    )
+    plave_gamma: Weight = setting(
+        0.0, "Spread of the random gamma of each source: exp(N(0, this)); 0: none (ours)."
     )
     plave_tumour_slices: Share = setting(
         1.0, "Share of slices drawn from those with tumour, if that is known."
@@ -336,6 +345,8 @@ class Plave(Method):
             mirror=s.mirror,
             crop=s.crop,
             leave_out=0.0 if s.plave_target else s.plave_leave_out,
+            alone=0.0 if s.plave_target else s.plave_alone,
+            gamma=s.plave_gamma,
             tumour_slices=s.plave_tumour_slices,
         )
 

@@ -449,6 +449,17 @@ def test_a_general_model_makes_anything_from_anything(settings):
     assert method.sources_for("t1ce", ["t2", "flair", "t1ce"]) == ("flair", "t2")
 
 
+def test_sources_are_drawn_with_another_contrast_and_the_target_with_its_own(settings, store):
+    whole = {"plave_leave_out": 0.0, "plave_alone": 0.0, "mirror": 0.0}
+    as_it_is, varied = (
+        method_of(changed(settings, **whole, plave_gamma=spread)).sampler(store).batch(0)
+        for spread in (0.0, 0.3)
+    )
+    assert torch.equal(as_it_is.image(as_it_is.target), varied.image(varied.target))
+    changes = (as_it_is.images != varied.images).flatten(2).any(dim=2)
+    assert torch.equal(changes, as_it_is.sources)
+
+
 def leaves_out(method: Plave, store: SliceStore) -> bool:
     """Return whether some slices of the first batches are made from fewer sources than their case has."""
     sampler = method.sampler(store)
@@ -457,7 +468,10 @@ def leaves_out(method: Plave, store: SliceStore) -> bool:
 
 def test_a_general_model_learns_with_sources_left_out_and_a_dedicated_one_does_not(settings, store):
     assert leaves_out(method_of(settings), store)
-    assert not leaves_out(method_of(changed(settings, plave_leave_out=0.0)), store)
+    whole = changed(settings, plave_leave_out=0.0, plave_alone=0.0)
+    assert not leaves_out(method_of(whole), store)
+    for share in ("plave_leave_out", "plave_alone"):
+        assert leaves_out(method_of(changed(whole, **{share: 1.0})), store)
     assert not leaves_out(method_of(changed(settings, plave_target="t1ce")), store)
 
 
