@@ -34,21 +34,12 @@ _IMAGE = ("generator", "attention", "heads")
 _REFERENCE_EVERY = 4
 """In the supervised start, E makes the style code of one step in so many; F, which costs less, that of the others."""
 
-_OFF: Mapping[str, Any] = {"acl": "none", "att_adain": False, "scd": False}
+_OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
 
-# What a preset changes. `paper` is the published set-up; the others add the paired term (docs: "Beyond the paper") with
-# the weight that L1 has in pix2pix and ACA-GAN, and beside it the contrastive loss with the weight that it has beside
-# such an L1 in PLAVE: at 1 it holds the paired term back (500 steps of tiny on phantoms, SSIM on the validation cases
-# 0.304; 0.373 at 0.1; 0.386 without). The small ones also take larger steps, with momentum, since they are trained for
-# minutes: 300 steps of tiny on phantoms, 12 directions, mean SSIM in the brain 0.438 with momentum 0.5, 0.404 without.
-# These steps shrink over the whole run, for at full size they undo what was learnt now and then: 1,500 steps of the
-# paired term alone, tiny, give 0.719; 0.477 if only the last fifth shrinks. Wider networks do not bear steps of 1e-3:
-# `small` on patients lost its style codes (g_latent_sty 13,000) at step 90. What completion does with the background is
-# done in training, too; in-brain SSIM after 300 steps of the paired term alone: 0.305, otherwise 0.224. All of them see
-# half of the slices mirrored, for small cohorts are overfitted soon. The decoder sees the source at full size, for fine
-# detail: 1,500 steps of the paired term alone, 0.766, otherwise 0.719. `tiny` also weighs the brightest pixels, or its
-# T1ce lacks the bright tail (t1 -> t1ce 0.719, 0.683 without); what that does to patients is not measured yet, so the
-# others do not.
+# What a preset changes. `paper` is the published set-up; what each of ours adds to it, and what that brings, stands in
+# docs/methods ("Beyond the paper") and docs/experiments. In short: true pairs teach the generator first and most (L1
+# has the weight of pix2pix and ACA-GAN, the contrastive loss that of PLAVE); the adversary and all else come in
+# for the last steps, when rates are small already. Before, steps of 1e-3 cost wider networks their style codes.
 _PAIRED: Mapping[str, Any] = {
     "keep": "best",
     "ema_warm_up": True,
@@ -66,6 +57,18 @@ _QUICK: Mapping[str, Any] = {
     "beta1": 0.5,
     "learning_rate_decay": 1.0,
 }
+# Presets that see squares of full-resolution slices, and all that a case has.
+_SQUARES: Mapping[str, Any] = {
+    "crop": 128,
+    "sources": "many",
+    "all_skips": True,
+    "lambda_structure": 60.0,
+    "supervised": 0.9,
+    "ramp": 0.02,
+    "discriminator": "patches",
+    "alternate": True,
+    "r1_every": 16,
+}
 
 
 class AttclGanSettings(Settings):
@@ -77,16 +80,19 @@ class AttclGanSettings(Settings):
             "ema_decay": 0.995, "steps": 3_000, **_QUICK, "pair_bright": 10.0,
         },
         "small": {
-            "width": 32, "max_width": 256, "mapping_width": 256, "steps": 20_000, **_QUICK,
-            "learning_rate": 3e-4, "learning_rate_mapping": 3e-6,
+            "width": 48, "max_width": 192, "downs": 3, "bottleneck": 1, "fold": 2, "mapping_width": 128,
+            "contrastive_layers": (1, 2), "steps": 20_000, **_QUICK, **_SQUARES,
         },
-        "base": {"width": 32, "max_width": 256, **_PAIRED},
+        "base": {
+            "width": 32, "max_width": 256, **_QUICK, **_SQUARES,
+            "learning_rate": 5e-4, "learning_rate_mapping": 5e-6,
+        },
         "paper": {},
     }  # fmt: skip
 
-    # The paper's switches by name: the eight rows of Table 4, and the two contrastive baselines of Table 2.
+    # The paper's switches by name: the eight rows of Table 4, and the two contrastive baselines of Table 2; one source.
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "attcl-gan": {"acl": "attention", "att_adain": True, "scd": True},
+        "attcl-gan": {"sources": "one", "acl": "attention", "att_adain": True, "scd": True},
         "stargan-v2": _OFF,
         "acl": {**_OFF, "acl": "attention"},
         "att-adain": {**_OFF, "att_adain": True},
@@ -112,6 +118,11 @@ class AttclGanSettings(Settings):
     all_skips: bool = setting(
         default=False,
         description="The decoder's blocks also see the encoder's features of their size (ours).",
+        fixed=True,
+    )
+    fold: Literal[1, 2, 4] = setting(
+        1,
+        "The generator works on squares of this side instead of pixels: less detail, much faster (ours).",
         fixed=True,
     )
     sources: Literal["one", "many"] = setting(
@@ -199,10 +210,11 @@ class AttclGanSettings(Settings):
 
     @model_validator(mode="after")
     def _require_fitting_layers(self) -> AttclGanSettings:
-        if self.side < 4 * 2**self.downs:
+        smallest = self.side // self.fold // 4
+        if smallest < 2**self.downs:
             raise ValueError(
-                f"downs: {self.downs}, expected at most {(self.side // 4).bit_length() - 1} "
-                f"for squares of {self.side} pixels"
+                f"downs: {self.downs}, expected at most {smallest.bit_length() - 1} "
+                f"for slices of {self.side} pixels with fold {self.fold}"
             )
         missing = [layer for layer in self.contrastive_layers if layer > self.downs]
         if missing:
@@ -244,6 +256,7 @@ class AttclGan(Method):
             full_size_skips=settings.full_size_skips,
             all_skips=settings.all_skips,
             planes=domains * (stack + 1) if many else stack,
+            fold=settings.fold,
         )
         self.mapping = MappingNetwork(
             latent_dim=settings.latent_dim,
@@ -283,7 +296,7 @@ class AttclGan(Method):
     @property
     def stride(self) -> int:
         """See `Method`."""
-        return int(2**self.settings.downs)
+        return int(self.settings.fold * 2**self.settings.downs)
 
     def sampler(self, store: SliceStore) -> DomainSampler:
         """See `Method`: slices with a target modality each, and references of it."""

@@ -172,7 +172,7 @@ def test_a_lazy_penalty_is_due_now_and_then_and_weighs_as_many_times_as_much(tin
     part = method._parts(batch_of(), 0)[0]
     fake = torch.zeros(2, 1, 16, 16)
     assert method._discriminator_loss(part, fake, 0)["r1"][0] == 8.0
-    assert [name for name in method._discriminator_loss(part, fake, 3)] == ["real", "fake"]
+    assert list(method._discriminator_loss(part, fake, 3)) == ["real", "fake"]
 
 
 def test_a_discriminator_of_patches_judges_each_patch_of_an_image_alone(tiny_settings):
@@ -191,7 +191,7 @@ def test_the_reference_is_the_square_in_the_middle_of_the_brain(tiny_settings):
     method = method_of(tiny_settings, image_size=32, crop=16).eval()
     image = torch.full((1, 1, 32, 32), -1.0)
     image[:, :, 12:24, 0:8] = torch.rand(1, 1, 12, 8)
-    method.remember_references({name: image for name in FOUR})
+    method.remember_references(dict.fromkeys(FOUR, image))
     square = image[:, :, 10:26, 0:16]  # the brain's middle is (18, 4); the square stays inside
     torch.testing.assert_close(method.references["t1"], method.style_encoder(square)[0, 1])
 
@@ -209,3 +209,30 @@ def test_all_skips_adds_the_encoder_s_features_where_attention_adds_none(tiny_se
     for layer, block in zip((2, 1), generator.up, strict=True):
         h = block(h + features.layers[layer], style)
     torch.testing.assert_close(generator.decode(features, style), generator.to_image(h))
+
+
+# --- fold -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folded_generator_works_at_half_the_size_and_keeps_that_of_images(tiny_settings):
+    method = method_of(tiny_settings, fold=2, downs=1, contrastive_layers=(1,))
+    assert method.stride == 4
+    generator = method.generator
+    x = torch.rand(2, 1, 16, 24)
+    features = generator.encode(x)
+    assert features.layers[0].shape[2:] == (8, 12)
+    assert generator.decode(features, torch.rand(2, 8)).shape == x.shape
+    networks, _ = moved(method, batch_of(), 0)
+    assert networks == set(method.networks())
+
+
+def test_folding_takes_each_pixel_of_a_square_as_a_channel(tiny_settings):
+    generator = method_of(tiny_settings, fold=2, downs=1, contrastive_layers=(1,)).generator
+    x = torch.rand(1, 1, 16, 16)
+    by_hand = torch.cat([x[..., row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=1)
+    torch.testing.assert_close(generator.encode(x).layers[0], generator.stem(by_hand))
+
+
+def test_too_many_halvings_of_a_folded_slice_are_refused(tiny_settings):
+    with pytest.raises(ValueError, match="expected at most 1 for slices of 16 pixels with fold 2"):
+        changed(tiny_settings, fold=2, downs=2)

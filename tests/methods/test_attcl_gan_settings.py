@@ -76,7 +76,10 @@ def test_a_value_out_of_bounds_is_an_error_of_its_key(key, value):
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"image_size": 32, "downs": 4}, "downs: 4, expected at most 3 at image_size 32"),
+        (
+            {"image_size": 32, "downs": 4},
+            "downs: 4, expected at most 3 for slices of 32 pixels with fold 1",
+        ),
         (
             {"contrastive_layers": [1, 5]},
             "contrastive_layers: [5], expected layers from 1 to downs (4)",

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attcl_cli.methods.networks.blocks import (
     AdaIN,
@@ -57,6 +58,9 @@ class Generator(nn.Module):
             added to what comes out, so that only the difference is learnt (ours).
         all_skips: every decoder block also sees the encoder's features of its size, where AttAdaIN adds none (ours).
         planes: channels of what is encoded: one image, or several with what says which they are (ours).
+        fold: squares of fold x fold pixels become channels on the way in, and are unfolded on the way out, so that all
+            blocks work at a fraction of the size (pixel shuffle, Shi et al. 2016; ours). Sizes H and W below, but those
+            of images, are then H / fold and W / fold.
     """
 
     def __init__(
@@ -70,13 +74,15 @@ class Generator(nn.Module):
         full_size_skips: bool = False,
         all_skips: bool = False,
         planes: int = 1,
+        fold: int = 1,
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
         deep = channels[-1]
         self.channels = channels
         self.all_skips = all_skips
-        self.stem = nn.Conv2d(planes, width, 3, padding=1)
+        self.fold = fold
+        self.stem = nn.Conv2d(planes * fold**2, width, 3, padding=1)
         self.down = nn.ModuleList(
             ResidualBlock(a, b, norm=True, down=True) for a, b in pairwise(channels)
         )
@@ -92,7 +98,7 @@ class Generator(nn.Module):
         )
         self.full_size = AdaINResidualBlock(width, width, style_dim) if full_size_skips else None
         self.to_image = nn.Sequential(
-            InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
+            InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, fold**2, 1)
         )
         initialise(self)
         with torch.no_grad():
@@ -104,10 +110,10 @@ class Generator(nn.Module):
         """Return the encoder's features.
 
         Args:
-            x: (B, planes, H, W) in [-1, 1], H and W multiples of 2 ** downs.
+            x: (B, planes, H, W) in [-1, 1], H and W multiples of fold * 2 ** downs.
             start: (B, 1, H, W), the image that the result starts from; None: `x`, which is one.
         """
-        layers = [self.stem(x)]
+        layers = [self.stem(F.pixel_unshuffle(x, self.fold) if self.fold > 1 else x)]
         for block in self.down:
             layers.append(block(layers[-1]))
         deep = layers[-1]
@@ -142,6 +148,8 @@ class Generator(nn.Module):
         if self.full_size is not None:
             h = self.full_size(h + features.layers[0], style)
         image: Tensor = self.to_image(h)
+        if self.fold > 1:
+            image = F.pixel_shuffle(image, self.fold)
         return image if self.full_size is None else features.image + image
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
