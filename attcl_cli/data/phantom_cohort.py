@@ -13,7 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from attcl_cli.data import intensities, phantom, volumes
+from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
+
+DESCRIPTION = "attcl phantom, simulated"
+"""What every phantom volume says of itself: the NIfTI field `descrip`, or the text `Description` of a PNG slice."""
 
 # Layout -> the id of the n-th phantom there, and the folder that its template begins with.
 _NAMES: Mapping[str, tuple[str, str]] = {
@@ -67,6 +71,13 @@ def write_cohort(
     return ids
 
 
+def is_phantom(dataset: Dataset, case: Case) -> bool:
+    """Return whether a case is a phantom: one of its volumes says so (`DESCRIPTION`)."""
+    return any(
+        volumes.read_description(dataset.paths(case, name)) == DESCRIPTION for name in case.files
+    )
+
+
 def _write_case(
     root: Path, index: int, layout: str, seed: int, voxel_mm: float, missing: Sequence[str]
 ) -> str:
@@ -88,12 +99,12 @@ def _write_case(
                 root / naming.place(case=name, token=token, prefix=prefix, slice_=f"{number:03d}")
                 for number in range(len(data))
             ]
-            volumes.save(paths, data, grey, description="attcl phantom, simulated")
+            volumes.save(paths, data, grey, description=DESCRIPTION)
         else:
             volumes.save(
                 [root / naming.place(case=name, token=token, prefix=prefix)],
                 data,
                 grid,
-                description="attcl phantom, simulated",
+                description=DESCRIPTION,
             )
     return name

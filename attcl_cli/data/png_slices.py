@@ -56,6 +56,15 @@ def read_shape(paths: Sequence[Path]) -> tuple[tuple[int, int, int], np.dtype[An
     return (height, width, len(paths)), np.dtype(_MODES[mode])
 
 
+def read_description(path: Path) -> str | None:
+    """Return the text `Description` of a slice; None if it is not readable."""
+    try:
+        with Image.open(path) as image:
+            return str(image.info.get("Description", ""))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
 def load(paths: Sequence[Path]) -> tuple[Array, np.dtype[Any]]:
     """Read slices, in order, into (D, H, W) float32; also return their number type.
 

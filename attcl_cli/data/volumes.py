@@ -172,6 +172,20 @@ def depth_of(paths: Sequence[Path]) -> int:
     return len(paths) if paths[0].suffix == ".png" else read_grid(paths).axial_shape[0]
 
 
+def read_description(paths: Sequence[Path]) -> str | None:
+    """Return what a volume says of itself (`save`): the NIfTI field `descrip`, or a PNG's text; None if unreadable."""
+    path = paths[0]
+    if path.suffix == ".png":
+        return png_slices.read_description(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header: Any = nib.load(path).header
+            return bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
+    except (*_UNREADABLE, KeyError):
+        return None
+
+
 def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     """Return whether the values of a volume must be read before a run: it may hold NaN or be constant.
 

@@ -18,6 +18,7 @@ import torch
 from attcl_cli import devices
 from attcl_cli.data import slices, splits
 from attcl_cli.data.dataset import Case, Dataset, Source, check
+from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError, raise_all
@@ -309,7 +310,9 @@ def _train(run: _TrainingRun) -> tuple[_TrainingRun, int]:
 
 def _record(run: _TrainingRun) -> RunRecord:
     """Return the record of the run, not yet written."""
+    dataset = None if isinstance(run.origin, Path) else run.origin
     origin = run.origin if isinstance(run.origin, Path) else run.origin.root
+    phantoms = dataset is not None and all(is_phantom(dataset, case) for case in run.cases)
     return RunRecord(
         run.folder / "run.json",
         "train",
@@ -321,6 +324,7 @@ def _record(run: _TrainingRun) -> RunRecord:
             "processes": run.processes.count,
             "data": str(origin.resolve()),
             "trained_on": [case.id for case in run.cases] or None,
+            **({"simulated": True} if phantoms else {}),  # completion warns of such weights
             **({"minutes": run.minutes} if run.minutes is not None else {}),
         },
     )

@@ -1,0 +1,374 @@
+"""Which weights there are, what their cards say, and which of them a dataset takes if none is named.
+
+Leaves to `weights` how a file is found by its name, verified and loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attcl_cli.data import volumes
+from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.phantom_cohort import is_phantom
+from attcl_cli.errors import AttclError, UsageError, some
+from attcl_cli.files import read_json
+from attcl_cli.methods.sources import SourceRule, takes_one
+from attcl_cli.methods.weights import (
+    BUNDLED,
+    WEIGHTS_FILE,
+    Weights,
+    find_weights,
+    named_weights,
+)
+from attcl_cli.run_record import read_record
+
+Kind = Literal["patients", "phantom", "run", "other"]
+"""What weights were made for: bundled ones of patients, any of phantoms, a run's, another file."""
+
+RUNS = Path("runs")
+"""The folder of runs, in the current folder."""
+
+MOST_MB = 15
+"""The size of the largest bundled file, in megabytes (10^6 bytes)."""
+
+_VOXEL_TOLERANCE = 0.2  # of the voxel size that the weights were trained at
+# Share of the voxels on the six faces of a volume that are 0: 0.98 and more of 24 skull-stripped patients, 0.76 to 0.83
+# of the volumes of one as the scanner left them.
+_EMPTY_FACES = 0.9
+
+
+class CardScore(BaseModel):
+    """One row of the table of scores on a card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field(description="The patients that were scored.")
+    sources: str = Field(description="What the volumes were made from, such as `flair, t2`.")
+    target: str = Field(description="The modality that was made.")
+    metric: str = Field(description="A metric of `attcl score`, and where: `ssim, brain`.")
+    n: int = Field(gt=0, description="Volumes.")
+    value: float = Field(description="The mean over the volumes.")
+    beside: dict[str, float] = Field(
+        default_factory=dict, description="The same of baselines and other methods, by name."
+    )
+
+
+class Card(BaseModel):
+    """What the card of bundled weights says beside what the file says of itself (`weights.save_weights`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["patients", "phantom"] = Field(description="What the weights are for.")
+    title: str = Field(description="One line.")
+    data: str = Field(description="What they were trained on.")
+    terms: str = Field(description="Licence of the data, with its attribution.")
+    citations: tuple[str, ...] = Field(description="Publications that the data's terms ask for.")
+    split: str = Field(description="Which cases were trained on, which were held out.")
+    hours: float = Field(gt=0, description="Time of training.")
+    device: str = Field(description="What they were trained on.")
+    voxel_mm: float = Field(gt=0, description="Edge of the isotropic voxels.")
+    skull_stripped: bool = Field(description="Whether the background was 0.")
+    scores: tuple[CardScore, ...] = Field(description="Scores on patients that were held out.")
+    limits: tuple[str, ...] = Field(description="What the weights are not good for.")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Weights that were found, sound or not.
+
+    Attributes:
+        name: that `-w` takes; of a run, its folder.
+        path: the file.
+        origin: `bundled`, `ATTCL_WEIGHTS` or `runs`.
+        kind: what they were made for.
+        weights: verified; None if the file is damaged.
+        card: what the card adds; None if it adds nothing.
+        status: how the run ended, in the words of its `run.json`; "" if these are no run's, or it does not say.
+        problem: why the file cannot be used; None if it can.
+    """
+
+    name: str
+    path: Path
+    origin: str
+    kind: Kind
+    weights: Weights | None
+    card: Card | None
+    status: str = ""
+    problem: AttclError | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Return whether nothing says that more training was meant."""
+        return self.status in {"", "done"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Weights that nobody named.
+
+    Attributes:
+        weights: those that are taken.
+        origin: `newest run` or `bundled`.
+        training: how they were trained, in a few words.
+        notes: what was passed over, and why.
+    """
+
+    weights: Weights
+    origin: Literal["newest run", "bundled"]
+    training: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Return what the first line of a command calls them."""
+        name = self.weights.name if self.origin == "bundled" else self.weights.path
+        return f"{name} ({self.training})"
+
+
+def read_card(path: Path) -> Card | None:
+    """Return what the card of a weights file adds; None if there is no card, or it adds nothing.
+
+    Raises:
+        AttclError: the card is no JSON, or what it adds is incomplete.
+    """
+    file = path.with_suffix(".json")
+    document: Any = read_json(file) if file.is_file() else {}
+    if not isinstance(document, dict) or "kind" not in document:
+        return None
+    fields = {name: document[name] for name in Card.model_fields if name in document}
+    try:
+        return Card.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise AttclError(
+            f"{file}: {key}: {first['msg']}, expected the card of bundled weights",
+            "copy the card again from its source",
+            code="card-incomplete",
+        ) from error
+
+
+def kind_of(path: Path) -> Kind:
+    """Return what a weights file was made for, as its card or its run says."""
+    if path.name == WEIGHTS_FILE:
+        return "phantom" if _record_of(path.parent).get("simulated") is True else "run"
+    if path.stem == BUNDLED:  # also without its card
+        return "phantom"
+    card = read_card(path)
+    return card.kind if card is not None else "other"
+
+
+def list_weights(*, runs: Path = RUNS) -> list[Listed]:
+    """Return all weights that are found: named ones, then the runs below a folder, the newest first."""
+    named = [_listed(name, path, _origin(path)) for name, path in named_weights().items()]
+    return named + [_listed(str(path.parent), path, "runs") for path in _runs(runs)]
+
+
+def look_up(name: str, *, flag: str = "NAME") -> Listed:
+    """Return weights by name, file or run's folder, as `list_weights` does.
+
+    Raises:
+        UsageError: there is nothing of that name.
+    """
+    try:
+        path = find_weights(name, flag=flag).path
+    except UsageError:
+        raise
+    except AttclError:  # damaged: `problem` says how
+        path = named_weights().get(name) or Path(name)
+        path = path / WEIGHTS_FILE if path.is_dir() else path
+    run = path.name == WEIGHTS_FILE
+    return _listed(name, path, "runs" if run else _origin(path))
+
+
+def newest_finished_run(*, runs: Path = RUNS) -> Path | None:
+    """Return the weights file of the run that wrote one last, of those that are finished; None if there is none."""
+    return next((path for path in _runs(runs) if _status(path.parent) in {"", "done"}), None)
+
+
+def choose_weights(
+    dataset: Dataset, targets: Iterable[str] = (), *, runs: Path = RUNS, flag: str = "--weights"
+) -> Choice:
+    """Return the weights that a dataset takes if none are named.
+
+    The newest finished run whose modalities cover the dataset's; otherwise bundled weights of patients that fit its
+    preparation, those of many sources first. Weights of phantoms are taken for phantoms alone, and bundled ones of them
+    never.
+
+    Args:
+        dataset: the dataset to complete.
+        targets: modalities to make that no case may have.
+        runs: the folder of runs.
+        flag: the option that names weights.
+
+    Raises:
+        UsageError: nothing fits.
+        AttclError: the newest run that would be taken is damaged.
+    """
+    present = {name for name, count in dataset.counts().items() if count}
+    needed = present | set(targets)
+    notes: list[str] = []
+    for path in _runs(runs):
+        reason = _against_run(path, needed, dataset)
+        if not reason:
+            weights = find_weights(str(path))
+            info = weights.info
+            training = f"{info.steps} steps on {len(info.trained_on)} cases"
+            return Choice(weights, "newest run", training, tuple(notes))
+        notes.append(f"{path.parent} {reason}")
+    fitting: list[Weights] = []
+    for name, path in named_weights().items():
+        card = read_card(path)
+        if card is None or card.kind != "patients":
+            continue
+        weights = find_weights(name)
+        lacking = sorted(needed - set(weights.info.modalities))
+        reason = (
+            f"knows no {', '.join(lacking)}" if lacking else _against_preparation(dataset, card)
+        )
+        if reason:
+            notes.append(f"{name} {reason}")
+        else:
+            fitting.append(weights)
+    if not fitting:
+        why = f": {'; '.join(notes)}" if notes else ""
+        raise UsageError(
+            f"{flag}: none given, and none found that fit {dataset.root}{why}, expected weights for it",
+            f"train on this dataset: attcl train --data {dataset.root}; "
+            "or name weights with -w (attcl weights list shows them)",
+            code="no-weights",
+        )
+    best = min(fitting, key=lambda it: (takes_one(it.info.rule, it.info.modalities), it.name))
+    training = f"bundled, trained on {len(best.info.trained_on)} patients"
+    return Choice(best, "bundled", training, tuple(notes))
+
+
+def refuse_patients(models: Sequence[Weights], dataset: Dataset, *, force: bool) -> str:
+    """Check that weights of phantoms are used on phantoms alone.
+
+    Args:
+        models: the weights that were named.
+        dataset: what they are to complete.
+        force: allow it, with a warning.
+
+    Returns:
+        The warning; "" if there is nothing to warn of.
+
+    Raises:
+        AttclError: weights of phantoms for a dataset of others, without `force`.
+    """
+    simulated = [model.name for model in models if kind_of(model.path) == "phantom"]
+    others = strangers(dataset) if simulated else []
+    if not others:
+        return ""
+    found = f"weights {', '.join(simulated)} know simulated phantoms only"
+    if force:
+        return f"warning: {found}; they are of no use on patients"
+    raise AttclError(
+        f"{dataset.root}: {found}, and {some(others, most=3)} of {len(dataset.cases)} cases are none, "
+        "expected phantoms that attcl made",
+        "leave out -w, or train on this dataset: attcl train; to see the workflow only: --force",
+        code="phantom-weights-on-patients",
+    )
+
+
+def strangers(dataset: Dataset) -> list[str]:
+    """Return the ids of the cases that are no phantoms, as their volumes say."""
+    return [case.id for case in dataset.cases if not is_phantom(dataset, case)]
+
+
+def describe_sources(rule: SourceRule, modalities: Sequence[str]) -> str:
+    """Return in words what a model makes volumes from: `one`, `any`, or each target with its sources."""
+    if takes_one(rule, modalities):
+        return "one"
+    pairs = [(target, name) for target in rule.targets for name in modalities if name != target]
+    if set(rule.targets) == set(modalities) and all(
+        rule.sources_for(target, [name]) == (name,) for target, name in pairs
+    ):
+        return "any"
+    return "; ".join(f"{target} from {rule.describe(target)}" for target in rule.targets)
+
+
+def _listed(name: str, path: Path, origin: str) -> Listed:
+    kind: Kind = "run" if path.name == WEIGHTS_FILE else "other"
+    status = _status(path.parent) if path.name == WEIGHTS_FILE else ""
+    card, weights = None, None
+    try:
+        kind = kind_of(path)
+        card = read_card(path)
+        weights = find_weights(str(path))
+    except AttclError as error:
+        return Listed(name, path, origin, kind, weights, card, status, error)
+    return Listed(name, path, origin, kind, weights, card, status)
+
+
+def _origin(path: Path) -> str:
+    """Return where a named file lies: among the project's own, or in the folder of the environment."""
+    package = Path(__file__).resolve().parents[1]
+    own = {package.parent / "weights", package / "weights"}
+    return "bundled" if path.resolve().parent in own else "ATTCL_WEIGHTS"
+
+
+def _runs(runs: Path) -> list[Path]:
+    """Return the weights files of the runs below a folder, the newest first."""
+    files = [path for path in runs.glob(f"*/{WEIGHTS_FILE}") if path.is_file()]
+    return sorted(files, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
+
+
+def _record_of(run_dir: Path) -> Mapping[str, Any]:
+    """Return the record of a run; {} if there is none that can be read."""
+    try:
+        return read_record(run_dir)
+    except AttclError:
+        return {}
+
+
+def _status(run_dir: Path) -> str:
+    """Return how a run ended; "" if it has no record, as weights that were copied into a folder."""
+    return str(_record_of(run_dir).get("status", ""))
+
+
+def _against_run(path: Path, needed: set[str], dataset: Dataset) -> str:
+    """Return what speaks against taking a run unasked; "" if nothing does."""
+    status = _status(path.parent)
+    if status not in {"", "done"}:
+        return f"is not finished ({status})"
+    lacking = sorted(needed - set(find_weights(str(path)).info.modalities))
+    if lacking:
+        return f"knows no {', '.join(lacking)}"
+    if kind_of(path) == "phantom" and strangers(dataset):
+        return "knows simulated phantoms only"
+    return ""
+
+
+def _against_preparation(dataset: Dataset, card: Card) -> str:
+    """Return how a dataset is prepared otherwise than the training data, from one volume; "" if it is alike."""
+    for case in dataset.cases:
+        for name in case.files:
+            try:
+                volume = volumes.load(dataset.paths(case, name))
+            except AttclError:
+                continue  # what is wrong with it is reported when all volumes are checked
+            return _otherwise_prepared(volume, card)
+    return "fits volumes only, and none is readable"
+
+
+def _otherwise_prepared(volume: volumes.Volume, card: Card) -> str:
+    if volume.grid.header is None:
+        return f"needs voxels of {card.voxel_mm:g} mm, and PNG slices do not state theirs"
+    spacing = volume.grid.spacing_mm
+    if any(abs(edge - card.voxel_mm) > _VOXEL_TOLERANCE * card.voxel_mm for edge in spacing):
+        edges = " x ".join(f"{edge:.2g}" for edge in spacing)
+        return f"needs voxels of about {card.voxel_mm:g} mm, found {edges} mm"
+    data = volume.data
+    faces = [data[[0, -1]], data[:, [0, -1]], data[:, :, [0, -1]]]
+    empty = float(np.mean(np.concatenate([face.ravel() for face in faces]) == 0))
+    if card.skull_stripped and empty < _EMPTY_FACES:
+        return "needs skull-stripped volumes with a background of 0"
+    return ""
