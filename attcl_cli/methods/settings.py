@@ -36,8 +36,8 @@ SECTIONS = ("run", "image", "optimiser")
 # Sizes of slices alone: what else goes with a size is the method's own (`Settings.presets`).
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {"image_size": 64},
-    "small": {"image_size": 128},
-    "base": {},
+    "small": {"crop": 128},
+    "base": {"crop": 128},
     "paper": {},
 }
 
@@ -195,6 +195,11 @@ class Settings(BaseModel):
                 f"to image_size ({self.image_size})"
             )
         return self
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of these settings before a run starts, in a sentence each."""
+        return ()
 
     @property
     def side(self) -> int:
