@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -89,8 +89,18 @@ class RunRecord:
         seconds: float,
         outputs: Sequence[str],
         error: AttclError | None = None,
+        further: Mapping[str, Any] | None = None,
     ) -> None:
-        """Note how a case ended; kept in memory until `finish`, since the files themselves show the progress."""
+        """Note how a case ended; kept in memory until `finish`, since the files themselves show the progress.
+
+        Args:
+            case: its id.
+            status: `done`, `failed` or `present`.
+            seconds: that it took.
+            outputs: the files, relative to the output folder.
+            error: of a failed case.
+            further: keys of this command.
+        """
         record: dict[str, Any] = {
             "id": case,
             "status": status,
@@ -99,6 +109,7 @@ class RunRecord:
         }
         if error is not None:
             record |= {"error": error.message, "code": error.code}
+        record |= further or {}
         self.cases.append(record)
 
     def count(self, status: str) -> int:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from attcl_cli import devices
-from attcl_cli.completion import inference
+from attcl_cli.completion import inference, preparation
 from attcl_cli.completion.jobs import Manner
 from attcl_cli.completion.making import make_volumes
 from attcl_cli.completion.plan import plan_completion
@@ -199,7 +199,7 @@ def _literal(
             loaded = case.id, volumes.load_case(files)
         normalised = loaded[1].normalised(modal_src)[number : number + 1]
         start = time.perf_counter()
-        small = inference.fit(normalised, settings, stride=method.stride)
+        small = preparation.fit(normalised, settings, stride=method.stride)
         x_src = torch.from_numpy(small)[:, None].to(device)
         method.remember_references(x_ref)  # line 4: the style codes, for each slice anew
         for target in dataset.by_frequency():

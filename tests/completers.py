@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,24 +94,42 @@ class Failing(Untrained):
         return self.method.synthesise(sources, targets, sample=sample)
 
 
-def echo_weights(settings: Settings, scale: Scale = SCALE) -> Weights:
-    """Return weights for `Echo`, which then sees every voxel as it is: slices of 64x64, not averaged down."""
+def echo_weights(
+    settings: Settings,
+    scale: Scale = SCALE,
+    *,
+    name: str = "echo",
+    sha256: str = "0" * 64,
+    measured: Mapping[str, Any] | None = None,
+    **changes: Any,
+) -> Weights:
+    """Return weights for `Echo`, which then sees every voxel as it is: slices of 64x64, not averaged down.
+
+    Args:
+        settings: of a small run.
+        scale: of all modalities.
+        name: of the weights.
+        sha256: of the weights.
+        measured: what the weights say of their training volumes.
+        changes: other settings.
+    """
     info = WeightsInfo(
-        settings=settings.model_copy(update={"image_size": 64, "canvas": 64}),
+        settings=settings.model_copy(update={"image_size": 64, "canvas": 64, **changes}),
         modalities=FOUR,
         scales=dict.fromkeys(FOUR, scale),
         references={},
         trained_on=(),
         steps=0,
+        **(measured or {}),
     )
-    return Weights(name="echo", path=Path("echo.safetensors"), sha256="0" * 64, info=info)
+    return Weights(name=name, path=Path(f"{name}.safetensors"), sha256=sha256, info=info)
 
 
 def plan_of(
     dataset: Dataset | Path, output: Path, *models: Weights, **options: Any
 ) -> CompletionPlan:
     """Plan a completion; the fields of `Manner` are options, too."""
-    fields = ("slices", "samples", "uncertainty")
+    fields = (field.name for field in dataclasses.fields(Manner))
     manner = Manner(**{name: options.pop(name) for name in fields if name in options})
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
     return plan_completion(opened, output, models, manner=manner, **options)

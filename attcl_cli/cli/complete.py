@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,7 +21,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import IncompleteError, UsageError
+from attcl_cli.errors import IncompleteError, UsageError, some
 
 if TYPE_CHECKING:
     from attcl_cli.completion.jobs import CompletionPlan
@@ -40,7 +41,8 @@ def complete(
             "-w",
             "--weights",
             help="A run's folder, a weights file, or a bundled name; may be given several times: the first model that "
-            "can make a volume makes it.  [default: the newest run]",
+            "can make a volume makes it.  [default: the newest finished run of these modalities, otherwise bundled "
+            "weights of patients if the data fits them]",
         ),
     ] = None,
     fallback: Annotated[
@@ -75,6 +77,34 @@ def complete(
             help="Also write the standard deviation of the samples (<name>_uncertainty).",
         ),
     ] = False,
+    mirror: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Average with a pass over mirrored slices: twice the work.  [default: if the weights were trained so]",
+        ),
+    ] = None,
+    planes: Annotated[
+        str,
+        typer.Option(
+            "--planes",
+            help="axial, or three: average passes over axial, coronal and sagittal slices, three times the work.",
+        ),
+    ] = "axial",
+    average: Annotated[
+        bool,
+        typer.Option(
+            "--average", help="Average all -w that can make a volume, instead of taking the first."
+        ),
+    ] = False,
+    intensities: Annotated[
+        str,
+        typer.Option(
+            "--intensities",
+            help="network, matched (to the quantiles of the training volumes), or auto: matched if the weights "
+            "suggest it.",
+        ),
+    ] = "auto",
     link_originals: Annotated[
         bool,
         typer.Option(
@@ -91,6 +121,12 @@ def complete(
         bool,
         typer.Option(
             "--keep-going", help="Complete the sound cases and list the others (exit code 3)."
+        ),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Use weights that know simulated phantoms only, also on others."
         ),
     ] = False,
     layout: Annotated[
@@ -112,12 +148,13 @@ def complete(
 ) -> None:
     """Synthesise every missing volume (Algorithm 1). Files that are done are not made again."""
     from attcl_cli.completion import run
-    from attcl_cli.methods.weights import find_weights
+    from attcl_cli.methods.bundled import newest_finished_run
 
     terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
     models = list(weights or [])
     if fallback is not None:
-        models = [*(models or [str(find_weights(None).path)]), fallback]
+        newest = newest_finished_run()
+        models = [*(models or ([str(newest)] if newest else [])), fallback]
         terminal.say(f"note: --fallback is deprecated, write: -w {' -w '.join(models)}")
     result = run.complete(
         ori,
@@ -130,10 +167,15 @@ def complete(
         slices=_span(slices),
         samples=samples,
         uncertainty=uncertainty,
+        mirror=mirror,
+        planes=planes,
+        average=average,
+        intensities=intensities,
         link_originals=link_originals,
         num_parts=num_parts,
         part_id=part_id,
         keep_going=keep_going,
+        force=force,
         device=device,
         num_workers=workers,
         overwrite=overwrite,
@@ -158,7 +200,11 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
         {
             "case": job.case.id,
             "source": ", ".join(job.sources),
-            **({"weights": job.weights.name} if len(plan.models) > 1 else {}),
+            **(
+                {"weights": ", ".join(maker.weights.name for maker in job.makers)}
+                if len(plan.models) > 1
+                else {}
+            ),
             "targets": list(job.outputs),
             "files": [str(file) for files in job.outputs.values() for file in files],
         }
@@ -191,6 +237,7 @@ def _show_outcome(result: CompletionResult, terminal: Terminal) -> None:
                 "done_before": result.done_before,
                 "linked": result.linked,
                 "failed": len(result.failed),
+                "far": list(result.far),
             }
         )
     elif plan.jobs or result.failed:
@@ -205,6 +252,15 @@ def _show_outcome(result: CompletionResult, terminal: Terminal) -> None:
         terminal.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
     if result.linked:
         terminal.say(f"{output}: {result.linked} originals linked")
+    if result.far:
+        terminal.say(
+            f"note: {len(result.far)} of {len(result.doubts)} cases {_are(result.far)} unlike the training data "
+            f"({some(result.far)}): check these volumes first"
+        )
+
+
+def _are(things: Sequence[object]) -> str:
+    return "is" if len(things) == 1 else "are"
 
 
 def _span(text: str) -> tuple[int, int] | None:

@@ -12,23 +12,46 @@ from typing import Any
 
 import numpy as np
 
-from attcl_cli.completion.jobs import Job, Manner, Places
+from attcl_cli.completion.jobs import (
+    INTENSITIES,
+    OLD_MANNER,
+    PLANES,
+    Job,
+    Maker,
+    Manner,
+    Places,
+)
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
-from attcl_cli.errors import AttclError, UsageError, some
+from attcl_cli.errors import AttclError, UsageError, nearest, some
 from attcl_cli.files import free_bytes, is_within, refuse_inside, require_folder
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
 
 _COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
 _FEWEST_SAMPLES = 2  # that have a standard deviation
+_MOST_ANISOTROPY = (
+    1.2  # longest over shortest edge of voxels whose coronal slices look like axial ones
+)
 
 
 def require_sound_request(
-    places: Places, models: Sequence[Weights], manner: Manner, originals: Sequence[Path]
+    places: Places,
+    models: Sequence[Weights],
+    manner: Manner,
+    originals: Sequence[Path],
+    *,
+    targets: Sequence[str] = (),
 ) -> None:
     """Check what was asked for, before any case is looked at.
+
+    Args:
+        places: of the dataset and the output.
+        models: the weights.
+        manner: how volumes are to be made.
+        originals: folders that must not be written into.
+        targets: the modalities that were asked for; empty: all.
 
     Raises:
         UsageError: a place that must not be written into, or options that do not fit the layout or the method.
@@ -38,6 +61,12 @@ def require_sound_request(
         require_folder(folder, flag="--cpl")
     _refuse_mixture(places)
     _require_samples(places.dataset, models, manner)
+    _require_choice("--planes", manner.planes, PLANES)
+    _require_choice("--intensities", manner.intensities, INTENSITIES)
+    if manner.planes != "axial":
+        places.dataset.layout.require_volumes(f"--planes {manner.planes}")
+    if manner.intensities == "matched":
+        _require_quantiles(models, targets)
     if places.naming is not None:
         _require_naming(places.dataset, places.naming, manner)
 
@@ -114,11 +143,30 @@ def slices_beyond(dataset: Dataset, case: Case, manner: Manner) -> list[AttclErr
     ]
 
 
+def not_isotropic(dataset: Dataset, case: Case, manner: Manner) -> list[AttclError]:
+    """Return a problem if slices of all planes are asked for, and those of two planes differ in resolution."""
+    if manner.planes == "axial":
+        return []
+    paths = dataset.paths(case, next(iter(case.files)))
+    spacing_mm = volumes.read_grid(paths).axial_spacing_mm
+    if max(spacing_mm) <= _MOST_ANISOTROPY * min(spacing_mm):
+        return []
+    z, y, x = spacing_mm
+    return [
+        AttclError(
+            f"{paths[0]}: voxels of {x:.3g}x{y:.3g}x{z:.3g} mm, "
+            "expected edges that are equal within 20 % for --planes three",
+            "use --planes axial, or resample the case",
+            code="voxels-not-isotropic",
+        )
+    ]
+
+
 def unlike_existing(
     places: Places,
     case: Case,
     target: str,
-    weights: Weights,
+    makers: Sequence[Maker],
     manner: Manner,
     *,
     overwrite: bool,
@@ -147,7 +195,7 @@ def unlike_existing(
     except AttclError as error:
         hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
-    difference = _made_otherwise(read_side_car(side_car), weights, manner)
+    difference = _made_otherwise(read_side_car(side_car), makers, manner, target)
     if not difference:
         return []
     return [
@@ -202,19 +250,49 @@ def lack_of_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
     ]
 
 
-def _made_otherwise(document: Mapping[str, Any], weights: Weights, manner: Manner) -> str:
+def _made_otherwise(
+    document: Mapping[str, Any], makers: Sequence[Maker], manner: Manner, target: str
+) -> str:
     """Return how the volume of this side-car was made, if not as this run would make it; otherwise ""."""
-    maker = document.get("weights", {})
+    maker, weights = document.get("weights", {}), makers[0].weights
     sha256 = str(maker.get("sha256"))
     if sha256 != weights.sha256:
         return (
             f"made by weights {sha256[:12]} ({maker.get('name')}), "
             f"expected {weights.sha256[:12]} ({weights.name})"
         )
-    for name, value in manner.document().items():
-        if document.get(name) != value:
-            return f"made with --{name} {document.get(name)}, expected {value}"
+    expected = manner.document_of(makers, target)
+    averaged, others = (it.get("averaged", []) for it in (document, expected))
+    if [it.get("sha256") for it in averaged] != [it["sha256"] for it in others]:
+        return (
+            f"made by {_names(averaged, weights)}, expected {_names(others, weights)} (--average)"
+        )
+    for name, value in expected.items():
+        before = document.get(name, OLD_MANNER.get(name))
+        if name != "averaged" and before != value:
+            return _with_another_option(name, before, value)
     return ""
+
+
+def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
+    names = [str(it.get("name")) for it in averaged]
+    return f"the mean of {', '.join(names)}" if names else f"{weights.name} alone"
+
+
+def _with_another_option(name: str, before: object, value: object) -> str:
+    if name == "mirror":
+        before, value = ("--mirror" if it else "--no-mirror" for it in (before, value))
+        return f"made with {before}, expected {value}"
+    return f"made with --{name} {before}, expected {value}"
+
+
+def _require_choice(flag: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(
+            f"{flag}: {value!r}, expected {' or '.join(known)}",
+            nearest(value, known),
+            code="unknown-choice",
+        )
 
 
 def _require_samples(dataset: Dataset, models: Sequence[Weights], manner: Manner) -> None:
@@ -233,6 +311,20 @@ def _require_samples(dataset: Dataset, models: Sequence[Weights], manner: Manner
                 "which has one style per volume, expected 0",
                 "leave it out, or choose weights of attcl-gan with -w",
                 code="method-without-styles",
+            )
+
+
+def _require_quantiles(models: Sequence[Weights], targets: Sequence[str]) -> None:
+    """Refuse to match quantiles that some weights do not have."""
+    for weights in models:
+        asked = [name for name in weights.info.rule.targets if not targets or name in targets]
+        lacking = [name for name in asked if name not in weights.info.quantiles]
+        if lacking:
+            raise UsageError(
+                f"--intensities: matched, but {weights.path} has no quantiles of {', '.join(lacking)}, "
+                "expected those of every target",
+                "use --intensities auto, which matches those that have them",
+                code="weights-without-quantiles",
             )
 
 

@@ -1,95 +1,27 @@
-"""Slices through a network and back: fitted to its size, in calls of one shape, spread over the volume again.
+"""Slices of a case through networks: calls of one shape, passes over the same voxels, their mean.
 
-Knows arrays and weights; which case they belong to, and where results go, is left to the caller.
+Knows prepared arrays and methods; which case they belong to, and where results go, is left to the caller.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
 from torch import nn
 
+from attcl_cli.completion.jobs import Manner
+from attcl_cli.completion.preparation import AXIAL, SAGITTAL, THREE_PLANES, Prepared, prepare
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array, Scale
-from attcl_cli.data.volumes import Grid, Volume
+from attcl_cli.data.volumes import Volume
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings
-from attcl_cli.methods.weights import Weights
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A case, read and ready for the network: only what is needed from here on is kept.
-
-    Attributes:
-        small: source -> (N, 1 + 2 * context, h, w) float32 in [-1, 1]: the slices that show any source, each with its
-            neighbours.
-        indices: (N,), where they belong.
-        inside: (D, H, W) bool, where any source is not 0.
-        grid: of the case.
-    """
-
-    small: Mapping[str, Array]
-    indices: Array
-    inside: Array
-    grid: Grid
-
-    def spread(self, slices: Array) -> Array:
-        """Return the whole volume: (N, H, W), the slices of `indices` -> (D, H, W) float32, 0 where all sources are."""
-        data = np.zeros(self.inside.shape, dtype=np.float32)
-        data[self.indices] = slices
-        data[~self.inside] = 0
-        return data
-
-
-def prepare(
-    sources: Mapping[str, Volume],
-    inside: Array,
-    brain: Array,
-    scales: Mapping[str, Scale],
-    method: Method,
-) -> Prepared:
-    """Normalise the sources of a case, and fit their slices to the network.
-
-    Args:
-        sources: modality -> volume.
-        inside: (D, H, W) bool, the voxels that are to be synthesised.
-        brain: (D, H, W) bool, non-zero in any modality of the case.
-        scales: modality -> the intensities that become -1 and 1.
-        method: whose networks will see the slices.
-    """
-    indices = np.flatnonzero(inside.any(axis=(1, 2)))
-    windows = indices[:, None] + np.arange(-method.context, method.context + 1)
-    exists = (windows >= 0) & (windows < len(inside))
-    rows = np.unique(windows[exists])
-    small = {}
-    for name, source in sources.items():
-        normalised = intensities.normalise(source.data[rows], brain[rows], scales[name])
-        fitted = fit(normalised, method.settings, stride=method.stride)
-        if method.context:
-            stacked = np.full((*windows.shape, *fitted.shape[1:]), -1, dtype=np.float32)
-            stacked[exists] = fitted[np.searchsorted(rows, windows[exists])]
-            small[name] = stacked
-        else:
-            small[name] = fitted[:, None]
-    return Prepared(small, indices, inside, next(iter(sources.values())).grid)
-
-
-def fit(slices: Array, settings: Settings, *, stride: int) -> Array:
-    """Pad slices (N, H, W) to the canvas or beyond, to a size that the network takes, and average them down.
-
-    Args:
-        slices: in [-1, 1].
-        settings: the canvas, and how far it is averaged down.
-        stride: the number that height and width of the result are multiples of.
-    """
-    factor = settings.canvas // settings.image_size
-    step = factor * stride
-    height, width = (-(-max(settings.canvas, side) // step) * step for side in slices.shape[-2:])
-    return intensities.shrink(intensities.pad(slices, (height, width)), factor)
+from attcl_cli.methods.weights import Weights, WeightsInfo
 
 
 def translate(
@@ -103,8 +35,8 @@ def translate(
 
     Args:
         method: with weights.
-        slices: source -> (B, 1 + 2 * context, h, w) float32 in [-1, 1], padded and averaged down (`fit`), on the
-            method's device.
+        slices: source -> (B, 1 + 2 * context, h, w) float32 in [-1, 1], padded and averaged down (`preparation.fit`),
+            on the method's device.
         targets: the modalities to make.
         sample: draw the style of each target with this number instead of taking the reference's.
 
@@ -115,7 +47,7 @@ def translate(
     count, *shape = next(iter(slices.values())).shape
     filled = {}
     for source, x in slices.items():
-        lacking = slices_per_call(settings.image_size, x.device) - count
+        lacking = slices_per_call(_side(settings, x.shape), x.device) - count
         whole = torch.cat([x, x.new_full((lacking, *shape), -1.0)]) if lacking > 0 else x
         filled[source] = whole.contiguous(memory_format=torch.channels_last)
     factor = settings.canvas // settings.image_size
@@ -130,14 +62,18 @@ def translate(
     return {target: fake[:count].clamp(-1, 1) for target, fake in fakes.items()}
 
 
-def slices_per_call(image_size: int, device: torch.device) -> int:
+def slices_per_call(side: int, device: torch.device) -> int:
     """Return how many slices go through the network in every call, the last call filled up.
 
-    Convolution kernels round differently for different batch shapes; a shape that depends on nothing but the weights
-    and the kind of device is what makes results independent of batch size, parts and order, to the bit. A CPU is
-    fastest if the features of a call fit its cache (256 pixels: 8 at once take 1.4 times as long as 2).
+    Convolution kernels round differently for different batch shapes; a shape that depends on nothing but the weights,
+    the case's box and the kind of device is what makes results independent of batch size, parts and order, to the bit.
+    A CPU is fastest if the features of a call fit its cache (256 pixels: 8 at once take 1.4 times as long as 2).
+
+    Args:
+        side: of the square that the network sees, in pixels; of a box, the side of a square of its area.
+        device: where the network runs.
     """
-    return 16 if device.type != "cpu" else max(2, min(8, 512 // image_size))
+    return 16 if device.type != "cpu" else max(2, min(8, 512 // side))
 
 
 @dataclass(frozen=True)
@@ -159,13 +95,22 @@ class Network:
         prepared: Prepared,
         targets: Sequence[str],
         samples: Sequence[int | None],
+        *,
+        mirrored: bool = False,
     ) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """Translate all slices, block by block.
+
+        Args:
+            prepared: the slices.
+            targets: the modalities to make.
+            samples: the numbers of the styles to draw; None stands for the reference's.
+            mirrored: the network sees the slices mirrored left to right, and what it makes is mirrored back.
 
         Yields:
             Rows of `Prepared.indices`, and target -> (samples, B, H, W) in [-1, 1] of them.
         """
-        call = slices_per_call(self.method.settings.image_size, self.device)
+        shape = next(iter(prepared.small.values())).shape
+        call = slices_per_call(_side(self.method.settings, shape), self.device)
         at_once = max(self.batch_size // call, 1) * call
         for start in range(0, len(prepared.indices), at_once):
             block = {
@@ -174,6 +119,8 @@ class Network:
                 )
                 for name, small in prepared.small.items()
             }
+            if mirrored:
+                block = {name: whole.flip(-1) for name, whole in block.items()}
             count = min(at_once, len(prepared.indices) - start)
             for offset in range(0, count, call):
                 chunk = {name: whole[offset : offset + call] for name, whole in block.items()}
@@ -181,10 +128,164 @@ class Network:
                     translate(self.method, chunk, targets, sample=sample) for sample in samples
                 ]
                 rows = slice(start + offset, start + min(offset + call, count))
-                yield (
-                    rows,
-                    {name: torch.stack([fakes[name][:, 0] for fakes in drawn]) for name in targets},
+                styles = {
+                    name: torch.stack([fakes[name][:, 0] for fakes in drawn]) for name in targets
+                }
+                if mirrored:
+                    styles = {name: images.flip(-1) for name, images in styles.items()}
+                yield rows, styles
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way in which a model looks at a case.
+
+    Attributes:
+        model: SHA-256 of its weights.
+        prepared: the slices.
+        mirrored: they are mirrored left to right before, and back after.
+        share: of this pass in the mean of all.
+    """
+
+    model: str
+    prepared: Prepared
+    mirrored: bool
+    share: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A volume that was made, at its voxels (V,), in the order of the mask of the axial volume.
+
+    Attributes:
+        mean: of all passes and samples, float32 in [-1, 1].
+        deviation: of the samples, the mean of all passes, in the same unit; None if it was not asked for.
+        disagreement: mean absolute difference of two passes, as a share of the window; None of a single pass.
+    """
+
+    mean: Array
+    deviation: Array | None
+    disagreement: float | None
+
+
+def passes_of(
+    model: str,
+    method: Method,
+    sources: Mapping[str, Array],
+    shown: Array,
+    inside: Array,
+    brain: Array,
+    scales: Mapping[str, Scale],
+    *,
+    mirror: bool,
+    planes: str = AXIAL,
+    share: float = 1.0,
+) -> list[Pass]:
+    """Prepare the passes of one model over a case.
+
+    Every plane counts the same, and within a plane the mirrored pass as much as the other. Sagittal slices are not
+    mirrored: left and right are no direction in them, and the network would see the same slices again.
+
+    Args:
+        model: SHA-256 of the weights.
+        method: with these weights.
+        sources: modality -> (D, H, W) intensities.
+        shown: (D, H, W) bool, where any source is not 0.
+        inside: (D, H, W) bool, the voxels to be made.
+        brain: (D, H, W) bool, non-zero in any modality of the case.
+        scales: modality -> the intensities that become -1 and 1.
+        mirror: add the mirrored passes.
+        planes: `axial`, or `three`.
+        share: of the model in the mean of all.
+    """
+    passes = []
+    chosen = (AXIAL,) if planes == AXIAL else THREE_PLANES
+    for plane in chosen:
+        prepared = prepare(sources, shown, inside, brain, scales, method, plane=plane)
+        ways = (False, True) if mirror and plane != SAGITTAL else (False,)
+        part = share / (len(chosen) * len(ways))
+        passes += [Pass(model, prepared, mirrored, part) for mirrored in ways]
+    return passes
+
+
+def make(
+    passes: Sequence[Pass],
+    networks: Mapping[str, Network],
+    targets: Sequence[str],
+    samples: Sequence[int | None],
+    *,
+    deviation: bool = False,
+) -> dict[str, Made]:
+    """Send a case through the networks, pass by pass, and average.
+
+    Args:
+        passes: all over the same voxels; their shares add up to 1.
+        networks: SHA-256 of the weights -> the network.
+        targets: the modalities to make.
+        samples: the numbers of the styles whose mean is taken; None stands for the reference's.
+        deviation: also return the standard deviation of the samples.
+    """
+    means: dict[str, list[Array]] = {target: [] for target in targets}
+    deviations: dict[str, list[Array]] = {target: [] for target in targets}
+    for item in passes:
+        prepared = item.prepared
+        parts: dict[str, list[tuple[Array, Array | None]]] = {target: [] for target in targets}
+        blocks = networks[item.model].styles(prepared, targets, samples, mirrored=item.mirrored)
+        for rows, styles in blocks:
+            mask = prepared.mask(rows)
+            for target in targets:
+                mean = styles[target].mean(dim=0)
+                spread = styles[target].std(dim=0) if deviation else None
+                parts[target].append(
+                    (
+                        _voxels(mean, prepared, mask),
+                        None if spread is None else _voxels(spread, prepared, mask),
+                    )
                 )
+        for target in targets:
+            means[target].append(_joined([mean for mean, _ in parts[target]], prepared))
+            spreads = [spread for _, spread in parts[target] if spread is not None]
+            if deviation:
+                deviations[target].append(_joined(spreads, prepared))
+    shares = [item.share for item in passes]
+    return {
+        target: Made(
+            _weighted(means[target], shares),
+            _weighted(deviations[target], shares) if deviation else None,
+            _disagreement(means[target]),
+        )
+        for target in targets
+    }
+
+
+def intensities_of(
+    values: Array, inside: Array, info: WeightsInfo, target: str, *, matched: bool
+) -> Array:
+    """Return the voxels of a volume that was made, (V,), as intensities in the scale of its modality.
+
+    Args:
+        values: (V,) in [-1, 1], of the voxels `inside`.
+        inside: (D, H, W) bool.
+        info: the weights'; its scales, and its quantiles if they are to be matched.
+        target: the modality.
+        matched: give the volume the quantiles of the modality. They were measured on the slices that training uses, and
+            so are the volume's own, if it has any of these.
+    """
+    if matched and values.size:
+        span = intensities.training_slices(len(inside))
+        ends = np.cumsum([0, *inside.sum(axis=(1, 2))])
+        middle = values[ends[span.start] : ends[min(span.stop, len(inside))]]
+        goal = info.quantiles[target]
+        own = intensities.quantiles(middle if middle.size else values, len(goal))
+        values = intensities.match_quantiles(values, own, goal)
+    return intensities.denormalise(values, info.scales[target])
+
+
+def volume_of(values: Array, inside: Array) -> Array:
+    """Return a whole volume, (D, H, W) float32: the values (V,) of the voxels `inside`, 0 elsewhere."""
+    data = np.zeros(inside.shape, dtype=np.float32)
+    data[inside] = values
+    return data
 
 
 @dataclass(frozen=True)
@@ -206,7 +307,7 @@ class InMemory:
     def volumes(
         self, source: Volume, brain: Array, name: str, targets: Sequence[str]
     ) -> dict[str, Array]:
-        """Return a source volume in each target modality.
+        """Return a source volume in each target modality, made as a completion without options makes it.
 
         Args:
             source: the source.
@@ -217,11 +318,16 @@ class InMemory:
         Returns:
             target -> (D, H, W) float32, intensities as a completion would write them before rounding.
         """
-        prepared = self._prepare(source, source.data != 0, brain, name)
-        scales = self.weights.info.scales
-        images = self._images(prepared, targets, [None])[0]
+        inside = source.data != 0
+        made = self._make(self._passes(source, inside, brain, name), targets, None)
+        manner, info = Manner(), self.weights.info
         return {
-            target: prepared.spread(intensities.denormalise(images[target], scales[target]))
+            target: volume_of(
+                intensities_of(
+                    made[target].mean, inside, info, target, matched=manner.matches(info, target)
+                ),
+                inside,
+            )
             for target in targets
         }
 
@@ -231,27 +337,58 @@ class InMemory:
         """Return `count` style samples of some slices, each (N, H, W) float32 in [0, 1]."""
         inside = np.zeros_like(brain)
         inside[indices] = source.data[indices] != 0
-        prepared = self._prepare(source, inside, brain, name)
-        drawn = self._images(prepared, [target], range(count))
-        return [
-            np.where(inside, (prepared.spread(images[target]) + 1) / 2, 0)[indices]
-            for images in drawn
-        ]
+        passes = self._passes(source, inside, brain, name)
+        drawn = (self._make(passes, [target], number)[target] for number in range(count))
+        return [volume_of((made.mean + 1) / 2, inside)[indices] for made in drawn]
 
-    def _prepare(self, source: Volume, inside: Array, brain: Array, name: str) -> Prepared:
+    def _passes(self, source: Volume, inside: Array, brain: Array, name: str) -> list[Pass]:
         scale = intensities.intensity_scale(source.data, brain)
         assert scale is not None  # a source without contrast is refused when it is read
-        return prepare({name: source}, inside, brain, {name: scale}, self.method)
+        return passes_of(
+            self.weights.sha256,
+            self.method,
+            {name: source.data},
+            source.data != 0,
+            inside,
+            brain,
+            {name: scale},
+            mirror=Manner().mirrors(self.weights.info),
+        )
 
-    def _images(
-        self, prepared: Prepared, targets: Sequence[str], samples: Sequence[int | None]
-    ) -> list[dict[str, Array]]:
-        """Return for each sample target -> (N, H, W) in [-1, 1], the slices of `prepared.indices`."""
-        size = prepared.grid.axial_shape[1:]
-        parts: list[dict[str, list[Array]]] = [{target: [] for target in targets} for _ in samples]
+    def _make(
+        self, passes: Sequence[Pass], targets: Sequence[str], sample: int | None
+    ) -> dict[str, Made]:
         network = Network(self.method, self.device, self.batch_size)
-        for _, styles in network.styles(prepared, targets, samples):
-            for target in targets:
-                for part, style in zip(parts, styles[target].cpu().numpy(), strict=True):
-                    part[target].append(intensities.crop(style, size))
-        return [{target: np.concatenate(part[target]) for target in targets} for part in parts]
+        return make(passes, {self.weights.sha256: network}, targets, [sample])
+
+
+def _side(settings: Settings, shape: Sequence[int]) -> int:
+    """Return the side that decides about the slices per call: the weights', or that of a case's box."""
+    return math.isqrt(shape[-2] * shape[-1]) if settings.crop else settings.image_size
+
+
+def _voxels(images: torch.Tensor, prepared: Prepared, mask: Array) -> Array:
+    """Return the pixels to be made, (n,), of images (B, H, W) of the padded size."""
+    picked: Array = intensities.crop(images.cpu().numpy(), prepared.size)[mask]
+    return picked
+
+
+def _joined(parts: Sequence[Array], prepared: Prepared) -> Array:
+    whole = np.concatenate(parts) if parts else np.empty(0, np.float32)
+    return prepared.in_axial_order(whole)
+
+
+def _weighted(volumes: Sequence[Array], shares: Sequence[float]) -> Array:
+    """Return the weighted mean, in the order of the passes."""
+    total: Array = volumes[0] * np.float32(shares[0])
+    for volume, share in zip(volumes[1:], shares[1:], strict=True):
+        total = total + volume * np.float32(share)
+    return total
+
+
+def _disagreement(volumes: Sequence[Array]) -> float | None:
+    """Return the mean absolute difference of all pairs of passes, as a share of the window; None without any."""
+    pairs = list(combinations(volumes, 2))
+    if not pairs or not volumes[0].size:
+        return None
+    return float(np.mean([np.abs(one - other).mean(dtype=np.float64) / 2 for one, other in pairs]))

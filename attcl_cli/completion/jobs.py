@@ -5,15 +5,27 @@ Decides nothing: the rule is in `plan`, the refusals are in `checks`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout, ending_of
 from attcl_cli.errors import AttclError
-from attcl_cli.methods.weights import Weights
+from attcl_cli.methods.weights import Weights, WeightsInfo
+
+PLANES = ("axial", "three")
+INTENSITIES = ("auto", "network", "matched")
+"""The values of `Manner.planes` and `Manner.intensities`."""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Weights, and the modalities of a case that they make a volume from."""
+
+    weights: Weights
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -22,15 +34,24 @@ class Job:
 
     Attributes:
         case: the case.
-        sources: the modalities that they are made from.
+        makers: what makes them: one model, or several whose results are averaged; the first one's scales, quantiles and
+            training cases count.
         outputs: target -> files to write, relative to the output folder.
-        weights: what makes them.
     """
 
     case: Case
-    sources: tuple[str, ...]
+    makers: tuple[Maker, ...]
     outputs: Mapping[str, tuple[PurePosixPath, ...]]
-    weights: Weights
+
+    @property
+    def weights(self) -> Weights:
+        """Return the weights of the first maker."""
+        return self.makers[0].weights
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return all modalities that the volumes are made from."""
+        return tuple(dict.fromkeys(name for maker in self.makers for name in maker.sources))
 
 
 @dataclass(frozen=True)
@@ -41,18 +62,93 @@ class Manner:
         slices: (first, stop) of the slices that are synthesised, or None for all.
         samples: style samples per volume, whose mean is written; 0: the reference style.
         uncertainty: whether the standard deviation of the samples is written, too.
+        mirror: whether the mean of a pass and of a mirrored pass is written; None: if the weights were trained so.
+        planes: the slices that the networks see: `axial`, or `three` (coronal and sagittal, too) and their mean.
+        average: whether all models that can make a volume make it, and their mean is written.
+        intensities: `network`: as the network gives them; `matched`: with the quantiles of the target's training
+            volumes; `auto`: matched if the weights have these and were trained on squares.
     """
 
     slices: tuple[int, int] | None = None
     samples: int = 0
     uncertainty: bool = False
+    mirror: bool | None = None
+    planes: str = "axial"
+    average: bool = False
+    intensities: str = "auto"
+
+    def mirrors(self, info: WeightsInfo) -> bool:
+        """Return whether a volume of these weights is the mean of a pass and a mirrored one."""
+        if self.mirror is not None:
+            return self.mirror
+        return info.settings.mirror > 0 and info.settings.crop > 0
+
+    def matches(self, info: WeightsInfo, target: str) -> bool:
+        """Return whether a volume of these weights is given the quantiles of its modality."""
+        if target not in info.quantiles or self.intensities == "network":
+            return False
+        return self.intensities == "matched" or info.settings.crop > 0
 
     def document(self) -> dict[str, Any]:
-        """Return it as side-cars and `run.json` say it."""
+        """Return what was asked for, as `run.json` says it."""
+        return {
+            **self._of_samples(),
+            "mirror": "auto" if self.mirror is None else self.mirror,
+            "planes": self.planes,
+            "average": self.average,
+            "intensities": self.intensities,
+        }
+
+    def document_of(self, makers: Sequence[Maker], target: str) -> dict[str, Any]:
+        """Return how a volume is made, as its side-car says it."""
+        info = makers[0].weights.info
+        averaged = [
+            {"name": it.weights.name, "sha256": it.weights.sha256, "sources": list(it.sources)}
+            for it in makers
+        ]
+        return {
+            **self._of_samples(),
+            "mirror": self.mirrors(info),
+            "planes": self.planes,
+            "intensities": "matched" if self.matches(info, target) else "network",
+            **({"averaged": averaged} if len(averaged) > 1 else {}),
+        }
+
+    def _of_samples(self) -> dict[str, Any]:
         return {
             "slices": list(self.slices) if self.slices else "all",
             "samples": self.samples,
             "uncertainty": self.uncertainty,
+        }
+
+
+OLD_MANNER: Mapping[str, Any] = {"mirror": False, "planes": "axial", "intensities": "network"}
+"""How volumes were made whose side-car, of an earlier version, does not say so."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """How far a volume is to be distrusted; None: nothing is known.
+
+    Attributes:
+        disagreement: mean absolute difference in the brain of two passes over the volume, as a share of the window that
+            -1 and 1 stand for.
+        distance: of the case's sources from the training volumes, in their robust standard deviations (RMS).
+        far: whether the distance is beyond that of every training case from the others.
+    """
+
+    disagreement: float | None = None
+    distance: float | None = None
+    far: bool | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return it as side-cars and `run.json` say it; {} if nothing is known."""
+        if self.disagreement is None and self.distance is None:
+            return {}
+        return {
+            "disagreement": _rounded(self.disagreement),
+            "distance": _rounded(self.distance),
+            "far": self.far,
         }
 
 
@@ -137,7 +233,7 @@ class CompletionPlan:
     @property
     def used(self) -> tuple[Weights, ...]:
         """Return the models that any job needs."""
-        needed = {job.weights.sha256 for job in self.jobs}
+        needed = {maker.weights.sha256 for job in self.jobs for maker in job.makers}
         return tuple(model for model in self.models if model.sha256 in needed)
 
 
@@ -150,12 +246,14 @@ class Completed:
         outputs: the images written, relative to the output folder.
         seconds: time in the network.
         error: why it failed, if it did.
+        doubts: target -> how far the volume is to be distrusted.
     """
 
     job: Job
     outputs: tuple[str, ...]
     seconds: float
     error: AttclError | None = None
+    doubts: Mapping[str, Doubt] = field(default_factory=dict)
 
     @property
     def case(self) -> str:
@@ -167,3 +265,7 @@ def uncertainty_file(file: PurePosixPath) -> PurePosixPath:
     """Return where the standard deviation beside a volume goes: under a name that no layout takes for an image."""
     ending = ending_of(file)
     return file.with_name(file.name.removesuffix(ending) + "_uncertainty" + ending)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)

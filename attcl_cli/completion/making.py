@@ -20,11 +20,28 @@ import torch
 
 from attcl_cli import __version__
 from attcl_cli.completion.checks import leads_out
-from attcl_cli.completion.inference import Network, Prepared, prepare
-from attcl_cli.completion.jobs import Completed, CompletionPlan, Job, uncertainty_file
+from attcl_cli.completion.doubt import distance, vector_of
+from attcl_cli.completion.inference import (
+    Made,
+    Network,
+    Pass,
+    intensities_of,
+    make,
+    passes_of,
+    volume_of,
+)
+from attcl_cli.completion.jobs import (
+    OLD_MANNER,
+    Completed,
+    CompletionPlan,
+    Doubt,
+    Job,
+    uncertainty_file,
+)
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
+from attcl_cli.data.volumes import Grid
 from attcl_cli.errors import AttclError
 from attcl_cli.files import is_within, write_json
 from attcl_cli.methods.base import Method
@@ -63,10 +80,11 @@ def make_volumes(
         AttclError: a file cannot be read or written. What was finished stays.
     """
     slots = BoundedSemaphore(WRITERS + 1)  # a slow disk holds the loop up, and memory does not grow
-    pending: list[tuple[Job, float, Future[tuple[str, ...]]]] = []
+    pending: list[tuple[Job, float, Mapping[str, Doubt], Future[tuple[str, ...]]]] = []
+    networks = {sha256: Network(method, device, batch_size) for sha256, method in methods.items()}
 
-    def load(job: Job) -> Prepared:
-        return _prepare(plan, job, methods[job.weights.sha256])
+    def load(job: Job) -> _Loaded:
+        return _load(plan, job, methods)
 
     def finish_all() -> Iterator[Completed]:
         while pending:
@@ -75,10 +93,9 @@ def make_volumes(
     with ThreadPoolExecutor(max_workers=WRITERS) as writers:
         for job, future in read_ahead(load, plan.jobs, depth=workers):
             try:
-                prepared = future.result()
+                loaded = future.result()
                 clock = time.monotonic()
-                network = Network(methods[job.weights.sha256], device, batch_size)
-                images = _translate(plan, network, job, prepared)
+                made = _translate(plan, networks, job, loaded)
                 seconds = time.monotonic() - clock
             except AttclError as error:
                 yield from finish_all()  # what was made before is reported before
@@ -91,10 +108,11 @@ def make_volumes(
                     code="out-of-memory",
                 ) from error
             slots.acquire()
-            writing = writers.submit(_write, plan, job, prepared, images)
+            doubts = {target: loaded.doubt(made[target]) for target in job.outputs}
+            writing = writers.submit(_write, plan, job, loaded.frame, made, doubts)
             writing.add_done_callback(lambda _future: slots.release())
-            pending.append((job, seconds, writing))
-            while pending and pending[0][2].done():
+            pending.append((job, seconds, doubts, writing))
+            while pending and pending[0][-1].done():
                 yield _finished(*pending.pop(0), keep_going=keep_going)
         yield from finish_all()
 
@@ -128,14 +146,82 @@ def link_originals(dataset: Dataset, output: Path) -> int:
     return count
 
 
-def _prepare(plan: CompletionPlan, job: Job, method: Method) -> Prepared:
+@dataclass(frozen=True)
+class _Frame:
+    """Where the voxels of a case's new volumes lie.
+
+    Attributes:
+        inside: (D, H, W) bool, the voxels that go through the networks.
+        written: (D,) bool, the slices that are written; the others are only looked at.
+        grid: of the case.
+    """
+
+    inside: Array
+    written: Array
+    grid: Grid
+
+    def volume(self, values: Array) -> Array:
+        """Return values of the voxels `inside` as a whole volume, 0 in what is not written."""
+        data = volume_of(values, self.inside)
+        data[~self.written] = 0
+        return data
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A case, read and ready for the networks."""
+
+    frame: _Frame
+    passes: Sequence[Pass]
+    distance: float | None
+    far: bool | None
+
+    def doubt(self, made: Made) -> Doubt:
+        """Return how far a volume of the case is to be distrusted."""
+        return Doubt(made.disagreement, self.distance, self.far)
+
+
+def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loaded:
     images = volumes.load_case(
         {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files}
     )
-    sources = {name: images.volumes[name] for name in job.sources}
-    inside = intensities.brain_of([source.data for source in sources.values()])
-    inside[~_slices_to_write(plan, job, len(inside))] = False
-    return prepare(sources, inside, images.brain, images.scales, method)
+    sources = {name: images.volumes[name].data for name in job.sources}
+    shown = intensities.brain_of(list(sources.values()))
+    written = _slices_to_write(plan, job, len(shown))
+    seen, info, manner = written.copy(), job.weights.info, plan.manner
+    if any(manner.matches(info, target) for target in job.outputs):
+        span = intensities.training_slices(len(shown))
+        seen[span.start : span.stop] = True  # whose quantiles are matched
+    inside = shown & seen[:, None, None]
+    passes = [
+        item
+        for maker in job.makers
+        for item in passes_of(
+            maker.weights.sha256,
+            methods[maker.weights.sha256],
+            {name: sources[name] for name in maker.sources},
+            shown,
+            inside,
+            images.brain,
+            images.scales,
+            mirror=manner.mirrors(info),
+            planes=manner.planes,
+            share=1 / len(job.makers),
+        )
+    ]
+    vectors = {
+        name: vector
+        for name in job.makers[0].sources
+        if name in info.training_statistics
+        and (vector := vector_of(sources[name], images.brain, images.scales[name], info.settings))
+    }
+    away = distance(vectors, info.training_statistics)
+    return _Loaded(
+        _Frame(inside, written, images.volumes[job.sources[0]].grid),
+        passes,
+        away.value if away else None,
+        away.far if away else None,
+    )
 
 
 def _slices_to_write(plan: CompletionPlan, job: Job, depth: int) -> Array:
@@ -151,99 +237,98 @@ def _slices_to_write(plan: CompletionPlan, job: Job, depth: int) -> Array:
     return chosen
 
 
-@dataclass(frozen=True)
-class _Images:
-    """One target of a case: (N, H, W) float32, the slices of `Prepared.indices`."""
-
-    mean: Array  # in [-1, 1]
-    deviation: Array | None  # of the samples, in the same unit
-
-
 def _translate(
-    plan: CompletionPlan, network: Network, job: Job, prepared: Prepared
-) -> dict[str, _Images]:
-    _, height, width = prepared.grid.axial_shape
-    shape = (len(prepared.indices), height, width)
-    images = {
-        target: _Images(
-            np.empty(shape, dtype=np.float32),
-            np.empty(shape, dtype=np.float32) if plan.manner.uncertainty else None,
-        )
-        for target in job.outputs
-    }
+    plan: CompletionPlan, networks: Mapping[str, Network], job: Job, loaded: _Loaded
+) -> dict[str, Made]:
     samples: Sequence[int | None] = range(plan.manner.samples) or [None]
-    for rows, styles in network.styles(prepared, tuple(job.outputs), samples):
-        for target, image in images.items():
-            mean = styles[target].mean(dim=0).cpu().numpy()
-            image.mean[rows] = intensities.crop(mean, (height, width))
-            if image.deviation is not None:
-                deviation = styles[target].std(dim=0).cpu().numpy()
-                image.deviation[rows] = intensities.crop(deviation, (height, width))
-    return images
+    return make(
+        loaded.passes,
+        networks,
+        tuple(job.outputs),
+        samples,
+        deviation=plan.manner.uncertainty,
+    )
 
 
 def _write(
-    plan: CompletionPlan, job: Job, prepared: Prepared, images: Mapping[str, _Images]
+    plan: CompletionPlan,
+    job: Job,
+    frame: _Frame,
+    made: Mapping[str, Made],
+    doubts: Mapping[str, Doubt],
 ) -> tuple[str, ...]:
     written: list[str] = []
+    info = job.weights.info
     for target, files in job.outputs.items():
-        data = prepared.spread(
-            intensities.denormalise(images[target].mean, job.weights.info.scales[target])
+        matched = plan.manner.matches(info, target)
+        data = frame.volume(
+            intensities_of(made[target].mean, frame.inside, info, target, matched=matched)
         )
         whole = plan.places.files(job.case, target)
         if len(whole) > 1:  # a file per slice: only those that are asked for and not yet there
             data = data[[whole.index(file) for file in files]]
         # The side-car first: an image without one never exists. Nor does one beside the side-car of another.
         side_car = plan.places.side_car(job.case, target)
-        document = _side_car(plan, job, target)
-        if side_car.exists() and read_side_car(side_car) != document:
-            for file in whole:
-                with contextlib.suppress(OSError):
-                    (plan.output / file).unlink()
+        document = _side_car(plan, job, target, doubts[target])
+        if side_car.exists():
+            before = read_side_car(side_car)
+            if _making(before) != _making(document):
+                for file in whole:
+                    with contextlib.suppress(OSError):
+                        (plan.output / file).unlink()
+            elif "doubt" in before and len(files) < len(whole):
+                document["doubt"] = before["doubt"]  # of more of the slices than are made now
         write_json(side_car, document)
-        deviation = images[target].deviation
+        deviation = made[target].deviation
         if deviation is not None:  # before the volume, whose existence says that all is done
             file = uncertainty_file(files[0])
-            _write_deviation(plan, job, prepared, target, deviation, file)
+            _write_deviation(plan, job, frame, target, deviation, file)
             written.append(str(file))
         volumes.save(
             [plan.output / file for file in files],
             data,
-            prepared.grid,
+            frame.grid,
             description=f"attcl {__version__} synthetic {target} from {', '.join(job.sources)}",
         )
         written += [str(file) for file in files]
     return tuple(written)
 
 
+def _making(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a side-car says of how a volume was made, of earlier versions, too."""
+    return {key: value for key, value in {**OLD_MANNER, **document}.items() if key != "doubt"}
+
+
 def _write_deviation(
     plan: CompletionPlan,
     job: Job,
-    prepared: Prepared,
+    frame: _Frame,
     target: str,
     deviation: Array,
     file: PurePosixPath,
 ) -> None:
     """Write the samples' standard deviation in the target's intensity unit, float32."""
     scale = job.weights.info.scales[target]
-    data = prepared.spread(deviation * np.float32((scale.high - scale.low) / 2))
+    data = frame.volume(deviation * np.float32((scale.high - scale.low) / 2))
     description = f"attcl {__version__} std of {plan.manner.samples} synthetic {target}, no image"
-    like = replace(prepared.grid, dtype=np.dtype(np.float32))
+    like = replace(frame.grid, dtype=np.dtype(np.float32))
     volumes.save([plan.output / file], data, like, description=description)
 
 
-def _side_car(plan: CompletionPlan, job: Job, target: str) -> dict[str, Any]:
+def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict[str, Any]:
     """Return what the JSON file beside a volume says."""
     weights = job.weights
     sources = [
         {"modality": name, "files": [str(file) for file in job.case.files[name][:1]]}
         for name in job.sources
     ]
+    said = doubt.document()
     return {
         "synthetic": True,
         "target": target,
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
-        **plan.manner.document(),
+        **plan.manner.document_of(job.makers, target),
+        **({"doubt": said} if said else {}),
         "method": weights.info.settings.method,
         "weights": {"name": weights.name, "sha256": weights.sha256},
         "seed": weights.info.settings.seed,
@@ -259,9 +344,14 @@ def _failed(job: Job, error: AttclError, *, keep_going: bool) -> Completed:
 
 
 def _finished(
-    job: Job, seconds: float, writing: Future[tuple[str, ...]], *, keep_going: bool
+    job: Job,
+    seconds: float,
+    doubts: Mapping[str, Doubt],
+    writing: Future[tuple[str, ...]],
+    *,
+    keep_going: bool,
 ) -> Completed:
     try:
-        return Completed(job, writing.result(), seconds)
+        return Completed(job, writing.result(), seconds, doubts=doubts)
     except AttclError as error:
         return _failed(job, error, keep_going=keep_going)

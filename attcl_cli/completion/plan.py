@@ -1,6 +1,6 @@
 """Algorithm 1, planned: which volumes are missing, which weights make each, and from which source.
 
-The source is picked by `choose_model`, which asks the rule of the model (`methods.sources`).
+The sources are picked by `choose_makers`, which asks the rules of the models (`methods.sources`).
 
 Looks at names, headers and side-cars, and decides everything before anything is computed. Writes nothing.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from attcl_cli.completion import checks
-from attcl_cli.completion.jobs import CompletionPlan, Job, Manner, Places
+from attcl_cli.completion.jobs import CompletionPlan, Job, Maker, Manner, Places
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.layouts import Layout
 from attcl_cli.errors import AttclError, fold, raise_all
@@ -41,10 +41,11 @@ def plan_completion(
     Args:
         dataset: the incomplete dataset.
         output: the completed folder; may hold results of earlier runs.
-        models: verified weights: the first that can make a target from what a case has does.
+        models: verified weights: the first that can make a target from what a case has does; all that can if `manner`
+            averages.
         naming: names files in this way, flat, and their side-cars in a folder beside.
         targets: only these modalities; empty: all.
-        manner: slices, style samples, uncertainty.
+        manner: how volumes are made.
         part: (k, n): every n-th case, starting with the k-th; parts never overlap.
         originals: further folders that must not be written into (to which links of the dataset lead).
         keep_going: leave out cases with problems instead of refusing to start.
@@ -54,7 +55,9 @@ def plan_completion(
         AttclError: everything that is wrong, together.
     """
     places = Places(dataset, output, naming)
-    checks.require_sound_request(places, models, manner, (dataset.root, *originals))
+    checks.require_sound_request(
+        places, models, manner, (dataset.root, *originals), targets=targets
+    )
     modal_list = dataset.by_frequency()
     problems: list[AttclError] = []
     existing: list[AttclError] = []
@@ -62,25 +65,29 @@ def plan_completion(
     unmade: dict[str, list[str]] = {}  # case id -> targets that no model can make
     present: dict[str, dict[str, tuple[PurePosixPath, ...]]] = {}
     for case in dataset.cases[part[0] - 1 :: part[1]]:
-        groups: dict[tuple[str, tuple[str, ...]], Job] = {}
+        groups: dict[tuple[tuple[str, tuple[str, ...]], ...], Job] = {}
         for target in dataset.missing(case):
             if targets and target not in targets:
                 continue
             problems += checks.escapes(output, places.files(case, target)[0])
-            choice = choose_model(models, case, target, modal_list)
-            weights = choice[0] if choice else models[0]
+            makers = choose_makers(models, case, target, modal_list, average=manner.average)
             existing += checks.unlike_existing(
-                places, case, target, weights, manner, overwrite=overwrite
+                places,
+                case,
+                target,
+                makers or (Maker(models[0], ()),),
+                manner,
+                overwrite=overwrite,
             )
             files = _files_to_write(places, case, target, manner, overwrite=overwrite)
             if files is None:
                 present.setdefault(case.id, {})[target] = places.files(case, target)
-            elif choice is None:
+            elif not makers:
                 unmade.setdefault(case.id, []).append(target)
             else:
-                key = (weights.sha256, choice[1])
+                key = tuple((maker.weights.sha256, maker.sources) for maker in makers)
                 outputs = groups[key].outputs if key in groups else {}
-                groups[key] = Job(case, choice[1], {**outputs, target: files}, weights)
+                groups[key] = Job(case, makers, {**outputs, target: files})
         jobs += groups.values()
     problems += fold(existing, checks.same_making)
     problems += checks.synthetic_sources(dataset, jobs)
@@ -106,16 +113,24 @@ def plan_completion(
     )
 
 
-def choose_model(
-    models: Sequence[Weights], case: Case, target: str, modal_list: Sequence[str]
-) -> tuple[Weights, tuple[str, ...]] | None:
-    """Return the first model that can make a target from what the case has, and its sources; None if none can."""
+def choose_makers(
+    models: Sequence[Weights],
+    case: Case,
+    target: str,
+    modal_list: Sequence[str],
+    *,
+    average: bool = False,
+) -> tuple[Maker, ...]:
+    """Return the first model that can make a target from what the case has, or all that can; () if none can."""
     present = [name for name in modal_list if name in case.files]
+    makers: list[Maker] = []
     for weights in models:
         sources = weights.info.rule.sources_for(target, present)
         if sources:
-            return weights, sources
-    return None
+            makers.append(Maker(weights, sources))
+            if not average:
+                break
+    return tuple(makers)
 
 
 def _files_to_write(
@@ -156,8 +171,10 @@ def _sound(
     for job in jobs:
         if job.case.id in failed:
             continue
-        wrong = check_case(dataset, job.case, values=True) or checks.slices_beyond(
-            dataset, job.case, manner
+        wrong = (
+            check_case(dataset, job.case, values=True)
+            or checks.slices_beyond(dataset, job.case, manner)
+            or checks.not_isotropic(dataset, job.case, manner)
         )
         if wrong and keep_going:
             failed[job.case.id] = wrong[0]

@@ -5,12 +5,14 @@ Knows no terminal: talk goes to `progress`, the outcome is returned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from attcl_cli import devices
-from attcl_cli.completion.jobs import Completed, CompletionPlan, Manner
+from attcl_cli.completion.doubt import read_doubt
+from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner
 from attcl_cli.completion.making import link_originals as link_all
 from attcl_cli.completion.making import make_volumes
 from attcl_cli.completion.plan import plan_completion
@@ -19,7 +21,8 @@ from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import read_json, sweep
-from attcl_cli.methods.weights import BUNDLED, Weights, find_weights, load_method
+from attcl_cli.methods import bundled
+from attcl_cli.methods.weights import Weights, find_weights, load_method
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 
@@ -35,6 +38,7 @@ class CompletionResult:
         written: volumes made.
         linked: originals linked.
         failed: case id -> why it failed.
+        doubts: case id -> target -> how far the volume is to be distrusted, of all volumes that lie in the folder.
     """
 
     plan: CompletionPlan
@@ -43,6 +47,14 @@ class CompletionResult:
     written: int = 0
     linked: int = 0
     failed: tuple[tuple[str, AttclError], ...] = ()
+    doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict)
+
+    @property
+    def far(self) -> tuple[str, ...]:
+        """Return the ids of the cases that are unlike the training cases."""
+        return tuple(
+            case for case, doubts in self.doubts.items() if any(it.far for it in doubts.values())
+        )
 
     @property
     def output(self) -> Path:
@@ -67,10 +79,15 @@ def complete(
     slices: tuple[int, int] | None = None,
     samples: int = 0,
     uncertainty: bool = False,
+    mirror: bool | None = None,
+    planes: str = "axial",
+    average: bool = False,
+    intensities: str = "auto",
     link_originals: bool = False,
     num_parts: int = 1,
     part_id: int = 1,
     keep_going: bool = False,
+    force: bool = False,
     device: str = "auto",
     num_workers: int = 2,
     overwrite: bool = False,
@@ -83,7 +100,7 @@ def complete(
         ori: the incomplete dataset; it is only read.
         cpl: folder for the synthesised volumes, and only these.
         weights: runs' folders, weights files or bundled names, the first that can make a target does; none: the newest
-            run, otherwise the bundled weights.
+            finished run of these modalities, otherwise bundled weights of patients, if the data fits them.
         targets: only these modalities; none: all.
         layout: how the dataset is named (`open_dataset`), or a challenge's naming of what is written.
         modalities: a TOML file with other modality names.
@@ -91,10 +108,16 @@ def complete(
         slices: (first, stop) of the slices that are synthesised; None: all.
         samples: write the mean of so many style samples; 0: the reference style.
         uncertainty: also write the samples' standard deviation.
+        mirror: write the mean of each slice's translation and that of its mirror image; None: if the weights were
+            trained so (settings `mirror` and `crop`).
+        planes: `axial`, or `three`: write the mean of axial, coronal and sagittal passes.
+        average: write the mean of all weights that can make a target, instead of what the first makes.
+        intensities: `network`, `matched` (to the quantiles of the target's training volumes) or `auto`.
         link_originals: also link the originals, so that `cpl` is a whole dataset.
         num_parts: share the cases among this many runs.
         part_id: which share this run does, from 1: every `num_parts`-th case, starting with this one.
         keep_going: do the sound cases; the others are in the result's `failed`.
+        force: use weights that know phantoms alone, also on others.
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases read ahead.
         overwrite: make volumes again that exist.
@@ -124,14 +147,23 @@ def complete(
     dataset = source.open()
     place = devices.select(device)
     names = [weights] if isinstance(weights, Path | str) else list(weights)
-    models = _find_models(names, progress)
-    manner = Manner(slices, samples, uncertainty)
+    wanted = _canonical(targets, dataset)
+    models, chosen = _find_models(names, dataset, wanted, progress, force=force)
+    manner = Manner(
+        slices=slices,
+        samples=samples,
+        uncertainty=uncertainty,
+        mirror=mirror,
+        planes=planes,
+        average=average,
+        intensities=intensities,
+    )
     plan = plan_completion(
         dataset,
         Path(cpl),
         models,
         naming=naming,
-        targets=_canonical(targets, dataset),
+        targets=wanted,
         manner=manner,
         part=(part_id, num_parts),
         originals=splits.originals_of(dataset.root),
@@ -148,12 +180,14 @@ def complete(
         "keep_going": keep_going,
         "overwrite": overwrite,
     }
+    record.extra["weights_chosen"] = chosen
     for folder in {plan.output, plan.places.records}:
         if folder.is_dir():
             sweep(folder)
     linked = link_all(dataset, plan.output) if link_originals else 0
     written = 0
     failed: dict[str, AttclError] = {}
+    doubts = _known_doubts(plan)
     if plan.jobs or plan.failed:
         methods = {model.sha256: load_method(model, place) for model in plan.used}
         items = make_volumes(
@@ -164,27 +198,35 @@ def complete(
             workers=num_workers,
             keep_going=keep_going,
         )
-        written, failed = _make(plan, record, items, progress)
+        written, failed = _make(plan, record, items, doubts, progress)
     else:
-        _finish_earlier(plan, record)
-    return CompletionResult(plan, str(place), record_file, written, linked, tuple(failed.items()))
+        _finish_earlier(plan, record, doubts)
+    return CompletionResult(
+        plan, str(place), record_file, written, linked, tuple(failed.items()), doubts
+    )
 
 
-def _find_models(names: Sequence[Path | str], progress: Progress) -> list[Weights]:
-    """Return the weights by name, in this order; without names those of the newest run, otherwise the bundled ones."""
-    named = [find_weights(str(name)) for name in names] or [find_weights(None)]
-    models = list({model.sha256: model for model in named}.values())  # named twice is named once
+def _find_models(
+    names: Sequence[Path | str],
+    dataset: Dataset,
+    targets: Sequence[str],
+    progress: Progress,
+    *,
+    force: bool,
+) -> tuple[list[Weights], str]:
+    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen."""
     if not names:
-        info = models[0].info
-        progress.say(
-            f"weights: {models[0].path} ({info.steps} steps on {len(info.trained_on)} cases)"
-        )
-    if any(model.name == BUNDLED for model in models):
-        progress.say(
-            "warning: these bundled weights know simulated phantoms only; "
-            "train on your own data first: attcl train"
-        )
-    return models
+        choice = bundled.choose_weights(dataset, targets)
+        progress.say(f"weights: {choice.title}")
+        for note in choice.notes:
+            progress.say(f"not taken: {note}")
+        return [choice.weights], choice.origin
+    named = [find_weights(str(name)) for name in names]
+    models = list({model.sha256: model for model in named}.values())  # named twice is named once
+    warning = bundled.refuse_patients(models, dataset, force=force)
+    if warning:
+        progress.say(warning)
+    return models, "named"
 
 
 def _canonical(names: Sequence[str], dataset: Dataset) -> list[str]:
@@ -230,17 +272,35 @@ def _record(
     )
 
 
+def _known_doubts(plan: CompletionPlan) -> dict[str, dict[str, Doubt]]:
+    """Return case id -> target -> doubt of the volumes that an earlier run made, as their side-cars say."""
+    doubts: dict[str, dict[str, Doubt]] = {}
+    for case in plan.dataset.cases:
+        for target in plan.present.get(case.id, {}):
+            doubt = read_doubt(plan.places, case, target)
+            if doubt is not None:
+                doubts.setdefault(case.id, {})[target] = doubt
+    return doubts
+
+
 def _make(
-    plan: CompletionPlan, record: RunRecord, items: Iterator[Completed], progress: Progress
+    plan: CompletionPlan,
+    record: RunRecord,
+    items: Iterator[Completed],
+    doubts: dict[str, dict[str, Doubt]],
+    progress: Progress,
 ) -> tuple[int, dict[str, AttclError]]:
-    """Run the plan with its progress and `run.json`; return how many volumes were made, and which cases failed."""
+    """Run the plan with its progress and `run.json`; return how many volumes were made, and which cases failed.
+
+    The doubts of the volumes that are made are added to `doubts`.
+    """
     written = 0
     failed = dict(plan.failed)
     with record.recorded():
         for case, error in plan.failed.items():
             record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
             progress.fail(error)
-        _note_present(plan, record)
+        _note_present(plan, record, doubts)
         left = {job.case.id: 0 for job in plan.jobs}
         for job in plan.jobs:
             left[job.case.id] += 1
@@ -252,16 +312,24 @@ def _make(
                     progress.fail(item.error)
                 else:
                     written += len(item.job.outputs)
+                    said = {name: it for name, it in item.doubts.items() if it.document()}
+                    if said:
+                        doubts.setdefault(item.case, {}).update(said)
                 progress.detail(f"{item.case}: {item.seconds:.1f} s in the network")
                 parts.setdefault(item.case, []).append(item)
                 left[item.case] -= 1
                 if left[item.case] == 0:
-                    _note(plan, record, parts.pop(item.case))
+                    _note(plan, record, parts.pop(item.case), doubts)
                     bar(item.case)
     return written, failed
 
 
-def _note(plan: CompletionPlan, record: RunRecord, items: Sequence[Completed]) -> None:
+def _note(
+    plan: CompletionPlan,
+    record: RunRecord,
+    items: Sequence[Completed],
+    doubts: Mapping[str, Mapping[str, Doubt]],
+) -> None:
     """Note what became of a case, of which several models may have made volumes."""
     case = items[0].case
     error = next((item.error for item in items if item.error), None)
@@ -272,7 +340,14 @@ def _note(plan: CompletionPlan, record: RunRecord, items: Sequence[Completed]) -
         seconds=sum(item.seconds for item in items),
         outputs=outputs,
         error=error,
+        further=_doubted(doubts, case),
     )
+
+
+def _doubted(doubts: Mapping[str, Mapping[str, Doubt]], case: str) -> dict[str, Any]:
+    """Return the key of a case's record about doubt; {} if nothing is known."""
+    known = {target: doubt.document() for target, doubt in doubts.get(case, {}).items()}
+    return {"doubt": known} if known else {}
 
 
 def _present(plan: CompletionPlan, case: str) -> list[str]:
@@ -280,16 +355,22 @@ def _present(plan: CompletionPlan, case: str) -> list[str]:
     return [str(file) for files in plan.present.get(case, {}).values() for file in files]
 
 
-def _note_present(plan: CompletionPlan, record: RunRecord) -> None:
+def _note_present(
+    plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
+) -> None:
     """Note the cases of which nothing is left to do: the record names everything that lies in the folder."""
     busy = {*plan.failed, *(job.case.id for job in plan.jobs)}
     for case in plan.present:
         if case not in busy:
-            record.add(case, "present", seconds=0, outputs=_present(plan, case))
+            outputs = _present(plan, case)
+            further = _doubted(doubts, case)
+            record.add(case, "present", seconds=0, outputs=outputs, further=further)
 
 
-def _finish_earlier(plan: CompletionPlan, record: RunRecord) -> None:
+def _finish_earlier(
+    plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
+) -> None:
     """Finish the record of a run that was killed after its last file; a finished one is not touched."""
     if record.path.is_file() and read_json(record.path).get("status") == "running":
-        _note_present(plan, record)
+        _note_present(plan, record, doubts)
         record.finish(0)

@@ -62,15 +62,15 @@ def denormalise(normalised: Array, scale: Scale) -> Array:
     return unit * np.float32(scale.high - scale.low) + np.float32(scale.low)
 
 
-def quantiles(values: Array) -> Array:
-    """Return `QUANTILES` quantiles of intensities at evenly spaced levels, the least and the greatest included.
+def quantiles(values: Array, count: int = QUANTILES) -> Array:
+    """Return quantiles of intensities, (count,), at evenly spaced levels, the least and the greatest included.
 
     Raises:
         ValueError: there are no values.
     """
     if values.size == 0:
         raise ValueError("no values, expected at least one")
-    result: Array = np.quantile(values, np.linspace(0, 1, QUANTILES))
+    result: Array = np.quantile(values, np.linspace(0, 1, count))
     return result
 
 

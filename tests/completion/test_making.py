@@ -31,7 +31,7 @@ from helpers import states
 from PIL import Image
 
 from attcl_cli import __version__
-from attcl_cli.completion import inference, making
+from attcl_cli.completion import inference, making, preparation
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.intensities import Scale
@@ -69,7 +69,7 @@ def algorithm_1(
             normalised = loaded[case.id].normalised(modal_src)
             for number in range(len(source)):  # 2, 3
                 x_src = torch.from_numpy(
-                    inference.fit(
+                    preparation.fit(
                         normalised[number : number + 1], method.settings, stride=method.stride
                     )
                 )
@@ -399,6 +399,9 @@ def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
         "slices": "all",
         "samples": 0,
         "uncertainty": False,
+        "mirror": False,
+        "planes": "axial",
+        "intensities": "network",
         "method": "attcl-gan",
         "weights": {"name": weights.name, "sha256": sha256(weights.path)},
         "seed": weights.info.settings.seed,
@@ -523,7 +526,7 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
     alive: weakref.WeakSet[object] = weakref.WeakSet()
     most = []
 
-    class Noted(inference.Prepared):
+    class Noted(preparation.Prepared):
         __hash__ = object.__hash__
         __eq__ = object.__eq__
 
@@ -532,7 +535,7 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
             alive.add(self)
             most.append(len(alive))
 
-    monkeypatch.setattr(inference, "Prepared", Noted)
+    monkeypatch.setattr(preparation, "Prepared", Noted)
     if slow:
         real = getattr(volumes, slow)
 

@@ -14,7 +14,8 @@ from completers import (
     plan_of,
 )
 
-from attcl_cli.completion.plan import choose_model
+from attcl_cli.completion.jobs import Maker
+from attcl_cli.completion.plan import choose_makers
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, ProblemsError
 
@@ -97,14 +98,14 @@ def test_the_first_model_that_can_make_a_target_does(
 ):
     case = open_dataset(gappy(lacking=[lacking, (), (), ()])).cases[0]
     models = {"dedicated": dedicated, "one": weights, "general": general}
-    model, sources = choose_model(list(models.values()), case, target, ORDER)
-    assert (model, sources) == (models[choice[0]], choice[1])
+    makers = choose_makers(list(models.values()), case, target, ORDER)
+    assert makers == (Maker(models[choice[0]], choice[1]),)
 
 
 def test_no_model_is_chosen_if_none_can_make_the_target(gappy, dedicated):
     case = open_dataset(gappy(lacking=[("t1", "t1ce"), (), (), ()])).cases[0]
-    assert choose_model([dedicated], case, "t1", ORDER) is None
-    assert choose_model([dedicated], case, "t1ce", ORDER) is None
+    assert choose_makers([dedicated], case, "t1", ORDER) == ()
+    assert choose_makers([dedicated], case, "t1ce", ORDER) == ()
 
 
 # --- what is done -----------------------------------------------------------------------------------------------------

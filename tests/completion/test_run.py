@@ -132,15 +132,18 @@ def test_without_weights_the_newest_run_is_taken_and_named(
     assert listener.said == [f"weights: runs/newer/{WEIGHTS_FILE} (4 steps on 3 cases)"]
 
 
-def test_bundled_weights_come_with_a_warning(gappy, weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
-    (tmp_path / "named").mkdir()
-    bundled = tmp_path / "named" / f"{BUNDLED}.safetensors"
-    bundled.write_bytes(weights.path.read_bytes())
+def test_weights_of_phantoms_refuse_others_unless_forced(gappy, write_case, tmp_path):
     listener = Listener()
     complete(gappy(), tmp_path / "out", weights=BUNDLED, dry_run=True, progress=listener)
+    assert listener.said == []
+    write_case(tmp_path / "other", ["A/A_flair.nii.gz", "A/A_t1.nii.gz"])
+    arguments = {"weights": BUNDLED, "targets": ["t2"], "dry_run": True, "progress": listener}
+    with pytest.raises(AttclError) as caught:
+        complete(tmp_path / "other", tmp_path / "out", **arguments)
+    assert caught.value.code == "phantom-weights-on-patients"
+    complete(tmp_path / "other", tmp_path / "out", force=True, **arguments)
     (warning,) = listener.said
-    assert "warning: these bundled weights know simulated phantoms only" in warning
+    assert warning.startswith("warning: weights phantom-tiny know simulated phantoms only")
 
 
 def test_weights_that_are_not_there_are_refused(gappy, weights, tmp_path):
@@ -249,6 +252,10 @@ def test_the_record_holds_the_options(gappy, weights, tmp_path):
         "slices": [3, 20],
         "samples": 2,
         "uncertainty": True,
+        "mirror": "auto",
+        "planes": "axial",
+        "average": False,
+        "intensities": "auto",
         "part": [1, 1],
         "keep_going": True,
         "overwrite": False,
