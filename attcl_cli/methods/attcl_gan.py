@@ -266,6 +266,7 @@ class AttclGan(Method):
     styled = True
     shown = ("g_latent_adv", "g_reference_cyc", "g_reference_pair")
     inference = ("generator", "attention", "mapping", "style_encoder")
+    references_only = ("style_encoder",)
     settings: AttclGanSettings
 
     def __init__(self, settings: AttclGanSettings, modalities: Sequence[str]) -> None:

@@ -94,6 +94,9 @@ class Method(nn.Module, ABC):
     inference: tuple[str, ...] = ()
     """The networks that completion needs: these are averaged and saved as weights. Empty: all."""
 
+    references_only: tuple[str, ...] = ()
+    """Those of `inference` that make references and nothing else: not saved, for the references are."""
+
     def __init__(self, settings: Any, modalities: Sequence[str]) -> None:
         super().__init__()
         self.settings = settings
@@ -184,6 +187,11 @@ class Method(nn.Module, ABC):
         """Return the networks that completion needs, by name."""
         networks = self.networks()
         return {name: networks[name] for name in self.inference or networks}
+
+    def stored_networks(self) -> dict[str, nn.Module]:
+        """Return the networks that weights hold, by name."""
+        networks = self.inference_networks()
+        return {name: net for name, net in networks.items() if name not in self.references_only}
 
     def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
         """Return what `target` is made from, or None (see `SourceRule`)."""

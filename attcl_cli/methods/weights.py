@@ -182,7 +182,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         key: tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in read_tensors(weights.path).items()
     }
-    for name, network in method.inference_networks().items():
+    for name, network in method.stored_networks().items():
         try:
             network.load_state_dict(tensors_below(f"{name}.", tensors))
         except RuntimeError as error:
@@ -213,7 +213,7 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
     """
     tensors = {
         f"{name}.{key}": value
-        for name, network in method.inference_networks().items()
+        for name, network in method.stored_networks().items()
         for key, value in network.state_dict().items()
     }
     tensors |= {f"{_REFERENCE}.{name}": value for name, value in method.references.items()}

@@ -115,7 +115,7 @@ def test_the_average_starts_as_an_exact_copy(six, store, tmp_path):
 def test_the_average_is_what_the_weights_hold(undisturbed):
     tensors = load_state(undisturbed / STATE_FILE).tensors
     method = load_method(find_weights(str(undisturbed)), CPU)
-    for name, network in method.inference_networks().items():
+    for name, network in method.stored_networks().items():
         for key, value in network.state_dict().items():
             assert torch.equal(value, tensors[f"average.{name}.{key}"].half().float())
 
