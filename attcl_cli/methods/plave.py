@@ -242,6 +242,12 @@ class PlaveSettings(Settings):
         "Eq 4: mean over all elements, summed over layers, as AE-GAN's, or over positions and layers (ours).",
     )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Settings`."""
+        unscaled = self.plave_lambda_patch > 0 and self.attention_scale == "none"
+        return (patches.UNSCALED,) if unscaled else ()
+
     @model_validator(mode="after")
     def _require_fitting_phases(self) -> PlaveSettings:
         first, second = self.plave_pretraining, self.plave_supervised

@@ -119,10 +119,10 @@ def test_every_switch_setting_trains_in_the_order_of_stargan_v2_and_an_update_mo
     image += ["attention"] * bool(len(method.attention))
     image += ["heads"] * bool(len(method.heads))
     expected = ["discriminator", "discriminator", *image, "mapping", "style_encoder"]
-    expected += ["style_encoder"] * bool(switches["scd"])
     assert order[: len(expected)] == expected
     assert sorted(order[len(expected) :]) == sorted(image)
-    assert ("g_latent_scd" in losses) == ("g_reference_scd" in losses) == switches["scd"]
+    assert ("g_latent_scd" in losses) == switches["scd"]
+    assert ("g_latent_scd_reference" in losses) == switches["scd"]
     assert ("g_latent_patch" in losses) == (switches["acl"] != "none")
     assert all(math.isfinite(value) for value in losses.values())
     assert all(torch.isfinite(parameter).all() for parameter in method.parameters())
@@ -137,7 +137,9 @@ def test_losses_are_named_by_network_and_path(tiny_settings):
             for path in ("latent", "reference")
             for part in ("real", "fake", "r1")
         ),
-        *(f"g_{path}_{part}" for path in ("latent", "reference") for part in parts | {"scd"}),
+        *(f"g_{path}_{part}" for path in ("latent", "reference") for part in parts),
+        "g_latent_scd",
+        "g_latent_scd_reference",
     }
     assert not any(value.requires_grad for value in losses.values())
 
@@ -298,7 +300,11 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
             fake = refine(g.encode(x_fake))[layer].flatten(2).transpose(1, 2)
             for b in rows:
                 p = source[b]
-                weights = (p @ p.T / math.sqrt(p.shape[1])).softmax(dim=-1)
+                products = p @ p.T
+                products = (
+                    products / math.sqrt(p.shape[1]) if s.attention_scale == "sqrt" else products
+                )
+                weights = products.softmax(dim=-1)
                 entropies = -(weights * weights.clamp_min(1e-30).log()).sum(dim=-1)
                 chosen = weights[entropies.argsort(stable=True)[: s.contrastive_patches]]
                 key = heads[str(layer)](chosen @ p).detach()
@@ -319,6 +325,8 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
             parts["patch"], weights["patch"] = contrast(x_fake), s.lambda_patch
         if s.scd and path == "latent":
             parts["scd"], weights["scd"] = spread(f(z)), -s.lambda_scd
+            parts["scd_reference"] = spread(e(batch.x_ref))
+            weights["scd_reference"] = -s.lambda_scd
         has = batch.has_pair
         counts = 1 + (s.pair_bright - 1) * (batch.x_pair[has] > 0.8)
         parts["pair"] = (counts * (x_fake[has] - batch.x_pair[has]).abs()).mean()
@@ -336,10 +344,6 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
     with torch.no_grad():
         style2 = f(z2)[rows, batch.y_ref]
     learn_g(f(z)[rows, batch.y_ref], style2, "latent", *image, "mapping", "style_encoder")
-    if s.scd:
-        scd = spread(e(batch.x_ref))
-        learn(-s.lambda_scd * scd, "style_encoder")
-        losses["g_reference_scd"] = scd
     with torch.no_grad():
         style, style2 = (e(x)[rows, batch.y_ref] for x in (batch.x_ref, batch.x_ref2))
     learn_g(style, style2, "reference", *image)

@@ -130,9 +130,12 @@ class AdaINResidualBlock(nn.Module):
             nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs else nn.Identity()
         )
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        """Return (B, outputs, H, W) of (B, inputs, H, W) and (B, style_dim), or twice the size with `up`."""
-        h = F.leaky_relu_(self.norm1(x, style), _SLOPE)
+    def forward(self, x: Tensor, style: Tensor, added: Tensor | None = None) -> Tensor:
+        """Return (B, outputs, H, W) of (B, inputs, H, W) and (B, style_dim), or twice the size with `up`.
+
+        `added`, (B, inputs, H, W), is added to what the first AdaIN takes, but not to what the shortcut takes.
+        """
+        h = F.leaky_relu_(self.norm1(x if added is None else x + added, style), _SLOPE)
         x = self.skip(x)
         if self.up:
             # A 1x1 convolution (the skip) and nearest upsampling commute; the convolution first costs a quarter.

@@ -22,11 +22,6 @@ from attcl_cli.methods.networks.blocks import (
     widths,
 )
 
-# Style codes begin at a length of about sqrt(style_dim): under He's affine maps each norm of the decoder would multiply
-# its channels by 1 + N(0, 1.4), at random. A tenth of them begins close to plain instance norm, as PLAVE's codes do.
-# 600 steps of the paired term alone, tiny, phantoms: in-brain SSIM, mean of 12 directions, 0.618; 0.507 with He's.
-_STYLE_GAIN = 0.1
-
 
 @dataclass(frozen=True)
 class Features:
@@ -61,6 +56,8 @@ class Generator(nn.Module):
         fold: squares of fold x fold pixels become channels on the way in, and are unfolded on the way out, so that all
             blocks work at a fraction of the size (pixel shuffle, Shi et al. 2016; ours). Sizes H and W below, but those
             of images, are then H / fold and W / fold.
+        adain_start: what He's weights of the affine maps of the style are multiplied by at first.
+        shortcut_refined: what AttAdaIN adds also runs through its block's un-normalised shortcut (ours).
     """
 
     def __init__(
@@ -75,13 +72,15 @@ class Generator(nn.Module):
         all_skips: bool = False,
         planes: int = 1,
         fold: int = 1,
+        adain_start: float = 1.0,
+        shortcut_refined: bool = False,
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
         deep = channels[-1]
         self.channels = channels
         self.all_skips = all_skips
-        self.fold = fold
+        self.fold, self.shortcut_refined = fold, shortcut_refined
         self.stem = nn.Conv2d(planes * fold**2, width, 3, padding=1)
         self.down = nn.ModuleList(
             ResidualBlock(a, b, norm=True, down=True) for a, b in pairwise(channels)
@@ -104,7 +103,7 @@ class Generator(nn.Module):
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, AdaIN):
-                    layer.affine.weight *= _STYLE_GAIN
+                    layer.affine.weight *= adain_start
 
     def encode(self, x: Tensor, start: Tensor | None = None) -> Features:
         """Return the encoder's features.
@@ -129,7 +128,8 @@ class Generator(nn.Module):
         Args:
             features: `encode(x)`.
             style: (B, style_dim).
-            refined: layer -> A_l(F_l), added to the input of the decoder block that mirrors layer l (AttAdaIN, Eq 8).
+            refined: layer -> A_l(F_l), added to what the first AdaIN of the decoder block that mirrors layer l takes
+                (AttAdaIN, Eq 8, 9).
 
         Returns:
             (B, 1, H, W), about [-1, 1] but not clipped.
@@ -140,11 +140,12 @@ class Generator(nn.Module):
             h = block(h, style)
         # The input of each block has the size and the channels of the encoder's layer of that number.
         for layer, block in zip(range(len(self.up), 0, -1), self.up, strict=True):
-            if layer in refined:
-                h = h + refined[layer]
-            elif self.all_skips:
+            added = refined.get(layer)
+            if added is None and self.all_skips:
                 h = h + features.layers[layer]
-            h = block(h, style)
+            elif added is not None and self.shortcut_refined:
+                h, added = h + added, None
+            h = block(h, style, added)
         if self.full_size is not None:
             h = self.full_size(h + features.layers[0], style)
         image: Tensor = self.to_image(h)
