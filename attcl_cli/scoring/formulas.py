@@ -345,6 +345,32 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return max(shift + spread - 2 * cross, 0.0)
 
 
+def frechet_distance_of_few(first: Array, second: Array) -> float:
+    """Return `frechet_distance` of the moments of two sets of vectors, at a cost that grows with their number.
+
+    With X and Y the centred sets, n and m their numbers, Tr((S1 S2)^(1/2)) is the sum of the singular values of
+    X Y^T / sqrt((n - 1) (m - 1)): for fewer vectors than dimensions, no covariance needs to be decomposed.
+
+    Args:
+        first: (n, dim) numbers, n at least 2.
+        second: (m, dim), m at least 2.
+
+    Returns:
+        0 or more.
+
+    Raises:
+        ValueError: another shape, fewer than two vectors, or a value that is not finite.
+    """
+    x = _features(first, dim=np.shape(first)[-1] if np.ndim(first) else 0)
+    y = _features(second, dim=x.shape[1])
+    _require_two(len(x))
+    _require_two(len(y))
+    shift = float(np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2))
+    x, y = ((z - z.mean(axis=0)) / np.sqrt(len(z) - 1) for z in (x, y))
+    cross = float(linalg.svdvals(x @ y.T).sum())
+    return max(shift + float(np.sum(x**2)) + float(np.sum(y**2)) - 2 * cross, 0.0)
+
+
 def kernel_distance(first: Array, second: Array) -> float:
     """Return the squared MMD of two sets under ((x . y) / dim + 1)^3; KID if the features are Inception's.
 

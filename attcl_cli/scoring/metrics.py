@@ -105,6 +105,13 @@ class VolumePair:
 class FeatureSet(Protocol):
     """The features of a set of slices (`feature_store.FeatureSet`)."""
 
+    @property
+    def dim(self) -> int:
+        """The length of a slice's features."""
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+
     def moments(self) -> Any:
         """Return mean and covariance of all features, a `formulas.Moments`."""
 
@@ -166,7 +173,12 @@ def _lpips_diversity(network: Any, samples: Sequence[Sequence[Any]]) -> float:
 
 
 def _frechet_distance(real: FeatureSet, predicted: FeatureSet) -> float:
-    value: float = _formulas().frechet_distance(real.moments(), predicted.moments())
+    formulas, most = _formulas(), real.dim
+    value: float = (
+        formulas.frechet_distance_of_few(real.drawn(most), predicted.drawn(most))
+        if max(len(real), len(predicted)) <= most
+        else formulas.frechet_distance(real.moments(), predicted.moments())
+    )
     return value
 
 

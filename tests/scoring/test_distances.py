@@ -122,6 +122,22 @@ def test_singular_covariances_have_the_distance_of_their_common_subspace():
     assert outside == pytest.approx(expected, rel=1e-7)
 
 
+@pytest.mark.parametrize("counts", [(2, 2), (7, 5), (30, 12), (40, 90)])
+def test_the_frechet_distance_of_few_vectors_is_that_of_their_moments(counts):
+    first, second = (vectors(count, 20, seed=count + place) for place, count in enumerate(counts))
+    expected = formulas.frechet_distance(moments(first), moments(second))
+    assert formulas.frechet_distance_of_few(first, second) == pytest.approx(expected, rel=1e-7)
+    scale = np.trace(moments(first).covariance)
+    assert formulas.frechet_distance_of_few(first, first[::-1]) <= 1e-6 * scale
+
+
+def test_few_vectors_of_two_dimensions_or_a_single_one_are_refused():
+    with pytest.raises(ValueError, match="expected vectors of one length"):
+        formulas.frechet_distance_of_few(np.eye(3), np.eye(2))
+    with pytest.raises(ValueError, match="expected two or more"):
+        formulas.frechet_distance_of_few(np.eye(3), np.ones((1, 3)))
+
+
 @pytest.mark.parametrize("count", [2, 20, 300])
 def test_a_set_has_no_frechet_distance_from_itself(count):
     sample = vectors(count, 64, seed=9)
