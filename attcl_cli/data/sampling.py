@@ -1,4 +1,4 @@
-"""Training batches and the samplers that draw them from a slice store.
+"""The samplers, which draw training batches from a slice store.
 
 A batch is a function of (seed, step). What a network learns from it is left to the methods.
 """
@@ -6,35 +6,33 @@ A batch is a function of (seed, step). What a network learns from it is left to 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attcl_cli.data.augment import change_contrast
+from attcl_cli.data.augment import change_appearance, change_contrast
+from attcl_cli.data.batches import Batch, CaseBatch, DomainBatch, PairBatch
 from attcl_cli.data.crops import Crops
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import AttclError
 
-_IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
-# What follows (seed, step) in the seeds of further random generators: a new draw never moves the ones before it.
-_OF_CROPS, _OF_SOURCES, _OF_CONTRASTS = 1, 2, 3
+__all__ = [
+    "Batch",
+    "CaseBatch",
+    "CaseSampler",
+    "DomainBatch",
+    "DomainSampler",
+    "PairBatch",
+    "PairSampler",
+    "Sampler",
+]
 
-
-class Batch(Protocol):
-    """What a sampler draws, and a training step learns from."""
-
-    def __len__(self) -> int:
-        """Return the number of slices, or of cases."""
-
-    def to(self, device: torch.device) -> Self:
-        """Return the batch on a device."""
-
-    def part(self, chosen: slice) -> Self:
-        """Return some of its slices, as a part of this batch."""
+# What follows (seed, step) in the seeds of further random generators (`crops` has 1 and 4): a new draw never moves the
+# ones before it.
+_OF_SOURCES, _OF_CONTRASTS, _OF_APPEARANCES = 2, 3, 5
 
 
 class Sampler(Protocol):
@@ -46,138 +44,6 @@ class Sampler(Protocol):
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
-
-
-@dataclass(frozen=True)
-class DomainBatch:
-    """Slices with a modality each to translate into; B slices, every image (B, 1, S, S) float32 in [-1, 1].
-
-    Attributes:
-        x_src: the slices to translate, (B, 1 + 2 * context, S, S) with their neighbours.
-        y_src: (B,) int64, their modality's index.
-        x_ref, x_ref2: two slices of each target modality, of any patient.
-        y_ref: (B,) int64, the target modality's index.
-        x_pair: the source's own slice in the target modality if the training data has it, otherwise -1 everywhere.
-        has_pair: (B,) bool, whether it has.
-        pair_share: share of slices with a pair in the batch that this one is a part of, so that parts add up to the
-            whole; None: this batch is the whole.
-        x_all: (B, N, 1 + 2 * context, S, S), the place of `x_src` in each of the N modalities of the store, in their
-            order; -1 everywhere if it is not `given`. None: the sampler draws one source.
-        given: (B, N) bool, the modalities that the target is made from: always y_src, and never y_ref unless that is
-            the same.
-    """
-
-    x_src: Tensor
-    y_src: Tensor
-    x_ref: Tensor
-    x_ref2: Tensor
-    y_ref: Tensor
-    x_pair: Tensor
-    has_pair: Tensor
-    pair_share: float | None = None
-    x_all: Tensor | None = None
-    given: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Return the number of slices."""
-        return len(self.y_src)
-
-    def to(self, device: torch.device) -> DomainBatch:
-        """Return the batch on a device, images channels-last."""
-
-        def move(value: Tensor) -> Tensor:
-            value = value.to(device, non_blocking=True)
-            if value.ndim != _IMAGE_DIMENSIONS:
-                return value
-            return value.contiguous(memory_format=torch.channels_last)
-
-        return self._each(move)
-
-    def part(self, chosen: slice) -> DomainBatch:
-        """Return some of the slices, as a part of this batch."""
-        share = self.pair_share
-        if share is None:
-            share = float(self.has_pair.float().mean())
-        return replace(self._each(lambda value: value[chosen]), pair_share=share)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> DomainBatch:
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        share = tensors.pop("pair_share")
-        changed: dict[str, Any] = {
-            name: None if value is None else change(value) for name, value in tensors.items()
-        }
-        return DomainBatch(**changed, pair_share=share)
-
-
-@dataclass(frozen=True)
-class CaseBatch:
-    """One training batch of B cases, each at one slice, with M modalities in the method's order.
-
-    Attributes:
-        images: (B, M, S, S) float32 in [-1, 1]; -1 everywhere if the case lacks the modality.
-        neighbours: (B, M, 2 * context, S, S), the slices before each, then those after it; None without context.
-        sources: (B, M) bool, what the target is to be made from: one or more, all of them present, the target never.
-        target: (B,) int64, the modality to make, which the case has.
-        labels: (B, S, S) int64, the classes of `labels.CLASSES`; 0 everywhere without a segmentation.
-        has_labels: (B,) bool, whether the case has a segmentation.
-        label_share: share of cases with a segmentation in the batch that this one is a part of; None: this batch is the
-            whole.
-        taught_share: the same of `taught`, of all B * M.
-    """
-
-    images: Tensor
-    sources: Tensor
-    target: Tensor
-    labels: Tensor
-    has_labels: Tensor
-    label_share: float | None = None
-    neighbours: Tensor | None = None
-    taught_share: float | None = None
-
-    def __len__(self) -> int:
-        """Return the number of cases."""
-        return len(self.target)
-
-    def to(self, device: torch.device) -> CaseBatch:
-        """Return the batch on a device."""
-        return self._each(lambda value: value.to(device, non_blocking=True))
-
-    def part(self, chosen: slice) -> CaseBatch:
-        """Return some of the cases, as a part of this batch."""
-        shares = (self.label_share, self.taught_share)
-        whole = (self.has_labels, self.taught)
-        label_share, taught_share = (
-            float(flags.float().mean()) if share is None else share
-            for share, flags in zip(shares, whole, strict=True)
-        )
-        part = self._each(lambda value: value[chosen])
-        return replace(part, label_share=label_share, taught_share=taught_share)
-
-    @property
-    def taught(self) -> Tensor:
-        """The modalities that can be learned at once, (B, M) bool: shown, and not among the sources."""
-        return (self.images > -1).flatten(2).any(dim=2) & ~self.sources
-
-    def image(self, modality: Tensor) -> Tensor:
-        """Return the slice of each case in one modality: (B,) int64 -> (B, 1, S, S)."""
-        rows = torch.arange(len(self), device=modality.device)
-        return self.images[rows, modality][:, None]
-
-    def source(self, modality: int) -> Tensor:
-        """Return a modality as networks see it, with its neighbours: its index -> (B, 1 + 2 * context, S, S)."""
-        image = self.images[:, modality, None]
-        if self.neighbours is None:
-            return image
-        before, after = self.neighbours[:, modality].chunk(2, dim=1)
-        return torch.cat([before, image, after], dim=1)
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> CaseBatch:
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        shares = {name: tensors.pop(name) for name in ("label_share", "taught_share")}
-        changed: dict[str, Any] = {
-            name: None if value is None else change(value) for name, value in tensors.items()
-        }
-        return CaseBatch(**changed, **shares)
 
 
 class DomainSampler:
@@ -197,6 +63,8 @@ class DomainSampler:
         paired_until: int = 0,
         context: int = 0,
         crop: int = 0,
+        augment: float = 0.0,
+        warp: float = 0.0,
         many: bool = False,
         alone: float = 0.4,
     ) -> None:
@@ -212,6 +80,9 @@ class DomainSampler:
             context: neighbouring slices on each side that the slices to translate have, too.
             crop: side of the squares that slices are cut to, in pixels (`Crops`); a source and its pair have one
                 square, each reference its own. 0: whole slices.
+            augment: share of slices whose sources look as if they were of another scanner
+                (`augment.change_appearance`); pairs and references do not.
+            warp: share of places that are turned, resized and bent (`augment.warp_grids`).
             many: also draw `x_all` and `given`: further modalities of the source's case to make the target from.
             alone: with many, share of slices whose source stands alone; the other ones have a number of sources drawn
                 uniformly from 1 to all that the case has.
@@ -223,7 +94,7 @@ class DomainSampler:
         self.pair_targets = pair_targets
         self.paired_until = paired_until
         self.context = context
-        self.crop = crop
+        self.crop, self.augment, self.warp = crop, augment, warp
         self.many, self.alone = many, alone
         count = len(store.modalities)
         rows = store.data.shape[0]
@@ -295,12 +166,13 @@ class DomainSampler:
     def batch(self, step: int) -> DomainBatch:
         """Return the batch of a step."""
         rows = self.rows(step)
-        crops = Crops(self.store, self.crop, (self.seed, step, _OF_CROPS))
+        crops = Crops(self.store, self.crop, (self.seed, step), warp=self.warp)
         place, first, second = (crops.around(rows[name]) for name in ("x_src", "x_ref", "x_ref2"))
         has_pair = rows["x_pair"] >= 0
         pair = crops.read(np.maximum(rows["x_pair"], 0), place)
         pair[torch.from_numpy(~has_pair)] = -1
-        x_src = crops.read(rows["x_src"], place, context=self.context)
+        rng = np.random.default_rng((self.seed, step, _OF_APPEARANCES))
+        augmented = rng.random(self.batch_size) < self.augment
         mirrored = dict(zip(("x_src", "x_ref", "x_ref2"), rows["mirrored"], strict=True))
         x_all, given = None, None
         if self.many:
@@ -308,14 +180,16 @@ class DomainSampler:
             entry = self._entry[rows["x_src"]]
             beside = self._partner[entry] + (rows["x_src"] - self._starts[entry])[:, None]
             which, _ = np.nonzero(given)
-            read = crops.read(
-                beside[given], None if place is None else place[which], context=self.context
-            )
+            read = crops.read(beside[given], place.of(which), context=self.context)
             x_all = torch.full((*given.shape, *read.shape[1:]), -1.0)
-            x_all[torch.from_numpy(given)] = read
+            x_all[torch.from_numpy(given)] = _augmented(read, augmented[which], rng)
             x_all = _mirrored(x_all, mirrored["x_src"])
+            x_src = x_all[torch.arange(self.batch_size), torch.from_numpy(rows["y_src"])]
+        else:
+            x_src = crops.read(rows["x_src"], place, context=self.context)
+            x_src = _mirrored(_augmented(x_src, augmented, rng), mirrored["x_src"])
         return DomainBatch(
-            x_src=_mirrored(x_src, mirrored["x_src"]),
+            x_src=x_src,
             y_src=torch.from_numpy(rows["y_src"]),
             x_ref=_mirrored(crops.read(rows["x_ref"], first), mirrored["x_ref"]),
             x_ref2=_mirrored(crops.read(rows["x_ref2"], second), mirrored["x_ref2"]),
@@ -333,7 +207,7 @@ class CaseSampler:
     Targets are drawn uniformly among those that any case can teach: it has the target, and what that is made from.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one per choice of the settings
         self,
         store: SliceStore,
         sources_for: Callable[[str, Sequence[str]], tuple[str, ...] | None],
@@ -347,6 +221,8 @@ class CaseSampler:
         tumour_slices: float = 0.0,
         context: int = 0,
         crop: int = 0,
+        augment: float = 0.0,
+        warp: float = 0.0,
     ) -> None:
         """Prepare to draw.
 
@@ -364,6 +240,9 @@ class CaseSampler:
             context: neighbouring slices on each side that a batch has, too.
             crop: side of the squares that cases are cut to, in pixels (`Crops`); around the tumour if the slice was
                 drawn for it. 0: whole slices.
+            augment: share of cases whose sources look as if they were of another scanner
+                (`augment.change_appearance`); what is learned does not.
+            warp: share of cases that are turned, resized and bent (`augment.warp_grids`), labels too.
 
         Raises:
             AttclError: no case has a target together with its sources.
@@ -372,6 +251,7 @@ class CaseSampler:
         self.leave_out, self.alone, self.tumour_slices = leave_out, alone, tumour_slices
         self.gamma = gamma
         self.context, self.crop = context, crop
+        self.augment, self.warp = augment, warp
         self.batch_size = batch_size
         self.seed = seed
         self.mirror = mirror
@@ -465,53 +345,34 @@ class CaseSampler:
         rows = np.maximum(start, 0) + offset[:, None]
         first = self._labels[case]
         maps = np.where(first < 0, -1, first + offset)
-        crops = Crops(self.store, self.crop, (self.seed, step, _OF_CROPS))
+        crops = Crops(self.store, self.crop, (self.seed, step), warp=self.warp)
         place = crops.around(
             rows[np.arange(count), chosen["target"]],
             tumour=np.where(chosen["for_tumour"], maps, -1),
         )
-        each = None if place is None else np.repeat(place, modalities, axis=0)
+        each = place.of(np.repeat(np.arange(count), modalities))
         stacks = crops.read(rows.ravel(), each, context=self.context)
         stacks = stacks.unflatten(0, (count, modalities))  # (B, M, 1 + 2 * context, S, S)
         stacks[torch.from_numpy(start < 0)] = -1
+        given = torch.from_numpy(chosen["sources"])
         if self.gamma:
-            given = torch.from_numpy(chosen["sources"])
             rng = np.random.default_rng((self.seed, step, _OF_CONTRASTS))
             stacks[given] = change_contrast(stacks[given], self.gamma, rng)
+        if self.augment:
+            rng = np.random.default_rng((self.seed, step, _OF_APPEARANCES))
+            which, _ = np.nonzero(chosen["sources"])
+            augmented = rng.random(self.batch_size) < self.augment
+            stacks[given] = _augmented(stacks[given], augmented[which], rng)
         stacks = _mirrored(stacks, chosen["mirrored"])
         before, images, after = stacks.split([self.context, 1, self.context], dim=2)
         return CaseBatch(
             images=images[:, :, 0],
-            sources=torch.from_numpy(chosen["sources"]),
+            sources=given,
             target=torch.from_numpy(chosen["target"]),
             labels=_mirrored(crops.read_labels(maps, place), chosen["mirrored"]),
             has_labels=torch.from_numpy(first >= 0),
             neighbours=torch.cat([before, after], dim=2) if self.context else None,
         )
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Slices of two modalities, drawn independently: row b of one side is not the same patient's as of the other.
-
-    Attributes:
-        a, b: (B, 1 + 2 * context, S, S) float32 in [-1, 1], with their neighbours.
-    """
-
-    a: Tensor
-    b: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of slices of each modality."""
-        return len(self.a)
-
-    def to(self, device: torch.device) -> PairBatch:
-        """Return the batch on a device."""
-        return PairBatch(*(x.to(device, non_blocking=True) for x in (self.a, self.b)))
-
-    def part(self, chosen: slice) -> PairBatch:
-        """Return some of the slices."""
-        return PairBatch(self.a[chosen], self.b[chosen])
 
 
 class PairSampler:
@@ -568,7 +429,7 @@ class PairSampler:
     def batch(self, step: int) -> PairBatch:
         """Return the batch of a step."""
         rng = np.random.default_rng((self.seed, step))
-        crops = Crops(self.store, self.crop, (self.seed, step, _OF_CROPS))
+        crops = Crops(self.store, self.crop, (self.seed, step))
         sides = []
         for pool in self._pools:
             rows = rng.choice(pool, size=self.batch_size)
@@ -578,7 +439,15 @@ class PairSampler:
         return PairBatch(*sides)
 
 
-def _mirrored(images: torch.Tensor, chosen: Array) -> torch.Tensor:
+def _mirrored(images: Tensor, chosen: Array) -> Tensor:
     """Exchange left and right of the chosen images (B, ..., W), in place; chosen: (B,) bool."""
     images[torch.from_numpy(chosen)] = images[torch.from_numpy(chosen)].flip(-1)
+    return images
+
+
+def _augmented(images: Tensor, chosen: Array, rng: np.random.Generator) -> Tensor:
+    """Change the appearance of the chosen images (K, C, S, S), in place; chosen: (K,) bool."""
+    if chosen.any():
+        flags = torch.from_numpy(chosen)
+        images[flags] = change_appearance(images[flags], rng)
     return images

@@ -340,6 +340,8 @@ class AttclGan(Method):
             paired_until=self._supervised_steps,
             context=s.context,
             crop=s.crop,
+            augment=s.augment,
+            warp=s.warp,
             many=s.sources == "many",
             alone=s.alone,
         )

@@ -159,6 +159,16 @@ class Settings(BaseModel):
         fixed=True,
         ge=0,
     )
+    augment: Share = setting(
+        0.0,
+        "Share of slices whose sources get another contrast, shading and noise (ours).",
+        section="image",
+    )
+    warp: Share = setting(
+        0.0,
+        "Share of slices that are turned, resized and bent, with all that belongs to them (ours).",
+        section="image",
+    )
 
     learning_rate: Rate = setting(1e-4, "Adam step of the networks.", section="optimiser")
     learning_rate_decay: Share = setting(

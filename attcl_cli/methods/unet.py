@@ -120,6 +120,8 @@ class Unet(Method):
             alone=s.unet_alone,
             gamma=s.unet_gamma,
             crop=s.crop,
+            augment=s.augment,
+            warp=s.warp,
         )
 
     def optimisers(self) -> dict[str, Optimizer]:

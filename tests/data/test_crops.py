@@ -124,11 +124,11 @@ def test_labels_are_cut_too_and_are_none_without_a_segmentation():
 
 
 def test_squares_lie_inside_the_slice_around_any_pixel_of_the_brain(two_cases):
-    drawn = Crops(two_cases, 4, (0,)).around(np.zeros(2000, dtype=np.int64))
+    drawn = Crops(two_cases, 4, (0, 0)).around(np.zeros(2000, dtype=np.int64)).corners
     centres = {tuple(corner + 2) for corner in drawn}
     # BRAIN; the lowest square that fits begins at 12
     assert centres == {(y, x) for y in range(2, 14) for x in range(5, 12)}
-    at_the_edge = Crops(two_cases, 12, (0,)).around(np.zeros(500, dtype=np.int64))
+    at_the_edge = Crops(two_cases, 12, (0, 0)).around(np.zeros(500, dtype=np.int64)).corners
     assert at_the_edge.min() == 0
     assert at_the_edge.max() == SIDE - 12
 
