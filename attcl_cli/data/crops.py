@@ -5,6 +5,7 @@ Knows places in a store. Which slices are drawn is left to `sampling`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attcl_cli.data import augment
-from attcl_cli.data.intensities import Array
+from attcl_cli.data.intensities import Array, bounding_box
 from attcl_cli.data.slices import STEPS, SliceStore
 
 _OF_CROPS, _OF_WARPS = (
@@ -120,3 +121,30 @@ class Crops:
             return None, 0  # beyond a whole slice there is nothing
         margin = round(augment.MARGIN * self.side)
         return place.corners[place.warped] - margin, self.side + 2 * margin
+
+
+def brain_box(images: Sequence[Tensor], *, stride: int) -> tuple[slice, slice]:
+    """Return the rows and columns of the smallest box that holds what any of the images shows.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1], background -1; H and W multiples of `stride`.
+        stride: the number that the sides of the box are multiples of.
+    """
+    height, width = images[0].shape[-2:]
+    shown = torch.zeros(height, width, dtype=torch.bool)
+    for image in images:
+        shown |= (image > -1).flatten(0, 1).any(dim=0)
+    box = bounding_box(shown.numpy())
+    if box is None:
+        return slice(0, height), slice(0, width)
+    rows, columns = (
+        _widened(side, stride, length) for side, length in zip(box, (height, width), strict=True)
+    )
+    return rows, columns
+
+
+def _widened(side: slice, stride: int, length: int) -> slice:
+    """Return the side, as long as a multiple of `stride`, within 0..length."""
+    size = -(-(side.stop - side.start) // stride) * stride
+    start = min(side.start, length - size)
+    return slice(start, start + size)
