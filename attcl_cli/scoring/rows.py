@@ -84,7 +84,7 @@ class Measures:
     Attributes:
         metrics: names, keys of `METRICS`.
         baselines: score the trivial baselines by the networks, too; without a network they always are.
-        alone: score no baseline at all.
+        only: names of the predictions that are scored; empty: all.
         quantiles: of other patients, for the baseline that is a quantile-matched copy of the source.
         embed: the network of metrics that see sets.
         perceptual: the network of metrics that see slices or samples.
@@ -96,7 +96,7 @@ class Measures:
 
     metrics: tuple[str, ...] = field(default_factory=default_metrics)
     baselines: bool = False
-    alone: bool = False
+    only: tuple[str, ...] = ()
     quantiles: Quantiles | None = None
     embed: Embedding | None = None
     perceptual: Perceptual | None = None
@@ -244,7 +244,8 @@ def _predictions(arrays: _CaseArrays, measures: Measures) -> Iterator[Prediction
         assert measures.translate is not None  # `plan_comparison` lists no pair without a file
         brain = intensities.brain_of([volume.data for volume in arrays.present.values()])
         synthetic |= measures.translate(arrays.present[case.source], brain, case.source, to_make)
-    with_baselines = (measures.baselines or measures.that_see("volume")) and not measures.alone
+    with_baselines = measures.baselines or bool(measures.that_see("volume"))
+    with_baselines &= measures.only != (SYNTHETIC,)
     for pair in case.pairs:
         truth = arrays.truths[pair.modality].data
         brain = truth != 0
@@ -259,6 +260,8 @@ def _predictions(arrays: _CaseArrays, measures: Measures) -> Iterator[Prediction
         if with_baselines:
             predictions |= _baselines(arrays, pair, measures.quantiles)
         for name, raw in predictions.items():
+            if measures.only and name not in measures.only:
+                continue
             both = VolumePair(_unit(raw, brain), unit_truth, raw, truth)
             yield Prediction(name, pair, both, brain)
 

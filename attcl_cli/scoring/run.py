@@ -121,7 +121,7 @@ def score(
             are matched to those of other patients' volumes of the target modality.
         directions: translate the real volumes in every direction instead of reading completed ones (Table 2).
         samples: style samples per volume, of "lpips-diversity".
-        weights: name or path of the weights for `directions` and "lpips-diversity"; None: those of the newest run.
+        weights: name or path of the weights for `directions` and "lpips-diversity"; None: those that `complete` takes.
         split: train, val, test or all; None: test, or all without `splits.json`.
         allow_missing: count missing volumes instead of raising an error.
         offline: never download a feature network.
@@ -195,7 +195,7 @@ def score(
     model = None
     draws = any(METRICS[name].sees == "samples" for name in names)
     if directions or draws:
-        chosen = _find_weights(weights, comparison, directions=directions, draws=draws)
+        chosen = _find_weights(weights, complete, comparison, directions=directions, draws=draws)
         model = InMemory(load_method(chosen, place), chosen, place)
         record.weights = {"name": chosen.name, "sha256": chosen.sha256}
         progress.say(f"weights: {chosen.path}")
@@ -312,6 +312,7 @@ def _load_measures(
 
 def _find_weights(
     weights: Path | str | None,
+    complete: Dataset,
     comparison: Comparison,
     *,
     directions: bool,
@@ -322,9 +323,11 @@ def _find_weights(
     Raises:
         UsageError: the model cannot make a volume of a comparison from its source alone, or draws no samples.
     """
+    from attcl_cli.methods.bundled import choose_weights
     from attcl_cli.methods.weights import find_weights
 
-    chosen = find_weights(None if weights is None else str(weights))
+    named = None if weights is None else find_weights(str(weights))
+    chosen = named or choose_weights(complete).weights
     hint = "choose weights of attcl-gan with -w"
     if directions:
         rule = chosen.info.rule

@@ -60,11 +60,12 @@ def test_a_case_has_a_row_per_volume_prediction_and_region(case, tmp_path):
     assert nmse["zeros"] == 1
 
 
-def test_without_baselines_the_synthetic_volumes_have_the_same_scores(case, tmp_path):
+@pytest.mark.parametrize("only", [("synthetic",), ("copy", "zeros"), ("synthetic", "mean")])
+def test_some_predictions_alone_have_the_scores_that_they_have_among_all(only, case, tmp_path):
     case = replace(case, pairs=case.pairs[:1])
-    alone = rows_for(case, Measures(("ssim", "nmse"), alone=True), tmp_path)
+    some = rows_for(case, Measures(("ssim", "nmse"), only=only), tmp_path)
     rows = rows_for(case, Measures(("ssim", "nmse")), tmp_path)
-    assert alone == [row for row in rows if row.prediction == "synthetic"]
+    assert some == [row for row in rows if row.prediction in only]
 
 
 def test_reading_ahead_changes_nothing(case, tmp_path):
