@@ -103,10 +103,7 @@ class PlaveSettings(Settings):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"width": 16, "max_width": 128, **_QUICK, "ema_decay": 0.995, "steps": 3_000, "learning_rate": 1e-3},
-        "small": {
-            "image_size": 256, "crop": 128, "width": 32, "max_width": 256, "steps": 20_000, **_QUICK,
-            "learning_rate": 3e-4,
-        },
+        "small": {"width": 32, "max_width": 256, "steps": 20_000, **_QUICK, "learning_rate": 3e-4},
         "base": {"width": 32, "max_width": 256, **_OURS},
         "paper": {},
     }  # fmt: skip
@@ -355,6 +352,8 @@ class Plave(Method):
             leave_out=0.0 if s.plave_target else s.plave_leave_out,
             alone=0.0 if s.plave_target else s.plave_alone,
             gamma=s.plave_gamma,
+            augment=s.augment,
+            warp=s.warp,
             tumour_slices=s.plave_tumour_slices,
         )
 

@@ -194,8 +194,7 @@ def train(
         progress.say(
             f"device {place}: preset {usual} (the default: {CPU_PRESET} on a CPU, {DEFAULT_PRESET} on a GPU)"
         )
-    if minutes is None:
-        _warn_of_slow_networks(settings, place, progress)
+    _say_notes(settings, place, progress, timed=minutes is not None, resumed=resume is not None)
     planned = TrainingResult(
         run_dir,
         settings,
@@ -236,9 +235,13 @@ def weights_sha256(result: TrainingResult) -> str:
     return sha256(result.weights) if result.weights is not None else ""
 
 
-def _warn_of_slow_networks(settings: Settings, device: torch.device, progress: Progress) -> None:
-    """Say that networks for such slices train for months on a CPU."""
-    if device.type == "cpu" and settings.side > _SLOW_CPU_PIXELS:
+def _say_notes(
+    settings: Settings, device: torch.device, progress: Progress, *, timed: bool, resumed: bool
+) -> None:
+    """Say that networks for such slices train for months on a CPU, and what a new run's settings bring with them."""
+    for note in () if resumed else settings.notes:
+        progress.say(f"note: {note}")
+    if not timed and device.type == "cpu" and settings.side > _SLOW_CPU_PIXELS:
         progress.say(
             f"note: no GPU; {settings.side}-pixel networks take months on a CPU. "
             "To try things out: attcl train --preset tiny"

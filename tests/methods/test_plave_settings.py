@@ -128,8 +128,8 @@ def test_weights_of_an_older_run_fit_the_networks_of_its_settings():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_has_the_same_slices_whatever_the_method(preset):
     plave, attcl_gan = (resolve(preset=preset, method=name) for name in ("plave", "attcl-gan"))
-    assert plave.canvas == attcl_gan.canvas
-    assert (plave.width, plave.max_width) == (attcl_gan.width, attcl_gan.max_width)
+    for name in ("image_size", "canvas", "crop"):
+        assert getattr(plave, name) == getattr(attcl_gan, name)
 
 
 def test_what_the_user_says_is_stronger_than_the_methods_defaults():
