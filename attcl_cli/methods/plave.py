@@ -347,8 +347,6 @@ class Plave(Method):
             seed=s.seed,
             mirror=s.mirror,
             crop=s.crop,
-            augment=s.augment,
-            warp=s.warp,
             leave_out=0.0 if s.plave_target else s.plave_leave_out,
             alone=0.0 if s.plave_target else s.plave_alone,
             gamma=s.plave_gamma,
