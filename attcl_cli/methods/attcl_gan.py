@@ -31,7 +31,7 @@ from attcl_cli.methods.updates import contrast, frozen
 _IMAGE = ("generator", "attention", "heads")
 """The networks that make an image and compare its patches."""
 
-_REFERENCE_EVERY = 4
+_REFERENCE_EVERY = 8
 """In the supervised start, E makes the style code of one step in so many; F, which costs less, that of the others."""
 
 _OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
@@ -75,6 +75,8 @@ _SQUARES: Mapping[str, Any] = {
     "discriminator": "patches",
     "alternate": True,
     "r1_every": 16,
+    "augment": 0.5,
+    "warp": 0.25,
 }
 
 
@@ -634,10 +636,14 @@ class AttclGan(Method):
     def _discriminator_loss(self, part: _Part, x_fake: Tensor, number: int) -> Losses:
         """Return D's losses in its update of this number, which says whether R1 is due."""
         s, batch = self.settings, part.batch
-        x_real = self._middle(batch.x_src).detach()
+        # A source whose appearance was changed is no example of what is real.
+        x_real, y_real = (
+            (batch.x_ref, batch.y_ref) if s.augment else (self._middle(batch.x_src), batch.y_src)
+        )
         terms: Losses = {}
         penalised = s.lambda_r1 > 0 and number % s.r1_every == 0
-        logits = self._judge(x_real.requires_grad_(penalised), batch.y_src)
+        x_real = x_real.detach().requires_grad_(penalised)
+        logits = self._judge(x_real, y_real)
         terms["real"] = (1.0, losses.real_loss(logits))
         if penalised:
             terms["r1"] = (s.r1_every * s.lambda_r1, losses.r1_penalty(logits, x_real))

@@ -130,7 +130,7 @@ def test_the_supervised_start_moves_the_generator_and_what_made_the_style(tiny_s
     networks, losses = moved(method, batch_of(), 0)
     assert networks == {"generator", "attention", "mapping"}
     assert set(losses) == {"g_latent_pair", "g_latent_structure"}
-    networks, losses = moved(method, batch_of(), 3)
+    networks, losses = moved(method, batch_of(), 7)
     assert networks == {"generator", "attention", "style_encoder"}
     assert set(losses) == {"g_reference_pair", "g_reference_structure"}
 
@@ -173,6 +173,19 @@ def test_a_lazy_penalty_is_due_now_and_then_and_weighs_as_many_times_as_much(tin
     fake = torch.zeros(2, 1, 16, 16)
     assert method._discriminator_loss(part, fake, 0)["r1"][0] == 8.0
     assert list(method._discriminator_loss(part, fake, 3)) == ["real", "fake"]
+
+
+@pytest.mark.parametrize(("augment", "real"), [(0.0, "source"), (0.5, "reference")])
+def test_a_source_of_changed_appearance_is_not_shown_as_real(augment, real, tiny_settings):
+    method = method_of(tiny_settings, augment=augment)
+    part = method._parts(batch_of(), 0)[0]
+    batch = part.batch
+    shown = {
+        "source": method._judge(batch.x_src, batch.y_src),
+        "reference": method._judge(batch.x_ref, batch.y_ref),
+    }[real]
+    _, loss = method._discriminator_loss(part, torch.zeros(2, 1, 16, 16), 0)["real"]
+    torch.testing.assert_close(loss, torch.nn.functional.softplus(-shown).mean())
 
 
 def test_a_discriminator_of_patches_judges_each_patch_of_an_image_alone(tiny_settings):
