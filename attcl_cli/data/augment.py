@@ -14,6 +14,7 @@ from attcl_cli.data.intensities import Array
 
 GAMMA = 0.15  # spread of the random power of `change_appearance`
 _SHADING = 0.2  # the bias field is within 1 +- this
+_FIELD = 17  # points that the field is computed at, along each side
 _NOISE = 0.02  # largest standard deviation, of the window
 _TURN = 10.0  # degrees, largest rotation
 _ZOOM = 0.1  # largest change of size
@@ -34,7 +35,8 @@ def change_contrast(images: Tensor, spread: float, rng: np.random.Generator) -> 
         Images of the same shape and range; background stays -1 exactly.
     """
     powers = np.exp(rng.normal(0, spread, len(images))).astype(np.float32)
-    return 2 * ((images + 1) / 2) ** torch.from_numpy(powers)[:, None, None, None] - 1
+    changed = ((images + 1) / 2).pow_(torch.from_numpy(powers)[:, None, None, None])
+    return changed.mul_(2).sub_(1)
 
 
 def change_appearance(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -47,12 +49,12 @@ def change_appearance(images: Tensor, rng: np.random.Generator) -> Tensor:
     Returns:
         Images of the same shape and range; background stays -1 exactly.
     """
-    values = (change_contrast(images, GAMMA, rng) + 1) / 2
-    values = values * (1 + _bias_fields(len(images), images.shape[-1], rng)[:, None])
+    values = change_contrast(images, GAMMA, rng).add_(1).div_(2)
+    values.mul_(_bias_fields(len(images), images.shape[-1], rng).add_(1))
     noise = torch.from_numpy(rng.standard_normal(images.shape, dtype=np.float32))
     sigma = rng.uniform(0, _NOISE, len(images)).astype(np.float32)
-    values = values + torch.from_numpy(sigma)[:, None, None, None] * noise
-    return torch.where(images > -1, 2 * values.clamp(0, 1) - 1, images)
+    values.add_(noise.mul_(torch.from_numpy(sigma)[:, None, None, None]))
+    return torch.where(images > -1, values.clamp_(0, 1).mul_(2).sub_(1), images)
 
 
 def warp_grids(count: int, side: int, rng: np.random.Generator) -> Tensor:
@@ -88,13 +90,12 @@ def warp_images(images: Tensor, grids: Tensor) -> Tensor:
     """
     places = grids * (grids.shape[1] / images.shape[-1])
     brain = (images > -1).to(images.dtype)
-    values, weights = (
-        F.grid_sample(of, places, mode="bilinear", padding_mode="zeros", align_corners=False)
-        for of in ((images + 1) * brain, brain)
-    )
-    inside = F.grid_sample(brain, places, mode="nearest", align_corners=False) > 0
-    warped = (values / weights.clamp_min(1e-6) - 1).clamp(-1, 1)
-    return torch.where(inside, warped, torch.full_like(warped, -1))
+    both = torch.cat([(images + 1).mul_(brain), brain], dim=1)  # one call computes the places once
+    read = F.grid_sample(both, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    values, weights = read.chunk(2, dim=1)
+    warped = values.div_(weights.clamp_min_(1e-6)).sub_(1).clamp_(-1, 1)
+    outside = F.grid_sample(brain, places, mode="nearest", align_corners=False) == 0
+    return warped.masked_fill_(outside, -1)
 
 
 def warp_labels(labels: Tensor, grids: Tensor) -> Tensor:
@@ -105,11 +106,16 @@ def warp_labels(labels: Tensor, grids: Tensor) -> Tensor:
 
 
 def _bias_fields(count: int, side: int, rng: np.random.Generator) -> Tensor:
-    """Draw polynomials of the second degree in x and y, each within +-`_SHADING`: (count, side, side) float32."""
-    line = np.linspace(-1, 1, side, dtype=np.float32)
+    """Draw polynomials of the second degree in x and y, each within +-`_SHADING`: (count, 1, side, side) float32."""
+    line = np.linspace(-1, 1, _FIELD)
     y, x = np.meshgrid(line, line, indexing="ij")
     terms = np.stack([x, y, x * y, x * x - 1 / 3, y * y - 1 / 3])
-    fields: Array = np.tensordot(rng.normal(size=(count, 5)).astype(np.float32), terms, axes=1)
+    fields: Array = np.tensordot(rng.normal(size=(count, 5)), terms, axes=1)
     largest = np.abs(fields).max(axis=(1, 2), keepdims=True)
-    strength = rng.uniform(0, _SHADING, (count, 1, 1)).astype(np.float32)
-    return torch.from_numpy(fields / largest * strength)
+    small = fields / largest * rng.uniform(0, _SHADING, (count, 1, 1))
+    return F.interpolate(
+        torch.from_numpy(small.astype(np.float32))[:, None],
+        size=(side, side),
+        mode="bilinear",
+        align_corners=True,
+    )

@@ -40,7 +40,7 @@ _OURS: Mapping[str, Any] = {
     "mirror": 0.5,
     "learning_rate_decay": 1.0,
 }
-_PATCHES: Mapping[str, Any] = {**_OURS, "image_size": 256, "crop": 128}
+_PATCHES: Mapping[str, Any] = {**_OURS, "crop": 128}
 _BASE: Mapping[str, Any] = {**_PATCHES, "width": 64, "steps": 40_000}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers import small_settings
 from scipy.ndimage import map_coordinates
 from slice_stores import FOUR, all_others, store_of_cases
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from attcl_cli.data.augment import (
 )
 from attcl_cli.data.sampling import CaseSampler, DomainSampler
 from attcl_cli.data.slices import STEPS, SliceStore
+from attcl_cli.methods import METHODS
 
 SIDE = 32
 
@@ -245,3 +247,14 @@ def test_augmented_batches_are_a_function_of_seed_and_step(alike):
         name = "x_src" if kind is DomainSampler else "images"
         assert torch.equal(getattr(first, name), getattr(again, name))
         assert not torch.equal(getattr(first, name), getattr(one.batch(4), name))
+
+
+@pytest.mark.parametrize("setting", ["augment", "warp"])
+@pytest.mark.parametrize("name", ["attcl-gan", "plave", "unet"])
+def test_every_method_of_ours_hands_its_settings_on(name, setting, alike):
+    sources = []
+    for share in (0.0, 1.0):
+        settings = small_settings(name, image_size=32, crop=16, **{setting: share})
+        batch = METHODS[name](settings, FOUR).sampler(alike).batch(0)
+        sources.append(batch.x_src if hasattr(batch, "x_src") else batch.images[batch.sources])
+    assert not torch.equal(*sources)
