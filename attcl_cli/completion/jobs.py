@@ -6,7 +6,7 @@ Decides nothing: the rule is in `plan`, the refusals are in `checks`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -145,11 +145,7 @@ class Doubt:
         """Return it as side-cars and `run.json` say it; {} if nothing is known."""
         if self.disagreement is None and self.distance is None:
             return {}
-        return {
-            "disagreement": _rounded(self.disagreement),
-            "distance": _rounded(self.distance),
-            "far": self.far,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -265,7 +261,3 @@ def uncertainty_file(file: PurePosixPath) -> PurePosixPath:
     """Return where the standard deviation beside a volume goes: under a name that no layout takes for an image."""
     ending = ending_of(file)
     return file.with_name(file.name.removesuffix(ending) + "_uncertainty" + ending)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 5)

@@ -178,7 +178,7 @@ class _Loaded:
 
     def doubt(self, made: Made) -> Doubt:
         """Return how far a volume of the case is to be distrusted."""
-        return Doubt(made.disagreement, self.distance, self.far)
+        return Doubt(_rounded(made.disagreement), _rounded(self.distance), self.far)
 
 
 def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loaded:
@@ -335,6 +335,11 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "attcl_version": __version__,
         "note": "Synthesised by attcl; research use only, not for diagnosis.",
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    """Return a figure of doubt with the digits that its side-car has."""
+    return None if value is None else round(value, 5)
 
 
 def _failed(job: Job, error: AttclError, *, keep_going: bool) -> Completed:
