@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from helpers import SMALL_NETWORKS, SMALL_RUN, changed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
-from training_runs import run
+from training_runs import KilledError, require_same_runs, run
 
+from attcl_cli import complete
 from attcl_cli.data.sampling import CaseBatch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError
@@ -429,6 +432,28 @@ def test_the_published_weights_are_the_last_ones_without_an_average(store: Slice
     assert averages
     for key, value in averages.items():
         assert torch.equal(value, tensors[key.replace("average.", "module.", 1)]), key
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(store: SliceStore, tmp_path):
+    settings = small_paper(steps=6, save_every=3)
+    run(settings, store, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(settings, store, tmp_path / "stopped", kill_after=4)
+    run(settings, store, tmp_path / "stopped", resume=True)
+    require_same_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_published_model_completes_its_modality_from_slices_as_in_training(
+    store: SliceStore, gappy, tmp_path
+):
+    run(small_paper(), store, tmp_path / "run")
+    data = gappy(lacking=[["t1ce"], [], [], []])
+    complete(data, tmp_path / "out", weights=tmp_path / "run", device="cpu")
+    (image,) = (tmp_path / "out").rglob("*_t1ce.nii.gz")
+    written = np.asarray(nib.load(image).dataobj)
+    truth = np.asarray(nib.load(next(data.rglob("*_t1.nii.gz"))).dataobj)
+    assert written.shape == truth.shape
+    assert np.isfinite(written).all() and written.std() > 0
 
 
 def test_batch_norm_needs_the_batch_at_once(store: SliceStore, tmp_path):
