@@ -31,9 +31,6 @@ from attcl_cli.methods.updates import contrast, frozen
 _IMAGE = ("generator", "attention", "heads")
 """The networks that make an image and compare its patches."""
 
-_REFERENCE_EVERY = 8
-"""In the supervised start, E makes the style code of one step in so many; F, which costs less, that of the others."""
-
 _OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
 
 # What was done before there were such settings; not measured against the published way, so our presets keep it. Under
@@ -73,6 +70,7 @@ _SQUARES: Mapping[str, Any] = {
     "supervised": 0.9,
     "ramp": 0.02,
     "discriminator": "patches",
+    "fixed_style": "latent",
     "alternate": True,
     "r1_every": 16,
     "augment": 0.5,
@@ -161,6 +159,11 @@ class AttclGanSettings(Settings):
     shortcut_refined: bool = setting(
         default=False,
         description="The shortcuts of AttAdaIN's blocks also carry the refined features (ours).",
+        fixed=True,
+    )
+    fixed_style: Literal["reference", "latent"] = setting(
+        "reference",
+        "What fixes the style of completed volumes: a reference image, or a latent drawn once (ours).",
         fixed=True,
     )
     style_dim: Positive = setting(64, "Length of a style code.", fixed=True)
@@ -366,11 +369,11 @@ class AttclGan(Method):
     def training_step(self, batch: DomainBatch, step: int) -> dict[str, Tensor]:
         """Run an iteration: D on the latent and the reference path, then G+F+E+A+P, then G+A+P (StarGAN v2's order).
 
-        With `supervised`, the first steps are G's alone, or G's and that of what made the style code.
+        With `supervised`, the first steps are G's and F's alone.
         """
         parts = self._parts(batch, step)
         if step < self._supervised_steps:
-            return self._supervised_step(parts, step)
+            return self._supervised_step(parts)
         if self.settings.alternate:
             return self._alternating_step(parts, step)
         # Neither G nor F changes before the third update: with the batch in one part, the latent path's translation
@@ -422,21 +425,27 @@ class AttclGan(Method):
             )
         return logged
 
-    def _supervised_step(self, parts: Sequence[_Part], step: int) -> dict[str, Tensor]:
-        """Teach G, and what makes the style code, by true pairs alone: mostly F, which costs little, now and then E."""
-        reference = step % _REFERENCE_EVERY == _REFERENCE_EVERY - 1
+    def _supervised_step(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
+        """Teach G and F by true pairs alone, half of the slices in the style that completion will take."""
+        return self.update(
+            parts,
+            ("generator", "attention", "mapping"),
+            lambda part: self._pair_losses(part, self._latent(self._half_fixed(part)).x_fake),
+            path="g_latent",
+        )
 
-        def loss(part: _Part) -> Losses:
-            if reference:
-                style = pick(self.style_encoder(part.batch.x_ref), part.batch.y_ref)
-                translation = self._translate(part, style)
-            else:
-                translation = self._latent(part)
-            return self._pair_losses(part, translation.x_fake)
+    def _half_fixed(self, part: _Part) -> _Part:
+        """Give every second slice of the batch the fixed latent (`fixed_style`)."""
+        if self.settings.fixed_style == "reference":
+            return part
+        second = torch.tensor([key % 2 == 1 for key in part.keys], device=part.z.device)
+        return replace(part, z=torch.where(second[:, None], self._fixed_latent(), part.z))
 
-        maker = "style_encoder" if reference else "mapping"
-        path = "g_reference" if reference else "g_latent"
-        return self.update(parts, ("generator", "attention", maker), loss, path=path)
+    def _fixed_latent(self) -> Tensor:
+        """Return the latent whose styles completion takes with `fixed_style` latent: (1, latent_dim)."""
+        s = self.settings
+        noise = torch.Generator().manual_seed((s.seed + 1) * 1_000_003 - 1)  # no step's
+        return torch.randn(1, s.latent_dim, generator=noise).to(self.device)
 
     def _alternating_step(self, parts: Sequence[_Part], step: int) -> dict[str, Tensor]:
         """Update D and then G on one of the two paths: the latent one in even steps, the reference one in odd steps."""
@@ -473,8 +482,12 @@ class AttclGan(Method):
         return logged
 
     def remember_references(self, images: Mapping[str, Tensor]) -> None:
-        """See `Method`: the style code of each modality, (style_dim,), from its reference image."""
+        """See `Method`: the style code of each modality, (style_dim,), from its reference image or the fixed latent."""
         with torch.inference_mode():
+            if self.settings.fixed_style == "latent":
+                codes = self.mapping(self._fixed_latent())[0].cpu()
+                self.references = dict(zip(self.modalities, codes, strict=True))
+                return
             self.references = {
                 name: self.style_encoder(_middle_square(image, self.settings.side))[
                     0, self.modalities.index(name)

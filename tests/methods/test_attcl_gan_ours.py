@@ -125,14 +125,30 @@ SUPERVISED = {
 }
 
 
-def test_the_supervised_start_moves_the_generator_and_what_made_the_style(tiny_settings):
+def test_the_supervised_start_moves_the_generator_and_the_mapping_network(tiny_settings):
     method = method_of(tiny_settings, **SUPERVISED)
     networks, losses = moved(method, batch_of(), 0)
     assert networks == {"generator", "attention", "mapping"}
     assert set(losses) == {"g_latent_pair", "g_latent_structure"}
-    networks, losses = moved(method, batch_of(), 7)
-    assert networks == {"generator", "attention", "style_encoder"}
-    assert set(losses) == {"g_reference_pair", "g_reference_structure"}
+
+
+def test_half_of_it_is_in_the_style_that_completion_takes(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED, fixed_style="latent")
+    part = method._parts(batch_of(size=4), 6)[0]
+    fixed = method._half_fixed(part).z
+    assert torch.equal(fixed[1::2], method._fixed_latent().expand(2, -1))
+    assert torch.equal(fixed[::2], part.z[::2])
+    plain = method_of(tiny_settings, **SUPERVISED)
+    assert plain._half_fixed(part) is part
+
+
+def test_a_fixed_latent_gives_completion_its_styles_without_a_reference(tiny_settings):
+    method = method_of(tiny_settings, fixed_style="latent").eval()
+    method.remember_references({})
+    codes = method.mapping(method._fixed_latent())[0]
+    assert list(method.references) == list(FOUR)
+    for name, code in zip(FOUR, codes, strict=True):
+        torch.testing.assert_close(method.references[name], code)
 
 
 def test_after_the_supervised_start_everything_learns(tiny_settings):
