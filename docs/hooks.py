@@ -78,13 +78,21 @@ def commands_page() -> str:
     context = root.make_context("attcl", [], resilient_parsing=True)
     lines = ["# Commands", "", _MADE, root.help, "", *_options(root, context)]
     for name, command in root.commands.items():
-        context = command.make_context(name, [], parent=context.find_root(), resilient_parsing=True)
-        usage = " ".join(["attcl", name, *command.collect_usage_pieces(context)])
-        lines += ["", f"## attcl {name}", "", _cell(command.help or ""), ""]
-        lines += ["```text", usage, "```", "", *_options(command, context)]
-        examples = (command.epilog or "").removeprefix("Examples:").split("|")
-        lines += ["", "Examples:", "", "```", *(example.strip() for example in examples), "```"]
+        lines += _command(name, command, context.find_root(), mark="##")
+        for below, single in getattr(command, "commands", {}).items():
+            lines += _command(f"{name} {below}", single, context.find_root(), mark="###")
     return "\n".join(lines) + "\n"
+
+
+def _command(name: str, command: Any, root: Any, *, mark: str) -> list[str]:
+    """Return a command, or a group of them, as its own --help shows it."""
+    context = command.make_context(name, [], parent=root, resilient_parsing=True)
+    usage = " ".join(["attcl", name, *command.collect_usage_pieces(context)])
+    lines = ["", f"{mark} attcl {name}", "", _cell(command.help or ""), ""]
+    lines += ["```text", usage, "```", ""]
+    lines += _options(command, context) if command.params else []
+    examples = (command.epilog or "").removeprefix("Examples:").split("|")
+    return [*lines, "", "Examples:", "", "```", *(example.strip() for example in examples), "```"]
 
 
 def settings_page() -> str:

@@ -37,8 +37,16 @@ PAGES = {
 }
 APP: Any = typer.main.get_command(app.app)
 COMMANDS = APP.commands
-OTHER_OPTIONS = {"--nproc-per-node", "--array", "--image-size", "--part-mb", "--help"}
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, examples/pack_slices.py."""
+SUBCOMMANDS = {
+    f"{name} {below}": command
+    for name, group in COMMANDS.items()
+    for below, command in getattr(group, "commands", {}).items()
+}
+"""The commands of `attcl weights`, as `weights list`."""
+SINGLE = {name: command for name, command in COMMANDS.items() if not hasattr(command, "commands")}
+EVERY = {**COMMANDS, **SUBCOMMANDS}
+OTHER_OPTIONS = {"--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"}
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, and the scripts in examples/."""
 GONE = {"--fallback", "--evaluate", "--export"}
 """Options that the changelog names because they are hidden or moved."""
 
@@ -107,8 +115,11 @@ def test_every_command_is_in_the_readme_or_in_the_guide_of_its_own() -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_parses(page: str) -> None:
     for command in commands_of(page):
-        if command[0] in COMMANDS:
-            COMMANDS[command[0]].make_context(command[0], command[1:])
+        name = " ".join(command[:2])
+        if name in SUBCOMMANDS:
+            SUBCOMMANDS[name].make_context(name, command[2:])
+        elif command[0] in SINGLE:
+            SINGLE[command[0]].make_context(command[0], command[1:])
         else:
             assert command[0] in {option for item in APP.params for option in item.opts}, command
 
@@ -123,9 +134,9 @@ def test_every_command_that_a_page_names_exists(page: str) -> None:
 def test_every_option_that_a_page_names_exists(page: str) -> None:
     known = {
         option
-        for command in (APP, *COMMANDS.values())
+        for command in (APP, *EVERY.values())
         for item in command.params
-        for option in item.opts
+        for option in (*item.opts, *item.secondary_opts)
     }
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGES[page])) - OTHER_OPTIONS
     if page in ("CHANGELOG.md", "benchmarks/GPU.md", "weights/README.md", "docs/experiments.md"):
@@ -135,18 +146,20 @@ def test_every_option_that_a_page_names_exists(page: str) -> None:
     assert used <= known
 
 
-@pytest.mark.parametrize("name", sorted(COMMANDS))
+@pytest.mark.parametrize("name", sorted(EVERY))
 def test_the_examples_in_a_commands_help_parse(name: str) -> None:
-    examples = COMMANDS[name].epilog.removeprefix("Examples:").split("|")
+    examples = EVERY[name].epilog.removeprefix("Examples:").split("|")
     assert len(examples) == 2
     for example in examples:
-        program, command, *arguments = shlex.split(example)
-        assert (program, command) == ("attcl", name)
-        COMMANDS[name].make_context(command, arguments)
+        program, *words = shlex.split(example)
+        used = next(it for it in (" ".join(words[:2]), words[0]) if it in SUBCOMMANDS | SINGLE)
+        assert program == "attcl"
+        assert used == name or used.startswith(f"{name} ")
+        EVERY[used].make_context(used, words[len(used.split()) :])
 
 
 def test_every_option_of_every_command_has_a_sentence_of_help() -> None:
-    for command in COMMANDS.values():
+    for command in EVERY.values():
         for item in command.params:
             assert getattr(item, "hidden", False) or getattr(item, "help", None), item.name
 
@@ -200,8 +213,8 @@ def test_the_sections_that_comments_refer_to_are_listed_in_method_md() -> None:
 
 def test_the_reference_lists_every_command_and_option(generated: dict[str, str]) -> None:
     page = generated["reference/commands.md"]
-    for name, command in COMMANDS.items():
-        assert f"\n## attcl {name}\n" in page
+    for name, command in EVERY.items():
+        assert f"## attcl {name}\n" in page
         for item in command.params:
             if not getattr(item, "hidden", False) and item.param_type_name == "option":
                 assert item.opts[-1] in page

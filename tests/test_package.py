@@ -27,6 +27,10 @@ def test_the_bundled_weights_are_found_from_an_installed_wheel(tmp_path: Path) -
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     assert (site / "attcl_cli" / "py.typed").is_file()
+    shipped = {path.name for path in (site / "attcl_cli" / "weights").iterdir()}
+    pairs = [path for path in (ROOT / "weights").iterdir() if path.suffix != ".md"]
+    assert {path.suffix for path in pairs} == {".safetensors", ".json"}
+    assert shipped >= {path.name for path in pairs}
     code = "from attcl_cli.methods import weights; print(weights.find_weights('phantom-tiny').path)"
     answer = subprocess.run(
         [sys.executable, "-c", code],

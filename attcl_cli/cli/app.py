@@ -25,6 +25,7 @@ from attcl_cli.cli import (
     segment,
     terminal,
     train,
+    weights,
 )
 from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
 
@@ -57,6 +58,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
 }
 for _name, (_function, _examples) in COMMANDS.items():
     app.command(_name, epilog=_examples)(_function)
+app.add_typer(weights.app, name="weights")
 
 
 @app.callback(invoke_without_command=True)

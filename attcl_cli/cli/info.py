@@ -87,9 +87,10 @@ def _show_installation(*, as_json: bool) -> None:
     import torch
 
     from attcl_cli import devices
-    from attcl_cli.methods.weights import named_weights, newest_run
+    from attcl_cli.methods.bundled import newest_finished_run
+    from attcl_cli.methods.weights import named_weights
 
-    newest = newest_run(Path("runs"))
+    newest = newest_finished_run()
     content: dict[str, Any] = {
         "attcl": __version__,
         "python": platform.python_version(),

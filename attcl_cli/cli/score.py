@@ -106,7 +106,7 @@ def score(
         typer.Option(
             "-w",
             "--weights",
-            help="Weights for --directions and --lpips-diversity.  [default: the newest run]",
+            help="Weights for --directions and --lpips-diversity.  [default: as attcl complete]",
         ),
     ] = None,
     samples: Annotated[

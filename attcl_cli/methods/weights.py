@@ -114,46 +114,27 @@ def named_weights() -> dict[str, Path]:
     return files
 
 
-def newest_run(runs: Path) -> Path | None:
-    """Return the weights file of the run that wrote one last, or None."""
-    files = [path for path in runs.glob(f"*/{WEIGHTS_FILE}") if path.is_file()]
-    return max(files, key=lambda path: (path.stat().st_mtime_ns, str(path)), default=None)
-
-
-def find_weights(
-    name: str | None, *, runs: Path = Path("runs"), flag: str = "--weights"
-) -> Weights:
-    """Find and verify weights.
+def find_weights(name: str, *, flag: str = "--weights") -> Weights:
+    """Find and verify weights; `bundled.choose_weights` says which a dataset takes if none are named.
 
     Args:
-        name: a bundled name, a file, or a run's folder; None: the newest run below `runs`, otherwise the bundled
-            weights.
-        runs: the folder of runs.
+        name: a bundled name, a file, or a run's folder.
         flag: the option that names them.
 
     Raises:
         UsageError: there is nothing of that name.
         AttclError: the file is damaged: not safetensors, not ours, or not the bytes that its card describes.
     """
-    if name is None:
-        path = newest_run(runs) or named_weights().get(BUNDLED)
-        if path is None:
-            raise UsageError(
-                f"{flag}: none given, no run with weights in {runs}/ and none bundled",
-                "train first: attcl train",
-                code="no-weights",
-            )
-    else:
-        path = named_weights().get(name) or Path(name)
-        if path.is_dir():
-            path = path / WEIGHTS_FILE
-        if not path.is_file():
-            raise UsageError(
-                f"{flag}: {name!r} is no file and no known name, "
-                f"expected a run's folder, a .safetensors file or one of {_known_names()}",
-                "attcl info shows the weights that are found",
-                code="unknown-weights",
-            )
+    path = named_weights().get(name) or Path(name)
+    if path.is_dir():
+        path = path / WEIGHTS_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{flag}: {name!r} is no file and no known name, "
+            f"expected a run's folder, a .safetensors file or one of {_known_names()}",
+            "attcl weights list shows those that are found",
+            code="unknown-weights",
+        )
     digest = sha256(path)
     card = path.with_suffix(".json")
     if card.is_file():

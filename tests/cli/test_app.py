@@ -29,6 +29,7 @@ COMMANDS = (
     "info",
     "demo",
 )
+GROUPS = {"weights": ("list", "show", "verify")}
 
 
 def files(root: Path) -> set[str]:
@@ -235,18 +236,40 @@ def test_info_without_a_folder_shows_the_installation(attcl, here):
     assert ["torch", str(torch.__version__)] in rows
 
 
+def test_info_and_weights_list_name_the_same_weights(trained_run, attcl, here):
+    for name, status in (("finished", "done"), ("going-on", "running")):
+        (here / "runs" / name).mkdir(parents=True)
+        file = here / "runs" / name / WEIGHTS_FILE
+        file.write_bytes((trained_run / WEIGHTS_FILE).read_bytes())
+        (file.parent / "run.json").write_text(json.dumps({"status": status}))
+    installed = json.loads(attcl("info", "--json")[1])
+    listed = json.loads(attcl("weights", "list", "--json")[1])["weights"]
+    named = {item["name"]: item["path"] for item in listed if item["origin"] != "runs"}
+    assert installed["weights"] == named
+    finished = [item["path"] for item in listed if item["origin"] == "runs" and item["finished"]]
+    assert finished == [installed["newest_run"]] == [f"runs/finished/{WEIGHTS_FILE}"]
+
+
 def test_version_prints_the_version(attcl):
     assert attcl("--version") == (0, f"attcl {__version__}\n", "")
 
 
 def test_every_command_is_tested_here():
     assert {command.name for command in app.registered_commands} == set(COMMANDS)
+    groups = {
+        group.name: tuple(command.name for command in group.typer_instance.registered_commands)
+        for group in app.registered_groups
+    }
+    assert groups == GROUPS
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, *GROUPS, *(f"{name} {below}" for name, every in GROUPS.items() for below in every)],
+)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_of_each_command_ends_with_two_examples(command, flag, attcl):
-    code, out, err = attcl(command, flag)
+    code, out, err = attcl(*command.split(), flag)
     assert (code, err) == (0, "")
     examples = re.sub(r"\s+", " ", out[out.index("Examples:") :])
     assert examples.count(f"attcl {command}") == 2
@@ -256,7 +279,7 @@ def test_help_of_each_command_ends_with_two_examples(command, flag, attcl):
 def test_help_lists_the_commands(attcl):
     code, out, _ = attcl("-h")
     assert code == 0
-    for command in COMMANDS:
+    for command in (*COMMANDS, *GROUPS):
         assert re.search(rf"^  {command} ", out, re.M)
 
 

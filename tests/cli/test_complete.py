@@ -190,16 +190,35 @@ def test_the_newest_run_is_taken_and_named(incomplete_root, trained_run, attcl, 
     }
 
 
-def test_bundled_weights_come_with_a_warning(
-    incomplete_root, trained_run, attcl, here, monkeypatch
-):
-    (here / "named").mkdir()
-    bundled = here / "named" / f"{BUNDLED}.safetensors"
-    bundled.write_bytes((trained_run / WEIGHTS_FILE).read_bytes())
-    monkeypatch.setenv("ATTCL_WEIGHTS", str(here / "named"))
-    code, _, err = attcl("complete", "--ori", incomplete_root, "--target", "t1")
+def test_without_a_run_and_fitting_weights_an_error_says_what_to_do(incomplete_root, attcl, here):
+    code, _, err = attcl("complete", "--ori", incomplete_root)
+    assert code == 2
+    first, hint = err.splitlines()
+    assert first.startswith(
+        f"error: --weights: none given, and none found that fit {incomplete_root}"
+    )
+    assert f"attcl train --data {incomplete_root}" in hint and "attcl weights list" in hint
+    assert not Path("out").exists()
+
+
+def test_weights_of_phantoms_refuse_others_unless_forced(write_case, attcl, here):
+    write_case(here / "other", ["A/A_flair.nii.gz", "A/A_t1.nii.gz"])
+    command = ("complete", "--ori", "other", "-w", BUNDLED, "--target", "t2", "--dry-run")
+    code, _, err = attcl(*command)
+    assert code == 1
+    assert err.startswith(f"error: other: weights {BUNDLED} know simulated phantoms only")
+    assert err.splitlines()[1].startswith("hint: ") and "--force" in err
+    code, _, err = attcl(*command, "--force")
     assert code == 0
-    assert "warning: these bundled weights know simulated phantoms only" in err
+    assert err.startswith(f"warning: weights {BUNDLED} know simulated phantoms only")
+
+
+def test_run_json_says_how_the_weights_were_chosen(incomplete_root, trained_run, attcl, here):
+    put_run(here / "runs/mine", trained_run)
+    for arguments, chosen in (((), "newest run"), (("-w", "runs/mine", "--overwrite"), "named")):
+        code, _, err = attcl("complete", "--ori", incomplete_root, "--target", "t1", *arguments)
+        assert code == 0, err
+        assert json.loads(Path("out/run.json").read_text())["weights_chosen"] == chosen
 
 
 def test_weights_given_several_times_are_asked_in_turn(

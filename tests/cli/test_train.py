@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from helpers import states
 
 from attcl_cli.files import sha256
+from attcl_cli.methods.settings import read_run_settings, resolve
 
 
 def test_training_reports_the_ssim_of_the_validation_cases(phantoms, attcl, here):
@@ -91,6 +93,88 @@ def test_a_dry_run_explains_the_settings_of_its_method_alone(here, incomplete_ro
     assert "[attcl-gan]" in out.splitlines()
     assert "lambda_scd = 0.1  # Style code diversity (Eq 11)." in out.splitlines()
     assert "plave_" not in out
+
+
+def test_the_published_plave_is_refused_without_its_target(here, phantom_root, attcl):
+    given = ("train", "--data", phantom_root, "--preset", "paper", "--method", "plave", "-n")
+    code, _, err = attcl(*given)
+    assert code == 2
+    assert err.startswith("error: setting plave_target: '', expected one of flair, t1, t1ce, t2")
+    assert "hint: --set plave_target=t1ce" in err
+    code, out, err = attcl(*given, "--set", "plave_target=t1ce")
+    assert code == 0, err
+    assert 'plave_norm = "batch"' in out and "epochs = 500" in out
+
+
+def test_an_attention_scale_as_published_is_warned_of_once(here, phantom_root, attcl):
+    given = ("train", "--data", phantom_root, "--preset", "paper", "-n")
+    _, _, err = attcl(*given)
+    assert err.count("note: attention_scale is none") == 1
+    _, _, err = attcl(*given, "--variant", "stargan-v2")
+    assert "attention_scale" not in err
+
+
+# --- the preset, and how long a run is --------------------------------------------------------------------------------
+
+
+def test_without_a_preset_the_device_says_which_and_the_first_line_names_it(
+    here, incomplete_root, attcl
+):
+    command = ("train", "--data", incomplete_root, "-d", "cpu", "-n")
+    code, out, err = attcl(*command, "--json")
+    assert code == 0, err
+    assert err.startswith("device cpu: preset small (the default: small on a CPU, base on a GPU)\n")
+    assert json.loads(out)["settings"] == resolve(preset="small").model_dump(mode="json")
+    _, out, err = attcl(*command, "--preset", "base", "--json")
+    assert "(the default" not in err
+    assert json.loads(out)["settings"] == resolve(preset="base").model_dump(mode="json")
+    Path("named.toml").write_text('preset = "tiny"')
+    _, out, err = attcl(*command, "-c", "named.toml", "--json")
+    assert "(the default" not in err
+    assert json.loads(out)["settings"] == resolve(preset="tiny").model_dump(mode="json")
+
+
+def test_a_plan_is_said_in_one_line_and_kept_in_the_settings(here, incomplete_root, attcl):
+    command = ("train", "--data", incomplete_root, "-c", "tiny.toml", "-o", "run")
+    code, _, err = attcl(*command, "--minutes", 0.01)
+    assert code == 0, err
+    plan = r"0\.01 minutes: (\d+) steps? \([\d.]+ s per step\), checkpoint every 2"
+    (steps,) = [match[1] for line in err.splitlines() if (match := re.fullmatch(plan, line))]
+    assert read_run_settings(Path("run/config.toml")).steps == int(steps)
+    assert json.loads(Path("run/run.json").read_text())["minutes"] == 0.01
+
+
+def test_epochs_are_counted_in_steps(here, incomplete_root, attcl):
+    command = ("train", "--data", incomplete_root, "-c", "tiny.toml", "--set", "batch_size=500")
+    code, _, err = attcl(*command, "--epochs", 3, "-o", "run")
+    assert code == 0, err
+    assert "3 epochs: 3 steps" in err.splitlines()
+    settings = read_run_settings(Path("run/config.toml"))
+    assert (settings.epochs, settings.steps) == (3, 3)
+
+
+def test_a_planned_run_without_a_checkpoint_is_planned_again(
+    here, incomplete_root, attcl, monkeypatch
+):
+    from attcl_cli.data import slices
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ("train", "--data", incomplete_root, "-c", "tiny.toml", "--minutes", 0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(slices, "build", interrupted)
+        assert attcl(*command, "-o", "run")[0] == 130
+    code, _, err = attcl("train", "--resume", "run")
+    assert code == 0, err
+    assert any(line.startswith("0.01 minutes: ") for line in err.splitlines())
+
+
+@pytest.mark.parametrize("other", [("--steps", 3), ("--epochs", 3)], ids=str)
+def test_minutes_and_steps_exclude_each_other(other, here, incomplete_root, attcl):
+    code, _, err = attcl("train", "--data", incomplete_root, "--minutes", 1, *other)
+    assert code == 2
+    assert err.startswith(f"error: --minutes: given with {other[0]}, expected one of them")
 
 
 # --- resuming ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -33,7 +32,6 @@ from attcl_cli.methods.weights import (
     find_weights,
     load_method,
     named_weights,
-    newest_run,
     read_metadata,
     save_weights,
 )
@@ -187,16 +185,6 @@ def test_a_run_is_found_by_its_folder_and_called_by_it(own_run):
     assert (weights.name, weights.path) == ("mine", own_run / WEIGHTS_FILE)
 
 
-def test_without_a_name_the_newest_run_is_taken(own_run):
-    other = Path(shutil.copytree(own_run, own_run.parent / "another"))
-    for age, run in ((100, own_run), (50, other)):
-        stamp = 1_700_000_000 - age
-        os.utime(run / WEIGHTS_FILE, (stamp, stamp))
-    (own_run.parent / "unfinished").mkdir()
-    assert newest_run(own_run.parent) == other / WEIGHTS_FILE
-    assert find_weights(None, runs=own_run.parent).name == "another"
-
-
 def test_named_weights_lie_in_the_folder_of_the_environment(own_run, tmp_path, monkeypatch):
     (tmp_path / "named").mkdir()
     shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / "special.safetensors")
@@ -209,16 +197,9 @@ def test_the_environment_comes_before_the_bundled_weights(own_run, tmp_path, mon
     (tmp_path / "named").mkdir()
     shutil.copy(own_run / WEIGHTS_FILE, tmp_path / "named" / f"{BUNDLED}.safetensors")
     monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "named"))
-    weights = find_weights(None, runs=tmp_path / "no-runs")
+    weights = find_weights(BUNDLED)
     assert weights.path == tmp_path / "named" / f"{BUNDLED}.safetensors"
     assert weights.name == BUNDLED
-
-
-def test_nothing_to_find_says_how_to_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights_module, "weights_folders", list)
-    with pytest.raises(UsageError, match="none given, no run with weights") as caught:
-        find_weights(None, runs=tmp_path)
-    assert caught.value.hint == "train first: attcl train"
 
 
 def test_a_name_of_nothing_lists_the_known_ones(own_run, tmp_path, monkeypatch):
@@ -399,9 +380,8 @@ def test_weights_of_the_first_schema_load_to_the_same_bits(own_run, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in FOUR)
 
 
-def test_the_bundled_weights_load(monkeypatch, tmp_path):
-    weights = find_weights(None, runs=tmp_path)
-    assert weights.name == BUNDLED
+def test_the_bundled_weights_load():
+    weights = find_weights(BUNDLED)
     assert load_method(weights, CPU).modalities == FOUR
 
 

@@ -1,0 +1,203 @@
+"""`attcl weights`: which weights there are, what their cards say, and whether the files are sound."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attcl_cli.cli import terminal
+from attcl_cli.cli.options import Debug, Json
+from attcl_cli.errors import AttclError, raise_all
+
+if TYPE_CHECKING:
+    from attcl_cli.methods.bundled import Listed
+
+EXAMPLES = "Examples:  attcl weights list   |   attcl weights show phantom-tiny"
+
+app = typer.Typer(
+    help="List, show and verify weights. These are bundled, in the folder ATTCL_WEIGHTS, or of runs.",
+    epilog=EXAMPLES,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        terminal.result(context.get_help())
+
+
+@app.command("list", epilog="Examples:  attcl weights list   |   attcl weights list --json")
+def list_(as_json: Json = False, debug: Debug = False) -> None:
+    """List the weights that are found, also those of the runs in runs/."""
+    from attcl_cli.methods.bundled import list_weights
+
+    found = list_weights()
+    if as_json:
+        terminal.document({"weights": [_described(item) for item in found]})
+        return
+    terminal.table([_row(item) for item in found])
+    for item in found:
+        if item.problem is not None:
+            terminal.result(f"- {item.problem.message}")
+        elif not item.finished:
+            terminal.result(
+                f"- {item.name}: not finished ({item.status}), taken only if it is named"
+            )
+
+
+@app.command(
+    "show",
+    epilog="Examples:  attcl weights show phantom-tiny   |   attcl weights show runs/mine --json",
+)
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A bundled name, a run's folder, or a weights file.",
+            show_default=False,
+        ),
+    ],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the card of weights: data, terms, scores, limits."""
+    from attcl_cli.methods.bundled import look_up
+
+    item = look_up(name)
+    if item.problem is not None:
+        raise item.problem
+    content = _described(item)
+    if as_json:
+        terminal.document(content)
+        return
+    scores = content.pop("scores", [])
+    rows = {**content, "trained_on": f"{len(content['trained_on'])} cases"}
+    if item.origin != "runs":
+        del rows["finished"]
+    terminal.table([{"what": key, "found": _text(value)} for key, value in rows.items()])
+    if scores:
+        terminal.result("")
+        terminal.table([_score_row(score) for score in scores])
+
+
+@app.command(
+    "verify",
+    epilog="Examples:  attcl weights verify   |   attcl weights verify phantom-tiny",
+)
+def verify(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="A bundled name, a run's folder, or a weights file.  [default: all that are listed]",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check weights against their cards, and load them. Exit code 1 if a file is damaged."""
+    from attcl_cli.methods.bundled import list_weights, look_up
+
+    found = [look_up(name)] if name is not None else list_weights()
+    problems = {item.path: _problem(item) for item in found}
+    if as_json:
+        terminal.document({"weights": [_verified(item, problems[item.path]) for item in found]})
+    else:
+        for item in found:
+            terminal.result(f"{item.name}: {'damaged' if problems[item.path] else 'sound'}")
+    raise_all([problem for problem in problems.values() if problem is not None])
+
+
+def _problem(item: Listed) -> AttclError | None:
+    """Return what is wrong with weights, also with tensors that a hash says nothing about; None if they are sound."""
+    import torch
+
+    from attcl_cli.methods.weights import load_method, read_tensors
+
+    if item.problem is not None or item.weights is None:
+        return item.problem
+    try:
+        load_method(item.weights, torch.device("cpu"))
+    except AttclError as error:
+        return error
+    for key, tensor in read_tensors(item.path).items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return AttclError(
+                f"{item.path}: tensor {key} holds numbers that are not finite, expected finite ones",
+                "copy the file again from its source, or train again",
+                code="weights-not-finite",
+            )
+    return None
+
+
+def _described(item: Listed) -> dict[str, Any]:
+    """Return all that is known of weights, as plain data."""
+    from attcl_cli.methods.bundled import describe_sources
+
+    content: dict[str, Any] = {
+        "name": item.name,
+        "path": str(item.path),
+        "origin": item.origin,
+        "kind": item.kind,
+        "finished": item.finished,
+    }
+    if item.problem is not None:
+        content |= {"problem": item.problem.message, "code": item.problem.code}
+    if item.weights is not None:
+        info = item.weights.info
+        content |= {
+            "method": info.settings.method,
+            "sources": describe_sources(info.rule, info.modalities),
+            "modalities": list(info.modalities),
+            "image_size": info.settings.image_size,
+            "steps": info.steps,
+            "trained_on": list(info.trained_on),
+            "sha256": item.weights.sha256,
+            "attcl_version": info.attcl_version,
+        }
+    if item.card is not None:
+        card = item.card.model_dump(mode="json")
+        content |= {key: value for key, value in card.items() if key != "kind"}
+    return content
+
+
+def _verified(item: Listed, problem: AttclError | None) -> dict[str, Any]:
+    digest = item.weights.sha256 if item.weights is not None else None
+    return {
+        "name": item.name,
+        "path": str(item.path),
+        "sha256": digest,
+        "sound": problem is None,
+        "problem": problem.message if problem is not None else None,
+    }
+
+
+def _row(item: Listed) -> dict[str, Any]:
+    """Return one row of the table of weights."""
+    content = _described(item)
+    return {
+        "name": item.name,
+        "kind": item.kind,
+        "method": content.get("method", "damaged"),
+        "sources": content.get("sources", ""),
+        "modalities": ", ".join(content.get("modalities", [])),
+        "pixels": content.get("image_size", ""),
+        "cases": len(content.get("trained_on", [])),
+    }
+
+
+def _score_row(score: dict[str, Any]) -> dict[str, Any]:
+    beside = ", ".join(f"{name} {value:.3f}" for name, value in score["beside"].items())
+    return {**score, "beside": beside or "nothing"}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(str(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -1,0 +1,130 @@
+"""`attcl weights`: the list, a card, and files that are damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from attcl_cli.files import sha256
+from attcl_cli.methods.weights import BUNDLED, METADATA_KEY, WEIGHTS_FILE, read_metadata
+
+
+@pytest.fixture
+def run(trained_run: Path, here: Path) -> Path:
+    """A run of one's own, which may be damaged."""
+    return Path(shutil.copytree(trained_run, Path("runs/mine")))
+
+
+def spoil(run: Path) -> None:
+    """Write a number that is not finite into the weights, and make their card agree."""
+    file = run / WEIGHTS_FILE
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[0] = torch.nan
+    save_file(tensors, file, {METADATA_KEY: json.dumps(read_metadata(file))})
+    card = file.with_suffix(".json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "sha256": sha256(file)}))
+
+
+def test_the_list_says_what_each_is_for(run, attcl):
+    code, out, err = attcl("weights", "list")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["name", "kind", "method", "sources", "modalities", "pixels", "cases"]
+    described = ["attcl-gan", "one", "flair,", "t1,", "t1ce,", "t2"]
+    assert [BUNDLED, "phantom", *described, "64", "48"] in lines
+    assert [str(run), "run", *described, "16", "3"] in lines
+
+
+def test_the_list_as_json_has_all_of_it(run, attcl):
+    items = json.loads(attcl("weights", "list", "--json")[1])["weights"]
+    found = {item["name"]: item for item in items}
+    assert found[BUNDLED]["kind"] == "phantom"
+    assert found[BUNDLED]["voxel_mm"] == 4
+    assert found[str(run)]["sha256"] == sha256(run / WEIGHTS_FILE)
+    assert found[str(run)]["steps"] == 4
+
+
+def test_a_run_that_was_stopped_is_listed_as_such(run, attcl):
+    (run / "run.json").write_text('{"status": "stopped"}')
+    _, out, _ = attcl("weights", "list")
+    assert "- runs/mine: not finished (stopped), taken only if it is named" in out.splitlines()
+
+
+def test_show_names_data_terms_limits_and_scores(attcl, here):
+    code, out, _ = attcl("weights", "show", BUNDLED)
+    assert code == 0
+    for words in ("48 simulated phantoms", "Apache-2.0", "of no use on patients", "copy 0.337"):
+        assert words in " ".join(out.split())
+    card = json.loads(attcl("weights", "show", BUNDLED, "--json")[1])
+    assert card["scores"][0]["beside"] == {"copy": 0.337}
+
+
+def test_show_takes_a_run_without_a_card_of_its_own(run, attcl):
+    code, out, _ = attcl("weights", "show", run, "--json")
+    assert code == 0
+    assert json.loads(out)["kind"] == "run"
+    assert "terms" not in json.loads(out)
+
+
+def test_sound_weights_verify(run, attcl):
+    code, out, err = attcl("weights", "verify")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [f"{BUNDLED}: sound", "runs/mine: sound"]
+
+
+def cut(run: Path) -> None:
+    data = (run / WEIGHTS_FILE).read_bytes()
+    (run / WEIGHTS_FILE).write_bytes(data[:-8])
+
+
+def cut_without_card(run: Path) -> None:
+    cut(run)
+    (run / "weights.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "code_of_error", "words"),
+    [
+        (cut, "weights-changed", "SHA-256"),
+        (cut_without_card, "weights-unreadable", "not readable as safetensors"),
+        (spoil, "weights-not-finite", "not finite"),
+    ],
+)
+def test_damaged_weights_end_with_code_1(damage, code_of_error, words, run, attcl):
+    damage(run)
+    code, out, err = attcl("weights", "verify")
+    assert code == 1
+    assert out.splitlines() == [f"{BUNDLED}: sound", "runs/mine: damaged"]
+    assert err.startswith(f"error: {run / WEIGHTS_FILE}: ") and words in err
+    code, out, _ = attcl("weights", "verify", "runs/mine", "--json")
+    (item,) = json.loads(out)["weights"]
+    assert (code, item["sound"]) == (1, False)
+    assert words in item["problem"]
+
+
+def test_damaged_weights_are_listed_and_not_shown(run, attcl):
+    cut(run)
+    code, out, _ = attcl("weights", "list")
+    assert code == 0
+    assert any(line.startswith(f"- {run / WEIGHTS_FILE}: SHA-256") for line in out.splitlines())
+    code, _, err = attcl("weights", "show", "runs/mine")
+    assert code == 1 and "SHA-256" in err
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+def test_a_name_of_nothing_is_wrong_usage(command, attcl, here):
+    code, out, err = attcl("weights", command, "nothing")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: NAME: 'nothing' is no file and no known name")
+
+
+def test_weights_alone_shows_its_help(attcl):
+    code, out, err = attcl("weights")
+    assert (code, err) == (0, "")
+    assert out.startswith("Usage: attcl weights")
