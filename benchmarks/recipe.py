@@ -70,6 +70,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shown", nargs="+", choices=SHOWN, default=[*SHOWN], help="sources")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--discard-volumes", action="store_true", help="after they were scored")
+    parser.add_argument(
+        "--without-features", action="store_true", help="no fd-effnet, most of the scoring's time"
+    )
     parser.add_argument("--calibration", action="store_true", help="draw doubt against 1 - SSIM")
     return parser.parse_args(arguments)
 
@@ -95,6 +98,7 @@ def _compare(options: argparse.Namespace) -> None:
         options.device,
         terminal,
         keep_volumes=not options.discard_volumes,
+        features=not options.without_features,
     )
     for part in _parts(options, runs):
         baselines(part, place)

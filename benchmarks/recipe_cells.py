@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class Place:
         device: as of `attcl train`.
         progress: listens.
         keep_volumes: keep the completed volumes after they were scored.
+        features: also measure the distance of EfficientNet's features, which takes most of the time of scoring.
     """
 
     folder: Path
@@ -86,6 +88,12 @@ class Place:
     device: str
     progress: Progress
     keep_volumes: bool = True
+    features: bool = True
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured in every cell."""
+        return METRICS if self.features else METRICS[:-1]
 
 
 # --- Parts --------------------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def _shown_part(
 def baselines(part: Part, place: Place) -> dict[str, Any]:
     """Score the trivial baselines of a part: a copy of the source, a matched one, the mean of several sources."""
     folder = place.folder / part.name / BASELINES
-    wanted = [name for name in part.trees if not (folder / f"{name}.json").is_file()]
+    wanted = [name for name in part.trees if not _is_scored(folder / f"{name}.json", place)]
     measures = _measures(place)
     if wanted:
         quantiles = measure_quantiles(part.patients, MODALITIES, progress=place.progress)
@@ -194,7 +202,8 @@ def baselines(part: Part, place: Place) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as truths:
             _link_hidden(tree, part.patients, Path(truths))  # something must be there to be scored
             scores, volumes = _score(tree, part, Path(truths), replace(measures, only=only), place)
-        write_json(folder / f"{name}.json", {"scores": scores, "volumes": volumes})
+        document = {"metrics": place.metrics, "scores": scores, "volumes": volumes}
+        write_json(folder / f"{name}.json", document)
     return _finish(folder, part, {"name": BASELINES, "seed": None, "minutes": 0}, place)
 
 
@@ -232,7 +241,7 @@ def cell(run: RecipeRun, seed: int | None, part: Part, place: Place) -> dict[str
         weights = [str(folder / "run")]
     measures = replace(_measures(place), only=(SYNTHETIC,))
     for tree_name, root in part.trees.items():
-        if (folder / f"{tree_name}.json").is_file():
+        if _is_scored(folder / f"{tree_name}.json", place):
             continue
         tree, out = open_dataset(root), folder / "volumes" / tree_name
         started = time.monotonic()
@@ -244,12 +253,17 @@ def cell(run: RecipeRun, seed: int | None, part: Part, place: Place) -> dict[str
             progress=place.progress,
             **run.complete,
         )
-        seconds = (time.monotonic() - started) / max(result.written, 1)
+        seconds = (time.monotonic() - started) / result.written if result.written else None
         scores, volumes = _score(tree, part, out, measures, place)
         write_pictures(_comparison(tree, part, out).cases, folder / "pictures" / tree_name)
         write_json(
             folder / f"{tree_name}.json",
-            {"scores": scores, "volumes": volumes, "seconds_per_volume": seconds},
+            {
+                "metrics": place.metrics,
+                "scores": scores,
+                "volumes": volumes,
+                "seconds_per_volume": seconds,  # None: an earlier call had made them
+            },
         )
         if not place.keep_volumes:
             shutil.rmtree(out)
@@ -305,11 +319,16 @@ def _train(run: RecipeRun, seed: int, data: Path, folder: Path, place: Place) ->
     }
 
 
+def _is_scored(path: Path, place: Place) -> bool:
+    """Return whether a data tree was scored by all metrics that are wanted now."""
+    return path.is_file() and set(place.metrics) <= set(read_json(path)["metrics"])
+
+
 def _measures(place: Place) -> Measures:
-    """Return what is measured in every cell."""
+    """Return what is measured in every cell, and the network for it."""
     device = devices.select(place.device)
-    embed = load_network("effnet-lite0", offline=True, device=device)
-    return Measures(METRICS, embed=embed, cache=place.folder / "features")
+    embed = load_network("effnet-lite0", offline=True, device=device) if place.features else None
+    return Measures(place.metrics, embed=embed, cache=place.folder / "features")
 
 
 def _comparison(tree: Dataset, part: Part, completed: Path) -> Comparison:
@@ -405,7 +424,7 @@ def _link_hidden(tree: Dataset, patients: Dataset, output: Path) -> None:
 def _finish(folder: Path, part: Part, facts: Mapping[str, Any], place: Place) -> dict[str, Any]:
     """Write the record of a cell, and the lines of all cells."""
     steps = [read_json(folder / f"{name}.json") for name in part.trees]
-    per_volume = [step["seconds_per_volume"] for step in steps if "seconds_per_volume" in step]
+    per_volume = [seconds for step in steps if (seconds := step.get("seconds_per_volume"))]
     path = folder / "cell.json"
     before = read_json(path) if path.is_file() else {}
     record = {
@@ -414,7 +433,9 @@ def _finish(folder: Path, part: Part, facts: Mapping[str, Any], place: Place) ->
         "patients": len(part.scored),
         "attcl": attcl_cli.__version__,
         "machine": before.get("machine") or machine(devices.select(place.device)),
-        "seconds_per_volume": round(sum(per_volume) / len(per_volume), 2) if per_volume else None,
+        "seconds_per_volume": round(fmean(per_volume), 2)
+        if per_volume
+        else before.get("seconds_per_volume"),
         "scores": [score for step in steps for score in step["scores"]],
         "volumes": [volume for step in steps for volume in step["volumes"]],
     }

@@ -51,7 +51,11 @@ def tables(cells: Sequence[Mapping[str, Any]]) -> str:
 def columns_of(
     cells: Sequence[Mapping[str, Any]], metric: str, region: str
 ) -> dict[str, dict[Key, list[float]]]:
-    """Return run or baseline -> row -> the values of its seeds; an undefined value is left out."""
+    """Return run or baseline -> row -> the values of its seeds; an undefined value is left out.
+
+    The copies that stand beside several sources are those of the best of them, if the copies of all are known: the
+    first one, which `attcl score` copies, is easier to beat.
+    """
     found: dict[str, dict[Key, list[float]]] = {}
     for cell in cells:
         for score in cell["scores"]:
@@ -62,6 +66,13 @@ def columns_of(
             if name is not None:
                 key = ("+".join(score["present"]), score["target"])
                 found.setdefault(name, {}).setdefault(key, []).append(score["mean"])
+    best = max if METRICS[metric].higher_is_better else min
+    for name in (TITLES["copy"], TITLES["matched-copy"]):
+        rows = found.get(name, {})
+        for present, target in list(rows):
+            singles = [(source, target) for source in present.split("+")]
+            if len(singles) > 1 and all(key in rows for key in singles):
+                rows[present, target] = [best(rows[key][0] for key in singles)]
     order = [TITLES[name] for name in BASELINES]
     return {
         name: found[name]
@@ -193,7 +204,8 @@ def _conditions(cells: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"seeds {', '.join(str(cell['seed']) for cell in seeds)}, "
                 f"{' and '.join(format(cell['steps'], ',') for cell in seeds)} steps, {first['precision']}; "
             )
-        text += f"{first['seconds_per_volume']:g} s per completed volume"
+        if first["seconds_per_volume"] is not None:
+            text += f"{first['seconds_per_volume']:g} s per completed volume"
         lines.append(text)
     machines = dict.fromkeys(_machine(cell["machine"]) for cell in runs or cells)
     return [*lines, *(f"- machine: {described}" for described in machines)]

@@ -244,6 +244,16 @@ def test_who_is_above_whom_is_counted_over_the_directions_that_both_have():
     assert "| mine | SSIM brain | 1 of 2 |  |  |  | 2 of 3 |" in lines
 
 
+def test_beside_several_sources_stands_the_copy_of_the_best_one():
+    cell = baselines_of(0.25)
+    cell["scores"] += [
+        {**cell["scores"][0], "present": [source], "mean": value}
+        for source, value in (("flair", 0.6), ("t1ce", 0.4))
+    ]
+    columns = recipe_report.columns_of([cell], "ssim", "brain")
+    assert columns["copy"]["flair+t1+t1ce", "t2"] == [0.6]
+
+
 def test_parts_have_tables_of_their_own():
     text = recipe_report.tables(
         [cell_of("mine", t1__t2=0.5), cell_of("mine", "other-domain", t1__t2=0.1)]
