@@ -73,6 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--without-features", action="store_true", help="no fd-effnet, most of the scoring's time"
     )
+    parser.add_argument("-n", "--dry-run", action="store_true", help="check, and write data trees")
     parser.add_argument("--calibration", action="store_true", help="draw doubt against 1 - SSIM")
     return parser.parse_args(arguments)
 
@@ -91,7 +92,7 @@ def _compare(options: argparse.Namespace) -> None:
     runs = read_runs(options.settings)
     if not options.without_unet:
         runs = with_yardstick(runs)
-    runs += [RecipeRun(name, weights=(name,)) for name in options.weights]
+    runs += [RecipeRun(Path(name).name, weights=(name,)) for name in options.weights]
     place = Place(
         output,
         options.minutes,
@@ -100,7 +101,14 @@ def _compare(options: argparse.Namespace) -> None:
         keep_volumes=not options.discard_volumes,
         features=not options.without_features,
     )
-    for part in _parts(options, runs):
+    parts = _parts(options, runs)
+    if options.dry_run:
+        for part in parts:
+            terminal.result(f"{part.name}: {', '.join(run.name for run in runs) or 'baselines'}")
+            for tree in part.data_trees:
+                terminal.result(f"  {tree}")
+        return
+    for part in parts:
         baselines(part, place)
         for run in runs:
             for seed in seeds if run.trained else (None,):

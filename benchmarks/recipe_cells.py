@@ -69,6 +69,12 @@ class Part:
     trees: Mapping[str, Path]
     training: Path | None = None
 
+    @property
+    def data_trees(self) -> list[Path]:
+        """All data trees, the one of the training first."""
+        training = [] if self.training is None else [self.training]
+        return list(dict.fromkeys([*training, *self.trees.values()]))
+
 
 @dataclass(frozen=True)
 class Place:

@@ -47,6 +47,11 @@ SINGLE = {name: command for name, command in COMMANDS.items() if not hasattr(com
 EVERY = {**COMMANDS, **SUBCOMMANDS}
 OTHER_OPTIONS = {"--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"}
 """Options in the pages that are not of `attcl`: of torchrun, sbatch, and the scripts in examples/."""
+OF_BENCHMARKS = {
+    *("--preset", "--cases", "--voxel-mm", "--variants"),
+    *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),
+}
+"""Options of the scripts in benchmarks/."""
 GONE = {"--fallback", "--evaluate", "--export"}
 """Options that the changelog names because they are hidden or moved."""
 
@@ -139,8 +144,10 @@ def test_every_option_that_a_page_names_exists(page: str) -> None:
         for option in (*item.opts, *item.secondary_opts)
     }
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGES[page])) - OTHER_OPTIONS
-    if page in ("CHANGELOG.md", "benchmarks/GPU.md", "weights/README.md", "docs/experiments.md"):
-        used -= GONE | {"--preset", "--cases", "--voxel-mm", "--variants"}  # of benchmarks, too
+    if page in ("CHANGELOG.md", "benchmarks/GPU.md", "weights/README.md") or page.startswith(
+        "docs/experiments/"
+    ):
+        used -= GONE | OF_BENCHMARKS
     if page == "docs/extend/metric.md":
         used -= {"--mae"}
     assert used <= known

@@ -296,6 +296,17 @@ def test_wrong_options_end_with_an_error(patients, tmp_path, capsys):
     assert "--fold: 7, expected 0 to 1" in capsys.readouterr().err
 
 
+def test_a_dry_run_writes_the_data_trees_and_nothing_else(patients, tmp_path, capsys):
+    places = ("--cohort", patients, "--protocol", patients / "protocol.toml", "-o", tmp_path)
+    assert run(*places, "--dry-run", "--settings", patients / "runs.toml", "--shown", "t2") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "test: toy net",
+        f"  {tmp_path / 'trees' / 'test-train'}",
+        f"  {tmp_path / 'trees' / 'test-from-t2'}",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["patients", "trees"]
+
+
 @pytest.mark.slow
 def test_a_comparison_trains_completes_scores_and_is_not_done_twice(patients, tmp_path):
     out = tmp_path / "out"
