@@ -198,7 +198,7 @@ class AttclGanSettings(Settings):
     lambda_ds: Weight = setting(1.0, "Diversity (Eq 14); falls linearly to 0 over the run.")
     lambda_patch: Weight = setting(1.0, "Contrastive loss (Eq 1).")
     lambda_scd: Weight = setting(0.1, "Style code diversity (Eq 11).")
-    scd_bound: float = setting(1000.0, "Style code distances beyond this no longer count.", gt=0)
+    scd_bound: float = setting(10.0, "Style code distances beyond this no longer count.", gt=0)
     lambda_r1: Weight = setting(1.0, "R1 gradient penalty of the discriminator.")
     r1_every: Positive = setting(
         1, "Steps between R1 penalties, each of which weighs this many times as much (lazy; ours)."
