@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from attcl_cli.data import slices
+from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -86,3 +88,21 @@ def test_the_python_example_tells_an_error_in_one_line(started: Path) -> None:
     ended = run([sys.executable, str(EXAMPLES / "python_api.py"), "data", "x", "nowhere"], started)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: --weights: 'nowhere'")
+
+
+def test_packed_slices_are_unpacked_to_eight_bits_of_what_they_were(tmp_path: Path) -> None:
+    write_cohort(tmp_path / "phantoms", cases=2, voxel_mm=8)
+    script = str(EXAMPLES / "pack_slices.py")
+    sizes = ["--image-size=16", "--canvas=32", "--part-mb=1"]
+    packed = run([sys.executable, script, "pack", "phantoms", "packed", *sizes], tmp_path)
+    assert packed.returncode == 0, packed.stderr
+    unpacked = run([sys.executable, script, "unpack", "packed", "slices"], tmp_path)
+    assert unpacked.returncode == 0, unpacked.stderr
+    dataset = open_dataset(tmp_path / "phantoms")
+    store = slices.build(dataset, dataset.cases, tmp_path / "store", image_size=16, canvas=32)
+    other = slices.open_store(tmp_path / "slices" / slices.TRAINING_FOLDER)
+    assert (other.entries, other.scales) == (store.entries, store.scales)
+    assert other.trained_on == ("Phantom_00000", "Phantom_00001")
+    assert (other.data[store.data == -slices.STEPS] == -slices.STEPS).all()  # the background
+    difference = abs(store.data.astype(int) - other.data.astype(int))
+    assert 0 < difference.max() <= slices.STEPS / 255 + 1  # half a step of 8 bits

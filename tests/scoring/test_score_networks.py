@@ -12,15 +12,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import alexnet_state
+from helpers import alexnet_state, small_settings
 from score_files import HIDDEN, figures_of, first_completed, rows_of, spoil, stand_in
 
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.intensities import Scale
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.weights import WeightsInfo, save_weights
 from attcl_cli.scoring import feature_networks, feature_store, formulas
 from attcl_cli.scoring.pairs import Comparison, plan_comparison
 from attcl_cli.scoring.rows import Measures, score_cases
 from attcl_cli.scoring.summary import summarise
+
+FOUR = ("flair", "t1", "t1ce", "t2")
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +215,48 @@ def test_a_direction_scores_what_complete_writes(attcl, scored, folders, trained
     assert scored("--directions", "-w", trained_run, "--ssim")[0] == 0
     # Rounded to integers on disk, and its brain made of all modalities that are there.
     assert value() == pytest.approx(written, abs=0.02)
+
+
+def test_weights_of_many_sources_are_asked_for_each_direction_with_its_one_source(
+    attcl, scored, folders, phantoms, tmp_path
+):
+    settings = small_settings("unet")
+    torch.manual_seed(3)
+    method = METHODS["unet"](settings, FOUR)
+    info = WeightsInfo(
+        settings=settings,
+        modalities=FOUR,
+        scales=dict.fromkeys(FOUR, Scale(0.0, 1000.0)),
+        references={},
+        trained_on=(),
+        steps=0,
+    )
+    save_weights(tmp_path / "many.safetensors", method, info)
+    weights = tmp_path / "many.safetensors"
+    code, _, err = scored("--directions", "-w", weights, "--ssim", "--split", "all")
+    assert code == 0, err
+    values = {
+        (row["case"], row["source"], row["modality"]): float(row["value"])
+        for row in rows_of(folders.scores)
+        if (row["prediction"], row["metric"], row["region"]) == ("synthetic", "ssim", "brain")
+    }
+    assert len(values) == 4 * 12
+    # the same case with t1 alone, completed
+    alone, out = tmp_path / "alone", tmp_path / "made"
+    (alone / "Phantom_00002").mkdir(parents=True)
+    name = "Phantom_00002/Phantom_00002_t1.nii.gz"
+    shutil.copy(phantoms("brats") / name, alone / name)
+    for target in ("flair", "t2"):
+        code, _, err = attcl(
+            *("complete", "--ori", alone, "--cpl", out, "-w", weights, "--target", target, "-q")
+        )
+        assert code == 0, err
+    code, _, err = attcl(
+        *("score", "--ori", alone, "-o", tmp_path / "completed", "--cpl", out),
+        *("--truth", phantoms("brats"), "--ssim", "--split", "all", "--allow-missing", "-q"),
+    )
+    assert code == 3, err  # t1ce was not asked for
+    for row in rows_of(tmp_path / "completed"):
+        if (row["prediction"], row["metric"], row["region"]) == ("synthetic", "ssim", "brain"):
+            key = (row["case"], "t1", row["modality"])
+            assert float(row["value"]) == pytest.approx(values[key], abs=0.02)
