@@ -38,7 +38,7 @@ def store_of_cases(
     segmented: dict[str, list[int]] | None = None,
     depth: int = 5,
 ) -> SliceStore:
-    """Return a store of cases with volumes of `depth` slices; pixels of row r are r / 32767, `segmented` says where tumour is."""
+    """Return a store of volumes of `depth` slices; pixels of row r are r / 32767, `segmented` says where tumour is."""
     entries = []
     for case, names in cases.items():
         for name in names:

@@ -49,7 +49,11 @@ def test_a_preset_is_the_common_sizes_and_what_the_method_adds(method):
 
 
 def test_common_presets_hold_sizes_of_slices_alone():
-    assert {key for preset in PRESETS.values() for key in preset} <= {"image_size", "canvas", "crop"}
+    assert {key for preset in PRESETS.values() for key in preset} <= {
+        "image_size",
+        "canvas",
+        "crop",
+    }
 
 
 def test_an_unknown_preset_names_the_nearest():
