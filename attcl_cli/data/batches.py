@@ -45,6 +45,10 @@ class DomainBatch:
             order; -1 everywhere if it is not `given`. None: the sampler draws one source.
         given: (B, N) bool, the modalities that the target is made from: always y_src, and never y_ref unless that is
             the same.
+        x_taught: (B, N, S, S), the true slices of all modalities that the case has and that are not given; otherwise -1
+            everywhere.
+        taught: (B, N) bool, which these are.
+        taught_share: their share in the batch that this one is a part of, of all B * N.
     """
 
     x_src: Tensor
@@ -57,6 +61,9 @@ class DomainBatch:
     pair_share: float | None = None
     x_all: Tensor | None = None
     given: Tensor | None = None
+    x_taught: Tensor | None = None
+    taught: Tensor | None = None
+    taught_share: float | None = None
 
     def __len__(self) -> int:
         """Return the number of slices."""
@@ -75,18 +82,21 @@ class DomainBatch:
 
     def part(self, chosen: slice) -> DomainBatch:
         """Return some of the slices, as a part of this batch."""
-        share = self.pair_share
+        share, taught_share = self.pair_share, self.taught_share
         if share is None:
             share = float(self.has_pair.float().mean())
-        return replace(self._each(lambda value: value[chosen]), pair_share=share)
+        if taught_share is None and self.taught is not None:
+            taught_share = float(self.taught.float().mean())
+        cut = self._each(lambda value: value[chosen])
+        return replace(cut, pair_share=share, taught_share=taught_share)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> DomainBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        share = tensors.pop("pair_share")
+        shares = {name: tensors.pop(name) for name in ("pair_share", "taught_share")}
         changed: dict[str, Any] = {
             name: None if value is None else change(value) for name, value in tensors.items()
         }
-        return DomainBatch(**changed, pair_share=share)
+        return DomainBatch(**changed, **shares)
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class DomainSampler:
             augment: share of slices whose sources look as if they were of another scanner
                 (`augment.change_appearance`); pairs and references do not.
             warp: share of places that are turned, resized and bent (`augment.warp_grids`).
-            many: also draw `x_all` and `given`: further modalities of the source's case to make the target from.
+            many: also draw `x_all`, `given` and `x_taught`: further modalities of the source's case, to make the target
+                from and to learn.
             alone: with many, share of slices whose source stands alone; the other ones have a number of sources drawn
                 uniformly from 1 to all that the case has.
         """
@@ -174,11 +175,16 @@ class DomainSampler:
         rng = np.random.default_rng((self.seed, step, _OF_APPEARANCES))
         augmented = rng.random(self.batch_size) < self.augment
         mirrored = dict(zip(("x_src", "x_ref", "x_ref2"), rows["mirrored"], strict=True))
-        x_all, given = None, None
+        x_all, given, x_taught, taught = None, None, None, None
         if self.many:
             given = self.given(step, rows)
             entry = self._entry[rows["x_src"]]
             beside = self._partner[entry] + (rows["x_src"] - self._starts[entry])[:, None]
+            taught = (self._partner[entry] >= 0) & ~given
+            x_taught = torch.full((*taught.shape, *pair.shape[2:]), -1.0)
+            true = crops.read(beside[taught], place.of(np.nonzero(taught)[0]))
+            x_taught[torch.from_numpy(taught)] = true[:, 0]
+            x_taught = _mirrored(x_taught, mirrored["x_src"])
             which, _ = np.nonzero(given)
             read = crops.read(beside[given], place.of(which), context=self.context)
             x_all = torch.full((*given.shape, *read.shape[1:]), -1.0)
@@ -198,6 +204,8 @@ class DomainSampler:
             has_pair=torch.from_numpy(has_pair),
             x_all=x_all,
             given=None if given is None else torch.from_numpy(given),
+            x_taught=x_taught,
+            taught=None if taught is None else torch.from_numpy(taught),
         )
 
 

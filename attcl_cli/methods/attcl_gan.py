@@ -66,6 +66,8 @@ _QUICK: Mapping[str, Any] = {
 _SQUARES: Mapping[str, Any] = {
     "sources": "many",
     "all_skips": True,
+    "difference": False,
+    "norm_groups": 8,
     "lambda_structure": 60.0,
     "supervised": 0.9,
     "ramp": 0.02,
@@ -123,6 +125,17 @@ class AttclGanSettings(Settings):
         default=False,
         description="The decoder sees the source at full size, too, and learns the difference (ours).",
         fixed=True,
+    )
+    difference: bool = setting(
+        default=True,
+        description="With full_size_skips, the source itself is added to what comes out (ours).",
+        fixed=True,
+    )
+    norm_groups: int = setting(
+        0,
+        "Groups of channels that the generator normalises together; 0: each channel alone, as published (ours).",
+        fixed=True,
+        ge=0,
     )
     all_skips: bool = setting(
         default=False,
@@ -248,6 +261,13 @@ class AttclGanSettings(Settings):
                 f"downs: {self.downs}, expected at most {smallest.bit_length() - 1} "
                 f"for slices of {self.side} pixels with fold {self.fold}"
             )
+        if self.norm_groups and (
+            self.width % self.norm_groups or self.max_width % self.norm_groups
+        ):
+            raise ValueError(
+                f"norm_groups: {self.norm_groups}, "
+                f"expected a divisor of width ({self.width}) and max_width ({self.max_width})"
+            )
         missing = [layer for layer in self.contrastive_layers if layer > self.downs]
         if missing:
             raise ValueError(
@@ -290,6 +310,8 @@ class AttclGan(Method):
             all_skips=settings.all_skips,
             planes=domains * (stack + 1) if many else stack,
             fold=settings.fold,
+            difference=settings.difference,
+            norm_groups=settings.norm_groups,
             adain_start=settings.adain_start,
             shortcut_refined=settings.shortcut_refined,
         )
@@ -430,9 +452,34 @@ class AttclGan(Method):
         return self.update(
             parts,
             ("generator", "attention", "mapping"),
-            lambda part: self._pair_losses(part, self._latent(self._half_fixed(part)).x_fake),
+            lambda part: self._supervised_losses(self._half_fixed(part)),
             path="g_latent",
         )
+
+    def _supervised_losses(self, part: _Part) -> Losses:
+        """Return the distances to the true slices; with many sources, those of all modalities that are not given."""
+        batch = part.batch
+        if batch.x_taught is None or batch.taught is None or not bool(batch.taught.any()):
+            translation = self._latent(part)
+            return self._distances(
+                translation.x_fake, batch.x_pair, batch.has_pair, batch.pair_share
+            )
+        rows, targets = torch.nonzero(batch.taught, as_tuple=True)
+        features = self._encode_batch(batch)
+        refined = self._to_add(self._refine(features)) or {}
+        x_fake = self._masked(
+            self.generator.decode(
+                features.of(rows),
+                self.mapping(part.z)[rows, targets],
+                {layer: refined_one[rows] for layer, refined_one in refined.items()},
+            ),
+            self._shown(batch)[rows],
+        )
+        true = batch.x_taught[rows, targets][:, None]
+        # Of a part, so that parts add up to the whole.
+        share = batch.taught_share
+        share = None if share is None else share * batch.taught.numel() / len(rows)
+        return self._distances(x_fake, true, torch.ones_like(rows, dtype=torch.bool), share)
 
     def _half_fixed(self, part: _Part) -> _Part:
         """Give every second slice of the batch the fixed latent (`fixed_style`)."""
@@ -545,6 +592,10 @@ class AttclGan(Method):
         """Return the slice itself, without its neighbours: (B, 1 + 2 * context, H, W) -> (B, 1, H, W)."""
         return x[:, self.context : self.context + 1]
 
+    def _shown(self, batch: DomainBatch) -> Tensor:
+        """Return all that the generator sees of a batch: (B, C, H, W)."""
+        return batch.x_src if batch.x_all is None else batch.x_all.flatten(1, 2)
+
     def _encode_batch(self, batch: DomainBatch) -> Features:
         """Encode what a batch has to translate."""
         if batch.x_all is None or batch.given is None:
@@ -626,7 +677,7 @@ class AttclGan(Method):
         batch = part.batch
         features = self._encode_batch(batch)
         refined = self._refine(features)
-        shown = batch.x_src if batch.x_all is None else batch.x_all.flatten(1, 2)
+        shown = self._shown(batch)
         fake = self.generator.decode(features, style, self._to_add(refined))
         return _Translation(features, refined, style, self._masked(fake, shown), shown)
 
@@ -672,23 +723,19 @@ class AttclGan(Method):
         value: Tensor = logits.float()
         return value
 
-    def _pair_losses(self, part: _Part, x_fake: Tensor) -> Losses:
+    def _distances(
+        self, x_fake: Tensor, x_pair: Tensor, has_pair: Tensor, share: float | None
+    ) -> Losses:
         """Return the distances to the true slices of the target modality, if the cases have them (ours)."""
-        s, batch = self.settings, part.batch
+        s = self.settings
         terms: Losses = {}
         if s.lambda_pair > 0:
             pair = losses.paired_loss(
-                x_fake.float(),
-                batch.x_pair,
-                batch.has_pair,
-                bright=s.pair_bright,
-                share=batch.pair_share,
+                x_fake.float(), x_pair, has_pair, bright=s.pair_bright, share=share
             )
             terms["pair"] = (s.lambda_pair, pair)
         if s.lambda_structure > 0:
-            structure = losses.structure_loss(
-                x_fake.float(), batch.x_pair, batch.has_pair, share=batch.pair_share
-            )
+            structure = losses.structure_loss(x_fake.float(), x_pair, has_pair, share=share)
             terms["structure"] = (s.lambda_structure, structure)
         return terms
 
@@ -733,7 +780,7 @@ class AttclGan(Method):
                 terms[name] = (-s.lambda_scd, scd)
         grown = self._grown(step)
         terms = {name: (grown * weight, loss) for name, (weight, loss) in terms.items()}
-        return terms | self._pair_losses(part, x_fake)
+        return terms | self._distances(x_fake, batch.x_pair, batch.has_pair, batch.pair_share)
 
     def _grown(self, step: int) -> float:
         """Return the share of their weights that the losses other than the pair's have at a step (`ramp`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,6 +123,7 @@ SUPERVISED = {
     "ramp": 0.1,
     "lambda_pair": 10.0,
     "lambda_structure": 2.0,
+    "pair_bright": 1.0,
 }
 
 
@@ -166,6 +168,80 @@ def test_the_other_losses_grow_to_their_weights_over_the_ramp(tiny_settings):
     method = method_of(tiny_settings, **SUPERVISED)
     assert [method._grown(step) for step in (50, 54, 59, 99)] == pytest.approx([0.1, 0.5, 1, 1])
     assert method_of(tiny_settings, **{**SUPERVISED, "ramp": 0.0})._grown(50) == 1
+
+
+def taught_batch(size: int = 4) -> DomainBatch:
+    """Return a batch of which all that is not given is there to learn from, except in the last row."""
+    batch = batch_of(many=True, size=size)
+    taught = ~batch.given
+    taught[-1] = False
+    noise = torch.Generator().manual_seed(8)
+    true = torch.rand(size, 4, 16, 16, generator=noise)
+    x_taught = torch.where(taught[:, :, None, None], true, torch.tensor(-1.0))
+    return replace(batch, x_taught=x_taught, taught=taught)
+
+
+def test_with_many_sources_every_modality_that_is_not_given_teaches(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED, sources="many")
+    batch = taught_batch()
+    part = method._parts(batch, 0)[0]
+    features = method._encode_batch(batch)
+    codes = method.mapping(part.z)
+    refined = method._to_add(method._refine(features))
+    distances = []
+    for row, target in torch.nonzero(batch.taught).tolist():
+        style = codes[row : row + 1, target]
+        added = {layer: value[row : row + 1] for layer, value in refined.items()}
+        fake = method.generator.decode(features.of(torch.tensor([row])), style, added)
+        fake = method._masked(fake, batch.x_all[row : row + 1].flatten(1, 2))
+        distances.append((fake - batch.x_taught[row, target]).abs().mean())
+    losses = method._supervised_losses(part)
+    torch.testing.assert_close(losses["pair"][1], torch.stack(distances).mean())
+
+
+def test_parts_of_what_is_taught_add_up_to_the_whole(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED, sources="many")
+    whole = method._parts(taught_batch(), 0)[0]
+    method.runtime = replace(method.runtime, micro_batch=2)
+    parts = method._parts(taught_batch(), 0)
+    assert len(parts) == 2
+    for name in ("pair", "structure"):
+        _, expected = method._supervised_losses(whole)[name]
+        halves = [method._supervised_losses(part)[name][1] for part in parts]
+        torch.testing.assert_close(torch.stack(halves).mean(), expected)
+
+
+def test_a_batch_without_anything_to_learn_gives_losses_of_zero(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED, sources="many")
+    batch = taught_batch()
+    empty = replace(
+        batch,
+        taught=torch.zeros_like(batch.taught),
+        has_pair=torch.zeros_like(batch.has_pair),
+    )
+    losses = method.training_step(empty, 0)
+    assert {name: float(loss) for name, loss in losses.items()} == {
+        "g_latent_pair": 0.0,
+        "g_latent_structure": 0.0,
+    }
+
+
+# --- norms and start --------------------------------------------------------------------------------------------------
+
+
+def test_groups_of_channels_are_normalised_together_if_asked_for(tiny_settings):
+    generator = method_of(tiny_settings, norm_groups=2).generator
+    x = torch.rand(2, 4, 8, 8)
+    norm = generator.down[0].norm1
+    torch.testing.assert_close(norm(x), torch.nn.functional.group_norm(x, 2))
+    with pytest.raises(ValueError, match="norm_groups: 3, expected a divisor of width"):
+        changed(tiny_settings, norm_groups=3)
+
+
+def test_without_the_difference_the_source_is_not_added(tiny_settings):
+    added, alone = (method_of(tiny_settings, difference=on) for on in (True, False))
+    x, style = torch.rand(1, 1, 16, 16), torch.rand(1, 8)
+    torch.testing.assert_close(added.generator(x, style) - x, alone.generator(x, style))
 
 
 # --- cheaper steps ----------------------------------------------------------------------------------------------------

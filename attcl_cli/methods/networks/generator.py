@@ -38,6 +38,12 @@ class Features:
     layers: tuple[Tensor, ...]
     deep: Tensor
 
+    def of(self, rows: Tensor) -> Features:
+        """Return the features of some of the images, (K,) int64; an image may be chosen several times."""
+        return Features(
+            self.image[rows], tuple(layer[rows] for layer in self.layers), self.deep[rows]
+        )
+
 
 class Generator(nn.Module):
     """G of StarGAN v2 and AttCL-GAN (method.md, section 2).
@@ -50,7 +56,7 @@ class Generator(nn.Module):
         style_dim: length of a style code.
         full_size_skips: the decoder also sees the image at full size, which otherwise reaches it halved at least once:
             one more AdaIN block there, on the sum with the first convolution's features, and the image itself is
-            added to what comes out, so that only the difference is learnt (ours).
+            added to what comes out, so that only the difference is learnt (`difference`; ours).
         all_skips: every decoder block also sees the encoder's features of its size, where AttAdaIN adds none (ours).
         planes: channels of what is encoded: one image, or several with what says which they are (ours).
         fold: squares of fold x fold pixels become channels on the way in, and are unfolded on the way out, so that all
@@ -58,9 +64,11 @@ class Generator(nn.Module):
             of images, are then H / fold and W / fold.
         adain_start: what He's weights of the affine maps of the style are multiplied by at first.
         shortcut_refined: what AttAdaIN adds also runs through its block's un-normalised shortcut (ours).
+        difference: with `full_size_skips`, the image itself is added to what comes out.
+        norm_groups: groups of channels that are normalised together; 0: each channel alone, as published.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one per choice of the settings
         self,
         *,
         width: int,
@@ -74,6 +82,8 @@ class Generator(nn.Module):
         fold: int = 1,
         adain_start: float = 1.0,
         shortcut_refined: bool = False,
+        difference: bool = True,
+        norm_groups: int = 0,
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
@@ -81,6 +91,7 @@ class Generator(nn.Module):
         self.channels = channels
         self.all_skips = all_skips
         self.fold, self.shortcut_refined = fold, shortcut_refined
+        self.difference = difference
         self.stem = nn.Conv2d(planes * fold**2, width, 3, padding=1)
         self.down = nn.ModuleList(
             ResidualBlock(a, b, norm=True, down=True) for a, b in pairwise(channels)
@@ -104,6 +115,8 @@ class Generator(nn.Module):
             for layer in self.modules():
                 if isinstance(layer, AdaIN):
                     layer.affine.weight *= adain_start
+                if isinstance(layer, InstanceNorm) and norm_groups:
+                    layer.groups = norm_groups
 
     def encode(self, x: Tensor, start: Tensor | None = None) -> Features:
         """Return the encoder's features.
@@ -151,7 +164,9 @@ class Generator(nn.Module):
         image: Tensor = self.to_image(h)
         if self.fold > 1:
             image = F.pixel_shuffle(image, self.fold)
-        return image if self.full_size is None else features.image + image
+        if self.full_size is None or not self.difference:
+            return image
+        return features.image + image
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """Compute `decode(encode(x))` without attention."""
