@@ -130,3 +130,34 @@ def test_an_epoch_of_cases_goes_over_the_slices_that_can_be_drawn():
     ]
     # A, B and D at 5 slices each; C has nothing to be made from. Tumour alone: A at 2.
     assert sizes == [15, 15, 12]
+
+
+def test_what_a_case_has_and_is_not_given_teaches_in_its_true_appearance():
+    sampler = sampler_of(MIXED, alone=0.5, augment=1.0)
+    rows = {
+        (entry.case, entry.modality, offset): entry.start + offset
+        for entry in sampler.store.entries
+        for offset in range(entry.count)
+    }
+    place = {row: key for key, row in rows.items()}
+    taught = 0
+    for step in range(10):
+        batch, drawn = sampler.batch(step), sampler.rows(step)
+        for index, source in enumerate(drawn["x_src"]):
+            case, _, offset = place[source]
+            for slot, modality in enumerate(FOUR):
+                row = rows.get((case, modality, offset))
+                expected = row is not None and not batch.given[index, slot]
+                assert bool(batch.taught[index, slot]) == expected
+                true = sampler.store.read(np.array([row]))[0, 0] if expected else -1.0
+                assert torch.all(batch.x_taught[index, slot] == true)
+                taught += expected
+    assert taught > 50
+
+
+def test_a_part_knows_the_share_of_what_teaches_in_the_whole():
+    batch = sampler_of(MIXED).batch(0)
+    part = batch.part(slice(0, 4))
+    assert part.taught_share == float(batch.taught.float().mean())
+    assert part.part(slice(0, 2)).taught_share == part.taught_share
+    assert torch.equal(part.taught, batch.taught[:4])
