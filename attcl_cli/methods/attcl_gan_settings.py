@@ -71,8 +71,7 @@ class AttclGanSettings(Settings):
             "ema_decay": 0.995, "steps": 3_000, **_QUICK, "pair_bright": 10.0,
         },
         "small": {
-            "width": 48, "max_width": 192, "downs": 3, "bottleneck": 1, "fold": 2, "mapping_width": 128,
-            "contrastive_layers": (1, 2), "steps": 20_000, **_QUICK, **_SQUARES,
+            "width": 32, "max_width": 256, "bottleneck": 1, "mapping_width": 128, "steps": 20_000, **_QUICK, **_SQUARES,
         },
         "base": {
             "width": 32, "max_width": 256, **_QUICK, **_SQUARES,
