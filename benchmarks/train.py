@@ -14,8 +14,10 @@ import argparse
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import fields
 from types import MethodType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,21 @@ from attcl_cli.methods.settings import PRESETS, Settings, resolve
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 
+# Both sides run the published iteration on whole slices, whatever the preset's own recipe is.
+_PUBLISHED_STEP: Mapping[str, Any] = {
+    "crop": 0,
+    "lambda_pair": 0.0,
+    "lambda_structure": 0.0,
+    "supervised": 0.0,
+    "alternate": False,
+    "discriminator": "slices",
+    "r1_every": 1,
+    "norm_groups": 0,
+    "all_skips": False,
+    "difference": True,
+    "augment": 0.0,
+}
+
 
 def plain_residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
     """Do what `ResidualBlock.forward` does, in the order of StarGAN v2's Appendix."""
@@ -40,9 +57,11 @@ def plain_residual_block(self: ResidualBlock, x: Tensor) -> Tensor:
     return (x + self.conv2(leaky_relu(self.norm2(h)))) / math.sqrt(2)
 
 
-def plain_style_block(self: AdaINResidualBlock, x: Tensor, style: Tensor) -> Tensor:
+def plain_style_block(
+    self: AdaINResidualBlock, x: Tensor, style: Tensor, added: Tensor | None = None
+) -> Tensor:
     """Do what `AdaINResidualBlock.forward` does, in the order of StarGAN v2's Appendix."""
-    h = leaky_relu(self.norm1(x, style))
+    h = leaky_relu(self.norm1(x if added is None else x + added, style))
     if self.up:
         h, x = F.interpolate(h, scale_factor=2), F.interpolate(x, scale_factor=2)
     h = self.conv2(leaky_relu(self.norm2(self.conv1(h), style)))
@@ -123,11 +142,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, help="instead of the preset's, to make it small")
     options = parser.parse_args()
     device = devices.select(options.device)
-    changes = {"batch_size": options.batch_size, "lambda_pair": 0.0}
+    changes = {**_PUBLISHED_STEP, "batch_size": options.batch_size}
     if options.image_size:
         changes |= {"image_size": options.image_size, "canvas": options.image_size, "downs": 2}
     settings = resolve(preset=options.preset, variant="stargan-v2", overrides=changes)
-    whole = resolve(preset=options.preset, overrides=changes)
+    whole = resolve(preset=options.preset, variant="attcl-gan", overrides=changes)
     noise = random_batch(settings)
     batch = noise.to(device)  # channels-last
     tensors = {item.name: getattr(noise, item.name) for item in fields(noise)}

@@ -30,8 +30,10 @@ from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
 
 gzip_codec: ModuleType = gzip
+"""What decompresses."""
 with contextlib.suppress(ImportError):  # no wheel for every platform
-    # Intel's ISA-L is several times faster than zlib on volumes
+    # Intel's ISA-L is several times faster than zlib on volumes. It does not compress: under load, with several threads,
+    # it was seen to write other bytes for the same volume (isal 1.9.1), and the same run must write the same bytes.
     from isal import igzip as gzip_codec
 
 AFFINE_TOLERANCE_MM = 0.01  # headers of one patient differ by float32 rounding, not more
@@ -312,7 +314,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     _check_written(raw, like, paths[0])
     write_whole(
         paths[0],
-        gzip_codec.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix == ".gz" else raw,
+        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix == ".gz" else raw,
     )
 
 
