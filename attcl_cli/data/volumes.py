@@ -32,8 +32,8 @@ from attcl_cli.files import write_whole
 gzip_codec: ModuleType = gzip
 """What decompresses."""
 with contextlib.suppress(ImportError):  # no wheel for every platform
-    # Intel's ISA-L is several times faster than zlib on volumes. It does not compress: under load, with several threads,
-    # it was seen to write other bytes for the same volume (isal 1.9.1), and the same run must write the same bytes.
+    # Intel's ISA-L is several times faster than zlib on volumes. It does not compress: under load it was seen to write
+    # other bytes for the same volume (isal 1.9.1), and the same run must write the same bytes.
     from isal import igzip as gzip_codec
 
 AFFINE_TOLERANCE_MM = 0.01  # headers of one patient differ by float32 rounding, not more
