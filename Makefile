@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+# A process per core; the tests of a file stay together, since they share what is costly to make.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
 # pip's isolated build of the package takes its constraints from the environment, under the one
 # name or the other (before and after pip 25.3). The path is relative: one with spaces breaks it.
@@ -21,7 +23,7 @@ demo: $(READY)  ## complete a simulated cohort end to end; writes the report dem
 	$(BIN)/attcl demo -o demo
 
 test: $(READY)  ## run all tests except the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)  ## run ruff and mypy
 	$(BIN)/ruff check .
@@ -35,7 +37,7 @@ bench: $(READY)  ## compare the speed of completion with the published algorithm
 	$(BIN)/python benchmarks/complete.py
 
 check: lint docs  ## run what continuous integration runs: lint, docs and all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:  ## remove .venv, demo/, site/, build products and caches (never data/, out/ or runs/)
 	rm -rf $(VENV) demo site dist build .pytest_cache .ruff_cache .mypy_cache
