@@ -11,7 +11,7 @@ from attcl_cli.methods.settings import PRESETS, parse, resolve
 # method.md, section 1: image_size, first and last width of the generator, halvings
 SIZES = {
     "tiny": (64, 16, 128, 3),
-    "small": (256, 48, 192, 3),
+    "small": (256, 32, 256, 4),
     "base": (256, 32, 256, 4),
     "paper": (256, 64, 512, 4),
 }
