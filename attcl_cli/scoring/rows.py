@@ -191,7 +191,7 @@ def read_predictions(
     arrays = _read(case)
     predictions = list(_predictions(arrays, Measures(metrics=(), translate=translate)))
     source = arrays.present[case.source].data
-    return _unit(source, source != 0), predictions
+    return formulas.in_own_window(source, source != 0), predictions
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------
@@ -210,7 +210,10 @@ class _CaseArrays:
     @cached_property
     def mean_of_sources(self) -> Array:
         """The mean of all volumes that the case has, each in its own window."""
-        scaled = [_unit(volume.data, volume.data != 0) for volume in self.present.values()]
+        scaled = [
+            formulas.in_own_window(volume.data, volume.data != 0)
+            for volume in self.present.values()
+        ]
         return np.asarray(np.mean(scaled, axis=0, dtype=np.float32))
 
 
@@ -255,14 +258,14 @@ def _predictions(arrays: _CaseArrays, measures: Measures) -> Iterator[Prediction
                 "remove this volume from the truth",
                 code="truth-without-contrast",
             )
-        unit_truth = _unit(truth, brain)
+        unit_truth = formulas.in_own_window(truth, brain)
         predictions = {SYNTHETIC: synthetic[pair.modality]}
         if with_baselines:
             predictions |= _baselines(arrays, pair, measures.quantiles)
         for name, raw in predictions.items():
             if measures.only and name not in measures.only:
                 continue
-            both = VolumePair(_unit(raw, brain), unit_truth, raw, truth)
+            both = VolumePair(formulas.in_own_window(raw, brain), unit_truth, raw, truth)
             yield Prediction(name, pair, both, brain)
 
 
@@ -274,14 +277,6 @@ def _baselines(arrays: _CaseArrays, pair: Pair, quantiles: Quantiles | None) -> 
     if others is not None:
         made[MATCHED] = matched_copy(source, others)
     return {**made, MEAN: arrays.mean_of_sources, ZEROS: np.zeros_like(source)}
-
-
-def _unit(image: Array, brain: Array) -> Array:
-    """Scale to [0, 1] by the image's own percentiles in the brain, 0 outside; 0 throughout without contrast."""
-    scale = intensities.intensity_scale(image, brain)
-    if scale is None:
-        return np.zeros(image.shape, dtype=np.float32)
-    return np.where(brain, formulas.to_unit(image, scale.low, scale.high), np.float32(0))
 
 
 # --- Scores of one prediction -------------------------------------------------------------------------------------

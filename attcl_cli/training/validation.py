@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attcl_cli.data.crops import brain_box
-from attcl_cli.data.intensities import PERCENTILES, Array
+from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import Entry, SliceStore
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.sources import SourceRule, takes_one
@@ -176,18 +176,10 @@ def _similarities(
         mask = brain.numpy()
         values.append(
             formulas.ssim(
-                _own_window(fake.numpy(), mask),
-                _own_window(real.numpy(), mask),
+                formulas.in_own_window(fake.numpy(), mask),
+                formulas.in_own_window(real.numpy(), mask),
                 data_range=1,
                 mask=mask,
             )
         )
     return values
-
-
-def _own_window(block: Array, brain: Array) -> Array:
-    """Scale a block to [0, 1] by its own percentiles in the brain, 0 outside; 0 throughout without contrast."""
-    low, high = np.percentile(block[brain], PERCENTILES)
-    if not high > low:
-        return np.zeros_like(block)
-    return np.where(brain, formulas.to_unit(block, float(low), float(high)), np.float32(0))
