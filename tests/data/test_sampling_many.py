@@ -19,6 +19,15 @@ def sampler_of(cases: dict[str, tuple[str, ...]], **options: float) -> DomainSam
     return DomainSampler(store_of_cases(cases), batch_size=16, seed=0, many=True, **options)
 
 
+def rows_of(sampler: DomainSampler) -> dict[tuple[str, str, int], int]:
+    """Return (case, modality, offset) -> row of the store."""
+    return {
+        (entry.case, entry.modality, offset): entry.start + offset
+        for entry in sampler.store.entries
+        for offset in range(entry.count)
+    }
+
+
 def test_without_many_there_is_one_source():
     batch = DomainSampler(store_of_cases(MIXED), batch_size=4, seed=0).batch(0)
     assert batch.x_all is batch.given is None
@@ -45,11 +54,7 @@ def test_the_source_is_given_and_the_target_is_not():
 
 def test_what_is_given_shows_the_place_of_the_source_and_the_rest_is_background():
     sampler = sampler_of(MIXED, alone=0.0, context=1)
-    rows = {
-        (entry.case, entry.modality, offset): entry.start + offset
-        for entry in sampler.store.entries
-        for offset in range(entry.count)
-    }
+    rows = rows_of(sampler)
     place = {row: key for key, row in rows.items()}
     several = 0
     for step in range(10):
@@ -134,11 +139,7 @@ def test_an_epoch_of_cases_goes_over_the_slices_that_can_be_drawn():
 
 def test_what_a_case_has_and_is_not_given_teaches_in_its_true_appearance():
     sampler = sampler_of(MIXED, alone=0.5, augment=1.0)
-    rows = {
-        (entry.case, entry.modality, offset): entry.start + offset
-        for entry in sampler.store.entries
-        for offset in range(entry.count)
-    }
+    rows = rows_of(sampler)
     place = {row: key for key, row in rows.items()}
     taught = 0
     for step in range(10):
