@@ -75,12 +75,18 @@ class InterruptedRun(AttclError):  # noqa: N818 - no error: the user wanted it
     exit_code = EXIT_INTERRUPTED
 
 
+def all_of(problems: Sequence[AttclError]) -> AttclError | None:
+    """Return no error for no problem, the problem itself for one, `ProblemsError` for more."""
+    if len(problems) > 1:
+        return ProblemsError(problems)
+    return problems[0] if problems else None
+
+
 def raise_all(problems: Sequence[AttclError]) -> None:
-    """Raise nothing for no problem, the problem itself for one, `ProblemsError` for more."""
-    if len(problems) == 1:
-        raise problems[0]
-    if problems:
-        raise ProblemsError(problems)
+    """Raise the error that `all_of` makes of the problems, if there are any."""
+    error = all_of(problems)
+    if error is not None:
+        raise error
 
 
 def fold(problems: Sequence[AttclError], key: Callable[[AttclError], str]) -> list[AttclError]:

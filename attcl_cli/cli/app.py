@@ -27,7 +27,7 @@ from attcl_cli.cli import (
     train,
     weights,
 )
-from attcl_cli.errors import EXIT_INTERRUPTED, EXIT_USAGE, AttclError, InterruptedRun, UsageError
+from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, InterruptedRun, UsageError
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
 _ParserError: type[Exception] = next(
@@ -73,32 +73,47 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with one of the documented codes."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    code, reported = 0, False
+    try:
+        code = _run(arguments)
+    except BrokenPipeError:  # the reader of our output left, as `attcl info | head` does
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command and report the error that it ends with, if any; return the exit code."""
+    code = 0
     try:
         code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
     except AttclError as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        terminal.show_error(error)
-        code, reported = error.exit_code, True
+        return _report(error, arguments)
     except _ParserError as error:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context else "attcl"
         message = error.format_message()  # type: ignore[attr-defined]
-        terminal.show_error(
-            UsageError(message, f"see: {help_of} --help", code="command-line-invalid")
+        return _report(
+            UsageError(message, f"see: {help_of} --help", code="command-line-invalid"), arguments
         )
-        code = EXIT_USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output left, as `attcl info | head` does
-        sys.stderr.close()
-    if code == EXIT_INTERRUPTED and not reported:  # Typer turns Ctrl-C into this code by itself
-        terminal.show_error(
+    if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
+        return _report(
             InterruptedRun(
                 "interrupted: finished files are kept, no half-written ones are left",
                 "run the same command again to continue",
                 code="interrupted",
-            )
+            ),
+            arguments,
         )
-    sys.exit(code)
+    return code
+
+
+def _report(error: AttclError, arguments: Sequence[str]) -> int:
+    """Show an error on stderr, with --json as the document on stdout, too; return its exit code."""
+    terminal.show_error(error)
+    if "--json" in arguments:
+        terminal.document(terminal.describe(error))
+    return error.exit_code

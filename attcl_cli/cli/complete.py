@@ -185,14 +185,15 @@ def complete(
     if dry_run:
         _show_plan(result.plan, terminal)
         return
-    _show_outcome(result, terminal)
+    incomplete = None
     if result.failed:
         cases = len({*result.plan.failed, *(job.case.id for job in result.plan.jobs)})
-        raise IncompleteError(
+        incomplete = IncompleteError(
             f"{result.output}: {len(result.failed)} of {cases} cases failed, expected all",
             f"see {result.record}; fix the cases and run the same command again",
             code="cases-failed",
         )
+    _show_outcome(result, terminal, incomplete)
 
 
 def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
@@ -227,20 +228,34 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
     )
 
 
-def _show_outcome(result: CompletionResult, terminal: Terminal) -> None:
-    plan, output = result.plan, result.output
-    if terminal.as_json:
-        document(
-            {
-                "output": str(output),
-                "written": result.written,
-                "done_before": result.done_before,
-                "linked": result.linked,
-                "failed": len(result.failed),
-                "far": list(result.far),
-            }
+def _show_outcome(
+    result: CompletionResult, terminal: Terminal, incomplete: IncompleteError | None
+) -> None:
+    """Show what was made, then raise the error, if any."""
+    output = result.output
+    if not terminal.as_json:
+        _show_counts(result, terminal)
+    if result.linked:
+        terminal.say(f"{output}: {result.linked} originals linked")
+    if result.far:
+        terminal.say(
+            f"note: {len(result.far)} of {len(result.doubts)} cases {_are(result.far)} unlike the training data "
+            f"({some(result.far)}): check these volumes first"
         )
-    elif plan.jobs or result.failed:
+    content = {
+        "output": str(output),
+        "written": result.written,
+        "done_before": result.done_before,
+        "linked": result.linked,
+        "failed": len(result.failed),
+        "far": list(result.far),
+    }
+    terminal.end(content, incomplete)
+
+
+def _show_counts(result: CompletionResult, terminal: Terminal) -> None:
+    plan, output = result.plan, result.output
+    if plan.jobs or result.failed:
         terminal.result(
             f"{output}: {result.written} volumes written, {result.done_before} were there already"
         )
@@ -250,13 +265,6 @@ def _show_outcome(result: CompletionResult, terminal: Terminal) -> None:
         terminal.result(f"{output}: nothing to do, {plan.done} volumes are there already")
     else:
         terminal.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
-    if result.linked:
-        terminal.say(f"{output}: {result.linked} originals linked")
-    if result.far:
-        terminal.say(
-            f"note: {len(result.far)} of {len(result.doubts)} cases {_are(result.far)} unlike the training data "
-            f"({some(result.far)}): check these volumes first"
-        )
 
 
 def _are(things: Sequence[object]) -> str:

@@ -99,25 +99,24 @@ def export(
         return
     for note in result.notes:
         terminal.say(f"note: {note}")
-    if as_json:
-        document(
-            {
-                "output": str(folder),
-                f"checked_by_{format_}": result.checked,
-                **asdict(exported),
-                "warnings": list(result.warnings),
-            }
-        )
-    else:
-        terminal.result(
-            f"{folder}: {exported.train} training and {exported.test} test cases, "
-            f"{exported.linked} files linked, {exported.written} written"
-        )
     for warning in result.warnings:
         terminal.say(f"warning: {warning}")
+    incomplete = None
     if result.left_out:
-        raise IncompleteError(
+        incomplete = IncompleteError(
             f"{folder}: cases left out: {len(result.left_out)}, expected all (the first: {result.left_out[0]})",
             "they have no label map",
             code="cases-left-out",
         )
+    if not as_json:
+        terminal.result(
+            f"{folder}: {exported.train} training and {exported.test} test cases, "
+            f"{exported.linked} files linked, {exported.written} written"
+        )
+    content = {
+        "output": str(folder),
+        f"checked_by_{format_}": result.checked,
+        **asdict(exported),
+        "warnings": list(result.warnings),
+    }
+    terminal.end(content, incomplete)

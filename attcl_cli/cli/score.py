@@ -166,25 +166,34 @@ def score(
     if dry_run:
         _show_plan(result, terminal)
         return
-    show(result.figures, result.output, terminal)
+    incomplete = None
     if result.missing:
-        raise IncompleteError(
+        incomplete = IncompleteError(
             f"{cpl}: {len(result.missing)} of {result.comparison.volumes + len(result.missing)} "
             "hidden volumes not there, counted as n_missing, expected all",
             "summary.json lists them; attcl complete makes them",
             code="volumes-missing",
         )
+    show(result.figures, result.output, terminal, incomplete)
 
 
-def show(figures: Sequence[Figure], output: Path, terminal: Terminal) -> None:
-    """Show the figures as tables, or the content of `summary.json` as one document."""
+def show(
+    figures: Sequence[Figure],
+    output: Path,
+    terminal: Terminal,
+    incomplete: IncompleteError | None = None,
+) -> None:
+    """Show the figures as tables, or the content of `summary.json` as one document; then raise the error, if any."""
+    if not terminal.as_json:
+        _show_tables(figures, output, terminal)
+    files = {name: str(output / name) for name in ("report.html", "scores.csv", "summary.json")}
+    summary = read_json(output / "summary.json")
+    terminal.end({"output": str(output), "files": files, **summary}, incomplete)
+
+
+def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) -> None:
     from attcl_cli.scoring.summary import measured, warn_of_few_slices
 
-    if terminal.as_json:
-        files = {name: str(output / name) for name in ("report.html", "scores.csv", "summary.json")}
-        summary = read_json(output / "summary.json")
-        document({"output": str(output), "files": files, **summary})
-        return
     columns = [
         (metric, region)
         for metric, region in measured(figures)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.cli.terminal import Terminal
 from attcl_cli.errors import IncompleteError
 from attcl_cli.files import as_json
 
@@ -37,16 +37,16 @@ def show_scores(output: Path, scores: Scores, terminal: Terminal) -> None:
     Raises:
         IncompleteError: cases were left out; everything has been shown.
     """
-    if terminal.as_json:
-        document(_document(output, scores))
-    else:
-        _show_tables(output, scores, terminal)
+    incomplete = None
     if scores.missing:
-        raise IncompleteError(
+        incomplete = IncompleteError(
             f"{output}: cases left out: {len(scores.missing)}, expected all (the first: {scores.missing[0]})",
             "they have no label map, or no prediction; summary.json lists them",
             code="cases-left-out",
         )
+    if not terminal.as_json:
+        _show_tables(output, scores, terminal)
+    terminal.end(_document(output, scores), incomplete)
 
 
 def _document(output: Path, scores: Scores) -> dict[str, Any]:

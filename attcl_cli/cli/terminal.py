@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import typer
+
 from attcl_cli.errors import AttclError, ProblemsError
 
 _MAX_PROBLEMS = 50
@@ -119,6 +121,26 @@ class Terminal:
         if not self.quiet:
             table(rows, title=title)
 
+    def end(self, content: Mapping[str, Any], error: AttclError | None = None) -> None:
+        """End a command: with --json, one document holds the result and the error, if there is one.
+
+        Args:
+            content: the document of the result; without --json, the result has been shown.
+            error: why the exit code is not 0.
+
+        Raises:
+            AttclError: the error, without --json.
+            typer.Exit: its exit code, with --json: it has been shown.
+        """
+        if self.as_json:
+            document({**content, **(describe(error) if error is not None else {})})
+        if error is None:
+            return
+        if not self.as_json:
+            raise error
+        show_error(error)
+        raise typer.Exit(error.exit_code)
+
 
 def say(text: str, *, quiet: bool = False) -> None:
     """Show a message on stderr."""
@@ -164,9 +186,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
 
 def show_error(problem: AttclError) -> None:
     """Show an error and its hint on stderr; of several, all, but never more than a screenful."""
-    problems: Sequence[AttclError] = (
-        problem.problems if isinstance(problem, ProblemsError) else (problem,)
-    )
+    problems = _single(problem)
     for single in problems[:_MAX_PROBLEMS]:
         say(f"error: {single.message}")
         if single.hint:
@@ -174,6 +194,20 @@ def show_error(problem: AttclError) -> None:
     if len(problems) > _MAX_PROBLEMS:
         say(f"error: {len(problems) - _MAX_PROBLEMS} more problems, {len(problems)} in all")
         say("hint: `attcl info DIR --json` lists them all")
+
+
+def describe(problem: AttclError) -> dict[str, Any]:
+    """Return an error as plain data for JSON: the first problem at the top, and all of them in `problems`."""
+    every = [
+        {"error": single.message, "hint": single.hint, "code": single.code}
+        for single in _single(problem)
+    ]
+    return {**every[0], "exit_code": problem.exit_code, "problems": every}
+
+
+def _single(problem: AttclError) -> Sequence[AttclError]:
+    """Return the single problems of an error, at least one."""
+    return problem.problems if isinstance(problem, ProblemsError) else (problem,)
 
 
 def _cell(value: Any) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Json
-from attcl_cli.errors import AttclError, raise_all
+from attcl_cli.errors import AttclError, all_of
 
 if TYPE_CHECKING:
     from attcl_cli.methods.bundled import Listed
@@ -104,12 +104,12 @@ def verify(
 
     found = [look_up(name)] if name is not None else list_weights()
     problems = {item.path: _problem(item) for item in found}
-    if as_json:
-        terminal.document({"weights": [_verified(item, problems[item.path]) for item in found]})
-    else:
+    damaged = [problem for problem in problems.values() if problem is not None]
+    if not as_json:
         for item in found:
             terminal.result(f"{item.name}: {'damaged' if problems[item.path] else 'sound'}")
-    raise_all([problem for problem in problems.values() if problem is not None])
+    content = {"weights": [_verified(item, problems[item.path]) for item in found]}
+    terminal.Terminal(as_json=as_json).end(content, all_of(damaged))
 
 
 def _problem(item: Listed) -> AttclError | None:

@@ -103,8 +103,10 @@ def test_damaged_weights_end_with_code_1(damage, code_of_error, words, run, attc
     assert out.splitlines() == [f"{BUNDLED}: sound", "runs/mine: damaged"]
     assert err.startswith(f"error: {run / WEIGHTS_FILE}: ") and words in err
     code, out, _ = attcl("weights", "verify", "runs/mine", "--json")
-    (item,) = json.loads(out)["weights"]
+    document = json.loads(out)
+    (item,) = document["weights"]
     assert (code, item["sound"]) == (1, False)
+    assert (document["code"], document["exit_code"]) == (code_of_error, 1)
     assert words in item["problem"]
 
 
