@@ -45,6 +45,7 @@ class Dataset:
         spellings: modality -> the token that most files of this dataset use.
         extension: the file ending that most files use.
         vocabulary_file: where the modality names come from, if not the default ones.
+        notes: what was left out of the folder, and why; no problems.
     """
 
     root: Path
@@ -56,6 +57,7 @@ class Dataset:
     spellings: Mapping[str, str]
     extension: str
     vocabulary_file: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> tuple[AttclError, ...]:
@@ -121,7 +123,13 @@ def read_side_car(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = None) -> Dataset:
+def open_dataset(
+    root: Path,
+    *,
+    layout: str = "auto",
+    modalities: Path | None = None,
+    bids_filter: Sequence[str] = (),
+) -> Dataset:
     """Find the cases below a folder by looking at names alone.
 
     Args:
@@ -129,10 +137,11 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
         layout: a key of `LAYOUTS`, or `auto`: the one that most files fit.
         modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`); None: the
             dataset's own `modalities.toml`, otherwise the four of BraTS.
+        bids_filter: of several files of a modality in BIDS, which is meant: "run=1", "t1:acq=mprage".
 
     Raises:
         AttclError: there is no such folder, or nothing in it fits a layout.
-        UsageError: unknown `layout`, or the TOML file is wrong.
+        UsageError: unknown `layout`, the TOML file is wrong, or a filter is.
     """
     if not root.is_dir():
         raise AttclError(
@@ -153,7 +162,8 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
             code="unknown-layout",
         )
     named = [LAYOUTS[layout]] if layout in LAYOUTS else list(LAYOUTS.values())
-    reading = read_folder(root, [own_layout] if own_layout else named, vocabulary)
+    candidates = [own_layout] if own_layout else named
+    reading = read_folder(root, candidates, vocabulary, bids_filter=bids_filter)
     return Dataset(
         root=root,
         layout=reading.layout,
@@ -164,6 +174,7 @@ def open_dataset(root: Path, *, layout: str = "auto", modalities: Path | None = 
         spellings=reading.spellings,
         extension=reading.extension,
         vocabulary_file=modalities,
+        notes=reading.notes,
     )
 
 
@@ -174,6 +185,7 @@ class Source:
     folder: Path
     layout: str = "auto"
     modalities: Path | None = None
+    bids_filter: tuple[str, ...] = ()
 
     def open(self) -> Dataset:
         """Find the cases.
@@ -187,7 +199,12 @@ class Source:
                 "check the path; data/ is what attcl prepare-splits DATASET writes",
                 code="dataset-not-found",
             )
-        return open_dataset(self.folder, layout=self.layout, modalities=self.modalities)
+        return open_dataset(
+            self.folder,
+            layout=self.layout,
+            modalities=self.modalities,
+            bids_filter=self.bids_filter,
+        )
 
 
 def check(

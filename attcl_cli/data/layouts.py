@@ -317,9 +317,11 @@ def modality_of(token: str, vocabulary: Mapping[str, tuple[str, ...]]) -> str | 
     """Return the modality that a token in a file's name stands for, or None; `SEGMENTATION` for a label map.
 
     In BIDS, entities such as `acq-...`, `ce-...` and `run-...` stand before the suffix; after contrast agent (`ce-`)
-    an image is another modality.
+    an image is another modality. Phase, real and imaginary parts are none.
     """
     *entities, suffix = token.lower().split("_")
+    if {"part-phase", "part-real", "part-imag"} & set(entities):
+        return None
     if suffix in SEGMENTATION_NAMES:
         return SEGMENTATION
     spellings = {

@@ -9,12 +9,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from attcl_cli.data import bids
 from attcl_cli.data.layouts import SEGMENTATION, Layout, modality_of
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, UsageError
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Reading:
         ignored: relative paths of files that are no image of the layout.
         spellings: modality -> the token that most files use.
         extension: the file ending that most files use.
+        notes: what was left out, and why.
     """
 
     layout: Layout
@@ -55,10 +57,15 @@ class Reading:
     ignored: tuple[PurePosixPath, ...]
     spellings: Mapping[str, str]
     extension: str
+    notes: tuple[str, ...] = ()
 
 
 def read_folder(
-    root: Path, candidates: Sequence[Layout], vocabulary: Mapping[str, tuple[str, ...]]
+    root: Path,
+    candidates: Sequence[Layout],
+    vocabulary: Mapping[str, tuple[str, ...]],
+    *,
+    bids_filter: Sequence[str] = (),
 ) -> Reading:
     """Read every name below a folder by the layout that most files fit.
 
@@ -66,19 +73,35 @@ def read_folder(
         root: the dataset's folder; links to folders are followed.
         candidates: the layouts to choose from.
         vocabulary: modality -> its spellings.
+        bids_filter: which of several files of a modality is meant in BIDS (`bids.parse_filters`).
 
     Raises:
         AttclError: a folder cannot be listed, or nothing in it fits a layout.
+        UsageError: a filter is malformed, matches nothing, or the layout is not BIDS.
     """
-    files = _walk(root)
+    everything = _walk(root)
+    aside = bids.set_aside(everything, root)
+    files = [path for path in everything if path not in aside]
     readings = {
         candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
     }
     chosen = max(candidates, key=lambda candidate: len(readings[candidate.name]))
     names = readings[chosen.name]
     if not names:
-        raise _unknown_layout(root, files, candidates)
-    return _assemble(root, files, chosen, names, vocabulary)
+        raise bids.only_set_aside(root, aside) or _unknown_layout(root, files, candidates)
+    notes = bids.notes_of(aside, root)
+    if bids_filter and chosen.name != bids.LAYOUT:
+        raise UsageError(
+            f"--bids-filter: {root} is named as {chosen.title}, expected BIDS",
+            "leave it out, or use --layout bids",
+            code="bids-filter-without-bids",
+        )
+    if bids_filter:
+        left, dropped = bids.select(names, bids.parse_filters(bids_filter, vocabulary))
+        files = [path for path in files if path not in names or path in left]
+        names, notes = left, (*notes, *dropped)
+    reading = _assemble(root, files, chosen, names, vocabulary)
+    return replace(reading, notes=(*reading.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -213,7 +236,10 @@ def _case(
             if name.modality == modality:
                 by_number[int(name.slice_ or 0)].append(str(name.path))
         twins = next((sorted(paths) for paths in by_number.values() if len(paths) > 1), None)
-        if twins:
+        if twins and layout.name == bids.LAYOUT:
+            paths = [PurePosixPath(path) for path in twins]
+            problems.append(bids.ambiguity(root, case_id, modality, paths))
+        elif twins:
             problems.append(
                 AttclError(
                     f"{root / twins[0]}: a second file for {modality} of {case_id} is {twins[1]}, "
