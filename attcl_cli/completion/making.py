@@ -38,7 +38,7 @@ from attcl_cli.completion.jobs import (
     Job,
     uncertainty_file,
 )
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import bids, derivative, intensities, volumes
 from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.volumes import Grid
@@ -143,6 +143,8 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                         code="no-links",
                     ) from error
                 count += 1
+                if dataset.layout.name == bids.LAYOUT:
+                    derivative.write_side_car_of_link(dataset, case, file, output)
     return count
 
 
@@ -296,7 +298,10 @@ def _write(
 
 def _making(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a side-car says of how a volume was made, of earlier versions, too."""
-    return {key: value for key, value in {**OLD_MANNER, **document}.items() if key != "doubt"}
+    others = {"doubt", *derivative.FIELDS}
+    return {
+        key: value for key, value in {**OLD_MANNER, **document}.items() if key not in others
+    }
 
 
 def _write_deviation(
@@ -323,7 +328,16 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         for name in job.sources
     ]
     said = doubt.document()
+    fields: dict[str, Any] = {}
+    if plan.dataset.layout.name == bids.LAYOUT and plan.places.naming is None:
+        file = plan.places.files(job.case, target)[0]
+        description = (
+            f"Synthetic {target} image made from {', '.join(job.sources)} by attcl "
+            f"({weights.info.settings.method}, {weights.name}); no acquisition"
+        )
+        fields = derivative.image_fields(plan.dataset, job.case, job.sources, file, description)
     return {
+        **fields,
         "synthetic": True,
         "target": target,
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),

@@ -16,7 +16,7 @@ from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner
 from attcl_cli.completion.making import link_originals as link_all
 from attcl_cli.completion.making import make_volumes
 from attcl_cli.completion.plan import plan_completion
-from attcl_cli.data import splits
+from attcl_cli.data import derivative, splits
 from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
 from attcl_cli.errors import AttclError, UsageError
@@ -76,6 +76,8 @@ def complete(
     layout: str = "auto",
     modalities: Path | str | None = None,
     batch_size: int = 64,
+    bids_filter: Sequence[str] = (),
+    bids_desc: str | None = None,
     slices: tuple[int, int] | None = None,
     samples: int = 0,
     uncertainty: bool = False,
@@ -105,6 +107,8 @@ def complete(
         layout: how the dataset is named (`open_dataset`), or a challenge's naming of what is written.
         modalities: a TOML file with other modality names.
         batch_size: slices on the device at once; never changes results.
+        bids_filter: of several files of a modality in BIDS, which is meant (`open_dataset`).
+        bids_desc: the value of `desc-` in new names of BIDS; None: that of the output folder, otherwise none.
         slices: (first, stop) of the slices that are synthesised; None: all.
         samples: write the mean of so many style samples; 0: the reference style.
         uncertainty: also write the samples' standard deviation.
@@ -134,7 +138,12 @@ def complete(
             "parts are counted from 1: --num-parts 4 --part-id 1",
             code="part-out-of-range",
         )
-    source = Source(Path(ori), layout, Path(modalities) if modalities is not None else None)
+    source = Source(
+        Path(ori),
+        layout,
+        Path(modalities) if modalities is not None else None,
+        tuple(bids_filter),
+    )
     naming = SUBMISSIONS.get(layout)
     if naming is not None:  # says how to write; what is read shows its layout itself
         source = replace(source, layout="auto")
@@ -145,6 +154,10 @@ def complete(
                 code="options-exclude-each-other",
             )
     dataset = source.open()
+    if naming is None:
+        dataset = replace(
+            dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc)
+        )
     place = devices.select(device)
     names = [weights] if isinstance(weights, Path | str) else list(weights)
     wanted = _canonical(targets, dataset)
@@ -184,6 +197,10 @@ def complete(
     for folder in {plan.output, plan.places.records}:
         if folder.is_dir():
             sweep(folder)
+    if naming is None:
+        done = [case for case in dataset.cases if case.id in plan.present]
+        made = dataset.cases if link_originals else [*done, *(job.case for job in plan.jobs)]
+        derivative.write_description(dataset, plan.output, made)
     linked = link_all(dataset, plan.output) if link_originals else 0
     written = 0
     failed: dict[str, AttclError] = {}

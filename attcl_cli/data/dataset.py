@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from attcl_cli.data import volumes
+from attcl_cli.data import bids, volumes
 from attcl_cli.data.layouts import (
     DEFAULT_MODALITIES,
     LAYOUTS,
@@ -46,6 +47,7 @@ class Dataset:
         extension: the file ending that most files use.
         vocabulary_file: where the modality names come from, if not the default ones.
         notes: what was left out of the folder, and why; no problems.
+        desc: the value of the entity `desc-` in names of new volumes (BIDS alone); "": as the dataset's others.
     """
 
     root: Path
@@ -58,6 +60,7 @@ class Dataset:
     extension: str
     vocabulary_file: Path | None = None
     notes: tuple[str, ...] = ()
+    desc: str = ""
 
     @property
     def problems(self) -> tuple[AttclError, ...]:
@@ -88,7 +91,7 @@ class Dataset:
         return tuple(
             self.layout.place(
                 case=case.id,
-                token=self.spellings.get(modality, modality),
+                token=self._token(case, modality),
                 prefix=case.prefix,
                 slice_=self.layout.slice_number(file),
                 extension=self.extension_of(case),
@@ -105,13 +108,30 @@ class Dataset:
         return [
             name
             for name in names
-            if read_side_car(self.root / self.place_side_car(case, name)).get("synthetic") is True
+            if read_side_car(self.root / self._side_car_of(case, name)).get("synthetic") is True
         ]
 
     def extension_of(self, case: Case) -> str:
         """Return the ending of most files of the case (`.nii` beside `.nii.gz` happens)."""
         endings = Counter(ending_of(files[0]) for files in case.files.values())
         return endings.most_common(1)[0][0] if endings else self.extension
+
+    def _token(self, case: Case, modality: str) -> str:
+        """Return how a modality that the case lacks is spelled."""
+        usual = self.spellings.get(modality, modality)
+        if self.layout.name != bids.LAYOUT:
+            return usual
+        return bids.new_token(
+            case.id, case.files, modality, known=self._habits, usual=usual, desc=self.desc
+        )
+
+    @cached_property
+    def _habits(self) -> bids.Habits:
+        return bids.habits((case.id, case.files) for case in self.cases)
+
+    def _side_car_of(self, case: Case, modality: str) -> PurePosixPath:
+        """Return where the side-car of a volume that the case has would lie."""
+        return self.layout.place_side_car(case.files[modality][0], case.id)
 
 
 def read_side_car(path: Path) -> dict[str, Any]:
