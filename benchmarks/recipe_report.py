@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.errors import UsageError
 from attcl_cli.scoring.metrics import METRICS
 from attcl_cli.scoring.pairs import CasePairs
@@ -153,7 +153,7 @@ def write_pictures(cases: Sequence[CasePairs], folder: Path) -> None:
             for title, files in (("synthetic", pair.prediction), ("real", pair.truth)):
                 data = volumes.load(files).data
                 columns.append((f"{pair.modality} {title}", _windowed(data, brain)))
-        mask = volumes.load_labels(case.segmentation) > 0 if case.segmentation else brain
+        mask = label_maps.load_labels(case.segmentation) > 0 if case.segmentation else brain
         middle = [int(np.median(axis)) for axis in np.nonzero(mask if mask.any() else brain)]
         box = intensities.bounding_box(brain, margin=3)
         assert box is not None  # a case without contrast is refused when it is read

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from attcl_cli.cli.app import main
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import check, open_dataset
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.layouts import SEGMENTATION
@@ -166,7 +166,7 @@ def test_the_challenges_similarity_of_zeros_and_of_a_copy_is_what_method_md_says
     dataset = open_dataset(cohort / "brasyn")
     case = next(case for case in dataset.cases if case.id == "BraTS-GLI-00000-000")
     truth, copy = (volumes.load(dataset.paths(case, name)).data for name in ("t1ce", "t1"))
-    tumour = volumes.load_labels(dataset.paths(case, SEGMENTATION)) > 0
+    tumour = label_maps.load_labels(dataset.paths(case, SEGMENTATION)) > 0
     assert formulas.ssim_brasyn(np.zeros_like(truth), truth, tumour) == pytest.approx(
         (0.99, 0.80), abs=0.005
     )

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.intensities import Array, Scale
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, shrink_classes, to_classes
@@ -191,7 +191,7 @@ def build(
         images = volumes.load_case(
             {modality: dataset.paths(case, modality) for modality in case.files}
         )
-        return images, _classes(dataset, case, images) if case.id in map_of else None
+        return images, _classes(dataset, case) if case.id in map_of else None
 
     with ExitStack() as files:
         data = files.enter_context(_npy_file(folder / DATA_FILE, np.int16, (rows, *side)))
@@ -366,24 +366,19 @@ def _described(maps: Sequence[Entry], tumour: Array) -> dict[str, Any]:
     }
 
 
-def _classes(dataset: Dataset, case: Case, images: volumes.CaseImages) -> Array:
+def _classes(dataset: Dataset, case: Case) -> Array:
     """Return the label map of a case as classes: (D, H, W) uint8.
 
     Raises:
-        AttclError: it is unreadable, of another shape than the images, or has labels of no BraTS release.
+        AttclError: it is unreadable, not on the images' grid, or has labels of no BraTS release.
     """
-    path = dataset.paths(case, SEGMENTATION)[0]
-    labels = volumes.load_labels(dataset.paths(case, SEGMENTATION))
-    if labels.shape != images.brain.shape:
-        raise AttclError(
-            f"{path}: shape {labels.shape}, expected {images.brain.shape} as the images have",
-            "resample the segmentation, or remove it",
-            code="label-map-shape",
-        )
+    paths = dataset.paths(case, SEGMENTATION)
+    image = dataset.paths(case, next(iter(case.files)))
+    labels = label_maps.load_labels(paths, beside=image)
     strange = sorted(set(np.unique(labels).tolist()) - set(KNOWN))
     if strange:
         raise AttclError(
-            f"{path}: label {strange[0]}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
+            f"{paths[0]}: label {strange[0]}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
             "rename the labels, or remove the segmentation",
             code="label-values-unknown",
         )

@@ -14,7 +14,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,9 +22,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from attcl_cli.data import png_slices
+from attcl_cli.data.background import BackgroundOption, find_background, subtract
 from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
@@ -42,9 +44,9 @@ _GZIP_LEVEL = 1
 # A brain compresses to a tenth or more of its size, a constant volume to a thousandth.
 _SUSPICIOUS_COMPRESSION = 0.01
 _DIMENSIONS = 3
-_LABEL_TOLERANCE = 1e-3
 _COPY_AGAIN = "copy it again from its source, or remove it"
 _NIFTI2_HEADER = 540  # bytes; the first number of such a file
+_QUATERNION_TOLERANCE = 1e-3  # of its length: what rounding and conversion through text do
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Grid:
     """Where the voxels of a volume lie, and how a new volume on the same grid is written.
 
     Attributes:
-        shape: stored shape, three numbers (for PNG slices: rows, columns, slices).
+        shape: stored shape without further axes of length 1, three numbers (of PNG slices: rows, columns, slices).
         affine: voxel to RAS+ world in mm, (4, 4).
         dtype: the stored number type.
         header: the NIfTI header, or None for PNG slices.
@@ -92,7 +94,10 @@ class Grid:
         return z, y, x
 
     def differs_from(self, other: Grid) -> str:
-        """Return in words how the grids differ; "" if they do not."""
+        """Return in words how the grids differ; "" if they do not. PNG slices have no position, only a size."""
+        if (self.header is None) != (other.header is None):
+            here, there = self.axial_shape, other.axial_shape
+            return "" if here == there else f"slices of {_times(here)} against {_times(there)}"
         if self.shape != other.shape:
             return f"shape {_times(self.shape)} against {_times(other.shape)}"
         gap = float(np.abs(_corners(self) - _corners(other)).max())
@@ -104,12 +109,14 @@ class Volume:
     """A volume in working order.
 
     Attributes:
-        data: (D, H, W) float32, the file's own intensities.
+        data: (D, H, W) float32, the file's own intensities less its background, which is exactly 0.
         grid: the geometry of the file it came from.
+        background: the intensity that was subtracted.
     """
 
     data: Array
     grid: Grid
+    background: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -150,12 +157,17 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image: Any = nib.load(path)
-            grid = _grid(image, path)
-            offset = int(image.dataobj.offset)  # nibabel sets the header's own vox_offset to 0
+            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+                header = _read_header(stream, path)
+            grid = _grid(header, path)
+    except AttclError:
+        raise
     except _UNREADABLE as error:
         raise _no_nifti(path, error) from error
-    expected = offset + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
+    expected = (
+        int(header.get_data_offset())
+        + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
+    )
     if path.suffix != ".gz":
         length = path.stat().st_size
         if length < expected:
@@ -188,6 +200,26 @@ def read_description(paths: Sequence[Path]) -> str | None:
         return None
 
 
+def axes_of(path: Path) -> int:
+    """Return how many axes a NIfTI file says it has; those of length 1 beyond the third are dropped when it is read."""
+    return len(read_grid([path]).header.get_data_shape())
+
+
+def read_as_3d(path: Path) -> bytes:
+    """Return a NIfTI file decompressed and to the byte, but for axes of length 1 beyond the third, which are dropped.
+
+    Raises:
+        AttclError: as `read_grid`.
+    """
+    grid, raw = read_grid([path]), _read_bytes(path)
+    header = grid.header.copy()
+    if len(header.get_data_shape()) == _DIMENSIONS:
+        return raw
+    header.set_data_shape(grid.shape)
+    block: bytes = header.binaryblock
+    return block + raw[len(block) :]
+
+
 def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     """Return whether the values of a volume must be read before a run: it may hold NaN or be constant.
 
@@ -200,40 +232,58 @@ def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     return grid.dtype.kind == "f" or path.suffix != ".gz" or bool(packed < _SUSPICIOUS_COMPRESSION)
 
 
-def load(paths: Sequence[Path]) -> Volume:
-    """Read a volume into working order.
+def load(paths: Sequence[Path], *, background: BackgroundOption = "auto") -> Volume:
+    """Read a volume into working order, and subtract its background.
 
     Args:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
+        background: what is background (`Dataset.background`).
 
     Raises:
         AttclError: as `read_grid`; or the volume holds NaN or infinity, or a single value everywhere.
     """
     path = paths[0]
     volume = _read(paths)
-    if not np.isfinite(volume.data).all():
-        count = int(volume.data.size - np.isfinite(volume.data).sum())
+    require_image(volume.data, path)
+    ground = find_background(volume.data, background)
+    data = subtract(volume.data, ground)
+    return Volume(data, volume.grid, ground.value)
+
+
+def require_image(data: Array, path: Path) -> None:
+    """Refuse intensities that are no image.
+
+    Raises:
+        AttclError: they hold NaN or infinity, or a single value everywhere.
+    """
+    if not np.isfinite(data).all():
+        count = int(data.size - np.isfinite(data).sum())
         raise AttclError(
             f"{path}: {count} voxels are NaN or infinite, expected finite intensities",
             "repair or remove this file",
             code="voxels-not-finite",
         )
-    if volume.data.min() == volume.data.max():
+    if data.min() == data.max():
         raise AttclError(
-            f"{path}: every voxel is {volume.data.flat[0]:g}, expected an image",
+            f"{path}: every voxel is {data.flat[0]:g}, expected an image",
             "remove this file, so that the modality counts as missing",
             code="volume-constant",
         )
-    return volume
 
 
-def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
-    """Read all volumes of a case, given as modality -> files.
+def load_case(
+    files: Mapping[str, Sequence[Path]], *, background: BackgroundOption = "auto"
+) -> CaseImages:
+    """Read all volumes of a case.
+
+    Args:
+        files: modality -> files.
+        background: what is background (`Dataset.background`).
 
     Raises:
         AttclError: as `load`; or the grids differ, or a volume has one value everywhere in the brain.
     """
-    volumes = {modality: load(paths) for modality, paths in files.items()}
+    volumes = {modality: load(paths, background=background) for modality, paths in files.items()}
     first = next(iter(volumes))
     for modality, other in volumes.items():
         difference = other.grid.differs_from(volumes[first].grid)
@@ -258,27 +308,33 @@ def load_case(files: Mapping[str, Sequence[Path]]) -> CaseImages:
     return CaseImages(volumes, brain, scales)
 
 
-def load_labels(paths: Sequence[Path]) -> Array:
-    """Read a segmentation into working order: (D, H, W) int16 labels, constants allowed.
+def read_exactly(paths: Sequence[Path]) -> tuple[Array, float]:
+    """Return the values of a volume as its file has them, (D, H, W) in working order; for label maps.
 
     Args:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
 
+    Returns:
+        Integers of the stored type, or floats if values are stored so or scaled; and the step between neighbouring
+        scaled integers, 0 if values are not scaled integers.
+
     Raises:
-        AttclError: as `read_grid`; or a value is no whole number, as after interpolation.
+        AttclError: as `read_grid`.
     """
     path = paths[0]
-    values = _read(paths).data
-    labels = np.rint(values)
-    between = np.abs(values - labels) > _LABEL_TOLERANCE
-    if between.any() or not np.isfinite(values).all():
-        wrong = values[between] if between.any() else values[~np.isfinite(values)]
-        raise AttclError(
-            f"{path}: label {wrong[0]:g} in {wrong.size} voxels, expected whole numbers",
-            "resample label maps with nearest neighbours",
-            code="labels-not-whole",
-        )
-    return labels.astype(np.int16)
+    if path.suffix == ".png":
+        pixels, dtype = png_slices.load(paths)
+        return pixels.astype(dtype), 0.0
+
+    def exactly(proxy: ArrayProxy) -> Array:
+        scaled = (proxy.slope, proxy.inter) != (1, 0)
+        values: Array = np.asanyarray(proxy, dtype=np.float64) if scaled else proxy.get_unscaled()
+        return values
+
+    stored, grid = _decode(path, exactly)
+    integers = grid.dtype.kind in "iu"
+    step = abs(grid.header.get_slope_inter()[0]) if grid.scaled and integers else 0.0
+    return to_working_order(stored, grid), step
 
 
 def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) -> None:
@@ -366,36 +422,59 @@ _UNREADABLE = (
 
 
 def _load_nifti(path: Path) -> Volume:
+    stored, grid = _decode(path, lambda proxy: np.asanyarray(proxy, dtype=np.float32))
+    return Volume(np.ascontiguousarray(to_working_order(stored, grid)), grid)
+
+
+def _decode(path: Path, read: Callable[[ArrayProxy], Array]) -> tuple[Array, Grid]:
+    """Return the voxels of a file in stored order, (X, Y, Z), as `read` takes them from it, and its geometry."""
     _require_bytes(path)
     raw = _read_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            size = struct.unpack("<i", raw[:4])[0]
-            kind = (
-                nib.Nifti2Image
-                if _NIFTI2_HEADER in (size, struct.unpack(">i", raw[:4])[0])
-                else nib.Nifti1Image
-            )
-            image = kind.from_bytes(raw)
-            grid = _grid(image, path)
-            stored = np.asanyarray(image.dataobj, dtype=np.float32)
+            header = _read_header(io.BytesIO(raw), path)
+            grid = _grid(header, path)
+            stored = read(ArrayProxy(io.BytesIO(raw), header))
     except AttclError:
         raise
     except _UNREADABLE as error:
         raise _no_nifti(path, error) from error
-    return Volume(np.ascontiguousarray(to_working_order(stored, grid)), grid)
+    return stored.reshape(grid.shape), grid
 
 
-def _grid(image: Any, path: Path) -> Grid:
-    header = image.header
-    if not isinstance(header, nib.Nifti1Header):  # Nifti2Header is one, too
+def _read_header(stream: io.BufferedIOBase, path: Path) -> Any:
+    """Read a NIfTI-1 or NIfTI-2 header."""
+    start = stream.read(4)
+    stream.seek(0)
+    of_version_2 = _NIFTI2_HEADER in (struct.unpack(order, start)[0] for order in ("<i", ">i"))
+    header = (nib.Nifti2Header if of_version_2 else nib.Nifti1Header).from_fileobj(stream)
+    _shorten_quaternion(header, path)
+    return header
+
+
+def _shorten_quaternion(header: Any, path: Path) -> None:
+    """Give a quaternion that is longer than 1 the length 1, as the reference code of NIfTI and so all viewers do."""
+    if int(header["sform_code"]) > 0 or int(header["qform_code"]) <= 0:  # the affine is not its
+        return
+    fields = ("quatern_b", "quatern_c", "quatern_d")
+    quaternion = np.array([header[field] for field in fields], dtype=np.float64)
+    length = float(np.linalg.norm(quaternion))
+    if length > 1 + _QUATERNION_TOLERANCE:
         raise AttclError(
-            f"{path}: a {type(header).__name__}, expected NIfTI",
-            "convert it to .nii.gz",
-            code="volume-unreadable",
+            f"{path}: the quaternion of its qform has length {length:.4g}, expected at most 1",
+            "write the header's qform anew, or a sform (with nibabel: image.set_sform(affine, code=1))",
+            code="qform-invalid",
         )
+    if length > 1:
+        for field, value in zip(fields, quaternion / length, strict=True):
+            header[field] = value
+
+
+def _grid(header: Any, path: Path) -> Grid:
     shape = tuple(int(n) for n in header.get_data_shape())
+    while len(shape) > _DIMENSIONS and shape[-1] == 1:
+        shape = shape[:-1]
     if len(shape) != _DIMENSIONS:
         raise AttclError(
             f"{path}: {len(shape)}-D ({_times(shape)}), expected one 3-D volume",
@@ -424,8 +503,7 @@ def _grid(image: Any, path: Path) -> Grid:
             "repair the header's sform or qform",
             code="affine-singular",
         )
-    # nibabel keeps the scaling with the data and clears it from the header.
-    scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+    scaled = header.get_slope_inter() not in {(1, 0), (None, None)}
     return Grid((shape[0], shape[1], shape[2]), affine, dtype, header, scaled)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.data import volumes
+from attcl_cli.data import label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
@@ -137,7 +137,7 @@ def plan_comparison(
                 weights[made_by["sha256"]] = made_by["name"]
             by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)
         present = {modality: data.paths(case, modality) for modality in case.files}
-        segmentation = _segmentation(truth, true_case)
+        segmentation = _segmentation(truth, true_case, problems)
         cases += [
             CasePairs(case.id, sources, present, tuple(pairs), segmentation)
             for sources, pairs in by_sources.items()
@@ -163,20 +163,22 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         split: one of `SPLITS`.
 
     Raises:
-        AttclError: no case has two modalities.
+        AttclError: no case has two modalities, or label maps do not fit their case.
     """
     cases = []
+    problems: list[AttclError] = []
     hidden = _hidden_by_case(splits, split)
     for case in truth.cases:
         if hidden is not None and case.id not in hidden:
             continue
         files = {modality: truth.paths(case, modality) for modality in case.files}
-        segmentation = _segmentation(truth, case)
+        segmentation = _segmentation(truth, case, problems)
         for source, of_source in files.items():
             pairs = tuple(Pair(name, paths, ()) for name, paths in files.items() if name != source)
             if pairs:
                 present = {source: of_source}
                 cases.append(CasePairs(case.id, (source,), present, pairs, segmentation))
+    raise_all(problems)
     if not cases:
         raise AttclError(
             f"{truth.root}: no case of the {split} split has two modalities, expected pairs",
@@ -296,5 +298,12 @@ def _sources_of(label: Mapping[str, Any], case: Case, modal_list: Sequence[str])
     return tuple(modality for modality in present if modality in named) or (present[0],)
 
 
-def _segmentation(truth: Dataset, case: Case) -> tuple[Path, ...]:
-    return truth.paths(case, SEGMENTATION) if case.segmentation else ()
+def _segmentation(truth: Dataset, case: Case, problems: list[AttclError]) -> tuple[Path, ...]:
+    """Return the files of a case's label map; add what is wrong with it to `problems`."""
+    if not case.segmentation:
+        return ()
+    paths = truth.paths(case, SEGMENTATION)
+    problem = label_maps.check_labels(paths, truth.paths(case, next(iter(case.files))))
+    if problem is not None:
+        problems.append(problem)
+    return paths

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 import numpy as np
 
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.errors import AttclError
 from attcl_cli.prefetch import read_ahead
-from attcl_cli.scoring import formulas
 from attcl_cli.scoring.baselines import Quantiles, matched_copy
 from attcl_cli.scoring.feature_store import (
     Embedding,
@@ -39,8 +39,12 @@ from attcl_cli.scoring.metrics import (
     default_metrics,
 )
 from attcl_cli.scoring.pairs import CasePairs, Comparison, Pair
+from attcl_cli.scoring.windows import TrueVolume, in_own_window
 
-SYNTHETIC, COPY, MATCHED, MEAN, ZEROS = "synthetic", "copy", "matched-copy", "mean", "zeros"
+SYNTHETIC, SAMPLES, COPY, MATCHED, MEAN, ZEROS = (
+    *("synthetic", "samples"),
+    *("copy", "matched-copy", "mean", "zeros"),
+)
 BASELINES = (COPY, MEAN, ZEROS)  # those that need nothing but the case itself
 
 
@@ -57,11 +61,20 @@ class Perceptual(Protocol):
         """Return the distance of each pair, (B,) float32."""
 
 
-Translate = Callable[[volumes.Volume, Array, str, Sequence[str]], Mapping[str, Array]]
-"""(source volume, brain, source modality, targets) -> target -> (D, H, W) intensities."""
+Sources = Mapping[str, volumes.Volume]  # modality -> volume, the most frequent one first
 
-Draw = Callable[[volumes.Volume, Array, str, str, Array], Sequence[Array]]
-"""(source volume, brain, source modality, target, slice indices) -> samples (N, H, W) in [0, 1]."""
+
+class Translate(Protocol):
+    """Makes whole volumes, as a completion does."""
+
+    def __call__(
+        self, sources: Sources, brain: Array, targets: Sequence[str], *, sample: int | None = None
+    ) -> Mapping[str, Array]:
+        """Return target -> (D, H, W) intensities; of the reference style, or of the style of a number."""
+
+
+Draw = Callable[[Sources, Array, str, Array], Sequence[Array]]
+"""(sources, brain, target, slice indices) -> samples (N, H, W) in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,9 @@ class Measures:
         quantiles: of other patients, for the baseline that is a quantile-matched copy of the source.
         embed: the network of metrics that see sets.
         perceptual: the network of metrics that see slices or samples.
-        translate: makes the volumes that are not on disk (`--directions`).
-        draw: draws samples, for metrics that see samples.
+        translate: makes the volumes that are not on disk (`--directions`), and style samples.
+        samples: style samples per volume that metrics of slices and sets see, too, as another prediction; 0: none.
+        draw: draws samples of slices, for metrics that see samples.
         batch_size: slices that a network sees at once; never changes results beyond rounding.
         cache: folder in which features of real volumes are kept between runs, by content.
     """
@@ -101,6 +115,7 @@ class Measures:
     embed: Embedding | None = None
     perceptual: Perceptual | None = None
     translate: Translate | None = None
+    samples: int = 0
     draw: Draw | None = None
     batch_size: int = 32
     cache: Path | None = None
@@ -130,13 +145,13 @@ class Prediction:
         name: `synthetic` or the name of a baseline.
         pair: the files, and the modality that it should be.
         volumes: prediction and truth as arrays.
-        brain: (D, H, W) bool, non-zero in the truth.
+        truth: the truth, whose brain is where it is not 0.
     """
 
     name: str
     pair: Pair
     volumes: VolumePair
-    brain: Array
+    truth: TrueVolume
 
 
 def score_cases(
@@ -165,19 +180,18 @@ def score_cases(
         ]
 
     for case, future in read_ahead(measure, comparison.cases, depth=num_workers):
-        yield [
-            Row(
-                case.case,
-                item.pair.modality,
-                case.made_from,
-                region,
-                metric,
-                value,
-                item.prediction,
-            )
-            for item in future.result()
-            for (metric, region), value in (item.values | networks.score(case, item)).items()
-        ]
+        rows: list[Row] = []
+        for item in future.result():
+            scored = {
+                item.prediction: item.values | networks.score(case, item),
+                SAMPLES: networks.score_samples(case, item),
+            }
+            rows += [
+                Row(case.case, item.pair.modality, case.made_from, region, metric, value, name)
+                for name, values in scored.items()
+                for (metric, region), value in values.items()
+            ]
+        yield rows
 
 
 def read_predictions(
@@ -191,7 +205,7 @@ def read_predictions(
     arrays = _read(case)
     predictions = list(_predictions(arrays, Measures(metrics=(), translate=translate)))
     source = arrays.present[case.source].data
-    return formulas.in_own_window(source, source != 0), predictions
+    return in_own_window(source, source != 0), predictions
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------
@@ -207,13 +221,20 @@ class _CaseArrays:
     completed: Mapping[str, Array]
     tumour: Array | None  # (D, H, W) bool
 
+    @property
+    def sources(self) -> Sources:
+        """What the predictions were made from."""
+        return {name: self.present[name] for name in self.case.sources}
+
+    @cached_property
+    def brain(self) -> Array:
+        """Where any volume that the case has is not 0, (D, H, W) bool."""
+        return intensities.brain_of([volume.data for volume in self.present.values()])
+
     @cached_property
     def mean_of_sources(self) -> Array:
         """The mean of all volumes that the case has, each in its own window."""
-        scaled = [
-            formulas.in_own_window(volume.data, volume.data != 0)
-            for volume in self.present.values()
-        ]
+        scaled = [in_own_window(volume.data, volume.data != 0) for volume in self.present.values()]
         return np.asarray(np.mean(scaled, axis=0, dtype=np.float32))
 
 
@@ -223,15 +244,15 @@ def _read(case: CasePairs) -> _CaseArrays:
     completed = {
         pair.modality: volumes.load(pair.prediction).data for pair in case.pairs if pair.prediction
     }
-    tumour = volumes.load_labels(case.segmentation) > 0 if case.segmentation else None
+    tumour = None
+    if case.segmentation:
+        tumour = label_maps.load_labels(case.segmentation, beside=case.pairs[0].truth) > 0
     shape = next(iter(truths.values())).data.shape
-    for name, array in [
-        *((str(case.present[name][0]), volume.data) for name, volume in present.items()),
-        *((str(case.segmentation[0]), mask) for mask in [tumour] if mask is not None),
-    ]:
-        if array.shape != shape:
+    for name, volume in present.items():
+        if volume.data.shape != shape:
             raise AttclError(
-                f"{name}: {array.shape} slices, rows and columns, expected {shape} as the truth has",
+                f"{case.present[name][0]}: {volume.data.shape} slices, rows and columns, "
+                f"expected {shape} as the truth has",
                 "put the case's own file there",
                 code="shape-differs",
             )
@@ -245,28 +266,24 @@ def _predictions(arrays: _CaseArrays, measures: Measures) -> Iterator[Prediction
     to_make = [pair.modality for pair in case.pairs if not pair.prediction]
     if to_make:
         assert measures.translate is not None  # `plan_comparison` lists no pair without a file
-        brain = intensities.brain_of([volume.data for volume in arrays.present.values()])
-        synthetic |= measures.translate(arrays.present[case.source], brain, case.source, to_make)
+        synthetic |= measures.translate(arrays.sources, arrays.brain, to_make)
     with_baselines = measures.baselines or bool(measures.that_see("volume"))
     with_baselines &= measures.only != (SYNTHETIC,)
     for pair in case.pairs:
-        truth = arrays.truths[pair.modality].data
-        brain = truth != 0
-        if intensities.intensity_scale(truth, brain) is None:
+        truth = TrueVolume.of(arrays.truths[pair.modality].data)
+        if truth is None:
             raise AttclError(
-                f"{pair.truth[0]}: 99 % of the brain has one value, expected contrast",
+                f"{pair.truth[0]}: 99 % of the brain has nearly one value, expected contrast",
                 "remove this volume from the truth",
                 code="truth-without-contrast",
             )
-        unit_truth = formulas.in_own_window(truth, brain)
         predictions = {SYNTHETIC: synthetic[pair.modality]}
         if with_baselines:
             predictions |= _baselines(arrays, pair, measures.quantiles)
         for name, raw in predictions.items():
             if measures.only and name not in measures.only:
                 continue
-            both = VolumePair(formulas.in_own_window(raw, brain), unit_truth, raw, truth)
-            yield Prediction(name, pair, both, brain)
+            yield Prediction(name, pair, truth.beside(raw), truth)
 
 
 def _baselines(arrays: _CaseArrays, pair: Pair, quantiles: Quantiles | None) -> dict[str, Array]:
@@ -290,11 +307,20 @@ class _Measured:
     pair: Pair
     values: dict[tuple[str, str], float]  # (metric, region) -> value
     slices: tuple[Array, Array] | None  # real and predicted, (N, H, W) uint8
-    to_sample: tuple[volumes.Volume, Array, Array] | None  # source, brain, slice indices
+    to_sample: _ToSample | None
+
+
+@dataclass(frozen=True, eq=False)
+class _ToSample:
+    """What style samples of a volume are made from, and compared with."""
+
+    sources: Sources
+    brain: Array  # (D, H, W) bool, non-zero in any volume of the case
+    truth: TrueVolume
 
 
 def _measure(arrays: _CaseArrays, prediction: Prediction, measures: Measures) -> _Measured:
-    masks: dict[str, Array | None] = {BRAIN: prediction.brain, WHOLE: None}
+    masks: dict[str, Array | None] = {BRAIN: prediction.truth.brain, WHOLE: None}
     if arrays.tumour is not None:
         masks[TUMOUR] = arrays.tumour
     values = {
@@ -305,19 +331,16 @@ def _measure(arrays: _CaseArrays, prediction: Prediction, measures: Measures) ->
     synthetic = prediction.name == SYNTHETIC
     slices = to_sample = None
     if (synthetic or measures.baselines) and (measures.embed or measures.that_see("slices")):
-        slices = _slices(prediction)
-    if synthetic and measures.that_see("samples"):
-        indices = shown_slices(prediction.brain)[::DIVERSITY_STEP]
-        brain = intensities.brain_of([volume.data for volume in arrays.present.values()])
-        to_sample = arrays.present[arrays.case.source], brain, indices
+        slices = _slices(prediction.volumes)
+    if synthetic and (measures.samples or measures.that_see("samples")):
+        to_sample = _ToSample(arrays.sources, arrays.brain, prediction.truth)
     return _Measured(prediction.name, prediction.pair, values, slices, to_sample)
 
 
-def _slices(prediction: Prediction) -> tuple[Array, Array]:
+def _slices(pair: VolumePair) -> tuple[Array, Array]:
     """Return the slices that networks see, of truth and prediction, (N, H, W) uint8; each volume in its own window."""
-    indices = shown_slices(prediction.brain)
-    both = prediction.volumes
-    return to_bytes(both.truth[indices]), to_bytes(both.image[indices])
+    indices = shown_slices(pair.raw_truth != 0)
+    return to_bytes(pair.truth[indices]), to_bytes(pair.shown[indices])
 
 
 @dataclass
@@ -331,27 +354,54 @@ class _Networks:
 
     def score(self, case: CasePairs, item: _Measured) -> dict[tuple[str, str], float]:
         """Return (metric, region) -> value of a prediction; keep its features for the distances of sets."""
-        network, pair = self.measures.perceptual, item.pair
         values: dict[tuple[str, str], float] = {}
-        if item.slices is not None and self.store is not None:
-            origin = {"source": case.made_from, "modality": pair.modality}
-            self.store.add({**origin, "prediction": item.prediction}, *item.slices)
-        by_slices = self.measures.that_see("slices")
-        if item.slices is not None and by_slices:
+        if item.slices is not None:
             real, predicted = item.slices
-            if self._latest[0] is not pair:
-                self._latest = (pair, self._embed(real))
-            features = self._latest[1], self._embed(predicted)
-            for metric in by_slices:
-                values[metric.name, SLICES] = metric.function(network, *features)
-        if item.to_sample is not None:
+            self._keep(case, item.pair, item.prediction, real, predicted)
+            values |= self._distances(item.pair, real, predicted)
+        diversity = self.measures.that_see("samples")
+        if item.to_sample is not None and diversity:
             assert self.measures.draw is not None  # passed with every metric that sees samples
-            source, brain, indices = item.to_sample
-            drawn = self.measures.draw(source, brain, case.source, pair.modality, indices)
+            of, modality = item.to_sample, item.pair.modality
+            indices = shown_slices(of.truth.brain)[::DIVERSITY_STEP]
+            drawn = self.measures.draw(of.sources, of.brain, modality, indices)
             samples = [self._embed(to_bytes(sample)) for sample in drawn]
-            for metric in self.measures.that_see("samples"):
-                values[metric.name, SLICES] = metric.function(network, samples)
+            for metric in diversity:
+                values[metric.name, SLICES] = metric.function(self.measures.perceptual, samples)
         return values
+
+    def score_samples(self, case: CasePairs, item: _Measured) -> dict[tuple[str, str], float]:
+        """Return (metric, region) -> mean over the style samples of a volume; keep their features, too."""
+        if item.to_sample is None or item.slices is None or not self.measures.samples:
+            return {}
+        assert self.measures.translate is not None  # passed with a number of samples
+        of, (real, _), modality = item.to_sample, item.slices, item.pair.modality
+        values: dict[tuple[str, str], list[float]] = {}
+        for number in range(self.measures.samples):
+            made = self.measures.translate(of.sources, of.brain, [modality], sample=number)
+            _, drawn = _slices(of.truth.beside(made[modality]))
+            # Real slices count once, however many samples are compared with them.
+            self._keep(case, item.pair, SAMPLES, None if number else real, drawn)
+            for key, value in self._distances(item.pair, real, drawn).items():
+                values.setdefault(key, []).append(value)
+        return {key: fmean(of_samples) for key, of_samples in values.items()}
+
+    def _keep(
+        self, case: CasePairs, pair: Pair, prediction: str, real: Array | None, predicted: Array
+    ) -> None:
+        if self.store is not None:
+            origin = {"source": case.made_from, "modality": pair.modality}
+            self.store.add({**origin, "prediction": prediction}, real, predicted)
+
+    def _distances(self, pair: Pair, real: Array, predicted: Array) -> dict[tuple[str, str], float]:
+        """Return the values of the metrics that see slices."""
+        by_slices = self.measures.that_see("slices")
+        if not by_slices:
+            return {}
+        if self._latest[0] is not pair:
+            self._latest = (pair, self._embed(real))
+        network, features = self.measures.perceptual, (self._latest[1], self._embed(predicted))
+        return {(metric.name, SLICES): metric.function(network, *features) for metric in by_slices}
 
     def _embed(self, slices: Array) -> list[Any]:
         assert self.measures.perceptual is not None  # passed with every metric that sees slices

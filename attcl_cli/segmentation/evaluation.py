@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attcl_cli import __version__
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import (
     REGIONS,
@@ -197,8 +197,8 @@ def score_predictions(
     of_predictions = _check_predictions(files, samples, default=convention.name)
 
     def score(sample: Sample) -> list[Row]:
-        truth = to_classes(volumes.load_labels(sample.segmentation), convention)
-        predicted = to_classes(volumes.load_labels((files[sample.case],)), of_predictions)
+        truth = to_classes(label_maps.load_labels(sample.segmentation), convention)
+        predicted = to_classes(label_maps.load_labels((files[sample.case],)), of_predictions)
         spacing = volumes.read_grid(sample.segmentation).axial_spacing_mm
         return score_case(
             predicted, truth, spacing, case=sample.case, input_=name, per_slice=per_slice
@@ -217,17 +217,7 @@ def _check_predictions(
     for sample in samples:
         path = files[sample.case]
         try:
-            difference = _difference_of_grids(path, sample.segmentation)
-            if difference:
-                problems.append(
-                    AttclError(
-                        f"{path}: {difference} of {sample.segmentation[0]}, expected the case's grid",
-                        "predict on the case's own grid",
-                        code="prediction-off-grid",
-                    )
-                )
-                continue
-            values |= _values_of(path)
+            values |= _values_of(path, sample.segmentation)
         except AttclError as error:
             problems.append(error)
     raise_all(problems)
@@ -240,18 +230,20 @@ def _check_predictions(
         ) from error
 
 
-def _difference_of_grids(path: Path, truth: Sequence[Path]) -> str:
-    predicted, real = volumes.read_grid((path,)), volumes.read_grid(truth)
-    if real.header is not None:
-        return predicted.differs_from(real)
-    if predicted.axial_shape == real.axial_shape:  # PNG slices have no position to compare
-        return ""
-    return f"shape {predicted.axial_shape} against {real.axial_shape}"
+def _values_of(path: Path, truth: Sequence[Path]) -> set[int]:
+    """Return the label values in a prediction.
 
-
-def _values_of(path: Path) -> set[int]:
-    """Return the label values in a prediction; raise an error that names the file if no release has them."""
-    values = {int(value) for value in np.unique(volumes.load_labels((path,)))}
+    Raises:
+        AttclError: it is unreadable, not on the grid of its truth, or of values that no release has.
+    """
+    problem = label_maps.off_grid((path,), truth)
+    if problem is not None and problem.code == "grids-differ":
+        raise AttclError(
+            problem.message, "predict on the case's own grid", code="prediction-off-grid"
+        )
+    if problem is not None:
+        raise problem
+    values = {int(value) for value in np.unique(label_maps.load_labels((path,)))}
     try:
         convention_of(values)
     except AttclError as error:

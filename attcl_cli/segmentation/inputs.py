@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attcl_cli.data import volumes
+from attcl_cli.data import label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
@@ -429,17 +429,17 @@ def _check_one(
             )
         )
     for paths in dict.fromkeys(extra):
-        problems += _check_beside(paths, grid, first[0])
+        problems += _check_beside(paths, first)
     if not case.segmentation:
         return _CaseChecks(problems, frozenset(), labelled=False)
     labels = data.paths(case, SEGMENTATION)
-    label_problems = _check_beside(labels, grid, first[0])
+    label_problems: list[AttclError] = []
     values: frozenset[int] = frozenset()
-    if not label_problems:
-        try:
-            values = frozenset(int(value) for value in np.unique(volumes.load_labels(labels)))
-        except AttclError as error:
-            label_problems = [error]
+    try:
+        found = label_maps.load_labels(labels, beside=first)  # all zeros: a case without tumour
+        values = frozenset(int(value) for value in np.unique(found))
+    except AttclError as error:
+        label_problems = [error]
     strange = sorted(values - set(KNOWN))
     if strange:
         known = " or ".join(str(item) for item in CONVENTIONS.values())
@@ -453,21 +453,14 @@ def _check_one(
     return _CaseChecks([*problems, *label_problems], values - set(strange), labelled=True)
 
 
-def _check_beside(paths: tuple[Path, ...], grid: volumes.Grid, first: Path) -> list[AttclError]:
-    """Return what keeps a file from lying beside the case's others; values are read only if they may be unusable."""
+def _check_beside(paths: tuple[Path, ...], first: Sequence[Path]) -> list[AttclError]:
+    """Return what keeps an image from lying beside the case's others; values are read only if they may be unusable."""
+    problem = label_maps.off_grid(paths, first)
+    if problem is not None:
+        return [problem]
     try:
-        other = volumes.read_grid(paths)
-        difference = other.differs_from(grid)
-        if not difference and volumes.suspicious(paths, other):
+        if volumes.suspicious(paths, volumes.read_grid(paths)):
             volumes.load(paths)
     except AttclError as error:
         return [error]
-    if not difference:
-        return []
-    return [
-        AttclError(
-            f"{paths[0]}: {difference} of {first}, expected one grid for all files of a case",
-            "resample it onto the grid of the case's images",
-            code="grids-differ",
-        )
-    ]
+    return []

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from attcl_cli import __version__
-from attcl_cli.data import volumes
+from attcl_cli.data import label_maps, volumes
 from attcl_cli.data.labels import (
     CONVENTIONS,
     ED,
@@ -43,6 +43,7 @@ NOT_CHECKED = (
     "nnUNetv2_plan_and_preprocess --verify_dataset_integrity runs it"
 )
 
+_WIDEST_LABELS = 4  # bytes; not every tool reads integers of 8
 _NAME = re.compile(r"Dataset\d{3}_.+")
 
 
@@ -191,11 +192,14 @@ def remove(folder: Path) -> None:
 
 
 def place(path: Path, target: Path, ending: str) -> bool:
-    """Link a file, or write it if it has another ending or there are no links; return whether it was linked."""
-    if ending_of(PurePosixPath(path.as_posix())) != ending:
-        raw = path.read_bytes()
-        packed = gzip.compress(raw, 1, mtime=0) if ending == ".nii.gz" else gzip.decompress(raw)
-        write_whole(target, packed)
+    """Link a file, or write it if it must change or there are no links; return whether it was linked.
+
+    It changes if it has another ending, or axes of length 1 beyond the third, which some readers refuse.
+    """
+    same_axes = volumes.axes_of(path) == 3  # noqa: PLR2004 - width, height, depth
+    if ending_of(PurePosixPath(path.as_posix())) != ending or not same_axes:
+        raw = volumes.read_as_3d(path)
+        write_whole(target, gzip.compress(raw, 1, mtime=0) if ending == ".nii.gz" else raw)
         return False
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -211,11 +215,12 @@ def _place_labels(sample: Sample, target: Path, convention: Convention, ending: 
     images = volumes.read_grid(sample.channels[0])
     grid = volumes.read_grid(sample.segmentation)
     consecutive = CONVENTIONS["2023"]
-    same = grid.dtype.kind in "iu" and np.array_equal(grid.affine, images.affine)
+    integers = grid.dtype.kind in "iu" and grid.dtype.itemsize <= _WIDEST_LABELS and not grid.scaled
+    same = integers and np.array_equal(grid.affine, images.affine)
     if convention == consecutive and same:
         return place(sample.segmentation[0], target, ending)
     labels = to_labels(
-        to_classes(volumes.load_labels(sample.segmentation), convention), consecutive
+        to_classes(label_maps.load_labels(sample.segmentation), convention), consecutive
     )
     like = replace(images, dtype=np.dtype(np.uint8), scaled=False)
     volumes.save((target,), labels, like, description=f"attcl {__version__} labels for nnU-Net")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import Convention, shrink_classes, to_classes
 from attcl_cli.data.slices import INDEX_FILE, STEPS
@@ -74,13 +74,8 @@ def load(sample: Sample, size: Size, convention: Convention) -> Loaded:
         if paths:
             padded = intensities.pad(case.normalised(name), (size.canvas, size.canvas))
             images[:, place] = intensities.shrink(padded, size.factor)
-    truth = to_classes(volumes.load_labels(sample.segmentation), convention)
-    if truth.shape != case.brain.shape:
-        raise AttclError(
-            f"{sample.segmentation[0]}: {truth.shape} slices, rows and columns, expected {case.brain.shape}",
-            "put the case's own label map there",
-            code="label-map-shape",
-        )
+    first = next(paths for paths in sample.channels if paths)
+    truth = to_classes(label_maps.load_labels(sample.segmentation, beside=first), convention)
     grid = next(iter(case.volumes.values())).grid
     return Loaded(sample, images, case.brain, truth, grid)
 

@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 
-from attcl_cli.data import phantom, volumes
+from attcl_cli.data import label_maps, phantom, volumes
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
 from attcl_cli.data.phantom_cohort import write_cohort
@@ -70,7 +70,7 @@ def test_every_layout_shows_the_same_patient(layout, tmp_path):
         volume = volumes.load(dataset.paths(case, modality))
         assert np.array_equal(volume.data, image.transpose(2, 1, 0))
     if layout != "slices":
-        labels = volumes.load_labels(dataset.paths(case, SEGMENTATION))
+        labels = label_maps.load_labels(dataset.paths(case, SEGMENTATION))
         assert np.array_equal(labels, patient.segmentation.transpose(2, 1, 0))
         assert np.allclose(volume.grid.affine, patient.affine)
 

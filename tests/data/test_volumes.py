@@ -252,14 +252,6 @@ def test_big_endian_files_are_read_and_written(dtype, tmp_path):
     assert np.array_equal(np.asarray(nib.load(tmp_path / "b.nii.gz").dataobj), ramp())
 
 
-def test_labels_are_integers_and_may_be_constant(tmp_path, write_nifti):
-    zeros = write_nifti(tmp_path / "a.nii.gz", np.zeros((6, 5, 4), np.uint8))
-    labels = write_nifti(tmp_path / "b.nii.gz", (ramp() % 5).astype(np.float32))
-    assert volumes.load_labels([zeros]).dtype == np.int16
-    assert not volumes.load_labels([zeros]).any()
-    assert np.array_equal(volumes.load_labels([labels]), (ramp() % 5).transpose(2, 1, 0))
-
-
 # --- damaged files ----------------------------------------------------------------------------------------------------
 
 

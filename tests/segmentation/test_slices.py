@@ -85,7 +85,7 @@ def test_a_label_map_of_another_shape_is_refused(study, tmp_path):
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), path)
     with pytest.raises(AttclError) as error:
         slices.load(Sample("a", "a", sample.channels, (path,)), SIZE, BRATS_2021)
-    assert error.value.code == "label-map-shape"
+    assert error.value.code == "grids-differ"
 
 
 # --- the store ---

@@ -1,0 +1,101 @@
+"""Label maps on disk: whether one lies on its case's grid, and its values as whole numbers; every reader asks here.
+
+What the numbers mean is left to `labels`, how files are decoded to `volumes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from attcl_cli.data import volumes
+from attcl_cli.data.intensities import Array
+from attcl_cli.errors import AttclError
+
+_TOLERANCE = 1e-3  # of a float that stands for a whole number
+_LARGEST = np.iinfo(np.int16).max
+_USUAL = (np.dtype(np.uint8), np.dtype(np.int16))
+
+
+def off_grid(paths: Sequence[Path], beside: Sequence[Path]) -> AttclError | None:
+    """Return what keeps a file from lying on the grid of its case, or None; headers alone are read.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
+        beside: the same of an image of the case. Against PNG slices, which have no position, sizes alone are compared.
+    """
+    try:
+        difference = volumes.read_grid(paths).differs_from(volumes.read_grid(beside))
+    except AttclError as error:
+        return error
+    if not difference:
+        return None
+    return AttclError(
+        f"{paths[0]}: {difference} of {beside[0]}, expected one grid for all files of a case",
+        "resample it onto the grid of the case's images",
+        code="grids-differ",
+    )
+
+
+def check_labels(paths: Sequence[Path], beside: Sequence[Path]) -> AttclError | None:
+    """Return what keeps a label map from being read by `load_labels`, or None.
+
+    Voxels are read only if the number type can hold what is no label.
+    """
+    problem = off_grid(paths, beside)
+    if problem is not None:
+        return problem
+    try:
+        grid = volumes.read_grid(paths)
+        if grid.scaled or grid.dtype.newbyteorder("=") not in _USUAL:
+            load_labels(paths)
+    except AttclError as error:
+        return error
+    return None
+
+
+def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:
+    """Read a label map into working order: (D, H, W) int16 labels. A map of zeros is a case without tumour.
+
+    The values decide, not the number type. Maps that were saved through a slope have values that it rounded: one within
+    half a step of a whole number is that number.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
+        beside: an image of the case, on whose grid the map must lie; none: `off_grid` was asked before.
+
+    Raises:
+        AttclError: as `volumes.read_grid`; or the map is on another grid; or a value is no whole number, as after
+            interpolation, or is negative or beyond int16.
+    """
+    problem = off_grid(paths, beside) if beside else None
+    if problem is not None:
+        raise problem
+    values, step = volumes.read_exactly(paths)
+    labels = values if values.dtype.kind in "iu" else _whole_numbers(values, step, paths[0])
+    for label in (labels.min(), labels.max()):
+        if not 0 <= label <= _LARGEST:
+            raise AttclError(
+                f"{paths[0]}: label {int(label)}, expected 0 to {_LARGEST}",
+                "give the label map the values of a BraTS release",
+                code="label-out-of-range",
+            )
+    return labels.astype(np.int16)
+
+
+def _whole_numbers(values: Array, step: float, path: Path) -> Array:
+    # From a step of 1 on it is not clear which whole number was rounded.
+    tolerance = max(_TOLERANCE, 0.501 * step if step < 1 else 0.0)
+    with np.errstate(invalid="ignore"):  # infinity is no whole number, either
+        labels: Array = np.rint(values)
+        wrong = values[~(np.abs(values - labels) <= tolerance)]
+    if wrong.size:
+        slope = f", stored with slope {step:.3g}" if step else ""
+        raise AttclError(
+            f"{path}: label {wrong[0]:g} in {wrong.size} voxels{slope}, expected whole numbers",
+            "resample label maps with nearest neighbours, and save them as integers",
+            code="labels-not-whole",
+        )
+    return labels
