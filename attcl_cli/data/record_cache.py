@@ -1,0 +1,74 @@
+"""Small records about files, kept in the user's cache folder, so that a file that did not change is not read again.
+
+A record is plain JSON; what it says is left to others. A folder that cannot be written costs time only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER_VARIABLE = "ATTCL_CACHE"
+
+
+def cache_folder() -> Path:
+    """Return where records are kept: $ATTCL_CACHE, otherwise $XDG_CACHE_HOME/attcl, otherwise ~/.cache/attcl."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "attcl"
+
+
+def key_of(kind: str, version: int, paths: Sequence[Path], *options: str | float) -> str | None:
+    """Return the key of a record about files; None if a file is missing.
+
+    The key changes with the place of the first file, the size and the time of each (links are followed), with the
+    options and with the version of the record.
+    """
+    try:
+        files: list[object] = [str(paths[0].resolve())]
+        for path in paths:
+            status = path.stat()
+            files.append([path.name, status.st_ino, status.st_size, status.st_mtime_ns])
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError before Python 3.13
+        return None
+    text = json.dumps([kind, version, files, [str(option) for option in options]])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def read_cached(key: str | None) -> dict[str, Any] | None:
+    """Return the record with this key; None if there is none, or it is damaged."""
+    if key is None:
+        return None
+    try:
+        document = json.loads(_path(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def write_cached(key: str | None, document: Mapping[str, Any]) -> None:
+    """Keep a record, whole or not at all; if the folder cannot be written, nothing happens."""
+    if key is None:
+        return
+    path = _path(key)
+    # No fsync, unlike `files.write_whole`: a record that is lost is made again.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{key[:8]}-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(document, stream)
+            Path(name).replace(path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+
+
+def _path(key: str) -> Path:
+    return cache_folder() / "voxels" / key[:2] / f"{key[2:40]}.json"
