@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attcl_cli.cli.options import (
+    BidsFilter,
     Debug,
     Device,
     DryRun,
@@ -137,6 +138,16 @@ def complete(
         ),
     ] = "auto",
     modalities: Vocabulary = None,
+    bids_filter: BidsFilter = None,
+    bids_desc: Annotated[
+        str | None,
+        typer.Option(
+            "--bids-desc",
+            metavar="LABEL",
+            help="In BIDS, mark new names with desc-LABEL, such as synthetic.  [default: as --cpl has them, otherwise "
+            "no mark]",
+        ),
+    ] = None,
     device: Device = "auto",
     workers: Workers = 2,
     overwrite: Overwrite = False,
@@ -163,6 +174,8 @@ def complete(
         targets=target or [],
         layout=layout,
         modalities=modalities,
+        bids_filter=bids_filter or [],
+        bids_desc=bids_desc,
         batch_size=batch_size,
         slices=_span(slices),
         samples=samples,

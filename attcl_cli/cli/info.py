@@ -11,7 +11,7 @@ import typer
 
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
-from attcl_cli.cli.options import Debug, Json, LayoutName, Vocabulary
+from attcl_cli.cli.options import BidsFilter, Debug, Json, LayoutName, Vocabulary
 from attcl_cli.errors import EXIT_INCOMPLETE
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
@@ -26,6 +26,7 @@ def info(
     ] = None,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
+    bids_filter: BidsFilter = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -33,14 +34,18 @@ def info(
     if folder is None:
         _show_installation(as_json=as_json)
     else:
-        _show_dataset(folder, layout, modalities, as_json=as_json)
+        _show_dataset(folder, layout, modalities, bids_filter or [], as_json=as_json)
 
 
-def _show_dataset(folder: Path, layout: str, modalities: Path | None, *, as_json: bool) -> None:
+def _show_dataset(
+    folder: Path, layout: str, modalities: Path | None, bids_filter: list[str], *, as_json: bool
+) -> None:
     """Show what a folder holds; exit with code 3 if something is wrong with it."""
     from attcl_cli.data.info import dataset_info
 
-    content = dataset_info(folder, layout=layout, modalities=modalities)
+    content = dataset_info(
+        folder, layout=layout, modalities=modalities, bids_filter=bids_filter
+    )
     if as_json:
         terminal.document(content)
     else:
@@ -75,6 +80,8 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
         terminal.result(
             f"\n{len(ignored)} images do not fit this layout and are ignored, such as {ignored[0]}"
         )
+    for note in content["notes"]:
+        terminal.result(f"\nnote: {note}")
     problems = content["problems"]
     terminal.result(f"\n{len(problems)} problems" if problems else "\nno problems")
     for problem in problems:

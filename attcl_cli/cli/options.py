@@ -34,6 +34,15 @@ Vocabulary = Annotated[
     Path | None,
     typer.Option("--modalities", help="TOML file with other modality names or another naming."),
 ]
+BidsFilter = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--bids-filter",
+        metavar="[MODALITY:]KEY=VALUE",
+        help="Which of several files of a modality is meant in BIDS, such as run=1 or t1:acq=mprage; "
+        "may be given several times.",
+    ),
+]
 Ori = Annotated[Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")]
 Completed = Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")]
 Truth = Annotated[

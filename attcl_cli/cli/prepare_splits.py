@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from attcl_cli.cli.options import (
+    BidsFilter,
     Debug,
     DryRun,
     Json,
@@ -56,6 +57,7 @@ def prepare_splits(
     ] = "symlink",
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
+    bids_filter: BidsFilter = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -77,6 +79,7 @@ def prepare_splits(
         link=link,
         layout=layout,
         modalities=modalities,
+        bids_filter=bids_filter or [],
         seed=seed,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from attcl_cli.cli.options import (
+    BidsFilter,
     Completed,
     Debug,
     Device,
@@ -126,6 +127,7 @@ def score(
     ] = False,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
+    bids_filter: BidsFilter = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Slices that a feature network sees at once.")
     ] = 32,
@@ -157,6 +159,7 @@ def score(
         offline=offline,
         layout=layout,
         modalities=modalities,
+        bids_filter=bids_filter or [],
         batch_size=batch_size,
         device=device,
         num_workers=workers,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from attcl_cli.cli.options import (
+    BidsFilter,
     Debug,
     Device,
     DryRun,
@@ -87,6 +88,7 @@ def train(
     resume: Resume = None,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
+    bids_filter: BidsFilter = None,
     seed: RunSeed = None,
     device: Device = "auto",
     precision: PrecisionOption = None,
@@ -118,6 +120,7 @@ def train(
         resume=resume,
         layout=layout,
         modalities=modalities,
+        bids_filter=bids_filter or [],
         device=device,
         precision=precision,
         num_workers=workers,

@@ -273,6 +273,8 @@ def _record(
             "cpl": str(plan.output),
             "layout": naming.name if naming else plan.dataset.layout.name,
             "targets": list(targets),
+            **({"bids_filter": list(source.bids_filter)} if source.bids_filter else {}),
+            **({"bids_desc": plan.dataset.desc} if plan.dataset.desc else {}),
             **plan.manner.document(),
         },
         seed=first.info.settings.seed,

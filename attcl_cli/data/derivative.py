@@ -23,6 +23,7 @@ from attcl_cli.data.bids import (
     read_description,
 )
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
+from attcl_cli.data.layouts import ending_of
 from attcl_cli.data.splits import originals_of
 from attcl_cli.errors import UsageError
 from attcl_cli.files import write_json, write_whole
@@ -153,7 +154,10 @@ def write_side_car_of_link(dataset: Dataset, case: Case, file: PurePosixPath, ou
 
 
 def metadata_of(root: Path, file: PurePosixPath) -> dict[str, Any]:
-    """Return the fields of an image's side-cars, with those that it inherits from folders above (BIDS, "Inheritance").
+    """Return the fields of an image's side-car, with those that it inherits from folders above (BIDS, "Inheritance").
+
+    Beside the image only a side-car of the very name counts: that of `sub-01_T1w` says nothing of the image after
+    contrast agent.
 
     Args:
         root: the folder that the path is relative to.
@@ -161,7 +165,7 @@ def metadata_of(root: Path, file: PurePosixPath) -> dict[str, Any]:
     """
     said = entities(file)
     known: dict[str, Any] = {}
-    for folder in reversed(file.parents):
+    for folder in reversed(file.parents[1:]):
         applicable = []
         for path in sorted((root / folder).glob(f"*{said['suffix']}.json")):
             its = entities(PurePosixPath(path.name))
@@ -169,7 +173,8 @@ def metadata_of(root: Path, file: PurePosixPath) -> dict[str, Any]:
                 applicable.append((len(its), path))
         for _, path in sorted(applicable):
             known |= read_side_car(path)
-    return known
+    name = file.name.removesuffix(ending_of(file)) + ".json"
+    return known | read_side_car(root / file.with_name(name))
 
 
 def _description(dataset: Dataset, output: Path, top: PurePosixPath) -> dict[str, Any]:

@@ -16,7 +16,11 @@ from attcl_cli.errors import AttclError
 
 
 def dataset_info(
-    folder: Path | str, *, layout: str = "auto", modalities: Path | str | None = None
+    folder: Path | str,
+    *,
+    layout: str = "auto",
+    modalities: Path | str | None = None,
+    bids_filter: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what a folder holds: layout, cases, modalities, missing ones, problems and splits.
 
@@ -24,6 +28,7 @@ def dataset_info(
         folder: the dataset.
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
+        bids_filter: of several files of a modality in BIDS, which is meant.
 
     Returns:
         The document of `attcl info DIR --json`; `splits` only if prepare-splits wrote the folder.
@@ -31,7 +36,8 @@ def dataset_info(
     Raises:
         AttclError: there is no such folder, or it is no dataset.
     """
-    source = Source(Path(folder), layout, None if modalities is None else Path(modalities))
+    vocabulary = None if modalities is None else Path(modalities)
+    source = Source(Path(folder), layout, vocabulary, tuple(bids_filter))
     dataset = source.open()
     document = describe(dataset, check(dataset, values=True))
     splits = read_splits(dataset.root)
@@ -64,5 +70,6 @@ def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]
             {"error": problem.message, "hint": problem.hint, "code": problem.code}
             for problem in problems
         ],
+        "notes": list(dataset.notes),
         "ignored": [str(path) for path in dataset.ignored],
     }

@@ -5,7 +5,8 @@ How splits are drawn is left to `splits`, how the tree is written to `tree`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     link: LinkKind = "symlink",
     layout: str = "auto",
     modalities: Path | str | None = None,
+    bids_filter: Sequence[str] = (),
     seed: int = 0,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -61,6 +63,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
         link: how files get into the data tree.
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
+        bids_filter: of several files of a modality in BIDS, which is meant; noted in `splits.json`.
         seed: draws the order of the patients.
         overwrite: replace a data tree that an earlier run wrote.
         dry_run: check everything and draw the splits, but write nothing.
@@ -70,7 +73,8 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
         AttclError: a file of the dataset is unusable (all problems together), or the tree cannot be written.
         UsageError: an option is impossible, or `output` holds something else.
     """
-    source = Source(Path(dataset), layout, None if modalities is None else Path(modalities))
+    vocabulary = None if modalities is None else Path(modalities)
+    source = Source(Path(dataset), layout, vocabulary, tuple(bids_filter))
     share, folder = _share(subset), Path(output)
     opened = source.open()
     progress.detail(f"{source.folder}: {len(opened.cases)} cases, checking their headers")
@@ -78,6 +82,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     splits = make_splits(
         opened, ratio=ratio, sizes=sizes, fractions=fractions, subset=share, seed=seed
     )
+    splits = replace(splits, bids_filter=source.bids_filter)
     if dry_run:
         tree.is_written(opened, splits, folder, overwrite=overwrite)
         return PreparedSplits(folder, splits, written=False)

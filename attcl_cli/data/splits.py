@@ -53,6 +53,7 @@ class Splits:
         seed: the order of the patients was drawn with it.
         modalities: all modalities of the dataset.
         splits: `train`, `val`, `test` -> their cases.
+        bids_filter: which of several files of a modality in BIDS was meant.
     """
 
     source: str
@@ -62,6 +63,7 @@ class Splits:
     modalities: tuple[str, ...]
     splits: Mapping[str, tuple[SplitCase, ...]]
     schema_version: int = SCHEMA_VERSION
+    bids_filter: tuple[str, ...] = ()
 
     def names(self, split: str) -> tuple[str, ...]:
         """Return the ids of a split's cases."""
@@ -197,6 +199,7 @@ def read_splits(data: Path) -> Splits | None:
             document["seed"],
             tuple(document["modalities"]),
             splits,
+            bids_filter=tuple(document.get("bids_filter", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise AttclError(
@@ -244,7 +247,8 @@ def open_truth(
         raise AttclError(
             f"{folder}: no such folder, expected the complete dataset", hint, code="truth-not-found"
         )
-    return replace(source, folder=folder).open()
+    recorded = splits.bids_filter if splits is not None else ()
+    return replace(source, folder=folder, bids_filter=source.bids_filter or recorded).open()
 
 
 def to_json(splits: Splits) -> dict[str, Any]:
@@ -255,7 +259,7 @@ def to_json(splits: Splits) -> dict[str, Any]:
         **{
             key: list(value) if isinstance(value, tuple) else value
             for key, value in document.items()
-            if key != "splits"
+            if key not in ("splits", "bids_filter") or (key == "bids_filter" and value)
         },
         "splits": {
             split: [

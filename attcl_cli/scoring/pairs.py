@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.data import label_maps, volumes
+from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
@@ -112,6 +112,7 @@ def plan_comparison(
     Raises:
         AttclError: everything that is wrong, together.
     """
+    data = derivative.named_in(data, output)
     modal_list = data.by_frequency()
     cases: list[CasePairs] = []
     missing: list[tuple[str, str]] = []

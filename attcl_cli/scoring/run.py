@@ -100,6 +100,7 @@ def score(
     offline: bool = False,
     layout: str = "auto",
     modalities: Path | str | None = None,
+    bids_filter: Sequence[str] = (),
     batch_size: int = 32,
     device: str = "auto",
     num_workers: int = 2,
@@ -127,6 +128,7 @@ def score(
         offline: never download a feature network.
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
+        bids_filter: of several files of a modality in BIDS, which is meant; none: as `splits.json` says.
         batch_size: slices that a feature network sees at once.
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases that are read ahead.
@@ -150,7 +152,8 @@ def score(
             "--samples 10 is the default",
             code="too-few-samples",
         )
-    source = Source(Path(ori), layout, None if modalities is None else Path(modalities))
+    vocabulary = None if modalities is None else Path(modalities)
+    source = Source(Path(ori), layout, vocabulary, tuple(bids_filter))
     folder, completed = Path(output), Path(cpl)
     data = source.open()
     known_splits = splits.read_splits(data.root)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attcl_cli.data import label_maps, volumes
+from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
@@ -185,6 +185,7 @@ def plan_inputs(
                 "--input completed is the default",
                 code="unknown-input",
             )
+    data = derivative.named_in(data, completed)
     cases = find_cases(data, splits, parts)
     whole = {case.id: case for case in truth.cases} if truth is not None else {}
     problems: list[AttclError] = []

@@ -92,6 +92,7 @@ def train(
     resume: Path | str | None = None,
     layout: str = "auto",
     modalities: Path | str | None = None,
+    bids_filter: Sequence[str] = (),
     device: str = "auto",
     precision: Precision | None = None,
     num_workers: int = 2,
@@ -115,6 +116,7 @@ def train(
         resume: the folder of a run to continue.
         layout: how the dataset is named (`open_dataset`).
         modalities: a TOML file with other modality names (`open_dataset`).
+        bids_filter: of several files of a modality in BIDS, which is meant (`open_dataset`).
         device: auto, cpu, cuda, cuda:N or mps.
         precision: what networks compute in; None: as the run to resume, otherwise fp32.
         num_workers: cases read ahead.
@@ -140,6 +142,7 @@ def train(
         Path(data) if data is not None else data_of(resume),
         layout,
         Path(modalities) if modalities is not None else None,
+        tuple(bids_filter),
     )
     file = Path(config) if config is not None else None
     chosen = with_length(overrides or {}, file, epochs=epochs, minutes=minutes)
