@@ -26,10 +26,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from attcl_cli.data import intensities
 from attcl_cli.data.phantom import make_case
 from attcl_cli.scoring import feature_networks, feature_weights, formulas
 from attcl_cli.scoring.feature_store import FeatureStore, shown_slices, to_bytes
+from attcl_cli.scoring.windows import in_own_window
 
 ROW = "{:<34} {:>9} {:>9} {:>7}   {:>12} {:>12}"
 
@@ -69,13 +69,6 @@ def volumes(cases: int, voxel_mm: float) -> list[tuple[np.ndarray, np.ndarray, n
         blurred = ndimage.gaussian_filter(truth.astype(np.float32), 1.5)
         triples.append((truth.astype(np.float32), np.where(brain, blurred, 0), brain))
     return triples
-
-
-def unit(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """Return a volume in its own window, [0, 1], 0 outside the brain."""
-    scale = intensities.intensity_scale(image, brain)
-    assert scale is not None
-    return np.where(brain, formulas.to_unit(image, scale.low, scale.high), 0)
 
 
 def compare_fid(pairs: list[tuple[np.ndarray, np.ndarray]], folder: Path) -> None:
@@ -180,7 +173,10 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
     """Compare with monai's 3-D SSIM of whole volumes; ours of whole volume and brain together."""
     from monai.metrics.regression import SSIMMetric
 
-    units = [(unit(made, brain), unit(truth, brain), brain) for truth, made, brain in cases]
+    units = [
+        (in_own_window(made, brain), in_own_window(truth, brain), brain)
+        for truth, made, brain in cases
+    ]
     measure = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=11, kernel_sigma=1.5)
 
     def theirs() -> float:
@@ -217,7 +213,7 @@ def main() -> None:
     pairs = []
     for truth, made, brain in cases:
         real, predicted = (
-            to_bytes(unit(image, brain)[shown_slices(brain)]) for image in (truth, made)
+            to_bytes(in_own_window(image, brain)[shown_slices(brain)]) for image in (truth, made)
         )
         pairs.append((real, predicted))
     print(

@@ -107,15 +107,20 @@ def score(
         typer.Option(
             "-w",
             "--weights",
-            help="Weights for --directions and --lpips-diversity.  [default: as attcl complete]",
+            help="Weights for --directions, --samples and --lpips-diversity.  "
+            "[default: as attcl complete]",
         ),
     ] = None,
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--samples", min=2, max=1000, help="Style samples per volume of --lpips-diversity."
+            "--samples",
+            min=2,
+            max=1000,
+            help="Also score so many style samples per volume by --fid, --kid and --lpips "
+            "(StarGAN v2: 10).  [default: 10 for --lpips-diversity, otherwise none]",
         ),
-    ] = 10,
+    ] = None,
     allow_missing: Annotated[
         bool,
         typer.Option(
@@ -195,7 +200,7 @@ def show(
 
 
 def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) -> None:
-    from attcl_cli.scoring.summary import measured, warn_of_few_slices
+    from attcl_cli.scoring.summary import left_out_of_tumour, measured, warn_of_few_slices
 
     columns = [
         (metric, region)
@@ -215,7 +220,7 @@ def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) ->
     lower = [metric.title for metric in metrics if not metric.higher_is_better]
     if lower:
         terminal.say(f"lower is better: {', '.join(lower)}; of all others higher")
-    for note in warn_of_few_slices(figures):
+    for note in [*left_out_of_tumour(figures), *warn_of_few_slices(figures)]:
         terminal.say(f"note: {note}")
     terminal.result(f"{output / 'report.html'}: open it in a browser")
 

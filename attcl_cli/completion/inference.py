@@ -259,17 +259,24 @@ def make(
 
 
 def intensities_of(
-    values: Array, inside: Array, info: WeightsInfo, target: str, *, matched: bool
+    values: Array,
+    inside: Array,
+    info: WeightsInfo,
+    target: str,
+    *,
+    matched: bool,
+    scale: Scale | None = None,
 ) -> Array:
     """Return the voxels of a volume that was made, (V,), as intensities in the scale of its modality.
 
     Args:
         values: (V,) in [-1, 1], of the voxels `inside`.
         inside: (D, H, W) bool.
-        info: the weights'; its scales, and its quantiles if they are to be matched.
+        info: the weights', with their scales, and the quantiles if these are to be matched.
         target: the modality.
         matched: give the volume the quantiles of the modality. They were measured on the slices that training uses, and
             so are the volume's own, if it has any of these.
+        scale: the intensities that -1 and 1 become; None: those of the weights.
     """
     if matched and values.size:
         span = intensities.training_slices(len(inside))
@@ -278,7 +285,7 @@ def intensities_of(
         goal = info.quantiles[target]
         own = intensities.quantiles(middle if middle.size else values, len(goal))
         values = intensities.match_quantiles(values, own, goal)
-    return intensities.denormalise(values, info.scales[target])
+    return intensities.denormalise(values, scale or info.scales[target])
 
 
 def volume_of(values: Array, inside: Array) -> Array:
@@ -305,53 +312,72 @@ class InMemory:
     batch_size: int = 64
 
     def volumes(
-        self, source: Volume, brain: Array, name: str, targets: Sequence[str]
+        self,
+        sources: Mapping[str, Volume],
+        brain: Array,
+        targets: Sequence[str],
+        *,
+        sample: int | None = None,
     ) -> dict[str, Array]:
-        """Return a source volume in each target modality, made as a completion without options makes it.
+        """Return a case in each target modality, made as a completion without options makes it.
 
         Args:
-            source: the source.
+            sources: modality -> volume, in the order of preference; of these the method takes those that it needs.
             brain: (D, H, W) bool, non-zero in any modality of the case.
-            name: the source's modality.
             targets: the modalities to make.
+            sample: draw the style of each target with this number instead of taking the reference's.
 
         Returns:
             target -> (D, H, W) float32, intensities as a completion would write them before rounding.
         """
-        inside = source.data != 0
-        made = self._make(self._passes(source, inside, brain, name), targets, None)
-        manner, info = Manner(), self.weights.info
-        return {
-            target: volume_of(
-                intensities_of(
+        rule, info, manner = self.weights.info.rule, self.weights.info, Manner()
+        together: dict[tuple[str, ...], list[str]] = {}
+        for target in targets:
+            together.setdefault(rule.sources_for(target, tuple(sources)) or (), []).append(target)
+        volumes: dict[str, Array] = {}
+        for names, made_together in together.items():
+            taken = {name: sources[name].data for name in names}
+            inside = intensities.brain_of(list(taken.values()))
+            made = self._make(self._passes(taken, inside, brain), made_together, sample)
+            for target in made_together:
+                values = intensities_of(
                     made[target].mean, inside, info, target, matched=manner.matches(info, target)
-                ),
-                inside,
-            )
-            for target in targets
-        }
+                )
+                volumes[target] = volume_of(values, inside)
+        return volumes
 
     def samples(
-        self, source: Volume, brain: Array, name: str, target: str, indices: Array, *, count: int
+        self,
+        sources: Mapping[str, Volume],
+        brain: Array,
+        target: str,
+        indices: Array,
+        *,
+        count: int,
     ) -> list[Array]:
-        """Return `count` style samples of some slices, each (N, H, W) float32 in [0, 1]."""
+        """Return `count` style samples of some slices, each (N, H, W) float32 in [0, 1]; arguments as of `volumes`."""
+        names = self.weights.info.rule.sources_for(target, tuple(sources)) or ()
+        taken = {name: sources[name].data for name in names}
         inside = np.zeros_like(brain)
-        inside[indices] = source.data[indices] != 0
-        passes = self._passes(source, inside, brain, name)
+        inside[indices] = intensities.brain_of([data[indices] for data in taken.values()])
+        passes = self._passes(taken, inside, brain)
         drawn = (self._make(passes, [target], number)[target] for number in range(count))
         return [volume_of((made.mean + 1) / 2, inside)[indices] for made in drawn]
 
-    def _passes(self, source: Volume, inside: Array, brain: Array, name: str) -> list[Pass]:
-        scale = intensities.intensity_scale(source.data, brain)
-        assert scale is not None  # a source without contrast is refused when it is read
+    def _passes(self, sources: Mapping[str, Array], inside: Array, brain: Array) -> list[Pass]:
+        scales: dict[str, Scale] = {}
+        for name, data in sources.items():
+            scale = intensities.intensity_scale(data, brain)
+            assert scale is not None  # a source without contrast is refused when it is read
+            scales[name] = scale
         return passes_of(
             self.weights.sha256,
             self.method,
-            {name: source.data},
-            source.data != 0,
+            sources,
+            intensities.brain_of(list(sources.values())),
             inside,
             brain,
-            {name: scale},
+            scales,
             mirror=Manner().mirrors(self.weights.info),
         )
 

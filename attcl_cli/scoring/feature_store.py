@@ -91,20 +91,23 @@ class FeatureStore:
     batch_size: int = 32
     _count: int = field(default=0, init=False)
 
-    def add(self, origin: Mapping[str, str], real: Array, predicted: Array) -> None:
+    def add(self, origin: Mapping[str, str], real: Array | None, predicted: Array) -> None:
         """Embed the slices of a volume and of its prediction.
 
         Args:
             origin: what they are: `source`, `modality` and `prediction`.
-            real: (N, H, W) uint8.
+            real: (N, H, W) uint8; None for one more prediction of a volume whose real slices were added already.
             predicted: (N, H, W) uint8.
         """
-        truth = self.cache / f"{_digest(self.embed.sha256, real)}.npy"
         prediction = self.folder / f"{self._count:07d}.npy"
-        if not truth.exists():
-            self._embed(truth, real)
+        truth = None
+        if real is not None:
+            truth = self.cache / f"{_digest(self.embed.sha256, real)}.npy"
+            if not truth.exists():
+                self._embed(truth, real)
         self._embed(prediction, predicted)
-        write_json(prediction.with_suffix(".json"), {**origin, "real": str(truth)})
+        note = {**origin, "real": None if truth is None else str(truth)}
+        write_json(prediction.with_suffix(".json"), note)
         self._count += 1
 
     def distances(
@@ -123,23 +126,22 @@ class FeatureStore:
         Returns:
             (group, prediction) -> number of predicted slices, metric -> distance; NaN for fewer than two slices.
         """
-        groups: dict[tuple[str, str], list[tuple[Path, Path]]] = {}
+        groups: dict[tuple[str, str], tuple[list[Path], list[Path]]] = {}
         for note in sorted(self.folder.glob("*.json")):
             origin = read_json(note)
             for group in groups_of(origin["source"], origin["modality"]):
-                files = (Path(origin["real"]), note.with_suffix(".npy"))
-                groups.setdefault((group, origin["prediction"]), []).append(files)
+                files = groups.setdefault((group, origin["prediction"]), ([], []))
+                files[0].extend([Path(origin["real"])] if origin["real"] else [])
+                files[1].append(note.with_suffix(".npy"))
         values: dict[tuple[str, str], tuple[int, dict[str, float]]] = {}
         for key, files_of_group in groups.items():
-            real, predicted = (
-                FeatureSet([files[side] for files in files_of_group], self.embed.dim, seed)
-                for side in (0, 1)
-            )
+            real, predicted = (FeatureSet(paths, self.embed.dim, seed) for paths in files_of_group)
             count = len(predicted)
+            enough = min(count, len(real)) > 1
             values[key] = (
                 count,
                 {
-                    name: METRICS[name].function(real, predicted) if count > 1 else float("nan")
+                    name: METRICS[name].function(real, predicted) if enough else float("nan")
                     for name in metrics
                 },
             )

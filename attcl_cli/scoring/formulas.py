@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy import linalg, ndimage
 from scipy.linalg import blas
 
-from attcl_cli.data.intensities import bounding_box, intensity_scale
+from attcl_cli.data.intensities import bounding_box
+from attcl_cli.scoring.windows import to_unit
 
 Array = NDArray[Any]
 
@@ -29,39 +30,6 @@ BRASYN_PERCENTILES = (0.5, 99.5)
 
 # Xue et al. 2014, Gradient magnitude similarity deviation: 170 for grey values up to 255, so 170 / 255^2
 GMS_C = 0.0026
-
-
-def to_unit(volume: Array, low: float, high: float) -> Array:
-    """Clip to [low, high] and scale that window to [0, 1].
-
-    Args:
-        volume: any shape, any number type.
-        low: intensity that becomes 0.
-        high: intensity that becomes 1; above `low`.
-
-    Returns:
-        float32 of the same shape; NaN stays NaN.
-
-    Raises:
-        ValueError: the window is empty.
-    """
-    if not high > low:
-        raise ValueError(f"window: low {low} and high {high}, expected low < high")
-    unit = (np.asarray(volume, np.float64) - low) / (high - low)
-    return np.clip(unit, 0.0, 1.0).astype(np.float32)
-
-
-def in_own_window(image: Array, brain: Array) -> Array:
-    """Scale to [0, 1] by the image's own percentiles in the brain, 0 outside; 0 throughout without contrast.
-
-    Args:
-        image: any shape.
-        brain: bool of the same shape.
-    """
-    scale = intensity_scale(image, brain)
-    if scale is None:
-        return np.zeros(image.shape, dtype=np.float32)
-    return np.where(brain, to_unit(image, scale.low, scale.high), np.float32(0))
 
 
 def ssim_map(prediction: Array, truth: Array, *, data_range: float) -> Array:

@@ -32,7 +32,10 @@ DIVERSITY_STEP = 8  # every n-th of the slices is sampled
 FEW_SLICES = 2048
 
 _WINDOW = "each volume scaled by its own 0.5 and 99.5 percentiles in the brain (non-zero truth)"
-_SLICES = f"slices at 20 to 80 % of the height, 8 bit; {_WINDOW}"
+_REGIONS = (
+    f"{_WINDOW}; only region whole sees what is drawn outside the brain; empty region: undefined"
+)
+_SLICES = f"slices at 20 to 80 % of the height, whole, 8 bit; {_WINDOW}"
 
 
 @dataclass(frozen=True)
@@ -87,19 +90,30 @@ class Metric:
 
 @dataclass(frozen=True, eq=False)
 class VolumePair:
-    """A predicted volume and the true one, (D, H, W) each.
+    """A predicted volume and the true one, (D, H, W) each (`windows`).
 
     Attributes:
         image: the prediction scaled to [0, 1] by its own window, 0 outside the brain; float32.
         truth: likewise, of the truth.
         raw: the prediction's intensities.
         raw_truth: the truth's intensities.
+        whole: the prediction in its own window with what it holds outside the brain; None: nothing.
     """
 
     image: Array
     truth: Array
     raw: Array
     raw_truth: Array
+    whole: Array | None = None
+
+    @property
+    def shown(self) -> Array:
+        """The prediction as it is: what is drawn outside the brain, too."""
+        return self.image if self.whole is None else self.whole
+
+    def image_for(self, region: str) -> Array:
+        """Return the prediction as a region sees it: `whole` sees everything, the others 0 outside the brain."""
+        return self.shown if region == WHOLE else self.image
 
 
 class FeatureSet(Protocol):
@@ -123,16 +137,22 @@ class FeatureSet(Protocol):
 
 
 def _ssim(pair: VolumePair, masks: Masks) -> dict[str, float]:
-    value: dict[str, float] = _formulas().ssim_of_regions(
-        pair.image, pair.truth, masks, data_range=1.0
-    )
-    return value
+    of_regions = _formulas().ssim_of_regions
+    if pair.shown is pair.image:
+        values: dict[str, float] = of_regions(pair.image, pair.truth, masks, data_range=1.0)
+        return values
+    values = {}
+    for whole in (True, False):
+        seen = {region: mask for region, mask in masks.items() if (region == WHOLE) == whole}
+        image = pair.shown if whole else pair.image
+        values |= of_regions(image, pair.truth, seen, data_range=1.0) if seen else {}
+    return {region: values[region] for region in masks}
 
 
 def _psnr(pair: VolumePair, masks: Masks) -> dict[str, float]:
     psnr = _formulas().psnr
     return {
-        region: psnr(pair.image, pair.truth, data_range=1.0, mask=mask)
+        region: psnr(pair.image_for(region), pair.truth, data_range=1.0, mask=mask)
         for region, mask in masks.items()
     }
 
@@ -140,9 +160,8 @@ def _psnr(pair: VolumePair, masks: Masks) -> dict[str, float]:
 def _nmse(pair: VolumePair, masks: Masks) -> dict[str, float]:
     nmse = _formulas().nmse
     return {
-        region: nmse(pair.image, pair.truth, mask=mask)
+        region: nmse(pair.image_for(region), pair.truth, mask=mask)
         for region, mask in masks.items()
-        if region != WHOLE  # the brain's value: outside, both are 0, which adds to neither sum
     }
 
 
@@ -204,7 +223,7 @@ METRICS: Mapping[str, Metric] = {
             name="ssim",
             title="SSIM",
             description="Structural similarity by region, and the challenge's.",
-            policy=f"3-D, Gaussian 1.5, window 11, mean over the region; {_WINDOW}; empty region: undefined",
+            policy=f"3-D, Gaussian 1.5, window 11, mean over the region; {_REGIONS}",
             function=_ssim,
             higher_is_better=True,
         ),
@@ -212,7 +231,7 @@ METRICS: Mapping[str, Metric] = {
             name="psnr",
             title="PSNR",
             description="Peak signal-to-noise ratio, dB.",
-            policy=f"data range 1; {_WINDOW}; empty region: undefined",
+            policy=f"data range 1; {_REGIONS}",
             function=_psnr,
             unit="dB",
             higher_is_better=True,
@@ -221,7 +240,7 @@ METRICS: Mapping[str, Metric] = {
             name="nmse",
             title="NMSE",
             description="Squared error over squared truth; lower is better.",
-            policy=f"squared error over squared truth; {_WINDOW}; empty region: undefined",
+            policy=f"squared error over squared truth; {_REGIONS}",
             function=_nmse,
         ),
         Metric(
@@ -237,9 +256,10 @@ METRICS: Mapping[str, Metric] = {
             name="ssim-brasyn",
             title="SSIM (BraSyn)",
             description="Structural similarity as the BraSyn challenge computes it.",
-            policy="the BraSyn challenge's: each volume clipped at its own 0.5 and 99.5 percentiles, times the mask, "
-            "mean over the whole volume; most of that is background, so zeros score 0.8 (healthy) and 0.98 (tumour): "
-            "compare with the baselines only",
+            policy="the BraSyn challenge's, of raw intensities: each volume clipped at its own 0.5 (at least 0) "
+            "and 99.5 percentiles of all voxels, times the mask, mean over the whole volume; a factor of the "
+            "intensities changes nothing, an offset or negative values do; most is background, so zeros score 0.8 "
+            "(healthy) and 0.98 (tumour): compare with the baselines only; no tumour: undefined",
             function=_ssim_brasyn,
             higher_is_better=True,
             regions=(TUMOUR, HEALTHY),
@@ -260,7 +280,8 @@ METRICS: Mapping[str, Metric] = {
             name="lpips-diversity",
             title="LPIPS diversity",
             description="Distance between samples of one source; higher is better.",
-            policy=f"mean pairwise LPIPS of the samples of a slice, every {DIVERSITY_STEP}th slice",
+            policy=f"mean pairwise LPIPS of the samples of a slice, every {DIVERSITY_STEP}th slice; all samples of a "
+            "modality in the one window of training",
             function=_lpips_diversity,
             higher_is_better=True,
             sees="samples",

@@ -85,6 +85,11 @@ class Comparison:
         return sum(len(case.pairs) for case in self.cases)
 
     @property
+    def by_direction(self) -> bool:
+        """Whether networks translate real volumes in every direction, instead of what is completed being read."""
+        return any(not pair.prediction for case in self.cases for pair in case.pairs)
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """The modalities that are scored, by name."""
         return tuple(sorted({pair.modality for case in self.cases for pair in case.pairs}))

@@ -18,14 +18,16 @@ from attcl_cli.scoring.metrics import BRAIN, METRICS, WHOLE
 from attcl_cli.scoring.pairs import CasePairs, Comparison
 from attcl_cli.scoring.rows import COPY, SYNTHETIC, Row, Translate, read_predictions
 from attcl_cli.scoring.summary import (
+    SIX,
     Figure,
+    left_out_of_tumour,
     measured,
     redundant_directions,
     warn_of_few_slices,
 )
 
 _Key = tuple[str, str, str]  # case, source, modality
-_HEAD = ("modality", "prediction", "volumes", "slices")
+_HEAD = ("modality", "prediction", "volumes", "slices", "directions")
 _NAMED = 5  # missing volumes that the page names
 _PICTURED = 24  # volumes with pictures, the worst ones
 
@@ -149,9 +151,9 @@ def _panels(
                         source_modality=case.made_from,
                         target_modality=prediction.pair.modality,
                         source=source,
-                        synthetic=prediction.volumes.image,
+                        synthetic=prediction.volumes.shown,
                         truth=prediction.volumes.truth,
-                        brain=prediction.brain,
+                        brain=prediction.truth.brain,
                         scores=scores.get(key, {}),
                         baseline=copies.get(key, {}),
                     )
@@ -175,7 +177,8 @@ def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
         )
         metric = METRICS[figure.metric]
         count = figure.n + figure.n_undefined + figure.n_infinite
-        counted = "slices" if metric.sees == "sets" else "volumes"
+        of_volumes = "slices" if metric.sees == "sets" else "volumes"
+        counted = "directions" if figure.group == SIX else of_volumes
         row[counted] = max(row.get(counted, 0), count)
         row[metric.label(figure.region)] = _cell(figure)
     columns = dict.fromkeys([*_HEAD, *(name for row in rows.values() for name in row)])
@@ -214,8 +217,12 @@ def _distributions(rows: Sequence[Row]) -> list[Distribution]:
 def _notes(figures: Sequence[Figure]) -> list[str]:
     """Return how each metric was measured."""
     networks = {figure.metric: figure.network for figure in figures}
-    return warn_of_few_slices(figures) + [
-        f"{METRICS[name].title}: {METRICS[name].policy}."
-        + (f" Network: {network}." if network else "")
-        for name, network in networks.items()
-    ]
+    return (
+        left_out_of_tumour(figures)
+        + warn_of_few_slices(figures)
+        + [
+            f"{METRICS[name].title}: {METRICS[name].policy}."
+            + (f" Network: {network}." if network else "")
+            for name, network in networks.items()
+        ]
+    )

@@ -22,6 +22,8 @@ from attcl_cli.scoring import feature_weights
 from attcl_cli.scoring.metrics import METRICS, select
 from attcl_cli.scoring.pairs import Comparison, plan_comparison, plan_directions
 
+SAMPLES_OF_DIVERSITY = 10  # StarGAN v2, appendix C: 10 outputs per source, the mean of the 45 pairs
+
 if TYPE_CHECKING:
     import torch
 
@@ -93,7 +95,7 @@ def score(
     fid_network: str = "inception",
     baselines: bool = False,
     directions: bool = False,
-    samples: int = 10,
+    samples: int | None = None,
     weights: Path | str | None = None,
     split: str | None = None,
     allow_missing: bool = False,
@@ -121,8 +123,11 @@ def score(
         baselines: score the trivial baselines by the networks, too, and with them a copy of the source whose quantiles
             are matched to those of other patients' volumes of the target modality.
         directions: translate the real volumes in every direction instead of reading completed ones (Table 2).
-        samples: style samples per volume, of "lpips-diversity".
-        weights: name or path of the weights for `directions` and "lpips-diversity"; None: those that `complete` takes.
+        samples: style samples per volume. "fid", "kid" and "lpips" then also score these samples, as the prediction
+            "samples" (StarGAN v2's protocol: 10), and "lpips-diversity" compares so many of them. None: 10 for
+            "lpips-diversity", otherwise none.
+        weights: name or path of the weights for `directions`, `samples` and "lpips-diversity"; None: those that
+            `complete` takes.
         split: train, val, test or all; None: test, or all without `splits.json`.
         allow_missing: count missing volumes instead of raising an error.
         offline: never download a feature network.
@@ -146,18 +151,14 @@ def score(
         UsageError: an option is impossible, or `output` lies among volumes.
     """
     names = select(metrics, fid_network=fid_network)
-    if samples < 2:  # noqa: PLR2004
-        raise UsageError(
-            f"--samples: {samples}, expected 2 or more, for a distance between them",
-            "--samples 10 is the default",
-            code="too-few-samples",
-        )
+    _require_samples(samples, names)
     vocabulary = None if modalities is None else Path(modalities)
     source = Source(Path(ori), layout, vocabulary, tuple(bids_filter))
     folder, completed = Path(output), Path(cpl)
     data = source.open()
     known_splits = splits.read_splits(data.root)
     complete = splits.open_truth(source, known_splits, None if truth is None else Path(truth))
+    data = data.including(complete.modalities)  # of which perhaps no case has a volume here
     split = split or ("test" if known_splits else "all")
     refuse_inside(folder, [*splits.originals_of(data.root), complete.root], flag="--output")
     refuse_inside(folder, [completed], flag="--output", kept="synthesised volumes")
@@ -196,7 +197,7 @@ def score(
     place = devices.select(device)
     record.device = str(place)
     model = None
-    draws = any(METRICS[name].sees == "samples" for name in names)
+    draws = samples is not None or any(METRICS[name].sees == "samples" for name in names)
     if directions or draws:
         chosen = _find_weights(weights, complete, comparison, directions=directions, draws=draws)
         model = InMemory(load_method(chosen, place), chosen, place)
@@ -254,6 +255,29 @@ def score(
     return ScoreResult(folder, split, names, comparison, tuple(scored), tuple(figures))
 
 
+def _require_samples(samples: int | None, names: Sequence[str]) -> None:
+    """Refuse a number of samples that no metric can use.
+
+    Raises:
+        UsageError: there are fewer than 2, or no metric looks at them.
+    """
+    if samples is None:
+        return
+    if samples < 2:  # noqa: PLR2004
+        raise UsageError(
+            f"--samples: {samples}, expected 2 or more, for a distance between them",
+            "--samples 10 is StarGAN v2's protocol",
+            code="too-few-samples",
+        )
+    if all(METRICS[name].sees == "volume" for name in names):
+        raise UsageError(
+            f"--samples: {samples}, but {', '.join(names)} score the completed volume alone, "
+            "expected a metric of samples",
+            "add --fid, --kid, --lpips or --lpips-diversity, or leave --samples out",
+            code="samples-not-scored",
+        )
+
+
 def _locate_networks(names: Sequence[str], *, offline: bool, progress: Progress) -> None:
     """Find, or download, the files of the networks that are needed; raise one error for all that are out of reach."""
     reported: set[str] = set()
@@ -282,7 +306,7 @@ def _load_measures(
     fid_network: str,
     baselines: bool,
     model: InMemory | None,
-    samples: int,
+    samples: int | None,
     offline: bool,
     device: torch.device,
     batch_size: int,
@@ -307,7 +331,8 @@ def _load_measures(
         embed=embed,
         perceptual=perceptual,
         translate=model.volumes if model else None,
-        draw=partial(model.samples, count=samples) if model else None,
+        samples=samples or 0,
+        draw=partial(model.samples, count=samples or SAMPLES_OF_DIVERSITY) if model else None,
         batch_size=batch_size,
         cache=cache,
     )
@@ -332,8 +357,8 @@ def _find_weights(
     named = None if weights is None else find_weights(str(weights))
     chosen = named or choose_weights(complete).weights
     hint = "choose weights of attcl-gan with -w"
+    rule = chosen.info.rule
     if directions:
-        rule = chosen.info.rule
         for case in comparison.cases:
             for pair in case.pairs:
                 if rule.sources_for(pair.modality, case.sources) != case.sources:
@@ -345,10 +370,21 @@ def _find_weights(
                     )
     if draws and not chosen.info.method.styled:
         raise UsageError(
-            f"--lpips-diversity: {chosen.info.settings.method} has one style per target, expected samples",
+            f"--samples, --lpips-diversity: {chosen.info.settings.method} has one style per target, "
+            "expected weights that draw style samples",
             hint,
             code="no-style-samples",
         )
+    for case in comparison.cases if draws else ():
+        for pair in case.pairs:
+            if not rule.sources_for(pair.modality, case.sources):
+                raise UsageError(
+                    f"--samples, --lpips-diversity: {chosen.path} makes {pair.modality} from "
+                    f"{rule.describe(pair.modality)}, expected weights that make it from "
+                    f"{case.made_from} ({case.case})",
+                    hint,
+                    code="samples-not-possible",
+                )
     return chosen
 
 

@@ -19,6 +19,7 @@ from attcl_cli.data.slices import Entry, SliceStore
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.scoring import formulas
+from attcl_cli.scoring.windows import in_own_window
 
 _BLOCK = 12  # neighbouring slices, so that SSIM sees all three dimensions and a window is that of a volume
 _BLOCKS_PER_DIRECTION = 1
@@ -176,8 +177,8 @@ def _similarities(
         mask = brain.numpy()
         values.append(
             formulas.ssim(
-                formulas.in_own_window(fake.numpy(), mask),
-                formulas.in_own_window(real.numpy(), mask),
+                in_own_window(fake.numpy(), mask),
+                in_own_window(real.numpy(), mask),
                 data_range=1,
                 mask=mask,
             )

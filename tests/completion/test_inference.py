@@ -90,7 +90,7 @@ def test_volumes_in_memory_are_those_that_completion_writes(gappy, weights, meth
     files = {name: [root / phantom_file(0, name)] for name in ("flair", "t1ce")}
     case = volumes.load_case(files)
     made = InMemory(method, weights, CPU).volumes(
-        case.volumes["flair"], case.brain, "flair", ["t1", "t2"]
+        {"flair": case.volumes["flair"]}, case.brain, ["t1", "t2"]
     )
     for target, data in made.items():
         written = volumes.load([tmp_path / "out" / phantom_file(0, target)]).data
@@ -106,7 +106,7 @@ def test_samples_in_memory_are_drawn_by_number_and_show_the_source_s_voxels_alon
     source = case.volumes["flair"]
     indices = np.array([10, 14])
     memory = InMemory(method, weights, CPU)
-    arguments = (source, case.brain, "flair", "t2", indices)
+    arguments = ({"flair": source}, case.brain, "t2", indices)
     three, two = (memory.samples(*arguments, count=count) for count in (3, 2))
     assert [sample.shape for sample in three] == [(2, 40, 40)] * 3
     assert all((one == other).all() for one, other in zip(three, two, strict=False))

@@ -196,19 +196,6 @@ def test_a_data_range_that_is_not_positive_is_refused(function, data_range):
         function(np.zeros((3, 4)), np.zeros((3, 4)), data_range=data_range)
 
 
-def test_to_unit_clips_and_scales_the_window():
-    volume = np.array([-5, 0, 100, 150, 200, 12_343], np.int16)
-    unit = formulas.to_unit(volume, 100, 200)
-    assert unit.dtype == np.float32
-    np.testing.assert_array_equal(unit, np.array([0, 0, 0, 0.5, 1, 1], np.float32))
-
-
-@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
-def test_to_unit_refuses_an_empty_window(low, high):
-    with pytest.raises(ValueError, match="expected low < high"):
-        formulas.to_unit(np.zeros(3), low, high)
-
-
 def brasyn_by_torchmetrics(
     prediction: np.ndarray, truth: np.ndarray, tumour: np.ndarray
 ) -> list[float]:

@@ -62,9 +62,9 @@ def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, m
     reads: list[Path] = []
     load = volumes.load
 
-    def counting(paths):
+    def counting(paths, **options):
         reads.append(paths[0])
-        return load(paths)
+        return load(paths, **options)
 
     monkeypatch.setattr(volumes, "load", counting)
     score(

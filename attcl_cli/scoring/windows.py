@@ -1,0 +1,128 @@
+"""Windows: how a volume of any intensity scale becomes an image in [0, 1], by its own percentiles in the brain.
+
+Every volume that is scored takes this one way: truths, completed volumes, samples and baselines. Which volumes these
+are is left to `rows`, what is computed of them to `metrics`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from attcl_cli.data.intensities import Scale, intensity_scale
+from attcl_cli.scoring.metrics import VolumePair
+
+Array = NDArray[Any]
+
+LEAST_CONTRAST = (
+    1e-3  # of the intensities themselves: a window narrower than this would stretch noise
+)
+
+
+def own_scale(image: Array, brain: Array) -> Scale | None:
+    """Return the 0.5 and 99.5 percentiles of an image in the brain; None if it is constant there, or nearly so.
+
+    Args:
+        image: any shape.
+        brain: bool of the same shape.
+    """
+    scale = intensity_scale(image, brain)
+    if scale is None:
+        return None
+    level = max(abs(scale.low), abs(scale.high))
+    return scale if scale.high - scale.low > LEAST_CONTRAST * level else None
+
+
+def to_unit(volume: Array, low: float, high: float) -> Array:
+    """Clip to [low, high] and scale that window to [0, 1].
+
+    Args:
+        volume: any shape, any number type.
+        low: intensity that becomes 0.
+        high: intensity that becomes 1; above `low`.
+
+    Returns:
+        float32 of the same shape; NaN stays NaN.
+
+    Raises:
+        ValueError: the window is empty.
+    """
+    if not high > low:
+        raise ValueError(f"window: low {low} and high {high}, expected low < high")
+    unit = (np.asarray(volume, np.float64) - low) / (high - low)
+    return np.clip(unit, 0.0, 1.0).astype(np.float32)
+
+
+def in_own_window(image: Array, brain: Array) -> Array:
+    """Scale to [0, 1] by the image's own percentiles in the brain, 0 outside; 0 throughout without contrast.
+
+    Args:
+        image: any shape.
+        brain: bool of the same shape.
+    """
+    scale = own_scale(image, brain)
+    if scale is None:
+        return np.zeros(image.shape, dtype=np.float32)
+    return np.where(brain, to_unit(image, scale.low, scale.high), np.float32(0))
+
+
+def outside_in_own_window(image: Array, brain: Array) -> Array | None:
+    """Return what an image holds outside the brain, in widths of its own window; None if it is 0 there throughout.
+
+    The background of every volume is 0, whatever the intensities in the brain are. So the distance from 0 counts,
+    towards either side: an offset of the brain changes nothing, and faint noise is not lost below the window. Without
+    contrast in the brain, the largest intensity counts as the width.
+
+    Args:
+        image: any shape; 0 is background.
+        brain: bool of the same shape.
+
+    Returns:
+        float32 in [0, 1], 0 inside the brain.
+    """
+    drawn = ~brain & (image != 0)
+    if not drawn.any():
+        return None
+    scale = own_scale(image, brain)
+    width = float(np.abs(image).max()) if scale is None else scale.high - scale.low
+    away = np.abs(image[drawn].astype(np.float64)) / width
+    outside = np.zeros(image.shape, dtype=np.float32)
+    outside[drawn] = np.minimum(away, 1)
+    return outside
+
+
+@dataclass(frozen=True, eq=False)
+class TrueVolume:
+    """A true volume, to which predictions are compared.
+
+    Attributes:
+        raw: (D, H, W) intensities; 0 is background.
+        brain: (D, H, W) bool, where it is not 0.
+        image: (D, H, W) float32 in [0, 1], in its own window.
+    """
+
+    raw: Array
+    brain: Array
+    image: Array
+
+    @classmethod
+    def of(cls, raw: Array) -> TrueVolume | None:
+        """Return the volume of these intensities; None if there is no contrast in its brain."""
+        brain = raw != 0
+        if own_scale(raw, brain) is None:
+            return None
+        return cls(raw, brain, in_own_window(raw, brain))
+
+    def beside(self, raw: Array) -> VolumePair:
+        """Return a prediction beside this truth, each in its own window: a method's, or a baseline's.
+
+        Args:
+            raw: (D, H, W) intensities of any scale; 0 is background.
+        """
+        image = in_own_window(raw, self.brain)
+        outside = outside_in_own_window(raw, self.brain)
+        whole = image if outside is None else image + outside
+        return VolumePair(image, self.image, raw, self.raw, whole)
