@@ -278,6 +278,11 @@ def _show_counts(result: CompletionResult, terminal: Terminal) -> None:
         terminal.result(f"{output}: nothing to do, {plan.done} volumes are there already")
     else:
         terminal.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
+        if plan.dataset.absent:
+            terminal.say(
+                f"note: no case has {', '.join(plan.dataset.absent)}; --target makes such a modality, "
+                "if the weights know it"
+            )
 
 
 def _are(things: Sequence[object]) -> str:

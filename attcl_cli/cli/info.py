@@ -71,6 +71,11 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
             for item in patterns
         ]
     )
+    if content["absent"]:
+        terminal.result(
+            f"\nno case has {', '.join(content['absent'])}: not counted as missing, "
+            "and made only if complete --target names them"
+        )
     if "splits" in content:
         splits = content["splits"]
         terminal.result("")

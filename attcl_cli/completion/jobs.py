@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from attcl_cli.completion.styles import Style
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout, ending_of
 from attcl_cli.errors import AttclError
@@ -37,11 +38,13 @@ class Job:
         makers: what makes them: one model, or several whose results are averaged; the first one's scales, quantiles and
             training cases count.
         outputs: target -> files to write, relative to the output folder.
+        styles: target -> how it is stored.
     """
 
     case: Case
     makers: tuple[Maker, ...]
     outputs: Mapping[str, tuple[PurePosixPath, ...]]
+    styles: Mapping[str, Style] = field(default_factory=dict)
 
     @property
     def weights(self) -> Weights:
@@ -190,7 +193,7 @@ class CompletionPlan:
 
     Attributes:
         places: where sources lie and files go.
-        models: the weights, in the order of preference; at least one.
+        models: the weights, in the order of preference; none only if nothing is missing.
         modal_list: modalities by falling number of volumes (Section 3.6): the order in which sources are preferred.
         jobs: what is left to do.
         present: case id -> target -> files of the volumes that it lacked and that lie complete in the output folder.

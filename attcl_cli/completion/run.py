@@ -17,7 +17,7 @@ from attcl_cli.completion.making import link_originals as link_all
 from attcl_cli.completion.making import make_volumes
 from attcl_cli.completion.plan import plan_completion
 from attcl_cli.data import derivative, splits
-from attcl_cli.data.dataset import Dataset, Source
+from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import read_json, sweep
@@ -155,13 +155,15 @@ def complete(
             )
     dataset = source.open()
     if naming is None:
-        dataset = replace(
-            dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc)
-        )
+        dataset = replace(dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc))
     place = devices.select(device)
     names = [weights] if isinstance(weights, Path | str) else list(weights)
     wanted = _canonical(targets, dataset)
-    models, chosen = _find_models(names, dataset, wanted, progress, force=force)
+    dataset = dataset.including(wanted)
+    models: list[Weights] = []
+    chosen = "none"
+    if names or any(_asked_for(dataset, case, wanted) for case in dataset.cases):
+        models, chosen = _find_models(names, dataset, wanted, progress, force=force)
     manner = Manner(
         slices=slices,
         samples=samples,
@@ -246,9 +248,14 @@ def _find_models(
     return models, "named"
 
 
+def _asked_for(dataset: Dataset, case: Case, targets: Sequence[str]) -> list[str]:
+    """Return the modalities that a case lacks, of those that are to be made."""
+    return [name for name in dataset.missing(case) if not targets or name in targets]
+
+
 def _canonical(names: Sequence[str], dataset: Dataset) -> list[str]:
     try:
-        return [canonical(name, dataset.modalities) for name in names]
+        return [canonical(name, dataset.vocabulary) for name in names]
     except UsageError as error:
         raise UsageError(
             f"--target: {error.message}", "name one of these", code=error.code
@@ -263,7 +270,7 @@ def _record(
     naming: Layout | None,
     targets: Sequence[str],
 ) -> RunRecord:
-    first, *others = plan.models
+    first = plan.models[0] if plan.models else None
     trained_on = {case for model in plan.models for case in model.info.trained_on}
     return RunRecord(
         path,
@@ -277,18 +284,22 @@ def _record(
             **({"bids_desc": plan.dataset.desc} if plan.dataset.desc else {}),
             **plan.manner.document(),
         },
-        seed=first.info.settings.seed,
+        seed=first.info.settings.seed if first else 0,
         device=device,
-        weights={"name": first.name, "sha256": first.sha256},
+        weights=_named(first) if first else {},
         extra={
             "trained_on": sorted(trained_on),  # `segment` warns if test patients are among them
             **(
-                {"further_weights": [{"name": it.name, "sha256": it.sha256} for it in others]}
-                if others
+                {"further_weights": [_named(it) for it in plan.models[1:]]}
+                if len(plan.models) > 1
                 else {}
             ),
         },
     )
+
+
+def _named(weights: Weights) -> dict[str, str]:
+    return {"name": weights.name, "sha256": weights.sha256}
 
 
 def _known_doubts(plan: CompletionPlan) -> dict[str, dict[str, Doubt]]:

@@ -58,6 +58,7 @@ def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]
         "layout": dataset.layout.name,
         "layout_title": dataset.layout.title,
         "modalities": list(dataset.modalities),
+        "absent": list(dataset.absent),
         "cases": len(dataset.cases),
         "patients": len({case.patient for case in dataset.cases}),
         "volumes": dataset.counts(),

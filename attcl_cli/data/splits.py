@@ -13,13 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.data.dataset import Case, Dataset, Source
+from attcl_cli.data.dataset import SPLITS_FILE, Case, Dataset, Source
 from attcl_cli.data.layouts import canonical
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json, read_toml
 
 SCHEMA_VERSION = 1
-SPLITS_FILE = "splits.json"
 SPLITS = ("train", "val", "test")
 DEFAULT_FRACTIONS = (0.7, 0.1, 0.2)
 # The paper's own cut of its 243 cases. No rounding rule gives it from 70 / 10 / 20 %, so it is written down (Table 1).
@@ -151,7 +150,15 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 code="invalid-ratio",
             )
         groups = tuple(tuple(group) for group in document["hidden"])
-    known = tuple(tuple(canonical(item, modalities) for item in group) for group in groups)
+    try:
+        known = tuple(tuple(canonical(item, modalities) for item in group) for group in groups)
+    except UsageError as error:
+        raise UsageError(
+            f"--ratio: {name} hides a modality that no case has ({error.message})",
+            "describe a scenario of the modalities that there are in a TOML file: "
+            'hidden = [["t1"], ["t2"]], one list per group of patients, and name it with --ratio',
+            code=error.code,
+        ) from error
     for group in known:
         if set(group) >= set(modalities):
             raise UsageError(
@@ -355,8 +362,15 @@ def _require_every_modality(
     Without a training split nothing is to be learned: the weights come from elsewhere.
     """
     train = splits["train"]
+    counts = dataset.counts()
     problems: list[AttclError] = [
         UsageError(
+            f"{dataset.root}: no case has {modality}, which {dataset.vocabulary_file} names, expected at least one",
+            f"leave {modality} out of that file, or add its volumes",
+            code="modality-of-no-case",
+        )
+        if counts[modality] == 0
+        else UsageError(
             f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
             "expected at least one to learn from",
             "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "

@@ -211,8 +211,7 @@ def choose_weights(
         UsageError: nothing fits.
         AttclError: the newest run that would be taken is damaged.
     """
-    present = {name for name, count in dataset.counts().items() if count}
-    needed = present | set(targets)
+    needed = {*dataset.modalities, *targets}
     notes: list[str] = []
     for path in _runs(runs):
         reason = _against_run(path, needed, dataset)

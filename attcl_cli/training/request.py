@@ -168,8 +168,8 @@ def require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) 
             "add the volumes of another modality, of any of the cases",
             code="one-modality",
         )
-    rule = METHODS[settings.method].sources(settings, dataset.modalities)
-    if takes_one(rule, dataset.modalities):
+    rule = METHODS[settings.method].sources(settings, known)
+    if takes_one(rule, known):
         return  # learns from volumes that have no partner, too
     if any(
         rule.sources_for(target, [name for name in case.files if name != target])

@@ -25,6 +25,7 @@ def test_it_counts_volumes_and_patterns_of_missing_modalities(tmp_path):
         "layout": "brats",
         "layout_title": "BraTS 2018-2021",
         "modalities": FOUR,
+        "absent": [],
         "cases": 3,
         "patients": 3,
         "volumes": {"flair": 1, "t1": 3, "t1ce": 1, "t2": 1},
