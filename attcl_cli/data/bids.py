@@ -263,17 +263,20 @@ def _folder_of(top: PurePosixPath) -> str:
 def _expression(glob: str) -> str:
     """Return a glob of `.gitignore` as a regular expression."""
     parts = re.findall(r"\*\*/|/\*\*$|\*+|\?|\[!?[^\]]+\]|\\.|.", glob)
-    meanings = {"**/": "(?:.*/)?", "/**": "/.*", "?": "[^/]"}
-    return "".join(
-        meanings[part]
-        if part in meanings
-        else "[^/]*"
-        if part.startswith("*")
-        else f"[{part[1:-1].replace('!', '^', 1) if part[1] == '!' else part[1:-1]}]"
-        if len(part) > 2 and part.startswith("[")  # noqa: PLR2004 - a class, not a single bracket
-        else re.escape(part[-1])
-        for part in parts
-    )
+    return "".join(_meaning(part) for part in parts)
+
+
+def _meaning(part: str) -> str:
+    known = {"**/": "(?:.*/)?", "/**": "/.*", "?": "[^/]"}
+    if part in known:
+        return known[part]
+    if part.startswith("*"):
+        return "[^/]*"
+    if re.fullmatch(r"\[.+\]", part):
+        negated = part[1] == "!"
+        characters = re.sub(r"([\[&~|])", r"\\\1", part[2:-1] if negated else part[1:-1])
+        return f"[{'^' if negated else ''}{characters}]"
+    return re.escape(part[-1])
 
 
 # --- which of several files is meant ----------------------------------------------------------------------------------
