@@ -14,7 +14,8 @@ import pytest
 import typer
 
 from attcl_cli.cli import app
-from attcl_cli.data.layouts import LAYOUTS, read_vocabulary
+from attcl_cli.data.layouts import LAYOUTS
+from attcl_cli.data.vocabulary import read_vocabulary
 from attcl_cli.data.splits import read_ratio
 from attcl_cli.methods import ENTRY_POINTS, METHODS
 from attcl_cli.methods.settings import PRESETS, resolve
@@ -193,7 +194,7 @@ def test_the_toml_examples_of_a_page_are_read(page: str, tmp_path: Path) -> None
         if "hidden" in document:
             assert read_ratio(str(file), ("flair", "t1", "t1ce", "t2"))[0] == "mine"
         elif "modalities" in document:
-            assert set(read_vocabulary(file)[0]) == {"t1", "t2", "pd"}
+            assert set(read_vocabulary(file).modalities) == {"t1", "t2", "pd"}
         elif "project" in document:
             assert set(document["project"]["entry-points"]) == {ENTRY_POINTS}
         else:

@@ -43,7 +43,7 @@ from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.volumes import Grid
 from attcl_cli.errors import AttclError
-from attcl_cli.files import is_within, write_json
+from attcl_cli.files import copy_whole, is_within, write_json
 from attcl_cli.methods.base import Method
 from attcl_cli.prefetch import read_ahead
 
@@ -145,6 +145,9 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                 count += 1
                 if dataset.layout.name == bids.LAYOUT:
                     derivative.write_side_car_of_link(dataset, case, file, output)
+    for file in dataset.naming_files:  # names cannot be read without them
+        if not (output / file).exists():
+            copy_whole(dataset.root / file, output / file)
     return count
 
 

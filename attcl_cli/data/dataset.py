@@ -9,26 +9,28 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from attcl_cli.data import bids, volumes
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.layouts import (
-    DEFAULT_MODALITIES,
     LAYOUTS,
     SEGMENTATION,
     SUBMISSIONS,
-    VOCABULARY_FILE,
     Layout,
     ending_of,
-    read_vocabulary,
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
 from attcl_cli.data.naming import read_folder
+from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest
 from attcl_cli.files import read_json
+
+SPLITS_FILE = "splits.json"
+"""What prepare-splits writes into a data tree; `splits` reads it."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,21 @@ class Dataset:
     Attributes:
         root: the folder.
         layout: the convention its names follow.
-        modalities: every modality that a case should have, sorted.
+        modalities: every modality that a case should have, sorted: some case has it, `splits.json` says that it is
+            hidden, or the user named it.
         cases: sorted by id.
         wrong: case id, or name of an empty folder -> what is wrong with its names; `check` adds what is wrong
             with files.
         ignored: relative paths of files that are no image of the layout.
         spellings: modality -> the token that most files of this dataset use.
         extension: the file ending that most files use.
+        vocabulary: every modality whose names are known, sorted.
         vocabulary_file: where the modality names come from, if not the default ones.
         notes: what was left out of the folder, and why; no problems.
+        naming_files: files that the names are read with, to be kept beside the images.
+        recognised: public datasets that the cases' ids come from.
         desc: the value of the entity `desc-` in names of new volumes (BIDS alone); "": as the dataset's others.
+        background: what is background in its volumes, so that all readers agree (`volumes.load`).
     """
 
     root: Path
@@ -58,14 +65,27 @@ class Dataset:
     ignored: tuple[PurePosixPath, ...]
     spellings: Mapping[str, str]
     extension: str
+    vocabulary: tuple[str, ...] = ()
     vocabulary_file: Path | None = None
     notes: tuple[str, ...] = ()
+    naming_files: tuple[PurePosixPath, ...] = ()
+    recognised: tuple[str, ...] = ()
     desc: str = ""
+    background: BackgroundOption = "auto"
 
     @property
     def problems(self) -> tuple[AttclError, ...]:
         """Return everything that is wrong with names."""
         return tuple(problem for problems in self.wrong.values() for problem in problems)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Return the modalities whose names are known, and that no case should have."""
+        return tuple(name for name in self.vocabulary if name not in self.modalities)
+
+    def including(self, names: Iterable[str]) -> Dataset:
+        """Return the dataset with further modalities that every case should have."""
+        return replace(self, modalities=tuple(sorted({*self.modalities, *names})))
 
     def paths(self, case: Case, modality: str) -> tuple[Path, ...]:
         """Return the files of a modality that the case has, or of its label map (`SEGMENTATION`)."""
@@ -114,7 +134,7 @@ class Dataset:
     def extension_of(self, case: Case) -> str:
         """Return the ending of most files of the case (`.nii` beside `.nii.gz` happens)."""
         endings = Counter(ending_of(files[0]) for files in case.files.values())
-        return endings.most_common(1)[0][0] if endings else self.extension
+        return endings.most_common(1)[0][0].lower() if endings else self.extension
 
     def _token(self, case: Case, modality: str) -> str:
         """Return how a modality that the case lacks is spelled."""
@@ -149,6 +169,7 @@ def open_dataset(
     layout: str = "auto",
     modalities: Path | None = None,
     bids_filter: Sequence[str] = (),
+    force: bool = False,
 ) -> Dataset:
     """Find the cases below a folder by looking at names alone.
 
@@ -156,8 +177,9 @@ def open_dataset(
         root: the dataset's folder; links to folders are followed.
         layout: a key of `LAYOUTS`, or `auto`: the one that most files fit.
         modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`); None: the
-            dataset's own `modalities.toml`, otherwise the four of BraTS.
+            dataset's own `modalities.toml`, otherwise those of the four of BraTS that some case has.
         bids_filter: of several files of a modality in BIDS, which is meant: "run=1", "t1:acq=mprage".
+        force: what looks like a volume and cannot be read is a note, not a problem: the volume counts as missing.
 
     Raises:
         AttclError: there is no such folder, or nothing in it fits a layout.
@@ -172,9 +194,8 @@ def open_dataset(
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
         modalities = root / VOCABULARY_FILE
-    vocabulary, own_layout = (
-        read_vocabulary(modalities) if modalities else (DEFAULT_MODALITIES, None)
-    )
+    said = read_vocabulary(modalities) if modalities else Vocabulary()
+    own_layout = said.layout
     if layout not in {"auto", *LAYOUTS, *([own_layout.name] if own_layout else [])}:
         raise UsageError(
             f"--layout: {layout!r}, expected one of auto, {', '.join(LAYOUTS)}",
@@ -183,19 +204,42 @@ def open_dataset(
         )
     named = [LAYOUTS[layout]] if layout in LAYOUTS else list(LAYOUTS.values())
     candidates = [own_layout] if own_layout else named
-    reading = read_folder(root, candidates, vocabulary, bids_filter=bids_filter)
+    reading = read_folder(root, candidates, said, bids_filter=bids_filter)
+    expected = {name for case in reading.cases for name in case.files} | _hidden_from(root)
+    wrong = _joined(reading.wrong, {} if force else reading.unread)
+    notes = [problem.message for items in reading.unread.values() for problem in items]
     return Dataset(
         root=root,
         layout=reading.layout,
-        modalities=tuple(sorted(vocabulary)),
+        modalities=tuple(sorted(expected.union(reading.expected))),
         cases=reading.cases,
-        wrong=reading.wrong,
+        wrong=wrong,
         ignored=reading.ignored,
         spellings=reading.spellings,
         extension=reading.extension,
+        vocabulary=tuple(sorted(reading.vocabulary)),
         vocabulary_file=modalities,
-        notes=reading.notes,
+        notes=(*reading.notes, *(notes if force else ())),
+        naming_files=reading.naming_files,
+        recognised=reading.recognised,
     )
+
+
+def _joined(
+    *problems: Mapping[str, tuple[AttclError, ...]],
+) -> dict[str, tuple[AttclError, ...]]:
+    names = dict.fromkeys(name for items in problems for name in items)
+    return {name: tuple(it for items in problems for it in items.get(name, ())) for name in names}
+
+
+def _hidden_from(root: Path) -> set[str]:
+    """Return the modalities that `splits.json` says were hidden from some case; none if it is missing or invalid."""
+    try:
+        document = read_json(root / SPLITS_FILE) if (root / SPLITS_FILE).is_file() else {}
+        splits = document.get("splits", {}).values()
+        return {name for items in splits for item in items for name in item["hidden"]}
+    except (AttclError, AttributeError, KeyError, TypeError):  # `splits.read_splits` reports it
+        return set()
 
 
 @dataclass(frozen=True)
@@ -206,6 +250,8 @@ class Source:
     layout: str = "auto"
     modalities: Path | None = None
     bids_filter: tuple[str, ...] = ()
+    background: BackgroundOption = "auto"
+    force: bool = False
 
     def open(self) -> Dataset:
         """Find the cases.
@@ -219,12 +265,14 @@ class Source:
                 "check the path; data/ is what attcl prepare-splits DATASET writes",
                 code="dataset-not-found",
             )
-        return open_dataset(
+        dataset = open_dataset(
             self.folder,
             layout=self.layout,
             modalities=self.modalities,
             bids_filter=self.bids_filter,
+            force=self.force,
         )
+        return replace(dataset, background=self.background)
 
 
 def check(

@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from attcl_cli.errors import UsageError
-from attcl_cli.files import read_toml
 
 DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
     # our name: every name it goes by, compared without case; a layout's own spelling is found in `Layout.tokens`
@@ -22,10 +21,11 @@ DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
     "t2": ("t2", "t2w"),
 }
 
-
-VOCABULARY_FILE = "modalities.toml"  # read if it lies in a dataset's root; prepare-splits copies it
 SEGMENTATION = "seg"
 SEGMENTATION_NAMES = ("seg", "dseg", "segm")
+NIFTI_ENDING = r"(?i:\.nii(?:\.gz)?)"
+_ANY_FOLDERS = r"(?:.*/)?"
+_ANY_TOKEN = r"[^/]+?"  # what is no modality's spelling is left out by `modality_of`
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Layout:
         tokens: the spelling of the default modalities, for a dataset that shows none of its own.
         patient: a regular expression whose first group, found in a case's id, names the patient.
         extension: the ending of a new file, for a dataset that shows none of its own.
+        segmentations: names of a label map, the first that a case has is taken; compared without case.
+        label_template: the path of a label map that lies elsewhere; `{labels}` is its folder. "": beside the images.
+        vocabulary: modality -> its spellings, if the layout does not go by `DEFAULT_MODALITIES`.
+        case_folders: whether a folder with images belongs to one case.
+        channel_file: the JSON file above the images that tells which modality each number is (nnU-Net).
         label_convention: the key of `labels.CONVENTIONS` that label maps usually follow.
     """
 
@@ -52,6 +57,11 @@ class Layout:
     patient: str = r"^(.*)$"
     extension: str = ".nii.gz"
     label_convention: str = "2021"
+    segmentations: tuple[str, ...] = SEGMENTATION_NAMES
+    label_template: str = ""
+    vocabulary: Mapping[str, tuple[str, ...]] | None = None
+    case_folders: bool = True
+    channel_file: str = ""
 
     @property
     def sliced(self) -> bool:
@@ -61,6 +71,12 @@ class Layout:
     def pattern(self) -> re.Pattern[str]:
         """Return the template as a regular expression over a POSIX relative path."""
         return _pattern_of(self.template, tuple(self.fields.items()))
+
+    def label_pattern(self) -> re.Pattern[str] | None:
+        """Return the template of label maps that lie elsewhere as a regular expression, if there is one."""
+        if not self.label_template:
+            return None
+        return _pattern_of(self.label_template, tuple(self.fields.items()))
 
     def patient_of(self, case_id: str) -> str:
         """Return the patient of a case: the part of its id that names one, otherwise the whole id."""
@@ -87,6 +103,15 @@ class Layout:
         ext = extension or self.extension
         return PurePosixPath(
             self.template.format(prefix=prefix, case=case, token=token, slice=slice_, ext=ext)
+        )
+
+    def place_label(self, *, case: str, prefix: str = "", slice_: str = "") -> PurePosixPath:
+        """Return where the label map of a case belongs; `prefix` is its own folder if it lies elsewhere."""
+        if SEGMENTATION in self.tokens:
+            token = self.tokens[SEGMENTATION]
+            return self.place(case=case, token=token, prefix=prefix, slice_=slice_)
+        return PurePosixPath(
+            self.label_template.format(labels=prefix, case=case, ext=self.extension)
         )
 
     def place_side_car(self, file: PurePosixPath, case: str) -> PurePosixPath:
@@ -124,9 +149,10 @@ class Layout:
             )
 
 
-_NIFTI = r"\.nii(?:\.gz)?"
+_IXI_TOKENS = {"t1": "T1", "t2": "T2", "pd": "PD"}
+_IXI_MODALITIES = {name: (name,) for name in _IXI_TOKENS}
 
-
+# Sources of the names: docs/guides/data.md. Of layouts that as many files fit, the first is taken.
 LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -135,22 +161,25 @@ LAYOUTS: Mapping[str, Layout] = {
             title="BraTS 2018-2021",
             template="{prefix}{case}/{case}_{token}{ext}",
             fields={
-                "prefix": r"(?:.*/)?",
+                "prefix": _ANY_FOLDERS,
                 "case": r"[^/]+",
-                "token": r"[A-Za-z0-9]+",
-                "ext": _NIFTI,
+                "token": _ANY_TOKEN,
+                "ext": NIFTI_ENDING,
+                "labels": _ANY_FOLDERS + "images_segm/",  # UPENN-GBM
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+            segmentations=(*SEGMENTATION_NAMES, "tumor_segmentation", "gtv"),
+            label_template="{labels}{case}_{token}{ext}",
         ),
         Layout(
             name="brats2023",
             title="BraTS 2023 and later (BraSyn)",
             template="{prefix}{case}/{case}-{token}{ext}",
             fields={
-                "prefix": r"(?:.*/)?",
+                "prefix": _ANY_FOLDERS,
                 "case": r"[^/]+",
-                "token": r"[A-Za-z0-9]+",
-                "ext": _NIFTI,
+                "token": _ANY_TOKEN,
+                "ext": NIFTI_ENDING,
             },
             tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", SEGMENTATION: "seg"},
             patient=r"^(.+-\d{5})-\d{3}$",  # the last number is the time point
@@ -164,7 +193,7 @@ LAYOUTS: Mapping[str, Layout] = {
                 "prefix": r"(?:.*/)?sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?",
                 "case": r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?",
                 "token": r"(?:[a-z]+-[A-Za-z0-9+]+_)*[A-Za-z0-9]+",
-                "ext": _NIFTI,
+                "ext": NIFTI_ENDING,
             },
             tokens={
                 "flair": "FLAIR",
@@ -180,14 +209,109 @@ LAYOUTS: Mapping[str, Layout] = {
             title="PNG slices of the paper",
             template="{prefix}{token}/{case}_{slice}{ext}",
             fields={
-                "prefix": r"(?:.*/)?",
+                "prefix": _ANY_FOLDERS,
                 "token": r"[A-Za-z0-9]+",
                 "case": r"[^/]+",
                 "slice": r"\d+",
-                "ext": r"\.png",
+                "ext": r"(?i:\.png)",
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
             extension=".png",
+            case_folders=False,
+        ),
+        Layout(
+            name="ucsf",
+            title="UCSF-PDGM",
+            template="{prefix}{case}_nifti/{case}_{token}{ext}",
+            fields={
+                "prefix": _ANY_FOLDERS,
+                "case": r"[^/]+",
+                "token": _ANY_TOKEN,
+                "ext": NIFTI_ENDING,
+            },
+            tokens={
+                "flair": "FLAIR",
+                "t1": "T1",
+                "t1ce": "T1c",
+                "t2": "T2",
+                SEGMENTATION: "tumor_segmentation",
+            },
+            segmentations=("tumor_segmentation",),
+        ),
+        Layout(
+            name="tcga",
+            title="TCGA-GBM and TCGA-LGG, prepared as BraTS",
+            template="{prefix}{case}_{token}{ext}",
+            fields={
+                "prefix": _ANY_FOLDERS + r"TCGA-[0-9A-Z]{2}-[0-9A-Z]{4}/",
+                "case": r"TCGA-[0-9A-Z]{2}-[0-9A-Z]{4}_\d{4}\.\d{2}\.\d{2}",  # the last part is the date
+                "token": _ANY_TOKEN,
+                "ext": NIFTI_ENDING,
+            },
+            tokens={
+                "flair": "flair",
+                "t1": "t1",
+                "t1ce": "t1Gd",
+                "t2": "t2",
+                SEGMENTATION: "GlistrBoost_ManuallyCorrected",
+            },
+            segmentations=("GlistrBoost_ManuallyCorrected", "GlistrBoost"),
+        ),
+        Layout(
+            name="nnunet",
+            title="nnU-Net",
+            template="{prefix}{case}_{token}{ext}",
+            fields={
+                "prefix": _ANY_FOLDERS + r"images(?:Tr|Ts)/",
+                "case": r"[^/]+",
+                "token": r"\d{4}",
+                "ext": NIFTI_ENDING,
+                "labels": _ANY_FOLDERS + r"labels(?:Tr|Ts)/",
+            },
+            tokens={"flair": "0000", "t1": "0001", "t1ce": "0002", "t2": "0003"},
+            label_template="{labels}{case}{ext}",
+            case_folders=False,
+            channel_file="dataset.json",
+        ),
+        Layout(
+            name="ixi",
+            title="IXI",
+            template="{prefix}IXI-{token}/{case}-{token}{ext}",
+            fields={
+                "prefix": _ANY_FOLDERS,
+                "case": r"IXI\d+-[A-Za-z]+-\d+",
+                "token": r"[A-Za-z0-9]+",
+                "ext": NIFTI_ENDING,
+            },
+            tokens=_IXI_TOKENS,
+            vocabulary=_IXI_MODALITIES,
+            case_folders=False,
+        ),
+        Layout(
+            name="ixi-flat",
+            title="IXI in one folder",
+            template="{prefix}{case}-{token}{ext}",
+            fields={
+                "prefix": r"(?:(?:.*/)?(?!IXI-)[^/]+/)?",
+                "case": r"IXI\d+-[A-Za-z]+-\d+",
+                "token": r"[A-Za-z0-9]+",
+                "ext": NIFTI_ENDING,
+            },
+            tokens=_IXI_TOKENS,
+            vocabulary=_IXI_MODALITIES,
+            case_folders=False,
+        ),
+        Layout(
+            name="folders",
+            title="a folder per patient, files named as modalities",
+            template="{prefix}{case}/{token}{ext}",
+            fields={
+                "prefix": _ANY_FOLDERS,
+                "case": r"[^/]+",
+                "token": _ANY_TOKEN,
+                "ext": NIFTI_ENDING,
+            },
+            tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
         ),
     )
 }
@@ -203,95 +327,6 @@ SUBMISSIONS: Mapping[str, Layout] = {
         tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w"},
     )
 }
-
-
-def read_vocabulary(path: Path) -> tuple[Mapping[str, tuple[str, ...]], Layout | None]:
-    """Read other modality names, and optionally a naming of the user's own, from TOML.
-
-    ```toml
-    pattern = "IXI-{modality}/{case}-{modality}.nii.gz"   # optional; without it one of LAYOUTS
-    [modalities]
-    t1 = ["T1"]
-    t2 = ["T2"]
-    pd = ["PD"]
-    ```
-
-    Returns:
-        Modality -> its spellings, and the user's own layout or None.
-
-    Raises:
-        UsageError: the file is unreadable or holds something else.
-    """
-    document = read_toml(path, expected="a [modalities] table")
-    table = document.get("modalities")
-    unknown = set(document) - {"modalities", "pattern"}
-    if unknown or not isinstance(table, dict) or len(table) < 2:  # noqa: PLR2004
-        reason = (
-            f"unknown key {min(unknown)!r}"
-            if unknown
-            else "no [modalities] table of two names or more"
-        )
-        raise UsageError(
-            f"{path}: {reason}, "
-            "expected `pattern` (optional) and [modalities] with a list of spellings each",
-            '[modalities] holds lines such as t1 = ["T1"]; docs/guides/data.md has an example',
-            code="invalid-vocabulary",
-        )
-    for name, spellings in table.items():
-        if (
-            not re.fullmatch(r"[A-Za-z0-9]+", name)
-            or not isinstance(spellings, list)
-            or not all(isinstance(item, str) for item in spellings)
-        ):
-            raise UsageError(
-                f"{path}: modality {name!r} = {spellings!r}, "
-                "expected letters and digits = a list of spellings",
-                'for example pd = ["PD"]',
-                code="invalid-vocabulary",
-            )
-    owner: dict[str, str] = {}
-    for name, spellings in table.items():
-        for spelling in (name, *spellings):
-            if spelling.lower() in SEGMENTATION_NAMES:
-                raise UsageError(
-                    f"{path}: {spelling!r} names the label map, expected another name",
-                    "choose another spelling",
-                    code="spelling-reserved",
-                )
-            first = owner.setdefault(spelling.lower(), name)
-            if first != name:
-                raise UsageError(
-                    f"{path}: {spelling!r} is a spelling of {first} and of {name}, expected one owner",
-                    "leave it to one of them",
-                    code="spelling-ambiguous",
-                )
-    vocabulary = {name: (name, *spellings) for name, spellings in table.items()}
-    if "pattern" not in document:
-        return vocabulary, None
-    pattern = document["pattern"]
-    fields = set(re.findall(r"\{(\w+)\}", pattern)) if isinstance(pattern, str) else set()
-    if (
-        not {"case", "modality"} <= fields
-        or fields - {"case", "modality"}
-        or not re.search(rf"{_NIFTI}$", pattern)
-    ):
-        raise UsageError(
-            f"{path}: pattern {pattern!r}, "
-            f"expected a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
-            'for example pattern = "{case}/{case}-{modality}.nii.gz"',
-            code="invalid-pattern",
-        )
-    ending = re.search(rf"{_NIFTI}$", pattern)[0]  # type: ignore[index]
-    layout = Layout(
-        name="own",
-        title=f"own ({pattern})",
-        template="{prefix}"
-        + pattern.removesuffix(ending).replace("{modality}", "{token}")
-        + "{ext}",
-        fields={"prefix": r"(?:.*/)?", "case": r"[^/]+", "token": r"[A-Za-z0-9]+", "ext": _NIFTI},
-        tokens={name: spellings[0] for name, spellings in table.items() if spellings},
-    )
-    return vocabulary, layout
 
 
 def canonical(name: str, modalities: Iterable[str]) -> str:
@@ -313,28 +348,40 @@ def canonical(name: str, modalities: Iterable[str]) -> str:
     )
 
 
-def modality_of(token: str, vocabulary: Mapping[str, tuple[str, ...]]) -> str | None:
+def modality_of(
+    token: str,
+    vocabulary: Mapping[str, tuple[str, ...]],
+    segmentations: Sequence[str] = SEGMENTATION_NAMES,
+) -> str | None:
     """Return the modality that a token in a file's name stands for, or None; `SEGMENTATION` for a label map.
 
-    In BIDS, entities such as `acq-...`, `ce-...` and `run-...` stand before the suffix; after contrast agent (`ce-`)
-    an image is another modality. Phase, real and imaginary parts are none.
+    A whole token is compared, without case: `T1_bias` is no `T1`. In BIDS, entities such as `acq-...`, `ce-...` and
+    `run-...` stand before the suffix; after contrast agent (`ce-`) an image is another modality. Phase, real and
+    imaginary parts are none.
     """
-    *entities, suffix = token.lower().split("_")
-    if {"part-phase", "part-real", "part-imag"} & set(entities):
-        return None
-    if suffix in SEGMENTATION_NAMES:
-        return SEGMENTATION
+    text = token.lower()
+    labels = {name.lower() for name in segmentations}
     spellings = {
         spelling.lower(): name for name, names in vocabulary.items() for spelling in (name, *names)
     }
+    *entities, suffix = text.split("_")
+    if text in labels or text in spellings:
+        return SEGMENTATION if text in labels else spellings[text]
+    if not all("-" in entity for entity in entities):
+        return None  # T1_bias
+    if {"part-phase", "part-real", "part-imag"} & set(entities):
+        return None
+    if suffix in labels:
+        return SEGMENTATION
     if any(entity.startswith("ce-") for entity in entities):
         return spellings.get(f"ce-gadolinium_{suffix}")
     return spellings.get(suffix)
 
 
 def ending_of(path: PurePosixPath) -> str:
-    """Return the ending of an image's name: `.nii.gz`, `.nii` or `.png`."""
-    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    """Return the ending of an image's name, as it is spelt: `.nii.gz`, `.nii` or `.png`, or `.NII.GZ`."""
+    length = len(".nii.gz")
+    return path.name[-length:] if path.name.lower().endswith(".nii.gz") else path.suffix
 
 
 @cache  # a dataset of slices asks for every file

@@ -1,6 +1,7 @@
 """Relative paths below a folder -> cases, and what is wrong with the names.
 
-Opens no file. How one path is read is left to `layouts`, what the cases are good for to `dataset`.
+How one path is read is left to `layouts`, whose a case is to `patients`, what is not read to `unread`, what the cases
+are good for to `dataset`.
 """
 
 from __future__ import annotations
@@ -8,14 +9,24 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from attcl_cli.data import bids
-from attcl_cli.data.layouts import SEGMENTATION, Layout, modality_of
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.data import bids, unread
+from attcl_cli.data.channels import Channels, read_channels
+from attcl_cli.data.layouts import (
+    DEFAULT_MODALITIES,
+    LAYOUTS,
+    NIFTI_ENDING,
+    SEGMENTATION,
+    Layout,
+    modality_of,
+)
+from attcl_cli.data.patients import find_patients
+from attcl_cli.data.vocabulary import Vocabulary
+from attcl_cli.errors import AttclError, UsageError, some
 
 
 @dataclass(frozen=True)
@@ -45,25 +56,35 @@ class Reading:
         layout: the convention they follow.
         cases: sorted by id.
         wrong: case id, or name of an empty folder -> what is wrong with its names.
-        ignored: relative paths of files that are no image of the layout.
+        unread: case id, or path of a folder -> what looks like its volumes and is not read.
+        ignored: relative paths of images that are not read and are no loss.
         spellings: modality -> the token that most files use.
         extension: the file ending that most files use.
-        notes: what was left out, and why.
+        vocabulary: modality -> its spellings.
+        expected: the modalities that the user or the dataset itself names.
+        naming_files: files that the names are read with (`dataset.json` of nnU-Net).
+        recognised: public datasets that the cases' ids come from.
+        notes: what was left out or guessed, and why.
     """
 
     layout: Layout
     cases: tuple[Case, ...]
     wrong: Mapping[str, tuple[AttclError, ...]]
+    unread: Mapping[str, tuple[AttclError, ...]]
     ignored: tuple[PurePosixPath, ...]
     spellings: Mapping[str, str]
     extension: str
+    vocabulary: Mapping[str, tuple[str, ...]]
+    expected: tuple[str, ...] = ()
+    naming_files: tuple[PurePosixPath, ...] = ()
+    recognised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def read_folder(
     root: Path,
     candidates: Sequence[Layout],
-    vocabulary: Mapping[str, tuple[str, ...]],
+    said: Vocabulary,
     *,
     bids_filter: Sequence[str] = (),
 ) -> Reading:
@@ -72,22 +93,20 @@ def read_folder(
     Args:
         root: the dataset's folder; links to folders are followed.
         candidates: the layouts to choose from.
-        vocabulary: modality -> its spellings.
+        said: what the user says about names.
         bids_filter: which of several files of a modality is meant in BIDS (`bids.parse_filters`).
 
     Raises:
         AttclError: a folder cannot be listed, or nothing in it fits a layout.
-        UsageError: a filter is malformed, matches nothing, or the layout is not BIDS.
+        UsageError: a filter is malformed, matches nothing, or the layout is not BIDS; `said` does not fit the names.
     """
     everything = _walk(root)
     aside = bids.set_aside(everything, root)
     files = [path for path in everything if path not in aside]
-    readings = {
-        candidate.name: _read_names(files, candidate, vocabulary) for candidate in candidates
-    }
-    chosen = max(candidates, key=lambda candidate: len(readings[candidate.name]))
-    names = readings[chosen.name]
-    if not names:
+    readings = {layout.name: _read_names(root, files, layout, said) for layout in candidates}
+    chosen = max(candidates, key=lambda candidate: len(readings[candidate.name].names))
+    read = readings[chosen.name]
+    if not read.names:
         raise bids.only_set_aside(root, aside) or _unknown_layout(root, files, candidates)
     notes = bids.notes_of(aside, root)
     if bids_filter and chosen.name != bids.LAYOUT:
@@ -97,11 +116,28 @@ def read_folder(
             code="bids-filter-without-bids",
         )
     if bids_filter:
-        left, dropped = bids.select(names, bids.parse_filters(bids_filter, vocabulary))
-        files = [path for path in files if path not in names or path in left]
-        names, notes = left, (*notes, *dropped)
-    reading = _assemble(root, files, chosen, names, vocabulary)
-    return replace(reading, notes=(*reading.notes, *notes))
+        left, dropped = bids.select(read.names, bids.parse_filters(bids_filter, read.vocabulary))
+        files = [path for path in files if path not in read.names or path in left]
+        read, notes = replace(read, names=left), (*notes, *dropped)
+    read, guessed = _settle_labels(files, chosen, read)
+    reading = _assemble(root, chosen, read, said)
+    chosen_by_user = len(candidates) == 1
+    verdict = _judge(root, files, reading, read, said, chosen_by_user=chosen_by_user)
+    wrong = _without_unread(root, reading.wrong, verdict.wrong)
+    passed_over = (
+        (
+            f"{len(verdict.ignored)} images that no case lacks are ignored: {some(verdict.ignored, most=4)}",
+        )
+        if verdict.ignored
+        else ()
+    )
+    return replace(
+        reading,
+        wrong=wrong,
+        unread=verdict.wrong,
+        ignored=verdict.ignored,
+        notes=(*reading.notes, *notes, *guessed, *passed_over),
+    )
 
 
 @dataclass(frozen=True)
@@ -113,6 +149,17 @@ class _Name:
     prefix: str
     ending: str
     slice_: str
+    elsewhere: bool = False  # a label map in a folder of its own
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The files of a folder that fit one layout."""
+
+    names: Mapping[PurePosixPath, _Name]
+    vocabulary: Mapping[str, tuple[str, ...]]
+    segmentations: tuple[str, ...]
+    channels: Channels | None = None
 
 
 def _walk(root: Path) -> list[PurePosixPath]:
@@ -143,43 +190,122 @@ def _refuse(error: OSError) -> NoReturn:
 
 
 def _read_names(
-    files: Sequence[PurePosixPath], layout: Layout, vocabulary: Mapping[str, tuple[str, ...]]
-) -> dict[PurePosixPath, _Name]:
-    pattern = layout.pattern()
-    names = {}
+    root: Path, files: Sequence[PurePosixPath], layout: Layout, said: Vocabulary
+) -> _Read:
+    vocabulary = said.modalities or layout.vocabulary or DEFAULT_MODALITIES
+    segmentations = said.segmentations or layout.segmentations
+    pattern, labels = layout.pattern(), layout.label_pattern()
+    matches: dict[PurePosixPath, tuple[dict[str, str], bool]] = {}
     for path in files:
-        match = pattern.fullmatch(str(path))
-        if match is None:
+        if (path.suffix.lower() == ".png") is not layout.sliced:
             continue
-        groups = match.groupdict()
-        modality = modality_of(groups["token"], vocabulary)
-        if modality is not None:
-            names[path] = _Name(
-                path,
-                groups["case"],
-                modality,
-                groups["token"],
-                groups["prefix"] or "",
-                groups["ext"],
-                groups.get("slice") or "",
-            )
-    return names
+        image = pattern.fullmatch(str(path))
+        label = labels.fullmatch(str(path)) if labels is not None and image is None else None
+        match = image or label
+        if match is not None:
+            matches[path] = match.groupdict(), image is None
+    channels = None
+    if layout.channel_file and matches:
+        images = [groups["prefix"] for groups, elsewhere in matches.values() if not elsewhere]
+        channels = read_channels(root, images, layout.channel_file, vocabulary)
+        vocabulary = channels.vocabulary if channels is not None else vocabulary
+    names = {}
+    for path, (groups, elsewhere) in matches.items():
+        token = groups.get("token") or ""
+        modality = SEGMENTATION
+        if token:
+            named = modality_of(token, vocabulary, segmentations)
+            if named is None or (elsewhere and named != SEGMENTATION):
+                continue
+            modality = named
+        names[path] = _Name(
+            path,
+            groups["case"],
+            modality,
+            token,
+            groups.get("prefix") or "",
+            groups["ext"],
+            groups.get("slice") or "",
+            elsewhere,
+        )
+    if layout.channel_file and all(name.modality == SEGMENTATION for name in names.values()):
+        names = {}  # numbers that nothing explains
+    return _Read(names, vocabulary, segmentations, channels)
+
+
+def _settle_labels(
+    files: Sequence[PurePosixPath], layout: Layout, read: _Read
+) -> tuple[_Read, tuple[str, ...]]:
+    """Choose the label map of a case that has several, by their names; find that of a case that seems to have none.
+
+    Returns:
+        The names that are left, and what was guessed.
+    """
+    order = [name.lower() for name in read.segmentations]
+
+    def rank(name: _Name) -> int:
+        token = name.token.lower()
+        text = token if token in order else token.rsplit("_", 1)[-1]
+        return order.index(text) if text in order else len(order)
+
+    best: dict[str, int] = {}
+    for name in read.names.values():
+        if name.modality == SEGMENTATION:
+            best[name.case] = min(rank(name), best.get(name.case, rank(name)))
+    names = {
+        path: name
+        for path, name in read.names.items()
+        if name.modality != SEGMENTATION or rank(name) == best[name.case]
+    }
+    folders = _case_folders(layout, names.values())
+    ids = {name.case.lower() for name in names.values()}
+    similar: dict[str, list[PurePosixPath]] = defaultdict(list)  # W39_1998.09.19_Segm.nii
+    for path in files:
+        case = folders.get(path.parent)
+        if case is None or case in best or path in read.names:
+            continue
+        match = re.fullmatch(
+            rf"(?P<stem>.*[^a-z0-9](?P<last>[a-z0-9]+)){NIFTI_ENDING}", path.name.lower()
+        )
+        if match is None or match["last"] not in order:
+            continue
+        if not any(match["stem"].startswith(other) for other in ids - {case.lower()}):
+            similar[case].append(path)
+    notes = []
+    for case, paths in similar.items():
+        if len(paths) == 1:
+            (path,) = paths
+            names[path] = _Name(path, case, SEGMENTATION, "", "", "", "", elsewhere=True)
+            notes.append(f"{path}: taken as the label map of {case}, by the end of its name")
+    return replace(read, names=names), tuple(notes)
+
+
+def _case_folders(layout: Layout, names: Iterable[_Name]) -> dict[PurePosixPath, str]:
+    """Return the folders that hold images of a single case, by the layout and in fact."""
+    if not layout.case_folders:
+        return {}
+    cases: dict[PurePosixPath, set[str]] = defaultdict(set)
+    for name in names:
+        if not name.elsewhere:
+            cases[name.path.parent].add(name.case)
+    return {folder: next(iter(ids)) for folder, ids in cases.items() if len(ids) == 1}
 
 
 def _assemble(
     root: Path,
-    files: Sequence[PurePosixPath],
     layout: Layout,
-    names: Mapping[PurePosixPath, _Name],
-    vocabulary: Mapping[str, tuple[str, ...]],
+    read: _Read,
+    said: Vocabulary,
 ) -> Reading:
     by_case: dict[str, list[_Name]] = defaultdict(list)
-    for name in names.values():
+    for name in read.names.values():
         by_case[name.case].append(name)
+    patients = find_patients(by_case, layout, said.patient)
     wrong: dict[str, tuple[AttclError, ...]] = {}
     cases = []
     for case_id in sorted(by_case):
-        case, problems = _case(root, layout, case_id, by_case[case_id])
+        patient = patients.of[case_id]
+        case, problems = _case(root, layout, case_id, patient, by_case[case_id])
         if case.files:
             cases.append(case)
         elif not problems:
@@ -187,7 +313,7 @@ def _assemble(
             problems.append(
                 AttclError(
                     f"{folder}: a case with no modality, "
-                    f"expected at least one of {', '.join(vocabulary)}",
+                    f"expected at least one of {', '.join(read.vocabulary)}",
                     "add its images or remove the folder",
                     code="case-empty",
                 )
@@ -201,29 +327,92 @@ def _assemble(
             code="case-empty",
         )
         wrong[folder.name] = (*wrong.get(folder.name, ()), problem)
-    ignored = tuple(
-        path for path in files if path not in names and path.suffix in {".gz", ".nii", ".png"}
-    )
     tokens: dict[str, Counter[str]] = defaultdict(Counter)
-    for name in names.values():
-        tokens[name.modality][name.token] += 1
+    for name in read.names.values():
+        if not name.elsewhere:
+            tokens[name.modality][name.token] += 1
     spellings = {
-        **layout.tokens,
+        **(read.channels.tokens if read.channels is not None else layout.tokens),
         **{modality: counter.most_common(1)[0][0] for modality, counter in tokens.items()},
     }
-    endings = Counter(name.ending for name in names.values())
+    endings = Counter(name.ending for name in read.names.values() if not name.elsewhere)
     return Reading(
         layout=layout,
         cases=tuple(cases),
         wrong=wrong,
-        ignored=ignored,
+        unread={},
+        ignored=(),
         spellings=spellings,
-        extension=endings.most_common(1)[0][0],
+        extension=endings.most_common(1)[0][0].lower(),
+        vocabulary=read.vocabulary,
+        expected=tuple(read.vocabulary) if said.modalities or read.channels is not None else (),
+        naming_files=read.channels.files if read.channels is not None else (),
+        recognised=patients.recognised,
+        notes=patients.notes,
     )
 
 
+def _judge(
+    root: Path,
+    files: Sequence[PurePosixPath],
+    reading: Reading,
+    read: _Read,
+    said: Vocabulary,
+    *,
+    chosen_by_user: bool,
+) -> unread.Verdict:
+    """Divide the files that are not read into problems and what is harmless."""
+    items = unread.find_unread(root, [path for path in files if path not in read.names])
+    if not items:
+        return unread.Verdict({}, ())
+    left = [path for item in items for path in item.files]
+    others = {
+        path: layout.title
+        for layout in LAYOUTS.values()
+        if layout.name != reading.layout.name
+        for path in _read_names(root, left, layout, said).names
+    }
+    present: dict[str, set[str]] = defaultdict(set)
+    for name in read.names.values():
+        present[name.case].add(name.modality)
+    places = {
+        modality: str(
+            reading.layout.place(
+                case="{case}", token=reading.spellings.get(modality, modality), slice_="{slice}"
+            )
+        )
+        for modality in read.vocabulary
+    }
+    known = unread.Known(
+        folders=_case_folders(reading.layout, read.names.values()),
+        present=present,
+        places=places,
+        others=others,
+        chosen=chosen_by_user,
+    )
+    return unread.judge(root, items, known, read.vocabulary)
+
+
+def _without_unread(
+    root: Path,
+    wrong: Mapping[str, tuple[AttclError, ...]],
+    unread_: Mapping[str, tuple[AttclError, ...]],
+) -> dict[str, tuple[AttclError, ...]]:
+    """Return what is wrong without empty folders that hold images which are reported as not read."""
+    reported = {str(root / name) for name in unread_}
+    left = {
+        name: tuple(
+            problem
+            for problem in problems
+            if problem.code != "case-empty" or problem.message.split(": ")[0] not in reported
+        )
+        for name, problems in wrong.items()
+    }
+    return {name: problems for name, problems in left.items() if problems}
+
+
 def _case(
-    root: Path, layout: Layout, case_id: str, names: Sequence[_Name]
+    root: Path, layout: Layout, case_id: str, patient: str, names: Sequence[_Name]
 ) -> tuple[Case, list[AttclError]]:
     problems: list[AttclError] = []
     files: dict[str, tuple[PurePosixPath, ...]] = {}
@@ -269,10 +458,10 @@ def _case(
     segmentation = files.pop(SEGMENTATION, ())
     return Case(
         id=case_id,
-        patient=layout.patient_of(case_id),
+        patient=patient,
         files=files,
         segmentation=segmentation,
-        prefix=names[0].prefix,
+        prefix=next((name.prefix for name in names if not name.elsewhere), ""),
     ), problems
 
 
@@ -281,15 +470,16 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
 
     Such a folder lies beside those of cases, and is empty, holds images, or is named like a case: `docs/` is none.
     """
-    if "{case}/" not in layout.template:
+    if not re.search(r"\{case\}[^/{]*/", layout.template):
         return []
-    parents = {root / name.path.parent.parent for names in cases.values() for name in names}
-    filled = {root / name.path.parent for names in cases.values() for name in names}
+    read = [name for names in cases.values() for name in names if not name.elsewhere]
+    parents = {root / name.path.parent.parent for name in read}
+    filled = {root / name.path.parent for name in read}
     shapes = {re.sub(r"\d+", "0", case_id) for case_id in cases}
 
     def is_case(folder: Path) -> bool:
         names = [item.name for item in folder.iterdir()]
-        images = any(name.endswith((".nii", ".nii.gz", ".png")) for name in names)
+        images = any(name.lower().endswith((".nii", ".nii.gz", ".png")) for name in names)
         return not names or images or re.sub(r"\d+", "0", folder.name) in shapes
 
     return [
@@ -307,18 +497,41 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
 def _unknown_layout(
     root: Path, files: Sequence[PurePosixPath], candidates: Sequence[Layout]
 ) -> AttclError:
-    images = [path for path in files if path.name.endswith((".nii", ".nii.gz", ".png"))]
+    unexplained = next(
+        (
+            path
+            for layout in candidates
+            if layout.channel_file
+            for path in files
+            if layout.pattern().fullmatch(str(path))
+        ),
+        None,
+    )
+    if unexplained is not None:
+        return AttclError(
+            f"{root}: {unexplained} is named as nnU-Net names channels, but no dataset.json says what they are, "
+            "expected its channel_names",
+            "add dataset.json, or name the channels in modalities.toml: [modalities] holds lines such as "
+            't1 = ["0001"]',
+            code="channels-unknown",
+        )
+    items = unread.find_unread(root, files)
+    images = [item for item in items if item.kind in ("nifti", "picture")]
+    named = images or items
+    kind = unread.KINDS[named[0].kind] if named else None
     content = (
-        f"{len(images)} images such as {images[0]}"
-        if images
+        f"{len(named)} images such as {named[0].path}"
+        + ("" if images or kind is None else f" ({kind.title})")
+        if named
         else f"{len(files)} files and no image"
     )
     templates = [
         f"{layout.place(case='{case}', token='<modality>', slice_='{slice}')} ({layout.title})"
         for layout in candidates
     ]
+    hint = "rename the files, or describe the naming in a TOML file and pass it with --modalities"
     return AttclError(
         f"{root}: unknown folder layout: {content}, expected {' or '.join(templates)}",
-        "rename the files, or describe the naming in a TOML file and pass it with --modalities",
+        hint if images or kind is None else f"{kind.hint}; then name the files so",
         code="unrecognised-layout",
     )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from attcl_cli.data import intensities, phantom, volumes
+from attcl_cli.data import intensities, volumes
+from attcl_cli.data.channels import write_channels
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
 
@@ -25,7 +26,13 @@ _NAMES: Mapping[str, tuple[str, str]] = {
     "brats2023": ("Phantom-GLI-{:05d}-000", ""),
     "bids": ("sub-phantom{:05d}", "sub-phantom{:05d}/"),
     "slices": ("Phantom{:05d}", ""),
+    "ucsf": ("Phantom-{:05d}", ""),
+    "nnunet": ("PHANTOM_{:05d}", "imagesTr/"),
+    "folders": ("phantom{:05d}", ""),
 }
+_LABEL_FOLDERS = {"nnunet": "labelsTr/"}
+COHORT_LAYOUTS = tuple(_NAMES)
+"""The layouts that `write_cohort` writes."""
 
 
 def write_cohort(
@@ -44,13 +51,16 @@ def write_cohort(
     Args:
         root: the dataset's folder; made if it does not exist.
         cases: how many.
-        layout: a key of `LAYOUTS`. PNG slices are 16-bit.
+        layout: one of `COHORT_LAYOUTS`. PNG slices are 16-bit.
         seed: the same seed gives the same bytes.
         voxel_mm: voxel edge; 1 is BraTS's 240x240x155, 4 a small one for tests.
         missing: modalities that are not written, one list per case, repeated cyclically; empty: all are written.
         workers: threads; default the processors.
         on_case: called with the id of each case that is done.
     """
+    naming = LAYOUTS[layout]
+    if naming.channel_file:
+        write_channels(root / naming.channel_file, naming.tokens, cases=cases)
     with ThreadPoolExecutor(max_workers=workers or os.cpu_count()) as pool:
         jobs = [
             pool.submit(
@@ -81,6 +91,8 @@ def is_phantom(dataset: Dataset, case: Case) -> bool:
 def _write_case(
     root: Path, index: int, layout: str, seed: int, voxel_mm: float, missing: Sequence[str]
 ) -> str:
+    from attcl_cli.data import phantom  # noqa: PLC0415 - loads scipy; `is_phantom` is asked by every completion
+
     case = phantom.make_case(index, seed=seed, voxel_mm=voxel_mm)
     naming = LAYOUTS[layout]
     name, prefix = (text.format(index) for text in _NAMES[layout])
@@ -90,7 +102,7 @@ def _write_case(
         if modality in missing:
             continue
         data = volumes.to_working_order(image, grid).astype(np.float32)
-        token = naming.tokens[modality]
+        token = naming.tokens.get(modality, "")
         if naming.sliced:
             grey = volumes.Grid(
                 shape=(*data.shape[1:], data.shape[0]), affine=np.eye(4), dtype=np.dtype(np.uint16)
@@ -101,8 +113,13 @@ def _write_case(
             ]
             volumes.save(paths, data, grey, description=DESCRIPTION)
         else:
+            place = (
+                naming.place_label(case=name, prefix=_LABEL_FOLDERS.get(layout, prefix))
+                if modality == SEGMENTATION
+                else naming.place(case=name, token=token, prefix=prefix)
+            )
             volumes.save(
-                [root / naming.place(case=name, token=token, prefix=prefix)],
+                [root / place],
                 data,
                 grid,
                 description=DESCRIPTION,

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from attcl_cli.data.dataset import Dataset
-from attcl_cli.data.layouts import VOCABULARY_FILE
-from attcl_cli.data.splits import SPLITS_FILE, Splits, to_json
+from attcl_cli.data.dataset import SPLITS_FILE, Dataset
+from attcl_cli.data.splits import Splits, to_json
+from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import (
     TEMPORARY_SUFFIX,
@@ -91,6 +91,8 @@ def write_tree(
     document = to_json(splits)
     with _beside(output) as building:
         for file in _kept_files(dataset, splits):
+            _link(dataset.root / file, building / file, link)
+        for file in dataset.naming_files:
             _link(dataset.root / file, building / file, link)
         if dataset.vocabulary_file is not None:
             shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)

@@ -14,8 +14,8 @@ from attcl_cli.data.layouts import (
     canonical,
     ending_of,
     modality_of,
-    read_vocabulary,
 )
+from attcl_cli.data.vocabulary import read_vocabulary
 from attcl_cli.errors import UsageError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
