@@ -151,13 +151,13 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         AttclError: the file is missing, empty, no NIfTI, cut off, or not a 3-D volume of numbers.
     """
     path = paths[0]
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         return _png_grid(*png_slices.read_shape(paths))
     _require_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
                 header = _read_header(stream, path)
             grid = _grid(header, path)
     except AttclError:
@@ -168,7 +168,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         int(header.get_data_offset())
         + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
     )
-    if path.suffix != ".gz":
+    if path.suffix.lower() != ".gz":
         length = path.stat().st_size
         if length < expected:
             raise _cut_off(path, length, expected)
@@ -183,13 +183,13 @@ def depth_of(paths: Sequence[Path]) -> int:
     Raises:
         AttclError: as `read_grid`.
     """
-    return len(paths) if paths[0].suffix == ".png" else read_grid(paths).axial_shape[0]
+    return len(paths) if paths[0].suffix.lower() == ".png" else read_grid(paths).axial_shape[0]
 
 
 def read_description(paths: Sequence[Path]) -> str | None:
     """Return what a volume says of itself (`save`): the NIfTI field `descrip`, or a PNG's text; None if unreadable."""
     path = paths[0]
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         return png_slices.read_description(path)
     try:
         with warnings.catch_warnings():
@@ -226,10 +226,14 @@ def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     Integers hold no NaN, and a constant volume compresses to almost nothing; so mostly this costs a `stat`.
     """
     path = paths[0]
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         return False
     packed = path.stat().st_size / (np.prod(grid.shape, dtype=np.int64) * grid.dtype.itemsize)
-    return grid.dtype.kind == "f" or path.suffix != ".gz" or bool(packed < _SUSPICIOUS_COMPRESSION)
+    return (
+        grid.dtype.kind == "f"
+        or path.suffix.lower() != ".gz"
+        or bool(packed < _SUSPICIOUS_COMPRESSION)
+    )
 
 
 def load(paths: Sequence[Path], *, background: BackgroundOption = "auto") -> Volume:
@@ -322,7 +326,7 @@ def read_exactly(paths: Sequence[Path]) -> tuple[Array, float]:
         AttclError: as `read_grid`.
     """
     path = paths[0]
-    if path.suffix == ".png":
+    if path.suffix.lower() == ".png":
         pixels, dtype = png_slices.load(paths)
         return pixels.astype(dtype), 0.0
 
@@ -352,7 +356,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     Raises:
         AttclError: the file cannot be written. Nothing half-written stays.
     """
-    if paths[0].suffix == ".png":
+    if paths[0].suffix.lower() == ".png":
         png_slices.save(paths, data, like.dtype, description=description)
         return
     dtype = _output_type(data, like)
@@ -370,7 +374,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     _check_written(raw, like, paths[0])
     write_whole(
         paths[0],
-        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix == ".gz" else raw,
+        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix.lower() == ".gz" else raw,
     )
 
 
@@ -398,7 +402,7 @@ def type_of_image(header: Any) -> type[Any]:
 
 
 def _read(paths: Sequence[Path]) -> Volume:
-    if paths[0].suffix != ".png":
+    if paths[0].suffix.lower() != ".png":
         return _load_nifti(paths[0])
     data, dtype = png_slices.load(paths)
     depth, height, width = data.shape
@@ -527,7 +531,7 @@ def _require_bytes(path: Path) -> None:
 def _read_bytes(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
-        return bytes(gzip_codec.decompress(raw)) if path.suffix == ".gz" else raw
+        return bytes(gzip_codec.decompress(raw)) if path.suffix.lower() == ".gz" else raw
     except Exception as error:
         known = (OSError, EOFError, zlib.error, ValueError)
         if not isinstance(error, known) and not type(error).__module__.startswith("isal"):
