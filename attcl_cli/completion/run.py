@@ -143,6 +143,7 @@ def complete(
         layout,
         Path(modalities) if modalities is not None else None,
         tuple(bids_filter),
+        force=force,
     )
     naming = SUBMISSIONS.get(layout)
     if naming is not None:  # says how to write; what is read shows its layout itself
@@ -154,16 +155,10 @@ def complete(
                 code="options-exclude-each-other",
             )
     dataset = source.open()
+    for note in dataset.notes:
+        progress.say(f"note: {note}")
     if naming is None:
         dataset = replace(dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc))
-    place = devices.select(device)
-    names = [weights] if isinstance(weights, Path | str) else list(weights)
-    wanted = _canonical(targets, dataset)
-    dataset = dataset.including(wanted)
-    models: list[Weights] = []
-    chosen = "none"
-    if names or any(_asked_for(dataset, case, wanted) for case in dataset.cases):
-        models, chosen = _find_models(names, dataset, wanted, progress, force=force)
     manner = Manner(
         slices=slices,
         samples=samples,

@@ -77,6 +77,8 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     source = Source(Path(dataset), layout, vocabulary, tuple(bids_filter))
     share, folder = _share(subset), Path(output)
     opened = source.open()
+    for note in opened.notes:
+        progress.say(f"note: {note}")
     progress.detail(f"{source.folder}: {len(opened.cases)} cases, checking their headers")
     raise_all(check(opened))
     splits = make_splits(
