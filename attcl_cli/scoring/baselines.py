@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from attcl_cli.data.dataset import Dataset
 from attcl_cli.data.intensities import Array
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.scoring.windows import own_scale
 
 MOST_PATIENTS = 50  # whose volumes are read
 LEVELS = np.linspace(*intensities.PERCENTILES, 397)  # percentiles, every quarter of a per cent
@@ -64,10 +66,11 @@ def measure_quantiles(
     step = -(-len(first) // MOST_PATIENTS)
     cases = [first[patient] for patient in sorted(first)[::step]]
     tables: dict[str, dict[str, Array]] = {name: {} for name in modalities}
+    load = partial(volumes.load, background=dataset.background)
     with progress.bar(len(cases), "quantiles") as bar:
         read = read_ahead(
             lambda case: {
-                name: quantiles_of(volumes.load(dataset.paths(case, name)).data)
+                name: quantiles_of(load(dataset.paths(case, name)).data)
                 for name in modalities
                 if name in case.files
             },
@@ -84,9 +87,11 @@ def measure_quantiles(
 
 def quantiles_of(data: Array) -> Array | None:
     """Return the quantiles at `LEVELS` of the voxels that are not 0, scaled to [0, 1]; None without contrast."""
-    values = np.percentile(data[data != 0], LEVELS) if data.any() else np.zeros(1)
-    low, high = values[0], values[-1]
-    return (values - low) / (high - low) if high > low else None
+    scale = own_scale(data, data != 0)
+    if scale is None:
+        return None
+    value: Array = (np.percentile(data[data != 0], LEVELS) - scale.low) / (scale.high - scale.low)
+    return value
 
 
 def matched_copy(source: Array, target: Array) -> Array:
@@ -98,11 +103,11 @@ def matched_copy(source: Array, target: Array) -> Array:
 
     Returns:
         (D, H, W) float32 in [0, 1]; what lies beyond the source's outermost levels has their values, the background is
-        0.
+        0. A source without contrast gives zeros: its noise would become an image.
     """
     brain = source != 0
     copied = np.zeros(source.shape, np.float32)
-    if brain.any():
+    if own_scale(source, brain) is not None:
         inside = source[brain]
         copied[brain] = np.interp(inside, np.percentile(inside, LEVELS), target)
     return copied

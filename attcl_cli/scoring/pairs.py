@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli.data import derivative, label_maps, volumes
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
@@ -44,6 +45,7 @@ class CasePairs:
         present: what the case has, modality -> files; the sources are among them.
         pairs: what is scored.
         segmentation: the label map; empty if there is none.
+        background: what is background in all of these volumes (`Dataset.background`).
     """
 
     case: str
@@ -51,6 +53,7 @@ class CasePairs:
     present: Mapping[str, tuple[Path, ...]]
     pairs: tuple[Pair, ...]
     segmentation: tuple[Path, ...]
+    background: BackgroundOption = "auto"
 
     @property
     def source(self) -> str:
@@ -145,7 +148,7 @@ def plan_comparison(
         present = {modality: data.paths(case, modality) for modality in case.files}
         segmentation = _segmentation(truth, true_case, problems)
         cases += [
-            CasePairs(case.id, sources, present, tuple(pairs), segmentation)
+            CasePairs(case.id, sources, present, tuple(pairs), segmentation, data.background)
             for sources, pairs in by_sources.items()
         ]
     if missing and not allow_missing:
@@ -183,7 +186,9 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
             pairs = tuple(Pair(name, paths, ()) for name, paths in files.items() if name != source)
             if pairs:
                 present = {source: of_source}
-                cases.append(CasePairs(case.id, (source,), present, pairs, segmentation))
+                cases.append(
+                    CasePairs(case.id, (source,), present, pairs, segmentation, truth.background)
+                )
     raise_all(problems)
     if not cases:
         raise AttclError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
@@ -239,10 +239,11 @@ class _CaseArrays:
 
 
 def _read(case: CasePairs) -> _CaseArrays:
-    present = {name: volumes.load(paths) for name, paths in case.present.items()}
-    truths = {pair.modality: volumes.load(pair.truth) for pair in case.pairs}
+    load = partial(volumes.load, background=case.background)
+    present = {name: load(paths) for name, paths in case.present.items()}
+    truths = {pair.modality: load(pair.truth) for pair in case.pairs}
     completed = {
-        pair.modality: volumes.load(pair.prediction).data for pair in case.pairs if pair.prediction
+        pair.modality: load(pair.prediction).data for pair in case.pairs if pair.prediction
     }
     tumour = None
     if case.segmentation:
