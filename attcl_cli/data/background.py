@@ -20,13 +20,16 @@ BackgroundOption = float | Literal["auto", "keep"]
 
 Kind = Literal["zero", "constant", "ringing", "noise", "none"]
 
-RINGING = 1e-4  # of the contrast: nearer to the background counts as background (interpolation leaves 1e-5)
+RINGING = 1e-3  # of the contrast: nearer to a background that is not exact is background (interpolation leaves 1e-5)
+_ROUNDING = 1e-6  # the same for a background that is exact, of float32
+_TRACES = 1e-4  # the same for ringing between exact zeros
+_WIDER = 3.0  # ringing near the image is wider than the 99th percentile of that of the border, by this factor
 NOISE = 0.1  # of the contrast: what is nearer to the background than this, but not background, is noise of the air
 MOST_NOISE = 0.15  # of the border; 0.00 in 98 prepared volumes of patients
 MOST_BELOW = 0.1  # of the other voxels may lie below the background and be clipped; more are meant (z-scores)
 _MOST_OF_BORDER = 0.5  # of the border that must be near one value, for that to be the background
 _SOME_OF_BORDER = 0.02  # of the border that must be exactly 0, if nothing else is the background
-_TINY = 0.01  # of the voxels that are not 0: so many within RINGING of 0 are no intensities
+_TINY = 0.01  # of the voxels that are not 0: so many within _TRACES of 0 are no intensities
 _SAMPLED = 1 << 15  # voxels by which contrast is measured
 
 
@@ -72,30 +75,27 @@ def find_background(data: Array, wanted: BackgroundOption = "auto") -> Backgroun
     sample = data[::step, ::step, ::step].astype(np.float32)
     low, high = np.percentile(sample, (0.5, 99.5))
     contrast = float(high - low)
-    tolerance = RINGING * contrast
     border = _border(data)
+    kind, value = (
+        _kind_and_value(border, sample, contrast) if wanted == "auto" else ("none", wanted)
+    )
+    near = np.abs(border - value)
+    near = near[near <= RINGING * contrast]
     if wanted != "auto":
-        near = np.abs(border - wanted)
-        exact = not np.any((near > 0) & (near <= tolerance))
-        kind: Kind = "zero" if wanted == 0 and exact else "constant" if exact else "ringing"
-        return Background(
-            kind, float(wanted), tolerance, contrast, _noise(near, tolerance, contrast)
-        )
-    zeros = float(np.mean(border == 0))
-    if zeros >= _MOST_OF_BORDER:
-        value, middle, kind = 0.0, 0.0, "ringing" if _is_ringing(sample, tolerance) else "zero"
-    else:
-        value, middle, kind = 0.0, float(np.median(border)), "none"
-        near = np.abs(border - middle) <= tolerance
-        if near.mean() >= _MOST_OF_BORDER:
-            value = 0.0 if abs(middle) <= tolerance else middle
-            kind = "constant" if np.all(border[near] == middle) and value else "ringing"
-        elif zeros >= _SOME_OF_BORDER:
-            kind, middle = "zero", 0.0
-    noise = _noise(np.abs(border - (middle if kind == "none" else value)), tolerance, contrast)
-    if noise > (_MOST_OF_BORDER if kind == "none" else MOST_NOISE):
+        kind = "ringing" if near.any() else "constant" if value else "zero"
+    tolerance = 0.0
+    if kind == "ringing":
+        half, most = (float(share) for share in np.percentile(near, (50, 99)))
+        wide = _WIDER * most if half > 0 else _TRACES * contrast
+        tolerance = min(wide, RINGING * contrast)
+    elif kind == "constant":
+        tolerance = _ROUNDING * contrast
+    centre = float(np.median(border)) if kind == "none" else value
+    distance = np.abs(border - centre)
+    noise = float(np.mean((distance > RINGING * contrast) & (distance < NOISE * contrast)))
+    if noise > (_MOST_OF_BORDER if kind == "none" else MOST_NOISE) and wanted == "auto":
         kind = "noise"
-    return Background(kind, value, tolerance, contrast, noise)
+    return Background(kind, float(value), tolerance, contrast, noise)
 
 
 def subtract(data: Array, background: Background) -> Array:
@@ -159,11 +159,24 @@ def _border(data: Array) -> Array:
     return np.concatenate([face.ravel() for face in faces]).astype(np.float32)
 
 
-def _noise(distance: Array, tolerance: float, contrast: float) -> float:
-    return float(np.mean((distance > tolerance) & (distance < NOISE * contrast)))
+def _kind_around(value: float, border: Array, contrast: float) -> Kind:
+    """Return how a background is that somebody named."""
+    distance = np.abs(border - value)
+    if np.any((distance > _ROUNDING * contrast) & (distance <= RINGING * contrast)):
+        return "ringing"
+    return "constant" if value else "zero"
 
 
-def _is_ringing(sample: Array, tolerance: float) -> bool:
-    """Return whether many voxels are nearly, but not exactly 0."""
-    other = np.abs(sample[sample != 0])
-    return bool(other.size) and float(np.mean(other <= tolerance)) > _TINY
+def _kind_and_value(border: Array, sample: Array, contrast: float) -> tuple[Kind, float]:
+    """Return the kind of the background that the border shows, and its value, 0 if it shows none."""
+    zeros = float(np.mean(border == 0))
+    if zeros >= _MOST_OF_BORDER:
+        other = np.abs(sample[sample != 0])
+        traces = float(np.mean(other <= _TRACES * contrast)) if other.size else 0.0
+        return "ringing" if traces > _TINY else "zero", 0.0
+    middle = float(np.median(border))
+    if np.mean(border == np.float32(middle)) >= _MOST_OF_BORDER:
+        return "constant", middle
+    if np.mean(np.abs(border - middle) <= RINGING * contrast) >= _MOST_OF_BORDER:
+        return "ringing", 0.0 if abs(middle) <= RINGING * contrast else middle
+    return "zero" if zeros >= _SOME_OF_BORDER else "none", 0.0

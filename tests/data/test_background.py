@@ -70,6 +70,11 @@ def test_ringing_around_the_background_becomes_0(base):
     assert np.array_equal(mended(data) != 0, ball() != 0)
 
 
+def test_ringing_counts_as_the_background_in_a_volume_of_little_contrast():
+    data = ball() / 1e4 + np.random.default_rng(1).normal(0, 1e-5, SHAPE)
+    assert np.array_equal(mended(data) != 0, ball() != 0)
+
+
 def test_ringing_between_exact_zeros_becomes_0():
     data = ball().astype(np.float32)
     near = np.zeros(SHAPE, bool)
