@@ -107,13 +107,19 @@ def select(name: str) -> torch.device:
     Raises:
         UsageError: there is no such device on this machine.
     """
+    kind, _, index = name.partition(":")
+    if kind not in {"auto", "cpu", "cuda", "mps"} or (kind == "auto" and index):
+        raise UsageError(
+            f"--device: {name!r} is not on this machine, expected auto, cpu, cuda, cuda:N or mps",
+            "-d auto takes the best there is",
+            code="device-absent",
+        )
     import torch  # noqa: PLC0415
 
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind, _, index = name.partition(":")
     present = {
         "cpu": not index,
         "mps": torch.backends.mps.is_available() and not index,

@@ -7,7 +7,8 @@ exception is a bug.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 EXIT_FAILED = 1
@@ -87,6 +88,22 @@ def raise_all(problems: Sequence[AttclError]) -> None:
     error = all_of(problems)
     if error is not None:
         raise error
+
+
+@contextmanager
+def as_note(notes: list[str], *, when: bool) -> Iterator[None]:
+    """Note the wrong usage that ends the block, instead of raising it: a dry run shows its plan all the same.
+
+    Args:
+        notes: the error and its hint are added to it.
+        when: whether this is a dry run; otherwise the error is raised.
+    """
+    try:
+        yield
+    except UsageError as error:
+        if not when:
+            raise
+        notes.append(f"{error.message}; {error.hint}" if error.hint else error.message)
 
 
 def fold(problems: Sequence[AttclError], key: Callable[[AttclError], str]) -> list[AttclError]:

@@ -22,6 +22,18 @@ from attcl_cli.files import read_json, write_json
 
 SCHEMA_VERSION = 1
 
+# What a record keeps of an earlier part of its run.
+_PART = (
+    "attcl_version",
+    "argv",
+    "seed",
+    "device",
+    "torch_version",
+    "started",
+    "seconds",
+    "status",
+    "exit_code",
+)
 # Exit code -> status; any other code is "failed".
 _ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
 
@@ -39,6 +51,7 @@ class RunRecord:
         weights: name and SHA-256 of the weights used; empty if there were none.
         cases: one record per case: id, status, seconds, outputs, and of a failed case error and code.
         extra: further keys of this command.
+        earlier: the parts of the run before this one, oldest first: their arguments, times and ends (`resume`).
     """
 
     path: Path
@@ -49,8 +62,19 @@ class RunRecord:
     weights: dict[str, str] = field(default_factory=dict)
     cases: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
+    earlier: list[dict[str, Any]] = field(default_factory=list)
     _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
+
+    def resume(self) -> None:
+        """Keep the arguments, times and ends of the parts that the file at `path` tells of, if it is this command's.
+
+        A part with status "running" was killed, and how long it ran is not known.
+        """
+        before = read_record(self.path.parent, self.path.name)
+        if before.get("command") == self.command:
+            part = {key: before.get(key) for key in _PART}
+            self.earlier = [*before.get("earlier", []), part]
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -122,6 +146,7 @@ class RunRecord:
 
     def _write(self, status: str, exit_code: int | None) -> None:
         torch = sys.modules.get("torch")  # never imported for this alone
+        seconds = round(time.monotonic() - self._clock, 3)
         write_json(
             self.path,
             {
@@ -137,7 +162,11 @@ class RunRecord:
                 "torch_version": str(torch.__version__) if torch else None,
                 "weights": self.weights,
                 "started": self._started,
-                "seconds": round(time.monotonic() - self._clock, 3),
+                "seconds": seconds,
+                "seconds_in_all": round(
+                    seconds + sum(part["seconds"] or 0 for part in self.earlier), 3
+                ),
+                "earlier": self.earlier,
                 "cases": self.cases,
                 **self.extra,
                 "exit_code": exit_code,
@@ -145,13 +174,13 @@ class RunRecord:
         )
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """Return the `run.json` in a folder; {} if there is none, or it is no record.
+def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
+    """Return the record in a folder; {} if there is none, or it is no record.
 
     Raises:
         AttclError: the file is no JSON.
     """
-    path = folder / "run.json"
+    path = folder / name
     record = read_json(path) if path.is_file() else {}
     return record if isinstance(record, dict) else {}
 

@@ -106,7 +106,11 @@ def evaluate(
     )
     if result.scores is not None:
         show_scores(result.output, result.scores, terminal)
-    elif as_json:
-        document({"output": str(result.output), "cases": result.cases})
+        return
+    for note in result.notes:
+        terminal.say(f"note: {note}")
+    if as_json:
+        content = {"output": str(result.output), "cases": result.cases}
+        document({**content, "notes": list(result.notes)})
     else:
         terminal.result(f"would score {result.cases} test cases, into {result.output}")

@@ -89,16 +89,23 @@ def export(
         dry_run=dry_run,
         progress=terminal,
     )
+    for note in result.notes:
+        terminal.say(f"note: {note}")
     exported = result.exported
     if exported is None:
         cases = ", ".join(f"{count} {part}" for part, count in result.cases.items())
         if as_json:
-            document({"output": str(folder), "input": result.input, "cases": dict(result.cases)})
+            document(
+                {
+                    "output": str(folder),
+                    "input": result.input,
+                    "cases": dict(result.cases),
+                    "notes": list(result.notes),
+                }
+            )
         else:
             terminal.result(f"would export {result.input} ({cases}) to {folder}")
         return
-    for note in result.notes:
-        terminal.say(f"note: {note}")
     for warning in result.warnings:
         terminal.say(f"warning: {warning}")
     incomplete = None

@@ -43,9 +43,7 @@ def _show_dataset(
     """Show what a folder holds; exit with code 3 if something is wrong with it."""
     from attcl_cli.data.info import dataset_info
 
-    content = dataset_info(
-        folder, layout=layout, modalities=modalities, bids_filter=bids_filter
-    )
+    content = dataset_info(folder, layout=layout, modalities=modalities, bids_filter=bids_filter)
     if as_json:
         terminal.document(content)
     else:

@@ -164,6 +164,7 @@ def _show_plan(result: SegmentResult, terminal: Terminal) -> None:
                 "labels": result.labels,
                 "inputs": {name: dict(counts) for name, counts in result.cases.items()},
                 "left_out": list(result.left_out),
+                "notes": list(result.notes),
                 "settings": result.settings.model_dump(mode="json"),
             }
         )

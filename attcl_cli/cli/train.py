@@ -128,12 +128,13 @@ def train(
         dry_run=dry_run,
         progress=terminal,
     )
-    if not result.main or result.finished_before:
+    if not result.main or (result.finished_before and not as_json):
         return
     described = {
         "run": str(result.run_dir),
         "device": str(result.device),
         "cases": len(result.cases),
+        "notes": list(result.notes),
     }
     if dry_run:
         if as_json:

@@ -29,7 +29,7 @@ from attcl_cli.files import free_bytes, is_within, refuse_inside, require_folder
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
 
-_COMPRESSED_SHARE = 0.25  # of a volume's int16 bytes; generous, real ones take about a seventh
+_COMPRESSED_SHARE = 0.25  # of a volume's bytes; generous, real ones take about a seventh
 _FEWEST_SAMPLES = 2  # that have a standard deviation
 _MOST_ANISOTROPY = (
     1.2  # longest over shortest edge of voxels whose coronal slices look like axial ones
@@ -56,17 +56,23 @@ def require_sound_request(
     Raises:
         UsageError: a place that must not be written into, or options that do not fit the layout or the method.
     """
+    require_possible(places, manner, originals)
+    _require_styles(models, manner)
+    if manner.intensities == "matched":
+        _require_quantiles(models, targets)
+
+
+def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) -> None:
+    """Check what was asked for as far as no weights are needed; arguments and errors as `require_sound_request`."""
     for folder in (places.output, places.records):
         refuse_inside(folder, originals, flag="--cpl")
         require_folder(folder, flag="--cpl")
     _refuse_mixture(places)
-    _require_samples(places.dataset, models, manner)
+    _require_samples(places.dataset, manner)
     _require_choice("--planes", manner.planes, PLANES)
     _require_choice("--intensities", manner.intensities, INTENSITIES)
     if manner.planes != "axial":
         places.dataset.layout.require_volumes(f"--planes {manner.planes}")
-    if manner.intensities == "matched":
-        _require_quantiles(models, targets)
     if places.naming is not None:
         _require_naming(places.dataset, places.naming, manner)
 
@@ -207,6 +213,35 @@ def unlike_existing(
     ]
 
 
+def other_style(places: Places, job: Job) -> list[AttclError]:
+    """Return a problem for each volume of which some slices are there that are stored in another way.
+
+    That happens if the dataset's volumes of the modality changed since.
+    """
+    problems = []
+    for target, style in job.styles.items():
+        whole = places.files(job.case, target)
+        if len(job.outputs[target]) == len(whole):
+            continue
+        present = [path for path in (places.output / file for file in whole) if path.exists()]
+        if not present:
+            continue
+        side_car = read_side_car(places.side_car(job.case, target))
+        before = side_car.get("stored", style.document())
+        dtype = volumes.read_grid(present[:1]).dtype
+        if dtype != style.dtype or before != style.document():
+            low, high = style.range
+            problems.append(
+                AttclError(
+                    f"{present[0].parent}: slices of {job.case.id} are {dtype} in another range, "
+                    f"expected {style.dtype} from {low:.4g} to {high:.4g} as the {target} of the dataset",
+                    "make all its slices again with --overwrite",
+                    code="made-in-another-way",
+                )
+            )
+    return problems
+
+
 def same_making(problem: AttclError) -> str:
     """Return what volumes have in common that were made in another way; otherwise the problem alone."""
     reason = problem.message.split(": ", 1)[-1]
@@ -237,7 +272,8 @@ def lack_of_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
     for job in jobs:
         shape = volumes.read_grid(dataset.paths(job.case, job.sources[0])).shape
         share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
-        needed += float(np.prod(shape, dtype=np.int64)) * 2 * share * len(job.outputs)
+        stored = sum(style.dtype.itemsize for style in job.styles.values())
+        needed += float(np.prod(shape, dtype=np.int64)) * stored * share
     free = free_bytes(output)
     if free >= needed:
         return []
@@ -295,7 +331,7 @@ def _require_choice(flag: str, value: str, known: Sequence[str]) -> None:
         )
 
 
-def _require_samples(dataset: Dataset, models: Sequence[Weights], manner: Manner) -> None:
+def _require_samples(dataset: Dataset, manner: Manner) -> None:
     if manner.uncertainty and manner.samples < _FEWEST_SAMPLES:
         raise UsageError(
             f"--uncertainty: of {manner.samples} samples, expected 2 or more",
@@ -304,6 +340,10 @@ def _require_samples(dataset: Dataset, models: Sequence[Weights], manner: Manner
         )
     if manner.uncertainty:
         dataset.layout.require_volumes("--uncertainty")
+
+
+def _require_styles(models: Sequence[Weights], manner: Manner) -> None:
+    """Refuse samples of weights that draw none."""
     for weights in models:
         if manner.samples and not weights.info.method.styled:
             raise UsageError(

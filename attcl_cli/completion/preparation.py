@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array, Scale
-from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings
+
+if TYPE_CHECKING:  # completion's checks end before torch is loaded
+    from attcl_cli.methods.base import Method
 
 AXIAL, CORONAL, SAGITTAL = THREE_PLANES = ("axial", "coronal", "sagittal")
 

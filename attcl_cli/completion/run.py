@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import devices
+from attcl_cli.completion.checks import require_possible
 from attcl_cli.completion.doubt import read_doubt
-from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner
-from attcl_cli.completion.making import link_originals as link_all
-from attcl_cli.completion.making import make_volumes
+from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.completion.plan import plan_completion
 from attcl_cli.data import derivative, splits
 from attcl_cli.data.dataset import Case, Dataset, Source
@@ -145,15 +144,9 @@ def complete(
         tuple(bids_filter),
         force=force,
     )
-    naming = SUBMISSIONS.get(layout)
+    naming = _submission(layout, link_originals=link_originals)
     if naming is not None:  # says how to write; what is read shows its layout itself
         source = replace(source, layout="auto")
-        if link_originals:
-            raise UsageError(
-                f"--link-originals: with --layout {naming.name}, expected synthesised files alone",
-                "leave one of them out",
-                code="options-exclude-each-other",
-            )
     dataset = source.open()
     for note in dataset.notes:
         progress.say(f"note: {note}")
@@ -168,6 +161,16 @@ def complete(
         average=average,
         intensities=intensities,
     )
+    originals = splits.originals_of(dataset.root)
+    require_possible(Places(dataset, Path(cpl), naming), manner, [dataset.root, *originals])
+    names = [weights] if isinstance(weights, Path | str) else list(weights)
+    wanted = _canonical(targets, dataset)
+    dataset = dataset.including(wanted)
+    models: list[Weights] = []
+    chosen = "none"
+    if names or any(_asked_for(dataset, case, wanted) for case in dataset.cases):
+        models, chosen = _find_models(names, dataset, wanted, progress, force=force)
+    place = devices.select(device)
     plan = plan_completion(
         dataset,
         Path(cpl),
@@ -176,7 +179,7 @@ def complete(
         targets=wanted,
         manner=manner,
         part=(part_id, num_parts),
-        originals=splits.originals_of(dataset.root),
+        originals=originals,
         keep_going=keep_going,
         overwrite=overwrite,
     )
@@ -184,6 +187,9 @@ def complete(
     record_file = plan.places.records / name
     if dry_run:
         return CompletionResult(plan, str(place), record_file, failed=tuple(plan.failed.items()))
+    from attcl_cli.completion.making import link_originals as link_all
+    from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
+
     record = _record(plan, record_file, str(place), source, naming, targets)
     record.config |= {
         "part": [part_id, num_parts],
@@ -191,6 +197,8 @@ def complete(
         "overwrite": overwrite,
     }
     record.extra["weights_chosen"] = chosen
+    if not overwrite:  # what an earlier run made stays
+        record.resume()
     for folder in {plan.output, plan.places.records}:
         if folder.is_dir():
             sweep(folder)
@@ -218,6 +226,18 @@ def complete(
     return CompletionResult(
         plan, str(place), record_file, written, linked, tuple(failed.items()), doubts
     )
+
+
+def _submission(layout: str, *, link_originals: bool) -> Layout | None:
+    """Return a challenge's naming of what is written; None if `layout` names no challenge."""
+    naming = SUBMISSIONS.get(layout)
+    if naming is not None and link_originals:
+        raise UsageError(
+            f"--link-originals: with --layout {naming.name}, expected synthesised files alone",
+            "leave one of them out",
+            code="options-exclude-each-other",
+        )
+    return naming
 
 
 def _find_models(

@@ -11,10 +11,9 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
-import torch
 
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset
@@ -24,6 +23,9 @@ from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
+
+if TYPE_CHECKING:  # the checks of a training ask for stores, and end before torch is loaded
+    import torch
 
 Span = Literal["middle", "all"]
 
@@ -94,6 +96,8 @@ class SliceStore:
         Returns:
             (B, 1 + 2 * context, S, S) float32 in [-1, 1], the row itself in the middle; S is `side` with corners.
         """
+        import torch  # noqa: PLC0415
+
         around = rows[:, None] + np.arange(-context, context + 1)
         inside = self._in_same_volume(rows, around) if context else np.ones(around.shape, bool)
         around = np.where(inside, around, rows[:, None])
@@ -115,6 +119,8 @@ class SliceStore:
         Returns:
             (B, S, S) int64, the classes; 0 everywhere without a segmentation.
         """
+        import torch  # noqa: PLC0415
+
         maps = np.zeros((1, *self.data.shape[1:]), np.uint8) if self.labels is None else self.labels
         there = rows >= 0 if self.labels is not None else np.zeros(len(rows), bool)
         read = _squares(maps, np.where(there, rows, 0)[:, None], corners, side, beyond=0)[:, 0]

@@ -62,6 +62,10 @@ class Registry(Mapping[str, "type[Method]"]):
         """Return the number of methods."""
         return len(list(iter(self)))
 
+    def built_in(self, name: str) -> bool:
+        """Return whether a method is ours: it has the common presets alone."""
+        return name in _BUILT_IN
+
     def title(self, name: str) -> str:
         """Return what people call a method; its name if it comes from another package."""
         return _BUILT_IN[name][0] if name in _BUILT_IN else name

@@ -223,13 +223,43 @@ def settings_of(method: str) -> type[Settings]:
     Raises:
         UsageError: there is no such method.
     """
+    require_method(method)
+    return METHODS[method].settings_class
+
+
+def require_names(method: str | None, preset: str | None, file: Path | None) -> None:
+    """Check the names of a method and a preset before the method, and with it torch, is loaded.
+
+    A method of another package may have presets of its own, and a file may name a method: `resolve` checks all.
+
+    Args:
+        method: None: what the file says, otherwise AttCL-GAN.
+        preset: None: the usual one.
+        file: a TOML file of settings.
+
+    Raises:
+        UsageError: there is no such method or preset.
+    """
+    if method is not None:
+        require_method(method)
+    elif file is not None:
+        return
+    if preset is not None and METHODS.built_in(method or DEFAULT_METHOD):
+        require_preset(preset, PRESETS)
+
+
+def require_method(method: str) -> None:
+    """Check the name of a method, without loading it.
+
+    Raises:
+        UsageError: there is no such method.
+    """
     if method not in METHODS:
         raise UsageError(
             f"--method: unknown method {method!r}, expected one of {', '.join(METHODS)}",
             nearest(method, METHODS),
             code="unknown-method",
         )
-    return METHODS[method].settings_class
 
 
 def preset_names(kind: type[Settings] = Settings) -> list[str]:

@@ -10,21 +10,23 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
-from torch import Tensor
 
 from attcl_cli import __version__
 from attcl_cli.data.intensities import Scale
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import read_json, sha256, write_json, write_whole
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, parse, parse_first_schema, to_tables
 from attcl_cli.methods.sources import SourceRule
+
+if TYPE_CHECKING:  # a name of nothing is reported before torch is loaded
+    import torch
+    from torch import Tensor
+
+    from attcl_cli.methods.base import Method
 
 SCHEMA_VERSION = 2
 # Schema -> how its settings are read. The first one had the settings of every method, flat.
@@ -157,6 +159,8 @@ def load_method(weights: Weights, device: torch.device) -> Method:
     Raises:
         AttclError: the tensors do not fit the settings that the file states.
     """
+    import torch  # noqa: PLC0415
+
     info = weights.info
     method = info.method(info.settings, info.modalities)
     tensors = {
@@ -192,6 +196,9 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
 
     The card is written last: after a kill between the two the weights stand for themselves until the next save.
     """
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save as to_safetensors  # noqa: PLC0415
+
     tensors = {
         f"{name}.{key}": value
         for name, network in method.stored_networks().items()

@@ -150,6 +150,22 @@ def lacks_truth(data: Dataset, truth: Dataset) -> bool:
     )
 
 
+def require_inputs(data: Dataset, names: Sequence[str]) -> None:
+    """Check the names of inputs.
+
+    Raises:
+        UsageError: an input is unknown.
+    """
+    for name in names:
+        if name not in (*EXPLAINED, *data.modalities):
+            known = ", ".join((*EXPLAINED, *data.modalities))
+            raise UsageError(
+                f"--input: {name!r}, expected one of {known}",
+                "--input completed is the default",
+                code="unknown-input",
+            )
+
+
 def plan_inputs(
     data: Dataset,
     splits: Splits,
@@ -177,14 +193,7 @@ def plan_inputs(
         UsageError: an input is unknown.
         AttclError: everything that is wrong, together.
     """
-    for name in names:
-        if name not in (*EXPLAINED, *data.modalities):
-            known = ", ".join((*EXPLAINED, *data.modalities))
-            raise UsageError(
-                f"--input: {name!r}, expected one of {known}",
-                "--input completed is the default",
-                code="unknown-input",
-            )
+    require_inputs(data, names)
     data = derivative.named_in(data, completed)
     cases = find_cases(data, splits, parts)
     whole = {case.id: case for case in truth.cases} if truth is not None else {}

@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli.devices import Precision, Processes
-from attcl_cli.errors import InterruptedRun, UsageError
+from attcl_cli.errors import InterruptedRun, UsageError, as_note
 from attcl_cli.files import read_json, write_csv
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord, precision_for
 from attcl_cli.segmentation import evaluation, report, summary
-from attcl_cli.segmentation.inputs import REAL, Input, StudyPlan, lacks_truth, plan_inputs
+from attcl_cli.segmentation.inputs import (
+    REAL,
+    Input,
+    StudyPlan,
+    lacks_truth,
+    plan_inputs,
+    require_inputs,
+)
 from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE, Scores
 from attcl_cli.segmentation.request import (
     DEFAULT_OUTPUT,
@@ -57,6 +64,7 @@ class SegmentResult:
         settings: of the training.
         cases: input -> split -> number of cases.
         left_out: ids of the cases without a label map.
+        notes: what a user should know before the training starts.
         scores: of the test split; None after a dry run, and if not `main`.
         main: whether this process writes files and talks; the others of `torchrun` do not.
     """
@@ -67,6 +75,7 @@ class SegmentResult:
     settings: SegmentSettings
     cases: Mapping[str, Mapping[str, int]]
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     scores: Scores | None = None
     main: bool = True
 
@@ -145,6 +154,7 @@ def segment(
     folder = Path(resume or output or DEFAULT_OUTPUT)
     study = open_study(request)
     names, notes = choose_inputs(request, study.data)
+    require_inputs(study.data, names)
     resolved = resolve(request.preset, dict(request.overrides))
     ground_truth = open_ground_truth(request, study, names)
     if request.compare and ground_truth is not None and lacks_truth(study.data, ground_truth):
@@ -152,19 +162,20 @@ def segment(
         notes.append("real is left out: the complete dataset lacks volumes as well")
         ground_truth = None
     refuse_place(folder, request, study, ground_truth)
+    with as_note(notes, when=dry_run):
+        require_free(
+            folder,
+            command="segment",
+            config=request.config,
+            resume=resume is not None,
+            overwrite=overwrite,
+        )
     from attcl_cli import devices
     from attcl_cli.training.loop import share_of
 
     place, processes = devices.join(device)
     share_of(resolved.batch_size, processes)
     progress = progress if processes.main else SILENT
-    require_free(
-        folder,
-        command="segment",
-        config=request.config,
-        resume=resume is not None,
-        overwrite=overwrite,
-    )
     plan = plan_inputs(
         study.data,
         study.splits,
@@ -188,6 +199,7 @@ def segment(
         settings=resolved,
         cases={name: item.counts for name, item in plan.inputs.items()},
         left_out=plan.unlabelled,
+        notes=tuple(notes),
         main=processes.main,
     )
     if dry_run:
@@ -268,6 +280,8 @@ def _train_and_test(session: _Session) -> Scores | None:
             "inputs": {},
         },
     )
+    if session.resume:
+        record.resume()
     described: dict[str, dict[str, Any]] = record.extra["inputs"]
     rows: list[Row] = []
     with record.recorded() if main else nullcontext(), _interrupted(session):

@@ -5,15 +5,16 @@ How the result is shown is left to the caller.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, as_note
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import evaluation, report
-from attcl_cli.segmentation.inputs import Input, plan_inputs, plan_truths
+from attcl_cli.segmentation.inputs import Input, plan_inputs, plan_truths, require_inputs
 from attcl_cli.segmentation.report import Scores
 from attcl_cli.segmentation.request import (
     DEFAULT_OUTPUT,
@@ -39,11 +40,13 @@ class EvaluateResult:
         output: the folder of the scores.
         cases: how many test cases are scored.
         scores: None after a dry run.
+        notes: why the run itself would be refused, after a dry run.
     """
 
     output: Path
     cases: int
     scores: Scores | None = None
+    notes: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -134,6 +137,21 @@ class _Options:
         """Return the request as `run.json` keeps it."""
         return {**self.request.config, "per_slice": self.per_slice, key: str(path)}
 
+    def notes_unless_free(
+        self, output: Path, config: Mapping[str, Any], reads: Path
+    ) -> tuple[str, ...]:
+        """Check the output folder as `require_free` does; a dry run notes why the run would be refused."""
+        notes: list[str] = []
+        with as_note(notes, when=self.dry_run):
+            require_free(
+                output,
+                command="evaluate",
+                config=config,
+                overwrite=self.overwrite,
+                reads=[reads],
+            )
+        return tuple(notes)
+
 
 def _evaluate_predictions(predictions: Path, output: Path, options: _Options) -> EvaluateResult:
     request = options.request
@@ -146,9 +164,7 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
         )
     refuse_place(output, request, study, None)
     config = options.config("predictions", predictions)
-    require_free(
-        output, command="evaluate", config=config, overwrite=options.overwrite, reads=[predictions]
-    )
+    notes = options.notes_unless_free(output, config, predictions)
     plan = plan_truths(study.data, study.splits, allow_missing=request.allow_missing)
     samples = plan.inputs[""].splits["test"]
     files, missing = evaluation.find_predictions(predictions, samples)
@@ -161,7 +177,7 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
         )
     chosen = [sample for sample in samples if sample.case in files]
     if options.dry_run:
-        return EvaluateResult(output, len(chosen))
+        return EvaluateResult(output, len(chosen), notes=notes)
     name = predictions.resolve().name
     rows: list[Row] = []
     scored = evaluation.score_predictions(
@@ -192,20 +208,20 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
 def _evaluate_segmenter(
     weights: Path, output: Path, device: str, options: _Options
 ) -> EvaluateResult:
+    request = options.request
+    study = open_study(request)
+    if request.input is not None:
+        require_inputs(study.data, [request.input])
+    config = options.config("weights", weights)
+    notes = options.notes_unless_free(output, config, weights)
     from attcl_cli import devices
     from attcl_cli.segmentation.network import load_segmenter, read_info, weights_file
 
-    request = options.request
-    study = open_study(request)
     info, file = read_info(weights), weights_file(weights)
     name = request.input or info.input
     ground_truth = open_ground_truth(request, study, (name,))
     refuse_place(output, request, study, ground_truth)
     place = devices.select(device)
-    config = options.config("weights", weights)
-    require_free(
-        output, command="evaluate", config=config, overwrite=options.overwrite, reads=[weights]
-    )
     plan = plan_inputs(
         study.data,
         study.splits,
@@ -219,7 +235,7 @@ def _evaluate_segmenter(
     item = plan.inputs[name]
     _require_channels(info, item)
     if options.dry_run:
-        return EvaluateResult(output, item.counts["test"])
+        return EvaluateResult(output, item.counts["test"], notes=notes)
     tested_on = plan.cases("test")
     warnings = [
         *report.leaks(study.provenance, (name,)),

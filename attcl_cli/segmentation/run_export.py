@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attcl_cli.errors import UsageError, nearest
+from attcl_cli.errors import UsageError, as_note, nearest
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import EXPORTS, report
@@ -116,7 +116,9 @@ def export(
     ground_truth = open_ground_truth(request, study, (name,))
     refuse_place(folder, request, study, ground_truth, flag="DIR")
     config = {**request.config, "format": format}
-    require_free(folder, command="export", config=config, overwrite=overwrite, flag="DIR")
+    refusals: list[str] = []
+    with as_note(refusals, when=dry_run):
+        require_free(folder, command="export", config=config, overwrite=overwrite, flag="DIR")
     plan = plan_inputs(
         study.data,
         study.splits,
@@ -128,7 +130,9 @@ def export(
     )
     chosen = plan.inputs[name]
     if dry_run:
-        return ExportResult(folder, name, chosen.counts, left_out=plan.unlabelled)
+        return ExportResult(
+            folder, name, chosen.counts, left_out=plan.unlabelled, notes=tuple(refusals)
+        )
     clear(folder, command="export", remove=exporter.remove)
     record = RunRecord(folder / "run.json", "export", config=config)
     with record.recorded():

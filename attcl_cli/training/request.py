@@ -27,7 +27,6 @@ from attcl_cli.methods.settings import (
 )
 from attcl_cli.methods.sources import takes_one
 from attcl_cli.run_record import read_record
-from attcl_cli.training.state import STATE_FILE, state_step
 
 CPU_PRESET = "small"
 """The preset of a run that names none and has no GPU."""
@@ -99,6 +98,16 @@ def data_of(run_dir: Path | None) -> Path:
     return Path(recorded) if isinstance(recorded, str) else Path("data")
 
 
+def require_run(run_dir: Path) -> None:
+    """Check that a folder to resume is that of a run: it has settings."""
+    if not (run_dir / "config.toml").is_file():
+        raise UsageError(
+            f"--resume: {run_dir} has no config.toml, expected the folder of a run",
+            "start without --resume, or name another run",
+            code="nothing-to-resume",
+        )
+
+
 def resumed_settings(
     run_dir: Path,
     preset: str | None,
@@ -118,20 +127,16 @@ def resumed_settings(
             "a run keeps the sizes it was started with",
             code="options-exclude-each-other",
         )
-    started = run_dir / "config.toml"
-    if not started.is_file():
-        raise UsageError(
-            f"--resume: {run_dir} has no config.toml, expected the folder of a run",
-            "start without --resume, or name another run",
-            code="nothing-to-resume",
-        )
+    from attcl_cli.training.state import STATE_FILE  # noqa: PLC0415 - loads torch
+
+    require_run(run_dir)
     if not (run_dir / STATE_FILE).is_file() and not (run_dir / "run.json").is_file():
         raise UsageError(
             f"--resume: {run_dir} has no checkpoint, expected the folder of a run",
             "start without --resume, or name another run",
             code="nothing-to-resume",
         )
-    before = read_run_settings(started)
+    before = read_run_settings(run_dir / "config.toml")
     was = before.model_dump()
     if method in (None, before.method):
         after = resolve(
@@ -155,18 +160,28 @@ def resumed_settings(
 
 def step_of(run_dir: Path) -> int:
     """Return the step of a run's checkpoint; 0 if it was stopped before its first one."""
+    from attcl_cli.training.state import STATE_FILE, state_step  # noqa: PLC0415 - loads torch
+
     path = run_dir / STATE_FILE
     return state_step(path) if path.is_file() else 0
 
 
 def require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) -> None:
-    """Check that there are two modalities, and a case that teaches the method something."""
+    """Check that there are two modalities, volumes of each one, and a case that teaches the method something."""
     known = sorted({name for case in cases for name in case.files})
     if len(known) == 1:
         raise AttclError(
             f"{dataset.root}: {known[0]} alone in {len(cases)} training cases, expected two modalities at least",
             "add the volumes of another modality, of any of the cases",
             code="one-modality",
+        )
+    lacking = ", ".join(name for name in dataset.modalities if name not in known)
+    if lacking:
+        named = dataset.vocabulary_file or "modalities.toml"
+        raise AttclError(
+            f"{dataset.root}: no training case has {lacking}, expected at least one to learn from",
+            f"add such volumes to the training cases, or leave {lacking} out of {named}",
+            code="modality-of-no-case",
         )
     rule = METHODS[settings.method].sources(settings, known)
     if takes_one(rule, known):
@@ -217,12 +232,13 @@ def require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
 
 
 def run_folder(settings: Settings, output: Path | None, resume: Path | None) -> Path:
-    """Return where the run goes: an existing folder to resume, otherwise a new one."""
-    if resume is not None:
-        return resume
-    folder = output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+    """Return where the run goes: the folder to resume, the one that was asked for, or one of this time."""
+    return resume or output or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{settings.method}"
+
+
+def require_free(folder: Path) -> None:
+    """Check that nothing is in the folder of a new run."""
     require_empty(folder, flag="--output", hint=f"or resume with: attcl train --resume {folder}")
-    return folder
 
 
 def training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:

@@ -1,0 +1,289 @@
+"""One run of training, from its slices to its weights: plan of the steps, loop, validation, `run.json`.
+
+Everything has been checked before, by `run` and `request`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attcl_cli import devices
+from attcl_cli.data import slices
+from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.phantom_cohort import is_phantom
+from attcl_cli.data.slices import SliceStore
+from attcl_cli.devices import Precision
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.files import write_whole
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.base import Method
+from attcl_cli.methods.settings import Settings, dump
+from attcl_cli.progress import Progress
+from attcl_cli.report import pictures
+from attcl_cli.run_record import RunRecord
+from attcl_cli.training import planning, trainer, validation
+from attcl_cli.training.request import step_of
+
+
+@dataclass(frozen=True)
+class Session:
+    """What one run needs to know."""
+
+    origin: Dataset | Path  # a dataset, or a folder of packed slices
+    cases: Sequence[Case]
+    validated: Sequence[Case]
+    settings: Settings
+    folder: Path
+    device: torch.device
+    processes: devices.Processes
+    precision: Precision
+    resume: bool
+    first: int  # the step of the checkpoint to resume from; 0: none
+    started: float  # the clock when the command began
+    minutes: float | None  # that the run is to take; None: as long as its steps take
+    kept: frozenset[str]  # settings that the user chose, which planning leaves as they are
+    workers: int
+    tensorboard: bool
+    progress: Progress
+
+
+def run_session(run: Session) -> tuple[Session, int]:
+    """Run the loop with its progress and `run.json`; return the run as planned, and the steps of its weights."""
+    main, progress = run.processes.main, run.progress
+    record = _record(run)
+    if main:
+        _write_settings(run)
+    with record.recorded() if main else nullcontext(), _interrupted(run.folder):
+        store = _slices(run, run.cases, slices.TRAINING_FOLDER)
+        if store is None:
+            raise AttclError(
+                f"{run.origin}: no training slices, expected packed ones",
+                "examples/pack_slices.py packs them",
+                code="no-packed-slices",
+            )
+        record.extra["trained_on"] = list(store.trained_on)
+        paired = _slices(run, run.validated, slices.VALIDATION_FOLDER)
+        validate = _validation(paired, run) if paired else None
+        run, pace = _with_steps(run, store, validate)
+        if pace is not None:
+            record.extra["measured_seconds"] = asdict(pace.costs)
+        hooks = _hooks(run, validate, pace)
+        steps = None
+        while steps is None:
+            record.config = run.settings.model_dump(mode="json")
+            if main:
+                _write_settings(run)
+                record.start()
+            try:
+                steps = _loop(run, store, hooks)
+            except planning.Shortened as shortened:
+                progress.say(
+                    f"step {shortened.step}: slower than planned, {shortened.settings.steps:,} steps "
+                    f"instead of {run.settings.steps:,} to end in {run.minutes:g} minutes"
+                )
+                run = replace(run, settings=shortened.settings, first=shortened.step)
+    if main:
+        for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
+            shutil.rmtree(run.folder / cache, ignore_errors=True)
+    return run, steps
+
+
+def _record(run: Session) -> RunRecord:
+    """Return the record of the run, not yet written."""
+    dataset = None if isinstance(run.origin, Path) else run.origin
+    origin = run.origin if isinstance(run.origin, Path) else run.origin.root
+    phantoms = dataset is not None and all(is_phantom(dataset, case) for case in run.cases)
+    record = RunRecord(
+        run.folder / "run.json",
+        "train",
+        config=run.settings.model_dump(mode="json"),
+        seed=run.settings.seed,
+        device=str(run.device),
+        extra={
+            "precision": run.precision,
+            "processes": run.processes.count,
+            "data": str(origin.resolve()),
+            "trained_on": [case.id for case in run.cases] or None,
+            **({"simulated": True} if phantoms else {}),  # completion warns of such weights
+            **({"minutes": run.minutes} if run.minutes is not None else {}),
+        },
+    )
+    if run.resume:
+        record.resume()
+    return record
+
+
+def _write_settings(run: Session) -> None:
+    write_whole(run.folder / "config.toml", dump(run.settings).encode())
+
+
+def _with_steps(
+    run: Session, store: SliceStore, validate: Callable[[Method], float] | None
+) -> tuple[Session, planning.Pace | None]:
+    """Return the run with the steps that its epochs or minutes come to, and what watches over the minutes."""
+    settings = run.settings
+    if run.minutes is None:
+        if settings.epochs:
+            steps = planning.steps_of_epochs(settings, store)
+            settings = settings.model_copy(update={"steps": steps})
+            run.progress.say(f"{settings.epochs} epochs: {steps:,} steps")
+        return replace(run, settings=settings), None
+    costs = planning.measure(
+        settings,
+        store,
+        run.folder,
+        device=run.device,
+        precision=run.precision,
+        processes=run.processes,
+        validate=validate,
+    )
+    budget = 60 * run.minutes
+    left = budget - (time.monotonic() - run.started)
+    settings = run.processes.agree(
+        planning.planned(settings, costs, left, first=run.first, kept=run.kept)
+    )
+    run.progress.say(
+        planning.describe(settings, costs, run.minutes, validates=validate is not None)
+    )
+    pace = planning.Pace(settings, costs, run.started, budget, run.first)
+    return replace(run, settings=settings), pace
+
+
+def _hooks(
+    run: Session,
+    validate: Callable[[Method], float] | None,
+    pace: planning.Pace | None,
+) -> trainer.Hooks:
+    """Return what happens during the run; its bar is added by `_loop`."""
+    board = _tensorboard(run.folder) if run.tensorboard and run.processes.main else None
+
+    def on_log(line: Mapping[str, float]) -> None:
+        if board is not None:
+            board(line)
+        if trainer.VALIDATION_SSIM in line:
+            ssim = line[trainer.VALIDATION_SSIM]
+            run.progress.say(
+                f"step {line['step']}: in-brain SSIM {ssim:.3f} on the validation cases"
+            )
+
+    def on_stop() -> None:
+        run.progress.say(
+            "stopping after this step; everything is saved (press Ctrl-C again to quit without saving)"
+        )
+
+    def on_checkpoint(step: int) -> None:
+        shorter = run.processes.agree(pace.shortened(step)) if pace is not None else None
+        if shorter is not None:
+            raise planning.Shortened(step, shorter)
+
+    return trainer.Hooks(
+        on_log=on_log,
+        on_stop=on_stop,
+        on_checkpoint=on_checkpoint,
+        draw=pictures.write_grid,
+        validate=validate,
+    )
+
+
+def _loop(run: Session, store: SliceStore, hooks: trainer.Hooks) -> int:
+    """Train with a bar; return the steps that the weights have seen."""
+    kind = METHODS[run.settings.method]
+    with run.progress.bar(run.settings.steps, "train", every_seconds=10) as bar:
+
+        def on_step(step: int, losses: Mapping[str, float]) -> None:
+            bar(
+                "  ".join(f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses),
+                to=step,
+            )
+
+        return trainer.train(
+            run.settings,
+            store,
+            run.folder,
+            device=run.device,
+            precision=run.precision,
+            processes=run.processes,
+            resume=run.first > 0,
+            hooks=replace(hooks, on_step=on_step),
+        )
+
+
+@contextmanager
+def _interrupted(run_dir: Path) -> Iterator[None]:
+    """Turn a Ctrl-C for which the loop does not wait into an error that says what is kept, and how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        step = step_of(run_dir)
+        kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
+        raise InterruptedRun(
+            f"{run_dir}: interrupted, {kept}",
+            f"resume with: attcl train --resume {run_dir}",
+            code="interrupted",
+        ) from stop
+
+
+def _validation(store: SliceStore, run: Session) -> Callable[[Method], float] | None:
+    """Return how the method is judged while it trains."""
+    settings = run.settings
+    rule = METHODS[settings.method].sources(settings, store.modalities)
+    return validation.make_validation(
+        store, rule, run.device, seed=settings.seed, boxed=settings.crop > 0
+    )
+
+
+def _slices(run: Session, cases: Sequence[Case], name: str) -> SliceStore | None:
+    """Return packed slices, those of an interrupted run, or new ones, made by the main process; None without cases."""
+    settings = run.settings
+    if isinstance(run.origin, Path):
+        folder = run.origin / name
+        if not slices.is_store(folder):
+            return None
+        store = slices.open_store(folder)
+        side = store.data.shape[-1]
+        if side != settings.image_size:
+            raise UsageError(
+                f"{folder}: slices of {side} pixels, expected {settings.image_size} (image_size)",
+                "pack them again with this --image-size, or choose another --preset",
+                code="packed-slices-of-another-size",
+            )
+        return store
+    if not cases:
+        return None
+    folder = run.folder / name
+    if run.processes.main and not (run.resume and slices.is_store(folder)):
+        with run.progress.bar(len(cases), name) as bar:
+            slices.build(
+                run.origin,
+                cases,
+                folder,
+                image_size=settings.image_size,
+                canvas=settings.canvas,
+                labels=METHODS[settings.method].learns_labels,
+                span=settings.slice_span if name == slices.TRAINING_FOLDER else "middle",
+                on_case=bar,
+                workers=run.workers,
+            )
+    run.processes.wait()
+    return slices.open_store(folder)
+
+
+def _tensorboard(folder: Path) -> Callable[[Mapping[str, float]], None]:
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an optional package
+
+    writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def on_log(record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                writer.add_scalar(name, value, int(record["step"]))
+        writer.flush()
+
+    return on_log
