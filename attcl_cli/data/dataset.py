@@ -169,7 +169,6 @@ def open_dataset(
     layout: str = "auto",
     modalities: Path | None = None,
     bids_filter: Sequence[str] = (),
-    force: bool = False,
 ) -> Dataset:
     """Find the cases below a folder by looking at names alone.
 
@@ -179,7 +178,6 @@ def open_dataset(
         modalities: a TOML file with other modality names and, if needed, another naming (`read_vocabulary`); None: the
             dataset's own `modalities.toml`, otherwise those of the four of BraTS that some case has.
         bids_filter: of several files of a modality in BIDS, which is meant: "run=1", "t1:acq=mprage".
-        force: what looks like a volume and cannot be read is a note, not a problem: the volume counts as missing.
 
     Raises:
         AttclError: there is no such folder, or nothing in it fits a layout.
@@ -206,30 +204,21 @@ def open_dataset(
     candidates = [own_layout] if own_layout else named
     reading = read_folder(root, candidates, said, bids_filter=bids_filter)
     expected = {name for case in reading.cases for name in case.files} | _hidden_from(root)
-    wrong = _joined(reading.wrong, {} if force else reading.unread)
-    notes = [problem.message for items in reading.unread.values() for problem in items]
     return Dataset(
         root=root,
         layout=reading.layout,
         modalities=tuple(sorted(expected.union(reading.expected))),
         cases=reading.cases,
-        wrong=wrong,
+        wrong=reading.wrong,
         ignored=reading.ignored,
         spellings=reading.spellings,
         extension=reading.extension,
         vocabulary=tuple(sorted(reading.vocabulary)),
         vocabulary_file=modalities,
-        notes=(*reading.notes, *(notes if force else ())),
+        notes=reading.notes,
         naming_files=reading.naming_files,
         recognised=reading.recognised,
     )
-
-
-def _joined(
-    *problems: Mapping[str, tuple[AttclError, ...]],
-) -> dict[str, tuple[AttclError, ...]]:
-    names = dict.fromkeys(name for items in problems for name in items)
-    return {name: tuple(it for items in problems for it in items.get(name, ())) for name in names}
 
 
 def _hidden_from(root: Path) -> set[str]:
@@ -251,7 +240,6 @@ class Source:
     modalities: Path | None = None
     bids_filter: tuple[str, ...] = ()
     background: BackgroundOption = "auto"
-    force: bool = False
 
     def open(self) -> Dataset:
         """Find the cases.
@@ -270,7 +258,6 @@ class Source:
             layout=self.layout,
             modalities=self.modalities,
             bids_filter=self.bids_filter,
-            force=self.force,
         )
         return replace(dataset, background=self.background)
 

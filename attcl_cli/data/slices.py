@@ -195,7 +195,8 @@ def build(
 
     def load(case: Case) -> tuple[volumes.CaseImages, Array | None]:
         images = volumes.load_case(
-            {modality: dataset.paths(case, modality) for modality in case.files}
+            {modality: dataset.paths(case, modality) for modality in case.files},
+            background=dataset.background,
         )
         return images, _classes(dataset, case) if case.id in map_of else None
 

@@ -351,7 +351,7 @@ def _against_preparation(dataset: Dataset, card: Card) -> str:
     for case in dataset.cases:
         for name in case.files:
             try:
-                volume = volumes.load(dataset.paths(case, name))
+                volume = volumes.load(dataset.paths(case, name), background=dataset.background)
             except AttclError:
                 continue  # what is wrong with it is reported when all volumes are checked
             return _otherwise_prepared(volume, card)

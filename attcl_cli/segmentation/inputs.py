@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from attcl_cli.data import derivative, label_maps, volumes
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
@@ -41,12 +42,14 @@ class Sample:
         patient: the patient it belongs to.
         channels: the files of each channel; empty if it is missing.
         segmentation: the label map's files.
+        background: what is background in the channels (`Dataset.background`).
     """
 
     case: str
     patient: str
     channels: tuple[tuple[Path, ...], ...]
     segmentation: tuple[Path, ...]
+    background: BackgroundOption = "auto"
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,9 @@ def plan_inputs(
                     if modality not in case.files and paths:
                         extra.setdefault(case.id, []).append(paths)
                 labels = data.paths(case, SEGMENTATION) if case.segmentation else ()
-                listed.append(Sample(case.id, case.patient, tuple(files), labels))
+                listed.append(
+                    Sample(case.id, case.patient, tuple(files), labels, data.background)
+                )
             samples[part] = tuple(listed)
         inputs[name] = Input(name, channels, samples)
     everything = [case for members in cases.values() for case in members]

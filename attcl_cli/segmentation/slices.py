@@ -67,7 +67,9 @@ def load(sample: Sample, size: Size, convention: Convention) -> Loaded:
         AttclError: a file cannot be read, or the grids differ.
     """
     channels = [(str(place), paths) for place, paths in enumerate(sample.channels)]
-    case = volumes.load_case({name: paths for name, paths in channels if paths})
+    case = volumes.load_case(
+        {name: paths for name, paths in channels if paths}, background=sample.background
+    )
     depth = len(case.brain)
     images = np.zeros((depth, len(channels), size.image, size.image), dtype=np.float32)
     for place, (name, paths) in enumerate(channels):

@@ -243,12 +243,12 @@ def test_a_case_of_which_one_model_fails_is_failed_with_what_the_other_made(
 
     real, seen = volumes.load_case, []
 
-    def failing(files):
+    def failing(files, **options):
         seen.append(str(next(iter(files.values()))[0]))
         if sum("Phantom_00000" in path for path in seen) == 2:
             seen.clear()
             raise AttclError("Phantom_00000: lost, expected it", code="lost")
-        return real(files)
+        return real(files, **options)
 
     monkeypatch.setattr(volumes, "load_case", failing)
     result = complete(**both, keep_going=True, num_workers=0)
