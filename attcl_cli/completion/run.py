@@ -142,7 +142,6 @@ def complete(
         layout,
         Path(modalities) if modalities is not None else None,
         tuple(bids_filter),
-        force=force,
     )
     naming = _submission(layout, link_originals=link_originals)
     if naming is not None:  # says how to write; what is read shows its layout itself
