@@ -338,7 +338,8 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
             f"Synthetic {target} image made from {', '.join(job.sources)} by attcl "
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
-        fields = derivative.image_fields(plan.dataset, job.case, job.sources, file, description)
+        files = [job.case.files[name][0] for name in job.sources]
+        fields = derivative.image_fields(plan.dataset.root, files, file, description)
     return {
         **fields,
         "synthetic": True,

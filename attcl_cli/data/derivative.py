@@ -106,22 +106,20 @@ def write_description(dataset: Dataset, output: Path, cases: Iterable[Case]) -> 
 
 
 def image_fields(
-    dataset: Dataset, case: Case, sources: Sequence[str], file: PurePosixPath, description: str
+    root: Path, sources: Sequence[PurePosixPath], file: PurePosixPath, description: str
 ) -> dict[str, Any]:
     """Return the fields that BIDS wants in the side-car of an image made from others (`FIELDS`).
 
     `SkullStripped` is that of the sources; if these do not say it, true, since attcl takes skull-stripped data alone.
 
     Args:
-        dataset: the dataset that the sources lie in.
-        case: the case.
-        sources: modalities, the most important first.
+        root: the root of the dataset that the sources lie in.
+        sources: their files, the most important first.
         file: the image.
         description: what it is, in a sentence.
     """
-    files = [case.files[name][0] for name in sources]
-    uris = [_uri(it) for it in files]
-    known = metadata_of(dataset.root, files[0])
+    uris = [_uri(it) for it in sources]
+    known = metadata_of(root, sources[0])
     stripped = known.get("SkullStripped")
     fields: dict[str, Any] = {
         "Description": description,
@@ -142,15 +140,12 @@ def write_side_car_of_link(dataset: Dataset, case: Case, file: PurePosixPath, ou
         AttclError: the file cannot be written.
     """
     side_car = output / dataset.layout.place_side_car(file, case.id)
-    known = metadata_of(dataset.root, file)
-    if side_car.exists() or (file in case.segmentation and not known):
+    if side_car.exists():
         return
-    document = dict(known)
-    if file not in case.segmentation:
-        modality = next(name for name, files in case.files.items() if file in files)
-        fields = image_fields(dataset, case, [modality], file, "The original, linked by attcl")
-        document = {**fields, **document}
-    write_json(side_car, document)
+    fields = image_fields(dataset.root, [file], file, "The original, linked by attcl")
+    if file in case.segmentation:  # a label map has no skull
+        del fields["SkullStripped"]
+    write_json(side_car, fields | metadata_of(dataset.root, file))
 
 
 def metadata_of(root: Path, file: PurePosixPath) -> dict[str, Any]:
