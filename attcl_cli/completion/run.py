@@ -16,6 +16,7 @@ from attcl_cli.completion.doubt import read_doubt
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.completion.plan import plan_completion
 from attcl_cli.data import derivative, splits
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
 from attcl_cli.errors import AttclError, UsageError
@@ -76,6 +77,7 @@ def complete(
     modalities: Path | str | None = None,
     batch_size: int = 64,
     bids_filter: Sequence[str] = (),
+    background: BackgroundOption = "auto",
     bids_desc: str | None = None,
     slices: tuple[int, int] | None = None,
     samples: int = 0,
@@ -107,6 +109,7 @@ def complete(
         modalities: a TOML file with other modality names.
         batch_size: slices on the device at once; never changes results.
         bids_filter: of several files of a modality in BIDS, which is meant (`open_dataset`).
+        background: what is background in the volumes (`volumes.load`).
         bids_desc: the value of `desc-` in new names of BIDS; None: that of the output folder, otherwise none.
         slices: (first, stop) of the slices that are synthesised; None: all.
         samples: write the mean of so many style samples; 0: the reference style.
@@ -120,7 +123,8 @@ def complete(
         num_parts: share the cases among this many runs.
         part_id: which share this run does, from 1: every `num_parts`-th case, starting with this one.
         keep_going: do the sound cases; the others are in the result's `failed`.
-        force: use weights that know phantoms alone, also on others.
+        force: use weights that know phantoms alone also on others, and take volumes that a check of their voxels
+            refuses.
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases read ahead.
         overwrite: make volumes again that exist.
@@ -142,13 +146,12 @@ def complete(
         layout,
         Path(modalities) if modalities is not None else None,
         tuple(bids_filter),
+        background,
     )
     naming = _submission(layout, link_originals=link_originals)
     if naming is not None:  # says how to write; what is read shows its layout itself
         source = replace(source, layout="auto")
     dataset = source.open()
-    for note in dataset.notes:
-        progress.say(f"note: {note}")
     if naming is None:
         dataset = replace(dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc))
     manner = Manner(
@@ -169,6 +172,8 @@ def complete(
     chosen = "none"
     if names or any(_asked_for(dataset, case, wanted) for case in dataset.cases):
         models, chosen = _find_models(names, dataset, wanted, progress, force=force)
+    for note in dataset.notes:
+        progress.say(f"note: {note}")
     place = devices.select(device)
     plan = plan_completion(
         dataset,
@@ -181,7 +186,9 @@ def complete(
         originals=originals,
         keep_going=keep_going,
         overwrite=overwrite,
+        force=force,
     )
+    _say_notes(plan, progress)
     name = "run.json" if num_parts == 1 else f"run-{part_id}of{num_parts}.json"
     record_file = plan.places.records / name
     if dry_run:
@@ -265,6 +272,18 @@ def _find_models(
 def _asked_for(dataset: Dataset, case: Case, targets: Sequence[str]) -> list[str]:
     """Return the modalities that a case lacks, of those that are to be made."""
     return [name for name in dataset.missing(case) if not targets or name in targets]
+
+
+def _say_notes(plan: CompletionPlan, progress: Progress) -> None:
+    """Say what is fixed on reading the sources, and if weights were trained with another --background."""
+    own = plan.dataset.background
+    otherwise = [
+        f"{weights.path}: trained with --background {weights.info.background}, used with {own}"
+        for weights in plan.used
+        if weights.info.background != own
+    ]
+    for note in (*plan.notes, *otherwise):
+        progress.say(f"note: {note}")
 
 
 def _canonical(names: Sequence[str], dataset: Dataset) -> list[str]:

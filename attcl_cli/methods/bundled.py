@@ -5,7 +5,7 @@ Leaves to `weights` how a file is found by its name, verified and loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -193,13 +193,13 @@ def newest_finished_run(*, runs: Path = RUNS) -> Path | None:
 
 
 def choose_weights(
-    dataset: Dataset, targets: Iterable[str] = (), *, runs: Path = RUNS, flag: str = "--weights"
+    dataset: Dataset, targets: Collection[str] = (), *, runs: Path = RUNS, flag: str = "--weights"
 ) -> Choice:
     """Return the weights that a dataset takes if none are named.
 
-    The newest finished run whose modalities cover the dataset's; otherwise bundled weights of patients that fit its
-    preparation, those of many sources first. Weights of phantoms are taken for phantoms alone, and bundled ones of them
-    never.
+    The newest finished run that knows the dataset's modalities and makes what is missing; otherwise bundled weights of
+    patients that fit its preparation, those of many sources first. Weights of phantoms are taken for phantoms alone,
+    and bundled ones of them never.
 
     Args:
         dataset: the dataset to complete.
@@ -211,10 +211,12 @@ def choose_weights(
         UsageError: nothing fits.
         AttclError: the newest run that would be taken is damaged.
     """
-    needed = {*dataset.modalities, *targets}
+    expected = dataset.including(targets)
+    missing = {name for case in expected.cases for name in expected.missing(case)}
+    wanted = missing & set(targets) if targets else missing
     notes: list[str] = []
     for path in _runs(runs):
-        reason = _against_run(path, needed, dataset)
+        reason = _against_run(path, expected, wanted)
         if not reason:
             weights = find_weights(str(path))
             info = weights.info
@@ -227,10 +229,8 @@ def choose_weights(
         if card is None or card.kind != "patients":
             continue
         weights = find_weights(name)
-        lacking = sorted(needed - set(weights.info.modalities))
-        reason = (
-            f"knows no {', '.join(lacking)}" if lacking else _against_preparation(dataset, card)
-        )
+        reason = _against_modalities(weights, expected, wanted)
+        reason = reason or _against_preparation(dataset, card)
         if reason:
             notes.append(f"{name} {reason}")
         else:
@@ -333,17 +333,26 @@ def _status(run_dir: Path) -> str:
     return str(_record_of(run_dir).get("status", ""))
 
 
-def _against_run(path: Path, needed: set[str], dataset: Dataset) -> str:
-    """Return what speaks against taking a run unasked; "" if nothing does."""
+def _against_run(path: Path, dataset: Dataset, wanted: set[str]) -> str:
+    """Return what speaks against taking a run unasked to make the `wanted` modalities; "" if nothing does."""
     status = _status(path.parent)
     if status not in {"", "done"}:
         return f"is not finished ({status})"
-    lacking = sorted(needed - set(find_weights(str(path)).info.modalities))
-    if lacking:
-        return f"knows no {', '.join(lacking)}"
+    reason = _against_modalities(find_weights(str(path)), dataset, wanted)
+    if reason:
+        return reason
     if kind_of(path) == "phantom" and strangers(dataset):
         return "knows simulated phantoms only"
     return ""
+
+
+def _against_modalities(weights: Weights, dataset: Dataset, wanted: set[str]) -> str:
+    """Return which of a dataset's modalities weights do not know, or do not make; "" if all."""
+    unknown = sorted(set(dataset.modalities) - set(weights.info.modalities))
+    if unknown:
+        return f"knows no {', '.join(unknown)}"
+    unmade = sorted(wanted - set(weights.info.rule.targets))
+    return f"makes no {', '.join(unmade)}" if unmade else ""
 
 
 def _against_preparation(dataset: Dataset, card: Card) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,14 @@ def save() -> Callable[..., Path]:
     """`save(path, modalities)` writes untrained weights of a method; further keys go into the card."""
 
     def write(
-        path: Path, modalities: Sequence[str] = FOUR, *, method: str = "attcl-gan", **card: Any
+        path: Path,
+        modalities: Sequence[str] = FOUR,
+        *,
+        method: str = "attcl-gan",
+        changes: Mapping[str, Any] | None = None,
+        **card: Any,
     ) -> Path:
-        settings = small_settings(method)
+        settings = small_settings(method, **(changes or {}))
         torch.manual_seed(1)
         network = METHODS[method](settings, modalities)
         side = settings.image_size
@@ -116,14 +121,14 @@ def make_run(save: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 def patients(write_nifti: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """`patients()` is a dataset of two cases without a t2: a cube of brain in a background of 0, voxels of 1 mm."""
 
-    def write(spacing: Sequence[float] = (1, 1, 1), background: int = 0) -> Path:
+    def write(spacing: Sequence[float] = (1, 1, 1), *, head: bool = False) -> Path:
         root = tmp_path / "patients"
         shutil.rmtree(root, ignore_errors=True)
         for case in ("A", "B"):
             for number, name in enumerate(("flair", "t1", "t1ce")):
-                image = np.full((12, 12, 12), background, np.int16)
-                values = np.random.default_rng(number).integers(100, 1000, (8, 8, 8))
-                image[2:10, 2:10, 2:10] = values
+                random = np.random.default_rng(number)
+                image = random.integers(20, 100, (12, 12, 12)).astype(np.int16) * head
+                image[2:10, 2:10, 2:10] = random.integers(100, 1000, (8, 8, 8))
                 affine = np.diag([*spacing, 1.0])
                 write_nifti(root / case / f"{case}_{name}.nii.gz", image, affine=affine)
         return root
@@ -171,6 +176,35 @@ def test_a_run_must_know_what_the_cases_have_and_what_is_asked_for(make_run, pat
     choice = chosen(patients(), tmp_path, ("t2",))
     assert choice.weights.name == "four"
     assert choice.notes == (f"{tmp_path / 'runs' / 'three'} knows no t2",)
+
+
+def test_a_run_must_make_what_is_missing(save, make_run, patients, tmp_path):
+    make_run("general", status="done")
+    dedicated = make_run("dedicated", status="done")
+    stamp = dedicated.stat().st_mtime_ns
+    save(dedicated, method="plave", changes={"plave_target": "t1"})
+    os.utime(dedicated, ns=(stamp, stamp))
+    choice = chosen(patients(), tmp_path, ("t2",))
+    assert choice.weights.name == "general"
+    assert choice.notes == (f"{dedicated.parent} makes no t2",)
+    root = patients()
+    (root / "A" / "A_t1.nii.gz").rename(root / "A" / "A_t2.nii.gz")  # t1 lacks in A, t2 in B
+    assert chosen(root, tmp_path, ("t1",)).weights.name == "dedicated"
+    assert chosen(root, tmp_path, ()).weights.name == "general"
+
+
+def test_a_run_of_two_modalities_is_taken_for_data_of_these(make_run, patients, tmp_path):
+    make_run("four", status="done")
+    make_run("two", ("flair", "t1"), status="done")
+    make_run("others", ("t1ce", "t2"), status="done")
+    root = patients()
+    for case in "AB":
+        (root / case / f"{case}_t1ce.nii.gz").unlink()
+    (root / "B" / "B_t1.nii.gz").unlink()
+    choice = chosen(root, tmp_path, ())
+    assert choice.weights.name == "two"
+    assert choice.notes == (f"{tmp_path / 'runs' / 'others'} knows no flair, t1",)
+    assert chosen(root, tmp_path, ("t2",)).weights.name == "four"
 
 
 def test_a_run_on_phantoms_is_taken_for_phantoms_alone(
