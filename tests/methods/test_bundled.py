@@ -119,7 +119,7 @@ def make_run(save: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def patients(write_nifti: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """`patients()` is a dataset of two cases without a t2: a cube of brain in a background of 0, voxels of 1 mm."""
+    """`patients()` is a dataset of two cases without a t2: a cube of brain, alone or in a head, voxels of 1 mm."""
 
     def write(spacing: Sequence[float] = (1, 1, 1), *, head: bool = False) -> Path:
         root = tmp_path / "patients"
@@ -247,7 +247,7 @@ def test_weights_of_patients_are_taken_without_a_run_those_of_many_sources_first
     [
         ({"spacing": (1, 1, 1.25)}, "needs voxels of about 1 mm, found 1 x 1 x 1.2 mm"),
         ({"spacing": (0.75, 1, 1)}, "needs voxels of about 1 mm, found 0.75 x 1 x 1 mm"),
-        ({"background": 20}, "needs skull-stripped volumes with a background of 0"),
+        ({"head": True}, "needs skull-stripped volumes with a background of 0"),
     ],
     ids=str,
 )
