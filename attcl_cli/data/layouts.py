@@ -308,7 +308,7 @@ LAYOUTS: Mapping[str, Layout] = {
             fields={
                 "prefix": _ANY_FOLDERS,
                 "case": r"[^/]+",
-                "token": _ANY_TOKEN,
+                "token": r"[A-Za-z0-9-]+",
                 "ext": NIFTI_ENDING,
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},

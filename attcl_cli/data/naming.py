@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -55,8 +55,7 @@ class Reading:
     Attributes:
         layout: the convention they follow.
         cases: sorted by id.
-        wrong: case id, or name of an empty folder -> what is wrong with its names.
-        unread: case id, or path of a folder -> what looks like its volumes and is not read.
+        wrong: case id, or name of a folder -> what is wrong with its names, or looks like an image and is not read.
         ignored: relative paths of images that are not read and are no loss.
         spellings: modality -> the token that most files use.
         extension: the file ending that most files use.
@@ -70,7 +69,6 @@ class Reading:
     layout: Layout
     cases: tuple[Case, ...]
     wrong: Mapping[str, tuple[AttclError, ...]]
-    unread: Mapping[str, tuple[AttclError, ...]]
     ignored: tuple[PurePosixPath, ...]
     spellings: Mapping[str, str]
     extension: str
@@ -101,6 +99,9 @@ def read_folder(
         UsageError: a filter is malformed, matches nothing, or the layout is not BIDS; `said` does not fit the names.
     """
     everything = _walk(root)
+    left_out = bids.ignore_rules("\n".join(said.ignore))
+    passed = {path for path in everything if left_out(path)} if said.ignore else set()
+    everything = [path for path in everything if path not in passed]
     aside = bids.set_aside(everything, root)
     files = [path for path in everything if path not in aside]
     readings = {layout.name: _read_names(root, files, layout, said) for layout in candidates}
@@ -123,7 +124,9 @@ def read_folder(
     reading = _assemble(root, chosen, read, said)
     chosen_by_user = len(candidates) == 1
     verdict = _judge(root, files, reading, read, said, chosen_by_user=chosen_by_user)
-    wrong = _without_unread(root, reading.wrong, verdict.wrong)
+    if passed:
+        notes = (*notes, f"{len(passed)} files left out by modalities.toml, such as {min(passed)}")
+    explained = {*verdict.reported, *passed, *(verdict.ignored if chosen_by_user else ())}
     passed_over = (
         (
             f"{len(verdict.ignored)} images that no case lacks are ignored: {some(verdict.ignored, most=4)}",
@@ -133,8 +136,7 @@ def read_folder(
     )
     return replace(
         reading,
-        wrong=wrong,
-        unread=verdict.wrong,
+        wrong=_with_unread(root, reading.wrong, verdict.wrong, explained),
         ignored=verdict.ignored,
         notes=(*reading.notes, *notes, *guessed, *passed_over),
     )
@@ -178,6 +180,8 @@ def _walk(root: Path) -> list[PurePosixPath]:
             starts += [Path(folder, name) for name in folders if Path(folder, name).is_symlink()]
             relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
             files += [relative / name for name in names if not name.startswith(".")]
+            if not folders and not names and unread.kind_of_name(relative.name) == "nifti":
+                files.append(relative)  # an empty folder in the place of a file
     return sorted(files)
 
 
@@ -340,7 +344,6 @@ def _assemble(
         layout=layout,
         cases=tuple(cases),
         wrong=wrong,
-        unread={},
         ignored=(),
         spellings=spellings,
         extension=endings.most_common(1)[0][0].lower(),
@@ -364,7 +367,7 @@ def _judge(
     """Divide the files that are not read into problems and what is harmless."""
     items = unread.find_unread(root, [path for path in files if path not in read.names])
     if not items:
-        return unread.Verdict({}, ())
+        return unread.Verdict({}, (), ())
     left = [path for item in items for path in item.files]
     others = {
         path: layout.title
@@ -393,22 +396,25 @@ def _judge(
     return unread.judge(root, items, known, read.vocabulary)
 
 
-def _without_unread(
+def _with_unread(
     root: Path,
     wrong: Mapping[str, tuple[AttclError, ...]],
     unread_: Mapping[str, tuple[AttclError, ...]],
+    explained: Collection[PurePosixPath],
 ) -> dict[str, tuple[AttclError, ...]]:
-    """Return what is wrong without empty folders that hold images which are reported as not read."""
-    reported = {str(root / name) for name in unread_}
-    left = {
-        name: tuple(
+    """Return all problems; a folder is not reported as empty if what it holds is reported, or left out on purpose."""
+    reported = {str(root / path.parent) for path in explained}
+    reported |= {str(root / name) for name in unread_}
+    both: dict[str, list[AttclError]] = defaultdict(list)
+    for name, problems in wrong.items():
+        both[name] += [
             problem
             for problem in problems
             if problem.code != "case-empty" or problem.message.split(": ")[0] not in reported
-        )
-        for name, problems in wrong.items()
-    }
-    return {name: problems for name, problems in left.items() if problems}
+        ]
+    for name, problems in unread_.items():
+        both[name] += problems
+    return {name: tuple(problems) for name, problems in both.items() if problems}
 
 
 def _case(
@@ -479,7 +485,7 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
 
     def is_case(folder: Path) -> bool:
         names = [item.name for item in folder.iterdir()]
-        images = any(name.lower().endswith((".nii", ".nii.gz", ".png")) for name in names)
+        images = any(name.lower().endswith((".nii", ".nii.gz")) for name in names)
         return not names or images or re.sub(r"\d+", "0", folder.name) in shapes
 
     return [

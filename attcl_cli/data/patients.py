@@ -46,7 +46,7 @@ PUBLIC_NAMES = (
     ),
     PublicNames(
         "BraTS 2017 to 2019",
-        r"(Brats1[789]_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d+",
+        r"(Bra[tT][sS]1[789]_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d+",
         "Brats18_TCIA02_370_1",
         "BraTS, 10.1038/sdata.2017.117: the last number is the examination",
     ),

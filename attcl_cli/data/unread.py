@@ -62,7 +62,9 @@ _DERIVED = {  # words of images that show no tissue
 }  # fmt: skip
 _CONTRAST_AGENT = {"c", "ce", "gd", "gad", "gado", "gadolinium", "contrast", "post", "postcontrast"}
 _OTHER_IMAGES = re.compile(r"(?:star|s|rho|map|maps|mapping)w?")  # T2star, T1map: no weighted image
-_REFERENCES = re.compile(r"\b(?:space|from|to|ref|template)[-_][A-Za-z0-9]+", re.IGNORECASE)
+_REFERENCES = re.compile(
+    r"(?<![A-Za-z0-9])(?:space|from|to|ref|template)[-_][A-Za-z0-9]+", re.IGNORECASE
+)
 _LONG = 4  # letters of a spelling that may begin a longer word: flairreg
 _MAGIC_AT, _MAGIC = 128, b"DICM"  # DICOM part 10, section 7.1
 
@@ -107,10 +109,12 @@ class Verdict:
 
     Attributes:
         wrong: case id, or path of a folder -> its problems.
+        reported: the files that these are about.
         ignored: the rest, which is harmless.
     """
 
     wrong: Mapping[str, tuple[AttclError, ...]]
+    reported: tuple[PurePosixPath, ...]
     ignored: tuple[PurePosixPath, ...]
 
 
@@ -159,12 +163,16 @@ def judge(
     """
     wrong: dict[str, list[AttclError]] = defaultdict(list)
     patients: dict[PurePosixPath, list[Unread]] = defaultdict(list)
+    reported: list[PurePosixPath] = []
     ignored: list[PurePosixPath] = []
     ids = {case.lower(): case for case in known.present}
     shapes = {_shape(case) for case in known.present}
     for item in unread:
-        case, text = _case_of(item, known, ids)
-        modalities = modalities_in(text, vocabulary) if KINDS[item.kind].image else ()
+        case, text, folder = _case_of(item, known, ids)
+        modalities: tuple[str, ...] = ()
+        if KINDS[item.kind].image:
+            modalities = modalities_in(text, vocabulary)
+            modalities = modalities or modalities_in(f"{folder} {text}", vocabulary)
         lacking: tuple[str, ...] = ()
         if case is not None:
             if item.kind == "dicom" and not modalities:
@@ -173,17 +181,21 @@ def judge(
         fits_another = any(path in known.others for path in item.files)
         if lacking and case is not None:
             wrong[case].append(_volume_not_read(root, item, case, lacking, known))
+            reported += item.files
         elif case is None and (
             not known.chosen
             if fits_another
             else modalities or (KINDS[item.kind].image and _shape(_stem(item.path.name)) in shapes)
         ):
             patients[item.path.parent].append(item)
+            reported += item.files
         else:
             ignored.append(item.path)
-    for folder, items in patients.items():
-        wrong[str(folder)].append(_patient_not_read(root, folder, items, known))
-    return Verdict({name: tuple(problems) for name, problems in wrong.items()}, tuple(ignored))
+    for place, items in patients.items():
+        wrong[str(place)].append(_patient_not_read(root, place, items, known))
+    return Verdict(
+        {name: tuple(problems) for name, problems in wrong.items()}, tuple(reported), tuple(ignored)
+    )
 
 
 def modalities_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -270,14 +282,17 @@ def _shape(name: str) -> str:
 # --- cases and modalities -------------------------------------------------------------------------------------------
 
 
-def _case_of(item: Unread, known: Known, ids: Mapping[str, str]) -> tuple[str | None, str]:
-    """Return the known case that something belongs to, and the rest of its path, which may name a modality."""
+def _case_of(item: Unread, known: Known, ids: Mapping[str, str]) -> tuple[str | None, str, str]:
+    """Return the known case that something belongs to, the rest of its path, and the folder before that.
+
+    Rest and folder may name a modality.
+    """
     for folder in (item.path, *item.path.parents):
         case = known.folders.get(folder)
         if case is not None:
             rest = item.path.relative_to(folder)
             text = str(rest) if rest.parts else " ".join(file.name for file in item.files[:8])
-            return case, _without(_stem(text), case)
+            return case, _without(_stem(text), case), ""
     for number in range(len(item.path.parts) - 1, -1, -1):
         part = item.path.parts[number]
         ends = [*(match.start() for match in re.finditer(r"[^A-Za-z0-9]", part)), len(part)]
@@ -285,8 +300,9 @@ def _case_of(item: Unread, known: Known, ids: Mapping[str, str]) -> tuple[str | 
             case = ids.get(part[:end].lower())
             if case is not None:
                 text = "/".join([part[end:], *item.path.parts[number + 1 :]])
-                return case, _without(_stem(text), case)
-    return None, _stem("/".join(item.path.parts[-2:]))
+                folder = item.path.parts[number - 1] if number else ""
+                return case, _without(_stem(text), case), _without(folder, case)
+    return None, _stem(item.path.name), item.path.parent.name
 
 
 def _without(text: str, case: str) -> str:
@@ -312,11 +328,11 @@ def _volume_not_read(
 ) -> AttclError:
     kind = KINDS[item.kind]
     count = f", {len(item.files)} files" if item.kind == "dicom" and len(item.files) > 1 else ""
-    place = known.places[modalities[0]].format(case=case)
+    place = known.places[modalities[0]].replace("{case}", case)
     return AttclError(
         f"{root / item.path}: looks like {' or '.join(modalities)} of {case} and is not read "
         f"({kind.title}{count}), expected a file named as {place}",
-        f"{kind.hint}; or --force, to take it as missing",
+        f"{kind.hint}; or leave it out, with {_ignoring(item)} in modalities.toml",
         code="volume-not-read",
     )
 
@@ -331,11 +347,16 @@ def _patient_not_read(
     hint = (
         "name all cases alike, or choose one naming with --layout"
         if other
-        else f"{KINDS[first.kind].hint}, or move it out of the dataset if it is no case"
+        else f"{KINDS[first.kind].hint}"
     )
     return AttclError(
         f"{root / folder}: {names}: may be images of a case and are not read ({reason}), "
         f"expected files named as {next(iter(known.places.values()))}",
-        f"{hint}; or --force, to leave them out",
+        f"{hint}; or leave them out, with {_ignoring(first)} in modalities.toml",
         code="case-not-read",
     )
+
+
+def _ignoring(item: Unread) -> str:
+    """Return the line of `modalities.toml` that leaves a file out."""
+    return f"ignore = ['{item.path}']"

@@ -16,7 +16,7 @@ from attcl_cli.errors import UsageError
 from attcl_cli.files import read_toml
 
 VOCABULARY_FILE = "modalities.toml"  # read if it lies in a dataset's root; prepare-splits copies it
-_KEYS = ("modalities", "pattern", "patient", "segmentation")
+_KEYS = ("modalities", "pattern", "patient", "segmentation", "ignore")
 _FEWEST_MODALITIES = 2
 
 
@@ -29,12 +29,14 @@ class Vocabulary:
         layout: a naming of the user's own; None: one of `LAYOUTS`.
         patient: a regular expression whose first group, found in a case's id, names the patient; None: guessed.
         segmentations: names of a label map, the first that a case has is taken; (): those of the layout.
+        ignore: patterns of files that are left out, in the syntax of .gitignore.
     """
 
     modalities: Mapping[str, tuple[str, ...]] | None = None
     layout: Layout | None = None
     patient: str | None = None
     segmentations: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -44,6 +46,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     pattern = "IXI-{modality}/{case}-{modality}.nii.gz"   # without it one of LAYOUTS
     patient = "^(IXI[0-9]+)-"                             # without it guessed
     segmentation = ["tumor", "auto_tumor"]                # without it seg, dseg or segm
+    ignore = ["*_old.nii.gz", "scratch/"]                 # as in .gitignore
     [modalities]
     t1 = ["T1"]
     t2 = ["T2"]
@@ -64,26 +67,27 @@ def read_vocabulary(path: Path) -> Vocabulary:
             '[modalities] holds lines such as t1 = ["T1"]; docs/guides/data.md has an example',
             code="invalid-vocabulary",
         )
-    segmentations = _segmentations(path, document)
+    segmentations = _texts(path, document, "segmentation", example="tumor_segmentation")
     modalities = _modalities(path, document, segmentations or SEGMENTATION_NAMES)
     return Vocabulary(
         modalities,
         _layout(path, document, modalities or DEFAULT_MODALITIES, segmentations),
         _patient(path, document),
         segmentations,
+        _texts(path, document, "ignore", example="*_old.nii.gz"),
     )
 
 
-def _segmentations(path: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
-    names = document.get("segmentation", [])
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+def _texts(path: Path, document: Mapping[str, Any], key: str, *, example: str) -> tuple[str, ...]:
+    texts = document.get(key, [])
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise UsageError(
-            f"{path}: segmentation = {names!r}, expected the label map's name or a list of names",
-            'for example segmentation = "tumor_segmentation"',
-            code="invalid-segmentation-name",
+            f"{path}: {key} = {texts!r}, expected a text or a list of texts",
+            f'for example {key} = ["{example}"]',
+            code="invalid-vocabulary",
         )
-    return tuple(names)
+    return tuple(texts)
 
 
 def _patient(path: Path, document: Mapping[str, Any]) -> str | None:

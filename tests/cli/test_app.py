@@ -14,7 +14,6 @@ from helpers import fresh_python, states
 from attcl_cli import __version__
 from attcl_cli.cli.app import app
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.files import sha256
 from attcl_cli.methods.weights import WEIGHTS_FILE
 
@@ -54,7 +53,7 @@ def hidden_files(splits: Path, whole: Path) -> set[str]:
 # --- the commands in a row --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", ["brats", "brats2023", "bids", "slices", "nnunet"])
 def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phantoms, attcl, here):
     whole = phantoms(layout)
     code, out, err = attcl("prepare-splits", whole)

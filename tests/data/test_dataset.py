@@ -16,6 +16,7 @@ from PIL import Image
 
 from attcl_cli.data.dataset import Dataset, check, check_case, open_dataset
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
+from attcl_cli.data.phantom_cohort import COHORT_LAYOUTS
 from attcl_cli.errors import AttclError, UsageError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -77,7 +78,7 @@ def test_png_slices_are_found_by_looking_and_sorted_by_number(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", COHORT_LAYOUTS)
 def test_generated_cohorts_read_back_complete_in_every_layout(layout, phantoms):
     dataset = open_dataset(phantoms(layout))
     assert dataset.layout.name == layout
@@ -105,11 +106,11 @@ def test_real_brasyn_folders_are_read(cohort):
     assert check(dataset) == []
 
 
-def test_the_layout_that_most_files_fit_wins_and_the_others_are_ignored(tmp_path):
+def test_the_layout_that_most_files_fit_wins(tmp_path):
     names = [*brats("A", FOUR), "B/B-t1n.nii.gz"]
     dataset = open_dataset(touch(tmp_path, names))
     assert dataset.layout.name == "brats"
-    assert [str(path) for path in dataset.ignored] == ["B/B-t1n.nii.gz"]
+    assert [case.id for case in dataset.cases] == ["A"]
 
 
 def test_a_layout_that_is_asked_for_is_taken(tmp_path):
@@ -179,7 +180,7 @@ def test_a_label_map_is_no_modality(token, tmp_path):
 # --- missing modalities and where they belong -----------------------------------------------------------------------
 
 
-def test_missing_modalities_are_those_of_the_vocabulary_that_a_case_lacks(tmp_path):
+def test_missing_modalities_are_those_that_a_case_lacks_and_another_has(tmp_path):
     dataset = open_dataset(touch(tmp_path, [*brats("A", ["t1"]), *brats("B", FOUR)]))
     assert [dataset.missing(case) for case in dataset.cases] == [("flair", "t1ce", "t2"), ()]
 
@@ -224,7 +225,7 @@ def test_missing_slices_are_placed_under_the_numbers_of_the_others(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", COHORT_LAYOUTS)
 def test_a_placed_file_is_found_as_that_modality_of_that_case(layout, phantoms, tmp_path):
     whole = open_dataset(phantoms(layout))
     touch(
@@ -237,6 +238,8 @@ def test_a_placed_file_is_found_as_that_modality_of_that_case(layout, phantoms, 
             if name != "t1ce" or case.id != whole.cases[0].id
         ],
     )
+    for file in whole.naming_files:
+        (tmp_path / file).write_bytes((whole.root / file).read_bytes())
     holed = open_dataset(tmp_path)
     assert holed.missing(holed.cases[0]) == ("t1ce",)
     assert holed.place(holed.cases[0], "t1ce") == whole.cases[0].files["t1ce"]
@@ -255,7 +258,7 @@ def test_modal_list_goes_by_falling_number_of_volumes_ties_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "case", "patient"),
     [
-        ("Brats18_TCIA02_370_1/Brats18_TCIA02_370_1_t1.nii.gz", "Brats18_TCIA02_370_1", None),
+        ("Brats18_TCIA02_370_1/Brats18_TCIA02_370_1_t1.nii.gz", "Brats18_TCIA02_370_1", "Brats18_TCIA02_370"),
         ("BraTS-GLI-00027-001/BraTS-GLI-00027-001-t1n.nii.gz", "BraTS-GLI-00027-001", "BraTS-GLI-00027"),
         ("Odd-7/Odd-7-t1n.nii.gz", "Odd-7", None),
         ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01", "sub-01"),
@@ -320,7 +323,8 @@ def test_a_naming_of_ones_own_is_described_in_toml(tmp_path):
     assert [case.id for case in dataset.cases] == ["IXI002-Guys-0828", "IXI012-HH-1211"]
     assert dataset.missing(dataset.cases[1]) == ("pd", "t2")
     assert placed(dataset, "pd", case=1) == "IXI-PD/IXI012-HH-1211-PD.nii.gz"
-    assert [str(path) for path in dataset.ignored] == ["IXI-T2/IXI012-HH-1211-PD.nii.gz"]
+    (problem,) = dataset.problems
+    assert "IXI-T2/IXI012-HH-1211-PD.nii.gz: looks like pd of IXI012-HH-1211" in problem.message
 
 
 def test_modalities_toml_in_the_root_is_read_unasked(tmp_path):
@@ -403,11 +407,11 @@ def test_grades_in_folders_are_no_empty_cases(tmp_path):
 
 
 def test_images_that_fit_no_name_are_listed_and_other_files_are_not(tmp_path):
-    extra = ["A/W39_1998.09.19_Segm.nii", "A/A_dwi.nii.gz", "x.png", "splits.json", "A/A_t1.json"]
+    extra = ["A/W39_1998.09.19.nii", "A/A_dwi.nii.gz", "x.png", "notes.json", "A/A_t1.json"]
     dataset = open_dataset(touch(tmp_path, [*brats("A", FOUR), *extra]))
     assert sorted(str(path) for path in dataset.ignored) == [
         "A/A_dwi.nii.gz",
-        "A/W39_1998.09.19_Segm.nii",
+        "A/W39_1998.09.19.nii",
         "x.png",
     ]
 
@@ -415,7 +419,7 @@ def test_images_that_fit_no_name_are_listed_and_other_files_are_not(tmp_path):
 def test_hidden_files_and_folders_are_passed_over(tmp_path):
     hidden = [".git/A/A_t1.nii.gz", "A/.A_t2.nii.gz.host-1-x.attcl-tmp", "A/._A_t2.nii.gz"]
     dataset = open_dataset(touch(tmp_path, [*brats("A", ["t1"]), *hidden]))
-    assert dataset.counts() == {"flair": 0, "t1": 1, "t1ce": 0, "t2": 0}
+    assert dataset.counts() == {"t1": 1}
     assert dataset.ignored == ()
 
 

@@ -32,6 +32,28 @@ EXAMPLES = {
         "sub-1/ses-b/anat/sub-1_ses-b_T1w.json", "sub-1/anat/1_T1w.nii.gz",
     ),
     "slices": ("a/", "P_1", "P_1", "a/t1/P_1_007.png", "a/t1/P_1.json", "a/t1/P.png"),
+    "ucsf": (
+        "v5/", "U-0004", "U-0004", "v5/U-0004_nifti/U-0004_T1.nii.gz", "v5/U-0004_nifti/U-0004_T1.json",
+        "U-0004/U-0004_T1.nii.gz",
+    ),
+    "tcga": (
+        "TCGA-02-0006/", "TCGA-02-0006_1996.08.23", "TCGA-02-0006_1996.08.23",
+        "TCGA-02-0006/TCGA-02-0006_1996.08.23_t1.nii.gz", "TCGA-02-0006/TCGA-02-0006_1996.08.23_t1.json",
+        "TCGA-02-0006/TCGA-02-0006_t1.nii.gz",
+    ),
+    "nnunet": (
+        "imagesTr/", "B_001", "B_001", "imagesTr/B_001_0001.nii.gz", "imagesTr/B_001_0001.json",
+        "imagesTr/B_001.nii.gz",
+    ),
+    "ixi": (
+        "", "IXI002-Guys-0828", "IXI002-Guys-0828", "IXI-T1/IXI002-Guys-0828-T1.nii.gz",
+        "IXI-T1/IXI002-Guys-0828-T1.json", "IXI-T2/IXI002-Guys-0828-T1.nii.gz",
+    ),
+    "ixi-flat": (
+        "x/", "IXI002-Guys-0828", "IXI002-Guys-0828", "x/IXI002-Guys-0828-T1.nii.gz",
+        "x/IXI002-Guys-0828-T1.json", "IXI-T1/IXI002-Guys-0828-T1.nii.gz",
+    ),
+    "folders": ("a/", "pat1", "pat1", "a/pat1/t1.nii.gz", "a/pat1/t1.json", "t1.nii.gz"),
 }  # fmt: skip
 PNG = [PurePosixPath(f"t1/P_{number:03d}.png") for number in range(5)]
 NIFTI = [PurePosixPath("P/P_t1.nii.gz")]
@@ -80,7 +102,8 @@ def test_a_case_whose_id_names_no_patient_is_its_own():
 
 def test_the_usual_label_convention_is_one_that_is_known():
     usual = {name: layout.label_convention for name, layout in LAYOUTS.items()}
-    assert usual == {"brats": "2021", "brats2023": "2023", "bids": "2021", "slices": "2021"}
+    assert {name for name, convention in usual.items() if convention != "2021"} == {"brats2023"}
+    assert usual["brats2023"] == "2023"
     assert set(usual.values()) <= set(CONVENTIONS)
 
 
@@ -119,13 +142,16 @@ def test_an_option_that_needs_volumes_refuses_slices():
         ("dseg", "seg"),
         ("space-x_dseg", "seg"),
         ("adc", None),
+        ("T1_bias", None),
+        ("old_t1", None),
+        ("brain_segmentation", None),
     ],
 )
 def test_a_token_stands_for_a_modality_a_label_map_or_nothing(token, modality):
     assert modality_of(token, DEFAULT_MODALITIES) == modality
 
 
-@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".png"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".png", ".NII.GZ", ".Nii.gz", ".PNG"])
 def test_an_ending_may_have_two_parts(ending):
     assert ending_of(PurePosixPath(f"a/b.c{ending}")) == ending
 
@@ -169,6 +195,14 @@ def test_an_alias_of_a_modality_that_the_dataset_has_not_is_unknown():
         ('[modalities]\nt1 = ["t2"]\nt2 = []', "'t2' is a spelling of t1 and of t2", "spelling-ambiguous"),
         ('[modalities]\nt1 = []\nseg = []', "'seg' names the label map", "spelling-reserved"),
         ('[modalities]\nt1 = ["dseg"]\nt2 = []', "'dseg' names the label map", "spelling-reserved"),
+        ('segmentation = "GT"\n[modalities]\nt1 = ["gt"]\nt2 = []', "'gt' names the label map", "spelling-reserved"),
+        ("", "empty, expected some of modalities, pattern, patient, segmentation", "invalid-vocabulary"),
+        ("segmentation = 1", "segmentation = 1", "invalid-vocabulary"),
+        ('segmentation = ["a", ""]', "segmentation = ['a', '']", "invalid-vocabulary"),
+        ('patient = "(a"', "patient = '(a' is no regular expression", "invalid-patient-pattern"),
+        ('patient = "P-[0-9]+"', "expected a regular expression with the patient's name in parentheses",
+         "invalid-patient-pattern"),
+        ("patient = 3", "patient = 3", "invalid-patient-pattern"),
     ],
 )  # fmt: skip
 def test_a_vocabulary_that_says_something_else_is_a_usage_error(content, complaint, code, tmp_path):
@@ -184,7 +218,25 @@ def test_a_naming_of_the_users_own_is_a_layout(tmp_path):
     (tmp_path / "v.toml").write_text(
         'pattern = "IXI-{modality}/{case}-{modality}.nii"\n[modalities]\nt1 = ["T1"]\npd = []\n'
     )
-    vocabulary, layout = read_vocabulary(tmp_path / "v.toml")
-    assert vocabulary == {"t1": ("t1", "T1"), "pd": ("pd",)}
+    said = read_vocabulary(tmp_path / "v.toml")
+    layout = said.layout
+    assert said.modalities == {"t1": ("t1", "T1"), "pd": ("pd",)}
     assert str(layout.place(case="7", token=layout.tokens["t1"])) == "IXI-T1/7-T1.nii.gz"
     assert layout.tokens == {"t1": "T1"}
+
+
+def test_a_spelling_of_the_users_own_naming_may_hold_any_sign(tmp_path):
+    (tmp_path / "v.toml").write_text(
+        'pattern = "{case}_{modality}.nii.gz"\n[modalities]\nt1 = ["T1_brain-1.0"]\nt2 = ["T2_brain"]\n'
+    )
+    layout = read_vocabulary(tmp_path / "v.toml").layout
+    match = layout.pattern().fullmatch("a/P_1_t1_brain-1.0.nii.gz")
+    assert (match["prefix"], match["case"], match["token"]) == ("a/", "P_1", "t1_brain-1.0")
+    assert layout.pattern().fullmatch("P_1_flair.nii.gz") is None
+
+
+def test_patient_and_label_map_can_be_said_alone(tmp_path):
+    (tmp_path / "v.toml").write_text("patient = '^(P\\d+)_'\nsegmentation = 'GT'\n")
+    said = read_vocabulary(tmp_path / "v.toml")
+    assert (said.modalities, said.layout) == (None, None)
+    assert (said.patient, said.segmentations) == (r"^(P\d+)_", ("GT",))

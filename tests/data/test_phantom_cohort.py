@@ -9,8 +9,8 @@ import pytest
 
 from attcl_cli.data import label_maps, phantom, volumes
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
-from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.data.layouts import SEGMENTATION
+from attcl_cli.data.phantom_cohort import COHORT_LAYOUTS, write_cohort
 
 VOXEL_MM = 10.0
 
@@ -37,7 +37,7 @@ def contents(root):
     }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", COHORT_LAYOUTS)
 def test_a_seed_gives_the_same_bytes_with_any_number_of_threads(layout, tmp_path):
     for name, workers in (("a", 1), ("b", 3)):
         write_cohort(tmp_path / name, cases=2, layout=layout, voxel_mm=16.0, workers=workers)
@@ -60,7 +60,7 @@ def test_more_cases_do_not_change_the_first_ones(tmp_path):
 
 
 @pytest.mark.usefixtures("patients_made_once")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", COHORT_LAYOUTS)
 def test_every_layout_shows_the_same_patient(layout, tmp_path):
     write_cohort(tmp_path, cases=1, layout=layout, voxel_mm=VOXEL_MM, seed=5)
     patient = phantom.make_case(0, seed=5, voxel_mm=VOXEL_MM)
@@ -84,7 +84,7 @@ def test_ids_are_returned_in_order_and_reported(tmp_path):
 
 
 @pytest.mark.usefixtures("patients_made_once")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", COHORT_LAYOUTS)
 def test_what_is_missing_is_repeated_over_the_cases(layout, tmp_path):
     write_cohort(
         tmp_path, cases=3, layout=layout, voxel_mm=VOXEL_MM, missing=[["t2"], ["t1", "t1ce"]]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from attcl_cli.data.dataset import Dataset, open_dataset
-from attcl_cli.data.layouts import LAYOUTS
+from attcl_cli.data.phantom_cohort import COHORT_LAYOUTS
 from attcl_cli.data.splits import Splits, make_splits, read_splits, to_json
 from attcl_cli.data.tree import write_tree
 from attcl_cli.errors import AttclError, UsageError
@@ -52,7 +52,7 @@ def test_the_tree_holds_what_remains_and_the_originals_stay(link, made, tmp_path
     assert {path: sha256(path) for path in dataset.root.rglob("*.nii.gz")} == before
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", COHORT_LAYOUTS)
 def test_the_tree_of_every_layout_reads_back_as_the_splits_say(layout, phantoms, tmp_path):
     dataset = open_dataset(phantoms(layout))
     splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))

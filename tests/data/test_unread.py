@@ -1,0 +1,364 @@
+"""Nothing is left out in silence: what looks like a volume or a patient is a problem, the rest is noted or harmless."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from attcl_cli.data.dataset import Dataset, check, open_dataset
+from attcl_cli.data.layouts import DEFAULT_MODALITIES
+from attcl_cli.data.unread import kind_of_name, modalities_in
+
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+def touch(root: Path, names: Iterable[str]) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def cases(*ids: str, lacking: str = "", modalities: Iterable[str] = FOUR) -> list[str]:
+    """Names of whole cases; the first of them lacks a modality."""
+    names = [f"{case}/{case}_{name}.nii.gz" for case in ids for name in modalities]
+    return [name for name in names if name != f"{ids[0]}/{ids[0]}_{lacking}.nii.gz"]
+
+
+def lacking_t1(root: Path, *extra: str) -> Dataset:
+    """A dataset whose Case_000 lacks its T1, and has these instead."""
+    return open_dataset(touch(root, [*cases("Case_000", "Case_001", lacking="t1"), *extra]))
+
+
+def codes(dataset: Dataset) -> list[str]:
+    return [problem.code for problem in dataset.problems]
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".NII.GZ", ".Nii.gz", ".nii.GZ", ".NII", ".Nii"])
+def test_endings_in_any_letters_are_read(ending, tmp_path, write_nifti):
+    values = np.arange(60).reshape(5, 4, 3).astype("i2")
+    for name in FOUR:
+        write_nifti(tmp_path / f"A/A_{name}.nii.gz", values)
+    path = tmp_path / "A/A_t1.nii.gz"
+    if ending.lower() == ".nii":
+        nib.save(nib.load(path), tmp_path / "A/A_t1.nii")
+        (tmp_path / "A/A_t1.nii").rename(tmp_path / f"A/A_t1{ending}")
+        path.unlink()
+    else:
+        path.rename(tmp_path / f"A/A_t1{ending}")
+    dataset = open_dataset(tmp_path)
+    assert dataset.counts() == dict.fromkeys(FOUR, 1)
+    assert check(dataset, values=True) == []
+
+
+def test_a_new_file_has_its_ending_in_small_letters(tmp_path):
+    dataset = open_dataset(
+        touch(tmp_path, ["A/A_t1.NII.GZ", "A/A_t2.NII.GZ", "B/B_t1.NII.GZ", "B/B_flair.nii.gz"])
+    )
+    (place,) = dataset.place(dataset.cases[0], "flair")
+    assert str(place) == "A/A_flair.nii.gz"
+
+
+# --- what looks like a volume that a case lacks -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "hint"),
+    [
+        ("Case_000/Case_000_t1.hdr", "a pair of files", "nibabel"),
+        ("Case_000/Case_000_t1.img", "a pair of files", "nibabel"),
+        ("Case_000/Case_000_T1.mha", "MetaImage", "SimpleITK"),
+        ("Case_000/Case_000_t1.MHD", "MetaImage", "SimpleITK"),
+        ("Case_000/Case_000_t1n.nrrd", "NRRD", "3D Slicer"),
+        ("Case_000/Case_000_t1.nhdr", "NRRD", "3D Slicer"),
+        ("Case_000/Case_000_t1.mgz", "FreeSurfer", "mri_convert"),
+        ("Case_000/Case_000_t1.mnc", "MINC", "mnc2nii"),
+        ("Case_000/Case_000_t1.npy", "a NumPy array", "affine"),
+        ("Case_000/Case_000_t1.dcm", "DICOM", "dcm2niix"),
+        ("Case_000/T1_AX/IM0001.dcm", "DICOM", "dcm2niix"),
+        ("Case_000/dicom/t1w/1.2.3.IMA", "DICOM", "dcm2niix"),
+        ("Case_000/unknown/IM0001.dcm", "DICOM", "dcm2niix"),
+        ("Case_000/Case_000_t1.zip", "an archive", "unpack"),
+        ("Case_000/Case_000_t1.nii.gz.part", "another ending", "rename"),
+        ("Case_000/Case_000_t1.nii.gz~", "another ending", "rename"),
+        ("Case_000/Case_000_t1.nii.bz2", "another ending", "unpack"),
+        ("Case_000/Case_000_t1.gz", "another ending", "unpack"),
+        ("Case_000/Case_000_t1.nii.gz/scan.nii.gz", "a folder", "out of the folder"),
+        ("Case_000/Case_000_t1.nii/a/b.txt", "a folder", "out of the folder"),
+        ("Case_000/case_000_t1.nii.gz", "another name", "rename"),
+        ("Case_000/CASE_000_T1.nii.gz", "another name", "rename"),
+        ("Case_000/Case_000-t1.nii.gz", "another name", "rename"),
+        ("Case_000/Case_000_t1_bias.nii.gz", "another name", "rename"),
+        ("Case_000/Case_000_old_t1.nii.gz", "another name", "rename"),
+        ("Case_000/Case_000_t1reg.nii.gz", "another name", "rename"),
+        ("Case_000/Case_000_t1 (1).nii.gz", "another name", "rename"),
+        ("Case_000/T1.nii.gz", "another name", "rename"),
+        ("Case_000/axT1.nii", "another name", "rename"),
+        ("Case_000/raw/T1_mprage.nii.gz", "another name", "rename"),
+        ("other/Case_000_t1.nii.gz", "another name", "rename"),
+        ("nrrd/Case_000_t1.nrrd", "NRRD", "3D Slicer"),
+    ],
+)
+def test_what_looks_like_a_missing_volume_is_a_problem_with_its_name(name, reason, hint, tmp_path):
+    dataset = lacking_t1(tmp_path, name)
+    (problem,) = dataset.problems
+    assert problem.code == "volume-not-read"
+    path = problem.message.split(": looks like t1 of Case_000 and is not read (")[0]
+    assert (tmp_path / name).is_relative_to(path)
+    assert f"({reason}" in problem.message
+    assert problem.message.endswith("expected a file named as Case_000/Case_000_t1.nii.gz")
+    assert hint in problem.hint
+    assert dataset.wrong.keys() == {"Case_000"}
+    assert dataset.counts()["t1"] == 1
+    assert dataset.ignored == ()
+
+
+def test_a_dicom_file_without_an_ending_is_found_by_its_first_bytes(tmp_path):
+    path = tmp_path / "Case_000" / "series" / "IM000001"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(128) + b"DICM" + bytes(10))
+    (problem,) = lacking_t1(tmp_path).problems
+    assert "Case_000/series: looks like t1 of Case_000 and is not read (DICOM)" in problem.message
+
+
+def test_dicom_files_of_a_folder_are_one_problem(tmp_path):
+    names = [f"Case_000/t1/IM{number:04d}.dcm" for number in range(40)]
+    (problem,) = lacking_t1(tmp_path, *names).problems
+    assert f"{tmp_path}/Case_000/t1: looks like t1 of Case_000" in problem.message
+    assert "(DICOM, 40 files)" in problem.message
+
+
+def test_the_two_files_of_a_pair_are_one_problem(tmp_path):
+    assert len(lacking_t1(tmp_path, "Case_000/x_t1.hdr", "Case_000/x_t1.img").problems) == 1
+
+
+def test_a_broken_link_is_a_problem_under_any_name(tmp_path):
+    lacking_t1(tmp_path)
+    (tmp_path / "Case_000" / "t1_link").symlink_to(tmp_path / "gone")
+    (problem,) = open_dataset(tmp_path).problems
+    assert (
+        "Case_000/t1_link: looks like t1 of Case_000 and is not read (a broken link)"
+        in problem.message
+    )
+
+
+def test_an_empty_folder_named_as_a_volume_is_a_problem(tmp_path, write_case):
+    write_case(tmp_path, cases("A", modalities=["flair", "t2"]))
+    (tmp_path / "A" / "A_t1.nii.gz").mkdir()
+    (problem,) = check(open_dataset(tmp_path))
+    assert problem.message.startswith(f"{tmp_path}/A/A_t1.nii.gz: ")
+
+
+def test_contrast_agent_makes_it_another_modality(tmp_path):
+    names = cases("Case_000", "Case_001", lacking="t1ce")
+    (problem,) = open_dataset(touch(tmp_path, [*names, "Case_000/T1_post_contrast.nii"])).problems
+    assert "looks like t1ce of Case_000" in problem.message
+
+
+def test_a_modality_that_all_cases_have_in_another_format_is_found(tmp_path):
+    names = cases("A", "B", modalities=["flair", "t2"])
+    dataset = open_dataset(touch(tmp_path, [*names, "A/A_t1.nrrd", "B/B_t1.nrrd"]))
+    assert codes(dataset) == ["volume-not-read"] * 2
+    assert dataset.modalities == ("flair", "t2")
+
+
+@pytest.mark.parametrize(
+    ("layout", "names", "odd", "modality"),
+    [
+        ("bids", ["sub-1/anat/sub-1_T1w.nii.gz", "sub-2/anat/sub-2_T1w.nii.gz", "sub-2/anat/sub-2_T2w.nii.gz"],
+         "sub-1/anat/T2w.nii.gz", "t2"),
+        ("brats2023", ["A-1/A-1-t1n.nii.gz", "A-1/A-1-t2w.nii.gz", "A-2/A-2-t2w.nii.gz"],
+         "A-2/A-2-t1n.mha", "t1"),
+        ("ucsf", ["A_nifti/A_T1.nii.gz", "A_nifti/A_T2.nii.gz", "B_nifti/B_T2.nii.gz"],
+         "B_nifti/B_T1_bias.nii.gz", "t1"),
+        ("folders", ["A/T1.nii.gz", "A/T2.nii.gz", "B/T2.nii.gz"], "B/T1.nrrd", "t1"),
+        ("slices", [f"{name}/{case}_{number}.png" for name, case in (("t1", "A"), ("t2", "A"), ("t2", "B"))
+                    for number in range(3)], "t1/B.nii.gz", "t1"),
+    ],
+)  # fmt: skip
+def test_every_layout_names_what_it_does_not_read(layout, names, odd, modality, tmp_path):
+    dataset = open_dataset(touch(tmp_path, [*names, odd]))
+    assert dataset.layout.name == layout
+    (problem,) = dataset.problems
+    assert problem.message.startswith(f"{tmp_path / odd}: looks like {modality} of ")
+
+
+def test_a_case_folder_with_other_files_alone_is_still_an_empty_case(tmp_path):
+    touch(tmp_path, [*cases("Case_000", "Case_001"), "Case_002/README.txt"])
+    assert codes(open_dataset(tmp_path)) == ["case-empty"]
+
+
+# --- what looks like a patient ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "folder", "names"),
+    [
+        (["B/B-t1n.nii.gz", "B/B-t2w.nii.gz"], "B", "BraTS 2023 and later"),
+        (["x/B-1/B-1-t1n.nii.gz"], "x/B-1", "BraTS 2023 and later"),
+        (["sub-01/anat/sub-01_T1w.nii.gz"], "sub-01/anat", "BIDS"),
+        (["pat1/T1.nii.gz", "pat1/T2.nii.gz"], "pat1", "a folder per patient"),
+        (["t1/B_0.png", "t1/B_1.png"], "t1", "PNG slices"),
+        (["UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_T1.nii.gz"], "UCSF-PDGM-0004_nifti", "UCSF-PDGM"),
+        (["P9/P9_t1.mha", "P9/P9_t2.mha"], "P9", "MetaImage"),
+        (["P9/t1/IM1.dcm", "P9/t2/IM1.dcm"], "P9", "DICOM"),
+        (["scans/flair.nrrd"], "scans", "NRRD"),
+        (["Case_002.zip"], ".", "an archive"),
+        (["Case_002.nii.gz"], ".", "another name"),
+    ],
+)
+def test_images_of_no_known_case_are_a_problem(extra, folder, names, tmp_path):
+    dataset = open_dataset(touch(tmp_path, [*cases("Case_000", "Case_001"), *extra]))
+    assert [case.id for case in dataset.cases] == ["Case_000", "Case_001"]
+    (problem,) = dataset.problems
+    assert problem.code == "case-not-read"
+    assert problem.message.startswith(f"{tmp_path / folder}: ")
+    assert names in problem.message
+
+
+def test_a_layout_that_was_asked_for_leaves_the_other_out_with_a_note(tmp_path):
+    names = [*cases("A"), "B/B-t1n.nii.gz"]
+    dataset = open_dataset(touch(tmp_path, names), layout="brats2023")
+    assert dataset.problems == ()
+    (note,) = dataset.notes
+    assert note.startswith("4 images that no case lacks are ignored: A/A_flair.nii.gz")
+
+
+def test_a_link_to_a_patient_that_is_gone_is_a_problem(tmp_path):
+    touch(tmp_path, cases("Case_000", "Case_001"))
+    (tmp_path / "Case_002").symlink_to(tmp_path / "gone")
+    (problem,) = open_dataset(tmp_path).problems
+    assert problem.code == "case-not-read"
+    assert "Case_002: may be images of a case and are not read (a broken link)" in problem.message
+
+
+def test_slices_and_volumes_of_one_patient_are_no_two_patients(tmp_path):
+    slices = [f"{name}/A_{number}.png" for name in FOUR for number in range(5)]
+    dataset = open_dataset(touch(tmp_path, [*slices, *cases("A")]))
+    assert (dataset.layout.name, dataset.problems) == ("slices", ())
+    assert len(dataset.ignored) == 4
+
+
+# --- what is harmless -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "README",
+        "README.md",
+        ".DS_Store",
+        "Case_000/.DS_Store",
+        "Case_000/._Case_000_t1.nii.gz",
+        "name_mapping.csv",
+        "Case_000/Case_000_t1.json",
+        "Case_000/Case_000_dwi.bval",
+        "Case_000/Case_000_dwi.bvec",
+        "Case_000/t1_to_t2.mat",
+        "Case_000/Case_000_physio.tsv.gz",
+        "run.json",
+        "report.html",
+    ],
+)
+def test_what_is_no_image_is_passed_over_without_a_word(name, tmp_path):
+    dataset = lacking_t1(tmp_path, name)
+    assert (dataset.problems, dataset.notes, dataset.ignored) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Case_000/Case_000_dwi.nii.gz",
+        "Case_000/Case_000_flair.mha",
+        "Case_000/Case_000_t1_mask.nii.gz",
+        "Case_000/Case_000_t1_uncertainty.nii.gz",
+        "Case_000/Case_000_brain_segmentation.nii.gz",
+        "Case_000/T1map.nii.gz",
+        "Case_000/T2star.nii.gz",
+        "Case_001/Case_001_t1_bias.nii.gz",
+        "Case_000/Case_000_flair_space-t1.nii.gz",
+        "Case_000/t1.png",
+        "qc/overview.png",
+        "Case_001/dicom/t1/IM1.dcm",
+        "templates/atlas.nii.gz",
+    ],
+)
+def test_an_image_that_no_case_lacks_is_ignored_and_named(name, tmp_path):
+    dataset = lacking_t1(tmp_path, name)
+    if "templates" not in name:  # beside the cases it may be one: reported as before
+        assert dataset.problems == ()
+    (path,) = dataset.ignored
+    assert (tmp_path / name).is_relative_to(tmp_path / path)
+    assert dataset.notes == (f"1 images that no case lacks are ignored: {path}",)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*.mha", "Case_000/", "Case_000/Case_000_t1.mha", "**/Case_000_t1.*"]
+)
+def test_a_file_is_left_out_if_the_user_says_so(pattern, tmp_path):
+    touch(tmp_path, [*cases("Case_000", "Case_001", lacking="t1"), "Case_000/Case_000_t1.mha"])
+    (tmp_path / "modalities.toml").write_text(f"ignore = ['{pattern}']\n")
+    dataset = open_dataset(tmp_path)
+    assert dataset.problems == ()
+    (note,) = dataset.notes
+    assert "left out by modalities.toml, such as Case_000/Case_000_" in note
+
+
+def test_the_hint_of_a_problem_leaves_the_file_out(tmp_path):
+    (problem,) = lacking_t1(tmp_path, "Case_000/case_000_t1.nii.gz").problems
+    line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
+    (tmp_path / "modalities.toml").write_text(line)
+    assert open_dataset(tmp_path).problems == ()
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "modalities"),
+    [
+        ("t1", ("t1",)),
+        ("T1w_mprage", ("t1",)),
+        ("axT2", ("t2",)),
+        ("t2_flair", ("flair",)),
+        ("FLAIRreg", ("flair",)),
+        ("T1_Gd", ("t1ce",)),
+        ("t1 mprage post contrast", ("t1ce",)),
+        ("t1ce_n4", ("t1ce",)),
+        ("t1_space-flair", ("t1",)),
+        ("t1_t2", ("t1", "t2")),
+        ("T2star", ()),
+        ("t1_map", ()),
+        ("t1_brainmask", ()),
+        ("scan", ()),
+        ("t10", ()),
+        ("set1", ()),
+    ],
+)
+def test_a_name_tells_modalities_by_its_words(name, modalities):
+    assert modalities_in(name, DEFAULT_MODALITIES) == modalities
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.nii.gz", "nifti"),
+        ("a.tar.gz", "archive"),
+        ("a.img.gz", "analyze"),
+        ("a.nii.gz.crdownload", "odd"),
+        ("a.tsv.gz", ""),
+        ("a.json", ""),
+        ("a.nii.json", ""),
+        ("a", ""),
+    ],
+)
+def test_the_end_of_a_name_tells_its_kind(name, kind):
+    assert kind_of_name(name) == kind
