@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from attcl_cli.data.layouts import Layout
 from attcl_cli.errors import AttclError, UsageError, some
@@ -132,10 +133,13 @@ def find_patients(cases: Iterable[str], layout: Layout, pattern: str | None = No
     return Patients(whole, tuple(titles), _notes(guesses))
 
 
-def leaks(splits: Mapping[str, Sequence[str]], patients: Mapping[str, str]) -> list[AttclError]:
+def leaks(
+    file: Path, splits: Mapping[str, Sequence[str]], patients: Mapping[str, str]
+) -> list[AttclError]:
     """Return a problem per patient that is in several splits.
 
     Args:
+        file: what says so, for the error.
         splits: split -> ids of its cases.
         patients: case id -> patient; a case without one is its own.
     """
@@ -147,7 +151,7 @@ def leaks(splits: Mapping[str, Sequence[str]], patients: Mapping[str, str]) -> l
             places[patients.get(case, case)].setdefault(split, case)
     return [
         AttclError(
-            f"splits.json: {' and '.join(f'{case} in {split}' for split, case in cases.items())} "
+            f"{file}: {' and '.join(f'{case} in {split}' for split, case in cases.items())} "
             f"look like one patient ({patient}), expected each patient in one split",
             "run attcl prepare-splits again; if they are different patients, "
             "say in modalities.toml what names one: patient = '^(...)'",

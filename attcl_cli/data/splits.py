@@ -15,6 +15,7 @@ from typing import Any
 
 from attcl_cli.data.dataset import SPLITS_FILE, Case, Dataset, Source
 from attcl_cli.data.layouts import canonical
+from attcl_cli.data.patients import leaks
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json, read_toml
 
@@ -214,6 +215,17 @@ def read_splits(data: Path) -> Splits | None:
             "run prepare-splits again",
             code="invalid-splits",
         ) from error
+
+
+def leaks_of(dataset: Dataset) -> list[AttclError]:
+    """Return a problem per patient that `splits.json` of a dataset puts into several splits; [] if there is none."""
+    splits = read_splits(dataset.root)
+    if splits is None:
+        return []
+    named = {split: splits.names(split) for split in splits.splits}
+    return leaks(
+        dataset.root / SPLITS_FILE, named, {case.id: case.patient for case in dataset.cases}
+    )
 
 
 def originals_of(root: Path) -> list[Path]:

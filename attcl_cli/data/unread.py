@@ -300,8 +300,8 @@ def _case_of(item: Unread, known: Known, ids: Mapping[str, str]) -> tuple[str | 
             case = ids.get(part[:end].lower())
             if case is not None:
                 text = "/".join([part[end:], *item.path.parts[number + 1 :]])
-                folder = item.path.parts[number - 1] if number else ""
-                return case, _without(_stem(text), case), _without(folder, case)
+                before = item.path.parts[number - 1] if number else ""
+                return case, _without(_stem(text), case), _without(before, case)
     return None, _stem(item.path.name), item.path.parent.name
 
 

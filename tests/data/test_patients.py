@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from attcl_cli.data.layouts import LAYOUTS
@@ -151,7 +153,9 @@ def test_ids_that_number_patients_are_no_visits(cases):
 
 def test_a_patient_in_two_splits_is_a_leak_that_names_both_cases():
     of = {"P1_1": "P1", "P1_2": "P1", "P2_1": "P2"}
-    (problem,) = leaks({"train": ["P1_1", "P2_1"], "val": [], "test": ["P1_2"]}, of)
+    (problem,) = leaks(
+        Path("splits.json"), {"train": ["P1_1", "P2_1"], "val": [], "test": ["P1_2"]}, of
+    )
     assert problem.message.startswith(
         "splits.json: P1_1 in train and P1_2 in test look like one patient (P1)"
     )
@@ -160,4 +164,7 @@ def test_a_patient_in_two_splits_is_a_leak_that_names_both_cases():
 
 def test_whole_patients_are_no_leak():
     of = {"P1_1": "P1", "P1_2": "P1", "P2_1": "P2"}
-    assert leaks({"train": ["P1_1", "P1_2"], "val": ["P2_1"], "test": ["Q"]}, of) == []
+    assert (
+        leaks(Path("splits.json"), {"train": ["P1_1", "P1_2"], "val": ["P2_1"], "test": ["Q"]}, of)
+        == []
+    )
