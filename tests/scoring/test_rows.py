@@ -13,6 +13,7 @@ import pytest
 from score_files import figures_of, first_completed, rows_of, spoil
 from skimage.metrics import structural_similarity
 
+from attcl_cli.data import volumes
 from attcl_cli.errors import AttclError
 from attcl_cli.scoring.pairs import CasePairs, Comparison, Pair
 from attcl_cli.scoring.rows import Measures, read_predictions, score_cases
@@ -118,6 +119,33 @@ def test_every_eighth_slice_is_sampled_for_the_distance_between_samples(case, tm
     assert row.value == pytest.approx((0.2 + 0.6 + 0.4) / 3, abs=1e-6)
 
 
+def test_style_samples_are_scored_beside_the_completed_volume(case, tmp_path):
+    case = replace(case, pairs=case.pairs[:1])
+    asked = []
+
+    class Pixels:
+        name, sha256 = "pixels", "0"
+
+        def embed(self, slices):
+            return slices.flatten(1)
+
+        def between(self, first, second):
+            return (first - second).abs().mean(dim=1)
+
+    def translate(sources, brain, targets, *, sample=None):
+        asked.append((*sources, *targets, sample))
+        volume = volumes.load(case.pairs[0].prediction if sample == 0 else case.pairs[0].truth)
+        return dict.fromkeys(targets, 2 * volume.data + 50)  # in other units than the truth
+
+    measures = Measures(("lpips",), perceptual=Pixels(), translate=translate, samples=4)
+    synthetic, samples = rows_for(case, measures, tmp_path)
+    assert asked == [("flair", "t1", number) for number in range(4)]
+    assert (synthetic.prediction, samples.prediction) == ("synthetic", "samples")
+    assert synthetic.value > 0.001
+    # The first is the completed volume, the others are perfect: the mean over samples is a quarter.
+    assert samples.value == pytest.approx(synthetic.value / 4, rel=1e-3)
+
+
 def test_the_pictures_are_those_that_were_scored(case):
     case = replace(case, pairs=case.pairs[:1])
     source, (prediction,) = read_predictions(case)
@@ -205,9 +233,14 @@ def test_without_a_tumour_its_scores_are_undefined_and_counted(scored, folders, 
     shutil.copytree(folders.truth, truth)
     spoil(truth / "Phantom_00000" / "Phantom_00000_seg.nii.gz", np.zeros_like)
     (truth / "Phantom_00003" / "Phantom_00003_seg.nii.gz").unlink()
-    assert scored("--truth", truth, "--ssim")[0] == 0
+    code, _, err = scored("--truth", truth, "--ssim")
+    assert code == 0
     figure = figures_of(folders.scores)["t2", "synthetic", "ssim", "tumour"]
     assert (figure["mean"], figure["n"], figure["n_undefined"]) == (None, 0, 1)
+    assert figure["n_unsegmented"] == 1
+    note = "the tumour is scored in 2 of 4 volumes; left out: 1 without tumour and 1 of cases without a label map"
+    assert f"note: {note}" in err
+    assert note in (folders.scores / "report.html").read_text()
     empty = [row for row in rows_of(folders.scores) if row["value"] == ""]
     assert {row["case"] for row in empty} == {"Phantom_00000"}
     assert {row["region"] for row in empty} == {"tumour"}

@@ -69,6 +69,13 @@ def test_one_sample_has_no_distance_to_another(folders):
     assert caught.value.code == "too-few-samples"
 
 
+def test_samples_that_no_metric_looks_at_are_refused(folders):
+    with pytest.raises(UsageError) as caught:
+        score(folders.ori, folders.cpl, truth=folders.truth, metrics=["ssim"], samples=10)
+    assert caught.value.code == "samples-not-scored"
+    assert "--fid" in caught.value.hint
+
+
 # --- the command ---
 
 

@@ -23,7 +23,7 @@ from attcl_cli.methods.weights import WeightsInfo, save_weights
 from attcl_cli.scoring import feature_networks, feature_store, formulas
 from attcl_cli.scoring.pairs import Comparison, plan_comparison
 from attcl_cli.scoring.rows import Measures, score_cases
-from attcl_cli.scoring.summary import summarise
+from attcl_cli.scoring.summary import SIX_DIRECTIONS, summarise
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 
@@ -183,13 +183,57 @@ def test_diversity_is_a_metric_of_its_own(alexnet, scored, folders, trained_run)
     assert not any(metric == "lpips" for _, _, metric, _ in figures)
 
 
+def test_ten_samples_per_source_are_another_prediction(scored, folders, trained_run):
+    options = ("--fid", "--fid-network", "effnet-lite0", "-w", trained_run)
+    code, out, err = scored(*options, "--samples", 3)
+    assert code == 0, err
+    figures = figures_of(folders.scores)
+    one, three = (figures["all", name, "fd-effnet", "slices"] for name in ("synthetic", "samples"))
+    assert one["mean"] == pytest.approx(0, abs=1e-6)  # the completed folder holds the truth itself
+    assert three["mean"] > 0.1 and three["n"] == 3 * one["n"]
+    assert three["policy"] == f"{one['policy']}; 3 style samples per volume"
+    assert "samples" in out
+    record = json.loads((folders.scores / "run.json").read_text())
+    assert record["config"]["samples"] == 3 and record["weights"]["sha256"]
+
+
+@pytest.fixture
+def unet(tmp_path) -> Path:
+    """Weights of a method that takes several sources and has one style."""
+    settings = small_settings("unet")
+    torch.manual_seed(3)
+    info = WeightsInfo(
+        settings=settings,
+        modalities=FOUR,
+        scales=dict.fromkeys(FOUR, Scale(0.0, 1000.0)),
+        references={},
+        trained_on=(),
+        steps=0,
+    )
+    path = tmp_path / "many.safetensors"
+    save_weights(path, METHODS["unet"](settings, FOUR), info)
+    return path
+
+
+def test_samples_of_a_method_with_one_style_are_refused(scored, unet):
+    options = ("--kid", "--fid-network", "effnet-lite0")
+    code, _, err = scored(*options, "--samples", 3, "-w", unet)
+    assert code == 2
+    assert "unet has one style per target" in err
+
+
 def test_directions_translate_every_real_volume_into_every_other(scored, folders, trained_run):
     shutil.rmtree(folders.cpl)  # nothing completed is read
     code, out, err = scored("--directions", "-w", trained_run, "--ssim")
     assert code == 0, err
     rows = [row for row in rows_of(folders.scores) if row["prediction"] == "synthetic"]
     assert len({(row["case"], row["source"], row["modality"]) for row in rows}) == 4 * 12
-    assert "flair->t1ce" in out
+    assert "flair->t1ce" in out and "six-directions" in out
+    figures = figures_of(folders.scores)
+    six = [figures[name, "synthetic", "ssim", "brain"]["mean"] for name in SIX_DIRECTIONS]
+    mean = figures["six-directions", "synthetic", "ssim", "brain"]
+    assert mean["mean"] == pytest.approx(sum(six) / 6) and mean["n"] == 6
+    assert "six-directions" in (folders.scores / "report.html").read_text()
     record = json.loads((folders.scores / "run.json").read_text())
     assert record["weights"]["sha256"]
 
@@ -218,22 +262,9 @@ def test_a_direction_scores_what_complete_writes(attcl, scored, folders, trained
 
 
 def test_weights_of_many_sources_are_asked_for_each_direction_with_its_one_source(
-    attcl, scored, folders, phantoms, tmp_path
+    attcl, scored, folders, phantoms, tmp_path, unet
 ):
-    settings = small_settings("unet")
-    torch.manual_seed(3)
-    method = METHODS["unet"](settings, FOUR)
-    info = WeightsInfo(
-        settings=settings,
-        modalities=FOUR,
-        scales=dict.fromkeys(FOUR, Scale(0.0, 1000.0)),
-        references={},
-        trained_on=(),
-        steps=0,
-    )
-    save_weights(tmp_path / "many.safetensors", method, info)
-    weights = tmp_path / "many.safetensors"
-    code, _, err = scored("--directions", "-w", weights, "--ssim", "--split", "all")
+    code, _, err = scored("--directions", "-w", unet, "--ssim", "--split", "all")
     assert code == 0, err
     values = {
         (row["case"], row["source"], row["modality"]): float(row["value"])
@@ -248,7 +279,7 @@ def test_weights_of_many_sources_are_asked_for_each_direction_with_its_one_sourc
     shutil.copy(phantoms("brats") / name, alone / name)
     for target in ("flair", "t2"):
         code, _, err = attcl(
-            *("complete", "--ori", alone, "--cpl", out, "-w", weights, "--target", target, "-q")
+            *("complete", "--ori", alone, "--cpl", out, "-w", unet, "--target", target, "-q")
         )
         assert code == 0, err
     code, _, err = attcl(

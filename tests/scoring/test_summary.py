@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from attcl_cli.scoring.metrics import METRICS
-from attcl_cli.scoring.pairs import Comparison
+from attcl_cli.scoring.pairs import CasePairs, Comparison, Pair
 from attcl_cli.scoring.rows import Measures, Row
 from attcl_cli.scoring.summary import (
+    SIX_DIRECTIONS,
     Figure,
     groups_of,
+    left_out_of_tumour,
     measured,
     redundant_directions,
     summarise,
@@ -131,6 +133,111 @@ def test_a_direction_is_redundant_if_its_target_has_no_other_source(tmp_path):
     assert redundant_directions(list(summary_of(rows, tmp_path).values())) == {"flair->t1"}
 
 
+# --- the six directions of Table 2 ---
+
+
+def directions(values: dict[str, float], **changes) -> list[Row]:
+    return [
+        row(value, source=source, modality=target, **changes)
+        for direction, value in values.items()
+        for source, _, target in [direction.partition("->")]
+    ]
+
+
+def by_direction(rows, folder, **options) -> dict[tuple[str, ...], Figure]:
+    """The figures of volumes that a network makes: none of them is read."""
+    case = CasePairs("A", ("flair",), {}, (Pair("t1", (Path("t1"),), ()),), ())
+    comparison = Comparison((case,), (), Path("truth"))
+    figures = summarise(rows, comparison, Measures(("ssim", "psnr")), folder=folder, **options)
+    return {(it.group, it.prediction, it.metric, it.region): it for it in figures}
+
+
+VALUES = dict(zip(SIX_DIRECTIONS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.9), strict=True))
+
+
+def test_the_mean_of_table_2_is_that_of_six_directions_each_counted_once(tmp_path):
+    assert set(SIX_DIRECTIONS) == {
+        *("flair->t1", "flair->t1ce", "flair->t2"),
+        *("t1->flair", "t1ce->flair", "t2->flair"),
+    }
+    others = directions({"t1->t2": 0.0, "t2->t1": 0.0})  # no directions of the table
+    again = directions({"flair->t1": 0.3})  # its mean is 0.2: with two volumes, it counts no more
+    figures = by_direction([*directions(VALUES), *others, *again], tmp_path)
+    six = figures["six-directions", "synthetic", "ssim", "brain"]
+    values = [0.2, 0.2, 0.3, 0.4, 0.5, 0.9]
+    assert six.mean == pytest.approx(np.mean(values))
+    assert six.sd == pytest.approx(np.std(values, ddof=1))
+    assert (six.median, six.n) == (pytest.approx(0.35), 6)
+    assert [key[0] for key in figures][-2:] == ["six-directions", "all"]
+
+
+def test_each_prediction_has_a_mean_of_its_own(tmp_path):
+    halves = {name: value / 2 for name, value in VALUES.items()}
+    rows = [*directions(VALUES), *directions(halves, prediction="copy")]
+    figures = by_direction(rows, tmp_path)
+    means = [
+        figures["six-directions", name, "ssim", "brain"].mean for name in ("synthetic", "copy")
+    ]
+    assert means == pytest.approx([0.4, 0.2])
+
+
+def test_without_all_six_directions_there_is_no_mean_of_them(tmp_path):
+    five = {name: value for name, value in VALUES.items() if name != "t2->flair"}
+    assert ("six-directions", "synthetic", "ssim", "brain") not in by_direction(
+        directions(five), tmp_path
+    )
+
+
+def test_a_direction_without_a_value_leaves_the_mean_undefined_and_is_counted(tmp_path):
+    figures = by_direction(directions(VALUES | {"t1->flair": math.nan}), tmp_path)
+    six = figures["six-directions", "synthetic", "ssim", "brain"]
+    assert math.isnan(six.mean) and (six.n, six.n_undefined) == (5, 1)
+
+
+def test_completed_volumes_have_no_table_2(tmp_path):
+    assert not any(key[0] == "six-directions" for key in summary_of(directions(VALUES), tmp_path))
+
+
+# --- cases without tumour ---
+
+
+def test_what_has_no_score_in_the_tumour_is_counted_and_said_with_the_reason(tmp_path):
+    def pairs_of(case: str, segmentation: tuple[Path, ...]) -> CasePairs:
+        pairs = tuple(Pair(name, (Path(name),), (Path("made"),)) for name in ("t1", "t2"))
+        return CasePairs(case, ("flair",), {}, pairs, segmentation)
+
+    cases = (pairs_of("A", (Path("seg"),)), pairs_of("B", (Path("seg"),)), pairs_of("C", ()))
+    tumour = {"A": 0.5, "B": math.nan}  # B's label map is empty, C has none
+    rows = [
+        row(value, case=case, modality=name, region="tumour")
+        for case, value in tumour.items()
+        for name in ("t1", "t2")
+    ]
+    rows += [row(0.9, case=case, modality=name) for case in "ABC" for name in ("t1", "t2")]
+    figures = summarise(
+        rows, Comparison(cases, (), Path("truth")), Measures(("ssim",)), folder=tmp_path
+    )
+    counts = {
+        (it.group, it.region): (it.n, it.n_undefined, it.n_unsegmented)
+        for it in figures
+        if it.group in {"all", "t2"}
+    }
+    assert counts == {
+        ("all", "brain"): (6, 0, 0),
+        ("all", "tumour"): (2, 2, 2),
+        ("t2", "brain"): (3, 0, 0),
+        ("t2", "tumour"): (1, 1, 1),
+    }
+    assert left_out_of_tumour(figures) == [
+        "the tumour is scored in 2 of 6 volumes; left out: 2 without tumour and 2 of cases without a label map"
+    ]
+
+
+def test_nothing_is_said_if_every_volume_has_a_score_in_the_tumour(tmp_path):
+    figures = summary_of([row(0.5, region="tumour"), row(0.9)], tmp_path)
+    assert left_out_of_tumour(list(figures.values())) == []
+
+
 # --- distances of sets ---
 
 
@@ -163,6 +270,26 @@ def test_the_distance_of_sets_is_the_closed_form_of_one_feature(tmp_path):
     assert figures["all"].n == 6
     assert math.isnan(figures["all"].sd) and math.isnan(figures["all"].median)
     assert (figures["all"].network, figures["all"].region) == ("mean", "slices")
+
+
+def test_samples_are_compared_with_every_real_slice_once(tmp_path):
+    measures = Measures(("fd-effnet",), embed=MeanGrey(), samples=2)
+    store = measures.store(tmp_path)
+    real, first, second = np.array([10, 20, 60]), np.array([30, 50, 190]), np.array([0, 90, 250])
+    origin = {"source": "flair", "modality": "t1", "prediction": "samples"}
+    slices = [
+        np.tile(greys[:, None, None], (1, 4, 4)).astype(np.uint8) for greys in (real, first, second)
+    ]
+    store.add(origin, slices[0], slices[1])
+    store.add(origin, None, slices[2])
+    figures = {
+        figure.group: figure for figure in summarise([], NOTHING_MISSING, measures, folder=tmp_path)
+    }
+    x, y = real / 255, np.concatenate([first, second]) / 255
+    expected = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    assert figures["flair->t1"].mean == pytest.approx(expected, rel=1e-5)
+    assert (figures["all"].n, figures["all"].prediction) == (6, "samples")
+    assert figures["all"].policy.endswith("; 2 style samples per volume")
 
 
 def test_one_slice_has_no_distance(tmp_path):
