@@ -203,7 +203,13 @@ def only_set_aside(root: Path, aside: Mapping[PurePosixPath, str]) -> AttclError
     }
     if not tops:
         return None
-    places = sorted(tops)
+    places = sorted(tops - {""})
+    if not places:
+        return AttclError(
+            f"{root}: every image is named in {IGNORE_FILE}, expected some that are not",
+            f"change {root / IGNORE_FILE}",
+            code="no-raw-data",
+        )
     return AttclError(
         f"{root}: no raw data, images are in {some(places)} alone, expected sub-.../anat/ below the folder",
         f"name the dataset that is meant: {root / places[0]}",

@@ -149,6 +149,20 @@ def test_sessions_are_completed_each(gappy, made):
     assert (output / "sub-phantom00000/ses-pre/anat/sub-phantom00000_ses-pre_T2w.nii.gz").is_file()
 
 
+def test_a_dataset_further_below_is_described_in_its_own_folder(gappy, made, tmp_path):
+    project = tmp_path / "project"
+    project.mkdir()
+    gappy("bids").rename(project / "rawdata")
+    output = made(project)
+    assert not (output / "dataset_description.json").exists()
+    assert errors_of(output / "rawdata") == []
+    document = read_json(output / "rawdata" / "dataset_description.json")
+    source = (output / "rawdata" / document["DatasetLinks"]["source"]).resolve()
+    assert source == (project / "rawdata").resolve()
+    side_car = read_json(output / "rawdata/sub-phantom00000/anat/sub-phantom00000_T2w.json")
+    assert (source / side_car["Sources"][0].removeprefix("bids:source:")).is_file()
+
+
 def test_a_derivative_is_completed_as_a_derivative(gappy, made, tmp_path):
     tool = tmp_path / "bids" / "derivatives" / "brainextraction"
     tool.parent.mkdir(parents=True)

@@ -123,6 +123,15 @@ def test_derivatives_alone_are_named_in_the_error(tmp_path):
     assert len(open_dataset(tmp_path / "derivatives/tool").cases) == 1
 
 
+def test_a_bidsignore_that_names_everything_is_named_in_the_error(tmp_path):
+    touch(tmp_path, subject("00"))
+    (tmp_path / ".bidsignore").write_text("sub-*/\n")
+    with pytest.raises(AttclError) as caught:
+        open_dataset(tmp_path)
+    assert caught.value.code == "no-raw-data"
+    assert str(tmp_path / ".bidsignore") in caught.value.hint
+
+
 def test_hidden_folders_are_not_read(tmp_path):
     names = [*subject("00", ["t1"]), *subject("00", ["t2"], top=".heudiconv/")]
     dataset = open_dataset(touch(tmp_path, names))
