@@ -12,6 +12,7 @@ import pytest
 import torch
 from gradients import recorded, require_equal
 from helpers import changed, small_settings
+from oracles import masked, similarity
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
@@ -158,20 +159,6 @@ def test_absent_sources_change_no_bit_of_a_step(junk, settings):
     assert moved(two, weights_of(one)) == set()
 
 
-def similarity(first: Tensor, second: Tensor) -> Tensor:
-    """SSIM at each pixel as Wang et al. 2004 print it: a Gaussian of 1.5 pixels, 11 wide, intensities of range 2."""
-    bell = torch.exp(-(torch.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
-    window = torch.outer(bell, bell)[None, None] / bell.sum() ** 2
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, padding=5)
-
-    mu1, mu2 = mean(first), mean(second)
-    var1, var2 = mean(first**2) - mu1**2, mean(second**2) - mu2**2
-    cov, c1, c2 = mean(first * second) - mu1 * mu2, 0.02**2, 0.06**2
-    return ((2 * mu1 * mu2 + c1) * (2 * cov + c2)) / ((mu1**2 + mu2**2 + c1) * (var1 + var2 + c2))
-
-
 def literal_adam(method: Plave) -> dict[str, Adam]:
     s = method.settings
     return {
@@ -241,8 +228,9 @@ def literal_step(  # noqa: PLR0915 - as it is printed
         visible = torch.where(
             batch.sources[b], batch.images[b].movedim(0, -1), -torch.ones(())
         ).movedim(-1, 0)[None]
+        fake = masked(raw.tanh(), visible)
         translations.append(
-            (images, code, own, fused, following, h, skips, raw.tanh(), decoded, real, visible)
+            (images, code, own, fused, following, h, skips, fake, decoded, real, visible)
         )
     losses: dict[str, Tensor] = {}
     target = [batch.target[b : b + 1] for b in cases]
@@ -317,6 +305,7 @@ def test_a_step_is_the_literal_iteration_of_the_paper(skips, settings):
         [[True, False, True, True], [True, True, False, False], [False, False, True, False]]
     )
     batch = batch_of(sources=sources)
+    batch.images[..., :5] = -1  # no brain in the left third
     for step in (2, 3):
         losses, expected = ours.training_step(batch, step), literal_step(literal, adam, batch)
         assert set(losses) == set(expected)

@@ -1,0 +1,58 @@
+"""Every method hands its settings to the sampler that draws its batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import small_settings
+from slice_stores import FOUR, store_of_cases
+
+from attcl_cli.methods import METHODS
+
+COMMON = {"seed": 3, "batch_size": 5, "mirror": 0.2, "crop": 16, "augment": 0.3, "warp": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "expected"),
+    [
+        (
+            "attcl-gan",
+            {
+                "pair_targets": 0.6,
+                "supervised": 0.75,
+                "context": 1,
+                "sources": "many",
+                "alone": 0.7,
+            },
+            {"pair_targets": 0.6, "paired_until": 3, "context": 1, "many": True, "alone": 0.7},
+        ),
+        (
+            "plave",
+            {
+                "plave_leave_out": 0.6,
+                "plave_alone": 0.7,
+                "plave_gamma": 0.25,
+                "plave_tumour_slices": 0.35,
+            },
+            {"leave_out": 0.6, "alone": 0.7, "gamma": 0.25, "tumour_slices": 0.35, "context": 0},
+        ),
+        (
+            "plave",
+            {"plave_target": "t1ce", "plave_leave_out": 0.6, "plave_alone": 0.7},
+            {"leave_out": 0, "alone": 0},
+        ),
+        (
+            "unet",
+            {"unet_alone": 0.7, "unet_gamma": 0.25},
+            {"leave_out": 1, "alone": 0.7, "gamma": 0.25, "context": 0},
+        ),
+    ],
+)
+def test_a_sampler_is_given_the_settings_of_the_run(
+    method: str, changes: dict[str, Any], expected: dict[str, Any]
+):
+    settings = small_settings(method, **{**COMMON, "image_size": 32, **changes})  # of 4 steps
+    sampler = METHODS[method](settings, FOUR).sampler(store_of_cases({"A": FOUR}))
+    values = vars(sampler)
+    assert {name: values[name] for name in {**COMMON, **expected}} == {**COMMON, **expected}
