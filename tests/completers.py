@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Manner
@@ -132,6 +134,7 @@ def plan_of(
     fields = (field.name for field in dataclasses.fields(Manner))
     manner = Manner(**{name: options.pop(name) for name in fields if name in options})
     opened = dataset if isinstance(dataset, Dataset) else open_dataset(dataset)
+    opened = opened.including(options.get("targets", ()))
     return plan_completion(opened, output, models, manner=manner, **options)
 
 
@@ -166,6 +169,16 @@ def echoed(
     echo = Echo(weights.info.settings)
     completed(root, output, weights, methods={weights.sha256: echo}, **options)
     return echo
+
+
+def own_scale(root: Path, modality: str) -> Scale:
+    """Return the range of a dataset's volumes of a modality, which made volumes get: medians of two percentiles."""
+    ends = []
+    for path in sorted(root.rglob(f"*_{modality}.nii*")):
+        values = nib.load(path).get_fdata()
+        ends.append(np.percentile(values[values != 0], [0.5, 99.5]))
+    low, high = np.median(ends, axis=0)
+    return Scale(float(low), float(high))
 
 
 def content(root: Path) -> dict[str, bytes]:

@@ -199,6 +199,7 @@ class CompletionPlan:
         present: case id -> target -> files of the volumes that it lacked and that lie complete in the output folder.
         manner: how volumes are made.
         failed: case id -> problem, of cases that `keep_going` leaves out.
+        notes: what is fixed on reading the sources (`preconditions.examine`).
     """
 
     places: Places
@@ -208,6 +209,7 @@ class CompletionPlan:
     present: Mapping[str, Mapping[str, tuple[PurePosixPath, ...]]]
     manner: Manner
     failed: Mapping[str, AttclError]
+    notes: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> Dataset:

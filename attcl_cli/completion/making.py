@@ -188,7 +188,8 @@ class _Loaded:
 
 def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loaded:
     images = volumes.load_case(
-        {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files}
+        {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files},
+        background=plan.dataset.background,
     )
     sources = {name: images.volumes[name].data for name in job.sources}
     shown = intensities.brain_of(list(sources.values()))
@@ -265,10 +266,16 @@ def _write(
     written: list[str] = []
     info = job.weights.info
     for target, files in job.outputs.items():
-        matched = plan.manner.matches(info, target)
-        data = frame.volume(
-            intensities_of(made[target].mean, frame.inside, info, target, matched=matched)
+        style = job.styles[target]
+        values = intensities_of(
+            made[target].mean,
+            frame.inside,
+            info,
+            target,
+            matched=plan.manner.matches(info, target),
+            scale=style.scale,
         )
+        data = frame.volume(values) + np.float32(style.background)
         whole = plan.places.files(job.case, target)
         if len(whole) > 1:  # a file per slice: only those that are asked for and not yet there
             data = data[[whole.index(file) for file in files]]
@@ -292,7 +299,7 @@ def _write(
         volumes.save(
             [plan.output / file for file in files],
             data,
-            frame.grid,
+            replace(frame.grid, dtype=style.dtype, scaled=False),
             description=f"attcl {__version__} synthetic {target} from {', '.join(job.sources)}",
         )
         written += [str(file) for file in files]
@@ -301,10 +308,8 @@ def _write(
 
 def _making(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a side-car says of how a volume was made, of earlier versions, too."""
-    others = {"doubt", *derivative.FIELDS}
-    return {
-        key: value for key, value in {**OLD_MANNER, **document}.items() if key not in others
-    }
+    others = {"doubt", "stored", *derivative.FIELDS}
+    return {key: value for key, value in {**OLD_MANNER, **document}.items() if key not in others}
 
 
 def _write_deviation(
@@ -316,7 +321,7 @@ def _write_deviation(
     file: PurePosixPath,
 ) -> None:
     """Write the samples' standard deviation in the target's intensity unit, float32."""
-    scale = job.weights.info.scales[target]
+    scale = job.styles[target].scale
     data = frame.volume(deviation * np.float32((scale.high - scale.low) / 2))
     description = f"attcl {__version__} std of {plan.manner.samples} synthetic {target}, no image"
     like = replace(frame.grid, dtype=np.dtype(np.float32))
@@ -346,6 +351,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "target": target,
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
         **plan.manner.document_of(job.makers, target),
+        "stored": job.styles[target].document(),
         **({"doubt": said} if said else {}),
         "method": weights.info.settings.method,
         "weights": {"name": weights.name, "sha256": weights.sha256},

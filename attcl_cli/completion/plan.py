@@ -8,12 +8,15 @@ Looks at names, headers and side-cars, and decides everything before anything is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from attcl_cli.completion import checks
 from attcl_cli.completion.jobs import CompletionPlan, Job, Maker, Manner, Places
-from attcl_cli.data.dataset import Case, Dataset, check_case
+from attcl_cli.completion.styles import Style, Styles
+from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout
+from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.errors import AttclError, fold, raise_all
 from attcl_cli.methods.weights import Weights
 
@@ -30,6 +33,7 @@ def plan_completion(
     originals: Sequence[Path] = (),
     keep_going: bool = False,
     overwrite: bool = False,
+    force: bool = False,
 ) -> CompletionPlan:
     """Decide what is missing and from what it is made (Algorithm 1, Section 3.6), and check all that can be checked.
 
@@ -50,6 +54,7 @@ def plan_completion(
         originals: further folders that must not be written into (to which links of the dataset lead).
         keep_going: leave out cases with problems instead of refusing to start.
         overwrite: make volumes again that exist in the output folder.
+        force: take data that a check of the voxels refuses.
 
     Raises:
         AttclError: everything that is wrong, together.
@@ -91,7 +96,11 @@ def plan_completion(
         jobs += groups.values()
     problems += fold(existing, checks.same_making)
     problems += checks.synthetic_sources(dataset, jobs)
-    sound, failed, wrong = _sound(dataset, models, jobs, unmade, manner, keep_going=keep_going)
+    busy = {job.case.id for job in jobs}
+    findings = examine(dataset, [case for case in dataset.cases if case.id in busy], force=force)
+    sound, failed, wrong = _sound(
+        findings, dataset, models, jobs, unmade, manner, keep_going=keep_going
+    )
     problems += wrong
     planned = {job.case.id for job in jobs} | set(unmade)
     unplanned = {name: items for name, items in dataset.wrong.items() if name not in planned}
@@ -99,6 +108,8 @@ def plan_completion(
         failed |= {name: items[0] for name, items in unplanned.items()}
     elif part[0] == 1:
         problems += [problem for items in unplanned.values() for problem in items]
+    sound, unstorable = _with_styles(places, sound)
+    problems += unstorable
     if not problems:
         problems += checks.lack_of_room(places, sound)
     raise_all(problems)
@@ -110,6 +121,7 @@ def plan_completion(
         present=present,
         manner=manner,
         failed=failed,
+        notes=findings.notes,
     )
 
 
@@ -148,7 +160,25 @@ def _files_to_write(
     return missing if missing or not files else None
 
 
+def _with_styles(places: Places, jobs: Sequence[Job]) -> tuple[list[Job], list[AttclError]]:
+    """Return the jobs with how their volumes are stored, and the problems of those that cannot be."""
+    styles = Styles(places.dataset)
+    with_styles: list[Job] = []
+    problems: dict[str, AttclError] = {}  # by message: a modality's is that of all its cases
+    for job in jobs:
+        own: dict[str, Style] = {}
+        for target in job.outputs:
+            try:
+                own[target] = styles.of(target, job.weights.info.scales[target])
+            except AttclError as error:
+                problems[error.message] = error
+        with_styles.append(replace(job, styles=own))
+        problems |= {it.message: it for it in checks.other_style(places, with_styles[-1])}
+    return with_styles, list(problems.values())
+
+
 def _sound(
+    findings: Findings,
     dataset: Dataset,
     models: Sequence[Weights],
     jobs: Sequence[Job],
@@ -172,7 +202,7 @@ def _sound(
         if job.case.id in failed:
             continue
         wrong = (
-            check_case(dataset, job.case, values=True)
+            list(findings.of(job.case.id))
             or checks.slices_beyond(dataset, job.case, manner)
             or checks.not_isotropic(dataset, job.case, manner)
         )

@@ -87,16 +87,23 @@ def load(paths: Sequence[Path]) -> tuple[Array, np.dtype[Any]]:
 
 
 def save(paths: Sequence[Path], data: Array, dtype: np.dtype[Any], *, description: str) -> None:
-    """Write (D, H, W) as one file per slice, rounded and clipped to the number type.
+    """Write (D, H, W) as one file per slice, rounded.
 
     Raises:
-        AttclError: a file cannot be written.
+        AttclError: the number type does not hold the values, or a file cannot be written.
     """
+    rounded = np.rint(data)
     limit = np.iinfo(dtype).max
+    if rounded.min() < 0 or rounded.max() > limit:
+        raise AttclError(
+            f"{paths[0]}: values from {data.min():.4g} to {data.max():.4g}, expected 0 to {limit} in PNG of {dtype}",
+            "convert the dataset to NIfTI, which has other number types",
+            code="values-beyond-type",
+        )
     text = PngImagePlugin.PngInfo()
     text.add_text("Description", description)
-    for path, slice_ in zip(paths, data, strict=True):
+    for path, slice_ in zip(paths, rounded, strict=True):
         stream = io.BytesIO()
-        image = Image.fromarray(np.clip(np.rint(slice_), 0, limit).astype(dtype))
+        image = Image.fromarray(slice_.astype(dtype))
         image.save(stream, format="PNG", pnginfo=text)
         write_whole(path, stream.getvalue())

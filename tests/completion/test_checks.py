@@ -158,7 +158,7 @@ def test_keep_going_with_no_case_to_do_is_refused(gappy, dedicated, tmp_path):
 def test_a_synthetic_volume_is_no_source(gappy, weights, tmp_path):
     completed(gappy(lacking=[("t2", "t1"), (), (), ()]), tmp_path / "out", weights)
     with pytest.raises(AttclError) as caught:
-        plan_of(tmp_path / "out", tmp_path / "again", weights)
+        plan_of(tmp_path / "out", tmp_path / "again", weights, targets=["flair"])
     assert caught.value.code == "synthetic-source"
     assert "of Phantom_00000" in caught.value.message
 

@@ -109,7 +109,7 @@ def without_t2(training: Path, root: Path) -> Path:
 def doubts(root: Path, output: Path, weights: Weights, **options: Any) -> dict[str, Doubt]:
     """Complete t2, and return what is said of each case."""
     methods = {weights.sha256: Echo(weights.info.settings)}
-    items = completed(root, output, weights, methods=methods, **options)
+    items = completed(root, output, weights, methods=methods, targets=["t2"], **options)
     return {item.case: item.doubts["t2"] for item in items}
 
 
@@ -222,7 +222,7 @@ def test_doubt_is_paired_with_error(training, knowing, tmp_path):
     said = doubts(root, tmp_path / "out", weights)
     names = list(said)
     errors = {(names[0], "t2"): 0.5, (names[3], "t2"): 0.25, (names[1], "t1"): 1.0}
-    points = calibration(Places(open_dataset(root), tmp_path / "out"), errors)
+    points = calibration(Places(open_dataset(root).including(["t2"]), tmp_path / "out"), errors)
     assert [(it.case, it.target, it.error) for it in points] == [
         (names[0], "t2", 0.5),
         (names[3], "t2", 0.25),

@@ -24,6 +24,7 @@ from completers import (
     echoed,
     images,
     make,
+    own_scale,
     phantom_file,
     plan_of,
 )
@@ -32,6 +33,7 @@ from PIL import Image
 
 from attcl_cli import __version__
 from attcl_cli.completion import inference, making, preparation
+from attcl_cli.completion.styles import Styles
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.intensities import Scale
@@ -57,6 +59,7 @@ def algorithm_1(
     # "we prioritize translations from the modality with the largest number of images"
     modal_list = sorted(counts, key=lambda name: (-counts[name], name))
     is_png = dataset.layout.name == "slices"
+    styles = Styles(dataset)
     loaded = {
         case.id: volumes.load_case({name: dataset.paths(case, name) for name in case.files})
         for case in dataset.cases
@@ -83,7 +86,8 @@ def algorithm_1(
                     if corr_path_cpl.exists():  # 14
                         continue  # 15
                     pixels = intensities.crop(x_fake[target][0, 0].numpy(), source[number].shape)
-                    stored = intensities.denormalise(pixels, weights.info.scales[target])
+                    scale = styles.of(target, weights.info.scales[target]).scale
+                    stored = intensities.denormalise(pixels, scale)
                     stored[source[number] == 0] = 0
                     corr_path_cpl.parent.mkdir(parents=True, exist_ok=True)
                     np.savez(corr_path_cpl, stored=stored, modal_src=modal_src)  # 17
@@ -299,7 +303,7 @@ GEOMETRIES = {
 def test_the_output_has_the_geometry_of_its_case(name, write_nifti, tiny_settings, tmp_path):
     options = dict(GEOMETRIES[name])
     ending = options.pop("ending", ".nii.gz")
-    dtype = np.dtype(options.get("dtype", np.int16))
+    dtype = options.get("dtype", np.int16)
     values = np.random.default_rng(3).integers(0, 200, (9, 11, 7))
     original = write_nifti(tmp_path / f"in/A/A_flair{ending}", values.astype(dtype), **options)
     # another case shows the layout's other modalities
@@ -312,7 +316,7 @@ def test_the_output_has_the_geometry_of_its_case(name, write_nifti, tiny_setting
     assert np.array_equal(image.affine, expected.affine)
     for field in ("qform_code", "sform_code", "xyzt_units", "pixdim", "srow_x", "srow_y", "srow_z"):
         assert np.array_equal(image.header[field], expected.header[field]), field
-    assert image.get_data_dtype() in (dtype, dtype.newbyteorder("="))
+    assert image.get_data_dtype().newbyteorder("=") == np.int16  # as the other case's t2
     assert ((np.asanyarray(image.dataobj) == 0) == (values == 0)).all()
     description = image.header["descrip"].item().decode()
     assert description == f"attcl {__version__} synthetic t2 from flair"
@@ -347,7 +351,8 @@ def test_intensities_are_brought_to_the_scale_of_the_target(gappy, tiny_settings
     )
     low, high = np.percentile(source[brain], [0.5, 99.5])
     unit = (np.clip(source, low, high) - low) / (high - low)
-    expected = SCALE.low + unit * (SCALE.high - SCALE.low)
+    scale = own_scale(root, "t2")
+    expected = scale.low + unit * (scale.high - scale.low)
     expected[source == 0] = 0
     image = nib.load(tmp_path / "out" / phantom_file(0, "t2"))
     assert image.get_data_dtype() == np.int16
@@ -363,19 +368,24 @@ def test_voxels_that_are_zero_in_the_source_stay_zero_and_the_others_stay_in_sca
         for target in LACKING[case]:
             inside = nib.load(root / phantom_file(case, source)).get_fdata() != 0
             data = nib.load(tmp_path / "out" / phantom_file(case, target)).get_fdata()
-            scale = weights.info.scales[target]
+            scale = own_scale(root, target)
             assert not data[~inside].any()
             assert data[inside].std() > 0
             assert round(scale.low) <= data[inside].min()
             assert data[inside].max() <= round(scale.high)
 
 
-def test_intensities_beyond_the_range_of_the_type_are_stored_in_a_wider_one(
+def test_a_modality_that_nobody_has_gets_the_scale_of_the_weights_in_a_type_that_holds_it(
     write_nifti, tiny_settings, tmp_path
 ):
     values = np.random.default_rng(3).integers(0, 200, (9, 11, 7)).astype(np.uint8)
     write_nifti(tmp_path / "in/A/A_flair.nii.gz", values)
-    for high, dtype in ((5000.0, np.int16), (90000.0, np.float32)):
+    for high, dtype in (
+        (250.0, np.uint8),
+        (5000.0, np.int16),
+        (90000.0, np.float32),
+        (1.0, np.float32),
+    ):
         out = tmp_path / f"out{high}"
         echoed(tmp_path / "in", out, tiny_settings, Scale(0.0, high), targets=["t1"])
         image = nib.load(out / "A/A_t1.nii.gz")
@@ -389,7 +399,9 @@ def test_intensities_beyond_the_range_of_the_type_are_stored_in_a_wider_one(
 def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
     gappy, weights, tmp_path
 ):
-    completed(gappy(), tmp_path / "out", weights)
+    root = gappy()
+    completed(root, tmp_path / "out", weights)
+    scale = own_scale(root, "t1ce")
     side_car = json.loads((tmp_path / "out/Phantom_00001/Phantom_00001_t1ce.json").read_text())
     assert side_car.pop("note").startswith("Synthesised by attcl")
     assert side_car == {
@@ -402,6 +414,12 @@ def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
         "mirror": False,
         "planes": "axial",
         "intensities": "network",
+        "stored": {
+            "number_type": "int16",
+            "range": [pytest.approx(end) for end in (scale.low, scale.high)],
+            "background": 0.0,
+            "like": "the dataset",
+        },
         "method": "attcl-gan",
         "weights": {"name": weights.name, "sha256": sha256(weights.path)},
         "seed": weights.info.settings.seed,

@@ -10,12 +10,12 @@ import pytest
 import torch
 from completers import (
     CPU,
-    SCALE,
     Echo,
     completed,
     content,
     echo_weights,
     images,
+    own_scale,
     phantom_file,
     plan_of,
 )
@@ -176,7 +176,8 @@ def test_all_models_are_averaged_on_demand(gappy, tiny_settings, tmp_path):
     completed(root, tmp_path / "mean", one, other, methods=methods, average=True)
     inside = volumes.load([root / phantom_file(0, "flair")]).data != 0
     mean = volumes.load([tmp_path / "mean" / phantom_file(0, "t2")]).data
-    assert set(np.unique(mean[inside])) == {(SCALE.low + SCALE.high) / 2}
+    scale = own_scale(root, "t2")
+    assert set(np.unique(mean[inside])) == {round((scale.low + scale.high) / 2)}
     side_car = json.loads((tmp_path / "mean/Phantom_00000/Phantom_00000_t2.json").read_text())
     assert side_car["weights"]["name"] == "one"
     assert side_car["averaged"] == [
@@ -184,7 +185,7 @@ def test_all_models_are_averaged_on_demand(gappy, tiny_settings, tmp_path):
         {"name": "other", "sha256": other.sha256, "sources": ["flair"]},
     ]
     first = volumes.load([tmp_path / "first" / phantom_file(0, "t2")]).data
-    unit = (first[inside] - SCALE.low) / (SCALE.high - SCALE.low)
+    unit = (first[inside] - scale.low) / (scale.high - scale.low)
     expected = np.abs(2 * unit - 1).mean()  # |x - (-x)| / 2
     assert side_car["doubt"]["disagreement"] == pytest.approx(expected, abs=1e-3)
     first_side_car = json.loads(
@@ -291,7 +292,8 @@ def matched(root: Path, output: Path, tiny_settings, *, crop: int = 16, **option
     methods = {weights.sha256: Echo(weights.info.settings)}
     completed(root, output, weights, methods=methods, **options)
     volume = volumes.load([output / phantom_file(0, "t2")]).data
-    return 2 * (volume - SCALE.low) / (SCALE.high - SCALE.low) - 1
+    scale = own_scale(root, "t2")
+    return 2 * (volume - scale.low) / (scale.high - scale.low) - 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
-from completers import SCALE, Echo, completed, content, echo_weights, echoed, phantom_file
+from completers import Echo, completed, content, echo_weights, echoed, own_scale, phantom_file
 
 from attcl_cli.completion.preparation import Prepared, fit, prepare, turn, turn_back
 from attcl_cli.data.intensities import Scale, brain_of, crop
@@ -183,7 +183,8 @@ def test_a_method_sees_the_neighbours_of_a_slice_in_a_volume(gappy, tiny_setting
     low, high = np.percentile(source[brain], [0.5, 99.5])
     unit = (np.clip(source, low, high) - low) / (high - low)
     unit[~brain] = 0
-    expected = SCALE.low + unit[:, :, 9:12] * (SCALE.high - SCALE.low)  # each from the one below
+    scale = own_scale(root, "t2")
+    expected = scale.low + unit[:, :, 9:12] * (scale.high - scale.low)  # each from the one below
     expected[source[:, :, 10:13] == 0] = 0
     volume = nib.load(tmp_path / "out" / phantom_file(0, "t2")).get_fdata()
     assert np.abs(volume[:, :, 10:13] - expected).max() < 0.51  # rounding to integers, and float32

@@ -38,13 +38,23 @@ def test_png_slices_come_back_to_the_bit(dtype, tmp_path):
             assert image.text["Description"] == "synthetic t1"
 
 
-def test_png_values_are_rounded_and_clipped_to_the_type(tmp_path):
-    (tmp_path / "in.png").touch()
+def test_png_values_are_rounded(tmp_path):
     Image.fromarray(np.eye(2, dtype=np.uint8)).save(tmp_path / "in.png")
     grid = volumes.read_grid([tmp_path / "in.png"])
-    volumes.save([tmp_path / "a.png"], np.array([[[-3, 0.6], [254.6, 300]]]), grid, description="")
+    values = np.array([[[-0.4, 0.6], [254.6, 255.4]]])
+    volumes.save([tmp_path / "a.png"], values, grid, description="")
     with Image.open(tmp_path / "a.png") as image:
         assert np.asarray(image).tolist() == [[0, 1], [255, 255]]
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(-1, "uint8"), (256, "uint8"), (65536, "uint16")])
+def test_png_values_that_the_type_does_not_hold_are_refused(value, dtype, tmp_path):
+    Image.fromarray(np.eye(2, dtype=dtype)).save(tmp_path / "in.png")
+    grid = volumes.read_grid([tmp_path / "in.png"])
+    with pytest.raises(AttclError, match=f"PNG of {dtype}") as caught:
+        volumes.save([tmp_path / "a.png"], np.full((1, 2, 2), value), grid, description="")
+    assert caught.value.code == "values-beyond-type"
+    assert not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "LA", "F"])
