@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import changed
+from oracles import masked, similarity
 from torch import Tensor
 
 from attcl_cli.data.sampling import DomainBatch
@@ -170,6 +171,37 @@ def test_the_other_losses_grow_to_their_weights_over_the_ramp(tiny_settings):
     assert method_of(tiny_settings, **{**SUPERVISED, "ramp": 0.0})._grown(50) == 1
 
 
+def weights_at(method: AttclGan, step: int) -> dict[str, float]:
+    """Return the weights of the generator's losses on the latent path at a step."""
+    part = method._parts(batch_of(), step)[0]
+    terms = method._generator_loss(part, method._latent(part), method._latent_style2, step)
+    return {name: weight for name, (weight, _) in terms.items()}
+
+
+def test_on_the_ramp_all_losses_but_the_distances_have_a_share_of_their_weights(tiny_settings):
+    changes = {"lambda_sty": 0.3, "lambda_cyc": 0.4, "lambda_patch": 0.6, "lambda_scd": 0.7}
+    method = method_of(tiny_settings, **SUPERVISED, **changes, lambda_ds=0.5)
+    whole = {"adv": 1, "sty": 0.3, "cyc": 0.4, "patch": 0.6, "scd": -0.7, "scd_reference": -0.7}
+    for step, share in ((52, 0.3), (59, 1.0), (80, 1.0)):
+        expected = {name: share * weight for name, weight in whole.items()}
+        expected |= {"ds": -0.5 * share * (1 - step / 100), "pair": 10, "structure": 2}
+        assert weights_at(method, step) == pytest.approx(expected)
+
+
+def test_the_supervised_start_learns_from_the_true_slice_in_the_style_of_f(tiny_settings):
+    method = method_of(tiny_settings, **SUPERVISED)
+    batch = batch_of()
+    part = method._parts(batch, 0)[0]
+    style = method.mapping(part.z)[torch.arange(2), batch.y_ref]
+    features = method.generator.encode(batch.x_src)
+    fake = method.generator.decode(features, style, method._refine(features))
+    losses = method.training_step(batch, 0)
+    expected = (masked(fake, batch.x_src) - batch.x_pair).abs().mean()
+    torch.testing.assert_close(losses["g_latent_pair"], expected.detach())
+    expected = (1 - similarity(masked(fake, batch.x_src), batch.x_pair)).mean()
+    torch.testing.assert_close(losses["g_latent_structure"], expected.detach())
+
+
 def taught_batch(size: int = 4) -> DomainBatch:
     """Return a batch of which all that is not given is there to learn from, except in the last row."""
     batch = batch_of(many=True, size=size)
@@ -265,6 +297,27 @@ def test_a_lazy_penalty_is_due_now_and_then_and_weighs_as_many_times_as_much(tin
     fake = torch.zeros(2, 1, 16, 16)
     assert method._discriminator_loss(part, fake, 0)["r1"][0] == 8.0
     assert list(method._discriminator_loss(part, fake, 3)) == ["real", "fake"]
+
+
+def test_with_turns_the_penalty_is_due_on_both_paths_alike(tiny_settings):
+    method = method_of(tiny_settings, alternate=True, r1_every=2)
+    due = [
+        name
+        for step in range(6)
+        for name in method.training_step(batch_of(), step)
+        if name.endswith("r1")
+    ]
+    assert due == ["d_latent_r1", "d_reference_r1", "d_latent_r1", "d_reference_r1"]  # 0, 1, 4, 5
+
+
+def test_a_step_leaves_its_batch_as_it_was(tiny_settings):
+    method = method_of(tiny_settings, augment=0.5)
+    batch, before = batch_of(), batch_of()
+    method.training_step(batch, 0)
+    for name, value in vars(before).items():
+        if value is not None:
+            assert torch.equal(getattr(batch, name), value)
+            assert not getattr(batch, name).requires_grad, name
 
 
 @pytest.mark.parametrize(("augment", "real"), [(0.0, "source"), (0.5, "reference")])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from oracles import similarity
 from torch.nn import functional as F
 
 from attcl_cli.methods import losses
@@ -175,6 +176,33 @@ def test_paired_losses_of_equal_parts_average_to_that_of_the_whole():
         for rows in (slice(0, 2), slice(2, 4))
     ]
     assert (sum(parts) / 2).item() == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_the_structure_loss_is_one_minus_ssim_in_the_brain_of_the_slices_that_have_a_pair():
+    pair = torch.rand(3, 1, 16, 16) * 2 - 1
+    pair[:, :, :, :6] = -1
+    pair[1, :, :8] = -1  # half the brain of the first
+    fake = pair + 0.3 * torch.randn(pair.shape)
+    apart = 1 - similarity(fake, pair)
+    each = [apart[index][pair[index] > -1].mean().item() for index in range(3)]
+    assert max(each) - min(each) > 1e-3
+    has = torch.tensor([True, True, False])
+    value = losses.structure_loss(fake, pair, has)
+    assert value.item() == pytest.approx((each[0] + each[1]) / 2, rel=1e-5)
+    # of parts of one slice each, two of three slices with a pair
+    parts = [
+        losses.structure_loss(*(item[[index]] for item in (fake, pair, has)), share=2 / 3).item()
+        for index in range(3)
+    ]
+    assert parts == pytest.approx([each[0] * 1.5, each[1] * 1.5, 0], rel=1e-5)
+
+
+def test_the_structure_loss_is_zero_without_a_pair_and_without_a_brain():
+    fake, empty = torch.rand(2, 1, 16, 16), torch.full((2, 1, 16, 16), -1.0)
+    everywhere = torch.ones(2, dtype=torch.bool)
+    assert losses.structure_loss(fake, fake, ~everywhere) == 0
+    assert losses.structure_loss(fake, empty, everywhere) == 0
+    assert losses.structure_loss(fake, fake, everywhere).item() == pytest.approx(0, abs=1e-5)
 
 
 # --- PLAVE's ----------------------------------------------------------------------------------------------------------

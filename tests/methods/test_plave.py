@@ -97,7 +97,11 @@ def test_losses_are_named_by_network(settings):
 @pytest.mark.parametrize("part", PARTS)
 def test_a_loss_of_weight_zero_is_not_computed(part, settings):
     method = method_of(changed(settings, **{f"plave_lambda_{part}": 0.0}))
+    seen = recorded(method.optimisers())
     losses = method.training_step(batch_of(), 3)
+    without = {"adv": "discriminator", "seg": "segmenter", "patch": "heads"}
+    learning = ["discriminator", "generator", "segmenter", "heads"]
+    assert [name for name, _ in seen] == [one for one in learning if one != without.get(part)]
     assert [name for name in PARTS if f"g_{name}" in losses] == [
         name for name in PARTS if name != part
     ]
@@ -355,6 +359,21 @@ def test_the_other_losses_grow_to_their_weights(supervised):
     )
     assert torch.allclose(2 * half, whole, atol=1e-7)
     assert torch.equal(whole, after)
+
+
+def test_all_losses_but_the_image_terms_have_a_share_of_their_weights(settings):
+    method = method_of(changed(settings, **WEIGHTS))
+    part = batch_of()
+    for share in (0.25, 1.0):
+        terms = method._generator_loss(part, method._translate(part), share)
+        weights = {name: weight for name, (weight, _) in terms.items()}
+        expected = {name: WEIGHTS[f"plave_lambda_{name}"] for name in PARTS}
+        assert weights == pytest.approx(
+            {
+                name: weight if name in ("image", "structure") else share * weight
+                for name, weight in expected.items()
+            }
+        )
 
 
 def test_what_the_discriminator_learns_does_not_grow(supervised):

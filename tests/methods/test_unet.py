@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradients import recorded, require_equal
 from helpers import fresh_python, small_settings
+from oracles import masked, similarity
 from slice_stores import FOUR, MIXED, store_of_cases
 from torch import Tensor, nn
 from torch.optim import AdamW
@@ -158,6 +160,30 @@ def test_an_untrained_last_layer_gives_the_distance_of_the_truth_from_background
     learned = [batch.images[0, 0], batch.images[0, T2], batch.images[1, T2]]
     expected = np.mean([(image[:, 8:] + 1).mean().item() for image in learned])
     assert losses["g_l1"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_descends_l1_and_structure_in_the_brain_of_all_that_is_learned():
+    method = method_of(unet_lambda_ssim=0.7)
+    batch = batch_of([[0, T1, T2], [T1, T2]], [[T1], [T1]], [T2, T2])
+    given = torch.where(batch.sources[:, :, None, None], (batch.images + 1) / 2, torch.tensor(0.0))
+    flags = batch.sources[:, :, None, None].expand(-1, -1, 16, 16).float()
+    raw = 2 * method.network(torch.cat([given, flags], dim=1)) - 1
+    distances, structures = [], []
+    for case, learned in ((0, 0), (0, T2), (1, T2)):
+        shown = batch.images[case, [T1]][None]
+        fake = masked(raw[[case]][:, [learned]], shown)
+        true = batch.images[case, [learned]][None]
+        distances.append((fake - true).abs()[true > -1].mean())
+        structures.append(1 - similarity(fake, true)[true > -1].mean())
+    l1, ssim = torch.stack(distances).mean(), torch.stack(structures).mean()
+    weights = list(method.network.parameters())
+    expected = torch.autograd.grad(l1 + 0.7 * ssim, weights)
+    seen = recorded(method.optimisers())
+    losses = method.training_step(batch, 0)
+    assert {name: value.item() for name, value in losses.items()} == pytest.approx(
+        {"g_l1": l1.item(), "g_ssim": ssim.item()}, rel=1e-4
+    )
+    require_equal(seen, [("network", torch.cat([one.flatten() for one in expected]))])
 
 
 def test_all_that_is_left_out_is_learned_and_nothing_that_is_given_or_missing():
