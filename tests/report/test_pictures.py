@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from helpers import panel
+from helpers import REPOSITORY, panel
 from PIL import Image
 
 from attcl_cli.report import pictures
@@ -21,6 +21,14 @@ def test_the_montage_has_a_row_a_panel(tmp_path):
             assert image.format == "PNG"
             heights.append(image.height)
     assert heights[2] - heights[1] == heights[1] - heights[0] > 200
+
+
+def test_the_picture_of_the_readme_is_a_whole_montage_of_as_many_rows_as_its_caption_says(tmp_path):
+    pictures.write_montage(tmp_path / "4.png", [panel()] * 12, title="Montage", max_rows=4)
+    with Image.open(tmp_path / "4.png") as four, Image.open(REPOSITORY / "docs/demo.png") as shown:
+        assert shown.size == four.size
+    for page in ("README.md", "docs/index.md"):
+        assert "Shown are the four worst of twelve volumes" in (REPOSITORY / page).read_text()
 
 
 def test_the_montage_stops_at_the_most_rows(tmp_path):
