@@ -37,6 +37,13 @@ from attcl_cli.data.splits import read_splits
 from attcl_cli.methods.settings import Settings
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Records of volumes go into a folder of the tests, not into the user's."""
+    with mock.patch.dict(os.environ, ATTCL_CACHE=str(tmp_path_factory.mktemp("cache"))):
+        yield
+
+
 @pytest.fixture
 def attcl(capsys: pytest.CaptureFixture[str]) -> Run:
     """`attcl("complete", ...)` is (exit code, stdout, stderr) of the command line, run in this process."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attcl_cli.cli.options import (
+    BackgroundText,
     BidsFilter,
     Debug,
     Device,
@@ -127,7 +128,9 @@ def complete(
     force: Annotated[
         bool,
         typer.Option(
-            "--force", help="Use weights that know simulated phantoms only, also on others."
+            "--force",
+            help="Take what a check refuses: weights that know simulated phantoms only, on others; volumes whose "
+            "voxels show a skull, noise, a shift or other units.",
         ),
     ] = False,
     layout: Annotated[
@@ -139,6 +142,7 @@ def complete(
     ] = "auto",
     modalities: Vocabulary = None,
     bids_filter: BidsFilter = None,
+    background: BackgroundText = "auto",
     bids_desc: Annotated[
         str | None,
         typer.Option(
@@ -159,6 +163,7 @@ def complete(
 ) -> None:
     """Synthesise every missing volume (Algorithm 1). Files that are done are not made again."""
     from attcl_cli.completion import run
+    from attcl_cli.data.background import parse_background
     from attcl_cli.methods.bundled import newest_finished_run
 
     terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
@@ -175,6 +180,7 @@ def complete(
         layout=layout,
         modalities=modalities,
         bids_filter=bids_filter or [],
+        background=parse_background(background),
         bids_desc=bids_desc,
         batch_size=batch_size,
         slices=_span(slices),

@@ -11,7 +11,7 @@ import typer
 
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
-from attcl_cli.cli.options import BidsFilter, Debug, Json, LayoutName, Vocabulary
+from attcl_cli.cli.options import BackgroundText, BidsFilter, Debug, Json, LayoutName, Vocabulary
 from attcl_cli.errors import EXIT_INCOMPLETE
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
@@ -27,6 +27,7 @@ def info(
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
     bids_filter: BidsFilter = None,
+    background: BackgroundText = "auto",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -34,16 +35,21 @@ def info(
     if folder is None:
         _show_installation(as_json=as_json)
     else:
-        _show_dataset(folder, layout, modalities, bids_filter or [], as_json=as_json)
+        from attcl_cli.data.background import parse_background
+        from attcl_cli.data.info import dataset_info
+
+        content = dataset_info(
+            folder,
+            layout=layout,
+            modalities=modalities,
+            bids_filter=bids_filter or [],
+            background=parse_background(background),
+        )
+        _show_dataset(folder, content, as_json=as_json)
 
 
-def _show_dataset(
-    folder: Path, layout: str, modalities: Path | None, bids_filter: list[str], *, as_json: bool
-) -> None:
+def _show_dataset(folder: Path, content: Mapping[str, Any], *, as_json: bool) -> None:
     """Show what a folder holds; exit with code 3 if something is wrong with it."""
-    from attcl_cli.data.info import dataset_info
-
-    content = dataset_info(folder, layout=layout, modalities=modalities, bids_filter=bids_filter)
     if as_json:
         terminal.document(content)
     else:
@@ -55,8 +61,10 @@ def _show_dataset(
 def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     cases, patients = content["cases"], content["patients"]
     with_seg = content["segmentations"]
+    names = [name for name in content["recognised"] if name not in content["layout_title"]]
+    recognised = f", names of {' and '.join(names)}" if names else ""
     terminal.result(
-        f"{folder}: {content['layout_title']}, {cases} cases of {patients} patients, "
+        f"{folder}: {content['layout_title']}{recognised}, {cases} cases of {patients} patients, "
         f"{with_seg} with segmentation\n"
     )
     counts = content["volumes"].items()
@@ -78,11 +86,6 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
         splits = content["splits"]
         terminal.result("")
         terminal.table(splits["table"], title=f"splits ({splits['ratio']} of {splits['source']})")
-    ignored = content["ignored"]
-    if ignored:
-        terminal.result(
-            f"\n{len(ignored)} images do not fit this layout and are ignored, such as {ignored[0]}"
-        )
     for note in content["notes"]:
         terminal.result(f"\nnote: {note}")
     problems = content["problems"]

@@ -43,6 +43,22 @@ BidsFilter = Annotated[
         "may be given several times.",
     ),
 ]
+BackgroundText = Annotated[
+    str,
+    typer.Option(
+        "--background",
+        metavar="auto|keep|VALUE",
+        help="What is background in the volumes: auto finds the value of each and subtracts it, keep takes intensities "
+        "as stored, a number is subtracted.",
+    ),
+]
+ForceData = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take volumes that a check of their voxels refuses (skull, noise, shifts, units).",
+    ),
+]
 Ori = Annotated[Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")]
 Completed = Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")]
 Truth = Annotated[

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from attcl_cli.cli.options import (
+    BackgroundText,
     BidsFilter,
     Debug,
     DryRun,
+    ForceData,
     Json,
     LayoutName,
     Overwrite,
@@ -58,6 +60,8 @@ def prepare_splits(
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
     bids_filter: BidsFilter = None,
+    background: BackgroundText = "auto",
+    force: ForceData = False,
     seed: Seed = 0,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
@@ -67,6 +71,7 @@ def prepare_splits(
 ) -> None:
     """Split a dataset by patients and hide modalities. Write data/: links to what remains, and splits.json."""
     from attcl_cli.data import prepare, splits
+    from attcl_cli.data.background import parse_background
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
     prepared = prepare.prepare_splits(
@@ -80,6 +85,8 @@ def prepare_splits(
         layout=layout,
         modalities=modalities,
         bids_filter=bids_filter or [],
+        background=parse_background(background),
+        force=force,
         seed=seed,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from attcl_cli.cli.options import (
+    BackgroundText,
     BidsFilter,
     Completed,
     Debug,
@@ -133,6 +134,7 @@ def score(
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
     bids_filter: BidsFilter = None,
+    background: BackgroundText = "auto",
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Slices that a feature network sees at once.")
     ] = 32,
@@ -144,6 +146,7 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Compare synthesised volumes with the ground truth, and write scores/ with a report."""
+    from attcl_cli.data.background import parse_background
     from attcl_cli.scoring import run
 
     del debug  # `app.main` looks for it among the arguments
@@ -165,6 +168,7 @@ def score(
         layout=layout,
         modalities=modalities,
         bids_filter=bids_filter or [],
+        background=parse_background(background),
         batch_size=batch_size,
         device=device,
         num_workers=workers,

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from attcl_cli.cli.options import (
+    BackgroundText,
     Completed,
     Debug,
     Device,
     DryRun,
+    ForceData,
     Json,
     LayoutName,
     Ori,
@@ -87,6 +89,8 @@ def segment(
     resume: Resume = None,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
+    background: BackgroundText = "auto",
+    force: ForceData = False,
     seed: RunSeed = None,
     device: Device = "auto",
     precision: PrecisionOption = None,
@@ -102,6 +106,7 @@ def segment(
 ) -> None:
     """Train tumour segmenters and score them. On the completed dataset, or with --compare on all inputs."""
     _refuse_moved(weights, evaluate, export)
+    from attcl_cli.data.background import parse_background
     from attcl_cli.segmentation import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -122,6 +127,8 @@ def segment(
         resume=resume,
         layout=layout,
         modalities=modalities,
+        background=parse_background(background),
+        force=force,
         device=device,
         precision=precision,
         num_workers=workers,

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from attcl_cli.cli.options import (
+    BackgroundText,
     BidsFilter,
     Debug,
     Device,
     DryRun,
+    ForceData,
     Json,
     LayoutName,
     Overrides,
@@ -89,6 +91,8 @@ def train(
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
     bids_filter: BidsFilter = None,
+    background: BackgroundText = "auto",
+    force: ForceData = False,
     seed: RunSeed = None,
     device: Device = "auto",
     precision: PrecisionOption = None,
@@ -102,6 +106,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model on the modalities that the cases have. Write runs/<run>/ with its weights."""
+    from attcl_cli.data.background import parse_background
     from attcl_cli.training import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -121,6 +126,8 @@ def train(
         layout=layout,
         modalities=modalities,
         bids_filter=bids_filter or [],
+        background=parse_background(background),
+        force=force,
         device=device,
         precision=precision,
         num_workers=workers,

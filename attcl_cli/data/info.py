@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.data.dataset import Dataset, Source, check
-from attcl_cli.data.splits import read_splits
+from attcl_cli.data.background import BackgroundOption
+from attcl_cli.data.dataset import Dataset, Source
+from attcl_cli.data.preconditions import examine
+from attcl_cli.data.splits import leaks_of, read_splits
 from attcl_cli.errors import AttclError
 
 
@@ -21,6 +23,7 @@ def dataset_info(
     layout: str = "auto",
     modalities: Path | str | None = None,
     bids_filter: Sequence[str] = (),
+    background: BackgroundOption = "auto",
 ) -> dict[str, Any]:
     """Return what a folder holds: layout, cases, modalities, missing ones, problems and splits.
 
@@ -29,6 +32,7 @@ def dataset_info(
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
         bids_filter: of several files of a modality in BIDS, which is meant.
+        background: what is background in the volumes (`volumes.load`).
 
     Returns:
         The document of `attcl info DIR --json`; `splits` only if prepare-splits wrote the folder.
@@ -37,9 +41,11 @@ def dataset_info(
         AttclError: there is no such folder, or it is no dataset.
     """
     vocabulary = None if modalities is None else Path(modalities)
-    source = Source(Path(folder), layout, vocabulary, tuple(bids_filter))
+    source = Source(Path(folder), layout, vocabulary, tuple(bids_filter), background)
     dataset = source.open()
-    document = describe(dataset, check(dataset, values=True))
+    findings = examine(dataset)
+    document = describe(dataset, [*findings.problems, *leaks_of(dataset)])
+    document["notes"] += findings.notes
     splits = read_splits(dataset.root)
     if splits is not None:
         document["splits"] = {
@@ -61,6 +67,7 @@ def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]
         "absent": list(dataset.absent),
         "cases": len(dataset.cases),
         "patients": len({case.patient for case in dataset.cases}),
+        "recognised": list(dataset.recognised),
         "volumes": dataset.counts(),
         "segmentations": sum(bool(case.segmentation) for case in dataset.cases),
         "patterns": [

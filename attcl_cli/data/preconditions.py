@@ -1,7 +1,7 @@
 """What volumes must be before anything is learnt from them: skull-stripped, registered, background 0, alike in units.
 
-Judges the figures that `voxels` measures: what was fixed on reading is a note, what cannot be fixed a problem. File
-headers are checked by `dataset.check`.
+Judges the figures that `voxels` measures: what is fixed on reading is a note, what cannot be fixed a problem. Headers
+and names are left to `dataset`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
 
+from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.voxels import (
     FEWEST_VOXELS,
     PairRecord,
@@ -25,9 +25,6 @@ from attcl_cli.data.voxels import (
     read_record,
 )
 from attcl_cli.errors import AttclError
-
-if TYPE_CHECKING:  # `dataset` stands on `volumes`, as this file does
-    from attcl_cli.data.dataset import Case, Dataset
 
 # Figures of the 24 prepared patients that these bounds were set on are in docs/guides/data.md.
 MOST_BRAIN_ML = 2200.0  # the largest brains have about 2000 ml with their fluid; 1614 was the most, a raw head 2579
@@ -52,70 +49,69 @@ _ANYWAY = "or take the data as they are: --force"
 
 @dataclass(frozen=True)
 class Findings:
-    """What the voxels of some cases show.
+    """What is wrong with some cases, and what is fixed on reading them.
 
     Attributes:
-        wrong: case id -> what cannot be fixed.
-        notes: what is fixed on reading, once per kind.
+        unusable: case id, or name of a folder that is no case -> what is wrong with its names and files.
+        wrong: case id -> what is wrong with its voxels.
+        notes: what is fixed on reading, once per kind; of data that is taken by force also what is wrong.
     """
 
+    unusable: Mapping[str, tuple[AttclError, ...]]
     wrong: Mapping[str, tuple[AttclError, ...]]
     notes: tuple[str, ...] = ()
 
     @property
     def problems(self) -> list[AttclError]:
-        """Return everything that cannot be fixed, in the order of the cases."""
-        return [problem for problems in self.wrong.values() for problem in problems]
+        """Return everything that is wrong, by case."""
+        return [it for name in dict.fromkeys((*self.unusable, *self.wrong)) for it in self.of(name)]
+
+    def of(self, case: str) -> tuple[AttclError, ...]:
+        """Return what is wrong with a case."""
+        return (*self.unusable.get(case, ()), *self.wrong.get(case, ()))
 
     def forced(self) -> Findings:
-        """Return the findings with every problem as a note: the data are taken all the same."""
-        warnings = [f"taken all the same (--force): {it.message}" for it in self.problems]
-        return Findings({}, (*self.notes, *warnings))
+        """Return the findings with what is wrong with voxels as notes: the data is taken all the same."""
+        warnings = [
+            f"taken all the same: {problem.message}"
+            for problems in self.wrong.values()
+            for problem in problems
+        ]
+        return Findings(self.unusable, {}, (*self.notes, *warnings))
 
 
 def examine(
     dataset: Dataset, cases: Sequence[Case] | None = None, *, force: bool = False
 ) -> Findings:
-    """Look at the voxels of some cases. Files that cannot be read are left to `dataset.check` and to `volumes.load`.
+    """Look at the names, the files and the voxels of some cases.
 
     Args:
         dataset: the dataset.
-        cases: only these cases; None: all.
-        force: return problems as notes.
+        cases: only these cases; None: all, and folders that are no case.
+        force: take what is wrong with voxels as notes.
     """
     chosen = list(dataset.cases if cases is None else cases)
+    known = {case.id for case in dataset.cases}
+    unusable = {
+        name: problems
+        for name, problems in dataset.wrong.items()
+        if cases is None and name not in known
+    }
     threads = min(8, (os.cpu_count() or 1) * 2)
     with ThreadPoolExecutor(max_workers=threads) as pool:
         examined = list(pool.map(lambda case: _examine_case(dataset, case), chosen))
-    wrong = {case.id: list(it.problems) for case, it in zip(chosen, examined, strict=True)}
     volumes = [volume for it in examined for volume in it.volumes]
-    for volume, problem in judge_units(volumes):
-        wrong[volume.case].append(problem)
+    wrong = {case.id: list(it.wrong) for case, it in zip(chosen, examined, strict=True)}
+    if dataset.background != "keep":
+        for volume, problem in judge_units(volumes):
+            wrong[volume.case].append(problem)
+    unusable |= {case.id: it.unusable for case, it in zip(chosen, examined, strict=True)}
     findings = Findings(
-        {case: tuple(problems) for case, problems in wrong.items() if problems}, notes_of(volumes)
+        {name: problems for name, problems in unusable.items() if problems},
+        {name: tuple(problems) for name, problems in wrong.items() if problems},
+        notes_of(volumes),
     )
     return findings.forced() if force else findings
-
-
-def background_of(dataset: Dataset, modality: str) -> float:
-    """Return the background of a modality's volumes in a dataset, as they are stored: their median; 0 without volumes.
-
-    A new volume of the modality is written with it. Volumes that cannot be read, or have no background, do not count.
-    """
-    if dataset.background == "keep":
-        return 0.0
-    if dataset.background != "auto":
-        return float(dataset.background)
-    values = []
-    for case in dataset.cases:
-        if modality in case.files:
-            try:
-                record = read_record(dataset.paths(case, modality), dataset.background)
-            except AttclError:
-                continue
-            if record.background not in {"noise", "none"}:
-                values.append(record.value)
-    return median(values) if values else 0.0
 
 
 @dataclass(frozen=True)
@@ -186,8 +182,7 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
         )
     if pair.voxels < FEWEST_VOXELS:
         return None
-    strangers = pair.overlap < SAME_MASK and pair.information * pair.gain < LEAST_INFORMATION
-    if strangers:
+    if pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION:
         found = f"unrelated ({pair.information:.3f} of mutual information, masks overlap by {pair.overlap:.2f})"
         return AttclError(
             between.format(found, "images of one brain"),
@@ -266,28 +261,33 @@ def _example(volume: Examined) -> str:
 @dataclass(frozen=True)
 class _ExaminedCase:
     volumes: tuple[Examined, ...]
-    problems: tuple[AttclError, ...]
+    unusable: tuple[AttclError, ...]
+    wrong: tuple[AttclError, ...]
 
 
 def _examine_case(dataset: Dataset, case: Case) -> _ExaminedCase:
     """Return the volumes of a case that can be read, with what is wrong with them."""
+    unusable = check_case(dataset, case)
     if case.id in dataset.wrong:  # which file is meant is not clear
-        return _ExaminedCase((), ())
+        return _ExaminedCase((), tuple(unusable), ())
+    reported = {problem.message for problem in unusable}
     volumes: dict[str, Examined] = {}
     samples: dict[Path, Sample] = {}
-    problems: list[AttclError] = []
+    wrong: list[AttclError] = []
     for modality in case.files:
         paths = dataset.paths(case, modality)
         try:
             record = read_record(paths, dataset.background, samples)
-        except AttclError:
+        except AttclError as error:
+            if error.message not in reported:
+                unusable.append(error)
             continue
-        volume = volumes[modality] = Examined(case.id, modality, paths[0], record)
-        if dataset.background != "keep":
-            problems += judge_volume(volume)
-    if not problems:  # a skull and a shift look alike
-        problems += _judge_pairs(dataset, case, volumes, samples)
-    return _ExaminedCase(tuple(volumes.values()), tuple(problems))
+        volumes[modality] = Examined(case.id, modality, paths[0], record)
+    if dataset.background != "keep":
+        wrong += [it for volume in volumes.values() for it in judge_volume(volume)]
+    if not wrong:  # a skull and a shift look alike
+        wrong += _judge_pairs(dataset, case, volumes, samples)
+    return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong))
 
 
 def _judge_pairs(
@@ -321,7 +321,9 @@ def _judge_pairs(
         pair = next(pair for pair in found if worst in pair)
         other = pair[0] if pair[1] == worst else pair[1]
         problem = found[pair] if pair[1] == worst else compare(other, worst)
-        problems.append(problem or found[pair])
+        against_all = counts[worst] == len(volumes) - 1 - len(problems)
+        if against_all or found[pair].code != "images-unrelated":  # T1ce alone says little of FLAIR
+            problems.append(problem or found[pair])
         found = {pair: problem for pair, problem in found.items() if worst not in pair}
     return problems
 

@@ -11,7 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from attcl_cli.data import tree
-from attcl_cli.data.dataset import Source, check
+from attcl_cli.data.background import BackgroundOption
+from attcl_cli.data.dataset import Source
+from attcl_cli.data.preconditions import examine
 from attcl_cli.data.splits import Splits, make_splits
 from attcl_cli.data.tree import LinkKind
 from attcl_cli.errors import UsageError, raise_all
@@ -46,6 +48,8 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     layout: str = "auto",
     modalities: Path | str | None = None,
     bids_filter: Sequence[str] = (),
+    background: BackgroundOption = "auto",
+    force: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -64,6 +68,8 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
         bids_filter: of several files of a modality in BIDS, which is meant; noted in `splits.json`.
+        background: what is background in the volumes (`volumes.load`).
+        force: take volumes that a check of their voxels refuses.
         seed: draws the order of the patients.
         overwrite: replace a data tree that an earlier run wrote.
         dry_run: check everything and draw the splits, but write nothing.
@@ -74,13 +80,14 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
         UsageError: an option is impossible, or `output` holds something else.
     """
     vocabulary = None if modalities is None else Path(modalities)
-    source = Source(Path(dataset), layout, vocabulary, tuple(bids_filter))
+    source = Source(Path(dataset), layout, vocabulary, tuple(bids_filter), background)
     share, folder = _share(subset), Path(output)
     opened = source.open()
-    for note in opened.notes:
+    progress.detail(f"{source.folder}: {len(opened.cases)} cases, checking their volumes")
+    findings = examine(opened, force=force)
+    for note in (*opened.notes, *findings.notes):
         progress.say(f"note: {note}")
-    progress.detail(f"{source.folder}: {len(opened.cases)} cases, checking their headers")
-    raise_all(check(opened))
+    raise_all(findings.problems)
     splits = make_splits(
         opened, ratio=ratio, sizes=sizes, fractions=fractions, subset=share, seed=seed
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 
 from attcl_cli.data import intensities, label_maps, volumes
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.intensities import Array, Scale
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, shrink_classes, to_classes
@@ -62,6 +63,7 @@ class SliceStore:
         labels: (L, S, S) uint8, memory-mapped: the classes of segmented cases; None if they were not asked for.
         segmentations: the label maps, in the order of the rows of `labels`.
         tumour: (L,) bool, whether a slice shows any.
+        background: what was background in the volumes (`volumes.load`).
     """
 
     data: Array
@@ -73,6 +75,7 @@ class SliceStore:
     labels: Array | None = None
     segmentations: tuple[Entry, ...] = ()
     tumour: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    background: BackgroundOption = "auto"
 
     def volumes_by_case(self) -> dict[str, dict[str, Entry]]:
         """Return case -> modality -> its volume, in the order of the rows."""
@@ -242,6 +245,7 @@ def build(
             "entries": [asdict(entry) for entry in entries],
             "filled": filled.tolist(),
             "cases": [case.id for case in cases],
+            **({"background": dataset.background} if dataset.background != "auto" else {}),
             **_described(maps, tumour),
         },
     )
@@ -270,6 +274,7 @@ def open_store(folder: Path) -> SliceStore:
         labels=labels,
         segmentations=() if labels is None else tuple(Entry(**entry) for entry in maps),
         tumour=np.array(index.get("tumour", []), dtype=bool),
+        background=index.get("background", "auto"),
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from attcl_cli import __version__
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Scale
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import read_json, sha256, write_json, write_whole
@@ -58,6 +59,7 @@ class WeightsInfo:
             completion may give the volumes that it makes of this modality; a modality may lack them.
         training_statistics: modality -> training case -> the vector of its volume (`data.volume_statistics`), by which
             completion notices a case that is unlike them; empty: nothing is said.
+        background: what was background in the training volumes (`volumes.load`).
     """
 
     settings: Settings
@@ -69,6 +71,7 @@ class WeightsInfo:
     attcl_version: str = __version__
     quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     training_statistics: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    background: BackgroundOption = "auto"
 
     @property
     def method(self) -> type[Method]:
@@ -240,6 +243,7 @@ def _info_to_json(info: WeightsInfo) -> dict[str, Any]:
         "references": dict(info.references),
         "trained_on": list(info.trained_on),
         "settings": to_tables(info.settings),
+        **({"background": info.background} if info.background != "auto" else {}),
     }
 
 
@@ -279,6 +283,7 @@ def _read_info(path: Path) -> WeightsInfo:
                 name: _lists(cases)
                 for name, cases in document.get("training_statistics", {}).items()
             },
+            background=document.get("background", "auto"),
         )
     except (KeyError, TypeError, ValueError, AttributeError, AttclError) as error:
         if isinstance(error, AttclError) and error.code == "unknown-method":

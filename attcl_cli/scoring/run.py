@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attcl_cli.data import splits
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import read_json, refuse_inside, write_csv
@@ -103,6 +104,7 @@ def score(
     layout: str = "auto",
     modalities: Path | str | None = None,
     bids_filter: Sequence[str] = (),
+    background: BackgroundOption = "auto",
     batch_size: int = 32,
     device: str = "auto",
     num_workers: int = 2,
@@ -134,6 +136,7 @@ def score(
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
         bids_filter: of several files of a modality in BIDS, which is meant; none: as `splits.json` says.
+        background: what is background in all volumes (`volumes.load`).
         batch_size: slices that a feature network sees at once.
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases that are read ahead.
@@ -153,7 +156,7 @@ def score(
     names = select(metrics, fid_network=fid_network)
     _require_samples(samples, names)
     vocabulary = None if modalities is None else Path(modalities)
-    source = Source(Path(ori), layout, vocabulary, tuple(bids_filter))
+    source = Source(Path(ori), layout, vocabulary, tuple(bids_filter), background)
     folder, completed = Path(output), Path(cpl)
     data = source.open()
     known_splits = splits.read_splits(data.root)

@@ -19,6 +19,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
+from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.splits import SPLITS, Splits
 from attcl_cli.errors import AttclError, UsageError, fold, raise_all, some
 from attcl_cli.files import read_json
@@ -85,11 +86,13 @@ class StudyPlan:
         inputs: name -> input; all have the same cases.
         convention: how the dataset's label maps write the classes.
         unlabelled: ids of the cases that are left out, since they have no label map.
+        notes: what is fixed on reading the images (`preconditions.examine`).
     """
 
     inputs: Mapping[str, Input]
     convention: Convention
     unlabelled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def cases(self, part: str) -> list[str]:
         """Return the ids of a split's cases."""
@@ -179,6 +182,7 @@ def plan_inputs(
     canvas: int | None,
     parts: Sequence[str] = SPLITS,
     allow_missing: bool = False,
+    force: bool = False,
 ) -> StudyPlan:
     """Find the files of every input, and check them all: headers, grids, labels, sizes.
 
@@ -191,6 +195,7 @@ def plan_inputs(
         canvas: no slice may be larger, in voxels; None: any size.
         parts: only these splits.
         allow_missing: leave out cases without a label map instead of refusing.
+        force: take volumes that a check of their voxels refuses.
 
     Raises:
         UsageError: an input is unknown.
@@ -219,13 +224,12 @@ def plan_inputs(
                     if modality not in case.files and paths:
                         extra.setdefault(case.id, []).append(paths)
                 labels = data.paths(case, SEGMENTATION) if case.segmentation else ()
-                listed.append(
-                    Sample(case.id, case.patient, tuple(files), labels, data.background)
-                )
+                listed.append(Sample(case.id, case.patient, tuple(files), labels, data.background))
             samples[part] = tuple(listed)
         inputs[name] = Input(name, channels, samples)
     everything = [case for members in cases.values() for case in members]
-    checks = _check(data, everything, extra, canvas, allow_missing=allow_missing)
+    findings = examine(data, everything, force=force)
+    checks = _check(data, everything, extra, canvas, findings, allow_missing=allow_missing)
     raise_all([*fold(problems, _same_lack), *checks.problems])
     unlabelled = set(checks.unlabelled)
     labelled = {
@@ -238,7 +242,7 @@ def plan_inputs(
         )
         for name, item in inputs.items()
     }
-    plan = StudyPlan(labelled, checks.convention, tuple(checks.unlabelled))
+    plan = StudyPlan(labelled, checks.convention, tuple(checks.unlabelled), findings.notes)
     for part in ("train", "test"):
         if part in parts and not plan.cases(part):
             raise _empty_split(data, part)
@@ -250,7 +254,7 @@ def plan_truths(
 ) -> StudyPlan:
     """Find the label maps of a split alone, for predictions that come from elsewhere; errors as `plan_inputs`."""
     cases = find_cases(data, splits, (split,))[split]
-    checks = _check(data, cases, {}, None, allow_missing=allow_missing)
+    checks = _check(data, cases, {}, None, None, allow_missing=allow_missing)
     raise_all(checks.problems)
     samples = tuple(
         Sample(
@@ -382,6 +386,7 @@ def _check(
     cases: Sequence[Case],
     extra: Mapping[str, Sequence[tuple[Path, ...]]],
     canvas: int | None,
+    findings: Findings | None,
     *,
     allow_missing: bool,
 ) -> _Checks:
@@ -390,7 +395,7 @@ def _check(
     unlabelled = []
     with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
         checked = pool.map(
-            lambda case: _check_one(data, case, extra.get(case.id, ()), canvas), cases
+            lambda case: _check_one(data, case, extra.get(case.id, ()), canvas, findings), cases
         )
         for case, checks in zip(cases, checked, strict=True):
             problems += checks.problems
@@ -427,9 +432,14 @@ def _check(
 
 
 def _check_one(
-    data: Dataset, case: Case, extra: Iterable[tuple[Path, ...]], canvas: int | None
+    data: Dataset,
+    case: Case,
+    extra: Iterable[tuple[Path, ...]],
+    canvas: int | None,
+    findings: Findings | None,
 ) -> _CaseChecks:
-    problems = check_case(data, case, values=True)
+    """Check the files of a case; without `findings`, which know what its images hold, headers alone."""
+    problems = check_case(data, case) if findings is None else list(findings.of(case.id))
     if problems:  # what follows would only repeat them
         return _CaseChecks(problems, frozenset(), labelled=True)
     first = data.paths(case, next(iter(case.files)))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli.data import splits
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.splits import Splits, open_truth
 from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
@@ -45,6 +46,7 @@ class Request:
         truth: the complete dataset; None: what `splits.json` names.
         layout: as in `Source`.
         modalities: as in `Source`.
+        background: as in `Source`.
         input: what the segmenter sees; None: `DEFAULT_INPUT`.
         allow_missing: leave out what has no label map, or no prediction.
     """
@@ -54,20 +56,22 @@ class Request:
     truth: str | None = None
     layout: str = "auto"
     modalities: str | None = None
+    background: BackgroundOption = "auto"
     input: str | None = None
     allow_missing: bool = False
 
     @property
     def source(self) -> Source:
         """Return the incomplete dataset."""
-        return Source(
-            Path(self.ori), self.layout, Path(self.modalities) if self.modalities else None
-        )
+        vocabulary = Path(self.modalities) if self.modalities else None
+        return Source(Path(self.ori), self.layout, vocabulary, background=self.background)
 
     @property
     def config(self) -> dict[str, Any]:
         """Return the request as `run.json` keeps it."""
         value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.background == "auto":  # as earlier versions wrote it
+            del value["background"]
         return value
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import InterruptedRun, UsageError, as_note
 from attcl_cli.files import read_json, write_csv
@@ -95,6 +96,8 @@ def segment(
     resume: Path | str | None = None,
     layout: str = "auto",
     modalities: Path | str | None = None,
+    background: BackgroundOption = "auto",
+    force: bool = False,
     device: str = "auto",
     precision: Precision | None = None,
     num_workers: int = 2,
@@ -118,6 +121,8 @@ def segment(
         resume: the folder of a run to resume; exclusive with all that says what is trained, but more `steps`.
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
+        background: what is background in the images (`volumes.load`).
+        force: take volumes that a check of their voxels refuses.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         precision: `fp32` or `bf16`; None: fp32, or that of the resumed run.
         num_workers: cases read ahead.
@@ -136,6 +141,7 @@ def segment(
         truth=as_text(truth),
         layout=layout,
         modalities=as_text(modalities),
+        background=background,
         input=input,
         allow_missing=allow_missing,
         compare=compare,
@@ -184,7 +190,9 @@ def segment(
         truth=ground_truth,
         canvas=resolved.canvas,
         allow_missing=request.allow_missing,
+        force=force,
     )
+    notes += plan.notes
     if place.type == "cpu" and resolved.image_size > _SLOW_CPU_PIXELS:
         progress.say(
             f"note: no GPU; {resolved.image_size}-pixel networks take days on a CPU. "

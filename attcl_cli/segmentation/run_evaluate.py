@@ -231,7 +231,10 @@ def _evaluate_segmenter(
         canvas=info.settings.canvas,
         parts=("test",),
         allow_missing=request.allow_missing,
+        force=True,
     )
+    for note in plan.notes:
+        options.progress.say(f"note: {note}")
     item = plan.inputs[name]
     _require_channels(info, item)
     if options.dry_run:

@@ -127,7 +127,10 @@ def export(
         truth=ground_truth,
         canvas=None,
         allow_missing=allow_missing,
+        force=True,
     )
+    for note in plan.notes:
+        progress.say(f"note: {note}")
     chosen = plan.inputs[name]
     if dry_run:
         return ExportResult(

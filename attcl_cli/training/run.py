@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from attcl_cli import devices
 from attcl_cli.data import slices, splits
-from attcl_cli.data.dataset import Case, Dataset, Source, check
+from attcl_cli.data.background import BackgroundOption
+from attcl_cli.data.dataset import Case, Dataset, Source
+from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError, as_note, raise_all
 from attcl_cli.files import refuse_inside, sha256
@@ -96,6 +98,8 @@ def train(
     layout: str = "auto",
     modalities: Path | str | None = None,
     bids_filter: Sequence[str] = (),
+    background: BackgroundOption = "auto",
+    force: bool = False,
     device: str = "auto",
     precision: Precision | None = None,
     num_workers: int = 2,
@@ -120,6 +124,8 @@ def train(
         layout: how the dataset is named (`open_dataset`).
         modalities: a TOML file with other modality names (`open_dataset`).
         bids_filter: of several files of a modality in BIDS, which is meant (`open_dataset`).
+        background: what is background in the volumes (`volumes.load`).
+        force: take volumes that a check of their voxels refuses.
         device: auto, cpu, cuda, cuda:N or mps.
         precision: what networks compute in; None: as the run to resume, otherwise fp32.
         num_workers: cases read ahead.
@@ -146,6 +152,7 @@ def train(
         layout,
         Path(modalities) if modalities is not None else None,
         tuple(bids_filter),
+        background,
     )
     file = Path(config) if config is not None else None
     chosen = with_length(overrides or {}, file, epochs=epochs, minutes=minutes)
@@ -185,7 +192,7 @@ def train(
     processes.wait()  # before the main process puts something there
     if resume is not None:
         origin = _open(source)
-    cases, validated = _checked_cases(origin, settings, run_dir, resume)
+    cases, validated, remarks = _checked_cases(origin, settings, run_dir, resume, force=force)
     precision = precision_for(precision, resume)
     if resume is not None:
         progress.say(f"{resume}: continues from step {first} in {precision}")
@@ -193,7 +200,9 @@ def train(
         progress.say(
             f"device {place}: preset {usual} (the default: {CPU_PRESET} on a CPU, {DEFAULT_PRESET} on a GPU)"
         )
-    notes += _notes(settings, place, cases, timed=minutes is not None, resumed=resume is not None)
+    notes += remarks + _notes(
+        settings, place, cases, timed=minutes is not None, resumed=resume is not None
+    )
     for note in notes:
         progress.say(f"note: {note}")
     planned = TrainingResult(
@@ -271,19 +280,20 @@ def _finished_before(
 
 
 def _checked_cases(
-    origin: Dataset | Path, settings: Settings, run_dir: Path, resume: Path | None
-) -> tuple[list[Case], list[Case]]:
-    """Return the training and the validation cases of a dataset, checked; none of packed slices."""
+    origin: Dataset | Path, settings: Settings, run_dir: Path, resume: Path | None, *, force: bool
+) -> tuple[list[Case], list[Case], list[str]]:
+    """Return the training and the validation cases of a dataset, checked, and notes; none of packed slices."""
     if isinstance(origin, Path):
-        return [], []
+        return [], [], []
     cases, validated = training_cases(origin)
     require_usable(settings, origin, cases)
-    problems = check(origin, cases=[*cases, *validated], values=True)
-    raise_all([*synthetic_volumes(origin, cases), *problems])
+    findings = examine(origin, [*cases, *validated], force=force)
+    raise_all([*synthetic_volumes(origin, cases), *findings.problems])
     refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
     if resume is not None:
         require_same_cases(resume, cases)
-    return cases, validated
+    leaks = [problem.message for problem in splits.leaks_of(origin)]
+    return cases, validated, [*origin.notes, *leaks, *findings.notes]
 
 
 def _notes(

@@ -273,6 +273,7 @@ class Trainer:
             steps=step,
             quantiles=self._described.quantiles,
             training_statistics=self._described.statistics,
+            background=self.store.background,
         )
         save_weights(self.run_dir / WEIGHTS_FILE, self.averaged, info, note=self.note)
 
