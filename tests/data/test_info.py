@@ -28,6 +28,7 @@ def test_it_counts_volumes_and_patterns_of_missing_modalities(tmp_path):
         "absent": [],
         "cases": 3,
         "patients": 3,
+        "recognised": [],
         "volumes": {"flair": 1, "t1": 3, "t1ce": 1, "t2": 1},
         "segmentations": 1,
         "patterns": [
@@ -35,6 +36,7 @@ def test_it_counts_volumes_and_patterns_of_missing_modalities(tmp_path):
             {"missing": ["flair", "t1ce", "t2"], "cases": 2},
         ],
         "problems": [{"error": "found, expected", "hint": "do", "code": "some-code"}],
+        "notes": [],
         "ignored": [],
     }
 
