@@ -68,6 +68,20 @@ _PAIRS = (
     ("sigmoid", "tanh"),
     ("softmax", "log_softmax"),
 )
+# Names of what carries no gradient anyway.
+_DATA = {
+    "x_org",
+    "x_pair",
+    "has_pair",
+    "y_ref",
+    "x_fake2",
+    "x_real",
+    "true",
+    "everywhere",
+    "labels",
+    "has_labels",
+    "present",
+}
 _SYMMETRIC = {"style_loss", "diversity_loss", "cycle_loss", "zip", "min", "max", "isinstance"}
 _OPERATORS: Mapping[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub,
@@ -190,7 +204,9 @@ def _weights(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
     values: list[ast.expr] = []
     if isinstance(node, ast.Dict):
         values = node.values
-    elif isinstance(node, (ast.DictComp, ast.Assign)):
+    elif isinstance(node, ast.DictComp) or (
+        isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript)
+    ):
         values = [node.value]
     for value in values:
         if isinstance(value, ast.Tuple) and len(value.elts) == 2:
@@ -202,7 +218,8 @@ def _weights(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
 def _networks(node: ast.AST, own: Sequence[str]) -> Iterator[Change]:
     if isinstance(node, ast.Constant) and node.value in own:
         for other in own:
-            yield "network", node, repr(other)
+            if other != node.value:
+                yield "network", node, repr(other)
     elif isinstance(node, (ast.Tuple, ast.List)):
         for index, item in enumerate(node.elts):
             if isinstance(item, ast.Starred) or (
@@ -226,7 +243,7 @@ def _gradients(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
         isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "losses"
     ):
         for argument in node.args:
-            if not isinstance(argument, ast.Starred):
+            if not isinstance(argument, ast.Starred) and _name_of(argument) not in _DATA:
                 yield "detach", argument, f"({ast.unparse(argument)}).detach()"
 
 
@@ -253,7 +270,7 @@ def _calls(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
 
         yield "order", node, _with(node, turn)
     for index, keyword in enumerate(node.keywords):
-        if keyword.arg:
+        if keyword.arg and keyword.arg != "device":  # which a test on a CPU cannot miss
             yield "keyword", node, _with(node, lambda new, at=index: new.keywords.pop(at))
 
 
@@ -307,8 +324,8 @@ def _with(node: ast.AST, change: Callable[..., object]) -> str:
     return f"({text})" if bracketed else text
 
 
-def _name_of(function: ast.expr) -> str:
-    return str(getattr(function, "attr", getattr(function, "id", "")))
+def _name_of(node: ast.expr) -> str:
+    return str(getattr(node, "attr", getattr(node, "id", "")))
 
 
 def _is_self(node: ast.expr) -> bool:

@@ -35,6 +35,7 @@ from mutants import KINDS, Mutant, mutants_of
 REPOSITORY = Path(__file__).resolve().parents[1]
 METHODS = Path("attcl_cli/methods")
 _ATTCL = (
+    "methods/test_attcl_gan_literal.py",
     "methods/test_attcl_gan.py",
     "methods/test_attcl_gan_paper.py",
     "methods/test_attcl_gan_ours.py",
@@ -43,9 +44,9 @@ _PLAVE = ("methods/test_plave.py", "methods/test_plave_paper.py")
 _UNET = ("methods/test_unet.py",)
 _EVERY = ("test_every_method.py",)
 TESTS: Mapping[str, Sequence[str]] = {
-    "attcl_gan.py": (*_ATTCL, *_EVERY),
-    "plave.py": (*_PLAVE, *_EVERY),
-    "unet.py": (*_UNET, *_EVERY),
+    "attcl_gan.py": (*_ATTCL, "methods/test_samplers.py", *_EVERY),
+    "plave.py": (*_PLAVE, "methods/test_samplers.py", *_EVERY),
+    "unet.py": (*_UNET, "methods/test_samplers.py", *_EVERY),
     "losses.py": ("methods/test_losses.py", *_PLAVE, *_ATTCL, *_UNET),
     "updates.py": (*_ATTCL, *_PLAVE),
     "networks/attention.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL),
