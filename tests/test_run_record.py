@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,57 @@ def test_a_command_may_add_keys(record):
     record.extra["trained_on"] = ["A"]
     record.finish(0)
     assert read(record)["trained_on"] == ["A"]
+
+
+def test_a_resumed_run_keeps_the_arguments_and_times_of_its_parts(tmp_path, monkeypatch):
+    for argument, seconds, error in (("one", 10.0, None), ("two", 5.0, BAD), ("three", 0, None)):
+        monkeypatch.setattr("sys.argv", ["attcl", "train", argument])
+        record = RunRecord(tmp_path / "run.json", "train", seed=3, device="cpu")
+        record.resume()
+        with suppress(AttclError), record.recorded():
+            if error is not None:
+                raise error
+        if seconds:  # as if it had taken so long
+            record.path.write_text(json.dumps({**read(record), "seconds": seconds}))
+    document = read(record)
+    assert [part["argv"][-1] for part in document["earlier"]] == ["one", "two"]
+    assert [part["seconds"] for part in document["earlier"]] == [10.0, 5.0]
+    assert [part["status"] for part in document["earlier"]] == ["done", "failed"]
+    assert [part["exit_code"] for part in document["earlier"]] == [0, 1]
+    assert {part["attcl_version"] for part in document["earlier"]} == {__version__}
+    assert document["argv"] == ["attcl", "train", "three"]
+    assert document["seconds_in_all"] == pytest.approx(15 + document["seconds"])
+
+
+def test_a_killed_part_is_kept_too(record):
+    record.start()
+    again = RunRecord(record.path, "complete")
+    again.resume()
+    again.finish(0)
+    (part,) = read(again)["earlier"]
+    assert (part["status"], part["exit_code"]) == ("running", None)
+
+
+@pytest.mark.parametrize(
+    "before", [None, "[]", '{"command": "segment", "seconds": 9}', '{"seconds": 9}']
+)
+def test_there_are_no_parts_of_another_command(before, record):
+    if before is not None:
+        record.path.parent.mkdir()
+        record.path.write_text(before)
+    record.resume()
+    record.finish(0)
+    assert (record.earlier, read(record)["earlier"]) == ([], [])
+
+
+def test_a_record_of_an_earlier_version_is_a_part(record):
+    record.path.parent.mkdir()
+    record.path.write_text('{"command": "complete", "argv": ["attcl"], "started": "then"}')
+    record.resume()
+    record.finish(0)
+    (part,) = read(record)["earlier"]
+    assert (part["argv"], part["started"], part["seconds"]) == (["attcl"], "then", None)
+    assert read(record)["seconds_in_all"] == read(record)["seconds"]
 
 
 def test_a_folder_without_a_record_has_an_empty_one(tmp_path):

@@ -5,7 +5,6 @@ Uses the functions that `attcl_cli` offers as any script would; only the wording
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,28 +61,40 @@ def _run(output: Path, *, cases: int, seed: int, device: str, terminal: Terminal
     Raises:
         AttclError: the bundled weights are missing, or `output` holds another demo.
     """
+    _require_same_size(output / "phantoms", cases)
+    record = RunRecord(output / "run.json", "demo", config={"cases": cases}, seed=seed)
+    with record.recorded():
+        return _run_stages(record, output, cases=cases, seed=seed, device=device, terminal=terminal)
+
+
+def _run_stages(
+    record: RunRecord, output: Path, *, cases: int, seed: int, device: str, terminal: Terminal
+) -> ScoreResult:
     import attcl_cli
 
-    clock = time.monotonic()
-    record = RunRecord(output / "run.json", "demo", config={"cases": cases}, seed=seed)
-    record.start()
     _write_cohort(output / "phantoms", cases, seed, terminal)
     prepared = attcl_cli.prepare_splits(
-        output / "phantoms", output / "data", ratio="ratio1", sizes=(cases, 0, 0), seed=seed
+        output / "phantoms",
+        output / "data",
+        ratio="ratio1",
+        sizes=(0, 0, cases),  # the weights saw none of them
+        seed=seed,
     )
-    hidden = sum(len(item.hidden) for item in prepared.splits.splits["train"])
+    hidden = sum(len(item.hidden) for item in prepared.splits.splits["test"])
     terminal.say(f"{output / 'data'}: {hidden} of {_MODALITIES * cases} volumes hidden (ratio1)")
     progress = _BarsAlone(terminal)  # a warning about phantom weights would be odd here
     completed = attcl_cli.complete(
         output / "data", output / "out", weights=_WEIGHTS, device=device, progress=progress
     )
     (weights,) = completed.plan.models
-    result = attcl_cli.score(
+    record.device = completed.device
+    record.weights = {"name": weights.name, "sha256": weights.sha256}
+    return attcl_cli.score(
         output / "data",
         output / "out",
         output=output,
         metrics=("ssim", "psnr"),
-        split="train",
+        split="test",
         device=device,
         title="attcl demo: simulated patients, completed",
         notes=[
@@ -94,25 +105,26 @@ def _run(output: Path, *, cases: int, seed: int, device: str, terminal: Terminal
         ],
         progress=progress,
     )
-    record.device = completed.device
-    record.weights = {"name": weights.name, "sha256": weights.sha256}
-    record.finish(0)
-    terminal.detail(f"{output}: done in {time.monotonic() - clock:.0f} s")
-    return result
+
+
+def _require_same_size(root: Path, cases: int) -> None:
+    """Check that an earlier demo in the same place has as many cases."""
+    import attcl_cli
+
+    count = len(attcl_cli.open_dataset(root).cases) if root.is_dir() else cases
+    if count != cases:
+        raise AttclError(
+            f"{root}: {count} cases of an earlier demo, expected {cases}",
+            "choose another --output, or remove the folder",
+            code="another-demo",
+        )
 
 
 def _write_cohort(root: Path, cases: int, seed: int, terminal: Terminal) -> None:
-    import attcl_cli
+    """Write the phantoms, unless an earlier run did."""
     from attcl_cli.data.phantom_cohort import write_cohort
 
     if root.is_dir():
-        count = len(attcl_cli.open_dataset(root).cases)
-        if count != cases:
-            raise AttclError(
-                f"{root}: {count} cases of an earlier demo, expected {cases}",
-                "choose another --output, or remove the folder",
-                code="another-demo",
-            )
         return
     with terminal.bar(cases, "phantoms") as bar:
         write_cohort(root, cases=cases, seed=_SEED + seed, voxel_mm=_VOXEL_MM, on_case=bar)

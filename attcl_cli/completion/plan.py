@@ -48,7 +48,7 @@ def plan_completion(
         models: verified weights: the first that can make a target from what a case has does; all that can if `manner`
             averages.
         naming: names files in this way, flat, and their side-cars in a folder beside.
-        targets: only these modalities; empty: all.
+        targets: only these modalities, also if no case has one; empty: all.
         manner: how volumes are made.
         part: (k, n): every n-th case, starting with the k-th; parts never overlap.
         originals: further folders that must not be written into (to which links of the dataset lead).
@@ -59,6 +59,7 @@ def plan_completion(
     Raises:
         AttclError: everything that is wrong, together.
     """
+    dataset = dataset.including(targets)
     places = Places(dataset, output, naming)
     checks.require_sound_request(
         places, models, manner, (dataset.root, *originals), targets=targets

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from attcl_cli.cli import app
 from attcl_cli.files import sha256
@@ -16,12 +19,31 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ended(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A finished demo of a process of its own; the last argument is its folder."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    with pytest.raises(SystemExit) as ended:
-        app.main(["demo", "-o", str(folder), "--cases", "3", "-d", "cpu", "-q"])
-    assert ended.value.code == 0
-    return folder
+    command = [sys.executable, "-m", "attcl_cli", "demo", "--cases", "3", "-d", "cpu", "-q", "-o"]
+    return subprocess.run(
+        [*command, str(folder)], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(ended: subprocess.CompletedProcess[str]) -> Path:
+    assert ended.returncode == 0, ended.stderr
+    return Path(ended.args[-1])
+
+
+def test_it_is_quiet_if_it_is_asked_to_be(ended: subprocess.CompletedProcess[str]) -> None:
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_its_patients_are_test_patients_as_its_summary_says(finished: Path) -> None:
+    assert json.loads((finished / "summary.json").read_text())["split"] == "test"
+    splits = json.loads((finished / "data/splits.json").read_text())["splits"]
+    assert [len(splits[name]) for name in ("train", "val", "test")] == [0, 0, 3]
+    record = json.loads((finished / "run.json").read_text())
+    assert (record["command"], record["status"], record["exit_code"]) == ("demo", "done", 0)
 
 
 def test_it_scores_each_hidden_volume_beside_a_copy_of_its_source(finished: Path) -> None:
@@ -67,6 +89,7 @@ def test_a_demo_of_another_size_does_not_mix_with_it(
         app.main(["demo", "-o", str(finished), "--cases", "4", "-d", "cpu", "-q"])
     assert ended.value.code == 1
     assert "3 cases of an earlier demo, expected 4" in capsys.readouterr().err
+    assert json.loads((finished / "run.json").read_text())["status"] == "done"  # of the first one
 
 
 def test_the_bundled_weights_are_those_that_their_card_describes() -> None:

@@ -190,11 +190,20 @@ def stopped_run(here, incomplete_root, attcl) -> Path:
     return Path("run")
 
 
-def test_a_resumed_run_finds_its_own_dataset(stopped_run, incomplete_root, attcl):
+def test_a_resumed_run_finds_its_own_dataset_and_keeps_its_record(
+    stopped_run, incomplete_root, attcl
+):
+    before = json.loads((stopped_run / "run.json").read_text())
     code, _, err = attcl("train", "--resume", stopped_run, "--steps", 3)
     assert code == 0, err
     record = json.loads((stopped_run / "run.json").read_text())
     assert record["data"] == str(incomplete_root.resolve())
+    (part,) = record["earlier"]
+    assert {key: before[key] for key in part} == part
+    assert {"argv", "started", "seconds", "status"} <= set(part)
+    assert record["seconds_in_all"] == pytest.approx(
+        before["seconds"] + record["seconds"], abs=2e-3
+    )
 
 
 def test_a_resumed_run_keeps_its_own_precision(here, incomplete_root, attcl):

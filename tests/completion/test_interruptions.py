@@ -144,3 +144,7 @@ def test_control_c_keeps_what_is_finished_and_says_how_to_resume(
     assert (record["status"], record["exit_code"]) == ("stopped", 130)
     assert attcl(*arguments)[0] == 0
     assert outputs(tmp_path / "out") == undisturbed
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert [part["status"] for part in record["earlier"]] == ["stopped"]
+    assert attcl(*arguments, "--overwrite")[0] == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["earlier"] == []

@@ -14,7 +14,7 @@ from unittest import mock
 
 import nibabel as nib
 import pytest
-from helpers import REPOSITORY, complete_perfectly
+from helpers import REPOSITORY, complete_perfectly, fingerprint
 from safetensors.numpy import load_file
 from segmenters import FLAGS, TINY, json_in, rows_in, segment, the_test_case
 
@@ -193,6 +193,10 @@ def test_a_stopped_training_resumes_to_the_same_bits(study):
     record = json_in(Path("segment/run.json"))
     assert (record["status"], record["exit_code"]) == ("stopped", 130)
     run.segment(resume="segment", device="cpu")
+    record = json_in(Path("segment/run.json"))
+    (part,) = record["earlier"]
+    assert (part["status"], part["exit_code"]) == ("stopped", 130)
+    assert record["seconds_in_all"] == pytest.approx(part["seconds"] + record["seconds"], abs=2e-3)
     case = the_test_case(study)
     for name in ("weights.safetensors", f"predictions/{case}.nii.gz", "segment.csv"):
         assert Path("whole", name).read_bytes() == Path("segment", name).read_bytes(), name
@@ -280,8 +284,22 @@ def test_results_are_replaced_only_when_asked_and_only_what_the_run_wrote(study)
         segment()
     assert error.value.code == "output-not-empty" and "--resume segment" in error.value.hint
     segment(input="flair", overwrite=True)
+    assert json_in(Path("segment/run.json"))["earlier"] == []
     assert own.read_text() == "mine"
     assert {row["input"] for row in rows_in(Path("segment"))} == {"flair"}
+
+
+def test_a_dry_run_beside_results_shows_its_plan_and_notes_that_they_are_there(study):
+    segment()
+    before = fingerprint(Path("segment"))
+    progress = Lines()
+    planned = segment(dry_run=True, progress=progress)
+    assert planned.cases == {"completed": {"train": 2, "val": 1, "test": 1}}
+    (note,) = planned.notes
+    assert note.startswith("--output: segment") and "--overwrite" in note
+    assert f"note: {note}" in progress.said
+    assert segment(dry_run=True, overwrite=True).notes == ()
+    assert fingerprint(Path("segment")) == before
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from attcl_cli.data import slices
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.methods import METHODS
+from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.training.run import TrainingResult, train, weights_sha256
 from attcl_cli.training.state import STATE_FILE
 
@@ -103,7 +104,8 @@ def test_a_finished_run_is_left_as_it_is(finished):
     before = fingerprint(finished)
     result = train(resume=finished, device="cpu")
     assert result.finished_before
-    assert result.weights is None
+    assert (result.weights, result.weights_step) == (finished / WEIGHTS_FILE, 4)
+    assert result.cases == tuple(json.loads((finished / "run.json").read_text())["trained_on"])
     assert fingerprint(finished) == before
 
 
