@@ -12,6 +12,7 @@ from statistics import mean
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from attcl_cli.data.crops import brain_box
 from attcl_cli.data.intensities import Array
@@ -21,7 +22,7 @@ from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.scoring import formulas
 from attcl_cli.scoring.windows import in_own_window
 
-_BLOCK = 12  # neighbouring slices, so that SSIM sees all three dimensions and a window is that of a volume
+BLOCK = 12  # neighbouring slices, so that SSIM sees all three dimensions and a window is that of a volume
 _BLOCKS_PER_DIRECTION = 1
 _BLOCKS_PER_TARGET = 3  # as many as the directions that lead to it have together
 _PIXELS_AT_ONCE = 2**19  # of the slices of a call; changes memory, never results
@@ -42,13 +43,16 @@ def make_validation(
     *,
     seed: int = 0,
     boxed: bool = False,
+    depth: int | None = BLOCK,
 ) -> Callable[[Method], float] | None:
     """Return a validation function: mean SSIM in the brain of what a method makes of true pairs.
 
     A method of one source is judged by every direction that the store has pairs for, another one by every target, made
     from what the rule takes of all other modalities of its case. Only volumes that the prepared split holds are used,
-    never held-out ones. SSIM is that of `score`: in 3-D, synthetic and true slices each in the window of their own
-    percentiles; of a block of slices instead of the whole volume.
+    never held-out ones. SSIM is that of `score`, by the same functions: in 3-D, synthetic and true slices each in the
+    window of their own percentiles. Of whole volumes at full size both give one figure, but for voxels at the brain's
+    edge (`_brain`). What validation looks at is cheaper: blocks of slices instead of volumes, at the networks' own
+    size, and one pass without completion's mirroring and matched quantiles.
 
     Args:
         store: slices of the validation cases.
@@ -56,13 +60,14 @@ def make_validation(
         device: of the method.
         seed: chooses the blocks, once.
         boxed: show the networks the brain's box alone, as completion does after training on squares.
+        depth: neighbouring slices that are compared at once; None: all that the store has of a volume.
 
     Returns:
         The function (higher is better): mean over blocks, then over directions or targets; None if no case allows it.
     """
     rng = np.random.default_rng(seed)
     one = takes_one(rule, store.modalities)
-    groups = _directions(store, rng) if one else _targets(store, rule, rng)
+    groups = _directions(store, rng, depth) if one else _targets(store, rule, rng, depth)
     if not groups:
         return None
 
@@ -82,7 +87,7 @@ def make_validation(
                     images = {name: image[..., *box] for name, image in images.items()}
                     truth = truth[..., *box]
                 synthetic = _synthesise(method, images, target, device)
-                inside = torch.cat([truth, *images.values()], dim=1).amax(dim=1) > -1
+                inside = _brain(torch.cat([truth, *images.values()], dim=1))
                 values += _similarities(
                     synthetic, truth[:, 0], inside, [len(b.truth) for b in alike]
                 )
@@ -92,7 +97,9 @@ def make_validation(
     return validate
 
 
-def _directions(store: SliceStore, rng: np.random.Generator) -> list[tuple[str, list[_Block]]]:
+def _directions(
+    store: SliceStore, rng: np.random.Generator, depth: int | None
+) -> list[tuple[str, list[_Block]]]:
     """Return (target, blocks) of each direction that any case has both modalities of."""
     candidates: dict[tuple[str, str], list[tuple[Mapping[str, Entry], Entry]]] = {}
     for volumes in store.volumes_by_case().values():
@@ -103,12 +110,12 @@ def _directions(store: SliceStore, rng: np.random.Generator) -> list[tuple[str, 
     return [
         (target, blocks)
         for (_, target), cases in sorted(candidates.items())
-        if (blocks := _draw(store, cases, _BLOCKS_PER_DIRECTION, rng))
+        if (blocks := _draw(store, cases, _BLOCKS_PER_DIRECTION, rng, depth))
     ]
 
 
 def _targets(
-    store: SliceStore, rule: SourceRule, rng: np.random.Generator
+    store: SliceStore, rule: SourceRule, rng: np.random.Generator, depth: int | None
 ) -> list[tuple[str, list[_Block]]]:
     """Return (target, blocks) of each target that any case can be judged by."""
     groups: list[tuple[str, list[_Block]]] = []
@@ -120,7 +127,7 @@ def _targets(
             sources = rule.sources_for(target, others) if target in volumes else None
             if sources:
                 candidates.append(({name: volumes[name] for name in sources}, volumes[target]))
-        blocks = _draw(store, candidates, _BLOCKS_PER_TARGET, rng)
+        blocks = _draw(store, candidates, _BLOCKS_PER_TARGET, rng, depth)
         if blocks:
             groups.append((target, blocks))
     return groups
@@ -131,6 +138,7 @@ def _draw(
     candidates: Sequence[tuple[Mapping[str, Entry], Entry]],
     count: int,
     rng: np.random.Generator,
+    depth: int | None,
 ) -> list[_Block]:
     """Draw blocks of slices that show brain, from as many cases as there are; none if no case has such slices."""
     blocks: list[_Block] = []
@@ -143,7 +151,9 @@ def _draw(
         if len(blocks) == count:
             break
         sources, truth, first, stop = fitting[int(index)]
-        length = min(_BLOCK, stop - first)
+        if depth is None:
+            first, stop = 0, truth.count
+        length = min(depth or truth.count, stop - first)
         offsets = int(rng.integers(first, stop - length + 1)) + np.arange(length)
         blocks.append(
             _Block(
@@ -165,6 +175,17 @@ def _synthesise(
         part = {name: image[start : start + at_once].to(device) for name, image in images.items()}
         made.append(method.synthesise(part, [target])[target][:, 0].float().clamp(-1, 1).cpu())
     return torch.cat(made)
+
+
+def _brain(images: Tensor) -> Tensor:
+    """Return the brain in slices (N, C, H, W) of one case: (N, H, W) bool.
+
+    The darkest 0.005 of a volume's brain is -1 as the background is (`intensities.normalise`). Most of it shows brain
+    in another of the images; what is left are single pixels, which a morphological closing brings back.
+    """
+    shown = (images.amax(dim=1, keepdim=True) > -1).float()
+    grown = functional.max_pool2d(shown, 3, stride=1, padding=1)
+    return functional.max_pool2d(-grown, 3, stride=1, padding=1)[:, 0] < 0
 
 
 def _similarities(
