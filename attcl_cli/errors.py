@@ -125,6 +125,17 @@ def some(things: Iterable[object], *, most: int = _MAX_NAMED) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with what it counts: `1 case`, `1,200 cases`.
+
+    Args:
+        number: how many.
+        noun: what one of them is called.
+        plural: what several are called; "": the noun with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint: the known word that is nearest to `word`, or all of them if none is near."""
     spellings = {name.lower(): name for name in known}

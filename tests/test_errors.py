@@ -15,6 +15,9 @@ from attcl_cli.errors import (
     IncompleteError,
     ProblemsError,
     UsageError,
+    all_of,
+    as_note,
+    counted,
     fold,
     nearest,
     raise_all,
@@ -121,6 +124,43 @@ def constructions(tree: ast.Module) -> list[ast.Call]:
         if isinstance(node, ast.Call)
         and (getattr(node.func, "id", None) or getattr(node.func, "attr", None)) in names
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "text"),
+    [
+        (1, ("case",), "1 case"),
+        (0, ("case",), "0 cases"),
+        (2, ("case",), "2 cases"),
+        (1200, ("step",), "1,200 steps"),
+        (1, ("volume is", "volumes are"), "1 volume is"),
+        (3, ("volume is", "volumes are"), "3 volumes are"),
+    ],
+)
+def test_what_is_counted_is_singular_or_plural(number, words, text) -> None:
+    assert counted(number, *words) == text
+
+
+def test_a_dry_run_notes_wrong_usage_and_raises_other_errors() -> None:
+    notes: list[str] = []
+    with as_note(notes, when=True):
+        raise UsageError("--output: not empty", "choose another", code="a")
+    with as_note(notes, when=True):
+        raise UsageError("--output: a file", code="a")
+    assert notes == ["--output: not empty; choose another", "--output: a file"]
+    with pytest.raises(AttclError), as_note(notes, when=True):
+        raise AttclError("data: damaged", code="b")
+    with pytest.raises(UsageError), as_note(notes, when=False):
+        raise UsageError("--output: not empty", code="a")
+    assert len(notes) == 2
+
+
+def test_no_problem_is_no_error_and_one_is_itself() -> None:
+    one, two = AttclError("a", code="a"), UsageError("b", code="b")
+    assert all_of([]) is None
+    assert all_of([one]) is one
+    several = all_of([one, two])
+    assert isinstance(several, ProblemsError) and several.problems == (one, two)
 
 
 def problem_of(call: ast.Call) -> str:

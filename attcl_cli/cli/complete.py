@@ -23,7 +23,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import IncompleteError, UsageError, some
+from attcl_cli.errors import IncompleteError, UsageError, counted, some
 
 if TYPE_CHECKING:
     from attcl_cli.completion.jobs import CompletionPlan
@@ -208,7 +208,7 @@ def complete(
     if result.failed:
         cases = len({*result.plan.failed, *(job.case.id for job in result.plan.jobs)})
         incomplete = IncompleteError(
-            f"{result.output}: {len(result.failed)} of {cases} cases failed, expected all",
+            f"{result.output}: {len(result.failed)} of {counted(cases, 'case')} failed, expected all",
             f"see {result.record}; fix the cases and run the same command again",
             code="cases-failed",
         )
@@ -242,7 +242,7 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
     )
     left_out = f", cases that cannot be done: {len(plan.failed)}" if plan.failed else ""
     terminal.result(
-        f"{plan.volumes} volumes to make, {plan.done} done{left_out}; "
+        f"{counted(plan.volumes, 'volume')} to make, {plan.done} done{left_out}; "
         f"sources by frequency: {', '.join(plan.modal_list)}"
     )
 
@@ -255,11 +255,11 @@ def _show_outcome(
     if not terminal.as_json:
         _show_counts(result, terminal)
     if result.linked:
-        terminal.say(f"{output}: {result.linked} originals linked")
+        terminal.say(f"{output}: {counted(result.linked, 'original')} linked")
     if result.far:
         terminal.say(
-            f"note: {len(result.far)} of {len(result.doubts)} cases {_are(result.far)} unlike the training data "
-            f"({some(result.far)}): check these volumes first"
+            f"note: {len(result.far)} of {counted(len(result.doubts), 'case')} {_are(result.far)} unlike the "
+            f"training data ({some(result.far)}): check these volumes first"
         )
     content = {
         "output": str(output),
@@ -276,12 +276,15 @@ def _show_counts(result: CompletionResult, terminal: Terminal) -> None:
     plan, output = result.plan, result.output
     if plan.jobs or result.failed:
         terminal.result(
-            f"{output}: {result.written} volumes written, {result.done_before} were there already"
+            f"{output}: {counted(result.written, 'volume')} written, "
+            f"{counted(result.done_before, 'was', 'were')} there already"
         )
         if plan.places.naming is not None:
             terminal.say(f"{plan.places.records}: side-cars and run.json")
     elif plan.done:
-        terminal.result(f"{output}: nothing to do, {plan.done} volumes are there already")
+        terminal.result(
+            f"{output}: nothing to do, {counted(plan.done, 'volume is', 'volumes are')} there already"
+        )
     else:
         terminal.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
         if plan.dataset.absent:

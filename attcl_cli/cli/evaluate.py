@@ -24,6 +24,7 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.segment import PerSlice
 from attcl_cli.cli.segmentation_scores import show_scores
 from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.errors import counted
 
 EXAMPLES = "Examples:  attcl evaluate segment/predictions   |   attcl evaluate --weights segment --input incomplete"
 
@@ -113,4 +114,4 @@ def evaluate(
         content = {"output": str(result.output), "cases": result.cases}
         document({**content, "notes": list(result.notes)})
     else:
-        terminal.result(f"would score {result.cases} test cases, into {result.output}")
+        terminal.result(f"would score {counted(result.cases, 'test case')}, into {result.output}")

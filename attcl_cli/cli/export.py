@@ -22,7 +22,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import IncompleteError
+from attcl_cli.errors import IncompleteError, counted
 from attcl_cli.segmentation import EXPORTS
 
 EXAMPLES = (
@@ -117,8 +117,8 @@ def export(
         )
     if not as_json:
         terminal.result(
-            f"{folder}: {exported.train} training and {exported.test} test cases, "
-            f"{exported.linked} files linked, {exported.written} written"
+            f"{folder}: {exported.train} training and {counted(exported.test, 'test case')}, "
+            f"{counted(exported.linked, 'file')} linked, {exported.written} written"
         )
     content = {
         "output": str(folder),

@@ -12,7 +12,7 @@ import typer
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import BackgroundText, BidsFilter, Debug, Json, LayoutName, Vocabulary
-from attcl_cli.errors import EXIT_INCOMPLETE
+from attcl_cli.errors import EXIT_INCOMPLETE, counted
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
 
@@ -64,7 +64,7 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     names = [name for name in content["recognised"] if name not in content["layout_title"]]
     recognised = f", names of {' and '.join(names)}" if names else ""
     terminal.result(
-        f"{folder}: {content['layout_title']}{recognised}, {cases} cases of {patients} patients, "
+        f"{folder}: {content['layout_title']}{recognised}, {counted(cases, 'case')} of {counted(patients, 'patient')}, "
         f"{with_seg} with segmentation\n"
     )
     counts = content["volumes"].items()
@@ -89,7 +89,7 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     for note in content["notes"]:
         terminal.result(f"\nnote: {note}")
     problems = content["problems"]
-    terminal.result(f"\n{len(problems)} problems" if problems else "\nno problems")
+    terminal.result(f"\n{counted(len(problems), 'problem')}" if problems else "\nno problems")
     for problem in problems:
         hint = f"\n  {problem['hint']}" if problem["hint"] else ""
         terminal.result(f"- {problem['error']}{hint}")

@@ -30,7 +30,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import IncompleteError
+from attcl_cli.errors import IncompleteError, counted
 from attcl_cli.files import read_json
 from attcl_cli.scoring.metrics import METRICS, flags
 
@@ -179,10 +179,11 @@ def score(
         _show_plan(result, terminal)
         return
     incomplete = None
+    hidden = result.comparison.volumes + len(result.missing)
     if result.missing:
         incomplete = IncompleteError(
-            f"{cpl}: {len(result.missing)} of {result.comparison.volumes + len(result.missing)} "
-            "hidden volumes not there, counted as n_missing, expected all",
+            f"{cpl}: {len(result.missing)} of {counted(hidden, 'hidden volume')} not there, "
+            "counted as n_missing, expected all",
             "summary.json lists them; attcl complete makes them",
             code="volumes-missing",
         )
@@ -259,5 +260,6 @@ def _show_plan(result: ScoreResult, terminal: Terminal) -> None:
         document({"volumes": volumes, "missing": missing, "metrics": result.metrics})
     else:
         terminal.result(
-            f"would score {volumes} volumes by {', '.join(result.metrics)} into {result.output}; {missing} missing"
+            f"would score {counted(volumes, 'volume')} by {', '.join(result.metrics)} into {result.output}; "
+            f"{missing} missing"
         )

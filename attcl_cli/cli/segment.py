@@ -30,7 +30,7 @@ from attcl_cli.cli.options import (
 )
 from attcl_cli.cli.segmentation_scores import show_scores
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import UsageError
+from attcl_cli.errors import UsageError, counted
 from attcl_cli.methods.settings import parse_override
 from attcl_cli.segmentation.settings import PRESETS, explain
 
@@ -178,7 +178,7 @@ def _show_plan(result: SegmentResult, terminal: Terminal) -> None:
         return
     terminal.table([{"input": name, **counts} for name, counts in result.cases.items()])
     terminal.result(
-        f"would train {result.settings.steps} steps at {result.settings.image_size} pixels "
+        f"would train {counted(result.settings.steps, 'step')} at {result.settings.image_size} pixels "
         f"on {result.device}, into {result.output}\n"
     )
     terminal.result(explain(result.settings))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli.cli.terminal import Terminal
-from attcl_cli.errors import IncompleteError
+from attcl_cli.errors import IncompleteError, counted
 from attcl_cli.files import as_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _show_tables(output: Path, scores: Scores, terminal: Terminal) -> None:
     if scores.trained:
         terminal.result(textwrap.fill(scores.trained, _WIDTH))
     terminal.result(
-        f"{scores.cases} test cases; WT whole tumour, TC tumour core, ET enhancing tumour"
+        f"{counted(scores.cases, 'test case')}; WT whole tumour, TC tumour core, ET enhancing tumour"
     )
     terminal.table(_figures_table(scores.figures, ""))
     by_slice = _figures_table(scores.figures, BY_SLICE)

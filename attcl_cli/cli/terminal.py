@@ -15,7 +15,7 @@ from typing import Any
 
 import typer
 
-from attcl_cli.errors import AttclError, ProblemsError
+from attcl_cli.errors import AttclError, ProblemsError, counted
 
 _MAX_PROBLEMS = 50
 
@@ -192,7 +192,8 @@ def show_error(problem: AttclError) -> None:
         if single.hint:
             say(f"hint: {single.hint}")
     if len(problems) > _MAX_PROBLEMS:
-        say(f"error: {len(problems) - _MAX_PROBLEMS} more problems, {len(problems)} in all")
+        more = counted(len(problems) - _MAX_PROBLEMS, "more problem")
+        say(f"error: {more}, {len(problems):,} in all")
         say("hint: `attcl info DIR --json` lists them all")
 
 

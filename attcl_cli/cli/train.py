@@ -26,6 +26,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.errors import counted
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import PRESETS, explain, parse_override
 
@@ -147,7 +148,9 @@ def train(
         if as_json:
             document({**described, "settings": result.settings.model_dump(mode="json")})
             return
-        learned = f"{len(result.cases)} cases" if result.cases else f"the slices in {result.data}"
+        learned = (
+            counted(len(result.cases), "case") if result.cases else f"the slices in {result.data}"
+        )
         terminal.result(f"would train on {learned}, on {result.device}, into {result.run_dir}\n")
         terminal.result(explain(result.settings))
         if minutes is not None or result.settings.epochs:

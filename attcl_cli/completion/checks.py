@@ -24,7 +24,7 @@ from attcl_cli.completion.jobs import (
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
-from attcl_cli.errors import AttclError, UsageError, nearest, some
+from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import free_bytes, is_within, refuse_inside, require_folder
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
@@ -102,10 +102,9 @@ def cannot_make(models: Sequence[Weights], unmade: Mapping[str, Sequence[str]]) 
                 f"{model.path} makes {', '.join(model.info.rule.targets)}, not {target}"
                 for model in models
             )
-        number = "1 case:" if len(names) == 1 else f"{len(names)} cases:"
         problems.append(
             AttclError(
-                f"{reason}, expected a model for {target} of {number} {some(names)}",
+                f"{reason}, expected a model for {target} of {counted(len(names), 'case')}: {some(names)}",
                 "name further weights, which serve these: -w FIRST -w SECOND; choose other modalities with --target; "
                 "or complete only the other cases: --keep-going",
                 code="no-model-for-target",
@@ -142,7 +141,7 @@ def slices_beyond(dataset: Dataset, case: Case, manner: Manner) -> list[AttclErr
         return []
     return [
         UsageError(
-            f"--slices: {first}:{stop}, but {case.id} has {depth} slices, expected some of these",
+            f"--slices: {first}:{stop}, but {case.id} has {counted(depth, 'slice')}, expected some of these",
             "slices are counted from 0, at the feet",
             code="slices-beyond-volume",
         )
@@ -334,7 +333,7 @@ def _require_choice(flag: str, value: str, known: Sequence[str]) -> None:
 def _require_samples(dataset: Dataset, manner: Manner) -> None:
     if manner.uncertainty and manner.samples < _FEWEST_SAMPLES:
         raise UsageError(
-            f"--uncertainty: of {manner.samples} samples, expected 2 or more",
+            f"--uncertainty: of {counted(manner.samples, 'sample')}, expected 2 or more",
             "add --samples 10",
             code="too-few-samples",
         )

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from attcl_cli.data.layouts import SEGMENTATION, ending_of
-from attcl_cli.errors import AttclError, UsageError, nearest, some
+from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import read_json
 
 LAYOUT = "bids"
@@ -320,7 +320,7 @@ def select(
     for modality, items in sorted(lost.items()):
         gone = [(case, path) for case, path in items if case in left]
         if gone:
-            number = "1 case" if len(gone) == 1 else f"{len(gone)} cases"
+            number = counted(len(gone), "case")
             notes.append(
                 f"--bids-filter leaves no {modality} of {number}, which then lack it: "
                 f"{some([path.name for _, path in gone], most=3)}"

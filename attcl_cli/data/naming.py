@@ -26,7 +26,7 @@ from attcl_cli.data.layouts import (
 )
 from attcl_cli.data.patients import find_patients
 from attcl_cli.data.vocabulary import Vocabulary
-from attcl_cli.errors import AttclError, UsageError, some
+from attcl_cli.errors import AttclError, UsageError, counted, some
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ def read_folder(
     chosen_by_user = len(candidates) == 1
     verdict = _judge(root, files, reading, read, said, chosen_by_user=chosen_by_user)
     if passed:
-        notes = (*notes, f"{len(passed)} files left out by modalities.toml, such as {min(passed)}")
+        notes = (
+            *notes,
+            f"{counted(len(passed), 'file')} left out by modalities.toml, such as {min(passed)}",
+        )
     explained = {*verdict.reported, *passed, *(verdict.ignored if chosen_by_user else ())}
     passed_over = (
         (
@@ -455,7 +458,7 @@ def _case(
         if present != all_slices:
             problems.append(
                 AttclError(
-                    f"{root / files[modality][0]}: {modality} of {case_id} has {len(present)} slices of "
+                    f"{root / files[modality][0]}: {modality} of {case_id} has {counted(len(present), 'slice')} of "
                     f"{len(all_slices)} (no slice {min(all_slices - present)}), expected all or none",
                     "add the missing slices or remove the others",
                     code="slices-missing",
@@ -526,10 +529,10 @@ def _unknown_layout(
     named = images or items
     kind = unread.KINDS[named[0].kind] if named else None
     content = (
-        f"{len(named)} images such as {named[0].path}"
+        f"{counted(len(named), 'image')} such as {named[0].path}"
         + ("" if images or kind is None else f" ({kind.title})")
         if named
-        else f"{len(files)} files and no image"
+        else f"{counted(len(files), 'file')} and no image"
     )
     templates = [
         f"{layout.place(case='{case}', token='<modality>', slice_='{slice}')} ({layout.title})"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attcl_cli.data.layouts import Layout
-from attcl_cli.errors import AttclError, UsageError, some
+from attcl_cli.errors import AttclError, UsageError, counted, some
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _said(cases: Sequence[str], pattern: str) -> dict[str, str]:
     strange = [case for case, match in matches.items() if match is None or not match[1]]
     if strange:
         raise UsageError(
-            f"modalities.toml: patient = {pattern!r} does not fit {len(strange)} of {len(cases)} cases "
+            f"modalities.toml: patient = {pattern!r} does not fit {len(strange)} of {counted(len(cases), 'case')} "
             f"({some(strange, most=3)}), expected it to name the patient of each",
             "join further patterns with |, the name within the first parentheses",
             code="patient-pattern-misses",
@@ -226,7 +226,7 @@ def _notes(guesses: Mapping[str, str]) -> tuple[str, ...]:
     patients = sorted(set(guesses.values()))
     members = [case for case in sorted(guesses) if guesses[case] == patients[0]]
     return (
-        f"{len(guesses)} cases look like visits of {len(patients)} patients by their names, "
+        f"{len(guesses)} cases look like visits of {counted(len(patients), 'patient')} by their names, "
         f"such as {some(members, most=2)}: the cases of a patient stay in one split; "
         "if this is wrong, say what names a patient in modalities.toml: patient = '^(.*)$'",
     )

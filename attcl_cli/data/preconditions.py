@@ -24,7 +24,7 @@ from attcl_cli.data.voxels import (
     read_pair,
     read_record,
 )
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, counted
 
 # Figures of the 24 prepared patients that these bounds were set on are in docs/guides/data.md.
 MOST_BRAIN_ML = 2200.0  # the largest brains have about 2000 ml with their fluid; 1614 was the most, a raw head 2579
@@ -32,6 +32,7 @@ LEAST_HEAD_ML = 1000.0  # of a rim that is looked at; smaller objects are no hea
 LEAST_RIM = 0.7  # 0.91 was the least of a brain, 0.60 the most of a raw head
 MOST_SHIFT_MM = 3.0  # 2.2 was the most
 LEAST_GAIN = 1.1  # of mutual information by that shift; 1.04 was the most
+CLEAR_GAIN = 1.5  # by a shift that explains why two images look unrelated
 LEAST_OVERLAP = 0.75  # Dice of two masks, whatever lies in them
 SAME_MASK = 0.97  # Dice of two masks of one brain; 0.99 was the least, 0.95 the most of two brains
 LEAST_INFORMATION = 0.016  # with another mask: 0.013 was the most of two brains
@@ -182,15 +183,18 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
         )
     if pair.voxels < FEWEST_VOXELS:
         return None
-    if pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION:
+    shift = max(pair.shift_mm, key=abs)
+    shifted = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
+    aligned = pair.information * pair.gain  # mutual information after that shift
+    unlike = pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION
+    if unlike and not (shifted and aligned >= LEAST_INFORMATION and pair.gain >= CLEAR_GAIN):
         found = f"unrelated ({pair.information:.3f} of mutual information, masks overlap by {pair.overlap:.2f})"
         return AttclError(
             between.format(found, "images of one brain"),
             f"is it of this patient? otherwise {_REGISTER}; {_ANYWAY}",
             code="images-unrelated",
         )
-    shift = max(pair.shift_mm, key=abs)
-    if abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN:
+    if shifted:
         axis = ("foot to head", "front to back", "side to side")[pair.shift_mm.index(shift)]
         found = f"shifted by about {abs(shift):.0f} mm ({axis})"
         return AttclError(
@@ -246,7 +250,7 @@ def notes_of(volumes: Sequence[Examined]) -> tuple[str, ...]:
     lines = []
     for what, members in kinds.items():
         if members:
-            number = "1 volume has" if len(members) == 1 else f"{len(members)} volumes have"
+            number = counted(len(members), "volume has", "volumes have")
             lines.append(f"{number} {what}, such as {_example(members[0])}")
     return tuple(lines)
 
@@ -283,10 +287,9 @@ def _examine_case(dataset: Dataset, case: Case) -> _ExaminedCase:
                 unusable.append(error)
             continue
         volumes[modality] = Examined(case.id, modality, paths[0], record)
-    if dataset.background != "keep":
+    if dataset.background != "keep":  # without a background nothing can be said
         wrong += [it for volume in volumes.values() for it in judge_volume(volume)]
-    if not wrong:  # a skull and a shift look alike
-        wrong += _judge_pairs(dataset, case, volumes, samples)
+        wrong += [] if wrong else _judge_pairs(dataset, case, volumes, samples)
     return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong))
 
 
@@ -330,7 +333,7 @@ def _judge_pairs(
 
 def _skull(volume: Examined) -> AttclError | None:
     record = volume.record
-    large = record.background != "noise" and (record.volume_ml or 0) > MOST_BRAIN_ML
+    large = record.background not in {"noise", "none"} and (record.volume_ml or 0) > MOST_BRAIN_ML
     head = record.tissue_ml is None or record.tissue_ml >= LEAST_HEAD_ML
     dark = record.rim is not None and record.rim < LEAST_RIM and head
     if not large and not dark:

@@ -16,7 +16,7 @@ from attcl_cli.data.dataset import Source
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.splits import Splits, make_splits
 from attcl_cli.data.tree import LinkKind
-from attcl_cli.errors import UsageError, raise_all
+from attcl_cli.errors import UsageError, counted, raise_all
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 
@@ -83,7 +83,9 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     source = Source(Path(dataset), layout, vocabulary, tuple(bids_filter), background)
     share, folder = _share(subset), Path(output)
     opened = source.open()
-    progress.detail(f"{source.folder}: {len(opened.cases)} cases, checking their volumes")
+    progress.detail(
+        f"{source.folder}: {counted(len(opened.cases), 'case')}, checking their volumes"
+    )
     findings = examine(opened, force=force)
     for note in (*opened.notes, *findings.notes):
         progress.say(f"note: {note}")

@@ -16,7 +16,7 @@ from typing import Any
 from attcl_cli.data.dataset import SPLITS_FILE, Case, Dataset, Source
 from attcl_cli.data.layouts import canonical
 from attcl_cli.data.patients import leaks
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, counted, raise_all
 from attcl_cli.files import read_json, read_toml
 
 SCHEMA_VERSION = 1
@@ -302,7 +302,7 @@ def _sizes(
     if sizes is not None:
         if min(sizes) < 0 or not 0 < sum(sizes) <= total:
             raise UsageError(
-                f"--sizes: {'/'.join(map(str, sizes))} of {total} cases, expected a sum from 1 to {total}",
+                f"--sizes: {'/'.join(map(str, sizes))} of {counted(total, 'case')}, expected a sum from 1 to {total}",
                 "for example --fractions 0.7/0.1/0.2, which fits any number of cases",
                 code="sizes-impossible",
             )
@@ -383,7 +383,7 @@ def _require_every_modality(
         )
         if counts[modality] == 0
         else UsageError(
-            f"--ratio: {name} leaves no {modality} in any of {len(train)} training cases, "
+            f"--ratio: {name} leaves no {modality} in any of {counted(len(train), 'training case')}, "
             "expected at least one to learn from",
             "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "
             "if your dataset is already incomplete, skip prepare-splits: attcl train --data DATASET",

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
-from attcl_cli.errors import AttclError, UsageError, some
+from attcl_cli.errors import AttclError, UsageError, counted, some
 from attcl_cli.files import read_json
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.methods.weights import (
@@ -220,7 +220,7 @@ def choose_weights(
         if not reason:
             weights = find_weights(str(path))
             info = weights.info
-            training = f"{info.steps} steps on {len(info.trained_on)} cases"
+            training = f"{counted(info.steps, 'step')} on {counted(len(info.trained_on), 'case')}"
             return Choice(weights, "newest run", training, tuple(notes))
         notes.append(f"{path.parent} {reason}")
     fitting: list[Weights] = []
@@ -244,7 +244,7 @@ def choose_weights(
             code="no-weights",
         )
     best = min(fitting, key=lambda it: (takes_one(it.info.rule, it.info.modalities), it.name))
-    training = f"bundled, trained on {len(best.info.trained_on)} patients"
+    training = f"bundled, trained on {counted(len(best.info.trained_on), 'patient')}"
     return Choice(best, "bundled", training, tuple(notes))
 
 
@@ -270,7 +270,7 @@ def refuse_patients(models: Sequence[Weights], dataset: Dataset, *, force: bool)
     if force:
         return f"warning: {found}; they are of no use on patients"
     raise AttclError(
-        f"{dataset.root}: {found}, and {some(others, most=3)} of {len(dataset.cases)} cases are none, "
+        f"{dataset.root}: {found}, and {some(others, most=3)} of {counted(len(dataset.cases), 'case')} are none, "
         "expected phantoms that attcl made",
         "leave out -w, or train on this dataset: attcl train; to see the workflow only: --force",
         code="phantom-weights-on-patients",

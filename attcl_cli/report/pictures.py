@@ -119,7 +119,14 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
 
     _write(draw, (_EDGE, 24), title, 26, room=width - 2 * _EDGE - 200, bold=True)
     shown = f"{len(rows)} of {len(panels)}" if len(rows) < len(panels) else f"{len(rows)}"
-    _write(draw, (width - _EDGE, 32), f"{shown} synthesised volumes", 15, _MUTED, anchor="ra")
+    _write(
+        draw,
+        (width - _EDGE, 32),
+        f"{shown} synthesised {'volume' if len(panels) == 1 else 'volumes'}",
+        15,
+        _MUTED,
+        anchor="ra",
+    )
     for column, name in enumerate(COLUMNS):
         colour = _AMBER if name == "synthetic" else _MUTED
         _write(draw, (left + column * (_CELL + _GAP), 84), name, 15, colour)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import __version__
+from attcl_cli.errors import counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import html, pictures
 from attcl_cli.report.html import Distribution
@@ -92,7 +93,7 @@ def write_pages(
         ],
         distributions=_distributions(rows),
         order="worst first" if rows else "",
-        pictured=f"Pictures of {len(panels)} of {comparison.volumes} volumes."
+        pictured=f"Pictures of {len(panels)} of {counted(comparison.volumes, 'volume')}."
         if len(panels) < comparison.volumes
         else "",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from attcl_cli import __version__
+from attcl_cli.errors import counted
 from attcl_cli.files import as_json, write_json
 from attcl_cli.scoring.feature_store import FeatureStore
 from attcl_cli.scoring.metrics import HEALTHY, METRICS, SLICES, TUMOUR, Metric
@@ -156,7 +157,7 @@ def left_out_of_tumour(figures: Sequence[Figure]) -> list[str]:
             scored = figure.n + figure.n_infinite
             total = scored + sum(left_out.values())
             return [
-                f"the tumour is scored in {scored} of {total} volumes; left out: {' and '.join(reasons)}"
+                f"the tumour is scored in {scored} of {counted(total, 'volume')}; left out: {' and '.join(reasons)}"
             ] * bool(reasons)
     return []
 

@@ -21,7 +21,7 @@ from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.splits import SPLITS, Splits
-from attcl_cli.errors import AttclError, UsageError, fold, raise_all, some
+from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 from attcl_cli.files import read_json
 
 COMPLETED, INCOMPLETE, REAL = "completed", "incomplete", "real"
@@ -406,8 +406,8 @@ def _check(
     if unlabelled and not allow_missing:
         problems.append(
             AttclError(
-                f"{data.root}: {len(unlabelled)} cases have no segmentation file, expected one each "
-                f"(the first: {unlabelled[0]})",
+                f"{data.root}: {counted(len(unlabelled), 'case has', 'cases have')} no segmentation file, "
+                f"expected one each (the first: {unlabelled[0]})",
                 "add them, or leave these cases out with --allow-missing",
                 code="label-map-missing",
             )

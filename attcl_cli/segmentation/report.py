@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.errors import some
+from attcl_cli.errors import counted, some
 from attcl_cli.files import write_csv
 from attcl_cli.segmentation.inputs import COMPLETED, INCOMPLETE, REAL, Provenance
 from attcl_cli.segmentation.settings import SegmentSettings
@@ -119,8 +119,9 @@ def describe_training(
         for name, facts in segmenters.items()
     )
     return (
-        f"{'each trained' if several else 'trained'} for {settings.steps} steps of {settings.batch_size} slices "
-        f"at {settings.image_size} pixels on {cases} cases; weights of step: {kept}"
+        f"{'each trained' if several else 'trained'} for {counted(settings.steps, 'step')} of "
+        f"{counted(settings.batch_size, 'slice')} "
+        f"at {settings.image_size} pixels on {counted(cases, 'case')}; weights of step: {kept}"
     )
 
 

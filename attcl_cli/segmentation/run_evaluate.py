@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli.errors import AttclError, UsageError, as_note
+from attcl_cli.errors import AttclError, UsageError, as_note, counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import evaluation, report
@@ -170,7 +170,7 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
     files, missing = evaluation.find_predictions(predictions, samples)
     if not files or (missing and not request.allow_missing):
         raise AttclError(
-            f"{predictions}: {len(missing)} of {len(samples)} test cases have no prediction, expected all "
+            f"{predictions}: {len(missing)} of {counted(len(samples), 'test case')} without a prediction, expected all "
             f"(the first: {missing[0]}.nii.gz)",
             "add them, or count them with --allow-missing",
             code="predictions-missing",

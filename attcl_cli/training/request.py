@@ -14,7 +14,7 @@ from typing import Any
 
 from attcl_cli.data import splits
 from attcl_cli.data.dataset import Case, Dataset
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, counted, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import (
@@ -171,7 +171,8 @@ def require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) 
     known = sorted({name for case in cases for name in case.files})
     if len(known) == 1:
         raise AttclError(
-            f"{dataset.root}: {known[0]} alone in {len(cases)} training cases, expected two modalities at least",
+            f"{dataset.root}: {known[0]} alone in {counted(len(cases), 'training case')}, "
+            "expected two modalities at least",
             "add the volumes of another modality, of any of the cases",
             code="one-modality",
         )
@@ -195,7 +196,7 @@ def require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) 
         return
     wanted = " or ".join(f"{target} with {rule.describe(target)}" for target in rule.targets)
     raise AttclError(
-        f"{dataset.root}: none of {len(cases)} training cases has {wanted}, expected one at least",
+        f"{dataset.root}: none of {counted(len(cases), 'training case')} has {wanted}, expected one at least",
         "train a method or a model that needs fewer sources (plave: leave plave_target out)",
         code="nothing-to-learn-from",
     )
@@ -210,7 +211,7 @@ def synthetic_volumes(dataset: Dataset, cases: Sequence[Case]) -> list[AttclErro
         return []
     return [
         AttclError(
-            f"{dataset.root}: {len(names)} volumes have a side-car that says they are synthetic "
+            f"{dataset.root}: {counted(len(names), 'volume has', 'volumes have')} a side-car that says synthetic "
             f"(the first: {names[0]}), expected real ones to learn from",
             "train on the dataset that was completed: --data ORIGINALS",
             code="synthetic-training-data",

@@ -20,7 +20,7 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError, counted
 from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
@@ -133,7 +133,7 @@ def _with_steps(
         if settings.epochs:
             steps = planning.steps_of_epochs(settings, store)
             settings = settings.model_copy(update={"steps": steps})
-            run.progress.say(f"{settings.epochs} epochs: {steps:,} steps")
+            run.progress.say(f"{counted(settings.epochs, 'epoch')}: {counted(steps, 'step')}")
         return replace(run, settings=settings), None
     costs = planning.measure(
         settings,
