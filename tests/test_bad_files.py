@@ -238,7 +238,7 @@ def test_an_unknown_layout_is_shown_next_to_the_known_ones(
     lines = refusal(
         attcl(command, *options[command]),
         code=1,
-        names=f"{root}: unknown folder layout: 1 images such as scan 1.nii.gz",
+        names=f"{root}: unknown folder layout: 1 image such as scan 1.nii.gz",
         hint="--modalities",
     )
     assert "BIDS" in lines[0]

@@ -104,7 +104,12 @@ def read_folder(
     everything = [path for path in everything if path not in passed]
     aside = bids.set_aside(everything, root)
     files = [path for path in everything if path not in aside]
-    readings = {layout.name: _read_names(root, files, layout, said) for layout in candidates}
+    pictures = {path for path in files if path.name.lower().endswith(".png")}
+    volumes = [path for path in files if path not in pictures]
+    readings = {
+        layout.name: _read_names(root, sorted(pictures) if layout.sliced else volumes, layout, said)
+        for layout in candidates
+    }
     chosen = max(candidates, key=lambda candidate: len(readings[candidate.name].names))
     read = readings[chosen.name]
     if not read.names:
@@ -132,7 +137,8 @@ def read_folder(
     explained = {*verdict.reported, *passed, *(verdict.ignored if chosen_by_user else ())}
     passed_over = (
         (
-            f"{len(verdict.ignored)} images that no case lacks are ignored: {some(verdict.ignored, most=4)}",
+            f"{counted(len(verdict.ignored), 'image that no case lacks is', 'images that no case lacks are')} ignored: "
+            f"{some(verdict.ignored, most=4)}",
         )
         if verdict.ignored
         else ()
@@ -204,10 +210,9 @@ def _read_names(
     pattern, labels = layout.pattern(), layout.label_pattern()
     matches: dict[PurePosixPath, tuple[dict[str, str], bool]] = {}
     for path in files:
-        if (path.suffix.lower() == ".png") is not layout.sliced:
-            continue
-        image = pattern.fullmatch(str(path))
-        label = labels.fullmatch(str(path)) if labels is not None and image is None else None
+        text = str(path)
+        image = pattern.fullmatch(text)
+        label = labels.fullmatch(text) if labels is not None and image is None else None
         match = image or label
         if match is not None:
             matches[path] = match.groupdict(), image is None
@@ -216,15 +221,17 @@ def _read_names(
         images = [groups["prefix"] for groups, elsewhere in matches.values() if not elsewhere]
         channels = read_channels(root, images, layout.channel_file, vocabulary)
         vocabulary = channels.vocabulary if channels is not None else vocabulary
+    tokens = {groups.get("token") or "" for groups, _ in matches.values()}
+    modalities = {
+        token: modality_of(token, vocabulary, segmentations) if token else SEGMENTATION
+        for token in tokens
+    }
     names = {}
     for path, (groups, elsewhere) in matches.items():
         token = groups.get("token") or ""
-        modality = SEGMENTATION
-        if token:
-            named = modality_of(token, vocabulary, segmentations)
-            if named is None or (elsewhere and named != SEGMENTATION):
-                continue
-            modality = named
+        modality = modalities[token]
+        if modality is None or (elsewhere and modality != SEGMENTATION):
+            continue
         names[path] = _Name(
             path,
             groups["case"],

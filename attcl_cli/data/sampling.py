@@ -17,7 +17,7 @@ from attcl_cli.data.batches import Batch, CaseBatch, DomainBatch, PairBatch
 from attcl_cli.data.crops import Crops
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import SliceStore
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, counted
 
 __all__ = [
     "Batch",
@@ -302,8 +302,8 @@ class CaseSampler:
                 self._preferred[domain] = np.array(preferred or pool)
         if not self._pools:
             raise AttclError(
-                f"training slices of {len(cases)} cases: none has a target together with what it is made from, "
-                "expected one case at least",
+                f"training slices of {counted(len(cases), 'case')}: none has a target together with "
+                "what it is made from, expected one case at least",
                 "train on cases with more modalities, or with another method: --method attcl-gan",
                 code="nothing-to-learn-from",
             )

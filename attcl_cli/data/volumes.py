@@ -28,7 +28,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from attcl_cli.data import png_slices
 from attcl_cli.data.background import BackgroundOption, find_background, subtract
 from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, counted
 from attcl_cli.files import write_whole
 
 gzip_codec: ModuleType = gzip
@@ -263,7 +263,7 @@ def require_image(data: Array, path: Path) -> None:
     if not np.isfinite(data).all():
         count = int(data.size - np.isfinite(data).sum())
         raise AttclError(
-            f"{path}: {count} voxels are NaN or infinite, expected finite intensities",
+            f"{path}: {counted(count, 'voxel is', 'voxels are')} NaN or infinite, expected finite intensities",
             "repair or remove this file",
             code="voxels-not-finite",
         )

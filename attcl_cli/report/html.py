@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from attcl_cli.errors import counted
 from attcl_cli.files import write_whole
 from attcl_cli.report import pictures
 from attcl_cli.report.pictures import DASH, DISCLAIMER, Array, Panel
@@ -358,7 +359,7 @@ def _without_value(distribution: Distribution) -> str:
         for groups in (distribution.groups, distribution.baseline)
     ]
     parts = [f"{counts[0]} without value"] if counts[0] else []
-    parts += [f"{counts[1]} copies without value"] if counts[1] else []
+    parts += [f"{counted(counts[1], 'copy', 'copies')} without value"] if counts[1] else []
     return f'<p class="hint">{", ".join(parts)}</p>' if parts else ""
 
 

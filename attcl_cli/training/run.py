@@ -18,7 +18,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
-from attcl_cli.errors import UsageError, as_note, raise_all
+from attcl_cli.errors import UsageError, as_note, counted, raise_all
 from attcl_cli.files import refuse_inside, sha256
 from attcl_cli.methods.settings import (
     DEFAULT_PRESET,
@@ -264,7 +264,11 @@ def _finished_before(
     progress: Progress,
 ) -> TrainingResult:
     """Say that a run to resume has reached its last step, and return what it made."""
-    where = "finished at" if step == settings.steps else f"expected {settings.steps} steps, is at"
+    where = (
+        "finished at"
+        if step == settings.steps
+        else f"expected {counted(settings.steps, 'step')}, is at"
+    )
     progress.say(f"{run_dir}: {where} step {step}, nothing to do; --steps N continues")
     weights = run_dir / WEIGHTS_FILE
     return TrainingResult(

@@ -85,8 +85,8 @@ def run_session(run: Session) -> tuple[Session, int]:
                 steps = _loop(run, store, hooks)
             except planning.Shortened as shortened:
                 progress.say(
-                    f"step {shortened.step}: slower than planned, {shortened.settings.steps:,} steps "
-                    f"instead of {run.settings.steps:,} to end in {run.minutes:g} minutes"
+                    f"step {shortened.step}: slower than planned, {counted(shortened.settings.steps, 'step')} "
+                    f"instead of {run.settings.steps:,} to end in {run.minutes:g} min"
                 )
                 run = replace(run, settings=shortened.settings, first=shortened.step)
     if main:

@@ -86,7 +86,7 @@ def test_running_again_says_that_nothing_is_left(incomplete_root, trained_run, a
     assert attcl(*command)[0] == 0
     assert attcl(*command)[:2] == (0, "out: nothing to do, 4 volumes are there already\n")
     (here / "out/Phantom_00003/Phantom_00003_t2.nii.gz").unlink()
-    assert attcl(*command)[:2] == (0, "out: 1 volumes written, 3 were there already\n")
+    assert attcl(*command)[:2] == (0, "out: 1 volume written, 3 were there already\n")
 
 
 def test_a_dataset_without_missing_modalities_is_told_apart_from_a_finished_output(
@@ -108,7 +108,7 @@ def test_a_submission_says_where_its_records_are(gappy, trained_run, attcl, here
     root = gappy("brats2023", [("t1ce",), (), (), ()])
     command = ("complete", "--ori", root, "-w", trained_run, "--layout", "brasyn-submission")
     code, out, err = attcl(*command, "-d", "cpu")
-    assert (code, out) == (0, "out: 1 volumes written, 0 were there already\n"), err
+    assert (code, out) == (0, "out: 1 volume written, 0 were there already\n"), err
     assert "out-labels: side-cars and run.json" in err
     assert (here / "out-labels/run.json").is_file()
 
@@ -292,7 +292,7 @@ def test_a_target_that_no_weights_make_is_an_error_that_says_what_they_make(
     assert any(line.startswith("hint: ") and "-w FIRST -w SECOND" in line for line in lines)
     assert not (here / "out").exists()
     code, out, err = attcl(*command, "--keep-going")
-    assert (code, out) == (3, "out: 1 volumes written, 0 were there already\n")
+    assert (code, out) == (3, "out: 1 volume written, 0 were there already\n")
     assert "out: 1 of 2 cases failed, expected all" in err
 
 

@@ -105,7 +105,7 @@ def test_cases_left_out_are_exit_code_3_after_all_is_shown(run, study):
     own_data(study)
     label_map(study).unlink()
     code, out, err = run("--input", "flair")
-    assert (code, out) == (1, "") and "1 cases have no segmentation file" in err
+    assert (code, out) == (1, "") and "1 case has no segmentation file" in err
     code, out, err = run("--input", "flair", "--allow-missing")
     assert code == 3 and "summary.json" in out
     assert study.splits.names("train")[0] in err

@@ -74,7 +74,7 @@ def test_synthetic_volumes_are_no_ground_truth_to_train_on(
     assert code == 0, err
     code, _, err = attcl("train", "--data", "out", "-c", "tiny.toml", "-n")
     assert code == 1
-    assert err.startswith("error: out: 4 volumes have a side-car that says they are synthetic")
+    assert err.startswith("error: out: 4 volumes have a side-car that says synthetic")
 
 
 def test_a_setting_of_another_method_is_refused(here, incomplete_root, attcl):
@@ -285,4 +285,4 @@ def test_a_finished_run_is_not_run_again(stopped_run, attcl):
 
 def test_fewer_steps_than_a_run_has_are_nothing_to_do(stopped_run, attcl):
     code, _, err = attcl("train", "--resume", stopped_run, "--steps", 1)
-    assert code == 0 and "expected 1 steps, is at step 2, nothing to do" in err
+    assert code == 0 and "expected 1 step, is at step 2, nothing to do" in err

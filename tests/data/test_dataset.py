@@ -129,14 +129,14 @@ def test_an_unknown_layout_shows_a_file_and_all_that_was_expected(tmp_path):
     with pytest.raises(AttclError) as caught:
         open_dataset(tmp_path)
     message = caught.value.message
-    assert "1 images such as patient1/scan_a.nii.gz" in message
+    assert "1 image such as patient1/scan_a.nii.gz" in message
     assert all(layout.title in message for layout in LAYOUTS.values())
     assert "--modalities" in caught.value.hint
 
 
 def test_a_folder_without_images_says_so(tmp_path):
     touch(tmp_path, ["notes.txt"])
-    with pytest.raises(AttclError, match="1 files and no image"):
+    with pytest.raises(AttclError, match="1 file and no image"):
         open_dataset(tmp_path)
 
 
@@ -543,4 +543,4 @@ def test_nan_is_found_if_values_are_asked_for(values, tmp_path, write_nifti):
     write_nifti(tmp_path / "A/A_t1.nii.gz", bad)
     dataset = open_dataset(tmp_path)
     problems = check_case(dataset, dataset.cases[0], values=values)
-    assert ["1 voxels are NaN" in problem.message for problem in problems] == [True] * values
+    assert ["1 voxel is NaN" in problem.message for problem in problems] == [True] * values

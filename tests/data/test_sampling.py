@@ -282,7 +282,7 @@ def test_a_dedicated_model_learns_from_cases_that_have_all_it_needs():
 
 def test_nothing_to_learn_from_is_an_error():
     store = store_of_cases({"B": ("flair", "t1", "t1ce")})
-    with pytest.raises(AttclError, match="of 1 cases: none has a target together with") as caught:
+    with pytest.raises(AttclError, match="of 1 case: none has a target together with") as caught:
         CaseSampler(store, t1ce_from_three, batch_size=1, seed=0)
     assert caught.value.code == "nothing-to-learn-from"
 

@@ -297,7 +297,7 @@ def test_an_image_that_no_case_lacks_is_ignored_and_named(name, tmp_path):
         assert dataset.problems == ()
     (path,) = dataset.ignored
     assert (tmp_path / name).is_relative_to(tmp_path / path)
-    assert dataset.notes == (f"1 images that no case lacks are ignored: {path}",)
+    assert dataset.notes == (f"1 image that no case lacks is ignored: {path}",)
 
 
 @pytest.mark.parametrize(

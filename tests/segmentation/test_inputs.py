@@ -186,7 +186,7 @@ def test_a_case_without_a_label_map_is_refused_or_left_out(study):
     label_map(study).unlink()
     changed = open_dataset(study.root / "data")
     study.data = changed
-    with pytest.raises(AttclError, match="1 cases have no segmentation file") as error:
+    with pytest.raises(AttclError, match="1 case has no segmentation file") as error:
         plan_of(study, "flair")
     assert codes(error) == ["label-map-missing"]
     plan = plan_of(study, "flair", allow_missing=True)
@@ -267,7 +267,7 @@ def test_the_header_of_a_real_label_map_of_2023_is_accepted(cohort: Path):
         str(data.root), "brats2023", "none", 0, data.modalities,
         {"train": (), "val": (), "test": tuple(parts.values())},
     )  # fmt: skip
-    with pytest.raises(AttclError, match="1 cases have no segmentation file"):
+    with pytest.raises(AttclError, match="1 case has no segmentation file"):
         plan_truths(data, prepared)
     plan = plan_truths(data, prepared, allow_missing=True)
     assert plan.convention.name == "2023" and len(plan.unlabelled) == 1

@@ -71,13 +71,13 @@ def test_the_truth_as_a_prediction_is_perfect_with_any_releases_values(study):
 
 def test_missing_predictions_are_refused_or_counted(study):
     for _ in range(2):  # what failed leaves nothing behind
-        with pytest.raises(AttclError, match="2 of 2 test cases have no prediction") as error:
+        with pytest.raises(AttclError, match="2 of 2 test cases without a prediction") as error:
             _two_test_cases(study)
             Path("theirs").mkdir(exist_ok=True)
             evaluate("theirs")
         assert error.value.code == "predictions-missing"
     perfect_prediction(study, Path("theirs"))
-    with pytest.raises(AttclError, match="1 of 2 test cases have no prediction"):
+    with pytest.raises(AttclError, match="1 of 2 test cases without a prediction"):
         evaluate("theirs")
     result = evaluate("theirs", allow_missing=True)
     assert (result.cases, len(result.scores.missing)) == (1, 1)
