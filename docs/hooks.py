@@ -252,6 +252,11 @@ def errors_page() -> str:
         "Every error has a message, a hint with the next step, and a code that does not change when the wording does. "
         "In Python, read them from `error.message`, `error.hint` and `error.code` of an `attcl_cli.AttclError`.",
         "",
+        "With `--json`, a failure is a JSON document on stdout: `error`, `hint` and `code` of the first problem, "
+        "`exit_code`, and `problems`, a list of all with `error`, `hint` and `code`. A command that has a result and "
+        "failures, such as `attcl complete --keep-going`, adds these keys to the document of its result. "
+        "The same lines are on stderr.",
+        "",
         "| exit code | meaning |",
         "|---|---|",
         "| 0 | done; also: nothing to do |",
