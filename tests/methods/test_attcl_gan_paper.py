@@ -103,6 +103,101 @@ def test_the_affine_maps_of_the_style_start_as_he_says_or_at_a_tenth(preset, fac
     assert spread == pytest.approx(factor * math.sqrt(2 / 64), rel=0.02)
 
 
+def test_all_networks_start_as_he_says_with_biases_of_zero():
+    sizes = {"width": 8, "max_width": 32, "image_size": 32, "downs": 3}
+    settings = resolve(preset="paper", overrides=sizes)
+    spreads: dict[str, list[float]] = {}
+    for name, network in method_of(settings).networks().items():
+        for layer in network.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                assert layer.bias is None or not layer.bias.any(), name
+                if layer.weight.numel() > 500:
+                    he = math.sqrt(2 / layer.weight[0].numel())
+                    spreads.setdefault(name, []).append(layer.weight.std().item() / he)
+    expected = {"generator", "mapping", "style_encoder", "discriminator", "heads"}
+    assert spreads.keys() == expected  # those of attention are small
+    for name, values in spreads.items():
+        assert values == pytest.approx([1] * len(values), rel=0.15), name
+
+
+# --- E, D, F and the encoder of G: StarGAN v2's, Appendix -------------------------------------------------------------
+
+
+def drawn(module: nn.Module) -> Mapping[str, Tensor]:
+    """Give every weight a value that is not its first one, so that no bias is 0 and no scale is 1; return them."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return dict(module.named_parameters())
+
+
+def down_block(x: Tensor, p: Mapping[str, Tensor], at: str, *, down: bool = True) -> Tensor:
+    """Norm (G has it, E and D do not), LeakyReLU, convolution, twice; with the shortcut, over sqrt 2."""
+
+    def normed(h: Tensor, name: str) -> Tensor:
+        weights = (p.get(f"{at}.{name}.weight"), p.get(f"{at}.{name}.bias"))
+        return h if weights[0] is None else F.instance_norm(h, weight=weights[0], bias=weights[1])
+
+    h = F.leaky_relu(normed(x, "norm1"), 0.2)
+    h = F.conv2d(h, p[f"{at}.conv1.weight"], p[f"{at}.conv1.bias"], padding=1)
+    h = F.avg_pool2d(h, 2) if down else h
+    h = F.leaky_relu(normed(h, "norm2"), 0.2)
+    h = F.conv2d(h, p[f"{at}.conv2.weight"], p[f"{at}.conv2.bias"], padding=1)
+    shortcut = F.conv2d(x, p[f"{at}.skip.weight"]) if f"{at}.skip.weight" in p else x
+    shortcut = F.avg_pool2d(shortcut, 2) if down else shortcut
+    return (h + shortcut) / math.sqrt(2)
+
+
+def trunk(x: Tensor, p: Mapping[str, Tensor]) -> Tensor:
+    """To 4x4 in halvings, LeakyReLU, a 4x4 convolution, LeakyReLU."""
+    h = F.conv2d(x, p["trunk.stem.weight"], p["trunk.stem.bias"], padding=1)
+    for index in range(2):  # of 16 pixels
+        h = down_block(h, p, f"trunk.down.{index}")
+    h = F.conv2d(F.leaky_relu(h, 0.2), p["trunk.last.1.weight"], p["trunk.last.1.bias"])
+    return F.leaky_relu(h, 0.2).flatten(1)
+
+
+def test_the_style_encoder_and_the_discriminator_are_the_trunk_with_a_head_per_modality():
+    method, x = method_of(small_paper()), torch.randn(3, 1, 16, 16)
+    p = drawn(method.style_encoder)
+    codes = trunk(x, p) @ p["heads.weight"].T + p["heads.bias"]
+    assert torch.allclose(method.style_encoder(x), codes.reshape(3, 4, 8), rtol=1e-4, atol=1e-4)
+    p = drawn(method.discriminator)
+    logits = trunk(x, p) @ p["heads.weight"].T + p["heads.bias"]
+    result = method.discriminator(x, torch.tensor([2, 0, 3]))
+    assert torch.allclose(result, logits[[0, 1, 2], [2, 0, 3]], rtol=1e-4, atol=1e-4)
+
+
+def test_the_mapping_network_is_four_shared_layers_and_four_of_each_modality():
+    method, z = method_of(small_paper()), torch.randn(3, 4)
+    p = drawn(method.mapping)
+    h = z
+    for index in (0, 2, 4, 6):
+        h = torch.relu(h @ p[f"shared.{index}.weight"].T + p[f"shared.{index}.bias"])
+    for domain in range(4):
+        code = h
+        for index in (0, 2, 4, 6):
+            at = f"domain.{domain}.{index}"
+            code = (torch.relu(code) if index else code) @ p[f"{at}.weight"].T + p[f"{at}.bias"]
+        assert torch.allclose(method.mapping(z)[:, domain], code, rtol=1e-4, atol=1e-5)
+
+
+def test_the_encoder_of_the_generator_has_its_layers_and_its_image_comes_from_a_norm():
+    generator, x = method_of(small_paper()).generator, torch.randn(2, 1, 16, 16)
+    p = drawn(generator)
+    layers = [F.conv2d(x, p["stem.weight"], p["stem.bias"], padding=1)]
+    for index in range(2):
+        layers.append(down_block(layers[-1], p, f"down.{index}"))
+    features = generator.encode(x)
+    for ours, expected in zip(features.layers, layers, strict=True):
+        assert torch.allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    deep = down_block(layers[-1], p, "encode_deep.0", down=False)
+    assert torch.allclose(features.deep, deep, rtol=1e-4, atol=1e-4)
+    h = torch.randn(2, 4, 16, 16)
+    normed = F.instance_norm(h, weight=p["to_image.0.weight"], bias=p["to_image.0.bias"])
+    image = F.conv2d(F.leaky_relu(normed, 0.2), p["to_image.2.weight"], p["to_image.2.bias"])
+    assert torch.allclose(generator.to_image(h), image, atol=1e-5)
+
+
 # --- AttAdaIN ---------------------------------------------------------------------------------------------------------
 
 

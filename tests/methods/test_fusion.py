@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from attcl_cli.methods.networks.attention import SqueezeExcitation
 from attcl_cli.methods.networks.discriminator import PatchDiscriminator
 from attcl_cli.methods.networks.fusion import (
     AutoEncoder,
+    Branch,
+    Decoder,
     Design,
     FusionGenerator,
     PositionFusion,
 )
+from attcl_cli.methods.networks.layers import ConvAdaIN, TargetCodes, UpAdaIN
 
 
 @pytest.fixture(autouse=True)
@@ -171,6 +175,90 @@ def test_the_autoencoder_s_features_have_the_shapes_of_the_generator_s():
     assert branch.shape == last.shape == (2, 16, 8, 8)
     features = generator.decode(last, generator.code(torch.tensor([0, 3])))[1]
     assert [layer.shape for layer in decoded] == [layer.shape for layer in features]
+
+
+def test_a_branch_of_ours_has_squeeze_and_excitation_after_the_last_halving_alone():
+    branch = Branch(ours(), excitation="last")
+    x, style = torch.randn(2, 1, 32, 32), torch.randn(2, 8)
+    stem = branch.stem(x, style)
+    half = branch.down[0](stem, style)
+    quarter = branch.attention(branch.down[1](half, style))
+    for result, expected in zip(branch(x, style), (stem, half, quarter), strict=True):
+        assert torch.equal(result, expected)
+    assert isinstance(branch.attention, SqueezeExcitation)
+    assert isinstance(Branch(ours(), excitation="none").attention, nn.Identity)
+
+
+def test_the_autoencoder_gives_its_branch_and_what_the_1x1_convolution_makes_of_it():
+    net = AutoEncoder(ours(), targets=4)
+    x, target = torch.randn(2, 1, 32, 32), torch.tensor([0, 3])
+    image, branch, last, decoded = net(x, target)
+    style = net.code.weight[target]
+    assert torch.equal(branch, net.branch(x, style)[-1])
+    kernel, bias = net.mix.weight[:, :, 0, 0], net.mix.bias[:, None, None]
+    expected = torch.einsum("oc,bchw->bohw", kernel, branch) + bias
+    assert torch.allclose(last, expected, atol=1e-5)
+    raw, features = net.decoder(last, style)
+    assert torch.equal(image, raw.tanh())
+    assert all(map(torch.equal, decoded, features))
+
+
+def test_codes_of_targets_have_a_length_of_about_1_at_first():
+    codes = TargetCodes(50, 64).weight
+    assert codes.norm(dim=1).mean().item() == pytest.approx(1, rel=0.05)
+
+
+def test_layers_of_ours_are_a_convolution_adain_and_leaky_relu():
+    style = torch.randn(2, 8)
+    x = torch.randn(2, 3, 8, 8)
+    for layer, convolved in (
+        (ConvAdaIN(3, 5, 8, kernel=7), lambda p: F.conv2d(x, *p, padding=3)),
+        (ConvAdaIN(3, 5, 8, stride=2), lambda p: F.conv2d(x, *p, stride=2, padding=1)),
+        (UpAdaIN(3, 5, 8), lambda p: F.conv_transpose2d(x, *p, stride=2, padding=1)),
+    ):
+        gamma, beta = layer.norm.affine(style)[:, :, None, None].chunk(2, dim=1)
+        normed = F.instance_norm(convolved((layer.conv.weight, layer.conv.bias)))
+        expected = F.leaky_relu((1 + gamma) * normed + beta, 0.2)
+        assert torch.allclose(layer(x, style), expected, atol=1e-5)
+
+
+def test_networks_of_ours_start_as_he_says_with_biases_of_zero():
+    design = ours(width=8)
+    networks = [
+        FusionGenerator(design, slots=2, targets=3),
+        AutoEncoder(design, targets=3),
+        Decoder(design, outputs=4),
+        PatchDiscriminator(image_size=16, width=8, max_width=16, sources=2, targets=3),
+    ]
+    for network in networks:
+        spreads = []
+        for name, layer in network.named_modules():
+            if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+                continue
+            assert layer.bias is None or not layer.bias.any(), name
+            at_first_zero = "trunk" in name and name.endswith("conv2")
+            if layer.weight.numel() > 500 and not at_first_zero:
+                spreads.append(layer.weight.std().item() * math.sqrt(layer.weight[0].numel() / 2))
+        assert spreads
+        assert spreads == pytest.approx([1] * len(spreads), rel=0.15)
+
+
+def test_the_discriminator_of_ours_is_pix2pix_s_with_affine_instance_norms():
+    d = PatchDiscriminator(image_size=32, width=4, max_width=8, sources=2, targets=3)
+    for parameter in d.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    p = dict(d.named_parameters())
+    sources, x, target = torch.randn(2, 2, 32, 32), torch.randn(2, 1, 32, 32), torch.tensor([2, 0])
+    h = torch.cat([sources, x], dim=1)
+    for index, stride in ((0, 2), (2, 1)):
+        at = f"layers.{index}"
+        h = F.conv2d(h, p[f"{at}.weight"], p[f"{at}.bias"], stride=stride, padding=1)
+        norm = f"layers.{index + 1}"
+        if f"{norm}.weight" in p:
+            h = F.instance_norm(h, weight=p[f"{norm}.weight"], bias=p[f"{norm}.bias"])
+        h = F.leaky_relu(h, 0.2)
+    logits = F.conv2d(h, p["layers.5.weight"], p["layers.5.bias"], padding=1)
+    assert torch.allclose(d(sources, x, target), logits[[0, 1], target], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("size", "patches", "field"), [(256, 30, 70), (64, 14, 34), (16, 6, 16)])

@@ -108,6 +108,30 @@ def test_weights_start_as_pix2pix_s():
     scales = torch.cat([p for name, p in method.named_parameters() if name.endswith("norm.weight")])
     assert scales.mean().item() == pytest.approx(1, abs=0.01)
     assert scales.std().item() == pytest.approx(0.02, rel=0.2)
+    kernels = [p for p in method.discriminator.parameters() if p.ndim > 1 and p.numel() > 500]
+    assert [p.std().item() for p in kernels] == pytest.approx([0.02] * len(kernels), rel=0.1)
+    for name in ("generator", "segmenter", "discriminator", "autoencoder"):
+        network = method.networks()[name]
+        biases = [p for key, p in network.named_parameters() if key.endswith("bias")]
+        assert biases
+        assert not any(bias.any() for bias in biases), name
+
+
+def test_the_design_is_the_published_one_unless_told_otherwise():
+    s = resolve(preset="paper", method="plave", overrides={"plave_target": "t1ce"})
+    assert Design() == Design(
+        width=s.width,
+        max_width=s.max_width,
+        side=s.side,
+        norm=s.plave_norm,
+        style_dim=s.style_dim,
+        blocks=s.plave_blocks,
+        excitation=s.plave_excitation,
+        fusion=s.plave_fusion,
+        contrast=s.plave_contrast,
+        skips=s.plave_skips,
+        autoencoder_blocks=s.plave_autoencoder_blocks,
+    )
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
