@@ -116,4 +116,6 @@ def _show_installation(*, as_json: bool) -> None:
         terminal.document(content)
         return
     rows = {**content, "weights": ", ".join(content["weights"])}
-    terminal.table([{"what": key, "found": value or "none"} for key, value in rows.items()])
+    terminal.table(
+        [{"what": key.replace("_", " "), "found": value or "none"} for key, value in rows.items()]
+    )

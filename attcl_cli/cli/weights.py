@@ -8,7 +8,7 @@ import typer
 
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Json
-from attcl_cli.errors import AttclError, all_of
+from attcl_cli.errors import AttclError, all_of, counted
 
 if TYPE_CHECKING:
     from attcl_cli.methods.bundled import Listed
@@ -37,6 +37,8 @@ def list_(as_json: Json = False, debug: Debug = False) -> None:
     if as_json:
         terminal.document({"weights": [_described(item) for item in found]})
         return
+    if not found:
+        terminal.result("no weights found: attcl train makes some")
     terminal.table([_row(item) for item in found])
     for item in found:
         if item.problem is not None:
@@ -74,10 +76,12 @@ def show(
         terminal.document(content)
         return
     scores = content.pop("scores", [])
-    rows = {**content, "trained_on": f"{len(content['trained_on'])} cases"}
+    rows = {**content, "trained_on": counted(len(content["trained_on"]), "case")}
     if item.origin != "runs":
         del rows["finished"]
-    terminal.table([{"what": key, "found": _text(value)} for key, value in rows.items()])
+    terminal.table(
+        [{"what": key.replace("_", " "), "found": _text(value)} for key, value in rows.items()]
+    )
     if scores:
         terminal.result("")
         terminal.table([_score_row(score) for score in scores])

@@ -65,6 +65,12 @@ def test_show_names_data_terms_limits_and_scores(attcl, here):
     assert card["scores"][0]["beside"] == {"copy": 0.337}
 
 
+def test_the_card_is_a_table_of_plain_words(run, attcl):
+    rows = [" ".join(line.split()) for line in attcl("weights", "show", run)[1].splitlines()]
+    assert {"image size 16", "trained on 3 cases", "steps 4"} <= set(rows)
+    assert not any("_" in row.split()[0] for row in rows)
+
+
 def test_show_takes_a_run_without_a_card_of_its_own(run, attcl):
     code, out, _ = attcl("weights", "show", run, "--json")
     assert code == 0
