@@ -104,10 +104,10 @@ def read_folder(
     everything = [path for path in everything if path not in passed]
     aside = bids.set_aside(everything, root)
     files = [path for path in everything if path not in aside]
-    pictures = {path for path in files if path.name.lower().endswith(".png")}
-    volumes = [path for path in files if path not in pictures]
+    volumes = [path for path in files if not path.name.lower().endswith(".png")]
+    pictures = [path for path in files if path.name.lower().endswith(".png")]
     readings = {
-        layout.name: _read_names(root, sorted(pictures) if layout.sliced else volumes, layout, said)
+        layout.name: _read_names(root, pictures if layout.sliced else volumes, layout, said)
         for layout in candidates
     }
     chosen = max(candidates, key=lambda candidate: len(readings[candidate.name].names))
