@@ -207,6 +207,15 @@ def test_a_run_of_two_modalities_is_taken_for_data_of_these(make_run, patients, 
     assert chosen(root, tmp_path, ("t2",)).weights.name == "four"
 
 
+def test_a_modality_of_no_case_is_not_to_be_learned_from_the_dataset(named, patients, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        chosen(patients(), tmp_path, ("t2",))
+    assert caught.value.hint.startswith("no case has t2, so that training on this dataset does not")
+    with pytest.raises(UsageError) as caught:
+        chosen(patients(), tmp_path, ("t1",))
+    assert caught.value.hint.startswith("train on this dataset: attcl train --data")
+
+
 def test_a_run_on_phantoms_is_taken_for_phantoms_alone(
     make_run, patients, incomplete_root, tmp_path
 ):
@@ -257,7 +266,7 @@ def test_data_that_is_prepared_otherwise_gets_an_error_that_says_what_to_do(
     save(named / "mine.safetensors", **PATIENTS)
     root = patients(**prepared)
     with pytest.raises(UsageError) as caught:
-        chosen(root, tmp_path)
+        chosen(root, tmp_path, ("t1",))
     assert caught.value.code == "no-weights"
     assert f"mine {reason}" in caught.value.message
     assert f"attcl train --data {root}" in caught.value.hint
