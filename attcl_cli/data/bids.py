@@ -394,7 +394,7 @@ def _require_known(names: Iterable[Named], filters: Sequence[Filter]) -> None:
         known = some([value or f"files without {item.key}" for value in sorted(there)])
         raise UsageError(
             f"--bids-filter: {item}, but no image has this, expected one of: {known}",
-            "several filters of one entity mean any of their values",
+            f"for example --bids-filter {Filter(item.modality, item.key, max(there))}",
             code="bids-filter-without-match",
         )
 

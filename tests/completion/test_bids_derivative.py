@@ -99,6 +99,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_validator_accepts_the_output_with(options, made):
     assert errors_of(made(**options)) == []
@@ -123,6 +124,7 @@ def ordered(token: str) -> str:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", NAMES.values(), ids=NAMES)
 def test_the_validator_accepts_the_output_of_names_with(rule, gappy, made):
     root = renamed(gappy("bids"), lambda token: ordered(rule(token)))
