@@ -92,6 +92,7 @@ def test_volumes_in_memory_are_those_that_completion_writes(gappy, weights, meth
     made = InMemory(method, weights, CPU).volumes(
         {"flair": case.volumes["flair"]}, case.brain, ["t1", "t2"]
     )
+    assert list(made) == ["t1", "t2"]
     for target, data in made.items():
         written = volumes.load([tmp_path / "out" / phantom_file(0, target)]).data
         assert np.abs(data - written).max() <= 0.5  # int16 in the file
