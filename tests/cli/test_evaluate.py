@@ -37,10 +37,10 @@ def test_json_is_one_document(attcl, theirs):
 def test_a_dry_run_says_what_would_be_scored(attcl, theirs):
     assert attcl("evaluate", theirs, "-n")[:2] == (
         0,
-        "would score 1 test cases, into segment-theirs\n",
+        "would score 1 test case, into segment-theirs\n",
     )
     code, out, _ = attcl("evaluate", theirs, "-n", "--json")
-    assert (code, json.loads(out)) == (0, {"output": "segment-theirs", "cases": 1})
+    assert (code, json.loads(out)) == (0, {"output": "segment-theirs", "cases": 1, "notes": []})
 
 
 def test_one_of_predictions_and_weights_is_needed(attcl, theirs):
@@ -60,6 +60,18 @@ def test_predictions_left_out_are_exit_code_3(attcl, study, theirs):
     assert (code, out) == (1, "") and "--allow-missing" in err
     code, out, err = attcl("evaluate", theirs, "--allow-missing")
     assert code == 3 and "1.000" in out and "cases left out: 1" in err
+
+
+def test_a_dry_run_beside_results_says_what_would_be_scored(attcl, study):
+    assert attcl("segment", *FLAGS, "-d", "cpu", "-q")[0] == 0
+    command = ("evaluate", "segment/predictions")
+    assert attcl(*command, "-q")[0] == 0
+    code, out, err = attcl(*command, "-n")
+    assert (code, out) == (0, "would score 1 test case, into segment-predictions\n")
+    assert "note: --output: segment-predictions" in err and "--overwrite" in err
+    code, out, err = attcl(*command, "-n", "--overwrite", "--json")
+    assert (code, json.loads(out)["notes"], err) == (0, [], "")
+    assert attcl(*command)[0] == 2
 
 
 def test_an_interrupted_evaluation_is_begun_again_by_the_same_command(attcl, study):

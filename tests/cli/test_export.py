@@ -35,6 +35,15 @@ def test_a_dry_run_says_what_would_be_exported(attcl, study):
     assert not Path(NAME).exists()
 
 
+def test_a_dry_run_beside_an_export_says_what_would_be_exported(attcl, study):
+    assert attcl("export", "nnunet", NAME, "-q")[0] == 0
+    code, out, err = attcl("export", "nnunet", NAME, "-n")
+    assert code == 0 and out.startswith("would export completed")
+    assert f"note: DIR: {NAME}" in err and "--overwrite" in err
+    assert json.loads(attcl("export", "nnunet", NAME, "-n", "--json")[1])["notes"]
+    assert attcl("export", "nnunet", NAME)[0] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

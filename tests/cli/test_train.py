@@ -12,6 +12,7 @@ from helpers import states
 
 from attcl_cli.files import sha256
 from attcl_cli.methods.settings import read_run_settings, resolve
+from attcl_cli.methods.weights import WEIGHTS_FILE
 
 
 def test_training_reports_the_ssim_of_the_validation_cases(phantoms, attcl, here):
@@ -273,6 +274,15 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again(
     assert code == 0 and "run: continues from step 0" in err
     assert attcl(*arguments[:-1], "whole")[0] == 0
     assert sha256(Path("run/weights.safetensors")) == sha256(Path("whole/weights.safetensors"))
+
+
+def test_a_finished_run_is_described_by_its_document(stopped_run, attcl):
+    code, out, _ = attcl("train", "--resume", stopped_run, "--json")
+    document = json.loads(out)
+    weights = stopped_run / WEIGHTS_FILE
+    assert code == 0
+    assert (document["weights"], document["sha256"]) == (str(weights), sha256(weights))
+    assert (document["steps"], document["notes"]) == (2, [])
 
 
 def test_a_finished_run_is_not_run_again(stopped_run, attcl):

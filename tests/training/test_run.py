@@ -91,6 +91,53 @@ def test_a_dry_run_checks_everything_and_writes_nothing(phantom_root, here):
     assert not list(here.iterdir())
 
 
+def test_a_dry_run_into_a_folder_of_results_notes_that_they_are_there(phantom_root, here):
+    Path("run").mkdir()
+    Path("run/notes.txt").write_text("mine")
+    (note,) = start(phantom_root, dry_run=True).notes
+    assert note.startswith("--output: run") and "attcl train --resume run" in note
+    with pytest.raises(UsageError) as caught:
+        start(phantom_root)
+    assert caught.value.code == "output-not-empty"
+
+
+# --- data that teaches nothing ----------------------------------------------------------------------------------------
+
+
+def test_a_single_patient_is_noted_before_anything_costly(gappy, here):
+    root = gappy(lacking=[()] * 4)
+    for case in open_dataset(root).cases[1:]:
+        shutil.rmtree(root / case.id)
+    (note,) = start(root, dry_run=True).notes
+    assert note.startswith("one training patient: networks that saw a single patient are of no use")
+
+
+def test_several_patients_are_not_noted(phantom_root, here):
+    assert start(phantom_root, dry_run=True).notes == ()
+
+
+def test_a_modality_of_no_training_case_is_refused_before_anything_costly(gappy, here):
+    root = gappy(lacking=[("t2",)] * 4)
+    assert start(root, dry_run=True).run_dir == Path("run")  # t2 is no modality of this dataset
+    names = "\n".join(f"{name} = []" for name in ("flair", "t1", "t1ce", "t2"))
+    (root / "modalities.toml").write_text(f"[modalities]\n{names}\n")
+    with pytest.raises(AttclError) as caught:
+        start(root)
+    assert caught.value.code == "modality-of-no-case"
+    assert caught.value.message == (
+        f"{root}: no training case has t2, expected at least one to learn from"
+    )
+    assert str(root / "modalities.toml") in caught.value.hint
+    assert not Path("run").exists()
+
+
+def test_a_model_of_one_target_needs_the_modalities_that_there_are(gappy, here):
+    root = gappy(lacking=[("t2",)] * 4)
+    overrides = {**SMALL_RUN, **SMALL_NETWORKS["plave"], "plave_target": "t1ce"}
+    options = {"method": "plave", "preset": "tiny", "device": "cpu", "dry_run": True}
+    assert train(root, overrides=overrides, **options).settings.plave_target == "t1ce"
+
+
 # --- how a run is continued -------------------------------------------------------------------------------------------
 
 
