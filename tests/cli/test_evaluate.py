@@ -23,7 +23,7 @@ def test_predictions_are_shown_in_a_table(attcl, theirs):
     code, out, err = attcl("evaluate", theirs)
     assert code == 0, err
     assert "WT      theirs  1.000  1.000  1.000    0.000  1" in out
-    assert "1 test cases" in out and "segment-theirs/summary.json" in out
+    assert "1 test case;" in out and "segment-theirs/summary.json" in out
     assert "evaluate 1/1" in err
 
 

@@ -15,7 +15,7 @@ NAME = "Dataset501_completed"
 def test_the_result_is_one_line(attcl, study):
     code, out, err = attcl("export", "nnunet", NAME)
     assert code == 0, err
-    assert out == f"{NAME}: 3 training and 1 test cases, 16 files linked, 3 written\n"
+    assert out == f"{NAME}: 3 training and 1 test case, 16 files linked, 3 written\n"
     if importlib.util.find_spec("nnunetv2") is None:
         assert "note: nnU-Net is not installed" in err
 
