@@ -18,6 +18,7 @@ from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import check, open_dataset
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.layouts import SEGMENTATION
+from attcl_cli.data.preconditions import examine
 from attcl_cli.data.splits import read_splits
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import Settings
@@ -116,6 +117,63 @@ def test_every_case_is_found_and_sound(folder, layout, cases, segmentations, coh
     assert len(dataset.cases) == len({case.patient for case in dataset.cases}) == cases
     assert sum(bool(case.segmentation) for case in dataset.cases) == segmentations
     assert [problem.message for problem in check(dataset, values=True)] == []
+
+
+def copied(cohort: Path, root: Path, **changes: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """One patient, with some of the volumes changed; nothing of it is compressed, which would take minutes."""
+    case = sorted((cohort / "brats").iterdir())[3]
+    for name in MODALITIES:
+        image = nib.load(case / f"{case.name}_{name}.nii.gz")
+        data = np.asanyarray(image.dataobj)
+        data = changes[name](data) if name in changes else data
+        header = image.header.copy()
+        header.set_data_dtype(data.dtype)
+        path = root / case.name / f"{case.name}_{name}.nii"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(data, image.affine, header), path)
+    return root
+
+
+@pytest.mark.parametrize(("folder", "notes"), [("brats", 0), ("brasyn", 0), ("openms", 1)])
+def test_prepared_patients_pass_the_voxel_checks(folder, notes, cohort):
+    findings = examine(open_dataset(cohort / folder))
+    assert [problem.message for problem in findings.problems] == []
+    assert len(findings.notes) == notes
+    assert all(note.startswith("8 volumes have values below") for note in findings.notes)
+
+
+def test_a_raw_scan_has_a_skull(cohort):
+    findings = examine(open_dataset(cohort / "raw"))
+    assert {problem.code for problem in findings.problems} == {"grids-differ", "skull-present"}
+    skulls = [item for items in findings.wrong.values() for item in items]
+    assert [problem.code for problem in skulls] == ["skull-present"] * 3
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("shift_mm", [5, 10])
+def test_a_shifted_volume_of_a_patient_is_noticed(shift_mm, axis, cohort, tmp_path):
+    root = copied(cohort, tmp_path, t2=lambda data: np.roll(data, shift_mm, axis))
+    (problem,) = examine(open_dataset(root)).problems
+    assert problem.code == "volumes-not-registered"
+    assert "_t2.nii: shifted by about" in problem.message
+
+
+def test_backgrounds_of_patients_are_fixed_on_reading(cohort, tmp_path):
+    def z_scored(data: np.ndarray) -> np.ndarray:
+        return ((data - data.mean()) / data.std()).astype(np.float32)
+
+    def ringing(data: np.ndarray) -> np.ndarray:
+        noise = np.random.default_rng(0).normal(0, 1e-5, data.shape)
+        return (data / data.max() + noise).astype(np.float32)
+
+    root = copied(cohort, tmp_path, t1=lambda data: data + np.int16(10), t1ce=z_scored, t2=ringing)
+    dataset = open_dataset(root)
+    assert examine(dataset).problems == []
+    (case,) = dataset.cases
+    images = volumes.load_case({name: dataset.paths(case, name) for name in case.files})
+    expected = images.volumes["flair"].data != 0
+    for name in ("t1", "t1ce", "t2"):
+        assert np.mean((images.volumes[name].data != 0) == expected) > 0.9999
 
 
 def test_a_real_case_is_normalised_inside_its_brain(cohort):
