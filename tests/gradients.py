@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from attcl_cli.methods.base import Method
+
 Gradients = list[tuple[str, Tensor]]
 """Of each update: the network's name, and the gradients of all its weights in a row."""
 
@@ -28,6 +30,16 @@ def recorded(optimisers: Mapping[str, Optimizer]) -> Gradients:
 
         optimiser.register_step_pre_hook(note)
     return seen
+
+
+def gradients_left_by(method: Method) -> set[str]:
+    """Return a set that holds, at any time, the networks with gradients that they have not yet stepped with."""
+    left: set[str] = set()
+    for name, optimiser in method.optimisers().items():
+        for parameter in method.networks()[name].parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: left.add(name))
+        optimiser.register_step_post_hook(lambda *_, name=name: left.discard(name))
+    return left
 
 
 def require_equal(seen: Gradients, expected: Gradients, *, tolerance: float = 2e-5) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gradients import recorded, require_equal
+from gradients import gradients_left_by, recorded, require_equal
 from helpers import changed, small_settings
 from oracles import masked, similarity
 from torch import Tensor, nn
@@ -323,6 +323,27 @@ def test_a_step_is_the_literal_iteration_of_the_paper(skips, settings):
                         close = (now[name][key] - value).abs() < 0.1 * settings.learning_rate
                         assert close.float().mean() > 0.95, f"{name}.{key}"
     require_equal(seen, printed)
+
+
+def test_at_first_the_autoencoder_descends_the_l1_of_its_reconstruction(settings):
+    method, batch = method_of(settings), batch_of()
+    real = torch.stack([batch.images[b, target] for b, target in enumerate(batch.target)])[:, None]
+    result = method.autoencoder(real, batch.target)[0]
+    expected = (result - real).abs().mean()
+    weights = [*method.autoencoder.parameters()]
+    gradients = torch.autograd.grad(expected, weights, materialize_grads=True)
+    seen = recorded(method.optimisers())
+    assert method.training_step(batch, 0)["a_image"].item() == pytest.approx(expected.item())
+    flat = torch.cat([one.flatten() for one in gradients])
+    require_equal(seen, [("autoencoder", flat)])
+
+
+def test_gradients_are_computed_for_the_networks_that_learn_and_for_no_other(settings):
+    method = method_of(settings)
+    left = gradients_left_by(method)
+    for step in (1, 2, 3):
+        method.training_step(batch_of(), step)
+        assert left == set()
 
 
 # --- the supervised start -------------------------------------------------------------------------------------------
