@@ -81,6 +81,8 @@ _DATA = {
     "labels",
     "has_labels",
     "present",
+    "branch",
+    "last",
 }
 _SYMMETRIC = {"style_loss", "diversity_loss", "cycle_loss", "zip", "min", "max", "isinstance"}
 _OPERATORS: Mapping[type[ast.AST], type[ast.AST]] = {
@@ -243,7 +245,7 @@ def _gradients(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
         isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "losses"
     ):
         for argument in node.args:
-            if not isinstance(argument, ast.Starred) and _name_of(argument) not in _DATA:
+            if not isinstance(argument, ast.Starred) and _subject(argument) not in _DATA:
                 yield "detach", argument, f"({ast.unparse(argument)}).detach()"
 
 
@@ -326,6 +328,12 @@ def _with(node: ast.AST, change: Callable[..., object]) -> str:
 
 def _name_of(node: ast.expr) -> str:
     return str(getattr(node, "attr", getattr(node, "id", "")))
+
+
+def _subject(argument: ast.expr) -> str:
+    """Return the name of what is passed, in whatever precision: `x` of `x.float()`."""
+    call = isinstance(argument, ast.Call) and isinstance(argument.func, ast.Attribute)
+    return _name_of(argument.func.value if call else argument)
 
 
 def _is_self(node: ast.expr) -> bool:
