@@ -5,10 +5,8 @@ How names are read is left to `naming`, what files hold to `volumes`, which case
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -43,8 +41,8 @@ class Dataset:
         modalities: every modality that a case should have, sorted: some case has it, `splits.json` says that it is
             hidden, or the user named it.
         cases: sorted by id.
-        wrong: case id, or name of an empty folder -> what is wrong with its names; `check` adds what is wrong
-            with files.
+        wrong: case id, or name of an empty folder -> what is wrong with its names; `check_case` adds
+            what is wrong with files.
         ignored: relative paths of files that are no image of the layout.
         spellings: modality -> the token that most files of this dataset use.
         extension: the file ending that most files use.
@@ -262,37 +260,12 @@ class Source:
         return replace(dataset, background=self.background)
 
 
-def check(
-    dataset: Dataset, *, cases: Sequence[Case] | None = None, values: bool = False
-) -> list[AttclError]:
-    """Return everything that is wrong with the files of a dataset: unreadable, not 3-D, not on one grid.
+def check_case(dataset: Dataset, case: Case) -> list[AttclError]:
+    """Return what is wrong with the names and headers of a case's images: unreadable, not 3-D, not on one grid.
 
-    Args:
-        dataset: the dataset; what is wrong with folders that are no case comes first in the result.
-        cases: only these cases.
-        values: also look for NaN and constant volumes, reading only files that could be such (`volumes.suspicious`).
-
-    Returns:
-        The problems, in the order of the cases.
+    What the images hold is left to `preconditions`. The label map is not looked at.
     """
-    problems: list[AttclError] = []
-    if cases is None:
-        cases = dataset.cases
-        known = {case.id for case in cases}
-        problems += [
-            item for name in dataset.wrong if name not in known for item in dataset.wrong[name]
-        ]
-    threads = min(8, (os.cpu_count() or 1) * 2)  # they wait for disks, not for processors
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        checked = pool.map(lambda case: check_case(dataset, case, values=values), cases)
-        return problems + [problem for case_problems in checked for problem in case_problems]
-
-
-def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[AttclError]:
-    """Return what is wrong with the images of a single case, as `check` does; its label map is not looked at."""
-    if (
-        case.id in dataset.wrong
-    ):  # which file is meant is not clear: what they hold would only confuse
+    if case.id in dataset.wrong:  # which file is meant is not clear: more would only confuse
         return list(dataset.wrong[case.id])
     problems: list[AttclError] = []
     grids: dict[str, volumes.Grid] = {}
@@ -300,8 +273,6 @@ def check_case(dataset: Dataset, case: Case, *, values: bool = False) -> list[At
         paths = dataset.paths(case, modality)
         try:
             grids[modality] = volumes.read_grid(paths)
-            if values and volumes.suspicious(paths, grids[modality]):
-                volumes.load(paths)
         except AttclError as error:
             problems.append(error)
     names = list(grids)

@@ -316,7 +316,7 @@ def _judge_pairs(
     for first, second in combinations(others, 2):
         against[first, second] = compare(first, second)
     found = {pair: problem for pair, problem in against.items() if problem is not None}
-    problems = []
+    problems: list[AttclError] = []
     while found:
         counts = {name: sum(name in pair for pair in found) for name in volumes}
         # Of two that speak against each other alone, the later one is named.

@@ -9,8 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from attcl_cli.data.dataset import Dataset, check, open_dataset
+from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.layouts import DEFAULT_MODALITIES
+from attcl_cli.data.preconditions import examine
 from attcl_cli.data.unread import kind_of_name, modalities_in
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -56,7 +57,7 @@ def test_endings_in_any_letters_are_read(ending, tmp_path, write_nifti):
         path.rename(tmp_path / f"A/A_t1{ending}")
     dataset = open_dataset(tmp_path)
     assert dataset.counts() == dict.fromkeys(FOUR, 1)
-    assert check(dataset, values=True) == []
+    assert examine(dataset).problems == []
 
 
 def test_a_new_file_has_its_ending_in_small_letters(tmp_path):
@@ -153,7 +154,7 @@ def test_a_broken_link_is_a_problem_under_any_name(tmp_path):
 def test_an_empty_folder_named_as_a_volume_is_a_problem(tmp_path, write_case):
     write_case(tmp_path, cases("A", modalities=["flair", "t2"]))
     (tmp_path / "A" / "A_t1.nii.gz").mkdir()
-    (problem,) = check(open_dataset(tmp_path))
+    (problem,) = examine(open_dataset(tmp_path)).problems
     assert problem.message.startswith(f"{tmp_path}/A/A_t1.nii.gz: ")
 
 
