@@ -21,6 +21,8 @@ import attcl_cli
 from attcl_cli import errors
 from attcl_cli.cli import app
 from attcl_cli.data.layouts import DEFAULT_MODALITIES, LAYOUTS, SUBMISSIONS
+from attcl_cli.data.patients import PUBLIC_NAMES
+from attcl_cli.data.unread import KINDS
 from attcl_cli.methods import METHODS
 from attcl_cli.methods import settings as method_settings
 from attcl_cli.progress import SILENT
@@ -197,8 +199,28 @@ def layouts_page() -> str:
         "|---|---|" + "---|" * len(heads),
     ]
     for name, spellings in DEFAULT_MODALITIES.items():
-        new = " | ".join(layout.tokens.get(name, name) for layout in LAYOUTS.values())
+        new = " | ".join(
+            "" if layout.vocabulary else layout.tokens.get(name, name)
+            for layout in LAYOUTS.values()
+        )
         lines.append(f"| `{name}` | {', '.join(spellings)} | {new} |")
+    lines += ["", "IXI has `t1`, `t2` and `pd`. In nnU-Net, `dataset.json` says what a number is."]
+    lines += ["", "## Patients", "", "Who the patient of a case is follows from these names:", ""]
+    lines += ["| dataset | a case | its patient | source |", "|---|---|---|---|"]
+    for names in PUBLIC_NAMES:
+        match = re.fullmatch(names.case, names.example)
+        patient = match[1] if match else ""
+        lines.append(f"| {names.title} | `{names.example}` | `{patient}` | {names.source} |")
+    lines += ["", "## Formats that are not read", ""]
+    lines += [
+        "`attcl info` names such files; the next step is:",
+        "",
+        "| files | next step |",
+        "|---|---|",
+    ]
+    for kind in KINDS.values():
+        if kind.endings and kind.image and ".nii" not in kind.endings:
+            lines.append(f"| {', '.join(f'`{it}`' for it in kind.endings)} | {kind.hint} |")
     return "\n".join(lines) + "\n"
 
 

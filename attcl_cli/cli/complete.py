@@ -23,6 +23,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
+from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.errors import IncompleteError, UsageError, counted, some
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def complete(
         str,
         typer.Option(
             "--layout",
-            help="auto, brats, brats2023, bids or slices; or brasyn-submission: writes the challenge's flat folder.",
+            help=f"How files are named: auto, {', '.join(LAYOUTS)}; or brasyn-submission: writes the challenge's flat "
+            "folder.",
         ),
     ] = "auto",
     modalities: Vocabulary = None,

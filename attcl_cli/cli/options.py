@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.devices import Precision
 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
@@ -28,11 +29,14 @@ Overwrite = Annotated[
 Workers = Annotated[int, typer.Option("--num-workers", min=0, max=64, help="Cases read ahead.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 LayoutName = Annotated[
-    str, typer.Option("--layout", help="auto, brats, brats2023, bids or slices.")
+    str, typer.Option("--layout", help=f"How files are named: auto, {', '.join(LAYOUTS)}.")
 ]
 Vocabulary = Annotated[
     Path | None,
-    typer.Option("--modalities", help="TOML file with other modality names or another naming."),
+    typer.Option(
+        "--modalities",
+        help="TOML file that says what names mean: modalities, patients, label maps, paths, files to ignore.",
+    ),
 ]
 BidsFilter = Annotated[
     list[str] | None,

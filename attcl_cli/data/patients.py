@@ -43,13 +43,13 @@ PUBLIC_NAMES = (
         "UCSF-PDGM",
         r"(UCSF-PDGM-\d{3,4})(?:_FU\d+d)?",
         "UCSF-PDGM-0429_FU003d",
-        "TCIA, 10.7937/tcia.bdgf-8v37: _FU003d is a follow-up after 3 days",
+        "TCIA, 10.7937/tcia.bdgf-8v37: _FU003d is a follow-up",
     ),
     PublicNames(
         "BraTS 2017 to 2019",
         r"(Bra[tT][sS]1[789]_[A-Za-z0-9]+_[A-Za-z0-9]+)_\d+",
         "Brats18_TCIA02_370_1",
-        "BraTS, 10.1038/sdata.2017.117: the last number is the examination",
+        "BraTS 2018, name_mapping.csv: a number follows the patient's name",
     ),
     PublicNames(
         "BraTS 2020",
