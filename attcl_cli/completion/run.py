@@ -201,6 +201,7 @@ def complete(
         "part": [part_id, num_parts],
         "keep_going": keep_going,
         "overwrite": overwrite,
+        **({"background": background} if background != "auto" else {}),
     }
     record.extra["weights_chosen"] = chosen
     if not overwrite:  # what an earlier run made stays

@@ -317,15 +317,18 @@ def _judge_pairs(
         against[first, second] = compare(first, second)
     found = {pair: problem for pair, problem in against.items() if problem is not None}
     problems: list[AttclError] = []
+    left = list(volumes)
     while found:
-        counts = {name: sum(name in pair for pair in found) for name in volumes}
+        counts = {name: sum(name in pair for pair in found) for name in left}
         # Of two that speak against each other alone, the later one is named.
-        worst = max(volumes, key=lambda name: (counts[name], list(volumes).index(name)))
+        worst = max(left, key=lambda name: (counts[name], left.index(name)))
+        left.remove(worst)
         pair = next(pair for pair in found if worst in pair)
         other = pair[0] if pair[1] == worst else pair[1]
         problem = found[pair] if pair[1] == worst else compare(other, worst)
-        against_all = counts[worst] == len(volumes) - 1 - len(problems)
-        if against_all or found[pair].code != "images-unrelated":  # T1ce alone says little of FLAIR
+        if (
+            counts[worst] == len(left) or found[pair].code != "images-unrelated"
+        ):  # T1ce alone says little of FLAIR
             problems.append(problem or found[pair])
         found = {pair: problem for pair, problem in found.items() if worst not in pair}
     return problems

@@ -113,6 +113,11 @@ def _record(run: Session) -> RunRecord:
             "trained_on": [case.id for case in run.cases] or None,
             **({"simulated": True} if phantoms else {}),  # completion warns of such weights
             **({"minutes": run.minutes} if run.minutes is not None else {}),
+            **(
+                {"background": dataset.background}
+                if dataset is not None and dataset.background != "auto"
+                else {}
+            ),
         },
     )
     if run.resume:
