@@ -13,6 +13,7 @@ from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.layouts import DEFAULT_MODALITIES
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.unread import kind_of_name, modalities_in
+from attcl_cli.errors import AttclError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 
@@ -246,6 +247,23 @@ def test_slices_and_volumes_of_one_patient_are_no_two_patients(tmp_path):
     dataset = open_dataset(touch(tmp_path, [*slices, *cases("A")]))
     assert (dataset.layout.name, dataset.problems) == ("slices", ())
     assert len(dataset.ignored) == 4
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "hint"),
+    [
+        (["P1/t1/IM1.dcm", "P1/t1/IM2.dcm", "P2/t1/IM1.dcm"], "2 images such as P1/t1 (DICOM)", "dcm2niix"),
+        (["P1/P1_t1.mha", "P1/P1_t2.mha"], "2 images such as P1/P1_t1.mha (MetaImage)", "SimpleITK"),
+        (["P1/P1_t1.zip"], "1 image such as P1/P1_t1.zip (an archive)", "unpack"),
+        (["notes.txt", "README"], "2 files and no image", "--modalities"),
+    ],
+)  # fmt: skip
+def test_a_folder_of_other_formats_alone_says_what_to_do(names, content, hint, tmp_path):
+    with pytest.raises(AttclError) as caught:
+        open_dataset(touch(tmp_path, names))
+    assert caught.value.code == "unrecognised-layout"
+    assert f"unknown folder layout: {content}, expected " in caught.value.message
+    assert hint in caught.value.hint
 
 
 # --- what is harmless -------------------------------------------------------------------------------------------------
