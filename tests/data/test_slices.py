@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from attcl_cli.data import slices
-from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.dataset import Source, open_dataset
 from attcl_cli.data.slices import SliceStore, build, open_store
 from attcl_cli.errors import AttclError, ProblemsError
 
@@ -145,6 +145,24 @@ def test_a_store_opens_again_as_it_was(store):
     assert np.array_equal(again.data, store.data)
     assert np.array_equal(again.filled, store.filled)
     assert (again.modalities, again.trained_on) == (store.modalities, store.trained_on)
+
+
+def test_a_store_of_shifted_volumes_is_that_of_the_volumes_themselves(phantom_root, tmp_path):
+    shutil.copytree(phantom_root, tmp_path / "shifted")
+    for path in (tmp_path / "shifted").rglob("*.nii.gz"):
+        if "_seg" not in path.name:
+            image = nib.load(path)
+            data = np.asanyarray(image.dataobj) + np.int16(10)
+            nib.save(nib.Nifti1Image(data, image.affine, image.header), path)
+    stores = []
+    for root, background in ((phantom_root, "auto"), (tmp_path / "shifted", 10.0)):
+        dataset = Source(root, background=background).open()
+        folder = tmp_path / f"store-{background}"
+        stores.append(build(dataset, dataset.cases[:1], folder, image_size=16, canvas=64))
+        assert open_store(folder).background == background
+    clean, shifted = stores
+    assert np.array_equal(clean.data, shifted.data)
+    assert clean.scales == shifted.scales
 
 
 @pytest.mark.parametrize("workers", [0, 3])

@@ -95,6 +95,16 @@ def test_what_a_weights_file_says_of_itself_comes_back(tiny_settings, tmp_path):
     assert weights.sha256 == sha256(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("background", ["auto", "keep", -1024.0])
+def test_the_background_of_training_comes_back_and_auto_goes_without_saying(
+    background, tiny_settings, tmp_path
+):
+    saved_method(tmp_path / "w.safetensors", tiny_settings, background=background)
+    assert find_weights(str(tmp_path / "w.safetensors")).info.background == background
+    stored = "background" in read_metadata(tmp_path / "w.safetensors")
+    assert stored == (background != "auto")
+
+
 def test_what_was_measured_on_the_training_volumes_comes_back_and_is_not_on_the_card(
     tiny_settings, tmp_path
 ):
