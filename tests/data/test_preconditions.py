@@ -9,11 +9,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from attcl_cli.data import preconditions, voxels
 from attcl_cli.data.dataset import Source, open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.preconditions import examine
+from attcl_cli.data.volumes import load
 
 Change = Callable[[np.ndarray], np.ndarray]
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -237,3 +239,36 @@ def test_every_bound_lies_between_prepared_and_faulty_figures():
     assert 1.04 < preconditions.LEAST_GAIN < 1.17
     assert 0.95 < preconditions.SAME_MASK < 0.99
     assert 35 < preconditions.MOST_FACTOR < 169
+
+
+def repaint(root: Path, how: Change) -> None:
+    """Write every PNG slice of a dataset anew, except those of label maps."""
+    for path in root.rglob("*.png"):
+        if "seg" not in path.parts[-2]:
+            with Image.open(path) as image:
+                pixels = np.asarray(image)
+            Image.fromarray(how(pixels).astype(pixels.dtype)).save(path)
+
+
+def test_grey_around_png_slices_is_a_note_and_read_as_0(phantoms, tmp_path):
+    root = tmp_path / "slices"
+    shutil.copytree(phantoms("slices"), root)
+    repaint(root, lambda pixels: pixels + 20)
+    dataset = open_dataset(root)
+    findings = examine(dataset)
+    assert findings.problems == []
+    assert findings.notes[0].startswith("16 volumes have a background other than 0")
+    paths, clean = (
+        data.paths(data.cases[0], "t1") for data in (dataset, open_dataset(phantoms("slices")))
+    )
+    assert load(paths).background == 20
+    assert np.array_equal(load(paths).data, load(clean).data)
+
+
+def test_noise_around_png_slices_is_refused(phantoms, tmp_path):
+    root = tmp_path / "slices"
+    shutil.copytree(phantoms("slices"), root)
+    noise = np.random.default_rng(0)
+    repaint(root, lambda pixels: np.where(pixels > 0, pixels, noise.integers(1, 9, pixels.shape)))
+    codes = {problem.code for problem in examine(open_dataset(root)).problems}
+    assert codes == {"background-noisy"}
