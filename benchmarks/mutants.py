@@ -8,8 +8,8 @@ from __future__ import annotations
 import ast
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 KINDS: Mapping[str, str] = {
@@ -164,44 +164,55 @@ def mutants_of(file: str, source: str) -> list[Mutant]:
     return sorted(mutants.values(), key=lambda one: (order.index(one.kind), one.line))
 
 
+@dataclass(frozen=True)
+class _Scope:
+    """What is known where a node stands: the function's name, its variables, and the file's networks."""
+
+    place: str
+    names: frozenset[str]
+    networks: tuple[str, ...]
+
+    def within(self, node: ast.FunctionDef | ast.ClassDef) -> _Scope:
+        """Return the scope of what stands in a function or a class."""
+        names = {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
+        names |= {item.arg for item in ast.walk(node) if isinstance(item, ast.arg)}
+        place = f"{self.place}.{node.name}".lstrip(".")
+        return replace(self, place=place, names=frozenset(names))
+
+
 def _changes(tree: ast.Module) -> Iterator[tuple[str, Change]]:
-    own = _children_of(tree)
-    for place, node in _nodes(tree, ""):
-        for find in _FINDERS:
-            for change in find(node, own):
-                yield place, change
-
-
-def _children_of(tree: ast.Module) -> tuple[str, ...]:
-    """Return the networks that the file's method has."""
-    return tuple(
+    networks = tuple(
         name
         for name in NETWORKS
         if any(isinstance(node, ast.Attribute) and node.attr == name for node in ast.walk(tree))
     )
+    for scope, node in _nodes(tree, _Scope("", frozenset(), networks)):
+        for find in _FINDERS:
+            for change in find(node, scope):
+                yield scope.place, change
 
 
-def _nodes(node: ast.AST, place: str) -> Iterator[tuple[str, ast.AST]]:
-    """Yield what may change, with the name of the function that it stands in."""
+def _nodes(node: ast.AST, scope: _Scope) -> Iterator[tuple[_Scope, ast.AST]]:
+    """Yield what may change."""
     if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return
     if isinstance(node, ast.ClassDef) and node.name.endswith("Settings"):
         return
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        place = f"{place}.{node.name}".lstrip(".")
-    yield place, node
+        scope = scope.within(node)
+    yield scope, node
     for field, value in ast.iter_fields(node):
         if field in _PASSED_OVER:
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
-                yield from _nodes(child, place)
+                yield from _nodes(child, scope)
 
 
 # --- kinds of change --------------------------------------------------------------------------------------------------
 
 
-def _weights(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
+def _weights(node: ast.AST, _scope: _Scope) -> Iterator[Change]:
     """Find `terms["name"] = (weight, loss)` and the like."""
     values: list[ast.expr] = []
     if isinstance(node, ast.Dict):
@@ -217,7 +228,8 @@ def _weights(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
             yield "drop", weight, f"0 * ({ast.unparse(weight)})"
 
 
-def _networks(node: ast.AST, own: Sequence[str]) -> Iterator[Change]:
+def _networks(node: ast.AST, scope: _Scope) -> Iterator[Change]:
+    own = scope.networks
     if isinstance(node, ast.Constant) and node.value in own:
         for other in own:
             if other != node.value:
@@ -233,7 +245,7 @@ def _networks(node: ast.AST, own: Sequence[str]) -> Iterator[Change]:
         yield "network", node, _with(node, lambda new: setattr(new, "attr", other))
 
 
-def _gradients(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
+def _gradients(node: ast.AST, _scope: _Scope) -> Iterator[Change]:
     if not isinstance(node, ast.Call):
         return
     name = _name_of(node.func)
@@ -249,7 +261,7 @@ def _gradients(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
                 yield "detach", argument, f"({ast.unparse(argument)}).detach()"
 
 
-def _pairs(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
+def _pairs(node: ast.AST, scope: _Scope) -> Iterator[Change]:
     field = "attr" if isinstance(node, ast.Attribute) else "id"
     name = getattr(node, field, None)
     if not isinstance(getattr(node, "ctx", None), ast.Load) or name is None:
@@ -257,10 +269,12 @@ def _pairs(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
     for pair in _PAIRS:
         if name in pair:
             other = pair[1 - pair.index(name)]
+            if field == "id" and other not in scope.names:
+                continue  # any test would catch an unknown name
             yield "swap", node, _with(node, lambda new, to=other: setattr(new, field, to))
 
 
-def _calls(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
+def _calls(node: ast.AST, _scope: _Scope) -> Iterator[Change]:
     if isinstance(node, ast.Expr) and isinstance(node.value, (ast.Call, ast.Yield)):
         yield "call", node, "pass" if isinstance(node.value, ast.Call) else "yield None"
     if not isinstance(node, ast.Call):
@@ -276,7 +290,7 @@ def _calls(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
             yield "keyword", node, _with(node, lambda new, at=index: new.keywords.pop(at))
 
 
-def _operators(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
+def _operators(node: ast.AST, _scope: _Scope) -> Iterator[Change]:
     kind = "arithmetic"
     if isinstance(node, (ast.BinOp, ast.BoolOp)) and type(node.op) in _OPERATORS:
         to = _OPERATORS[type(node.op)]
@@ -293,7 +307,7 @@ def _operators(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
             yield kind, test, f"(not ({ast.unparse(test)}))"
 
 
-def _numbers(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
+def _numbers(node: ast.AST, _scope: _Scope) -> Iterator[Change]:
     if not isinstance(node, ast.Constant):
         return
     if isinstance(node.value, bool):
@@ -304,7 +318,7 @@ def _numbers(node: ast.AST, _own: Sequence[str]) -> Iterator[Change]:
         yield "number", node, repr(2 * node.value or 1.0)
 
 
-_FINDERS: tuple[Callable[[ast.AST, Sequence[str]], Iterator[Change]], ...] = (
+_FINDERS: tuple[Callable[[ast.AST, _Scope], Iterator[Change]], ...] = (
     _weights,
     _networks,
     _gradients,
