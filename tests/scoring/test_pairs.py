@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -27,6 +28,17 @@ def test_a_pair_is_the_truth_and_the_completed_volume(folders):
     pair = pairs["Phantom_00000", "t2"]
     assert pair.prediction == (first_completed(folders),)
     assert pair.truth == (folders.truth / "Phantom_00000" / "Phantom_00000_t2.nii.gz",)
+
+
+def test_what_is_background_is_what_the_dataset_says(folders):
+    ori, truth = (
+        replace(open_dataset(root), background="keep") for root in (folders.ori, folders.truth)
+    )
+    completed = plan_comparison(ori, truth, folders.cpl, None)
+    translated = plan_directions(truth, None)
+    for comparison in (completed, translated):
+        assert {case.background for case in comparison.cases} == {"keep"}
+    assert not completed.by_direction and translated.by_direction
 
 
 def test_volumes_of_one_case_with_the_same_sources_stand_together(folders):

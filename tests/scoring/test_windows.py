@@ -143,6 +143,25 @@ def test_samples_need_no_window_of_their_own():
     assert "in the one window of training" in METRICS["lpips-diversity"].policy
 
 
+@pytest.fixture
+def scored_file(tmp_path: Path, write_nifti) -> Callable[..., dict[tuple[str, str], float]]:
+    """`scored_file(change)` writes the ball and what `change` makes of it, and returns (metric, region) -> value."""
+
+    def scored(change: Change, **options) -> dict[tuple[str, str], float]:
+        raw = ball().transpose(2, 1, 0)
+        truth = write_nifti(tmp_path / "t2.nii.gz", raw)
+        source = write_nifti(tmp_path / "t1.nii.gz", raw[::-1].copy())
+        made = write_nifti(tmp_path / "made.nii.gz", change(raw).astype(np.float32))
+        pairs = (Pair("t2", (truth,), (made,)),)
+        case = CasePairs("A", ("t1",), {"t1": (source,)}, pairs, (), **options)
+        comparison = Comparison((case,), (), tmp_path)
+        measures = Measures(("ssim", "nmse", "gms"), only=("synthetic",))
+        (rows,) = score_cases(comparison, measures, folder=tmp_path)
+        return {(row.metric, row.region): row.value for row in rows}
+
+    return scored
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -152,21 +171,19 @@ def test_samples_need_no_window_of_their_own():
     ],
     ids=[*UNITS, "plus 100, background too", "z-scored, background too"],
 )
-def test_files_in_other_units_score_as_perfect(change, tmp_path, write_nifti):
-    raw = ball().transpose(2, 1, 0)
-    truth = write_nifti(tmp_path / "t2.nii.gz", raw)
-    source = write_nifti(tmp_path / "t1.nii.gz", raw[::-1].copy())
-    made = write_nifti(tmp_path / "made.nii.gz", change(raw).astype(np.float32))
-    case = CasePairs("A", ("t1",), {"t1": (source,)}, (Pair("t2", (truth,), (made,)),), ())
-    comparison = Comparison((case,), (), tmp_path)
-    measures = Measures(("ssim", "nmse", "gms"), only=("synthetic",))
-    (rows,) = score_cases(comparison, measures, folder=tmp_path)
-    values = {(row.metric, row.region): row.value for row in rows}
+def test_files_in_other_units_score_as_perfect(change, scored_file):
+    values = scored_file(change)
     assert values == pytest.approx(
         {("ssim", "brain"): 1, ("ssim", "whole"): 1, ("gms", "brain"): 1}
         | {("nmse", "brain"): 0, ("nmse", "whole"): 0},
         abs=5e-4,
     )
+
+
+def test_intensities_that_are_to_be_kept_are_scored_as_stored(scored_file):
+    values = scored_file(lambda volume: volume + 100, background="keep")
+    assert values["nmse", "brain"] == pytest.approx(0, abs=1e-6)
+    assert values["nmse", "whole"] > 0.01  # its background is 100, that of the truth 0
 
 
 # --- outside the brain ------------------------------------------------------------------------------------------------
@@ -184,6 +201,14 @@ def test_noise_outside_the_brain_is_seen_by_whole_and_by_no_other_region(level, 
         assert after["tumour"] == before["tumour"]
         assert after["whole"] != before["whole"]
     assert values_of(METRICS["ssim"], pair, tmp_path)["whole"] < 0.9
+
+
+@pytest.mark.parametrize("level", [30, 500])
+def test_noise_outside_the_brain_of_a_file_is_seen(level, scored_file):
+    noise = np.random.default_rng(1).uniform(1, level, ball().transpose(2, 1, 0).shape)
+    values = scored_file(lambda volume: np.where(volume != 0, volume, noise))
+    assert values["ssim", "brain"] == pytest.approx(1) and values["nmse", "brain"] == 0
+    assert values["ssim", "whole"] < 0.9 and values["nmse", "whole"] > 1e-4
 
 
 def test_what_lies_outside_counts_in_widths_of_the_window():
