@@ -53,7 +53,10 @@ def complete(
     ] = None,
     target: Annotated[
         list[str] | None,
-        typer.Option("--target", help="Only this modality; may be given several times."),
+        typer.Option(
+            "--target",
+            help="Only this modality, also if no case has it; may be given several times.",
+        ),
     ] = None,
     batch_size: Annotated[
         int,
