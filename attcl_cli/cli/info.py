@@ -48,6 +48,7 @@ def info(
             modalities=modalities,
             bids_filter=bids_filter or [],
             background=parse_background(background),
+            progress=terminal.Terminal(as_json=as_json),
         )
         _show_dataset(folder, content, as_json=as_json)
 

@@ -19,6 +19,7 @@ from attcl_cli.data.layouts import Layout
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.errors import AttclError, fold, raise_all
 from attcl_cli.methods.weights import Weights
+from attcl_cli.progress import SILENT, Progress
 
 
 def plan_completion(
@@ -34,6 +35,7 @@ def plan_completion(
     keep_going: bool = False,
     overwrite: bool = False,
     force: bool = False,
+    progress: Progress = SILENT,
 ) -> CompletionPlan:
     """Decide what is missing and from what it is made (Algorithm 1, Section 3.6), and check all that can be checked.
 
@@ -55,6 +57,7 @@ def plan_completion(
         keep_going: leave out cases with problems instead of refusing to start.
         overwrite: make volumes again that exist in the output folder.
         force: take data that a check of the voxels refuses.
+        progress: hears of the checks, if there are many cases.
 
     Raises:
         AttclError: everything that is wrong, together.
@@ -98,7 +101,8 @@ def plan_completion(
     problems += fold(existing, checks.same_making)
     problems += checks.synthetic_sources(dataset, jobs)
     busy = {job.case.id for job in jobs}
-    findings = examine(dataset, [case for case in dataset.cases if case.id in busy], force=force)
+    sources = [case for case in dataset.cases if case.id in busy]
+    findings = examine(dataset, sources, force=force, progress=progress)
     sound, failed, wrong = _sound(
         findings, dataset, models, jobs, unmade, manner, keep_going=keep_going
     )

@@ -19,7 +19,7 @@ from attcl_cli.data import derivative, splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, ProblemsError, UsageError
 from attcl_cli.files import read_json, sweep
 from attcl_cli.methods import bundled
 from attcl_cli.methods.weights import Weights, find_weights, load_method
@@ -187,6 +187,7 @@ def complete(
         keep_going=keep_going,
         overwrite=overwrite,
         force=force,
+        progress=progress,
     )
     _say_notes(plan, progress)
     name = "run.json" if num_parts == 1 else f"run-{part_id}of{num_parts}.json"
@@ -255,7 +256,27 @@ def _find_models(
     *,
     force: bool,
 ) -> tuple[list[Weights], str]:
-    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen."""
+    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen.
+
+    Raises:
+        AttclError: no weights will do; together with what is wrong with the names of files.
+    """
+    try:
+        return _choose_models(names, dataset, targets, progress, force=force)
+    except AttclError as error:
+        if not dataset.problems:
+            raise
+        raise ProblemsError([*dataset.problems, error]) from error
+
+
+def _choose_models(
+    names: Sequence[Path | str],
+    dataset: Dataset,
+    targets: Sequence[str],
+    progress: Progress,
+    *,
+    force: bool,
+) -> tuple[list[Weights], str]:
     if not names:
         choice = bundled.choose_weights(dataset, targets)
         progress.say(f"weights: {choice.title}")

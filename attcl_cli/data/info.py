@@ -15,6 +15,7 @@ from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.splits import leaks_of, read_splits
 from attcl_cli.errors import AttclError
+from attcl_cli.progress import SILENT, Progress
 
 
 def dataset_info(
@@ -24,6 +25,7 @@ def dataset_info(
     modalities: Path | str | None = None,
     bids_filter: Sequence[str] = (),
     background: BackgroundOption = "auto",
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Return what a folder holds: layout, cases, modalities, missing ones, problems and splits.
 
@@ -33,6 +35,7 @@ def dataset_info(
         modalities: a TOML file with other modality names or another naming.
         bids_filter: of several files of a modality in BIDS, which is meant.
         background: what is background in the volumes (`volumes.load`).
+        progress: hears of the cases, if they are many.
 
     Returns:
         The document of `attcl info DIR --json`; `splits` only if prepare-splits wrote the folder.
@@ -43,7 +46,7 @@ def dataset_info(
     vocabulary = None if modalities is None else Path(modalities)
     source = Source(Path(folder), layout, vocabulary, tuple(bids_filter), background)
     dataset = source.open()
-    findings = examine(dataset)
+    findings = examine(dataset, progress=progress)
     document = describe(dataset, [*findings.problems, *leaks_of(dataset)])
     document["notes"] += findings.notes
     splits = read_splits(dataset.root)

@@ -25,6 +25,7 @@ from attcl_cli.data.voxels import (
     read_record,
 )
 from attcl_cli.errors import AttclError, counted
+from attcl_cli.progress import SILENT, Progress
 
 # Figures of the 24 prepared patients that these bounds were set on are in docs/guides/data.md.
 MOST_BRAIN_ML = 2200.0  # the largest brains have about 2000 ml with their fluid; 1614 was the most, a raw head 2579
@@ -41,6 +42,7 @@ MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
 
+_MANY_CASES = 50  # take long enough to be counted aloud
 _LEAST_SIDE = 16  # voxels
 _LEAST_FIELD_ML = 500.0
 _STRIP = "strip the skull (HD-BET, SynthStrip) and set the background to 0"
@@ -82,7 +84,11 @@ class Findings:
 
 
 def examine(
-    dataset: Dataset, cases: Sequence[Case] | None = None, *, force: bool = False
+    dataset: Dataset,
+    cases: Sequence[Case] | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> Findings:
     """Look at the names, the files and the voxels of some cases.
 
@@ -90,6 +96,7 @@ def examine(
         dataset: the dataset.
         cases: only these cases; None: all, and folders that are no case.
         force: take what is wrong with voxels as notes.
+        progress: hears of the cases, if they are many.
     """
     chosen = list(dataset.cases if cases is None else cases)
     known = {case.id for case in dataset.cases}
@@ -99,8 +106,17 @@ def examine(
         if cases is None and name not in known
     }
     threads = min(8, (os.cpu_count() or 1) * 2)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        examined = list(pool.map(lambda case: _examine_case(dataset, case), chosen))
+    listener = progress if len(chosen) > _MANY_CASES else SILENT
+    examined = []
+    with (
+        ThreadPoolExecutor(max_workers=threads) as pool,
+        listener.bar(len(chosen), "check", every_seconds=10) as bar,
+    ):
+        for case, it in zip(
+            chosen, pool.map(lambda case: _examine_case(dataset, case), chosen), strict=True
+        ):
+            examined.append(it)
+            bar(case.id)
     volumes = [volume for it in examined for volume in it.volumes]
     wrong = {case.id: list(it.wrong) for case, it in zip(chosen, examined, strict=True)}
     if dataset.background != "keep":

@@ -86,7 +86,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     progress.detail(
         f"{source.folder}: {counted(len(opened.cases), 'case')}, checking their volumes"
     )
-    findings = examine(opened, force=force)
+    findings = examine(opened, force=force, progress=progress)
     for note in (*opened.notes, *findings.notes):
         progress.say(f"note: {note}")
     raise_all(findings.problems)

@@ -23,6 +23,7 @@ from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.splits import SPLITS, Splits
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 from attcl_cli.files import read_json
+from attcl_cli.progress import SILENT, Progress
 
 COMPLETED, INCOMPLETE, REAL = "completed", "incomplete", "real"
 USUAL = "flair"  # the paper's "w/o DA"
@@ -183,6 +184,7 @@ def plan_inputs(
     parts: Sequence[str] = SPLITS,
     allow_missing: bool = False,
     force: bool = False,
+    progress: Progress = SILENT,
 ) -> StudyPlan:
     """Find the files of every input, and check them all: headers, grids, labels, sizes.
 
@@ -196,6 +198,7 @@ def plan_inputs(
         parts: only these splits.
         allow_missing: leave out cases without a label map instead of refusing.
         force: take volumes that a check of their voxels refuses.
+        progress: hears of the checks, if there are many cases.
 
     Raises:
         UsageError: an input is unknown.
@@ -228,7 +231,7 @@ def plan_inputs(
             samples[part] = tuple(listed)
         inputs[name] = Input(name, channels, samples)
     everything = [case for members in cases.values() for case in members]
-    findings = examine(data, everything, force=force)
+    findings = examine(data, everything, force=force, progress=progress)
     checks = _check(data, everything, extra, canvas, findings, allow_missing=allow_missing)
     raise_all([*fold(problems, _same_lack), *checks.problems])
     unlabelled = set(checks.unlabelled)

@@ -191,6 +191,7 @@ def segment(
         canvas=resolved.canvas,
         allow_missing=request.allow_missing,
         force=force,
+        progress=progress,
     )
     notes += plan.notes
     if place.type == "cpu" and resolved.image_size > _SLOW_CPU_PIXELS:

@@ -232,6 +232,7 @@ def _evaluate_segmenter(
         parts=("test",),
         allow_missing=request.allow_missing,
         force=True,
+        progress=options.progress,
     )
     for note in plan.notes:
         options.progress.say(f"note: {note}")

@@ -128,6 +128,7 @@ def export(
         canvas=None,
         allow_missing=allow_missing,
         force=True,
+        progress=progress,
     )
     for note in plan.notes:
         progress.say(f"note: {note}")

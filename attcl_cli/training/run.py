@@ -192,7 +192,9 @@ def train(
     processes.wait()  # before the main process puts something there
     if resume is not None:
         origin = _open(source)
-    cases, validated, remarks = _checked_cases(origin, settings, run_dir, resume, force=force)
+    cases, validated, remarks = _checked_cases(
+        origin, settings, run_dir, resume, force=force, progress=progress
+    )
     precision = precision_for(precision, resume)
     if resume is not None:
         progress.say(f"{resume}: continues from step {first} in {precision}")
@@ -284,14 +286,20 @@ def _finished_before(
 
 
 def _checked_cases(
-    origin: Dataset | Path, settings: Settings, run_dir: Path, resume: Path | None, *, force: bool
+    origin: Dataset | Path,
+    settings: Settings,
+    run_dir: Path,
+    resume: Path | None,
+    *,
+    force: bool,
+    progress: Progress,
 ) -> tuple[list[Case], list[Case], list[str]]:
     """Return the training and the validation cases of a dataset, checked, and notes; none of packed slices."""
     if isinstance(origin, Path):
         return [], [], []
     cases, validated = training_cases(origin)
     require_usable(settings, origin, cases)
-    findings = examine(origin, [*cases, *validated], force=force)
+    findings = examine(origin, [*cases, *validated], force=force, progress=progress)
     raise_all([*synthetic_volumes(origin, cases), *findings.problems])
     refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
     if resume is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ from attcl_cli.data.dataset import Source, open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.volumes import load
+from attcl_cli.progress import Bar, Silent
 
 Change = Callable[[np.ndarray], np.ndarray]
 MODALITIES = ("flair", "t1", "t1ce", "t2")
@@ -272,3 +274,27 @@ def test_noise_around_png_slices_is_refused(phantoms, tmp_path):
     repaint(root, lambda pixels: np.where(pixels > 0, pixels, noise.integers(1, 9, pixels.shape)))
     codes = {problem.code for problem in examine(open_dataset(root)).problems}
     assert codes == {"background-noisy"}
+
+
+class Listener(Silent):
+    """Counts what a bar is told."""
+
+    def __init__(self) -> None:
+        self.counted: list[str] = []
+
+    @contextmanager
+    def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[Bar]:
+        assert (total, title) == (51, "check")
+
+        def count(item: str = "", *, to: int | None = None) -> None:
+            self.counted.append(item)
+
+        yield count
+
+
+@pytest.mark.parametrize(("cases", "counted"), [(50, 0), (51, 51)])
+def test_many_cases_are_counted_aloud(cases, counted, write_case, tmp_path):
+    write_case(tmp_path, [f"A{case}/A{case}_t1.nii.gz" for case in range(cases)])
+    listener = Listener()
+    examine(open_dataset(tmp_path), progress=listener)
+    assert len(set(listener.counted)) == counted
