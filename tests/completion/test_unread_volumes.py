@@ -12,7 +12,7 @@ import pytest
 
 from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, ProblemsError
 
 CASE = "Phantom_00000"
 T1 = f"{CASE}/{CASE}_t1.nii.gz"
@@ -124,3 +124,11 @@ def test_a_new_channel_of_nnu_net_lies_among_the_others(phantoms, weights, tmp_p
     assert (side_car["synthetic"], side_car["target"]) == (True, "t2")
     whole = open_dataset(out)
     assert (whole.layout.name, whole.counts()) == ("nnunet", dict.fromkeys(whole.modalities, 4))
+
+
+def test_a_file_that_is_not_read_is_named_with_what_is_wrong_with_the_weights(hidden, tmp_path):
+    root = hidden("MetaImage")
+    with pytest.raises(ProblemsError) as caught:
+        complete(root, tmp_path / "out", weights=tmp_path / "no-weights", device="cpu")
+    codes = [problem.code for problem in caught.value.problems]
+    assert codes == ["volume-not-read", "unknown-weights"]
