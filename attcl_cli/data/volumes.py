@@ -28,6 +28,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 from attcl_cli.data import png_slices
 from attcl_cli.data.background import BackgroundOption, find_background, subtract
 from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
+from attcl_cli.data.nifti_headers import shorten_quaternion
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.files import write_whole
 
@@ -46,7 +47,6 @@ _SUSPICIOUS_COMPRESSION = 0.01
 _DIMENSIONS = 3
 _COPY_AGAIN = "copy it again from its source, or remove it"
 _NIFTI2_HEADER = 540  # bytes; the first number of such a file
-_QUATERNION_TOLERANCE = 1e-3  # of its length: what rounding and conversion through text do
 
 
 @dataclass(frozen=True)
@@ -453,26 +453,8 @@ def _read_header(stream: io.BufferedIOBase, path: Path) -> Any:
     stream.seek(0)
     of_version_2 = _NIFTI2_HEADER in (struct.unpack(order, start)[0] for order in ("<i", ">i"))
     header = (nib.Nifti2Header if of_version_2 else nib.Nifti1Header).from_fileobj(stream)
-    _shorten_quaternion(header, path)
+    shorten_quaternion(header, path)
     return header
-
-
-def _shorten_quaternion(header: Any, path: Path) -> None:
-    """Give a quaternion that is longer than 1 the length 1, as the reference code of NIfTI and so all viewers do."""
-    if int(header["sform_code"]) > 0 or int(header["qform_code"]) <= 0:  # the affine is not its
-        return
-    fields = ("quatern_b", "quatern_c", "quatern_d")
-    quaternion = np.array([header[field] for field in fields], dtype=np.float64)
-    length = float(np.linalg.norm(quaternion))
-    if length > 1 + _QUATERNION_TOLERANCE:
-        raise AttclError(
-            f"{path}: the quaternion of its qform has length {length:.4g}, expected at most 1",
-            "write the header's qform anew, or a sform (with nibabel: image.set_sform(affine, code=1))",
-            code="qform-invalid",
-        )
-    if length > 1:
-        for field, value in zip(fields, quaternion / length, strict=True):
-            header[field] = value
 
 
 def _grid(header: Any, path: Path) -> Grid:
