@@ -334,6 +334,18 @@ def _assemble(
             )
         if problems:
             wrong[case_id] = tuple(problems)
+    spellings_of: dict[str, list[str]] = defaultdict(list)
+    for case_id in by_case:
+        spellings_of[case_id.lower()].append(case_id)
+    for ids in spellings_of.values():
+        for case_id in ids if len(ids) > 1 else ():
+            problem = AttclError(
+                f"{root / by_case[case_id][0].path}: {' and '.join(sorted(ids))} differ in capitals alone, "
+                "expected one name per case",
+                "rename the files of one of them",
+                code="case-in-two-spellings",
+            )
+            wrong[case_id] = (*wrong.get(case_id, ()), problem)
     for folder in _empty_folders(root, layout, by_case):
         problem = AttclError(
             f"{folder}: a case with no modality, expected its images",

@@ -159,6 +159,15 @@ def test_an_empty_folder_named_as_a_volume_is_a_problem(tmp_path, write_case):
     assert problem.message.startswith(f"{tmp_path}/A/A_t1.nii.gz: ")
 
 
+def test_a_case_in_two_spellings_is_a_problem(tmp_path):
+    names = [*cases("Case_000", "Case_001", lacking="t1"), "case_000/case_000_t1.nii.gz"]
+    (problem,) = open_dataset(touch(tmp_path, names)).problems
+    assert problem.code == "case-in-two-spellings"
+    assert (
+        "case_000/case_000_t1.nii.gz: case_000 and Case_000 differ in capitals" in problem.message
+    )
+
+
 def test_contrast_agent_makes_it_another_modality(tmp_path):
     names = cases("Case_000", "Case_001", lacking="t1ce")
     (problem,) = open_dataset(touch(tmp_path, [*names, "Case_000/T1_post_contrast.nii"])).problems
