@@ -128,21 +128,18 @@ def test_a_run_tells_what_is_caught_from_what_survives_and_resumes(tmp_path):
     original = REPOSITORY / mutate.METHODS / "losses.py"
     before = original.read_bytes()
     record = tmp_path / "mutants.jsonl"
-    fixed = ("benchmarks/mutate.py", "--output", record, "--files", "losses.py")
-    tests = ("--tests", "methods/test_losses.py")
-    output = fresh_python(*fixed, *tests, "--match", "softplus(-logits)", "--kinds", "arithmetic")
-    assert "1/1 caught: attcl_cli/methods/losses.py" in output
-    assert "    + return F.softplus((logits)).mean()" in output
-    assert "arithmetic  1 of 1 caught" in output
+    line = ("--files", "losses.py", "--match", "return total / max(", "--kinds", "number")
+    options = ("benchmarks/mutate.py", "--output", record, *line, "arithmetic")
+    output = fresh_python(*options, "--tests", "methods/test_losses.py")
+    assert "1/3 caught: attcl_cli/methods/losses.py" in output
+    assert "    + return (total * max(len(per_slice) * share, 1e-09))" in output
+    assert "arithmetic  2 of 2 caught" in output
     # Whatever is larger than 0 does: it stands there against a division by zero.
-    output = fresh_python(*fixed, *tests, "--match", "1e-9", "--kinds", "number")
-    assert "1/1 survived: attcl_cli/methods/losses.py" in output
-    assert "1 survive\n" in output
+    assert "number      0 of 1 caught\n1 survive\n" in output
     lines = [json.loads(line) for line in record.read_text().splitlines()]
-    assert [line["outcome"] for line in lines] == ["caught", "survived"]
+    assert [line["outcome"] for line in lines] == ["caught", "caught", "survived"]
     assert lines[0]["test"].startswith("tests/methods/test_losses.py::test_")
-    listed = fresh_python(*fixed, "--match", "1e-9", "--kinds", "number", "--list")
-    assert listed == "0 mutants\n"
-    again = fresh_python(*fixed, "--match", "1e-9", "--again", "--list")
-    assert again.endswith("1 mutants\n")
+    assert fresh_python(*options, "--list") == "0 mutants\n"
+    again = fresh_python(*options, "--again", "--list")
+    assert again.endswith(f"    + {lines[2]['after']}\n1 mutants\n")
     assert original.read_bytes() == before
