@@ -161,11 +161,11 @@ def test_an_empty_folder_named_as_a_volume_is_a_problem(tmp_path, write_case):
 
 def test_a_case_in_two_spellings_is_a_problem(tmp_path):
     names = [*cases("Case_000", "Case_001", lacking="t1"), "case_000/case_000_t1.nii.gz"]
-    (problem,) = open_dataset(touch(tmp_path, names)).problems
-    assert problem.code == "case-in-two-spellings"
-    assert (
-        "case_000/case_000_t1.nii.gz: case_000 and Case_000 differ in capitals" in problem.message
-    )
+    dataset = open_dataset(touch(tmp_path, names))
+    assert codes(dataset) == ["case-in-two-spellings"] * 2
+    assert dataset.wrong.keys() == {"Case_000", "case_000"}
+    message = dataset.wrong["case_000"][0].message
+    assert "case_000/case_000_t1.nii.gz: Case_000 and case_000 differ in capitals" in message
 
 
 def test_contrast_agent_makes_it_another_modality(tmp_path):
