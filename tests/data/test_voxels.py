@@ -1,0 +1,112 @@
+"""The figures of a volume and of a pair, against what arrays made by hand must give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attcl_cli.data.voxels import Sample, compare, describe
+
+SHAPE = (40, 48, 44)  # 3 mm voxels: 120 x 144 x 132 mm
+MM = (3.0, 3.0, 3.0)
+
+
+def depth_of_ball() -> np.ndarray:
+    """Distance in mm from the surface of an ellipsoid of 54, 66 and 60 mm inwards; negative outside."""
+    z, y, x = np.indices(SHAPE)
+    radius = np.sqrt(((z - 19.5) / 18) ** 2 + ((y - 23.5) / 22) ** 2 + ((x - 21.5) / 20) ** 2)
+    return (1 - radius) * 60
+
+
+def textured(seed: int) -> np.ndarray:
+    """Smooth blobs, the same for the same seed."""
+    coarse = np.random.default_rng(seed).integers(200, 1000, (10, 12, 11))
+    return np.kron(coarse, np.ones((4, 4, 4))) * (depth_of_ball() > 0)
+
+
+def sample_of(data: np.ndarray) -> Sample:
+    return describe(data.astype(np.int16), MM, "auto", path=Path("x"))[1]
+
+
+def test_volume_and_field_are_in_millilitres():
+    record, _ = describe(textured(0).astype(np.int16), MM, "auto", path=Path("x"))
+    assert record.field_ml == pytest.approx(40 * 48 * 44 * 27 / 1000)
+    assert record.volume_ml == pytest.approx(4 / 3 * np.pi * 5.4 * 6.6 * 6.0, rel=0.02)
+
+
+def test_percentiles_are_less_the_background():
+    clean, _ = describe(textured(0).astype(np.int16), MM, "auto", path=Path("x"))
+    moved, _ = describe((textured(0) - 500).astype(np.int16), MM, "auto", path=Path("x"))
+    assert moved.value == -500
+    assert moved.percentiles == clean.percentiles
+    assert moved.volume_ml == clean.volume_ml
+
+
+def test_without_a_spacing_there_are_no_millilitres():
+    record, _ = describe(textured(0).astype(np.uint16), None, "auto", path=Path("x"))
+    assert (record.field_ml, record.volume_ml) == (None, None)
+
+
+def fine(profile: dict[float, int]) -> np.ndarray:
+    """An ellipsoid of 2 mm voxels whose brightness depends on the depth in mm alone."""
+    z, y, x = np.indices((60, 72, 66))
+    radius = np.sqrt(((z - 29.5) / 27) ** 2 + ((y - 35.5) / 33) ** 2 + ((x - 32.5) / 30) ** 2)
+    depth = (1 - radius) * 60
+    data = np.zeros(depth.shape, np.int16)
+    for least, brightness in profile.items():
+        data[depth > least] = brightness
+    return data
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ({0: 600}, 1.0),
+        ({0: 300, 6: 600}, 1.0),  # grey matter around white, or partial volume
+        ({0: 900, 6: 600}, 1.0),  # fluid around the brain, T2
+        ({0: 800, 6: 100, 14: 600}, 100 / 600),  # scalp, skull, brain
+    ],
+)
+def test_the_rim_is_dark_under_a_scalp_alone(profile, expected):
+    record, _ = describe(fine(profile), (2.0, 2.0, 2.0), "auto", path=Path("x"))
+    assert record.rim == pytest.approx(expected)
+
+
+def test_a_volume_lies_on_itself():
+    pair = compare(sample_of(textured(0)), sample_of(textured(0)))
+    assert (pair.overlap, pair.gain, pair.shift_mm) == (1, 1, (0, 0, 0))
+    assert pair.information > 0.9
+
+
+def test_inverted_contrast_lies_on_its_original():
+    inverted = np.where(textured(0) > 0, 1200 - textured(0), 0)
+    pair = compare(sample_of(textured(0)), sample_of(inverted))
+    assert pair.information > 0.8
+    assert pair.gain == 1
+
+
+def test_unrelated_images_share_no_information():
+    pair = compare(sample_of(textured(0)), sample_of(textured(1)))
+    assert pair.overlap == 1
+    assert abs(pair.information) < 0.1
+
+
+@pytest.mark.parametrize(("axis", "steps"), [(0, 2), (1, -3), (2, 2)])
+def test_a_shift_is_measured_in_millimetres(axis, steps):
+    pair = compare(sample_of(textured(0)), sample_of(np.roll(textured(0), steps, axis)))
+    assert pair.shift_mm[axis] == pytest.approx(3 * steps, abs=0.5)
+    assert max(abs(it) for place, it in enumerate(pair.shift_mm) if place != axis) < 1.5
+    assert pair.gain > 1.5
+
+
+def test_the_overlap_is_dice():
+    first, second = np.zeros(SHAPE), np.zeros(SHAPE)
+    first[10:30, 10:30, 10:30] = textured(0)[10:30, 10:30, 10:30]
+    second[15:35, 10:30, 10:30] = 500
+    masks = first > 0, second > 0
+    pair = compare(Sample(first, MM), Sample(second, MM))
+    assert pair.overlap == pytest.approx(
+        2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    )
