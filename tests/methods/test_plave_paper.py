@@ -103,8 +103,10 @@ def test_the_networks_have_as_many_weights_as_the_papers_layers():
 
 def test_weights_start_as_pix2pix_s():
     method = method_of(small_paper(width=32, max_width=128))
-    kernels = [p for name, p in method.generator.named_parameters() if p.ndim > 1]
-    assert all(p.std().item() == pytest.approx(0.02, rel=0.25) for p in kernels if p.numel() > 500)
+    # Of thousands, so that chance is 1 %: torch's own start of the trunk would be 0.017.
+    kernels = [p for p in method.generator.parameters() if p.ndim > 1 and p.numel() > 5000]
+    assert len(kernels) > 10
+    assert [p.std().item() for p in kernels] == pytest.approx([0.02] * len(kernels), rel=0.04)
     scales = torch.cat([p for name, p in method.named_parameters() if name.endswith("norm.weight")])
     assert scales.mean().item() == pytest.approx(1, abs=0.01)
     assert scales.std().item() == pytest.approx(0.02, rel=0.2)
