@@ -62,6 +62,26 @@ def denormalise(normalised: Array, scale: Scale) -> Array:
     return unit * np.float32(scale.high - scale.low) + np.float32(scale.low)
 
 
+def to_unit(volume: Array, low: float, high: float) -> Array:
+    """Clip to [low, high] and scale that window to [0, 1].
+
+    Args:
+        volume: any shape, any number type.
+        low: intensity that becomes 0.
+        high: intensity that becomes 1; above `low`.
+
+    Returns:
+        float32 of the same shape; NaN stays NaN.
+
+    Raises:
+        ValueError: the window is empty.
+    """
+    if not high > low:
+        raise ValueError(f"window: low {low} and high {high}, expected low < high")
+    unit = (np.asarray(volume, np.float64) - low) / (high - low)
+    return np.clip(unit, 0.0, 1.0).astype(np.float32)
+
+
 def quantiles(values: Array, count: int = QUANTILES) -> Array:
     """Return quantiles of intensities, (count,), at evenly spaced levels, the least and the greatest included.
 

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from scipy import linalg, ndimage
 from scipy.linalg import blas
 
-from attcl_cli.data.intensities import bounding_box
-from attcl_cli.scoring.windows import to_unit
+from attcl_cli.data.intensities import bounding_box, to_unit
 
 Array = NDArray[Any]
 

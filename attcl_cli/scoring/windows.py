@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attcl_cli.data.intensities import Scale, intensity_scale
+from attcl_cli.data.intensities import Scale, intensity_scale, to_unit
 from attcl_cli.scoring.metrics import VolumePair
 
 Array = NDArray[Any]
@@ -34,26 +34,6 @@ def own_scale(image: Array, brain: Array) -> Scale | None:
         return None
     level = max(abs(scale.low), abs(scale.high))
     return scale if scale.high - scale.low > LEAST_CONTRAST * level else None
-
-
-def to_unit(volume: Array, low: float, high: float) -> Array:
-    """Clip to [low, high] and scale that window to [0, 1].
-
-    Args:
-        volume: any shape, any number type.
-        low: intensity that becomes 0.
-        high: intensity that becomes 1; above `low`.
-
-    Returns:
-        float32 of the same shape; NaN stays NaN.
-
-    Raises:
-        ValueError: the window is empty.
-    """
-    if not high > low:
-        raise ValueError(f"window: low {low} and high {high}, expected low < high")
-    unit = (np.asarray(volume, np.float64) - low) / (high - low)
-    return np.clip(unit, 0.0, 1.0).astype(np.float32)
 
 
 def in_own_window(image: Array, brain: Array) -> Array:

@@ -182,3 +182,16 @@ def test_a_margin_grows_the_box_as_far_as_the_image_reaches():
 @pytest.mark.parametrize("margin", [0, 5])
 def test_an_empty_mask_has_no_box(margin):
     assert bounding_box(np.zeros((3, 4), dtype=bool), margin=margin) is None
+
+
+def test_to_unit_clips_and_scales_the_window():
+    volume = np.array([-5, 0, 100, 150, 200, 12_343], np.int16)
+    unit = intensities.to_unit(volume, 100, 200)
+    assert unit.dtype == np.float32
+    np.testing.assert_array_equal(unit, np.array([0, 0, 0, 0.5, 1, 1], np.float32))
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0)])
+def test_to_unit_refuses_an_empty_window(low, high):
+    with pytest.raises(ValueError, match="expected low < high"):
+        intensities.to_unit(np.zeros(3), low, high)

@@ -21,7 +21,6 @@ from attcl_cli.scoring.windows import (
     in_own_window,
     outside_in_own_window,
     own_scale,
-    to_unit,
 )
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -305,19 +304,3 @@ def test_a_prediction_without_contrast_scores_as_zeros_do():
     zeros = truth.beside(np.zeros_like(truth.raw))
     for name in ("ssim", "psnr", "nmse", "gms"):
         assert METRICS[name].function(flat, masks) == METRICS[name].function(zeros, masks)
-
-
-# --- to_unit ----------------------------------------------------------------------------------------------------------
-
-
-def test_to_unit_clips_and_scales_the_window():
-    volume = np.array([-5, 0, 100, 150, 200, 12_343], np.int16)
-    unit = to_unit(volume, 100, 200)
-    assert unit.dtype == np.float32
-    np.testing.assert_array_equal(unit, np.array([0, 0, 0, 0.5, 1, 1], np.float32))
-
-
-@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0)])
-def test_to_unit_refuses_an_empty_window(low, high):
-    with pytest.raises(ValueError, match="expected low < high"):
-        to_unit(np.zeros(3), low, high)
