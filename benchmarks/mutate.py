@@ -45,7 +45,7 @@ _UNET = ("methods/test_unet.py",)
 _EVERY = ("test_every_method.py",)
 TESTS: Mapping[str, Sequence[str]] = {
     "attcl_gan.py": (*_ATTCL, "methods/test_samplers.py", *_EVERY),
-    "plave.py": (*_PLAVE, "methods/test_samplers.py", *_EVERY),
+    "plave.py": (*_PLAVE, "methods/test_plave_settings.py", "methods/test_samplers.py", *_EVERY),
     "unet.py": (*_UNET, "methods/test_samplers.py", *_EVERY),
     "losses.py": ("methods/test_losses.py", *_PLAVE, *_ATTCL, *_UNET),
     "updates.py": (*_ATTCL, *_PLAVE),

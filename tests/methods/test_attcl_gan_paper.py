@@ -309,6 +309,14 @@ def test_paper_has_none_of_ours():
     assert (s.epochs, s.learning_rate_decay, s.slice_span) == (0, 0, "middle")
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_generator_is_built_as_the_settings_say(ours):
+    switches = dict.fromkeys(("shortcut_refined", "difference", "all_skips"), ours)
+    generator = method_of(small_paper(**switches, full_size_skips=ours)).generator
+    assert {name: getattr(generator, name) for name in switches} == switches
+    assert (generator.full_size is not None) == ours
+
+
 @pytest.mark.parametrize("preset", ["tiny", "small", "base"])
 def test_our_presets_keep_what_was_measured(preset):
     s = resolve(preset=preset)

@@ -91,6 +91,7 @@ def test_an_older_run_keeps_the_networks_and_losses_that_it_had(read):
     assert (s.keep, s.ema_warm_up, s.epochs, s.slice_span) == ("best", True, 0, "middle")
     assert (s.plave_supervised, s.plave_lambda_structure, s.plave_brain) == (0, 0, False)
     assert (s.ema_decay, s.plave_skips, s.steps) == (0.995, True, 3000)
+    assert (s.learning_rate_decay, s.attention_scale) == (0, "sqrt")
 
 
 def test_weights_of_an_older_run_fit_the_networks_of_its_settings():
