@@ -167,11 +167,7 @@ def complete(
     require_possible(Places(dataset, Path(cpl), naming), manner, [dataset.root, *originals])
     names = [weights] if isinstance(weights, Path | str) else list(weights)
     wanted = _canonical(targets, dataset)
-    dataset = dataset.including(wanted)
-    models: list[Weights] = []
-    chosen = "none"
-    if names or any(_asked_for(dataset, case, wanted) for case in dataset.cases):
-        models, chosen = _find_models(names, dataset, wanted, progress, force=force)
+    dataset, models, chosen = _expect(dataset, names, wanted, progress, force=force)
     for note in dataset.notes:
         progress.say(f"note: {note}")
     place = devices.select(device)
@@ -246,6 +242,33 @@ def _submission(layout: str, *, link_originals: bool) -> Layout | None:
             code="options-exclude-each-other",
         )
     return naming
+
+
+def _expect(
+    dataset: Dataset,
+    names: Sequence[Path | str],
+    targets: Sequence[str],
+    progress: Progress,
+    *,
+    force: bool,
+) -> tuple[Dataset, list[Weights], str]:
+    """Return the dataset with all that its cases should have, the weights for it, and how these were chosen.
+
+    A case should have the targets that were named. A single case cannot show what others have: it should have all that
+    the weights can make.
+
+    Raises:
+        AttclError: as `_find_models`.
+    """
+    of_one_case = dataset.alone and not targets
+    dataset = dataset.including(dataset.absent if of_one_case and not names else targets)
+    if not names and not any(_asked_for(dataset, case, targets) for case in dataset.cases):
+        return dataset, [], "none"
+    models, chosen = _find_models(names, dataset, targets, progress, force=force)
+    if of_one_case:
+        known = {target for model in models for target in model.info.rule.targets}
+        dataset = dataset.including(known.intersection(dataset.absent))
+    return dataset, models, chosen
 
 
 def _find_models(

@@ -81,6 +81,11 @@ class Dataset:
         """Return the modalities whose names are known, and that no case should have."""
         return tuple(name for name in self.vocabulary if name not in self.modalities)
 
+    @property
+    def alone(self) -> bool:
+        """Return whether there is one case alone, which cannot show what cases should have."""
+        return len(self.cases) == 1
+
     def including(self, names: Iterable[str]) -> Dataset:
         """Return the dataset with further modalities that every case should have."""
         return replace(self, modalities=tuple(sorted({*self.modalities, *names})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,13 @@ def test_a_volume_of_a_modality_that_no_case_has_is_scored(
     code, out, err = attcl(*score, "--allow-missing")
     assert code == 0, err
     assert json.loads(out)["volumes"] == 4  # of t1ce; t2, t1 and flair count as missing
+
+
+def test_of_a_single_case_all_is_made_that_the_weights_can_make(gappy, trained_run, attcl):
+    root: Path = gappy()
+    for case in open_dataset(root).cases[1:]:
+        shutil.rmtree(root / case.id)
+    code, out, err = attcl("complete", "--ori", root, "-w", trained_run, "-n", "--json")
+    assert code == 0, err
+    assert [job["targets"] for job in json.loads(out)["jobs"]] == [["flair", "t1ce"]]
+    assert "the case has no flair, t1ce: complete makes what its weights" in attcl("info", root)[1]
