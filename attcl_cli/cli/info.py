@@ -83,11 +83,11 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
         ]
     )
     if content["absent"]:
-        names = ", ".join(content["absent"])
+        lacking = ", ".join(content["absent"])
         terminal.result(
-            f"\nno case has {names}: not counted as missing, and made only if complete --target names them"
+            f"\nno case has {lacking}: not counted as missing, and made only if complete --target names them"
             if cases > 1
-            else f"\nthe case has no {names}: complete makes what its weights can make"
+            else f"\nthe case has no {lacking}: complete makes what its weights can make"
         )
     if "splits" in content:
         splits = content["splits"]
