@@ -83,7 +83,10 @@ def test_a_tree_of_ones_own_links_cannot_be_completed_over_its_originals(
         link.symlink_to(path)
     before = states(source)
     refusal(
-        attcl("complete", "--ori", data, "--cpl", source, "-w", trained_run, *overwrite),
+        attcl(
+            *("complete", "--ori", data, "--cpl", source, "-w", trained_run, "--target", "t2"),
+            *overwrite,
+        ),
         code=1,
         names=f"{source / 'Phantom_00000/Phantom_00000_t2.nii.gz'}: has no side-car",
         hint="another --cpl",

@@ -139,12 +139,13 @@ def test_the_layout_of_the_page_reads_and_makes_paths() -> None:
     (code,) = blocks("docs/extend/layout.md", "python")
     names: dict[str, object] = {}
     exec(code, names)
-    layout = names["UCSF"]
-    path = "PDGM/UCSF-PDGM-0004_nifti/UCSF-PDGM-0004_FLAIR.nii.gz"
+    layout = names["HOSPITAL"]
+    path = "glioma/H0004_v2/registered/H0004_v2_FLAIR.nii.gz"
     match = layout.pattern().fullmatch(path)
-    assert match["case"] == "UCSF-PDGM-0004"
+    assert match["case"] == "H0004_v2"
     assert match["token"] == "FLAIR"
-    assert str(layout.place(case=match["case"], token="FLAIR", prefix="PDGM/")) == path
+    assert str(layout.place(case=match["case"], token="FLAIR", prefix="glioma/")) == path
+    assert layout.patient_of(match["case"]) == "H0004"
     assert layout.label_convention in CONVENTIONS
 
 

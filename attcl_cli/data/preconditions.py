@@ -33,6 +33,9 @@ LEAST_HEAD_ML = 1000.0  # of a rim that is looked at; smaller objects are no hea
 LEAST_RIM = 0.7  # 0.91 was the least of a brain, 0.60 the most of a raw head
 MOST_SHIFT_MM = 3.0  # 2.2 was the most
 LEAST_GAIN = 1.1  # of mutual information by that shift; 1.04 was the most
+LEAST_ALIGNED = (
+    0.005  # mutual information after that shift; 0.009 was the least: below it, noise decides
+)
 CLEAR_GAIN = 1.5  # by a shift that explains why two images look unrelated
 LEAST_OVERLAP = 0.75  # Dice of two masks, whatever lies in them
 SAME_MASK = 0.97  # Dice of two masks of one brain; 0.99 was the least, 0.95 the most of two brains
@@ -200,8 +203,9 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
     if pair.voxels < FEWEST_VOXELS:
         return None
     shift = max(pair.shift_mm, key=abs)
-    shifted = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
     aligned = pair.information * pair.gain  # mutual information after that shift
+    found_shift = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
+    shifted = found_shift and aligned >= LEAST_ALIGNED
     unlike = pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION
     if unlike and not (shifted and aligned >= LEAST_INFORMATION and pair.gain >= CLEAR_GAIN):
         found = f"unrelated ({pair.information:.3f} of mutual information, masks overlap by {pair.overlap:.2f})"
