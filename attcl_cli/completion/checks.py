@@ -200,7 +200,11 @@ def unlike_existing(
     except AttclError as error:
         hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
-    difference = _made_otherwise(read_side_car(side_car), makers, manner, target)
+    document = read_side_car(side_car)
+    difference = _made_otherwise(document, makers, manner, target)
+    before, own = document.get("background", "auto"), places.dataset.background
+    if not difference and before != own:
+        difference = _with_another_option("background", before, own)
     if not difference:
         return []
     return [

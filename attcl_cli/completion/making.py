@@ -351,6 +351,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "target": target,
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
         **plan.manner.document_of(job.makers, target),
+        "background": plan.dataset.background,
         "stored": job.styles[target].document(),
         **({"doubt": said} if said else {}),
         "method": weights.info.settings.method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from helpers import states
 
 from attcl_cli.completion.inference import Made, Network, intensities_of, make, passes_of
 from attcl_cli.data import intensities, volumes
+from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.intensities import Scale
 from attcl_cli.errors import AttclError
 from attcl_cli.methods.weights import WeightsInfo
@@ -238,7 +240,7 @@ def test_side_cars_of_before_mean_that_nothing_was_averaged(gappy, tiny_settings
     completed(root, tmp_path / "out", weights, methods=methods)
     side_car = tmp_path / "out/Phantom_00000/Phantom_00000_t2.json"
     document = json.loads(side_car.read_text())
-    keys = {"mirror", "planes", "intensities"}
+    keys = {"mirror", "planes", "intensities", "background"}
     side_car.write_text(json.dumps({key: it for key, it in document.items() if key not in keys}))
     assert plan_of(root, tmp_path / "out", weights).jobs == ()
     for options, message in (
@@ -248,6 +250,9 @@ def test_side_cars_of_before_mean_that_nothing_was_averaged(gappy, tiny_settings
         with pytest.raises(AttclError, match=message) as caught:
             plan_of(root, tmp_path / "out", weights, **options)
         assert caught.value.code == "made-in-another-way"
+    kept = replace(open_dataset(root), background="keep")
+    with pytest.raises(AttclError, match="made with --background auto, expected keep"):
+        plan_of(kept, tmp_path / "out", weights)
 
 
 def test_a_png_slice_that_is_made_again_leaves_the_others_and_the_doubt_as_they_were(
