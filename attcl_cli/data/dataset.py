@@ -289,7 +289,7 @@ def check_case(dataset: Dataset, case: Case) -> list[AttclError]:
             problems.append(
                 AttclError(
                     f"{path}: {difference} of {first}, expected one grid for all volumes of a case",
-                    "co-register and resample the case's volumes, or remove the one that is off",
+                    "reorient the case's volumes, or co-register and resample them; or move the one that is off away",
                     code="grids-differ",
                 )
             )

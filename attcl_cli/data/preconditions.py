@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import median
 
 from attcl_cli.data.dataset import Case, Dataset, check_case
+from attcl_cli.data.label_maps import check_labels
+from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.voxels import (
     FEWEST_VOXELS,
     PairRecord,
@@ -97,7 +99,7 @@ def examine(
 
     Args:
         dataset: the dataset.
-        cases: only these cases; None: all, and folders that are no case.
+        cases: only these cases; None: all with their label maps, and folders that are no case.
         force: take what is wrong with voxels as notes.
         progress: hears of the cases, if they are many.
     """
@@ -116,7 +118,9 @@ def examine(
         listener.bar(len(chosen), "check", every_seconds=10) as bar,
     ):
         for case, it in zip(
-            chosen, pool.map(lambda case: _examine_case(dataset, case), chosen), strict=True
+            chosen,
+            pool.map(lambda case: _examine_case(dataset, case, labels=cases is None), chosen),
+            strict=True,
         ):
             examined.append(it)
             bar(case.id)
@@ -289,8 +293,8 @@ class _ExaminedCase:
     wrong: tuple[AttclError, ...]
 
 
-def _examine_case(dataset: Dataset, case: Case) -> _ExaminedCase:
-    """Return the volumes of a case that can be read, with what is wrong with them."""
+def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCase:
+    """Return the volumes of a case that can be read, with what is wrong with them, and with its label map if asked."""
     unusable = check_case(dataset, case)
     if case.id in dataset.wrong:  # which file is meant is not clear
         return _ExaminedCase((), tuple(unusable), ())
@@ -307,10 +311,28 @@ def _examine_case(dataset: Dataset, case: Case) -> _ExaminedCase:
                 unusable.append(error)
             continue
         volumes[modality] = Examined(case.id, modality, paths[0], record)
+    if labels and case.segmentation and volumes and not unusable:
+        beside = dataset.paths(case, next(iter(volumes)))
+        problem = check_labels(dataset.paths(case, SEGMENTATION), beside)
+        unusable += [problem] if problem is not None else []
     if dataset.background != "keep":  # without a background nothing can be said
         wrong += [it for volume in volumes.values() for it in judge_volume(volume)]
+        wrong += _copies(volumes)
         wrong += [] if wrong else _judge_pairs(dataset, case, volumes, samples)
     return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong))
+
+
+def _copies(volumes: Mapping[str, Examined]) -> list[AttclError]:
+    """Return which volumes of a case have the very figures of another one: they are one image under two names."""
+    return [
+        AttclError(
+            f"{second.path}: the same image as {first.modality} ({first.path.name}), expected another modality",
+            f"replace one of the two by its own image, or move it away; {_ANYWAY}",
+            code="images-identical",
+        )
+        for first, second in combinations(volumes.values(), 2)
+        if first.record == second.record and first.record.sides >= _LEAST_SIDE
+    ]
 
 
 def _judge_pairs(

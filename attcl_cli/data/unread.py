@@ -285,24 +285,30 @@ def _shape(name: str) -> str:
 def _case_of(item: Unread, known: Known, ids: Mapping[str, str]) -> tuple[str | None, str, str]:
     """Return the known case that something belongs to, the rest of its path, and the folder before that.
 
-    Rest and folder may name a modality.
+    Rest and folder may name a modality. A file that bears the name of another case than its folder's is that case's.
     """
+    named = _leading_case(item.path.name, ids)
     for folder in (item.path, *item.path.parents):
         case = known.folders.get(folder)
-        if case is not None:
+        if case is not None and named in (None, case):
             rest = item.path.relative_to(folder)
             text = str(rest) if rest.parts else " ".join(file.name for file in item.files[:8])
             return case, _without(_stem(text), case), ""
     for number in range(len(item.path.parts) - 1, -1, -1):
         part = item.path.parts[number]
-        ends = [*(match.start() for match in re.finditer(r"[^A-Za-z0-9]", part)), len(part)]
-        for end in reversed(ends):
-            case = ids.get(part[:end].lower())
-            if case is not None:
-                text = "/".join([part[end:], *item.path.parts[number + 1 :]])
-                before = item.path.parts[number - 1] if number else ""
-                return case, _without(_stem(text), case), _without(before, case)
+        case = _leading_case(part, ids)
+        if case is not None:
+            text = "/".join([part[len(case) :], *item.path.parts[number + 1 :]])
+            before = item.path.parts[number - 1] if number else ""
+            return case, _without(_stem(text), case), _without(before, case)
     return None, _stem(item.path.name), item.path.parent.name
+
+
+def _leading_case(name: str, ids: Mapping[str, str]) -> str | None:
+    """Return the case that a name begins with, the longest if there are several."""
+    ends = [*(match.start() for match in re.finditer(r"[^A-Za-z0-9]", name)), len(name)]
+    cases = (ids.get(name[:end].lower()) for end in reversed(ends))
+    return next((case for case in cases if case is not None), None)
 
 
 def _without(text: str, case: str) -> str:
@@ -329,10 +335,14 @@ def _volume_not_read(
     kind = KINDS[item.kind]
     count = f", {len(item.files)} files" if item.kind == "dicom" and len(item.files) > 1 else ""
     place = known.places[modalities[0]].replace("{case}", case)
+    host = next((known.folders[it] for it in item.path.parents if it in known.folders), case)
+    title, hint = kind.title, kind.hint
+    if host != case:
+        title, hint = f"among the files of {host}", f"move it to where {case} has its files"
     return AttclError(
         f"{root / item.path}: looks like {' or '.join(modalities)} of {case} and is not read "
-        f"({kind.title}{count}), expected a file named as {place}",
-        f"{kind.hint}; or leave it out, with {_ignoring(item)} in modalities.toml",
+        f"({title}{count}), expected a file named as {place}",
+        f"{hint}; or leave it out, with {_ignoring(item)} in modalities.toml",
         code="volume-not-read",
     )
 

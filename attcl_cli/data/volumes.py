@@ -47,6 +47,7 @@ _SUSPICIOUS_COMPRESSION = 0.01
 _DIMENSIONS = 3
 _COPY_AGAIN = "copy it again from its source, or remove it"
 _NIFTI2_HEADER = 540  # bytes; the first number of such a file
+_STARTS_OF_NIFTI = {struct.pack(order, size) for order in ("<i", ">i") for size in (348, 540)}
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,11 @@ class Grid:
         if self.shape != other.shape:
             return f"shape {_times(self.shape)} against {_times(other.shape)}"
         gap = float(np.abs(_corners(self) - _corners(other)).max())
-        return f"affine off by {gap:.3g} mm" if gap > AFFINE_TOLERANCE_MM else ""
+        if gap <= AFFINE_TOLERANCE_MM:
+            return ""
+        own, others = ("".join(nib.aff2axcodes(grid.affine)) for grid in (self, other))
+        turned = f" (orientation {own} against {others})" if own != others else ""
+        return f"affine off by {gap:.3g} mm{turned}"
 
 
 @dataclass(frozen=True)
@@ -295,7 +300,7 @@ def load_case(
             raise AttclError(
                 f"{files[modality][0]}: {difference} of {files[first][0].name}, "
                 "expected one grid for all volumes of a case",
-                "co-register and resample the case's volumes, or remove the one that is off",
+                "reorient the case's volumes, or co-register and resample them; or move the one that is off away",
                 code="grids-differ",
             )
     brain = brain_of([other.data for other in volumes.values()])
@@ -507,6 +512,17 @@ def _require_bytes(path: Path) -> None:
             f"{path}: empty (0 bytes), expected a NIfTI file",
             _COPY_AGAIN,
             code="file-empty",
+        )
+    if path.suffix.lower() != ".gz":
+        return
+    start = b""
+    with contextlib.suppress(OSError), path.open("rb") as stream:
+        start = stream.read(4)
+    if start in _STARTS_OF_NIFTI:
+        raise AttclError(
+            f"{path}: not compressed, expected a gzip file by its ending",
+            "rename it to end in .nii",
+            code="volume-not-compressed",
         )
 
 

@@ -161,6 +161,32 @@ def test_the_volume_of_another_patient_is_refused(cohort):
     assert problem.message.startswith(str(place(cohort, 0, "t2")))
 
 
+def test_a_copy_of_another_modality_is_refused(cohort):
+    shutil.copy(place(cohort, 0, "t1"), place(cohort, 0, "t2"))
+    code, message = only_problem(cohort)
+    assert code == "images-identical"
+    assert f"{place(cohort, 0, 't2')}: the same image as t1" in message
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        (lambda labels, affine: (labels[1:], affine), "grids-differ"),
+        (lambda labels, affine: (labels, affine + 5 * np.eye(4, k=3)), "grids-differ"),
+        (lambda labels, affine: (labels + np.float32(0.5), affine), "labels-not-whole"),
+    ],
+    ids=["shape", "affine", "halves"],
+)
+def test_a_label_map_that_cannot_be_used_is_named_with_the_dataset(how, code, cohort):
+    path = place(cohort, 0, "seg")
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(*how(np.asanyarray(image.dataobj), image.affine)), path)
+    found, message = only_problem(cohort)
+    assert (found, str(path) in message) == (code, True)
+    dataset = open_dataset(cohort)
+    assert not examine(dataset, dataset.cases).problems  # completion does not need it
+
+
 def test_one_volume_in_other_units_is_refused(cohort):
     path = change(cohort, 3, "t1ce", lambda data: (data / data.max()).astype(np.float32))
     code, message = only_problem(cohort)

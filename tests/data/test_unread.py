@@ -123,6 +123,20 @@ def test_what_looks_like_a_missing_volume_is_a_problem_with_its_name(name, reaso
     assert dataset.ignored == ()
 
 
+@pytest.mark.parametrize("both", [False, True], ids=["the host has its own", "both lack it"])
+def test_a_volume_among_the_files_of_another_case_is_a_problem_of_its_own_case(both, tmp_path):
+    names = [
+        name
+        for name in cases("Case_000", "Case_001", lacking="t1")
+        if not both or name != "Case_001/Case_001_t1.nii.gz"
+    ]
+    dataset = open_dataset(touch(tmp_path, [*names, "Case_001/Case_000_t1.nii.gz"]))
+    (problem,) = dataset.wrong["Case_000"]
+    assert "Case_001" not in dataset.wrong
+    assert "looks like t1 of Case_000 and is not read (among the files of Case_001)" in str(problem)
+    assert problem.hint.startswith("move it to where Case_000 has its files; or leave it out")
+
+
 def test_a_dicom_file_without_an_ending_is_found_by_its_first_bytes(tmp_path):
     path = tmp_path / "Case_000" / "series" / "IM000001"
     path.parent.mkdir(parents=True)

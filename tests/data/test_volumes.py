@@ -166,6 +166,7 @@ def test_a_turn_about_the_first_voxel_is_a_difference():
     turned[:3, 0], turned[:3, 1] = [0, -2, 0], [-3, 0, 0]
     difference = volumes.new_grid((6, 5, 4), turned).differs_from(volumes.new_grid((6, 5, 4), LPS))
     assert difference.startswith("affine off by")
+    assert difference.endswith("(orientation PLS against LPS)")
 
 
 def test_a_written_geometry_that_came_out_different_is_refused(tmp_path, monkeypatch):
@@ -318,6 +319,18 @@ def test_a_header_that_is_cut_off_is_refused(kept, tmp_path, write_nifti):
     path = write_nifti(tmp_path / "a.nii", ramp())
     rewrite(path, raw_of(path)[:kept])
     fails(path, "not readable|cut off")
+
+
+@pytest.mark.parametrize("read", [volumes.read_grid, volumes.load])
+def test_a_file_that_is_not_compressed_is_to_be_renamed(read, tmp_path):
+    nib.save(nib.Nifti1Image(ramp(), LPS), tmp_path / "a.nii")
+    (tmp_path / "a.nii").rename(tmp_path / "a.nii.gz")
+    with pytest.raises(AttclError, match=r"a\.nii\.gz: not compressed") as caught:
+        read([tmp_path / "a.nii.gz"])
+    assert (caught.value.code, caught.value.hint) == (
+        "volume-not-compressed",
+        "rename it to end in .nii",
+    )
 
 
 @pytest.mark.usefixtures("any_gzip")
