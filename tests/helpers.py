@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,15 @@ def small_settings(method: str = "attcl-gan", **changes: Any) -> Settings:
 def changed(settings: Settings, **values: Any) -> Settings:
     """Return a copy with other values, validated."""
     return type(settings).model_validate({**settings.model_dump(), **values})
+
+
+def touch(root: Path, names: Iterable[str]) -> Path:
+    """Make empty files of these names below a folder, and return it."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
 
 
 def states(root: Path) -> dict[str, tuple[int, bytes]]:

@@ -38,7 +38,7 @@ from attcl_cli.completion.jobs import (
     Job,
     uncertainty_file,
 )
-from attcl_cli.data import bids, derivative, intensities, volumes
+from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.volumes import Grid
@@ -143,8 +143,7 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                         code="no-links",
                     ) from error
                 count += 1
-                if dataset.layout.name == bids.LAYOUT:
-                    derivative.write_side_car_of_link(dataset, case, file, output)
+                derivative.write_side_car_of_link(dataset, case, file, output)
     for file in dataset.naming_files:  # names cannot be read without them
         if not (output / file).exists():
             copy_whole(dataset.root / file, output / file)
@@ -337,14 +336,14 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
     ]
     said = doubt.document()
     fields: dict[str, Any] = {}
-    if plan.dataset.layout.name == bids.LAYOUT and plan.places.naming is None:
+    if plan.places.naming is None:
         file = plan.places.files(job.case, target)[0]
         description = (
             f"Synthetic {target} image made from {', '.join(job.sources)} by attcl "
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
         files = [job.case.files[name][0] for name in job.sources]
-        fields = derivative.image_fields(plan.dataset.root, files, file, description)
+        fields = derivative.image_fields(plan.dataset, files, file, description)
     return {
         **fields,
         "synthetic": True,

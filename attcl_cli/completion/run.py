@@ -258,38 +258,22 @@ def _expect(
     the weights can make.
 
     Raises:
-        AttclError: as `_find_models`.
+        AttclError: no weights will do; together with what is wrong with the names of files.
     """
     of_one_case = dataset.alone and not targets
     dataset = dataset.including(dataset.absent if of_one_case and not names else targets)
     if not names and not any(_asked_for(dataset, case, targets) for case in dataset.cases):
         return dataset, [], "none"
-    models, chosen = _find_models(names, dataset, targets, progress, force=force)
-    if of_one_case:
-        known = {target for model in models for target in model.info.rule.targets}
-        dataset = dataset.including(known.intersection(dataset.absent))
-    return dataset, models, chosen
-
-
-def _find_models(
-    names: Sequence[Path | str],
-    dataset: Dataset,
-    targets: Sequence[str],
-    progress: Progress,
-    *,
-    force: bool,
-) -> tuple[list[Weights], str]:
-    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen.
-
-    Raises:
-        AttclError: no weights will do; together with what is wrong with the names of files.
-    """
     try:
-        return _choose_models(names, dataset, targets, progress, force=force)
+        models, chosen = _choose_models(names, dataset, targets, progress, force=force)
     except AttclError as error:
         if not dataset.problems:
             raise
         raise ProblemsError([*dataset.problems, error]) from error
+    if of_one_case:
+        known = {target for model in models for target in model.info.rule.targets}
+        dataset = dataset.including(known.intersection(dataset.absent))
+    return dataset, models, chosen
 
 
 def _choose_models(
@@ -300,6 +284,7 @@ def _choose_models(
     *,
     force: bool,
 ) -> tuple[list[Weights], str]:
+    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen."""
     if not names:
         choice = bundled.choose_weights(dataset, targets)
         progress.say(f"weights: {choice.title}")

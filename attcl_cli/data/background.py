@@ -159,14 +159,6 @@ def _border(data: Array) -> Array:
     return np.concatenate([face.ravel() for face in faces]).astype(np.float32)
 
 
-def _kind_around(value: float, border: Array, contrast: float) -> Kind:
-    """Return how a background is that somebody named."""
-    distance = np.abs(border - value)
-    if np.any((distance > _ROUNDING * contrast) & (distance <= RINGING * contrast)):
-        return "ringing"
-    return "constant" if value else "zero"
-
-
 def _kind_and_value(border: Array, sample: Array, contrast: float) -> tuple[Kind, float]:
     """Return the kind of the background that the border shows, and its value, 0 if it shows none."""
     zeros = float(np.mean(border == 0))

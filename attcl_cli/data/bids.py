@@ -186,9 +186,9 @@ def notes_of(aside: Mapping[PurePosixPath, str], root: Path) -> tuple[str, ...]:
         if path.name.endswith((".nii", ".nii.gz", ".png")):
             counts[reason].append(path)
     return tuple(
-        f"{root}: {len(paths)} image{'s' if len(paths) > 1 else ''} set aside by {IGNORE_FILE}, such as {paths[0]}"
+        f"{root}: {counted(len(paths), 'image')} set aside by {IGNORE_FILE}, such as {paths[0]}"
         if reason == IGNORE_FILE
-        else f"{root / reason}: {len(paths)} image{'s' if len(paths) > 1 else ''}, no raw data in BIDS and not read, "
+        else f"{root / reason}: {counted(len(paths), 'image')}, no raw data in BIDS and not read, "
         f"such as {paths[0].name}"
         for reason, paths in counts.items()
     )

@@ -282,15 +282,7 @@ def check_case(dataset: Dataset, case: Case) -> list[AttclError]:
             problems.append(error)
     names = list(grids)
     for modality in names[1:]:
-        difference = grids[modality].differs_from(grids[names[0]])
-        if difference:
-            path = dataset.paths(case, modality)[0]
-            first = dataset.paths(case, names[0])[0].name
-            problems.append(
-                AttclError(
-                    f"{path}: {difference} of {first}, expected one grid for all volumes of a case",
-                    "reorient the case's volumes, or co-register and resample them; or move the one that is off away",
-                    code="grids-differ",
-                )
-            )
+        first, path = (dataset.paths(case, name)[0] for name in (names[0], modality))
+        problem = volumes.other_grid(path, grids[modality], first, grids[names[0]])
+        problems += [problem] if problem is not None else []
     return problems

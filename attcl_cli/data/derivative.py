@@ -106,20 +106,22 @@ def write_description(dataset: Dataset, output: Path, cases: Iterable[Case]) -> 
 
 
 def image_fields(
-    root: Path, sources: Sequence[PurePosixPath], file: PurePosixPath, description: str
+    dataset: Dataset, sources: Sequence[PurePosixPath], file: PurePosixPath, description: str
 ) -> dict[str, Any]:
-    """Return the fields that BIDS wants in the side-car of an image made from others (`FIELDS`).
+    """Return the fields that BIDS wants in the side-car of an image made from others (`FIELDS`); {} if it is not BIDS.
 
     `SkullStripped` is that of the sources; if these do not say it, true, since attcl takes skull-stripped data alone.
 
     Args:
-        root: the root of the dataset that the sources lie in.
+        dataset: the dataset that the sources lie in.
         sources: their files, the most important first.
         file: the image.
         description: what it is, in a sentence.
     """
+    if dataset.layout.name != LAYOUT:
+        return {}
     uris = [_uri(it) for it in sources]
-    known = metadata_of(root, sources[0])
+    known = metadata_of(dataset.root, sources[0])
     stripped = known.get("SkullStripped")
     fields: dict[str, Any] = {
         "Description": description,
@@ -132,7 +134,7 @@ def image_fields(
 
 
 def write_side_car_of_link(dataset: Dataset, case: Case, file: PurePosixPath, output: Path) -> None:
-    """Write the side-car of an original that is linked into the output folder, if it is not there.
+    """Write the side-car of an original that is linked into the output folder, if it is not there; in BIDS alone.
 
     It says what the dataset says of the image, with the fields that BIDS wants of an image in a derivative.
 
@@ -140,9 +142,9 @@ def write_side_car_of_link(dataset: Dataset, case: Case, file: PurePosixPath, ou
         AttclError: the file cannot be written.
     """
     side_car = output / dataset.layout.place_side_car(file, case.id)
-    if side_car.exists():
+    if dataset.layout.name != LAYOUT or side_car.exists():
         return
-    fields = image_fields(dataset.root, [file], file, "The original, linked by attcl")
+    fields = image_fields(dataset, [file], file, "The original, linked by attcl")
     if file in case.segmentation:  # a label map has no skull
         del fields["SkullStripped"]
     write_json(side_car, fields | metadata_of(dataset.root, file))

@@ -149,6 +149,9 @@ class Layout:
             )
 
 
+_FIELDS = {"prefix": _ANY_FOLDERS, "case": r"[^/]+", "token": _ANY_TOKEN, "ext": NIFTI_ENDING}
+"""What most layouts have in common; a layout states the fields that differ."""
+
 _IXI_TOKENS = {"t1": "T1", "t2": "T2", "pd": "PD"}
 _IXI_MODALITIES = {name: (name,) for name in _IXI_TOKENS}
 
@@ -161,10 +164,7 @@ LAYOUTS: Mapping[str, Layout] = {
             title="BraTS 2018-2021",
             template="{prefix}{case}/{case}_{token}{ext}",
             fields={
-                "prefix": _ANY_FOLDERS,
-                "case": r"[^/]+",
-                "token": _ANY_TOKEN,
-                "ext": NIFTI_ENDING,
+                **_FIELDS,
                 "labels": _ANY_FOLDERS + "images_segm/",  # UPENN-GBM
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
@@ -175,12 +175,7 @@ LAYOUTS: Mapping[str, Layout] = {
             name="brats2023",
             title="BraTS 2023 and later (BraSyn)",
             template="{prefix}{case}/{case}-{token}{ext}",
-            fields={
-                "prefix": _ANY_FOLDERS,
-                "case": r"[^/]+",
-                "token": _ANY_TOKEN,
-                "ext": NIFTI_ENDING,
-            },
+            fields=_FIELDS,
             tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", SEGMENTATION: "seg"},
             patient=r"^(.+-\d{5})-\d{3}$",  # the last number is the time point
             label_convention="2023",
@@ -190,10 +185,10 @@ LAYOUTS: Mapping[str, Layout] = {
             title="BIDS",
             template="{prefix}anat/{case}_{token}{ext}",
             fields={
+                **_FIELDS,
                 "prefix": r"(?:.*/)?sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?",
                 "case": r"sub-[A-Za-z0-9]+(?:_ses-[A-Za-z0-9]+)?",
                 "token": r"(?:[a-z]+-[A-Za-z0-9+]+_)*[A-Za-z0-9]+",
-                "ext": NIFTI_ENDING,
             },
             tokens={
                 "flair": "FLAIR",
@@ -209,9 +204,8 @@ LAYOUTS: Mapping[str, Layout] = {
             title="PNG slices of the paper",
             template="{prefix}{token}/{case}_{slice}{ext}",
             fields={
-                "prefix": _ANY_FOLDERS,
+                **_FIELDS,
                 "token": r"[A-Za-z0-9]+",
-                "case": r"[^/]+",
                 "slice": r"\d+",
                 "ext": r"(?i:\.png)",
             },
@@ -223,12 +217,7 @@ LAYOUTS: Mapping[str, Layout] = {
             name="ucsf",
             title="UCSF-PDGM",
             template="{prefix}{case}_nifti/{case}_{token}{ext}",
-            fields={
-                "prefix": _ANY_FOLDERS,
-                "case": r"[^/]+",
-                "token": _ANY_TOKEN,
-                "ext": NIFTI_ENDING,
-            },
+            fields=_FIELDS,
             tokens={
                 "flair": "FLAIR",
                 "t1": "T1",
@@ -243,10 +232,9 @@ LAYOUTS: Mapping[str, Layout] = {
             title="TCGA-GBM and TCGA-LGG, prepared as BraTS",
             template="{prefix}{case}_{token}{ext}",
             fields={
+                **_FIELDS,
                 "prefix": _ANY_FOLDERS + r"TCGA-[0-9A-Z]{2}-[0-9A-Z]{4}/",
                 "case": r"TCGA-[0-9A-Z]{2}-[0-9A-Z]{4}_\d{4}\.\d{2}\.\d{2}",  # the last part is the date
-                "token": _ANY_TOKEN,
-                "ext": NIFTI_ENDING,
             },
             tokens={
                 "flair": "flair",
@@ -262,10 +250,9 @@ LAYOUTS: Mapping[str, Layout] = {
             title="nnU-Net",
             template="{prefix}{case}_{token}{ext}",
             fields={
+                **_FIELDS,
                 "prefix": _ANY_FOLDERS + r"images(?:Tr|Ts)/",
-                "case": r"[^/]+",
                 "token": r"\d{4}",
-                "ext": NIFTI_ENDING,
                 "labels": _ANY_FOLDERS + r"labels(?:Tr|Ts)/",
             },
             tokens={"flair": "0000", "t1": "0001", "t1ce": "0002", "t2": "0003"},
@@ -278,10 +265,9 @@ LAYOUTS: Mapping[str, Layout] = {
             title="IXI",
             template="{prefix}IXI-{token}/{case}-{token}{ext}",
             fields={
-                "prefix": _ANY_FOLDERS,
+                **_FIELDS,
                 "case": r"IXI\d+-[A-Za-z]+-\d+",
                 "token": r"[A-Za-z0-9]+",
-                "ext": NIFTI_ENDING,
             },
             tokens=_IXI_TOKENS,
             vocabulary=_IXI_MODALITIES,
@@ -292,10 +278,10 @@ LAYOUTS: Mapping[str, Layout] = {
             title="IXI in one folder",
             template="{prefix}{case}-{token}{ext}",
             fields={
+                **_FIELDS,
                 "prefix": r"(?:(?:.*/)?(?!IXI-)[^/]+/)?",
                 "case": r"IXI\d+-[A-Za-z]+-\d+",
                 "token": r"[A-Za-z0-9]+",
-                "ext": NIFTI_ENDING,
             },
             tokens=_IXI_TOKENS,
             vocabulary=_IXI_MODALITIES,
@@ -306,10 +292,8 @@ LAYOUTS: Mapping[str, Layout] = {
             title="a folder per patient, files named as modalities",
             template="{prefix}{case}/{token}{ext}",
             fields={
-                "prefix": _ANY_FOLDERS,
-                "case": r"[^/]+",
+                **_FIELDS,
                 "token": r"[A-Za-z0-9-]+",
-                "ext": NIFTI_ENDING,
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
         ),

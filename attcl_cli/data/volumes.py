@@ -156,13 +156,13 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         AttclError: the file is missing, empty, no NIfTI, cut off, or not a 3-D volume of numbers.
     """
     path = paths[0]
-    if path.suffix.lower() == ".png":
+    if _is_png(path):
         return _png_grid(*png_slices.read_shape(paths))
     _require_bytes(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
                 header = _read_header(stream, path)
             grid = _grid(header, path)
     except AttclError:
@@ -173,7 +173,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         int(header.get_data_offset())
         + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
     )
-    if path.suffix.lower() != ".gz":
+    if not _is_packed(path):
         length = path.stat().st_size
         if length < expected:
             raise _cut_off(path, length, expected)
@@ -188,13 +188,13 @@ def depth_of(paths: Sequence[Path]) -> int:
     Raises:
         AttclError: as `read_grid`.
     """
-    return len(paths) if paths[0].suffix.lower() == ".png" else read_grid(paths).axial_shape[0]
+    return len(paths) if _is_png(paths[0]) else read_grid(paths).axial_shape[0]
 
 
 def read_description(paths: Sequence[Path]) -> str | None:
     """Return what a volume says of itself (`save`): the NIfTI field `descrip`, or a PNG's text; None if unreadable."""
     path = paths[0]
-    if path.suffix.lower() == ".png":
+    if _is_png(path):
         return png_slices.read_description(path)
     try:
         with warnings.catch_warnings():
@@ -231,14 +231,10 @@ def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     Integers hold no NaN, and a constant volume compresses to almost nothing; so mostly this costs a `stat`.
     """
     path = paths[0]
-    if path.suffix.lower() == ".png":
+    if _is_png(path):
         return False
     packed = path.stat().st_size / (np.prod(grid.shape, dtype=np.int64) * grid.dtype.itemsize)
-    return (
-        grid.dtype.kind == "f"
-        or path.suffix.lower() != ".gz"
-        or bool(packed < _SUSPICIOUS_COMPRESSION)
-    )
+    return grid.dtype.kind == "f" or not _is_packed(path) or bool(packed < _SUSPICIOUS_COMPRESSION)
 
 
 def load(paths: Sequence[Path], *, background: BackgroundOption = "auto") -> Volume:
@@ -257,6 +253,18 @@ def load(paths: Sequence[Path], *, background: BackgroundOption = "auto") -> Vol
     ground = find_background(volume.data, background)
     data = subtract(volume.data, ground)
     return Volume(data, volume.grid, ground.value)
+
+
+def other_grid(path: Path, grid: Grid, first: Path, expected: Grid) -> AttclError | None:
+    """Return the problem of an image that lies on another grid than the first one of its case, or None."""
+    difference = grid.differs_from(expected)
+    if not difference:
+        return None
+    return AttclError(
+        f"{path}: {difference} of {first.name}, expected one grid for all volumes of a case",
+        "reorient the case's volumes, or co-register and resample them; or move the one that is off away",
+        code="grids-differ",
+    )
 
 
 def require_image(data: Array, path: Path) -> None:
@@ -295,14 +303,9 @@ def load_case(
     volumes = {modality: load(paths, background=background) for modality, paths in files.items()}
     first = next(iter(volumes))
     for modality, other in volumes.items():
-        difference = other.grid.differs_from(volumes[first].grid)
-        if difference:
-            raise AttclError(
-                f"{files[modality][0]}: {difference} of {files[first][0].name}, "
-                "expected one grid for all volumes of a case",
-                "reorient the case's volumes, or co-register and resample them; or move the one that is off away",
-                code="grids-differ",
-            )
+        problem = other_grid(files[modality][0], other.grid, files[first][0], volumes[first].grid)
+        if problem is not None:
+            raise problem
     brain = brain_of([other.data for other in volumes.values()])
     scales = {}
     for modality, other in volumes.items():
@@ -331,7 +334,7 @@ def read_exactly(paths: Sequence[Path]) -> tuple[Array, float]:
         AttclError: as `read_grid`.
     """
     path = paths[0]
-    if path.suffix.lower() == ".png":
+    if _is_png(path):
         pixels, dtype = png_slices.load(paths)
         return pixels.astype(dtype), 0.0
 
@@ -361,7 +364,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     Raises:
         AttclError: the file cannot be written. Nothing half-written stays.
     """
-    if paths[0].suffix.lower() == ".png":
+    if _is_png(paths[0]):
         png_slices.save(paths, data, like.dtype, description=description)
         return
     dtype = _output_type(data, like)
@@ -379,7 +382,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     _check_written(raw, like, paths[0])
     write_whole(
         paths[0],
-        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if paths[0].suffix.lower() == ".gz" else raw,
+        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if _is_packed(paths[0]) else raw,
     )
 
 
@@ -406,8 +409,17 @@ def type_of_image(header: Any) -> type[Any]:
     return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
 
 
+def _is_png(path: Path) -> bool:
+    return path.suffix.lower() == ".png"
+
+
+def _is_packed(path: Path) -> bool:
+    """Return whether a file's name says that it is compressed."""
+    return path.suffix.lower() == ".gz"
+
+
 def _read(paths: Sequence[Path]) -> Volume:
-    if paths[0].suffix.lower() != ".png":
+    if not _is_png(paths[0]):
         return _load_nifti(paths[0])
     data, dtype = png_slices.load(paths)
     depth, height, width = data.shape
@@ -513,7 +525,7 @@ def _require_bytes(path: Path) -> None:
             _COPY_AGAIN,
             code="file-empty",
         )
-    if path.suffix.lower() != ".gz":
+    if not _is_packed(path):
         return
     start = b""
     with contextlib.suppress(OSError), path.open("rb") as stream:
@@ -529,7 +541,7 @@ def _require_bytes(path: Path) -> None:
 def _read_bytes(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
-        return bytes(gzip_codec.decompress(raw)) if path.suffix.lower() == ".gz" else raw
+        return bytes(gzip_codec.decompress(raw)) if _is_packed(path) else raw
     except Exception as error:
         known = (OSError, EOFError, zlib.error, ValueError)
         if not isinstance(error, known) and not type(error).__module__.startswith("isal"):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -46,6 +46,9 @@ _LOOK_CLOSER = (
     0.8  # of the mutual information as stored: if a shifted one reaches it, all shifts are tried
 )
 FEWEST_VOXELS = 2000  # in both masks, for mutual information to be more than noise
+
+
+Record = TypeVar("Record", "VolumeRecord", "PairRecord")
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def read_record(
     Raises:
         AttclError: as `volumes.load`.
     """
-    record = _volume_record(read_cached(_key(paths, background)))
+    record = _record(VolumeRecord, read_cached(_key(paths, background)), "percentiles")
     if record is not None:
         return record
     record, sample = measure(paths, background)
@@ -247,13 +250,9 @@ def read_pair(
         AttclError: as `volumes.load`.
     """
     key = key_of("pair", VERSION, [*first, *second], background)
-    document = read_cached(key)
-    if document is not None:
-        try:
-            fields = {**document, "shift_mm": tuple(document["shift_mm"])}
-            return PairRecord(**fields)
-        except (KeyError, TypeError):
-            pass  # written by something else: made again
+    known = _record(PairRecord, read_cached(key), "shift_mm")
+    if known is not None:
+        return known
     one, two = (samples.get(paths[0]) or measure(paths, background)[1] for paths in (first, second))
     if one.data.shape != two.data.shape:
         return None
@@ -300,12 +299,18 @@ def _key(paths: Sequence[Path], background: BackgroundOption) -> str | None:
     return key_of("volume", VERSION, paths, background)
 
 
-def _volume_record(document: Mapping[str, Any] | None) -> VolumeRecord | None:
-    """Return a record from the cache; None if there is none, or it was written by something else."""
+def _record(kind: type[Record], document: Mapping[str, Any] | None, listed: str) -> Record | None:
+    """Return a record from the cache; None if there is none, or it was written by something else.
+
+    Args:
+        kind: of the record.
+        document: what the cache holds.
+        listed: the field that is a tuple, which JSON holds as a list.
+    """
     if document is None:
         return None
     try:
-        return VolumeRecord(**{**document, "percentiles": tuple(document["percentiles"])})
+        return kind(**{**document, listed: tuple(document[listed])})
     except (KeyError, TypeError):
         return None
 

@@ -179,8 +179,8 @@ def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
         metric = METRICS[figure.metric]
         count = figure.n + figure.n_undefined + figure.n_infinite
         of_volumes = "slices" if metric.sees == "sets" else "volumes"
-        counted = "directions" if figure.group == SIX else of_volumes
-        row[counted] = max(row.get(counted, 0), count)
+        unit = "directions" if figure.group == SIX else of_volumes
+        row[unit] = max(row.get(unit, 0), count)
         row[metric.label(figure.region)] = _cell(figure)
     columns = dict.fromkeys([*_HEAD, *(name for row in rows.values() for name in row)])
     used = [name for name in columns if any(name in row for row in rows.values())]

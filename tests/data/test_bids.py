@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import pytest
+from helpers import touch
 
 from attcl_cli.data.bids import ignore_rules, parse_filters
 from attcl_cli.data.dataset import Source, open_dataset
@@ -34,14 +35,6 @@ def image(subject: str, token: str, *, top: str = "", ext: str = ".nii.gz") -> s
 
 def subject(name: str, modalities: Iterable[str] = FOUR, *, top: str = "") -> list[str]:
     return [image(name, TOKENS[modality], top=top) for modality in modalities]
-
-
-def touch(root: Path, names: Iterable[str]) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def describe(root: Path, kind: str | None = None) -> Path:

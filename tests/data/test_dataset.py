@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from helpers import touch
 from PIL import Image
 
 from attcl_cli.data.dataset import Case, Dataset, check_case, open_dataset
@@ -21,14 +22,6 @@ from attcl_cli.data.preconditions import examine
 from attcl_cli.errors import AttclError, UsageError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
-
-
-def touch(root: Path, names: Iterable[str]) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def brats(case: str, modalities: Iterable[str], *, ext: str = ".nii.gz") -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import touch
 
 from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.layouts import DEFAULT_MODALITIES
@@ -16,14 +17,6 @@ from attcl_cli.data.unread import kind_of_name, modalities_in
 from attcl_cli.errors import AttclError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
-
-
-def touch(root: Path, names: Iterable[str]) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def cases(*ids: str, lacking: str = "", modalities: Iterable[str] = FOUR) -> list[str]:
