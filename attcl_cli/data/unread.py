@@ -226,11 +226,6 @@ def modalities_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple
     return tuple(named)
 
 
-def dicom_among(root: Path, files: Iterable[PurePosixPath]) -> PurePosixPath | None:
-    """Return the first DICOM file, if there is any."""
-    return next((path for path in files if _kind(root, path) == "dicom"), None)
-
-
 # --- kinds of files -------------------------------------------------------------------------------------------------
 
 

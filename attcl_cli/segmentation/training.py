@@ -190,7 +190,7 @@ class SegmenterTrainer:
         loss.backward()
         self.processes.average_gradients(list(self.network.parameters()))
         self.optimiser.step()
-        return {"loss": loss}
+        return {"loss": loss.detach()}
 
     def judge(self, step: int) -> None:
         """See `Trainee`: the best weights are kept, without validation cases the newest."""
