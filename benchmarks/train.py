@@ -42,9 +42,9 @@ _PUBLISHED_STEP: Mapping[str, Any] = {
     "alternate": False,
     "discriminator": "slices",
     "r1_every": 1,
-    "norm_groups": 0,
-    "all_skips": False,
-    "difference": True,
+    "generator": "stargan-v2",
+    "muon": False,
+    "coarse": 0.0,
     "augment": 0.0,
 }
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _IMAGE_DIMENSIONS = 4  # (B, 1, S, S)
 
@@ -89,6 +90,17 @@ class DomainBatch:
             taught_share = float(self.taught.float().mean())
         cut = self._each(lambda value: value[chosen])
         return replace(cut, pair_share=share, taught_share=taught_share)
+
+    def halved(self) -> DomainBatch:
+        """Return the batch at half the resolution, each pixel the mean of four; S is even."""
+
+        def halve(value: Tensor) -> Tensor:
+            if value.ndim < _IMAGE_DIMENSIONS:
+                return value
+            planes = F.avg_pool2d(value.flatten(0, -3)[:, None], 2)
+            return planes.reshape(*value.shape[:-2], *planes.shape[-2:])
+
+        return self._each(halve)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> DomainBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}

@@ -11,21 +11,25 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from attcl_cli.data.sampling import DomainBatch, DomainSampler
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.methods import losses
 from attcl_cli.methods.attcl_gan_settings import AttclGanSettings
 from attcl_cli.methods.base import Losses, Method
+from attcl_cli.methods.muon import Muon
 from attcl_cli.methods.networks import patches
 from attcl_cli.methods.networks.attention import CBAM
 from attcl_cli.methods.networks.blocks import keep_background, pick
 from attcl_cli.methods.networks.discriminator import Discriminator, PatchDiscriminator
 from attcl_cli.methods.networks.generator import Features, Generator
 from attcl_cli.methods.networks.style import MappingNetwork, StyleEncoder
+from attcl_cli.methods.networks.styled_unet import StyledUNet
 from attcl_cli.methods.sources import AllPresent, AnyOne, SourceRule
 from attcl_cli.methods.updates import contrast, frozen
 
+_MUON_BETA1 = 0.9  # of what Muon moves as Adam does: biases and norms need no GAN's low momentum
 _IMAGE = ("generator", "attention", "heads")
 """The networks that make an image and compare its patches."""
 
@@ -47,20 +51,24 @@ class AttclGan(Method):
         shape = {"width": settings.width, "max_width": settings.max_width}
         stack = 1 + 2 * settings.context
         many = settings.sources == "many"
-        self.generator = Generator(
+        design = {
             **shape,
-            downs=settings.downs,
-            bottleneck=settings.bottleneck,
-            style_dim=settings.style_dim,
-            full_size_skips=settings.full_size_skips,
-            all_skips=settings.all_skips,
-            planes=domains * (stack + 1) if many else stack,
-            fold=settings.fold,
-            difference=settings.difference,
-            norm_groups=settings.norm_groups,
-            adain_start=settings.adain_start,
-            shortcut_refined=settings.shortcut_refined,
-        )
+            "downs": settings.downs,
+            "style_dim": settings.style_dim,
+            "adain_start": settings.adain_start,
+        }
+        images, flags = (domains * stack, domains) if many else (stack, 0)
+        self.generator: Generator | StyledUNet
+        if settings.generator == "u-net":
+            self.generator = StyledUNet(**design, images=images, flags=flags)
+        else:
+            self.generator = Generator(
+                **design,
+                planes=images + flags,
+                bottleneck=settings.bottleneck,
+                full_size_skips=settings.full_size_skips,
+                shortcut_refined=settings.shortcut_refined,
+            )
         self.mapping = MappingNetwork(
             latent_dim=settings.latent_dim,
             style_dim=settings.style_dim,
@@ -99,7 +107,7 @@ class AttclGan(Method):
     @property
     def stride(self) -> int:
         """See `Method`."""
-        return int(self.settings.fold * 2**self.settings.downs)
+        return int(2**self.settings.downs)
 
     def sampler(self, store: SliceStore) -> DomainSampler:
         """See `Method`: slices with a target modality each, and references of it."""
@@ -121,13 +129,22 @@ class AttclGan(Method):
 
     @property
     def phases(self) -> tuple[float, ...]:
-        """See `Method`: adversary, cycle, contrast and diversity begin after the supervised start."""
-        return (self.settings.supervised,) if self._supervised_steps else ()
+        """See `Method`: full size after the coarse start; adversary and all else after the supervised one."""
+        s = self.settings
+        return tuple(share for share in (s.coarse, s.supervised) if round(share * s.steps))
 
     @property
     def _supervised_steps(self) -> int:
         s = self.settings
         return round(s.supervised * s.steps)
+
+    def optimiser_of(self, network: str, parameters: list[nn.Parameter]) -> Optimizer:
+        """See `Method`: with `muon`, Muon for the generator."""
+        s = self.settings
+        if s.muon and network == "generator":
+            rate = self.learning_rate_of(network)
+            return Muon(parameters, rate, (_MUON_BETA1, s.beta2), s.weight_decay)
+        return super().optimiser_of(network, parameters)
 
     def learning_rate_of(self, network: str) -> float:
         """See `Method`: the mapping network has its own small step (Section 4.4)."""
@@ -139,6 +156,8 @@ class AttclGan(Method):
 
         With `supervised`, the first steps are G's and F's alone.
         """
+        if step < round(self.settings.coarse * self.settings.steps):
+            batch = batch.halved()
         parts = self._parts(batch, step)
         if step < self._supervised_steps:
             return self._supervised_step(parts)

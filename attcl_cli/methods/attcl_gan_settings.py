@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from attcl_cli.methods.networks import patches
+from attcl_cli.methods.networks.styled_unet import GROUPS
 from attcl_cli.methods.settings import Positive, Rate, Settings, Share, Weight, setting
 
 _OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
@@ -47,9 +48,12 @@ _QUICK: Mapping[str, Any] = {
 # Presets that see squares of full-resolution slices, and all that a case has.
 _SQUARES: Mapping[str, Any] = {
     "sources": "many",
-    "all_skips": True,
-    "difference": False,
-    "norm_groups": 8,
+    "generator": "u-net",
+    "full_size_skips": False,
+    "shortcut_refined": False,
+    "muon": True,
+    "warm_up": 30,
+    "coarse": 0.6,
     "lambda_structure": 60.0,
     "supervised": 0.9,
     "ramp": 0.02,
@@ -71,10 +75,10 @@ class AttclGanSettings(Settings):
             "ema_decay": 0.995, "steps": 3_000, **_QUICK, "pair_bright": 10.0,
         },
         "small": {
-            "width": 32, "max_width": 256, "bottleneck": 1, "mapping_width": 128, "steps": 20_000, **_QUICK, **_SQUARES,
+            "width": 24, "max_width": 192, "mapping_width": 128, "steps": 20_000, **_QUICK, **_SQUARES,
         },
         "base": {
-            "width": 32, "max_width": 256, **_QUICK, **_SQUARES,
+            "width": 48, "max_width": 384, **_QUICK, **_SQUARES,
             "learning_rate": 5e-4, "learning_rate_mapping": 5e-6,
         },
         "paper": {},
@@ -96,36 +100,27 @@ class AttclGanSettings(Settings):
         "stargan-v2+qs": {**_OFF, "acl": "qs"},
     }
 
+    generator: Literal["stargan-v2", "u-net"] = setting(
+        "stargan-v2", "The layers of G: StarGAN v2's, or a U-Net's (ours).", fixed=True
+    )
+    muon: bool = setting(
+        default=False,
+        description="Muon moves the kernels of G, in place of Adam (ours).",
+        fixed=True,
+    )
     width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
     max_width: Positive = setting(512, "Channels never grow beyond this.", fixed=True)
     downs: int = setting(4, "Halvings in the generator's encoder.", fixed=True, ge=1, le=6)
     bottleneck: int = setting(
-        2, "Residual blocks at the smallest size, on each side.", fixed=True, ge=0, le=8
+        2,
+        "Residual blocks at the smallest size, on each side; StarGAN v2's generator alone has them.",
+        fixed=True,
+        ge=0,
+        le=8,
     )
     full_size_skips: bool = setting(
         default=False,
         description="The decoder sees the source at full size, too, and learns the difference (ours).",
-        fixed=True,
-    )
-    difference: bool = setting(
-        default=True,
-        description="With full_size_skips, the source itself is added to what comes out (ours).",
-        fixed=True,
-    )
-    norm_groups: int = setting(
-        0,
-        "Groups of channels that the generator normalises together; 0: each channel alone, as published (ours).",
-        fixed=True,
-        ge=0,
-    )
-    all_skips: bool = setting(
-        default=False,
-        description="The decoder's blocks also see the encoder's features of their size (ours).",
-        fixed=True,
-    )
-    fold: Literal[1, 2, 4] = setting(
-        1,
-        "The generator works on squares of this side instead of pixels: less detail, much faster (ours).",
         fixed=True,
     )
     sources: Literal["one", "many"] = setting(
@@ -216,6 +211,9 @@ class AttclGanSettings(Settings):
         0.0,
         "Share of the steps, the first ones, in which true pairs alone teach the generator (ours).",
     )
+    coarse: Share = setting(
+        0.0, "Share of the steps, the first ones, that see half the resolution (ours)."
+    )
     ramp: Share = setting(
         0.0, "Share of the steps over which the other losses then grow to their weights (ours)."
     )
@@ -236,18 +234,18 @@ class AttclGanSettings(Settings):
 
     @model_validator(mode="after")
     def _require_fitting_layers(self) -> AttclGanSettings:
-        smallest = self.side // self.fold // 4
+        smallest = self.side // (8 if self.coarse else 4)
         if smallest < 2**self.downs:
             raise ValueError(
-                f"downs: {self.downs}, expected at most {smallest.bit_length() - 1} "
-                f"for slices of {self.side} pixels with fold {self.fold}"
+                f"downs: {self.downs}, expected at most {max(smallest, 1).bit_length() - 1} "
+                f"for slices of {self.side} pixels" + (" with coarse" if self.coarse else "")
             )
-        if self.norm_groups and (
-            self.width % self.norm_groups or self.max_width % self.norm_groups
-        ):
+        if self.generator == "u-net":
+            self._require_fitting_unet()
+        if self.coarse > self.supervised:
             raise ValueError(
-                f"norm_groups: {self.norm_groups}, "
-                f"expected a divisor of width ({self.width}) and max_width ({self.max_width})"
+                f"coarse: {self.coarse}, expected at most supervised ({self.supervised}): "
+                "only true pairs are learned from at half the resolution"
             )
         missing = [layer for layer in self.contrastive_layers if layer > self.downs]
         if missing:
@@ -263,3 +261,15 @@ class AttclGanSettings(Settings):
                 "contrastive_layers: [], expected at least one layer while acl or att_adain is on"
             )
         return self
+
+    def _require_fitting_unet(self) -> None:
+        for name in ("width", "max_width"):
+            if getattr(self, name) % GROUPS:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)}, expected a multiple of {GROUPS} with generator u-net"
+                )
+        only_stargan = [
+            name for name in ("full_size_skips", "shortcut_refined") if getattr(self, name)
+        ]
+        if only_stargan:
+            raise ValueError(f"{only_stargan[0]}: true, expected false with generator u-net")

@@ -198,19 +198,23 @@ class Method(nn.Module, ABC):
         return self.rule.sources_for(target, present)
 
     def optimisers(self) -> dict[str, Optimizer]:
-        """Return the optimisers by network: an Adam each; made on first use, after the networks are on their device."""
+        """Return the optimisers by network; made on first use, after the networks are on their device."""
         if not self._optimisers:
-            s = self.settings
             for name, network in self.networks().items():
                 parameters = list(network.parameters())
                 if parameters:
-                    self._optimisers[name] = Adam(
-                        parameters,
-                        lr=self.learning_rate_of(name),
-                        betas=(s.beta1, s.beta2),
-                        weight_decay=s.weight_decay,
-                    )
+                    self._optimisers[name] = self.optimiser_of(name, parameters)
         return self._optimisers
+
+    def optimiser_of(self, network: str, parameters: list[nn.Parameter]) -> Optimizer:
+        """Make the optimiser of a network, with its learning rate; Adam, unless a method needs another one."""
+        s = self.settings
+        return Adam(
+            parameters,
+            lr=self.learning_rate_of(network),
+            betas=(s.beta1, s.beta2),
+            weight_decay=s.weight_decay,
+        )
 
     def parts(self, batch: AnyBatch) -> list[AnyBatch]:
         """Return the batch in parts that go through the networks at once (setting `micro_batch`)."""

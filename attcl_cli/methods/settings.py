@@ -176,6 +176,12 @@ class Settings(BaseModel):
         "Share of the steps, the last ones, over which all Adam steps fall linearly to 0 (ours).",
         section="optimiser",
     )
+    warm_up: int = setting(
+        0,
+        "Steps over which the learning rates first rise to their full values (ours).",
+        section="optimiser",
+        ge=0,
+    )
     beta1: Decay = setting(0.0, "Adam: decay of the mean of the gradients.", section="optimiser")
     beta2: Decay = setting(0.99, "Adam: decay of the mean of their squares.", section="optimiser")
     weight_decay: Weight = setting(1e-4, "Adam: weight decay.", section="optimiser")

@@ -6,12 +6,11 @@ No adversary, no style, no paper. A method that does not beat it in what it is f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from attcl_cli.data.sampling import CaseBatch, CaseSampler
@@ -22,7 +21,6 @@ from attcl_cli.methods.networks.blocks import keep_background
 from attcl_cli.methods.settings import Decay, Positive, Rate, Settings, Share, Weight, setting
 from attcl_cli.methods.sources import AllPresent
 
-_WARM_UP = 50  # steps over which the learning rate rises to its full value
 _LARGEST_GROUPS = 8  # of the group norms
 _LEVELS = (
     1,
@@ -54,8 +52,11 @@ class UnetSettings(Settings):
         "paper": _BASE,
     }
 
-    learning_rate: Rate = setting(
-        1e-3, "AdamW step; it rises over the first 50 steps.", section="optimiser"
+    earlier: ClassVar[Mapping[str, Any]] = {**Settings.earlier, "warm_up": 50}
+
+    learning_rate: Rate = setting(1e-3, "AdamW step.", section="optimiser")
+    warm_up: int = setting(
+        50, "Steps over which it first rises to its full value.", section="optimiser", ge=0
     )
     beta1: Decay = setting(0.9, "AdamW: decay of the mean of the gradients.", section="optimiser")
     beta2: Decay = setting(0.999, "AdamW: decay of the mean of their squares.", section="optimiser")
@@ -124,22 +125,16 @@ class Unet(Method):
             warp=s.warp,
         )
 
-    def optimisers(self) -> dict[str, Optimizer]:
-        """See `Method`: one AdamW."""
-        if not self._optimisers:
-            s = self.settings
-            self._optimisers["network"] = AdamW(
-                self.network.parameters(),
-                lr=self.learning_rate_of("network"),
-                betas=(s.beta1, s.beta2),
-                weight_decay=s.weight_decay,
-            )
-        return self._optimisers
+    def optimiser_of(self, network: str, parameters: list[nn.Parameter]) -> Optimizer:
+        """See `Method`: AdamW."""
+        s = self.settings
+        rate = self.learning_rate_of(network)
+        return AdamW(parameters, lr=rate, betas=(s.beta1, s.beta2), weight_decay=s.weight_decay)
 
     def training_step(self, batch: CaseBatch, step: int) -> dict[str, Tensor]:
         """Update the network once, on every modality that was left out and that the case has."""
-        with _slowed(self.optimisers()["network"], min(1.0, (step + 1) / _WARM_UP)):
-            return self.update(self.parts(batch), ("network",), self._losses, path="g")
+        del step
+        return self.update(self.parts(batch), ("network",), self._losses, path="g")
 
     @torch.inference_mode()
     def synthesise(
@@ -188,16 +183,3 @@ class Unet(Method):
         planes = flags.expand_as(images).to(images.dtype)
         fake: Tensor = 2 * self.network(torch.cat([seen, planes], dim=1)) - 1
         return keep_background(fake, 2 * seen - 1) if self.settings.keep_background else fake
-
-
-@contextmanager
-def _slowed(optimiser: Optimizer, factor: float) -> Iterator[None]:
-    """Multiply the learning rates of an optimiser for a while."""
-    rates = [group["lr"] for group in optimiser.param_groups]
-    for group, rate in zip(optimiser.param_groups, rates, strict=True):
-        group["lr"] = rate * factor
-    try:
-        yield
-    finally:
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate

@@ -7,17 +7,20 @@ from collections.abc import Mapping
 from torch.optim import Optimizer
 
 
-def rate_factor(step: int, *, steps: int, decay: float) -> float:
+def rate_factor(step: int, *, steps: int, decay: float, warm_up: int = 0) -> float:
     """Return what the learning rates of a step are multiplied by.
 
-    It is 1 first; over the last `decay * steps` steps it falls on a line that reaches 0 with the step after the last.
+    Over the first `warm_up` steps it rises to 1; over the last `decay * steps` steps it falls on a line that reaches 0
+    with the step after the last. Where both are at work, they multiply.
 
     Args:
         step: from 0.
         steps: of the whole run.
-        decay: share of the steps over which the rates fall; 0: constant rates.
+        decay: share of the steps over which the rates fall; 0: they do not.
+        warm_up: steps over which they rise.
     """
-    return min(1.0, (steps - step) / (decay * steps)) if decay else 1.0
+    risen = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
+    return risen * (min(1.0, (steps - step) / (decay * steps)) if decay else 1.0)
 
 
 def full_rates(optimisers: Mapping[str, Optimizer]) -> dict[str, list[float]]:

@@ -64,6 +64,7 @@ class Schedule:
         save_every: steps between checkpoints, each of which is judged before.
         sample_every: steps between pictures; None: none.
         decay: share of the steps, the last ones, over which learning rates fall to 0.
+        warm_up: steps, the first ones, over which they rise.
     """
 
     steps: int
@@ -71,6 +72,7 @@ class Schedule:
     save_every: int
     sample_every: int | None = None
     decay: float = 0.0
+    warm_up: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,9 @@ def run_loop(
         for step, future in read_ahead(draw, range(first, schedule.steps), depth=ahead):
             try:
                 batch = future.result().part(share).to(device)
-                factor = rate_factor(step, steps=schedule.steps, decay=schedule.decay)
+                factor = rate_factor(
+                    step, steps=schedule.steps, decay=schedule.decay, warm_up=schedule.warm_up
+                )
                 set_rates(trainee.optimisers(), full, factor)
                 losses = trainee.step(batch, step)
             except torch.cuda.OutOfMemoryError as error:

@@ -117,6 +117,7 @@ def train(
             save_every=settings.save_every,
             sample_every=settings.sample_every,
             decay=settings.learning_rate_decay,
+            warm_up=settings.warm_up,
         ),
         run_dir,
         first=first,

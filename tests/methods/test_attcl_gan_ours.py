@@ -15,6 +15,7 @@ from torch import Tensor
 from attcl_cli.data.sampling import DomainBatch
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.attcl_gan import AttclGan
+from attcl_cli.methods.networks.styled_unet import StyledUNet
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.sources import AllPresent
 
@@ -258,24 +259,6 @@ def test_a_batch_without_anything_to_learn_gives_losses_of_zero(tiny_settings):
     }
 
 
-# --- norms and start --------------------------------------------------------------------------------------------------
-
-
-def test_groups_of_channels_are_normalised_together_if_asked_for(tiny_settings):
-    generator = method_of(tiny_settings, norm_groups=2).generator
-    x = torch.rand(2, 4, 8, 8)
-    norm = generator.down[0].norm1
-    torch.testing.assert_close(norm(x), torch.nn.functional.group_norm(x, 2))
-    with pytest.raises(ValueError, match="norm_groups: 3, expected a divisor of width"):
-        changed(tiny_settings, norm_groups=3)
-
-
-def test_without_the_difference_the_source_is_not_added(tiny_settings):
-    added, alone = (method_of(tiny_settings, difference=on) for on in (True, False))
-    x, style = torch.rand(1, 1, 16, 16), torch.rand(1, 8)
-    torch.testing.assert_close(added.generator(x, style) - x, alone.generator(x, style))
-
-
 # --- cheaper steps ----------------------------------------------------------------------------------------------------
 
 
@@ -353,43 +336,79 @@ def test_the_reference_is_the_square_in_the_middle_of_the_brain(tiny_settings):
     torch.testing.assert_close(method.references["t1"], method.style_encoder(square)[0, 1])
 
 
-def test_all_skips_adds_the_encoder_s_features_where_attention_adds_none(tiny_settings):
-    method = method_of(
-        tiny_settings, all_skips=True, full_size_skips=False, acl="none", att_adain=False, scd=False
-    )
-    generator = method.generator
-    x, style = torch.rand(1, 1, 16, 16), torch.rand(1, 8)
-    features = generator.encode(x)
-    h = features.deep
-    for block in generator.decode_deep:
-        h = block(h, style)
-    for layer, block in zip((2, 1), generator.up, strict=True):
-        h = block(h + features.layers[layer], style)
-    torch.testing.assert_close(generator.decode(features, style), generator.to_image(h))
+# --- the U-Net, Muon and the coarse start -----------------------------------------------------------------------------
+
+UNET = {
+    "generator": "u-net",
+    "full_size_skips": False,
+    "shortcut_refined": False,
+    "width": 8,
+    "max_width": 16,
+}
 
 
-# --- fold -------------------------------------------------------------------------------------------------------------
-
-
-def test_a_folded_generator_works_at_half_the_size_and_keeps_that_of_images(tiny_settings):
-    method = method_of(tiny_settings, fold=2, downs=1, contrastive_layers=(1,))
-    assert method.stride == 4
-    generator = method.generator
-    x = torch.rand(2, 1, 16, 24)
-    features = generator.encode(x)
-    assert features.layers[0].shape[2:] == (8, 12)
-    assert generator.decode(features, torch.rand(2, 8)).shape == x.shape
-    networks, _ = moved(method, batch_of(), 0)
+@pytest.mark.parametrize("sources", ["one", "many"])
+def test_with_a_u_net_every_network_learns(sources, tiny_settings):
+    method = method_of(tiny_settings, **UNET, sources=sources)
+    assert isinstance(method.generator, StyledUNet)
+    networks, _ = moved(method, batch_of(many=sources == "many"), 0)
     assert networks == set(method.networks())
 
 
-def test_folding_takes_each_pixel_of_a_square_as_a_channel(tiny_settings):
-    generator = method_of(tiny_settings, fold=2, downs=1, contrastive_layers=(1,)).generator
-    x = torch.rand(1, 1, 16, 16)
-    by_hand = torch.cat([x[..., row::2, column::2] for row in (0, 1) for column in (0, 1)], dim=1)
-    torch.testing.assert_close(generator.encode(x).layers[0], generator.stem(by_hand))
+def test_completion_with_a_u_net_makes_each_target_in_its_style(tiny_settings):
+    method = method_of(tiny_settings, **UNET, sources="many", fixed_style="latent").eval()
+    method.remember_references({name: torch.rand(1, 1, 16, 16) for name in FOUR})
+    sources = {"flair": torch.rand(3, 1, 16, 16), "t1": torch.rand(3, 1, 16, 16)}
+    made = method.synthesise(sources, ["t2", "t1ce"])
+    assert list(made) == ["t2", "t1ce"]
+    assert not torch.allclose(made["t2"], made["t1ce"])
+    alone = method.synthesise({name: each[1:2] for name, each in sources.items()}, ["t2"])
+    torch.testing.assert_close(alone["t2"], made["t2"][1:2], rtol=1e-4, atol=1e-4)
 
 
-def test_too_many_halvings_of_a_folded_slice_are_refused(tiny_settings):
-    with pytest.raises(ValueError, match="expected at most 1 for slices of 16 pixels with fold 2"):
-        changed(tiny_settings, fold=2, downs=2)
+def test_muon_moves_the_generator_and_adam_the_others(tiny_settings):
+    optimisers = method_of(tiny_settings, muon=True, learning_rate=1e-3).optimisers()
+    kinds = {name: type(optimiser).__name__ for name, optimiser in optimisers.items()}
+    assert kinds.pop("generator") == "Muon"
+    assert set(kinds.values()) == {"Adam"}
+    assert optimisers["generator"].param_groups[0]["lr"] == 1e-3
+    plain = method_of(tiny_settings).optimisers()
+    assert {type(optimiser).__name__ for optimiser in plain.values()} == {"Adam"}
+
+
+def test_the_first_steps_see_half_the_resolution(tiny_settings, monkeypatch):
+    changes = {**UNET, "sources": "many", "steps": 10, "coarse": 0.2, "supervised": 0.5, "downs": 1}
+    method = method_of(tiny_settings, **changes, contrastive_layers=(1,), lambda_pair=1.0)
+    assert method.phases == (0.2, 0.5)
+    seen: list[int] = []
+    encode = method.generator.encode
+    monkeypatch.setattr(
+        method.generator,
+        "encode",
+        lambda x, start=None: seen.append(x.shape[-1]) or encode(x, start),
+    )
+    for step in range(4):
+        method.training_step(taught_batch(), step)
+    assert seen == [8, 8, 16, 16]
+
+
+def test_a_coarse_step_learns_from_the_mean_of_four_pixels(tiny_settings):
+    changes = {**UNET, "sources": "many", "steps": 10, "supervised": 1.0, "lambda_pair": 1.0}
+    coarse, full = (
+        method_of(tiny_settings, **changes, coarse=share, downs=1, contrastive_layers=(1,))
+        for share in (1.0, 0.0)
+    )
+    batch = taught_batch()
+    assert coarse.training_step(batch, 0) == full.training_step(batch.halved(), 0)
+
+
+def test_a_halved_batch_has_the_means_of_squares_in_every_image():
+    batch = taught_batch()
+    half = batch.halved()
+    for name in ("x_src", "x_ref", "x_ref2", "x_pair", "x_all", "x_taught"):
+        value = getattr(batch, name)
+        rows, columns = value.shape[-2] // 2, value.shape[-1] // 2
+        expected = value.reshape(*value.shape[:-2], rows, 2, columns, 2).mean(dim=(-3, -1))
+        torch.testing.assert_close(getattr(half, name), expected)
+    for name in ("y_src", "y_ref", "has_pair", "given", "taught"):
+        assert torch.equal(getattr(half, name), getattr(batch, name))

@@ -302,25 +302,26 @@ def test_paper_has_none_of_ours():
     s = resolve(preset="paper")
     assert (s.adain_start, s.shortcut_refined, s.attention_scale) == (1, False, "none")
     assert (s.keep, s.ema_warm_up, s.ema_decay) == ("last", False, 0.999)
-    assert (s.sources, s.context, s.crop, s.fold, s.mirror) == ("one", 0, 0, 1, 0)
+    assert (s.sources, s.context, s.crop, s.mirror) == ("one", 0, 0, 0)
+    assert (s.generator, s.muon, s.warm_up, s.coarse) == ("stargan-v2", False, 0, 0)
     assert (s.discriminator, s.alternate, s.r1_every) == ("slices", False, 1)
     assert (s.supervised, s.ramp, s.lambda_pair, s.lambda_structure) == (0, 0, 0, 0)
-    assert not (s.keep_background or s.full_size_skips or s.all_skips)
+    assert not (s.keep_background or s.full_size_skips)
     assert (s.epochs, s.learning_rate_decay, s.slice_span) == (0, 0, "middle")
 
 
 @pytest.mark.parametrize("ours", [False, True])
 def test_the_generator_is_built_as_the_settings_say(ours):
-    switches = dict.fromkeys(("shortcut_refined", "difference", "all_skips"), ours)
-    generator = method_of(small_paper(**switches, full_size_skips=ours)).generator
-    assert {name: getattr(generator, name) for name in switches} == switches
+    s = small_paper(shortcut_refined=ours, full_size_skips=ours)
+    generator = method_of(s).generator
+    assert generator.shortcut_refined == ours
     assert (generator.full_size is not None) == ours
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "base"])
 def test_our_presets_keep_what_was_measured(preset):
     s = resolve(preset=preset)
-    assert (s.adain_start, s.shortcut_refined, s.attention_scale) == (0.1, True, "sqrt")
+    assert (s.adain_start, s.attention_scale) == (0.1, "sqrt")
     assert (s.keep, s.ema_warm_up) == ("best", True)
 
 

@@ -11,8 +11,8 @@ from attcl_cli.methods.settings import PRESETS, parse, resolve
 # method.md, section 1: image_size, first and last width of the generator, halvings
 SIZES = {
     "tiny": (64, 16, 128, 3),
-    "small": (256, 32, 256, 4),
-    "base": (256, 32, 256, 4),
+    "small": (256, 24, 192, 4),
+    "base": (256, 48, 384, 4),
     "paper": (256, 64, 512, 4),
 }
 
@@ -78,7 +78,24 @@ def test_a_value_out_of_bounds_is_an_error_of_its_key(key, value):
     [
         (
             {"image_size": 32, "downs": 4},
-            "downs: 4, expected at most 3 for slices of 32 pixels with fold 1",
+            "downs: 4, expected at most 3 for slices of 32 pixels",
+        ),
+        (
+            {"image_size": 64, "downs": 4, "coarse": 0.5, "supervised": 0.5},
+            "downs: 4, expected at most 3 for slices of 64 pixels with coarse",
+        ),
+        (
+            {"coarse": 0.5, "supervised": 0.25},
+            "coarse: 0.5, expected at most supervised (0.25): "
+            "only true pairs are learned from at half the resolution",
+        ),
+        (
+            {"generator": "u-net", "max_width": 100},
+            "max_width: 100, expected a multiple of 8 with generator u-net",
+        ),
+        (
+            {"generator": "u-net", "adain_start": 0.1, "shortcut_refined": True},
+            "shortcut_refined: true, expected false with generator u-net",
         ),
         (
             {"contrastive_layers": [1, 5]},

@@ -17,6 +17,15 @@ def test_the_rate_falls_over_the_last_share_of_the_run(decay, factors):
     assert [rate_factor(step, steps=4, decay=decay) for step in range(4)] == pytest.approx(factors)
 
 
+@pytest.mark.parametrize(
+    ("decay", "factors"),
+    [(0.0, [1 / 2, 1, 1, 1]), (0.5, [1 / 2, 1, 1, 1 / 2]), (1.0, [1 / 2, 3 / 4, 1 / 2, 1 / 4])],
+)
+def test_the_rate_first_rises_over_the_warm_up(decay, factors):
+    found = [rate_factor(step, steps=4, decay=decay, warm_up=2) for step in range(4)]
+    assert found == pytest.approx(factors)
+
+
 def test_every_group_of_every_optimiser_is_set_to_its_share_of_the_full_rate():
     one, two, three = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
     optimisers = {

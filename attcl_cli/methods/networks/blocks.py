@@ -57,19 +57,15 @@ def _mean_of_shifts(kernel: Tensor) -> Tensor:
 
 
 class InstanceNorm(nn.InstanceNorm2d):
-    """Instance norm as a group norm of single channels: the same numbers, without a copy of channels-last features.
-
-    `groups` may be set lower than the number of channels: then it is a group norm (Wu and He 2018).
-    """
+    """Instance norm as a group norm of single channels: the same numbers, without a copy of channels-last features."""
 
     def __init__(self, channels: int, *, affine: bool = False) -> None:
         super().__init__(channels, affine=affine)
-        self.groups = channels
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each image: (B, C, H, W) -> the same shape."""
         # In float32: bfloat16 has too few digits for a variance, and its kernel on a CPU takes five times as long.
-        wide = F.group_norm(x.float(), self.groups, self.weight, self.bias, self.eps)
+        wide = F.group_norm(x.float(), self.num_features, self.weight, self.bias, self.eps)
         return wide.to(x.dtype)
 
 

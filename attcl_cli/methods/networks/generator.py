@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attcl_cli.methods.networks.blocks import (
     AdaIN,
@@ -32,16 +31,21 @@ class Features:
         layers: `layers[l]` for l = 0..downs is (B, channels[l], H / 2**l, W / 2**l); `layers[0]` is the first
             convolution's.
         deep: the output of the whole encoder, at the size of the last layer.
+        inside: of each layer's pixels, the weight in the norms, (B, 1, H * W); empty: all count the same.
     """
 
     image: Tensor
     layers: tuple[Tensor, ...]
     deep: Tensor
+    inside: tuple[Tensor, ...] = ()
 
     def of(self, rows: Tensor) -> Features:
         """Return the features of some of the images, (K,) int64; an image may be chosen several times."""
         return Features(
-            self.image[rows], tuple(layer[rows] for layer in self.layers), self.deep[rows]
+            self.image[rows],
+            tuple(layer[rows] for layer in self.layers),
+            self.deep[rows],
+            tuple(weights[rows] for weights in self.inside),
         )
 
 
@@ -56,19 +60,13 @@ class Generator(nn.Module):
         style_dim: length of a style code.
         full_size_skips: the decoder also sees the image at full size, which otherwise reaches it halved at least once:
             one more AdaIN block there, on the sum with the first convolution's features, and the image itself is
-            added to what comes out, so that only the difference is learnt (`difference`; ours).
-        all_skips: every decoder block also sees the encoder's features of its size, where AttAdaIN adds none (ours).
+            added to what comes out, so that only the difference is learnt (ours).
         planes: channels of what is encoded: one image, or several with what says which they are (ours).
-        fold: squares of fold x fold pixels become channels on the way in, and are unfolded on the way out, so that all
-            blocks work at a fraction of the size (pixel shuffle, Shi et al. 2016; ours). Sizes H and W below, but those
-            of images, are then H / fold and W / fold.
         adain_start: what He's weights of the affine maps of the style are multiplied by at first.
         shortcut_refined: what AttAdaIN adds also runs through its block's un-normalised shortcut (ours).
-        difference: with `full_size_skips`, the image itself is added to what comes out.
-        norm_groups: groups of channels that are normalised together; 0: each channel alone, as published.
     """
 
-    def __init__(  # noqa: PLR0913 - one per choice of the settings
+    def __init__(
         self,
         *,
         width: int,
@@ -77,22 +75,16 @@ class Generator(nn.Module):
         bottleneck: int,
         style_dim: int,
         full_size_skips: bool = False,
-        all_skips: bool = False,
         planes: int = 1,
-        fold: int = 1,
         adain_start: float = 1.0,
         shortcut_refined: bool = False,
-        difference: bool = True,
-        norm_groups: int = 0,
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
         deep = channels[-1]
         self.channels = channels
-        self.all_skips = all_skips
-        self.fold, self.shortcut_refined = fold, shortcut_refined
-        self.difference = difference
-        self.stem = nn.Conv2d(planes * fold**2, width, 3, padding=1)
+        self.shortcut_refined = shortcut_refined
+        self.stem = nn.Conv2d(planes, width, 3, padding=1)
         self.down = nn.ModuleList(
             ResidualBlock(a, b, norm=True, down=True) for a, b in pairwise(channels)
         )
@@ -108,24 +100,22 @@ class Generator(nn.Module):
         )
         self.full_size = AdaINResidualBlock(width, width, style_dim) if full_size_skips else None
         self.to_image = nn.Sequential(
-            InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, fold**2, 1)
+            InstanceNorm(width, affine=True), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 1)
         )
         initialise(self)
         with torch.no_grad():
             for layer in self.modules():
                 if isinstance(layer, AdaIN):
                     layer.affine.weight *= adain_start
-                if isinstance(layer, InstanceNorm) and norm_groups:
-                    layer.groups = norm_groups
 
     def encode(self, x: Tensor, start: Tensor | None = None) -> Features:
         """Return the encoder's features.
 
         Args:
-            x: (B, planes, H, W) in [-1, 1], H and W multiples of fold * 2 ** downs.
+            x: (B, planes, H, W) in [-1, 1], H and W multiples of 2 ** downs.
             start: (B, 1, H, W), the image that the result starts from; None: `x`, which is one.
         """
-        layers = [self.stem(F.pixel_unshuffle(x, self.fold) if self.fold > 1 else x)]
+        layers = [self.stem(x)]
         for block in self.down:
             layers.append(block(layers[-1]))
         deep = layers[-1]
@@ -154,19 +144,13 @@ class Generator(nn.Module):
         # The input of each block has the size and the channels of the encoder's layer of that number.
         for layer, block in zip(range(len(self.up), 0, -1), self.up, strict=True):
             added = refined.get(layer)
-            if added is None and self.all_skips:
-                h = h + features.layers[layer]
-            elif added is not None and self.shortcut_refined:
+            if added is not None and self.shortcut_refined:
                 h, added = h + added, None
             h = block(h, style, added)
         if self.full_size is not None:
             h = self.full_size(h + features.layers[0], style)
         image: Tensor = self.to_image(h)
-        if self.fold > 1:
-            image = F.pixel_shuffle(image, self.fold)
-        if self.full_size is None or not self.difference:
-            return image
-        return features.image + image
+        return image if self.full_size is None else features.image + image
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """Compute `decode(encode(x))` without attention."""

@@ -1,0 +1,178 @@
+"""A U-Net whose decoder a style code modulates: learns faster per second than StarGAN v2's generator (ours).
+
+Offers what `Generator` does. Two convolutions per level instead of residual blocks, features of both sides next to each
+other instead of added (Ronneberger et al. 2015), and norms that see the brain alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attcl_cli.methods.networks.blocks import initialise, leaky_relu, widths
+from attcl_cli.methods.networks.generator import Features
+
+GROUPS = 8  # of channels that are normalised together (group norm, Wu and He 2018)
+_EPS = 1e-5
+_OUTSIDE = (
+    1e-4  # what a pixel of the background weighs, so that a square without brain has a mean, too
+)
+
+
+class BrainNorm(nn.Module):
+    """Group norm whose mean and variance are those of the brain.
+
+    Over all pixels they would hang on how much background an image has: a network that learns from squares within the
+    brain would see other numbers in whole slices.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def affine(self, x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what normalising multiplies each channel by, and what it then adds.
+
+        Args:
+            x: (B, C, H, W).
+            inside: (B, 1, H * W), the weight of each pixel.
+
+        Returns:
+            Two of (B, C), float32.
+        """
+        count, channels = x.shape[:2]
+        pixels = x.permute(0, 2, 3, 1).reshape(count, -1, channels).float()
+        groups = (count, GROUPS, channels // GROUPS)
+        total = inside.sum(dim=2)
+        mean = (torch.bmm(inside, pixels).view(groups).mean(dim=2) / total)[:, :, None]
+        square = (torch.bmm(inside, pixels.square()).view(groups).mean(dim=2) / total)[:, :, None]
+        scale = torch.rsqrt((square - mean.square()).clamp(min=0) + _EPS)
+        times = (scale * self.weight.view(groups[1:])).view(count, channels)
+        return times, self.bias - (mean.expand(groups).reshape(count, channels) * times)
+
+
+class Convolution(nn.Module):
+    """3x3 convolution, norm of the brain, perhaps modulated by a style code as AdaIN does (Eq 7), LeakyReLU."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.norm = BrainNorm(outputs)
+        self.style = nn.Linear(style_dim, 2 * outputs) if style_dim else None
+
+    def forward(self, x: Tensor, inside: Tensor, style: Tensor | None = None) -> Tensor:
+        """Map (B, inputs, H, W) to (B, outputs, H, W); inside (B, 1, H * W), style (B or 1, style_dim)."""
+        h = self.conv(x)
+        times, plus = self.norm.affine(h, inside)
+        if self.style is not None:
+            gamma, beta = self.style(style).float().chunk(2, dim=1)
+            times, plus = times * (1 + gamma), plus * (1 + gamma) + beta
+        times, plus = (each[:, :, None, None].to(h.dtype) for each in (times, plus))
+        return leaky_relu(torch.addcmul(plus, times, h))
+
+
+class StyledUNet(nn.Module):
+    """G with the layers of a U-Net; what is decoded is modulated by a style code at every level.
+
+    Inside, background and what is not given are 0, as the padding of a convolution is.
+
+    Args:
+        width: channels of the first level, a multiple of 8.
+        max_width: channels never grow beyond this, a multiple of 8.
+        downs: halvings; `channels[l]` for l = 0..downs are those of the encoder.
+        style_dim: length of a style code.
+        images: channels of what is encoded that are images in [-1, 1].
+        flags: further channels, which say in 0 and 1 what is given.
+        adain_start: what He's weights of the affine maps of the style are multiplied by at first.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        max_width: int,
+        downs: int,
+        style_dim: int,
+        images: int = 1,
+        flags: int = 0,
+        adain_start: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.images = images
+        self.channels = channels = widths(width, max_width, downs)
+        self.encoder = nn.ModuleList(
+            nn.ModuleList([Convolution(a, b), Convolution(b, b)])
+            for a, b in pairwise([images + flags, *channels])
+        )
+        # What leaves a level of the decoder has as many channels as the encoder has one level up.
+        decoded = [channels[0], *channels[:-1]]
+        self.up = nn.ModuleList(
+            nn.ConvTranspose2d(below, here, 2, stride=2)
+            for below, here in zip((*decoded[1:-1], channels[-1]), decoded[:-1], strict=True)
+        )
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(
+                [Convolution(skip + here, here, style_dim), Convolution(here, here, style_dim)]
+            )
+            for skip, here in zip(channels[:-1], decoded[:-1], strict=True)
+        )
+        self.to_image = nn.Conv2d(width, 1, 1)
+        initialise(self)
+        with torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, Convolution) and layer.style is not None:
+                    layer.style.weight *= adain_start
+
+    def encode(self, x: Tensor, start: Tensor | None = None) -> Features:
+        """Return the encoder's features, one per level; `deep` is the last of them.
+
+        Args:
+            x: (B, images + flags, H, W), H and W multiples of 2 ** downs.
+            start: see `Generator.encode`; kept, and without influence here.
+        """
+        seen = (x[:, : self.images] + 1) / 2
+        brain = (seen.amax(dim=1, keepdim=True) > 0).float() + _OUTSIDE
+        h = torch.cat([seen, x[:, self.images :]], dim=1)
+        layers, inside = [], []
+        for first, second in self.encoder:
+            if layers:
+                h, brain = F.max_pool2d(h, 2), F.avg_pool2d(brain, 2)
+            inside.append(brain.flatten(2))
+            h = second(first(h, inside[-1]), inside[-1])
+            layers.append(h)
+        return Features(x if start is None else start, tuple(layers), h, tuple(inside))
+
+    def decode(
+        self, features: Features, style: Tensor, refined: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
+        """Return the image.
+
+        Args:
+            features: `encode(x)`.
+            style: (B, style_dim), or one row for all.
+            refined: layer -> what the decoder sees of that level of the encoder, in place of its features (AttAdaIN,
+                Eq 8, 9: there added, here next to the decoder's own).
+
+        Returns:
+            (B, 1, H, W), about [-1, 1] but not clipped.
+        """
+        skips: Sequence[Tensor] = [
+            (refined or {}).get(level, layer) for level, layer in enumerate(features.layers)
+        ]
+        h = skips[-1] if len(skips) - 1 in (refined or {}) else features.deep
+        for level in reversed(range(len(self.up))):
+            first, second = self.decoder[level]
+            inside = features.inside[level]
+            h = torch.cat([skips[level], self.up[level](h)], dim=1)
+            h = second(first(h, inside, style), inside, style)
+        image: Tensor = 2 * self.to_image(h) - 1
+        return image
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        """Compute `decode(encode(x))` without attention."""
+        return self.decode(self.encode(x), style)
