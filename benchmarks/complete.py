@@ -33,7 +33,8 @@ from attcl_cli.data.slices import SliceStore
 from attcl_cli.data.splits import RATIOS
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
-from attcl_cli.methods.settings import PRESETS, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import resolve
 from attcl_cli.methods.sources import AnyOne, SourceRule
 from attcl_cli.methods.weights import (
     Weights,

@@ -28,7 +28,8 @@ from attcl_cli.data.dataset import Dataset
 from attcl_cli.devices import Precision
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.plave import Plave
-from attcl_cli.methods.settings import PRESETS, Settings, parse_override, resolve
+from attcl_cli.methods.presets import PRESETS, parse_override
+from attcl_cli.methods.settings import Settings, resolve
 from attcl_cli.methods.weights import find_weights, load_method
 from attcl_cli.scoring import pairs
 from attcl_cli.scoring import rows as score

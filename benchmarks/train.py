@@ -29,7 +29,8 @@ from attcl_cli.methods import METHODS, losses
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.base import Runtime
 from attcl_cli.methods.networks.blocks import AdaINResidualBlock, ResidualBlock, leaky_relu, pick
-from attcl_cli.methods.settings import PRESETS, Settings, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import Settings, resolve
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 

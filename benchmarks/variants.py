@@ -27,7 +27,8 @@ from attcl_cli.data import slices
 from attcl_cli.data.dataset import Dataset
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.methods.attcl_gan import AttclGan, AttclGanSettings
-from attcl_cli.methods.settings import PRESETS, Settings, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import Settings, resolve
 from attcl_cli.methods.weights import find_weights, load_method
 from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.state import STATE_FILE

@@ -28,6 +28,7 @@ from attcl_cli.methods import settings as method_settings
 from attcl_cli.progress import SILENT
 from attcl_cli.scoring.metrics import METRICS
 from attcl_cli.segmentation import metrics as segmentation_metrics
+from attcl_cli.segmentation import presets as segmentation_presets
 from attcl_cli.segmentation import settings as segmentation_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,8 +138,7 @@ def settings_page() -> str:
                 chosen = ", ".join(f"`{key} = {_value(value)}`" for key, value in switches.items())
                 lines.append(f"| `{variant}` | {chosen} |")
     segmenter = {
-        preset: segmentation_settings.resolve(preset, {})
-        for preset in segmentation_settings.PRESETS
+        preset: segmentation_settings.resolve(preset, {}) for preset in segmentation_presets.PRESETS
     }
     kind = segmentation_settings.SegmentSettings
     lines += ["", "## The segmenter", "", "`attcl segment`", ""]

@@ -18,7 +18,8 @@ from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.data.splits import read_ratio
 from attcl_cli.data.vocabulary import read_vocabulary
 from attcl_cli.methods import ENTRY_POINTS, METHODS
-from attcl_cli.methods.settings import PRESETS, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import resolve
 from attcl_cli.scoring.metrics import METRICS
 from attcl_cli.segmentation.settings import SegmentSettings
 

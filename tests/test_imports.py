@@ -166,7 +166,10 @@ def test_nibabel_is_imported_by_volumes_alone():
     ("module", "heavy"),
     [
         ("attcl_cli", ["torch", "nibabel", "matplotlib", "numpy", "typer"]),
-        ("attcl_cli.cli.app", ["torch", "nibabel", "matplotlib", "scipy", "PIL", "monai"]),
+        (
+            "attcl_cli.cli.app",
+            ["torch", "nibabel", "matplotlib", "scipy", "PIL", "monai", "pydantic"],
+        ),
         ("attcl_cli.methods", ["torch", "numpy"]),
         ("attcl_cli.data.dataset", ["torch", "matplotlib"]),
         ("attcl_cli.data.splits", ["torch", "matplotlib"]),

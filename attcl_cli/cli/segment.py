@@ -31,8 +31,8 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.segmentation_scores import show_scores
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.errors import UsageError, counted
-from attcl_cli.methods.settings import parse_override
-from attcl_cli.segmentation.settings import PRESETS, explain
+from attcl_cli.methods.presets import parse_override
+from attcl_cli.segmentation.presets import PRESETS
 
 if TYPE_CHECKING:
     from attcl_cli.segmentation.run import SegmentResult
@@ -163,6 +163,8 @@ def _refuse_moved(
 
 
 def _show_plan(result: SegmentResult, terminal: Terminal) -> None:
+    from attcl_cli.segmentation.settings import explain
+
     if terminal.as_json:
         document(
             {

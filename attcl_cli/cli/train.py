@@ -28,7 +28,7 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.errors import counted
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.settings import PRESETS, explain, parse_override
+from attcl_cli.methods.presets import PRESETS, parse_override
 
 EXAMPLES = "Examples:  attcl train --minutes 90   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
 
@@ -108,6 +108,7 @@ def train(
 ) -> None:
     """Train a model on the modalities that the cases have. Write runs/<run>/ with its weights."""
     from attcl_cli.data.background import parse_background
+    from attcl_cli.methods.settings import explain
     from attcl_cli.training import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)

@@ -51,22 +51,26 @@ class AttclGan(Method):
         shape = {"width": settings.width, "max_width": settings.max_width}
         stack = 1 + 2 * settings.context
         many = settings.sources == "many"
-        design = {
-            **shape,
-            "downs": settings.downs,
-            "style_dim": settings.style_dim,
-            "adain_start": settings.adain_start,
-        }
         images, flags = (domains * stack, domains) if many else (stack, 0)
         self.generator: Generator | StyledUNet
         if settings.generator == "u-net":
-            self.generator = StyledUNet(**design, images=images, flags=flags)
+            self.generator = StyledUNet(
+                **shape,
+                downs=settings.downs,
+                style_dim=settings.style_dim,
+                images=images,
+                flags=flags,
+                adain_start=settings.adain_start,
+            )
         else:
             self.generator = Generator(
-                **design,
-                planes=images + flags,
+                **shape,
+                downs=settings.downs,
                 bottleneck=settings.bottleneck,
+                style_dim=settings.style_dim,
                 full_size_skips=settings.full_size_skips,
+                planes=images + flags,
+                adain_start=settings.adain_start,
                 shortcut_refined=settings.shortcut_refined,
             )
         self.mapping = MappingNetwork(

@@ -7,7 +7,6 @@ documented where it is used. Knows no network.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -19,6 +18,7 @@ from pydantic.fields import FieldInfo
 from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
 from attcl_cli.methods import METHODS
+from attcl_cli.methods.presets import DEFAULT_METHOD, DEFAULT_PRESET, PRESETS
 
 Positive = Annotated[int, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -28,18 +28,8 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 SliceSpan = Literal["middle", "all"]
 Model = TypeVar("Model", bound=BaseModel)
 
-DEFAULT_METHOD = "attcl-gan"
-DEFAULT_PRESET = "base"
 SECTIONS = ("run", "image", "optimiser")
 """The tables that common settings stand in on disk; those of a method stand in a table named as it is."""
-
-# Sizes of slices alone: what else goes with a size is the method's own (`Settings.presets`).
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"image_size": 64},
-    "small": {"crop": 128},
-    "base": {"crop": 128},
-    "paper": {},
-}
 
 _LEAST_SIZE = 16  # pixels; the deepest networks of today end at 4x4
 
@@ -425,21 +415,6 @@ def require_preset(preset: str, known: Iterable[str]) -> None:
             nearest(preset, names),
             code="unknown-preset",
         )
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Read `key=value`, the value as TOML (`0.1`, `true`, `[2, 3]`), bare words as strings."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(
-            f"--set: {text!r}, expected KEY=VALUE",
-            "for example --set batch_size=4",
-            code="malformed-override",
-        )
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
 
 
 def to_tables(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from attcl_cli.methods.presets import DEFAULT_PRESET
 from attcl_cli.methods.settings import (
-    DEFAULT_PRESET,
     Decay,
     Positive,
     Rate,
@@ -21,6 +21,7 @@ from attcl_cli.methods.settings import (
     require_preset,
     validated,
 )
+from attcl_cli.segmentation.presets import PRESETS
 
 
 class SegmentSettings(BaseModel):
@@ -69,14 +70,6 @@ class SegmentSettings(BaseModel):
                 f"canvas: {self.canvas}, expected a multiple of image_size ({self.image_size})"
             )
         return self
-
-
-# Small ones are trained for minutes, so they take larger steps, as the methods' presets do.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "tiny": {"image_size": 64, "width": 8, "levels": 4, "steps": 1_000, "learning_rate": 0.02, "validate_every": 100},
-    "small": {"image_size": 128, "width": 16, "steps": 5_000, "learning_rate": 0.01, "validate_every": 250},
-    "base": {},
-}  # fmt: skip
 
 
 def resolve(preset: str | None, overrides: Mapping[str, Any]) -> SegmentSettings:

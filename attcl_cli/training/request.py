@@ -17,8 +17,8 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.errors import AttclError, UsageError, counted, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
+from attcl_cli.methods.presets import DEFAULT_PRESET
 from attcl_cli.methods.settings import (
-    DEFAULT_PRESET,
     Settings,
     fixed_names,
     read_run_settings,

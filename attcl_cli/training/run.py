@@ -20,13 +20,8 @@ from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError, as_note, counted, raise_all
 from attcl_cli.files import refuse_inside, sha256
-from attcl_cli.methods.settings import (
-    DEFAULT_PRESET,
-    Settings,
-    read_settings,
-    require_names,
-    resolve,
-)
+from attcl_cli.methods.presets import DEFAULT_PRESET
+from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import precision_for, read_record

@@ -6,7 +6,8 @@ import pytest
 
 from attcl_cli.errors import UsageError
 from attcl_cli.methods.attcl_gan import AttclGanSettings
-from attcl_cli.methods.settings import PRESETS, parse, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import parse, resolve
 
 # method.md, section 1: image_size, first and last width of the generator, halvings
 SIZES = {

@@ -33,7 +33,8 @@ from attcl_cli.methods.networks.discriminator import Discriminator
 from attcl_cli.methods.networks.generator import Generator
 from attcl_cli.methods.networks.style import MappingNetwork, StyleEncoder
 from attcl_cli.methods.networks.styled_unet import StyledUNet
-from attcl_cli.methods.settings import PRESETS, Settings, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import Settings, resolve
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ import pytest
 
 from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.settings import PRESETS, parse, parse_first_schema, resolve
+from attcl_cli.methods.presets import PRESETS
+from attcl_cli.methods.settings import parse, parse_first_schema, resolve
 
 
 def test_preset_paper_is_the_published_set_up():

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from attcl_cli.errors import ProblemsError, UsageError
 from attcl_cli.methods import METHODS
+from attcl_cli.methods.presets import PRESETS, parse_override
 from attcl_cli.methods.settings import (
-    PRESETS,
     SECTIONS,
     Settings,
     dump,
@@ -19,7 +19,6 @@ from attcl_cli.methods.settings import (
     fixed_names,
     parse,
     parse_first_schema,
-    parse_override,
     preset_names,
     read_run_settings,
     resolve,

@@ -7,7 +7,8 @@ import tomllib
 import pytest
 
 from attcl_cli.errors import UsageError
-from attcl_cli.segmentation.settings import PRESETS, SegmentSettings, explain, resolve
+from attcl_cli.segmentation.presets import PRESETS
+from attcl_cli.segmentation.settings import SegmentSettings, explain, resolve
 
 
 @pytest.mark.parametrize("name", PRESETS)

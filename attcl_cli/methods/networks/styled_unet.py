@@ -6,7 +6,7 @@ other instead of added (Ronneberger et al. 2015), and norms that see the brain a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -76,6 +76,21 @@ class Convolution(nn.Module):
         return leaky_relu(torch.addcmul(plus, times, h))
 
 
+class Level(nn.ModuleList):
+    """Two convolutions, one after the other."""
+
+    def __init__(self, inputs: int, outputs: int, style_dim: int = 0) -> None:
+        super().__init__(
+            [Convolution(inputs, outputs, style_dim), Convolution(outputs, outputs, style_dim)]
+        )
+
+    def forward(self, x: Tensor, inside: Tensor, style: Tensor | None = None) -> Tensor:
+        """See `Convolution`."""
+        for convolution in self:
+            x = convolution(x, inside, style)
+        return x
+
+
 class StyledUNet(nn.Module):
     """G with the layers of a U-Net; what is decoded is modulated by a style code at every level.
 
@@ -105,10 +120,7 @@ class StyledUNet(nn.Module):
         super().__init__()
         self.images = images
         self.channels = channels = widths(width, max_width, downs)
-        self.encoder = nn.ModuleList(
-            nn.ModuleList([Convolution(a, b), Convolution(b, b)])
-            for a, b in pairwise([images + flags, *channels])
-        )
+        self.encoder = nn.ModuleList(Level(a, b) for a, b in pairwise([images + flags, *channels]))
         # What leaves a level of the decoder has as many channels as the encoder has one level up.
         decoded = [channels[0], *channels[:-1]]
         self.up = nn.ModuleList(
@@ -116,9 +128,7 @@ class StyledUNet(nn.Module):
             for below, here in zip((*decoded[1:-1], channels[-1]), decoded[:-1], strict=True)
         )
         self.decoder = nn.ModuleList(
-            nn.ModuleList(
-                [Convolution(skip + here, here, style_dim), Convolution(here, here, style_dim)]
-            )
+            Level(skip + here, here, style_dim)
             for skip, here in zip(channels[:-1], decoded[:-1], strict=True)
         )
         self.to_image = nn.Conv2d(width, 1, 1)
@@ -138,12 +148,13 @@ class StyledUNet(nn.Module):
         seen = (x[:, : self.images] + 1) / 2
         brain = (seen.amax(dim=1, keepdim=True) > 0).float() + _OUTSIDE
         h = torch.cat([seen, x[:, self.images :]], dim=1)
-        layers, inside = [], []
-        for first, second in self.encoder:
+        layers: list[Tensor] = []
+        inside: list[Tensor] = []
+        for level in self.encoder:
             if layers:
                 h, brain = F.max_pool2d(h, 2), F.avg_pool2d(brain, 2)
             inside.append(brain.flatten(2))
-            h = second(first(h, inside[-1]), inside[-1])
+            h = level(h, inside[-1])
             layers.append(h)
         return Features(x if start is None else start, tuple(layers), h, tuple(inside))
 
@@ -161,15 +172,11 @@ class StyledUNet(nn.Module):
         Returns:
             (B, 1, H, W), about [-1, 1] but not clipped.
         """
-        skips: Sequence[Tensor] = [
-            (refined or {}).get(level, layer) for level, layer in enumerate(features.layers)
-        ]
-        h = skips[-1] if len(skips) - 1 in (refined or {}) else features.deep
+        refined = refined or {}
+        *skips, h = [refined.get(level, layer) for level, layer in enumerate(features.layers)]
         for level in reversed(range(len(self.up))):
-            first, second = self.decoder[level]
-            inside = features.inside[level]
             h = torch.cat([skips[level], self.up[level](h)], dim=1)
-            h = second(first(h, inside, style), inside, style)
+            h = self.decoder[level](h, features.inside[level], style)
         image: Tensor = 2 * self.to_image(h) - 1
         return image
 

@@ -1,0 +1,38 @@
+"""The names of presets, and how a single setting is written on the command line.
+
+Apart from `settings`, so that `attcl --help` and other commands start without loading its models.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from attcl_cli.errors import UsageError
+
+DEFAULT_METHOD = "attcl-gan"
+DEFAULT_PRESET = "base"
+
+# Sizes of slices alone: what else goes with a size is the method's own (`Settings.presets`).
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"image_size": 64},
+    "small": {"crop": 128},
+    "base": {"crop": 128},
+    "paper": {},
+}
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Read `key=value`, the value as TOML (`0.1`, `true`, `[2, 3]`), bare words as strings."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(
+            f"--set: {text!r}, expected KEY=VALUE",
+            "for example --set batch_size=4",
+            code="malformed-override",
+        )
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
