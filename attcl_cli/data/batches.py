@@ -36,7 +36,7 @@ class DomainBatch:
     Attributes:
         x_src: the slices to translate, (B, 1 + 2 * context, S, S) with their neighbours.
         y_src: (B,) int64, their modality's index.
-        x_ref, x_ref2: two slices of each target modality, of any patient.
+        x_ref, x_ref2: two slices of each target modality, of any patient; (B, 0, S, S) where none were drawn.
         y_ref: (B,) int64, the target modality's index.
         x_pair: the source's own slice in the target modality if the training data has it, otherwise -1 everywhere.
         has_pair: (B,) bool, whether it has.
@@ -80,6 +80,10 @@ class DomainBatch:
             return value.contiguous(memory_format=torch.channels_last)
 
         return self._each(move)
+
+    def pin_memory(self) -> DomainBatch:
+        """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
+        return self._each(Tensor.pin_memory)
 
     def part(self, chosen: slice) -> DomainBatch:
         """Return some of the slices, as a part of this batch."""
@@ -144,6 +148,10 @@ class CaseBatch:
         """Return the batch on a device."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
+    def pin_memory(self) -> CaseBatch:
+        """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
+        return self._each(Tensor.pin_memory)
+
     def part(self, chosen: slice) -> CaseBatch:
         """Return some of the cases, as a part of this batch."""
         shares = (self.label_share, self.taught_share)
@@ -200,6 +208,10 @@ class PairBatch:
     def to(self, device: torch.device) -> PairBatch:
         """Return the batch on a device."""
         return PairBatch(*(x.to(device, non_blocking=True) for x in (self.a, self.b)))
+
+    def pin_memory(self) -> PairBatch:
+        """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
+        return PairBatch(self.a.pin_memory(), self.b.pin_memory())
 
     def part(self, chosen: slice) -> PairBatch:
         """Return some of the slices."""

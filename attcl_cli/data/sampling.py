@@ -76,7 +76,7 @@ class DomainSampler:
             seed: of all that is drawn.
             mirror: share of slices mirrored left to right.
             pair_targets: share of targets drawn from the modalities that the source's case has.
-            paired_until: before this step, that share is 1.
+            paired_until: before this step, that share is 1, and no references are drawn.
             context: neighbouring slices on each side that the slices to translate have, too.
             crop: side of the squares that slices are cut to, in pixels (`Crops`); a source and its pair have one
                 square, each reference its own. 0: whole slices.
@@ -168,7 +168,7 @@ class DomainSampler:
         """Return the batch of a step."""
         rows = self.rows(step)
         crops = Crops(self.store, self.crop, (self.seed, step), warp=self.warp)
-        place, first, second = (crops.around(rows[name]) for name in ("x_src", "x_ref", "x_ref2"))
+        place = crops.around(rows["x_src"])
         has_pair = rows["x_pair"] >= 0
         pair = crops.read(np.maximum(rows["x_pair"], 0), place)
         pair[torch.from_numpy(~has_pair)] = -1
@@ -194,11 +194,18 @@ class DomainSampler:
         else:
             x_src = crops.read(rows["x_src"], place, context=self.context)
             x_src = _mirrored(_augmented(x_src, augmented, rng), mirrored["x_src"])
+        if step < self.paired_until:  # nothing learns from them
+            x_ref = x_ref2 = pair[:, :0]
+        else:
+            x_ref, x_ref2 = (
+                _mirrored(crops.read(rows[name], crops.around(rows[name])), mirrored[name])
+                for name in ("x_ref", "x_ref2")
+            )
         return DomainBatch(
             x_src=x_src,
             y_src=torch.from_numpy(rows["y_src"]),
-            x_ref=_mirrored(crops.read(rows["x_ref"], first), mirrored["x_ref"]),
-            x_ref2=_mirrored(crops.read(rows["x_ref2"], second), mirrored["x_ref2"]),
+            x_ref=x_ref,
+            x_ref2=x_ref2,
             y_ref=torch.from_numpy(rows["y_ref"]),
             x_pair=_mirrored(pair, mirrored["x_src"]),
             has_pair=torch.from_numpy(has_pair),

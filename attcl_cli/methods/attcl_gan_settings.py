@@ -64,6 +64,16 @@ _SQUARES: Mapping[str, Any] = {
     "augment": 0.5,
     "warp": 0.25,
 }
+# What goes with a GPU: so many steps that the training patients are learned by heart unless they look different each
+# time, and weights decay.
+_PLENTY: Mapping[str, Any] = {
+    "context": 1,
+    "coarse": 0.3,
+    "supervised": 0.85,
+    "augment": 0.9,
+    "warp": 0.5,
+    "weight_decay": 0.1,
+}
 
 
 class AttclGanSettings(Settings):
@@ -78,8 +88,8 @@ class AttclGanSettings(Settings):
             "width": 24, "max_width": 192, "mapping_width": 128, "steps": 20_000, **_QUICK, **_SQUARES,
         },
         "base": {
-            "width": 48, "max_width": 384, **_QUICK, **_SQUARES,
-            "learning_rate": 5e-4, "learning_rate_mapping": 5e-6,
+            "width": 40, "max_width": 320, "mapping_width": 128, "batch_size": 32, "steps": 10_000, **_QUICK,
+            **_SQUARES, **_PLENTY,
         },
         "paper": {},
     }  # fmt: skip

@@ -130,23 +130,27 @@ def structure_loss(
 
 
 def _ssim_map(first: Tensor, second: Tensor) -> Tensor:
-    """Return the SSIM of each pixel of two images (B, 1, H, W) in [-1, 1]."""
-    offsets = torch.arange(_WINDOW, device=first.device, dtype=first.dtype) - _WINDOW // 2
-    bell = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
-    bell = bell / bell.sum()
-
-    def blur(x: Tensor) -> Tensor:
-        across = F.conv2d(x, bell[None, None, None], padding=(0, _WINDOW // 2))
-        return F.conv2d(across, bell[None, None, :, None], padding=(_WINDOW // 2, 0))
-
-    # All five means in one call.
-    means = blur(
-        torch.cat([first, second, first * first, second * second, first * second]).contiguous()
-    )
-    a, b, aa, bb, ab = means.chunk(5)
+    """Return the SSIM of each pixel of two images (B, 1, H, W) in [-1, 1], float32."""
+    height, width = first.shape[2:]
+    down, across = (_bells(length, first.device) for length in (height, width))
+    # Variances are differences of numbers that can be alike: in bf16 nothing would be left of them.
+    with torch.autocast(first.device.type, enabled=False):
+        # All five means in one call; products of matrices take a tenth of a convolution's time.
+        planes = torch.cat([first, second, first * first, second * second, first * second])
+        a, b, aa, bb, ab = (down @ (planes @ across)).chunk(5)
     c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
     structure = (2 * (ab - a * b) + c2) / ((aa - a * a) + (bb - b * b) + c2)
     return (2 * a * b + c1) / (a * a + b * b + c1) * structure
+
+
+def _bells(length: int, device: torch.device) -> Tensor:
+    """Return the matrix that SSIM's Gaussian window multiplies a line of pixels by, beyond which is 0: (L, L)."""
+    places = torch.arange(length, device=device)
+    distance = (places[:, None] - places).float()
+    whole = torch.arange(_WINDOW, device=device) - _WINDOW // 2
+    bell = torch.exp(-(distance**2) / (2 * _SIGMA**2))
+    bell = bell / torch.exp(-(whole**2) / (2 * _SIGMA**2)).sum()
+    return torch.where(distance.abs() <= _WINDOW // 2, bell, torch.zeros_like(bell))
 
 
 def image_loss(x_fake: Tensor, x_real: Tensor, *, brain: bool = False) -> Tensor:

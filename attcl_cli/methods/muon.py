@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.adam import adam
 
 # The quintic iteration of Jordan et al. (2024, "Muon: An optimizer for hidden layers in neural networks"): five rounds
 # bring singular values between about 0.7 and 1.2, which is as good as 1 for a step, and need products alone.
@@ -28,7 +29,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     x = x / (x.norm() + _EPS)
     for _ in range(_ROUNDS):
         square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
     result: Tensor = x.T if tall else x
     return result
 
@@ -69,15 +70,43 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            moved = [each for each in group["params"] if each.grad is not None]
+            if moved and group["weight_decay"]:
+                torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
+            others = []
+            for parameter in moved:
                 if parameter.ndim == 4 and parameter.shape[0] > _LEAST_OUTPUTS:  # noqa: PLR2004 - (K, C, h, w)
                     _move_kernel(parameter, self.state[parameter], group["lr"])
                 else:
-                    _move_as_adam(parameter, self.state[parameter], group)
+                    others.append(parameter)
+            self._move_as_adam(others, group)
         return loss
+
+    def _move_as_adam(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Move all of them at once: a GPU would wait for the calls of each."""
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        beta1, beta2 = group["betas"]
+        adam(
+            parameters,
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=0.0,
+            eps=_EPS,
+            maximize=False,
+        )
 
 
 def _move_kernel(kernel: Tensor, state: dict[str, Any], rate: float) -> None:
@@ -90,18 +119,3 @@ def _move_kernel(kernel: Tensor, state: dict[str, Any], rate: float) -> None:
     direction = orthogonalised(matrix).view(kernel.shape).to(kernel.dtype)
     # All singular values near 1: the root mean square of an (M, N) matrix is then 1 / sqrt(max(M, N)).
     kernel.add_(direction, alpha=-rate * max(matrix.shape) ** 0.5)
-
-
-def _move_as_adam(parameter: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-    gradient: Any = parameter.grad
-    first, second = group["betas"]
-    if not state:
-        state["step"] = torch.zeros(())
-        state["exp_avg"] = torch.zeros_like(parameter)
-        state["exp_avg_sq"] = torch.zeros_like(parameter)
-    state["step"] += 1
-    done = float(state["step"])
-    state["exp_avg"].lerp_(gradient, 1 - first)
-    state["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-    spread = (state["exp_avg_sq"] / (1 - second**done)).sqrt_().add_(_EPS)
-    parameter.addcdiv_(state["exp_avg"], spread, value=-group["lr"] / (1 - first**done))

@@ -209,6 +209,10 @@ class SliceBatch:
         """Return the batch on a device."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
+    def pin_memory(self) -> SliceBatch:
+        """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
+        return self._each(Tensor.pin_memory)
+
     def part(self, chosen: slice) -> SliceBatch:
         """Return some of the slices, as a part of this batch."""
         return self._each(lambda value: value[chosen])

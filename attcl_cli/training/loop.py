@@ -26,7 +26,7 @@ from attcl_cli.data.sampling import Batch
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import write_whole
-from attcl_cli.prefetch import read_ahead
+from attcl_cli.training.feed import feed
 from attcl_cli.training.learning_rates import full_rates, rate_factor, set_rates
 
 STATS_FILE = "stats.jsonl"
@@ -122,7 +122,7 @@ def run_loop(
         not_finite_hint: what helps against losses that are no longer finite.
         processes: who takes part; each has its share of every batch, the main one writes.
         hooks: what the caller wants to see.
-        ahead: batches read ahead.
+        ahead: batches that threads draw ahead (`feed`).
 
     Raises:
         InterruptedRun: Ctrl-C; everything is saved.
@@ -135,9 +135,15 @@ def run_loop(
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}
     with stop_requested(hooks.on_stop) as stop:
-        for step, future in read_ahead(draw, range(first, schedule.steps), depth=ahead):
+        for step, drawn in feed(
+            draw,
+            range(first, schedule.steps),
+            device=device,
+            processes=processes.count,
+            ahead=ahead,
+        ):
             try:
-                batch = future.result().part(share).to(device)
+                batch = drawn.part(share).to(device)
                 factor = rate_factor(
                     step, steps=schedule.steps, decay=schedule.decay, warm_up=schedule.warm_up
                 )

@@ -21,8 +21,8 @@ from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
 from attcl_cli.methods.settings import Settings
-from attcl_cli.prefetch import read_ahead
 from attcl_cli.report import pictures
+from attcl_cli.training.feed import feed
 from attcl_cli.training.loop import out_of_memory, share_of
 from attcl_cli.training.trainer import Hooks, Trainer
 
@@ -168,7 +168,13 @@ def measure(
             phases = [
                 (
                     begin,
-                    _seconds_per_step(trainer, store, share, round((begin + end) / 2 * _WHOLE_RUN)),
+                    _seconds_per_step(
+                        trainer,
+                        store,
+                        share,
+                        round((begin + end) / 2 * _WHOLE_RUN),
+                        processes.count,
+                    ),
                 )
                 for begin, end in zip(begins, [*begins[1:], 1.0], strict=True)
             ]
@@ -264,14 +270,17 @@ def steps_of_epochs(settings: Settings, store: SliceStore) -> int:
     return settings.epochs * math.ceil(size / settings.batch_size)
 
 
-def _seconds_per_step(trainer: Trainer, store: SliceStore, share: slice, begin: int) -> float:
+def _seconds_per_step(
+    trainer: Trainer, store: SliceStore, share: slice, begin: int, processes: int
+) -> float:
     """Return the mean over some steps from step `begin` on, after one that is not counted."""
     device = trainer.device
     seconds: list[float] = []
     clock = time.monotonic()
     steps = range(begin, begin + 1 + _MEASURED_STEPS)
-    for step, future in read_ahead(trainer.method.sampler(store).batch, steps):
-        trainer.step(future.result().part(share).to(device), step)
+    draw = trainer.method.sampler(store).batch
+    for step, drawn in feed(draw, steps, device=device, processes=processes):
+        trainer.step(drawn.part(share).to(device), step)
         _wait(device)
         now = time.monotonic()
         seconds.append(now - clock)

@@ -42,6 +42,26 @@ def test_many_changes_nothing_in_the_rest_of_a_batch():
         assert torch.equal(getattr(one, name), getattr(many, name))
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_no_references_are_drawn_while_true_pairs_alone_teach(many):
+    store = store_of_cases(MIXED)
+    sampler = DomainSampler(
+        store, batch_size=8, seed=0, many=many, pair_targets=1.0, paired_until=3
+    )
+    always = DomainSampler(store, batch_size=8, seed=0, many=many, pair_targets=1.0)
+    early, late = sampler.batch(2), sampler.batch(3)
+    assert early.x_ref.shape == early.x_ref2.shape == (8, 0, *early.x_src.shape[2:])
+    assert early.halved().x_ref.shape == (
+        8,
+        0,
+        early.x_src.shape[2] // 2,
+        early.x_src.shape[3] // 2,
+    )
+    assert torch.equal(late.x_ref, always.batch(3).x_ref)
+    for name in ("x_src", "y_ref", "x_pair"):  # nothing else changes
+        assert torch.equal(getattr(early, name), getattr(always.batch(2), name))
+
+
 def test_the_source_is_given_and_the_target_is_not():
     sampler = sampler_of(MIXED)
     for step in range(20):

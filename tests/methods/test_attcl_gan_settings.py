@@ -13,7 +13,7 @@ from attcl_cli.methods.settings import parse, resolve
 SIZES = {
     "tiny": (64, 16, 128, 3),
     "small": (256, 24, 192, 4),
-    "base": (256, 48, 384, 4),
+    "base": (256, 40, 320, 4),
     "paper": (256, 64, 512, 4),
 }
 

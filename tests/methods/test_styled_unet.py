@@ -48,6 +48,17 @@ def norm_of(channels: int) -> BrainNorm:
     return norm
 
 
+def test_the_norm_is_the_same_in_bf16_networks():
+    # Far from 0 the variance is a small difference of large numbers.
+    x = 5 + 0.05 * torch.randn(2, 16, 8, 8)
+    norm = norm_of(16)
+    exact = norm.affine(x, everywhere(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = norm.affine(x, everywhere(x))
+    for found, expected in zip(inside, exact, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_where_all_pixels_count_the_norm_is_a_group_norm():
     norm, x = norm_of(16), torch.randn(3, 16, 5, 4)
     expected = F.group_norm(x, 8, norm.weight, norm.bias)

@@ -46,11 +46,15 @@ class BrainNorm(nn.Module):
             Two of (B, C), float32.
         """
         count, channels = x.shape[:2]
-        pixels = x.permute(0, 2, 3, 1).reshape(count, -1, channels).float()
         groups = (count, GROUPS, channels // GROUPS)
-        total = inside.sum(dim=2)
-        mean = (torch.bmm(inside, pixels).view(groups).mean(dim=2) / total)[:, :, None]
-        square = (torch.bmm(inside, pixels.square()).view(groups).mean(dim=2) / total)[:, :, None]
+        # The variance is a difference of numbers that can be alike: in 8 bits of bf16 nothing would be left of it.
+        kind = "cpu" if x.is_meta else x.device.type
+        with torch.autocast(kind, enabled=False):
+            pixels = x.permute(0, 2, 3, 1).reshape(count, -1, channels).float()
+            total = inside.sum(dim=2)
+            mean = (torch.bmm(inside, pixels).view(groups).mean(dim=2) / total)[:, :, None]
+            square = torch.bmm(inside, pixels.square()).view(groups).mean(dim=2) / total
+        square = square[:, :, None]
         scale = torch.rsqrt((square - mean.square()).clamp(min=0) + _EPS)
         times = (scale * self.weight.view(groups[1:])).view(count, channels)
         return times, self.bias - (mean.expand(groups).reshape(count, channels) * times)
