@@ -24,6 +24,7 @@ from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WeightsInfo, save_weights
 from attcl_cli.scoring import formulas
+from attcl_cli.scoring.windows import in_own_window
 
 pytestmark = pytest.mark.cohort
 
@@ -229,6 +230,46 @@ def test_the_challenges_similarity_of_zeros_and_of_a_copy_is_what_method_md_says
     )
     assert formulas.ssim_brasyn(copy, truth, tumour) == pytest.approx((0.996, 0.90), abs=0.002)
     assert formulas.ssim_brasyn(truth, truth, tumour) == pytest.approx((1, 1))
+
+
+@pytest.mark.parametrize(
+    ("sources", "target", "margin"),
+    [(("flair",), "t1", 0.2), (("flair",), "t2", 0.3), (("flair", "t1ce", "t2"), "t1", 0.1)],
+)
+def test_a_test_patient_without_a_run_is_completed_by_the_bundled_weights(
+    sources, target, margin, cohort, attcl, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)  # no runs here
+    monkeypatch.delenv("ATTCL_WEIGHTS", raising=False)
+    folder = cohort / "brats" / "Brats18_TCIA01_201_1"  # of the test patients of protocol.toml
+    (tmp_path / "data" / folder.name).mkdir(parents=True)
+    for name in sources:
+        file = f"{folder.name}_{name}.nii.gz"
+        (tmp_path / "data" / folder.name / file).symlink_to(folder / file)
+    attcl("complete", "--ori", "data", "--target", target, "--slices", "70:76", "-q", "-d", "cpu")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["weights_chosen"] == "bundled"
+    made = Path("out") / folder.name / f"{folder.name}_{target}.nii.gz"
+
+    def slab(path: Path) -> np.ndarray:
+        return np.asanyarray(nib.load(path).dataobj)[:, :, 70:76].astype(np.float32)
+
+    truth = slab(folder / made.name)
+    brain = truth != 0
+    in_window = {
+        name: in_own_window(image, brain)
+        for name, image in {
+            "truth": truth,
+            "made": slab(made),
+            **{source: slab(folder / f"{folder.name}_{source}.nii.gz") for source in sources},
+        }.items()
+    }
+    similar = {
+        name: formulas.ssim(image, in_window["truth"], data_range=1, mask=brain)
+        for name, image in in_window.items()
+    }
+    copies = [similar[source] for source in sources]
+    assert similar["made"] > max(copies) + margin
 
 
 def test_real_cases_are_hidden_completed_and_scored_without_a_gap(

@@ -111,6 +111,14 @@ def complete(
             "suggest it.",
         ),
     ] = "auto",
+    even: Annotated[
+        bool | None,
+        typer.Option(
+            "--even/--no-even",
+            help="Even out steps between neighbouring slices, which are made one by one.  "
+            "[default: if the weights were trained on squares, in whole volumes]",
+        ),
+    ] = None,
     link_originals: Annotated[
         bool,
         typer.Option(
@@ -195,6 +203,7 @@ def complete(
         planes=planes,
         average=average,
         intensities=intensities,
+        even=even,
         link_originals=link_originals,
         num_parts=num_parts,
         part_id=part_id,

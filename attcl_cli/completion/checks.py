@@ -73,6 +73,8 @@ def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) 
     _require_choice("--intensities", manner.intensities, INTENSITIES)
     if manner.planes != "axial":
         places.dataset.layout.require_volumes(f"--planes {manner.planes}")
+    if manner.even:
+        places.dataset.layout.require_volumes("--even")
     if places.naming is not None:
         _require_naming(places.dataset, places.naming, manner)
 
@@ -319,8 +321,8 @@ def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
 
 
 def _with_another_option(name: str, before: object, value: object) -> str:
-    if name == "mirror":
-        before, value = ("--mirror" if it else "--no-mirror" for it in (before, value))
+    if name in {"mirror", "even"}:
+        before, value = (f"--{name}" if it else f"--no-{name}" for it in (before, value))
         return f"made with {before}, expected {value}"
     return f"made with --{name} {before}, expected {value}"
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from attcl_cli.completion.even_slices import even_out
 from attcl_cli.completion.jobs import Manner
 from attcl_cli.completion.preparation import AXIAL, SAGITTAL, THREE_PLANES, Prepared, prepare
 from attcl_cli.data import intensities
@@ -340,8 +341,13 @@ class InMemory:
             inside = intensities.brain_of(list(taken.values()))
             made = self._make(self._passes(taken, inside, brain), made_together, sample)
             for target in made_together:
+                mean = made[target].mean
                 values = intensities_of(
-                    made[target].mean, inside, info, target, matched=manner.matches(info, target)
+                    even_out(mean, inside) if manner.evens(info) else mean,
+                    inside,
+                    info,
+                    target,
+                    matched=manner.matches(info, target),
                 )
                 volumes[target] = volume_of(values, inside)
         return volumes

@@ -70,6 +70,8 @@ class Manner:
         average: whether all models that can make a volume make it, and their mean is written.
         intensities: `network`: as the network gives them; `matched`: with the quantiles of the target's training
             volumes; `auto`: matched if the weights have these and were trained on squares.
+        even: whether steps between neighbouring slices are evened out; None: in whole volumes if the weights were
+            trained on squares.
     """
 
     slices: tuple[int, int] | None = None
@@ -79,6 +81,7 @@ class Manner:
     planes: str = "axial"
     average: bool = False
     intensities: str = "auto"
+    even: bool | None = None
 
     def mirrors(self, info: WeightsInfo) -> bool:
         """Return whether a volume of these weights is the mean of a pass and a mirrored one."""
@@ -92,6 +95,12 @@ class Manner:
             return False
         return self.intensities == "matched" or info.settings.crop > 0
 
+    def evens(self, info: WeightsInfo) -> bool:
+        """Return whether steps between the slices of a volume of these weights are evened out."""
+        if self.even is not None:
+            return self.even
+        return self.slices is None and info.settings.crop > 0
+
     def document(self) -> dict[str, Any]:
         """Return what was asked for, as `run.json` says it."""
         return {
@@ -100,6 +109,7 @@ class Manner:
             "planes": self.planes,
             "average": self.average,
             "intensities": self.intensities,
+            "even": "auto" if self.even is None else self.even,
         }
 
     def document_of(self, makers: Sequence[Maker], target: str) -> dict[str, Any]:
@@ -114,6 +124,7 @@ class Manner:
             "mirror": self.mirrors(info),
             "planes": self.planes,
             "intensities": "matched" if self.matches(info, target) else "network",
+            "even": self.evens(info),
             **({"averaged": averaged} if len(averaged) > 1 else {}),
         }
 
@@ -125,7 +136,12 @@ class Manner:
         }
 
 
-OLD_MANNER: Mapping[str, Any] = {"mirror": False, "planes": "axial", "intensities": "network"}
+OLD_MANNER: Mapping[str, Any] = {
+    "mirror": False,
+    "planes": "axial",
+    "intensities": "network",
+    "even": False,
+}
 """How volumes were made whose side-car, of an earlier version, does not say so."""
 
 

@@ -86,6 +86,7 @@ def complete(
     planes: str = "axial",
     average: bool = False,
     intensities: str = "auto",
+    even: bool | None = None,
     link_originals: bool = False,
     num_parts: int = 1,
     part_id: int = 1,
@@ -119,6 +120,8 @@ def complete(
         planes: `axial`, or `three`: write the mean of axial, coronal and sagittal passes.
         average: write the mean of all weights that can make a target, instead of what the first makes.
         intensities: `network`, `matched` (to the quantiles of the target's training volumes) or `auto`.
+        even: even out steps between neighbouring slices, which are made one by one; None: in whole volumes, if the
+            weights were trained on squares.
         link_originals: also link the originals, so that `cpl` is a whole dataset.
         num_parts: share the cases among this many runs.
         part_id: which share this run does, from 1: every `num_parts`-th case, starting with this one.
@@ -162,6 +165,7 @@ def complete(
         planes=planes,
         average=average,
         intensities=intensities,
+        even=even,
     )
     originals = splits.originals_of(dataset.root)
     require_possible(Places(dataset, Path(cpl), naming), manner, [dataset.root, *originals])

@@ -11,13 +11,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attcl_cli.files import sha256
-from attcl_cli.methods.weights import BUNDLED, METADATA_KEY, WEIGHTS_FILE, read_metadata
+from attcl_cli.methods.weights import (
+    BUNDLED,
+    METADATA_KEY,
+    WEIGHTS_FILE,
+    named_weights,
+    read_metadata,
+)
 
 
 @pytest.fixture
 def run(trained_run: Path, here: Path) -> Path:
     """A run of one's own, which may be damaged."""
     return Path(shutil.copytree(trained_run, Path("runs/mine")))
+
+
+def sound_named_ones() -> list[str]:
+    assert {BUNDLED, "brain-many", "brain-attcl"} <= named_weights().keys()
+    return [f"{name}: sound" for name in named_weights()]
 
 
 def spoil(run: Path) -> None:
@@ -81,7 +92,7 @@ def test_show_takes_a_run_without_a_card_of_its_own(run, attcl):
 def test_sound_weights_verify(run, attcl):
     code, out, err = attcl("weights", "verify")
     assert (code, err) == (0, "")
-    assert out.splitlines() == [f"{BUNDLED}: sound", "runs/mine: sound"]
+    assert out.splitlines() == [*sound_named_ones(), "runs/mine: sound"]
 
 
 def cut(run: Path) -> None:
@@ -106,7 +117,7 @@ def test_damaged_weights_end_with_code_1(damage, code_of_error, words, run, attc
     damage(run)
     code, out, err = attcl("weights", "verify")
     assert code == 1
-    assert out.splitlines() == [f"{BUNDLED}: sound", "runs/mine: damaged"]
+    assert out.splitlines() == [*sound_named_ones(), "runs/mine: damaged"]
     assert err.startswith(f"error: {run / WEIGHTS_FILE}: ") and words in err
     code, out, _ = attcl("weights", "verify", "runs/mine", "--json")
     document = json.loads(out)

@@ -414,6 +414,7 @@ def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
         "mirror": False,
         "planes": "axial",
         "intensities": "network",
+        "even": False,
         "background": "auto",
         "stored": {
             "number_type": "int16",

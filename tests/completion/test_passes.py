@@ -240,12 +240,13 @@ def test_side_cars_of_before_mean_that_nothing_was_averaged(gappy, tiny_settings
     completed(root, tmp_path / "out", weights, methods=methods)
     side_car = tmp_path / "out/Phantom_00000/Phantom_00000_t2.json"
     document = json.loads(side_car.read_text())
-    keys = {"mirror", "planes", "intensities", "background"}
+    keys = {"mirror", "planes", "intensities", "even", "background"}
     side_car.write_text(json.dumps({key: it for key, it in document.items() if key not in keys}))
     assert plan_of(root, tmp_path / "out", weights).jobs == ()
     for options, message in (
         ({"mirror": True}, "made with --no-mirror, expected --mirror"),
         ({"planes": "three"}, "made with --planes axial, expected three"),
+        ({"even": True}, "made with --no-even, expected --even"),
     ):
         with pytest.raises(AttclError, match=message) as caught:
             plan_of(root, tmp_path / "out", weights, **options)
@@ -342,7 +343,7 @@ def test_a_modality_without_quantiles_is_left_as_it_is(gappy, tiny_settings, tmp
 
 def test_slices_that_are_not_written_count_for_the_quantiles(gappy, tiny_settings, tmp_path):
     root = gappy()
-    whole = matched(root, tmp_path / "whole", tiny_settings)
+    whole = matched(root, tmp_path / "whole", tiny_settings, even=False)
     some = matched(root, tmp_path / "some", tiny_settings, slices=(2, 12))
     assert (some[2:12] == whole[2:12]).all()
     assert (some[:2] == some[0, 0, 0]).all() and (some[12:] == some[0, 0, 0]).all()
@@ -383,3 +384,52 @@ def test_an_unknown_choice_is_refused(name, value, gappy, tiny_settings, tmp_pat
     with pytest.raises(AttclError, match=f"--{name}: '{value}', expected ") as caught:
         plan_of(gappy(), tmp_path / "out", echo_weights(tiny_settings), **{name: value})
     assert caught.value.code == "unknown-choice"
+
+
+# --- steps between slices ---------------------------------------------------------------------------------------------
+
+
+def said_even(root: Path, output: Path, tiny_settings, **options) -> bool:
+    matched(root, output, tiny_settings, **options)
+    document = json.loads((output / "Phantom_00000/Phantom_00000_t2.json").read_text())
+    return bool(document["even"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"crop": 0}, False),
+        ({"slices": (2, 12)}, False),
+        ({"even": False}, False),
+        ({"crop": 0, "even": True}, True),
+    ],
+    ids=str,
+)
+def test_whole_volumes_of_networks_that_saw_squares_are_evened_out(
+    options, expected, gappy, tiny_settings, tmp_path
+):
+    assert said_even(gappy(), tmp_path / "out", tiny_settings, **options) is expected
+
+
+class Flickering(Echo):
+    """Makes every second slice of a call brighter."""
+
+    def synthesise(self, sources, targets, *, sample=None):
+        (x,) = sources.values()
+        brighter = 0.3 * (torch.arange(len(x)) % 2)[:, None, None, None]
+        return dict.fromkeys(targets, (0.5 * x + brighter).clamp(-1, 1))
+
+
+def test_evened_volumes_have_smaller_steps(gappy, tiny_settings, tmp_path):
+    root = gappy()
+    weights = echo_weights(tiny_settings, crop=16)
+    methods = {weights.sha256: Flickering(weights.info.settings)}
+    largest = []
+    for even in (False, True):
+        output = tmp_path / f"even-{even}"
+        completed(root, output, weights, methods=methods, even=even)
+        volume = volumes.load([output / phantom_file(0, "t2")]).data
+        middle = [image[image != 0].mean() for image in volume[8:18]]
+        largest.append(np.abs(np.diff(middle)).max())
+    assert largest[1] < 0.3 * largest[0]

@@ -256,6 +256,7 @@ def test_the_record_holds_the_options(gappy, weights, tmp_path):
         "planes": "axial",
         "average": False,
         "intensities": "auto",
+        "even": "auto",
         "part": [1, 1],
         "keep_going": True,
         "overwrite": False,

@@ -20,6 +20,7 @@ from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.methods import METHODS, bundled
+from attcl_cli.methods import weights as checkpoint
 from attcl_cli.methods.sources import AllPresent, AnyOne, Exactly
 from attcl_cli.methods.weights import (
     BUNDLED,
@@ -93,10 +94,15 @@ def save() -> Callable[..., Path]:
 
 @pytest.fixture
 def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of named weights."""
-    folder = tmp_path / "named"
+    """An empty folder of named weights; beside it there are those of phantoms alone."""
+    folder, own = tmp_path / "named", tmp_path / "own"
     folder.mkdir()
+    own.mkdir()
+    phantoms = named_weights()[BUNDLED]
+    for file in (phantoms, phantoms.with_suffix(".json")):
+        (own / file.name).symlink_to(file)
     monkeypatch.setenv("ATTCL_WEIGHTS", str(folder))
+    monkeypatch.setattr(checkpoint, "weights_folders", lambda: [folder, own])
     return folder
 
 
@@ -138,6 +144,11 @@ def patients(write_nifti: Callable[..., Path], tmp_path: Path) -> Callable[..., 
 
 def chosen(root: Path, tmp_path: Path, targets: Sequence[str] = ("t2",)) -> bundled.Choice:
     return bundled.choose_weights(open_dataset(root), targets, runs=tmp_path / "runs")
+
+
+def describe_sources_of(name: str) -> str:
+    info = find_weights(name).info
+    return bundled.describe_sources(info.rule, info.modalities)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -249,6 +260,19 @@ def test_weights_of_patients_are_taken_without_a_run_those_of_many_sources_first
     assert (choice.weights.name, choice.origin) == ("brain-many", "bundled")
     run = make_run("mine", status="done")
     assert chosen(patients(), tmp_path).weights.path == run
+
+
+def test_skull_stripped_volumes_of_1_mm_take_the_weights_that_come_along(
+    patients, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("ATTCL_WEIGHTS", raising=False)
+    choice = chosen(patients(), tmp_path)
+    assert choice.title == "brain-many (bundled, trained on 15 patients)"
+    assert describe_sources_of("brain-many") == "any"
+    assert describe_sources_of("brain-attcl") == "one"
+    for prepared in ({"spacing": (1, 1, 3)}, {"head": True}):
+        with pytest.raises(UsageError, match=r"brain-attcl needs .*; brain-many needs "):
+            chosen(patients(**prepared), tmp_path)
 
 
 @pytest.mark.parametrize(
