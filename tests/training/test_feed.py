@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,17 +24,24 @@ def two_processes(monkeypatch):
     monkeypatch.setattr(feeding, "drawing_processes", lambda _device, _processes: 2)
 
 
-def processes_end() -> bool:
-    """Wait up to ten seconds for the processes that draw."""
-    for _ in range(100):
-        if not multiprocessing.active_children():
-            return True
-        time.sleep(0.1)
-    return False
+@pytest.fixture
+def processes_end():
+    """`processes_end()` waits up to half a minute for the processes that drew in this test."""
+    before = set(multiprocessing.active_children())
+
+    def end() -> bool:
+        for _ in range(300):
+            gc.collect()  # an error's traceback holds what it went through
+            if set(multiprocessing.active_children()) <= before:
+                return True
+            time.sleep(0.1)
+        return False
+
+    return end
 
 
 @pytest.mark.usefixtures("two_processes")
-def test_processes_draw_what_the_caller_would_in_the_same_order():
+def test_processes_draw_what_the_caller_would_in_the_same_order(processes_end):
     sampler = DomainSampler(
         store_of_cases(MIXED), batch_size=4, seed=0, many=True, augment=0.5, warp=0.5
     )
@@ -69,7 +77,7 @@ def test_an_error_of_a_draw_reaches_the_caller():
 
 
 @pytest.mark.usefixtures("two_processes")
-def test_a_loop_that_stops_early_leaves_no_process():
+def test_a_loop_that_stops_early_leaves_no_process(processes_end):
     fed = feed(lambda step: step, range(1000), device=CPU)
     assert next(fed) == (0, 0)
     fed.close()
