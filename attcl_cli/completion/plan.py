@@ -63,9 +63,8 @@ def plan_completion(
         AttclError: everything that is wrong, together.
     """
     dataset = dataset.including(targets)
-    if (
-        manner.even is None and dataset.layout.sliced
-    ):  # files of a volume are made at different times
+    # The files of a volume of slices may be made at different times.
+    if manner.even is None and dataset.layout.sliced:
         manner = replace(manner, even=False)
     places = Places(dataset, output, naming)
     checks.require_sound_request(
