@@ -46,6 +46,7 @@ _PUBLISHED_STEP: Mapping[str, Any] = {
     "generator": "stargan-v2",
     "muon": False,
     "coarse": 0.0,
+    "context": 0,
     "augment": 0.0,
 }
 

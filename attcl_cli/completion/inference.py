@@ -265,6 +265,7 @@ def intensities_of(
     info: WeightsInfo,
     target: str,
     *,
+    even: bool = False,
     matched: bool,
     scale: Scale | None = None,
 ) -> Array:
@@ -275,10 +276,13 @@ def intensities_of(
         inside: (D, H, W) bool.
         info: the weights', with their scales, and the quantiles if these are to be matched.
         target: the modality.
+        even: even out the steps between slices first.
         matched: give the volume the quantiles of the modality. They were measured on the slices that training uses, and
             so are the volume's own, if it has any of these.
         scale: the intensities that -1 and 1 become; None: those of the weights.
     """
+    if even:
+        values = even_out(values, inside)
     if matched and values.size:
         span = intensities.training_slices(len(inside))
         ends = np.cumsum([0, *inside.sum(axis=(1, 2))])
@@ -341,12 +345,12 @@ class InMemory:
             inside = intensities.brain_of(list(taken.values()))
             made = self._make(self._passes(taken, inside, brain), made_together, sample)
             for target in made_together:
-                mean = made[target].mean
                 values = intensities_of(
-                    even_out(mean, inside) if manner.evens(info) else mean,
+                    made[target].mean,
                     inside,
                     info,
                     target,
+                    even=manner.evens(info),
                     matched=manner.matches(info, target),
                 )
                 volumes[target] = volume_of(values, inside)

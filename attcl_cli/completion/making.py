@@ -21,7 +21,6 @@ import torch
 from attcl_cli import __version__
 from attcl_cli.completion.checks import leads_out
 from attcl_cli.completion.doubt import distance, vector_of
-from attcl_cli.completion.even_slices import even_out
 from attcl_cli.completion.inference import (
     Made,
     Network,
@@ -267,12 +266,12 @@ def _write(
     info = job.weights.info
     for target, files in job.outputs.items():
         style = job.styles[target]
-        mean = made[target].mean
         values = intensities_of(
-            even_out(mean, frame.inside) if plan.manner.evens(info) else mean,
+            made[target].mean,
             frame.inside,
             info,
             target,
+            even=plan.manner.evens(info),
             matched=plan.manner.matches(info, target),
             scale=style.scale,
         )
