@@ -270,7 +270,7 @@ def _peak_megabytes() -> float:
 
 
 def _untrained(path: Path, preset: str) -> Weights:
-    settings = resolve(preset=preset)
+    settings = resolve(preset=preset, overrides={"context": 0})  # Algorithm 1 sees no neighbours
     torch.manual_seed(settings.seed)
     method = METHODS[settings.method](settings, MODALITIES)
     method.remember_references(_references(settings.image_size, torch.device("cpu")))
