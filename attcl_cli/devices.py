@@ -6,7 +6,9 @@ finds out what they are.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -98,8 +100,32 @@ class Processes:
             gradient.copy_(part.view_as(gradient))
 
 
+# Of glibc's mallopt (malloc.h), and its own limits on 64-bit machines.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_MMAP_THRESHOLD, _LARGEST_INT = 32 * 2**20, 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it frees, for the next layer of a network.
+
+    By default, glibc gives large freed blocks back to the system at once, which must fill their pages with zeros when
+    the next layer asks for as much. Other C libraries are left alone, and so is who chose by glibc's own variables.
+    """
+    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & set(
+        os.environ
+    )
+    if sys.platform != "linux" or chosen:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+
+
 def select(name: str) -> torch.device:
     """Return the device of this name; `auto` is the best one that is present.
+
+    A CPU is made ready for networks: the process keeps the memory that it frees.
 
     Args:
         name: auto, cpu, mps, cuda or cuda:N.
@@ -117,9 +143,9 @@ def select(name: str) -> torch.device:
     import torch  # noqa: PLC0415
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        best = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else best
+        kind = name
     present = {
         "cpu": not index,
         "mps": torch.backends.mps.is_available() and not index,
@@ -133,6 +159,8 @@ def select(name: str) -> torch.device:
             "-d auto takes the best there is",
             code="device-absent",
         )
+    if kind == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -93,11 +94,12 @@ def main() -> None:
     """Measure and print."""
     options = _options()
     if options.child:
-        _complete_and_print_memory(*map(Path, options.child))
+        _complete_and_print_memory(*map(Path, options.child), options.give_back)
         return
     device = devices.select(options.device)
     with tempfile.TemporaryDirectory() as folder:
         rows = [*_speed(Path(folder), options, device), *_memory(Path(folder), options)]
+        rows += _freed_memory(Path(folder), options)
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     print(f"torch {torch.__version__} on {device}{threads}")
     width = max(len(name) for name, _ in rows)
@@ -119,8 +121,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--memory-cases", type=int, nargs=2, default=(4, 40), metavar="N")
     parser.add_argument("--memory-voxel-mm", type=float, default=2.0)
+    parser.add_argument("--turns", type=int, default=3, help="with freed memory kept or given back")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--give-back", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -225,11 +229,7 @@ def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, st
     for count in options.memory_cases:
         root = folder / f"memory-{count}"
         write_cohort(root, cases=count, voxel_mm=options.memory_voxel_mm, missing=RATIOS["ratio1"])
-        command = [__file__, "--child", root, folder / f"memory-{count}-out", weights.path]
-        done = subprocess.run(
-            [sys.executable, *map(str, command)], capture_output=True, text=True, check=True
-        )
-        before, peak = map(float, done.stdout.split())
+        before, peak, _ = _in_a_process(root, folder / f"memory-{count}-out", weights.path)
         peaks.append(peak)
         growths.append(peak - before)
     few, many = options.memory_cases
@@ -245,15 +245,53 @@ def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, st
     yield f"memory {many} / {few} cases", f"{peaks[1] / peaks[0]:.3f}"
 
 
-def _complete_and_print_memory(root: Path, output: Path, weights_file: Path) -> None:
+def _freed_memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Complete two cases in processes that keep freed memory and in such that give it back, in turns."""
+    weights = _untrained(folder / "kept.safetensors", options.preset)
+    root = folder / "kept"
+    write_cohort(root, cases=2, voxel_mm=options.memory_voxel_mm, missing=[["t1"], ["t2"]])
+    figures: dict[str, list[tuple[float, float]]] = {"kept": [], "--give-back": []}
+    for turn in range(options.turns):
+        for name, found in figures.items():
+            flags = [] if name == "kept" else [name]
+            output = folder / f"kept-{name}-{turn}"
+            _, peak, seconds = _in_a_process(root, output, weights.path, *flags)
+            found.append((seconds, peak))
+    (kept, kept_peak), (given, given_peak) = (
+        (statistics.median(seconds), statistics.median(peaks))
+        for seconds, peaks in (zip(*found, strict=True) for found in figures.values())
+    )
+    where = f"{options.memory_voxel_mm:g} mm, preset {options.preset}, CPU"
+    yield "freed memory given back / kept: seconds", f"{given / kept:.2f} ({where})"
+    yield "freed memory given back / kept: peak", f"{given_peak / kept_peak:.2f} ({where})"
+
+
+def _in_a_process(root: Path, output: Path, weights: Path, *flags: str) -> tuple[float, ...]:
+    """Return the peak in MB before and after completion, and its seconds."""
+    command = [__file__, "--child", root, output, weights, *flags]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=True
+    )
+    return tuple(map(float, done.stdout.split()))
+
+
+def _complete_and_print_memory(
+    root: Path,
+    output: Path,
+    weights_file: Path,
+    give_back: bool,  # noqa: FBT001 - a switch of the hidden command line
+) -> None:
     device = torch.device("cpu")
+    if not give_back:
+        devices.keep_freed_memory()
     weights = find_weights(str(weights_file))
     method = load_method(weights, device)
     before = _peak_megabytes()
     plan = plan_completion(open_dataset(root), output, [weights])
+    start = time.perf_counter()
     for _ in make_volumes(plan, {weights.sha256: method}, device=device):
         pass
-    print(before, _peak_megabytes())
+    print(before, _peak_megabytes(), time.perf_counter() - start)
 
 
 def _peak_megabytes() -> float:

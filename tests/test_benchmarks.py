@@ -12,7 +12,7 @@ from helpers import fresh_python
 def test_the_benchmark_of_completion_prints_its_ratios():
     options = (
         "--preset tiny --cases 3 --voxel-mm 6 --slices 8:16 --literal-slices 6 --device cpu "
-        "--memory-cases 2 6 --memory-voxel-mm 8"
+        "--memory-cases 2 6 --memory-voxel-mm 8 --turns 1"
     )
     output = fresh_python("benchmarks/complete.py", *options.split())
     rows = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in output.splitlines()[1:])
@@ -22,6 +22,10 @@ def test_the_benchmark_of_completion_prints_its_ratios():
     assert 0 < float(rows["of that not in the network"].rstrip("%")) < 100
     assert float(rows["Algorithm 1 / ours"]) > 1
     assert 0.8 < float(rows["memory 6 / 2 cases"]) < 1.25
+    for figure in ("seconds", "peak"):
+        ratio, where = rows[f"freed memory given back / kept: {figure}"].split(" ", 1)
+        assert float(ratio) > 0
+        assert where == "(8 mm, preset tiny, CPU)"
 
 
 @pytest.mark.slow
