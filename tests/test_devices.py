@@ -100,7 +100,7 @@ from attcl_cli import devices
 device = devices.select("cpu")
 torch.set_num_threads(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(40):
     torch.ones(4 * 2**20, device=device), torch.ones(3 * 2**20, device=device)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -108,7 +108,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
 def test_memory_of_layers_is_kept_for_the_next_unless_glibc_was_told_otherwise() -> None:
-    """28 MB are 7168 pages: filled once if they are kept, 20 times if they are given back."""
+    """28 MB are 7168 pages: filled a few times if they are kept, 40 times if they are given back."""
     pages = {}
     for name, chosen in (("kept", {}), ("chosen", {"MALLOC_TRIM_THRESHOLD_": "131072"})):
         environment = {**without_malloc_variables(), **chosen}
@@ -117,7 +117,7 @@ def test_memory_of_layers_is_kept_for_the_next_unless_glibc_was_told_otherwise()
             command, env=environment, capture_output=True, text=True, check=True
         )
         pages[name] = int(answer.stdout)
-    assert pages["kept"] < 3 * 7168 < 10 * 7168 < pages["chosen"]
+    assert pages["kept"] < 10 * 7168 < 30 * 7168 < pages["chosen"]
 
 
 def without_malloc_variables() -> dict[str, str]:
