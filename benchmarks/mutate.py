@@ -57,6 +57,8 @@ TESTS: Mapping[str, Sequence[str]] = {
     "networks/layers.py": ("methods/test_fusion.py", *_PLAVE),
     "networks/patches.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
     "networks/style.py": ("methods/test_networks.py", *_ATTCL),
+    "networks/styled_unet.py": ("methods/test_styled_unet.py", "methods/test_networks.py", *_ATTCL),
+    "muon.py": ("methods/test_muon.py", *_ATTCL),
 }  # fmt: skip
 """Which tests belong to a file, below `tests/`."""
 
