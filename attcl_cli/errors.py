@@ -1,4 +1,4 @@
-"""The errors a user can cause: what was found, what was expected, and the next step.
+"""The errors a user can cause: what was found, what was expected, and the next step; how names are shown in a text.
 
 Imports nothing of ours. How an error is shown is left to `cli`: one `error:` line, a `hint:`, an exit code. Any other
 exception is a bug.
@@ -7,6 +7,8 @@ exception is a bug.
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,9 @@ EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 _MAX_NAMED = 8  # things that an error lists
+# Control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BYTES = range(0xDC80, 0xDD00)  # PEP 383: a byte of a file's name that is no UTF-8
 
 
 class AttclError(Exception):
@@ -125,6 +130,24 @@ def some(things: Iterable[object], *, most: int = _MAX_NAMED) -> str:
     return ", ".join(names[:most]) + more
 
 
+def visible(text: str) -> str:
+    r"""Return a text on one line, in which nothing can move the cursor, colour or reorder what is around it.
+
+    Names come from others. Control characters, line separators and bidirectional overrides become escapes (`\n`,
+    `\x1b`, `\u202e`), and so does a byte of a file's name that is no UTF-8 (`\xff`). The result can be encoded.
+    """
+    return UNSEEN.sub(lambda match: _escaped(match[0]), text)
+
+
+def quoted(name: object) -> str:
+    """Return a path or name as a shell takes it, for a command that a hint shows."""
+    text = str(name)
+    if not UNSEEN.search(text):
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{visible(escaped)}'"  # as bash, zsh and POSIX 2024 read it
+
+
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number with what it counts: `1 case`, `1,200 cases`.
 
@@ -143,3 +166,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if match:
         return f"did you mean {spellings[match[0]]!r}?"
     return f"known: {', '.join(spellings.values())}"
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if code in _BYTES:
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape", "surrogatepass").decode()

@@ -7,7 +7,6 @@ Each command is a file beside this one; a stage, and with it torch, is loaded wh
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -88,7 +87,7 @@ def _run(arguments: list[str]) -> int:
         code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
     except AttclError as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            terminal.show_traceback()
         return _report(error, arguments)
     except _ParserError as error:
         context = getattr(error, "ctx", None)

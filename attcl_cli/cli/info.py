@@ -70,7 +70,8 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     recognised = f", names of {' and '.join(names)}" if names else ""
     terminal.result(
         f"{folder}: {content['layout_title']}{recognised}, {counted(cases, 'case')} of {counted(patients, 'patient')}, "
-        f"{with_seg} with segmentation\n"
+        f"{with_seg} with segmentation",
+        "",
     )
     counts = content["volumes"].items()
     terminal.table([{"modality": name, "volumes": n, "missing": cases - n} for name, n in counts])
@@ -85,21 +86,22 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     if content["absent"]:
         lacking = ", ".join(content["absent"])
         terminal.result(
-            f"\nno case has {lacking}: not counted as missing, and made only if complete --target names them"
+            "",
+            f"no case has {lacking}: not counted as missing, and made only if complete --target names them"
             if cases > 1
-            else f"\nthe case has no {lacking}: complete makes what its weights can make"
+            else f"the case has no {lacking}: complete makes what its weights can make",
         )
     if "splits" in content:
         splits = content["splits"]
         terminal.result("")
         terminal.table(splits["table"], title=f"splits ({splits['ratio']} of {splits['source']})")
     for note in content["notes"]:
-        terminal.result(f"\nnote: {note}")
+        terminal.result("", f"note: {note}")
     problems = content["problems"]
-    terminal.result(f"\n{counted(len(problems), 'problem')}" if problems else "\nno problems")
+    terminal.result("", counted(len(problems), "problem") if problems else "no problems")
     for problem in problems:
-        hint = f"\n  {problem['hint']}" if problem["hint"] else ""
-        terminal.result(f"- {problem['error']}{hint}")
+        hint = [f"  {problem['hint']}"] if problem["hint"] else []
+        terminal.result(f"- {problem['error']}", *hint)
 
 
 def _show_installation(*, as_json: bool) -> None:

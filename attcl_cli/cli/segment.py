@@ -181,6 +181,7 @@ def _show_plan(result: SegmentResult, terminal: Terminal) -> None:
     terminal.table([{"input": name, **counts} for name, counts in result.cases.items()])
     terminal.result(
         f"would train {counted(result.settings.steps, 'step')} at {result.settings.image_size} pixels "
-        f"on {result.device}, into {result.output}\n"
+        f"on {result.device}, into {result.output}",
+        "",
+        *explain(result.settings).splitlines(),
     )
-    terminal.result(explain(result.settings))

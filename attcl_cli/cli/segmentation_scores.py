@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 _WIDTH = 80
 _POLICY = (
-    "both masks empty: dice, sens, iou 1, hd95 0; one empty: dice, iou 0, hd95\n"
-    "undefined (n counts the cases that have one); sens, sensitivity, is undefined\n"
-    "if only the truth is empty"
+    "both masks empty: dice, sens, iou 1, hd95 0; one empty: dice, iou 0, hd95",
+    "undefined (n counts the cases that have one); sens, sensitivity, is undefined",
+    "if only the truth is empty",
 )
 _BY_SLICE_TITLE = (
-    "the paper's way, a slice is the unit: those at 20 to 80 % of the height, mean\n"
-    "over a case's slices, then over cases; hd95 over the slices with both masks"
+    "the paper's way, a slice is the unit: those at 20 to 80 % of the height, mean",
+    "over a case's slices, then over cases; hd95 over the slices with both masks",
 )
 
 
@@ -76,7 +76,7 @@ def _show_tables(output: Path, scores: Scores, terminal: Terminal) -> None:
     from attcl_cli.segmentation.summary import BY_SLICE
 
     if scores.trained:
-        terminal.result(textwrap.fill(scores.trained, _WIDTH))
+        terminal.result(*textwrap.wrap(scores.trained, _WIDTH))
     terminal.result(
         f"{counted(scores.cases, 'test case')}; WT whole tumour, TC tumour core, ET enhancing tumour"
     )
@@ -84,7 +84,7 @@ def _show_tables(output: Path, scores: Scores, terminal: Terminal) -> None:
     by_slice = _figures_table(scores.figures, BY_SLICE)
     if by_slice:
         terminal.result("")
-        terminal.result(_BY_SLICE_TITLE)
+        terminal.result(*_BY_SLICE_TITLE)
         terminal.table(by_slice)
     if scores.differences:
         terminal.result("")
@@ -93,11 +93,11 @@ def _show_tables(output: Path, scores: Scores, terminal: Terminal) -> None:
         )
         terminal.table(_differences_table(scores.differences))
     terminal.result("")
-    terminal.result(_POLICY)
+    terminal.result(*_POLICY)
     for caution in scores.cautions:  # the notes were shown before the training
         terminal.say(f"note: {caution}")
     for warning in scores.warnings:
-        terminal.result(textwrap.fill(f"warning: {warning}", _WIDTH, break_long_words=False))
+        terminal.result(*textwrap.wrap(f"warning: {warning}", _WIDTH, break_long_words=False))
     terminal.result(f"{output / SUMMARY_FILE}: how each figure was measured")
 
 

@@ -1,21 +1,24 @@
 """The only module that writes to the terminal: results to stdout, progress and messages to stderr.
 
-Knows how things are shown; what they mean is left to the commands.
+Knows how things are shown, also names that hold control characters, and on terminals that know few letters; what they
+mean is left to the commands.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO, cast
 
 import typer
 
-from attcl_cli.errors import AttclError, ProblemsError, counted
+from attcl_cli.errors import UNSEEN, AttclError, ProblemsError, counted, visible
 
 _MAX_PROBLEMS = 50
 
@@ -32,16 +35,18 @@ class TerminalBar:
             every_seconds: without a terminal, the shortest time between two lines; 0: a line per item.
             quiet: show nothing.
         """
-        self._total, self._title, self._every, self._quiet = total, title, every_seconds, quiet
+        self._total, self._title = total, visible(title)
+        self._every, self._quiet = every_seconds, quiet
         self._done = 0
         self._before = 0  # items of an earlier run
         self._clock = self._last = time.monotonic()
         self._bar: Any = None
-        if not quiet and sys.stderr.isatty():
+        stream = _Gate(sys.stderr)
+        if not quiet and stream.isatty():
             from tqdm import tqdm  # not needed for --help
 
             self._bar = tqdm(
-                total=total, desc=title, file=sys.stderr, dynamic_ncols=True, smoothing=0.05
+                total=total, desc=self._title, file=stream, dynamic_ncols=True, smoothing=0.05
             )
 
     def __call__(self, item: str = "", *, to: int | None = None) -> None:
@@ -56,7 +61,7 @@ class TerminalBar:
             return
         if self._bar is not None:
             if item:
-                self._bar.set_postfix_str(item, refresh=False)
+                self._bar.set_postfix_str(visible(item), refresh=False)
             self._bar.update(self._done - previous)
             return
         now = time.monotonic()
@@ -74,6 +79,31 @@ class TerminalBar:
         """End the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class _Gate:
+    """The only way to a stream: writes nothing that its encoding lacks, and nothing at all if it was closed."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        """Take a stream; None: it was closed before this program began."""
+        self._stream = io.StringIO() if stream is None else stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Return all else as the stream has it: Rich and tqdm ask for its encoding and its file number."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; letters that the encoding lacks are written as escapes."""
+        return self._stream.write(self.encodable(text))
+
+    def show(self, lines: Sequence[str]) -> None:
+        """Write lines, each of which stays one."""
+        self.write("".join(f"{visible(line)}\n" for line in lines))
+
+    def encodable(self, text: str) -> str:
+        r"""Return a text with escapes (`\xe9`, `\u2026`) for what the encoding of the stream lacks."""
+        encoding = self._stream.encoding or "utf-8"
+        return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @dataclass(frozen=True)
@@ -111,10 +141,10 @@ class Terminal:
         """See `Progress`: shown also with --quiet."""
         show_error(error)
 
-    def result(self, text: str) -> None:
-        """Show a line of the result on stdout, unless --quiet."""
+    def result(self, *lines: str) -> None:
+        """Show lines of the result on stdout, unless --quiet."""
         if not self.quiet:
-            result(text)
+            result(*lines)
 
     def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         """Show a table of the result on stdout, unless --quiet."""
@@ -142,21 +172,32 @@ class Terminal:
         raise typer.Exit(error.exit_code)
 
 
-def say(text: str, *, quiet: bool = False) -> None:
+def say(*lines: str, quiet: bool = False) -> None:
     """Show a message on stderr."""
     if not quiet:
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()
+        stream = _Gate(sys.stderr)
+        stream.show(lines)
+        stream.flush()
 
 
-def result(text: str) -> None:
-    """Show a line of the result on stdout."""
-    sys.stdout.write(text + "\n")
+def result(*lines: str) -> None:
+    """Show lines of the result on stdout; what a name holds never begins a line."""
+    _Gate(sys.stdout).show(lines)
 
 
 def document(content: Any) -> None:
-    """Show the result as one JSON document on stdout."""
-    sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Show the result as one JSON document on stdout.
+
+    Names stay what they are: what is unseen on a terminal, is no UTF-8 or has no letter there is an escape of JSON.
+    """
+    stream = _Gate(sys.stdout)
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text = UNSEEN.sub(
+        lambda match: match[0] if match[0] == "\n" else f"\\u{ord(match[0]):04x}", text
+    )
+    if stream.encodable(text) != text:
+        text = json.dumps(content, indent=2)
+    stream.write(text + "\n")
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
@@ -171,15 +212,16 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
     grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(rows[0]):
         left = index == 0 or isinstance(rows[0][column], str)
-        grid.add_column(column, justify="left" if left else "right")
+        grid.add_column(visible(column), justify="left" if left else "right")
     for row in rows:
         grid.add_row(*(_cell(value) for value in row.values()))
+    stream = _Gate(sys.stdout)
     console = Console(
-        file=sys.stdout,
+        file=cast("TextIO", stream),
         highlight=False,
         markup=False,
         emoji=False,
-        width=None if sys.stdout.isatty() else 80,
+        width=None if stream.isatty() else 80,
     )
     console.print(grid)
 
@@ -197,6 +239,11 @@ def show_error(problem: AttclError) -> None:
         say("hint: `attcl info DIR --json` lists them all")
 
 
+def show_traceback() -> None:
+    """Show on stderr where the exception that is being handled comes from."""
+    say(*traceback.format_exc().splitlines())
+
+
 def describe(problem: AttclError) -> dict[str, Any]:
     """Return an error as plain data for JSON: the first problem at the top, and all of them in `problems`."""
     every = [
@@ -212,7 +259,7 @@ def _single(problem: AttclError) -> Sequence[AttclError]:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else visible(str(value))
 
 
 def _duration(seconds: float) -> str:

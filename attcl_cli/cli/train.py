@@ -152,10 +152,13 @@ def train(
         learned = (
             counted(len(result.cases), "case") if result.cases else f"the slices in {result.data}"
         )
-        terminal.result(f"would train on {learned}, on {result.device}, into {result.run_dir}\n")
-        terminal.result(explain(result.settings))
+        terminal.result(
+            f"would train on {learned}, on {result.device}, into {result.run_dir}",
+            "",
+            *explain(result.settings).splitlines(),
+        )
         if minutes is not None or result.settings.epochs:
-            terminal.result("\nsteps are counted when the training slices are ready")
+            terminal.result("", "steps are counted when the training slices are ready")
     elif as_json:
         outcome = {"steps": result.weights_step, "weights": str(result.weights)}
         document({**described, **outcome, "sha256": run.weights_sha256(result)})

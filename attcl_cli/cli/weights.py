@@ -25,7 +25,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        terminal.result(context.get_help())
+        terminal.result(*context.get_help().splitlines())
 
 
 @app.command("list", epilog="Examples:  attcl weights list   |   attcl weights list --json")
