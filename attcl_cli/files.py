@@ -6,6 +6,7 @@ temporary file, which `sweep` removes.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import csv
 import hashlib
@@ -16,6 +17,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import tomllib
 from collections.abc import Iterable
@@ -32,6 +34,24 @@ _HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
 TEMPORARY_SUFFIX = ".attcl-tmp"
 # A temporary name holds its machine and process, so that a later run can tell a live one from a leftover.
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9-]+)-(?P<pid>\d+)-[^.]*\.attcl-tmp$")
+
+MOST_BYTES = 64 * 2**20
+"""The size of the largest JSON document that is read; the records of 100,000 cases are smaller."""
+
+_MOST_TOML = 2**20  # bytes of a file that people write by hand
+_DEEPEST = 64  # lists and tables within one another
+_REQUIRED: Any = object()
+_MOST_SHOWN = 40  # characters of what is wrong
+_TOO_DEEP = f"nested deeper than {_DEEPEST}"
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")  # the escape of a half of a surrogate pair
+# A key of more parts than may be nested: a.b.c...
+_DEEP_KEY = re.compile(
+    rf"""(?<![\w-])(?:(?:"[^"\n]*"|'[^'\n]*'|[\w-]+)[ \t]*\.[ \t]*){{{_DEEPEST}}}"""
+)
+
+# A text that a spreadsheet may run, or that begins so behind apostrophes: these are kept apart from ours.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_GUARDED = re.compile(r"'+[=+\-@\t\r\n]")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -74,26 +94,64 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document with `write_whole`: indented, with a final newline."""
-    write_whole(
-        path, (json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-    )
+    """Write a JSON document with `write_whole`: indented, with a final newline.
 
-
-def read_json(path: Path) -> Any:
-    """Return the JSON document in `path`.
-
-    Raises:
-        AttclError: the file is missing or no JSON.
+    Names of files that are no UTF-8 (PEP 383) make it plain ASCII, with escapes.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        data = json.dumps(document, indent=2, allow_nan=False).encode()
+    write_whole(path, data + b"\n")
+
+
+def read_json(path: Path, *, default: Any = _REQUIRED, most: int = MOST_BYTES) -> Any:
+    """Return the JSON document in `path`; the gate through which every one passes.
+
+    Args:
+        path: the file.
+        default: returned if there is no such file; without it that is an error.
+        most: bytes that the file may have.
+
+    Raises:
+        AttclError: the file is missing, cannot be read, is too large or is no JSON (`parse_json`).
+    """
+    try:
+        if default is not _REQUIRED and not path.is_file():
+            return default
+        return parse_json(_read_text(path, most))
+    except (OSError, ValueError) as error:
         raise AttclError(
-            f"{path}: not readable as JSON ({error}), expected the file that attcl wrote",
-            "remove it, or copy it again from its source",
+            f"{path}: not readable as JSON ({_reason(error)}), expected the file that attcl wrote",
+            _next_step(error, "remove it, or copy it again from its source"),
             code="json-unreadable",
         ) from error
+
+
+def parse_json(text: str) -> Any:
+    """Return the JSON document in a text, as RFC 8259 defines it.
+
+    Unlike the library it takes no NaN and no infinity (by name or by size), no key twice, no half of a surrogate pair
+    (but the bytes of names that are no UTF-8, as PEP 383 escapes them), and no nesting deeper than 64.
+
+    Raises:
+        ValueError: it is none; the text says why.
+    """
+    try:
+        document = json.loads(
+            text,
+            object_pairs_hook=_without_repetition,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+        _require_shallow(document, text)
+        if _HALF.search(text):
+            json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
+    return document
 
 
 def as_json(record: DataclassInstance) -> dict[str, Any]:
@@ -105,37 +163,73 @@ def as_json(record: DataclassInstance) -> dict[str, Any]:
 
 
 def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[DataclassInstance]) -> None:
-    """Write a table with `write_whole`: one column per field of `kind`, one line per record, NaN as an empty cell."""
+    """Write a table with `write_whole`: one column per field of `kind`, one line per record, NaN as an empty cell.
+
+    A text that a spreadsheet would take for a formula, because it begins with `=`, `+`, `-`, `@`, a tab or the end of
+    a line, gets an apostrophe before it (OWASP, CSV injection). `read_csv` takes it away.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(item.name for item in fields(kind))
     for row in rows:
-        writer.writerow("" if value != value else value for value in astuple(row))  # noqa: PLR0124
-    write_whole(path, stream.getvalue().encode())
+        writer.writerow(_cell(value) for value in astuple(row))
+    write_whole(path, stream.getvalue().encode("utf-8", "backslashreplace"))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the lines of a table that `write_csv` wrote, column -> cell.
+
+    Raises:
+        AttclError: the file is missing or no table.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return [
+                {name: text[1:] if _GUARDED.match(text) else text for name, text in line.items()}
+                for line in csv.DictReader(stream, restval="", strict=True)
+            ]
+    except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise table_unreadable(path, error) from error
+
+
+def table_unreadable(path: Path, error: Exception) -> AttclError:
+    """Return the error of a table that `write_csv` did not write so."""
+    return AttclError(
+        f"{path}: not readable as CSV ({error}), expected the table that attcl wrote",
+        "remove it, and run the same command again",
+        code="table-unreadable",
+    )
 
 
 def read_toml(path: Path, *, expected: str) -> dict[str, Any]:
-    """Return the TOML document in `path`.
+    """Return the TOML document in `path`; the gate through which every one passes.
 
     Args:
         path: the file.
         expected: what it should hold, for the error.
 
     Raises:
-        UsageError: the file is missing or no TOML.
+        UsageError: the file is missing, cannot be read, is larger than 1 MiB, nested deeper than 64, or no TOML.
     """
-    if not path.is_file():
-        raise UsageError(
-            f"{path}: no such file, expected {expected}", "check the path", code="toml-missing"
-        )
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        if not path.is_file():
+            raise UsageError(
+                f"{path}: no such file, expected {expected}", "check the path", code="toml-missing"
+            )
+        text = _read_text(path, _MOST_TOML)
+        if _DEEP_KEY.search(text):  # the library's time grows with the square of the parts of a key
+            raise ValueError(_TOO_DEEP)
+        document = tomllib.loads(text)
+        _require_shallow(document, text)
+    except (AttclError, MemoryError):
+        raise
+    except Exception as error:  # what the library raises on hostile text is not documented
         raise UsageError(
-            f"{path}: not readable as TOML ({error}), expected {expected}",
-            "fix the file",
+            f"{path}: not readable as TOML ({_reason(error)}), expected {expected}",
+            _next_step(error, "fix the file"),
             code="toml-unreadable",
         ) from error
+    return document
 
 
 def sha256(path: Path) -> str:
@@ -229,6 +323,83 @@ def ordinary_mode(bits: int) -> int:
 def _first_existing(path: Path) -> Path:
     """Return `path`, or the first of its parents that exists; a broken link counts as missing."""
     return next(place for place in (path, *path.parents) if place.exists())
+
+
+def _read_text(path: Path, most: int) -> str:
+    """Return the text of a file, UTF-8 with or without a byte order mark.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no plain file (a pipe would be waited for), larger than `most` bytes, or no UTF-8.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
+        raise ValueError("no plain file")
+    with path.open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"more than {most / 2**20:g} MiB")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("UTF-16, not UTF-8")
+    return data.decode("utf-8-sig")
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:_MOST_SHOWN]!r} given twice")
+    return document
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name}, which is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"number {text[:_MOST_SHOWN]}, which is too large")
+    return value
+
+
+def _require_shallow(document: Any, text: str) -> None:
+    """Raise a `ValueError` if lists and tables are nested too deeply to be handed on."""
+    if text.count("[") + text.count("{") + text.count(".") <= _DEEPEST:
+        return
+    level = [document]
+    for _ in range(_DEEPEST + 1):
+        level = [
+            value
+            for container in level
+            for value in (container.values() if type(container) is dict else container)
+            if type(value) is dict or type(value) is list
+        ]
+        if not level:
+            return
+    raise ValueError(_TOO_DEEP)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a document cannot be read, in a few words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, RecursionError):
+        return _TOO_DEEP
+    text = str(error)
+    return "a number of thousands of digits" if "int_max_str_digits" in text else text
+
+
+def _next_step(error: Exception, usual: str) -> str:
+    if isinstance(error, PermissionError):
+        return "allow yourself to read it (chmod u+r)"
+    return "save it as UTF-8" if "UTF-" in str(error) or isinstance(error, UnicodeError) else usual
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return f"'{value}" if _FORMULA.match(value) else value
+    return "" if value != value else value  # noqa: PLR0124 - NaN
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,10 +20,11 @@ APART = {("methods", "report")}  # a method draws nothing
 ROOT = {
     "errors": set(),
     "files": {"errors"},
+    "documents": {"errors"},
     "devices": {"errors"},
     "prefetch": set(),
     "progress": {"errors"},
-    "run_record": {"__init__", "devices", "errors", "files"},
+    "run_record": {"__init__", "devices", "documents", "errors", "files"},
 }
 ENTRIES = {"__init__", "__main__"}  # how one gets in, from Python and from the shell
 
