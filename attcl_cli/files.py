@@ -50,8 +50,9 @@ _DEEP_KEY = re.compile(
 )
 
 # A text that a spreadsheet may run, or that begins so behind apostrophes: these are kept apart from ours.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
-_GUARDED = re.compile(r"'+[=+\-@\t\r\n]")
+# The last four are the wide forms of the first four.
+_FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_GUARDED = re.compile(f"'{_FORMULA.pattern}")
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -165,15 +166,12 @@ def as_json(record: DataclassInstance) -> dict[str, Any]:
 def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[DataclassInstance]) -> None:
     """Write a table with `write_whole`: one column per field of `kind`, one line per record, NaN as an empty cell.
 
-    A text that a spreadsheet would take for a formula, because it begins with `=`, `+`, `-`, `@`, a tab or the end of
-    a line, gets an apostrophe before it (OWASP, CSV injection). `read_csv` takes it away.
+    A text that a spreadsheet would take for a formula, because it begins with `=`, `+`, `-`, `@`, a tab or the
+    end of a line, gets an apostrophe before it (OWASP, CSV injection). `read_csv` takes it away.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(item.name for item in fields(kind))
-    for row in rows:
-        writer.writerow(_cell(value) for value in astuple(row))
-    write_whole(path, stream.getvalue().encode("utf-8", "backslashreplace"))
+    lines = [_line(item.name for item in fields(kind))]
+    lines += [_line(_cell(value) for value in astuple(row)) for row in rows]
+    write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -394,6 +392,12 @@ def _next_step(error: Exception, usual: str) -> str:
     if isinstance(error, PermissionError):
         return "allow yourself to read it (chmod u+r)"
     return "save it as UTF-8" if "UTF-" in str(error) or isinstance(error, UnicodeError) else usual
+
+
+def _line(cells: Iterable[Any]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\r\n").writerow(cells)  # quotes both; "\n" alone: not "\r"
+    return f"{stream.getvalue()[:-2]}\n"
 
 
 def _cell(value: Any) -> Any:

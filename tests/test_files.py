@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import math
 import os
@@ -217,6 +218,42 @@ def test_a_table_has_a_line_a_record_and_an_empty_cell_for_nan(tmp_path):
     rows = [Record("a,b", 0.5, 2), Record("c", math.nan), Record("d", math.inf)]
     files.write_csv(tmp_path / "a.csv", Record, rows)
     assert (tmp_path / "a.csv").read_bytes() == (b'name,value,count\n"a,b",0.5,2\nc,,1\nd,inf,1\n')
+
+
+FORMULAS = {
+    "=1+1": "'=1+1",
+    "+1": "'+1",
+    "-1": "'-1",
+    "@SUM(A1)": "'@SUM(A1)",
+    "\t=1": "'\t=1",
+    "\r=1": "'\r=1",
+    "\n=1": "'\n=1",
+    "\uff1d1": "'\uff1d1",
+    "'=1": "''=1",  # a name that looks as ours do stays apart from them
+    "'A": "'A",
+    "'": "'",
+    "A=1": "A=1",
+    "": "",
+}
+
+
+def test_a_text_that_a_spreadsheet_would_run_has_an_apostrophe_before_it(tmp_path):
+    files.write_csv(tmp_path / "a.csv", Record, [Record(name, -0.3, -2) for name in FORMULAS])
+    with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.reader(stream))[1:]
+    assert [line[0] for line in lines] == list(FORMULAS.values())
+    assert {(line[1], line[2]) for line in lines} == {("-0.3", "-2")}
+    assert [line["name"] for line in files.read_csv(tmp_path / "a.csv")] == list(FORMULAS)
+
+
+@pytest.mark.parametrize("content", [None, b"a,b\n1,2,3\n", b"a\n\xff\n", b'a\n"'])
+def test_what_is_no_table_is_an_error_that_names_the_file(tmp_path, content):
+    path = tmp_path / "a.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AttclError, match=r"a\.csv: not readable as CSV") as error:
+        files.read_csv(path)
+    assert error.value.code == "table-unreadable"
 
 
 def test_a_table_of_nothing_is_its_header(tmp_path):

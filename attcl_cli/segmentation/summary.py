@@ -5,7 +5,6 @@ A metric is defined in `metrics`, a case scored in `evaluation`.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from attcl_cli import __version__
 from attcl_cli.data.intensities import Array
-from attcl_cli.files import as_json, write_json
+from attcl_cli.files import as_json, read_csv, table_unreadable, write_json
 from attcl_cli.segmentation.metrics import METRICS, POLICY
 
 SCHEMA_VERSION = 1
@@ -171,12 +170,19 @@ def bootstrap(gaps: Array, *, seed: int = 0) -> tuple[float, float]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read `segment.csv`, as `files.write_csv` writes it."""
-    with path.open(encoding="utf-8", newline="") as stream:
+    """Read `segment.csv`, as `files.write_csv` writes it.
+
+    Raises:
+        AttclError: the file is missing or no such table.
+    """
+    lines = read_csv(path)
+    try:
         return [
             Row(**{**line, "value": float(line["value"] or "nan")})  # type: ignore[arg-type]
-            for line in csv.DictReader(stream)
+            for line in lines
         ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise table_unreadable(path, error) from error
 
 
 def write_summary(
