@@ -158,6 +158,8 @@ def _complaint(error: Any, expected: str) -> str:
     if error["type"] == "extra_forbidden":
         return f"no such key, expected one of {expected}"
     message = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict) and error["type"] == "value_error":  # of several keys
+        return message
     message = _WORDS.get(error["type"], re.sub(r"^(Input|Value) should (be|have) ", "", message))
     found = shown(error["input"])
     return f"found {found}, expected {message} in {expected}"

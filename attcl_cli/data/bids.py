@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from attcl_cli.data.layouts import SEGMENTATION, ending_of
+from attcl_cli.data.records import MOST_BYTES
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import read_json
 
@@ -224,9 +225,8 @@ def is_derivative(folder: Path) -> bool:
 
 def read_description(folder: Path) -> dict[str, Any]:
     """Return the `dataset_description.json` of a folder; {} if it is missing or invalid."""
-    path = folder / DESCRIPTION_FILE
     try:
-        document = read_json(path) if path.is_file() else {}
+        document = read_json(folder / DESCRIPTION_FILE, default={}, most=MOST_BYTES)
     except AttclError:
         return {}
     return document if isinstance(document, dict) else {}

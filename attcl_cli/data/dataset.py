@@ -23,6 +23,7 @@ from attcl_cli.data.layouts import (
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
 from attcl_cli.data.naming import read_folder
+from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest
 from attcl_cli.files import read_json
@@ -158,12 +159,19 @@ class Dataset:
 
 
 def read_side_car(path: Path) -> dict[str, Any]:
-    """Return a volume's side-car JSON; {} if it is missing or invalid."""
+    """Return a volume's side-car; {} if it is missing or no JSON.
+
+    Raises:
+        AttclError: attcl wrote it, and a key has a value of another kind.
+    """
     try:
-        document = read_json(path) if path.is_file() else {}
+        document = read_json(path, default={}, most=MOST_BYTES)
     except AttclError:
         return {}
-    return document if isinstance(document, dict) else {}
+    if not isinstance(document, dict):
+        return {}
+    require_side_car(document, path)
+    return document
 
 
 def open_dataset(
@@ -226,12 +234,14 @@ def open_dataset(
 
 def _hidden_from(root: Path) -> set[str]:
     """Return the modalities that `splits.json` says were hidden from some case; none if it is missing or invalid."""
+    path = root / SPLITS_FILE
     try:
-        document = read_json(root / SPLITS_FILE) if (root / SPLITS_FILE).is_file() else {}
-        splits = document.get("splits", {}).values()
-        return {name for items in splits for item in items for name in item["hidden"]}
-    except (AttclError, AttributeError, KeyError, TypeError):  # `splits.read_splits` reports it
+        document = read_json(path, default=None)
+        record = splits_record(document, path) if document is not None else None
+    except AttclError:  # `splits.read_splits` reports it
         return set()
+    items = [item for split in record.splits.values() for item in split] if record else []
+    return {name for item in items for name in item.hidden}
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from typing import Any
 from attcl_cli.data.dataset import SPLITS_FILE, Case, Dataset, Source
 from attcl_cli.data.layouts import canonical
 from attcl_cli.data.patients import leaks
-from attcl_cli.errors import AttclError, UsageError, counted, raise_all
+from attcl_cli.data.records import SPLITS, SPLITS_VERSION, splits_record
+from attcl_cli.documents import clipped
+from attcl_cli.errors import AttclError, UsageError, counted, nearest, raise_all, some
 from attcl_cli.files import read_json, read_toml
 
-SCHEMA_VERSION = 1
-SPLITS = ("train", "val", "test")
+SCHEMA_VERSION = SPLITS_VERSION
 DEFAULT_FRACTIONS = (0.7, 0.1, 0.2)
 # The paper's own cut of its 243 cases. No rounding rule gives it from 70 / 10 / 20 %, so it is written down (Table 1).
 PAPER_SIZES = {243: (170, 23, 50)}
@@ -133,7 +134,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 code="unknown-ratio",
             )
         document = read_toml(path, expected="hidden = [[...], ...]")
-        name = str(document.get("name", path.stem))
+        name = document.get("name", path.stem)
         hidden = document.get("hidden")
         valid = (
             isinstance(hidden, list)
@@ -143,11 +144,13 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
                 for group in hidden
             )
         )
-        if not valid or set(document) - {"name", "hidden"}:
+        unknown = sorted(set(document) - {"name", "hidden"})
+        if not valid or unknown or not isinstance(name, str):
+            near = f"{nearest(unknown[0], ['hidden', 'name'])} " if unknown else ""
             raise UsageError(
-                f"{path}: keys {sorted(document)}, "
+                f"{path}: keys {some(map(clipped, sorted(document)))}, "
                 "expected hidden = [[...], ...] and, if you like, name",
-                'for example: hidden = [["t1ce", "t2"], ["t1"], []]',
+                f'{near}for example: hidden = [["t1ce", "t2"], ["t1"], []]',
                 code="invalid-ratio",
             )
         groups = tuple(tuple(group) for group in document["hidden"])
@@ -183,38 +186,25 @@ def read_splits(data: Path) -> Splits | None:
         AttclError: there is a `splits.json`, but of another kind or version.
     """
     path = data / SPLITS_FILE
-    if not path.exists():
+    document = read_json(path, default=None)
+    if document is None and not path.is_file():
         return None
-    document = read_json(path)
-    try:
-        if document["schema_version"] != SCHEMA_VERSION:
-            raise AttclError(
-                f"{path}: schema_version {document['schema_version']}, expected {SCHEMA_VERSION}",
-                "run prepare-splits of this version again",
-                code="splits-version",
-            )
-        splits = {
+    record = splits_record(document, path)
+    return Splits(
+        record.source,
+        record.layout,
+        record.ratio,
+        record.seed,
+        record.modalities,
+        {
             split: tuple(
-                SplitCase(item["case"], tuple(item["present"]), tuple(item["hidden"]))
-                for item in items
+                SplitCase(item.case, item.present, item.hidden)
+                for item in record.splits.get(split, ())
             )
-            for split, items in document["splits"].items()
-        }
-        return Splits(
-            document["source"],
-            document["layout"],
-            document["ratio"],
-            document["seed"],
-            tuple(document["modalities"]),
-            splits,
-            bids_filter=tuple(document.get("bids_filter", ())),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise AttclError(
-            f"{path}: not the content that prepare-splits writes ({error!r}), expected its keys",
-            "run prepare-splits again",
-            code="invalid-splits",
-        ) from error
+            for split in SPLITS
+        },
+        bids_filter=record.bids_filter,
+    )
 
 
 def leaks_of(dataset: Dataset) -> list[AttclError]:

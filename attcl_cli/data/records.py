@@ -1,0 +1,147 @@
+"""The documents that lie in a dataset's folders, as records: `splits.json`, and the side-car of a synthetic volume.
+
+Knows types and names alone; who reads which file, and what it means, is left to `splits` and `dataset`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from attcl_cli.documents import (
+    CaseId,
+    Document,
+    Finite,
+    Items,
+    Name,
+    PathText,
+    clipped,
+    validated,
+)
+from attcl_cli.errors import AttclError, nearest
+
+SPLITS = ("train", "val", "test")
+SPLITS_VERSION = 1
+
+MOST_BYTES = 4 * 2**20
+"""The size of the largest side-car or description of a dataset that is read."""
+
+
+class SplitCaseRecord(Document):
+    """A case of a split in `splits.json`."""
+
+    case: CaseId
+    present: Items[Name]
+    hidden: Items[Name]
+
+
+class SplitsRecord(Document):
+    """The content of `splits.json`; a split that is left out has no cases."""
+
+    schema_version: int
+    source: PathText
+    layout: str
+    ratio: str
+    seed: int
+    modalities: Items[Name]
+    splits: dict[str, Items[SplitCaseRecord]]
+    bids_filter: Items[str] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> SplitsRecord:
+        for split, items in self.splits.items():
+            if split not in SPLITS:
+                raise ValueError(
+                    f"splits: {clipped(split)!r}, expected train, val or test; {nearest(split, SPLITS)}"
+                )
+            twice, count = (
+                Counter(item.case for item in items).most_common(1)[0] if items else ("", 1)
+            )
+            if count > 1:
+                raise ValueError(f"splits.{split}: case {twice!r} twice, expected it once")
+            for item in items:
+                strange = {*item.present, *item.hidden} - {*self.modalities}
+                if strange:
+                    raise ValueError(
+                        f"splits.{split}: modality {min(strange)!r} of {item.case!r}, "
+                        f"expected one of {', '.join(self.modalities)}"
+                    )
+        return self
+
+
+class MakerRecord(Document):
+    """Weights that took part in a volume."""
+
+    name: str
+    sha256: str
+
+
+class SourceRecord(Document):
+    """A volume that another was made from."""
+
+    modality: str
+    files: Items[str] = ()
+
+
+class DoubtRecord(Document):
+    """What is said of a volume's doubt."""
+
+    disagreement: Finite | None = None
+    distance: Finite | None = None
+    far: bool | None = None
+
+
+class SideCarRecord(Document):
+    """What the side-car of a synthetic volume says; other keys are compared as they are."""
+
+    synthetic: Literal[True]
+    target: str = ""
+    source: SourceRecord | None = None
+    sources: Items[SourceRecord] = ()
+    weights: MakerRecord | None = None
+    averaged: Items[MakerRecord] = ()
+    doubt: DoubtRecord | None = None
+    stored: dict[str, Any] | None = None
+
+
+def splits_record(document: Any, path: Path) -> SplitsRecord:
+    """Return the content of `splits.json`.
+
+    Raises:
+        AttclError: it is of another version, or not what prepare-splits writes.
+    """
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if type(version) is int and version != SPLITS_VERSION:
+        raise AttclError(
+            f"{path}: schema_version {version}, expected {SPLITS_VERSION}",
+            "run prepare-splits of this version again",
+            code="splits-version",
+        )
+    return validated(
+        SplitsRecord,
+        document,
+        name=f"{path}: not the content that prepare-splits writes",
+        expected="splits.json",
+        hint="run prepare-splits again",
+        code="invalid-splits",
+    )
+
+
+def require_side_car(document: dict[str, Any], path: Path) -> None:
+    """Check what a side-car says, if attcl wrote it; what other programs write is theirs.
+
+    Raises:
+        AttclError: a key has a value of another kind.
+    """
+    if document.get("synthetic") is True or "attcl_version" in document:
+        validated(
+            SideCarRecord,
+            document,
+            name=path,
+            expected="the side-car of a synthetic volume",
+            hint="remove it and its volume, then run attcl complete again",
+            code="invalid-side-car",
+        )
