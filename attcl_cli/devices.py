@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attcl_cli.errors import UsageError
+from attcl_cli.prefetch import read_ahead
 
 if TYPE_CHECKING:  # the command line imports this file to answer --help at once
     import torch
@@ -22,7 +24,12 @@ if TYPE_CHECKING:  # the command line imports this file to answer --help at once
 Precision = Literal["fp32", "bf16"]
 """What networks compute in: a matter of the machine, no setting of a method."""
 
+MOST_AT_ONCE = 16
+"""Items that a CPU works on at once: each needs memory of its own."""
+
 Value = TypeVar("Value")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Processes:
@@ -101,7 +108,13 @@ class Processes:
 
 
 # Of glibc's mallopt (malloc.h), and its own limits on 64-bit machines.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_CHOICES_OF_USERS = {
+    "GLIBC_TUNABLES",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TRIM_THRESHOLD_",
+}
 _LARGEST_MMAP_THRESHOLD, _LARGEST_INT = 32 * 2**20, 2**31 - 1
 
 
@@ -109,17 +122,16 @@ def keep_freed_memory() -> None:
     """Let this process keep memory that it frees, for the next layer of a network.
 
     By default, glibc gives large freed blocks back to the system at once, which must fill their pages with zeros when
-    the next layer asks for as much. Other C libraries are left alone, and so is who chose by glibc's own variables.
+    the next layer asks for as much. All threads share one store of it, for those of threads are kept small. Other C
+    libraries are left alone, and so is who chose by glibc's own variables.
     """
-    chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & set(
-        os.environ
-    )
-    if sys.platform != "linux" or chosen:
+    if sys.platform != "linux" or _CHOICES_OF_USERS & set(os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def select(name: str) -> torch.device:
@@ -162,6 +174,33 @@ def select(name: str) -> torch.device:
     if kind == "cpu":
         keep_freed_memory()
     return torch.device(name)
+
+
+def in_turn(
+    work: Callable[[Item], Result], items: Iterable[Item], device: torch.device
+) -> Iterator[Result]:
+    """Yield `work(item)` in order; a CPU works on several items at once, each on one core.
+
+    Kernels split their sums by the number of threads that share them, and round accordingly. If no two threads share
+    an item, results are the same to the bit for every number of cores.
+
+    Args:
+        work: runs networks on the device, and changes nothing that other items see.
+        items: its arguments; as many as there are cores are in memory at once, `MOST_AT_ONCE` at most.
+        device: where the networks run.
+    """
+    import torch  # noqa: PLC0415
+
+    cores = torch.get_num_threads()
+    if device.type != "cpu" or cores == 1:
+        yield from map(work, items)
+        return
+    depth = min(cores, MOST_AT_ONCE)
+    try:
+        ahead = read_ahead(work, items, depth=depth, begin=partial(torch.set_num_threads, 1))
+        yield from (future.result() for _, future in ahead)
+    finally:
+        torch.set_num_threads(cores)  # threads that begin later share again
 
 
 def join(name: str) -> tuple[torch.device, Processes]:

@@ -15,7 +15,11 @@ Loaded = TypeVar("Loaded")
 
 
 def read_ahead(
-    load: Callable[[Item], Loaded], items: Iterable[Item], *, depth: int = 2
+    load: Callable[[Item], Loaded],
+    items: Iterable[Item],
+    *,
+    depth: int = 2,
+    begin: Callable[[], object] | None = None,
 ) -> Iterator[tuple[Item, Future[Loaded]]]:
     """Yield (item, future of `load(item)`) in order.
 
@@ -23,12 +27,13 @@ def read_ahead(
         load: reads one item; runs in other threads.
         items: what to load.
         depth: items that are loaded ahead, and kept in memory; 0 loads each in the caller's own thread.
+        begin: called once in each of the other threads.
     """
     if depth == 0:
         for item in items:
             yield item, _done(load, item)
         return
-    with ThreadPoolExecutor(max_workers=depth) as pool:
+    with ThreadPoolExecutor(max_workers=depth, initializer=begin) as pool:
         waiting: deque[tuple[Item, Future[Loaded]]] = deque()
         try:
             for item in items:

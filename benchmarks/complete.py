@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -49,12 +50,13 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 class Clocked(Method):
-    """A method that counts the seconds spent in another one's networks."""
+    """A method that counts the seconds in which at least one thread is in another one's networks."""
 
     def __init__(self, method: Method) -> None:
         super().__init__(method.settings, method.modalities)
         self.method = method
         self.seconds = 0.0
+        self._lock, self._inside, self._since = threading.Lock(), 0, 0.0
 
     @classmethod
     def sources(cls, settings: Any, modalities: Sequence[str]) -> SourceRule:
@@ -83,10 +85,14 @@ class Clocked(Method):
         sample: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Method`."""
-        start = time.perf_counter()
+        with self._lock:
+            self._since = self._since if self._inside else time.perf_counter()
+            self._inside += 1
         fakes = self.method.synthesise(sources, targets, sample=sample)
         _wait(next(iter(sources.values())).device)
-        self.seconds += time.perf_counter() - start
+        with self._lock:
+            self._inside -= 1
+            self.seconds += 0 if self._inside else time.perf_counter() - self._since
         return fakes
 
 

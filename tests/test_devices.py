@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,32 @@ def without_malloc_variables() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("MALLOC_") and name != "GLIBC_TUNABLES"
     }
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_a_cpu_works_on_as_many_items_at_once_as_it_has_cores(cores: int) -> None:
+    together, threads = threading.Barrier(cores), []
+
+    def work(item: int) -> int:
+        together.wait(timeout=30)  # breaks if fewer are at work
+        threads.append(torch.get_num_threads())
+        return item * item
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    results = list(devices.in_turn(work, range(2 * cores), torch.device("cpu")))
+    assert torch.get_num_threads() == cores
+    torch.set_num_threads(before)
+    assert results == [item * item for item in range(2 * cores)]
+    assert threads == [1] * (2 * cores)
+
+
+def test_other_devices_work_on_one_item_after_the_other() -> None:
+    here = threading.current_thread()
+    threads = devices.in_turn(
+        lambda _item: threading.current_thread(), range(3), torch.device("meta")
+    )
+    assert list(threads) == [here, here, here]
 
 
 def test_one_process_alone_is_the_main_one_and_changes_nothing() -> None:

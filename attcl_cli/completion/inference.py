@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from attcl_cli import devices
 from attcl_cli.completion.even_slices import even_out
 from attcl_cli.completion.jobs import Manner
 from attcl_cli.completion.preparation import AXIAL, SAGITTAL, THREE_PLANES, Prepared, prepare
@@ -113,28 +114,33 @@ class Network:
         shape = next(iter(prepared.small.values())).shape
         call = slices_per_call(_side(self.method.settings, shape), self.device)
         at_once = max(self.batch_size // call, 1) * call
-        for start in range(0, len(prepared.indices), at_once):
-            block = {
-                name: torch.from_numpy(small[start : start + at_once]).to(
-                    self.device, non_blocking=True
-                )
-                for name, small in prepared.small.items()
-            }
-            if mirrored:
-                block = {name: whole.flip(-1) for name, whole in block.items()}
-            count = min(at_once, len(prepared.indices) - start)
-            for offset in range(0, count, call):
-                chunk = {name: whole[offset : offset + call] for name, whole in block.items()}
-                drawn = [
-                    translate(self.method, chunk, targets, sample=sample) for sample in samples
-                ]
-                rows = slice(start + offset, start + min(offset + call, count))
-                styles = {
-                    name: torch.stack([fakes[name][:, 0] for fakes in drawn]) for name in targets
+
+        def calls() -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+            for start in range(0, len(prepared.indices), at_once):
+                block = {
+                    name: torch.from_numpy(small[start : start + at_once]).to(
+                        self.device, non_blocking=True
+                    )
+                    for name, small in prepared.small.items()
                 }
-                if mirrored:
-                    styles = {name: images.flip(-1) for name, images in styles.items()}
-                yield rows, styles
+                count = min(at_once, len(prepared.indices) - start)
+                for offset in range(0, count, call):
+                    rows = slice(start + offset, start + min(offset + call, count))
+                    yield rows, {name: it[offset : offset + call] for name, it in block.items()}
+
+        def translated(
+            item: tuple[slice, dict[str, torch.Tensor]],
+        ) -> tuple[slice, dict[str, torch.Tensor]]:
+            rows, slices = item
+            if mirrored:
+                slices = {name: x.flip(-1) for name, x in slices.items()}
+            drawn = [translate(self.method, slices, targets, sample=sample) for sample in samples]
+            styles = {name: torch.stack([fakes[name][:, 0] for fakes in drawn]) for name in targets}
+            if mirrored:
+                styles = {name: images.flip(-1) for name, images in styles.items()}
+            return rows, styles
+
+        yield from devices.in_turn(translated, calls(), self.device)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from completers import CPU, Echo, completed, phantom_file
 from attcl_cli.completion.inference import InMemory, Network, slices_per_call, translate
 from attcl_cli.completion.preparation import Prepared
 from attcl_cli.data import volumes
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.settings import resolve
 
 WHOLE = (slice(0, 16), slice(0, 16))
 
@@ -20,6 +22,31 @@ def settings_of(tiny_settings, image_size: int, canvas: int):
 
 def echo(tiny_settings, *, kind: type[Echo] = Echo, image_size: int = 16, canvas: int = 16) -> Echo:
     return kind(settings_of(tiny_settings, image_size, canvas))
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_results_are_the_same_to_the_bit_for_every_number_of_threads(name):
+    """A kernel whose sums are shared by two threads rounds otherwise: AttCL-GAN's images would differ by 5e-7."""
+    settings = resolve(preset="tiny", method=name)
+    torch.manual_seed(0)
+    method = METHODS[name](settings, ("t1", "t2")).eval().requires_grad_(requires_grad=False)
+    size = settings.image_size
+    method.remember_references({it: torch.zeros(1, 1, size, size) for it in ("t1", "t2")})
+    small = np.random.default_rng(0).uniform(-1, 1, (12, 1, size, size)).astype(np.float32)
+    window = (slice(0, size), slice(0, size))
+    prepared = Prepared({"t1": small}, np.arange(12), np.ones((12, size, size), bool), window)
+    before, made = torch.get_num_threads(), {}
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        parts = Network(method, CPU, 8).styles(prepared, ["t2"], [None])
+        made[threads] = torch.cat([styles["t2"][0] for _, styles in parts])
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert torch.equal(made[1], made[2]) and torch.equal(made[1], made[3])
+    assert made[1].std() > 0
 
 
 # --- calls of the network ---------------------------------------------------------------------------------------------
