@@ -100,7 +100,8 @@ def main() -> None:
     """Measure and print."""
     options = _options()
     if options.child:
-        _complete_and_print_memory(*map(Path, options.child), options.give_back)
+        root, output, weights_file = map(Path, options.child)
+        _complete_and_print_memory(root, output, weights_file, give_back=options.give_back)
         return
     device = devices.select(options.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -282,10 +283,7 @@ def _in_a_process(root: Path, output: Path, weights: Path, *flags: str) -> tuple
 
 
 def _complete_and_print_memory(
-    root: Path,
-    output: Path,
-    weights_file: Path,
-    give_back: bool,  # noqa: FBT001 - a switch of the hidden command line
+    root: Path, output: Path, weights_file: Path, *, give_back: bool
 ) -> None:
     device = torch.device("cpu")
     if not give_back:
