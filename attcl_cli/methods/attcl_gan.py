@@ -138,6 +138,11 @@ class AttclGan(Method):
         return tuple(share for share in (s.coarse, s.supervised) if round(share * s.steps))
 
     @property
+    def _coarse_steps(self) -> int:
+        s = self.settings
+        return round(s.coarse * s.steps)
+
+    @property
     def _supervised_steps(self) -> int:
         s = self.settings
         return round(s.supervised * s.steps)
@@ -160,7 +165,7 @@ class AttclGan(Method):
 
         With `supervised`, the first steps are G's and F's alone.
         """
-        if step < round(self.settings.coarse * self.settings.steps):
+        if step < self._coarse_steps:
             batch = batch.halved()
         parts = self._parts(batch, step)
         if step < self._supervised_steps:

@@ -132,7 +132,8 @@ def structure_loss(
 def _ssim_map(first: Tensor, second: Tensor) -> Tensor:
     """Return the SSIM of each pixel of two images (B, 1, H, W) in [-1, 1], float32."""
     height, width = first.shape[2:]
-    down, across = (_bells(length, first.device) for length in (height, width))
+    down = _bells(height, first.device)
+    across = down if height == width else _bells(width, first.device)
     # Variances are differences of numbers that can be alike: in bf16 nothing would be left of them.
     with torch.autocast(first.device.type, enabled=False):
         # All five means in one call; products of matrices take a tenth of a convolution's time.

@@ -21,13 +21,6 @@ from attcl_cli.methods.settings import Settings, parse, resolve
 FOUR = ("flair", "t1", "t1ce", "t2")
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def small_paper(**changes: object) -> Settings:
     return resolve(
         preset="paper", overrides={**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], **changes}

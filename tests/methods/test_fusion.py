@@ -24,13 +24,6 @@ from attcl_cli.methods.networks.fusion import (
 from attcl_cli.methods.networks.layers import ConvAdaIN, TargetCodes, UpAdaIN
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def test_squeeze_and_excitation_adds_each_channel_times_its_gate():
     layer = SqueezeExcitation(32)
     assert [tuple(item.weight.shape) for item in layer.mlp if isinstance(item, nn.Linear)] == [

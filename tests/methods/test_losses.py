@@ -11,14 +11,6 @@ from torch.nn import functional as F
 
 from attcl_cli.methods import losses
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 LOGITS = torch.tensor([0.0, 2.0, -3.0])
 
 

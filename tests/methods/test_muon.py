@@ -12,13 +12,6 @@ from attcl_cli.methods.muon import Muon, orthogonalised
 from attcl_cli.training.state import optimiser_tensors, restore_optimisers
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def with_gradient(*shape: int) -> nn.Parameter:
     parameter = nn.Parameter(torch.randn(shape))
     parameter.grad = torch.randn(shape)

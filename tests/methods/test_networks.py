@@ -37,13 +37,6 @@ from attcl_cli.methods.presets import PRESETS
 from attcl_cli.methods.settings import Settings, resolve
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def generator_of(s: Settings) -> Generator | StyledUNet:
     if s.generator == "u-net":
         return StyledUNet(

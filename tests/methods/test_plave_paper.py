@@ -34,13 +34,6 @@ FOUR = ("flair", "t1", "t1ce", "t2")
 Weights = Mapping[str, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def small_paper(**changes: Any) -> Settings:
     """Return preset `paper` with networks that train in milliseconds."""
     small = {**SMALL_RUN, **SMALL_NETWORKS["plave"], "epochs": 0, "plave_target": "t1ce"}

@@ -9,13 +9,6 @@ from torch.nn import functional as F
 from attcl_cli.methods.networks.styled_unet import BrainNorm, Convolution, StyledUNet
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
-
-
 def net_of(**changes: int) -> StyledUNet:
     sizes = {"width": 8, "max_width": 16, "downs": 2, "style_dim": 6, "images": 2, "flags": 2}
     return StyledUNet(**{**sizes, **changes})
