@@ -21,6 +21,7 @@ _LONGEST_PATH = 4096  # bytes
 # Kind of error (pydantic's) -> what is expected, in the words of JSON.
 _WORDS = {
     "tuple_type": "a list",
+    "too_short": "a longer list",
     "list_type": "a list",
     "dict_type": "a table",
     "model_type": "a table",
@@ -95,6 +96,34 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 """A number that is one."""
 
 
+class RunPart(Document):
+    """An earlier part of a run that was resumed, in `run.json`."""
+
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+
+
+class RunDocument(Document):
+    """What later commands take from a `run.json`, of whatever command and version; none of its keys need be there."""
+
+    schema_version: int | None = None
+    status: str | None = None
+    command: str | None = None
+    config: dict[str, Any] = Field({})
+    weights: dict[str, str] = Field({})
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    earlier: Items[RunPart] = ()
+    cases: Items[dict[str, Any]] = ()
+    exit_code: int | None = None
+    data: PathText | None = None
+    minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    precision: str | None = None
+    simulated: bool | None = None
+    trained_on: Items[str] | None = None
+    validated_on: Items[str] | None = None
+    tested_on: Items[str] | None = None
+    inputs: dict[Name, Any] = Field({})
+
+
 def validated(
     kind: type[Model],
     document: Any,
@@ -157,7 +186,7 @@ def _complaint(error: Any, expected: str) -> str:
         return f"missing, expected it in {expected}"
     if error["type"] == "extra_forbidden":
         return f"no such key, expected one of {expected}"
-    message = error["msg"].removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     if isinstance(error["input"], dict) and error["type"] == "value_error":  # of several keys
         return message
     message = _WORDS.get(error["type"], re.sub(r"^(Input|Value) should (be|have) ", "", message))

@@ -89,7 +89,9 @@ def distance(vectors: Vectors, training: Mapping[str, Vectors]) -> Distance | No
     known = {
         name: training[name]
         for name in vectors
-        if name in training and len(training[name]) >= _FEWEST_CASES
+        if name in training
+        and len(training[name]) >= _FEWEST_CASES
+        and all(len(vector) == len(volume_statistics.NAMES) for vector in training[name].values())
     }
     if not known:
         return None

@@ -25,7 +25,8 @@ from attcl_cli.data.bids import (
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import ending_of
 from attcl_cli.data.splits import originals_of
-from attcl_cli.errors import UsageError
+from attcl_cli.documents import shown
+from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import write_json, write_whole
 
 BIDS_VERSION = "1.10.0"
@@ -47,10 +48,21 @@ def named_in(dataset: Dataset, output: Path) -> Dataset:
 
 
 def desc_of(dataset: Dataset, output: Path) -> str:
-    """Return the value of `desc-` in names of an output folder of ours; "" if they have none."""
+    """Return the value of `desc-` in names of an output folder of ours; "" if they have none.
+
+    Raises:
+        AttclError: the folder's description says what can be none.
+    """
     for top in _tops(dataset, dataset.cases):
         for item in _ours(read_description(output / top)):
-            return str(item.get("Desc", ""))
+            desc = item.get("Desc", "")
+            if not isinstance(desc, str) or not re.fullmatch(r"[A-Za-z0-9]*", desc):
+                raise AttclError(
+                    f"{output / top / DESCRIPTION_FILE}: Desc of attcl is {shown(desc)}, expected letters and digits",
+                    "correct it to what follows desc- in the names of the synthetic volumes",
+                    code="invalid-description",
+                )
+            return desc
     return ""
 
 

@@ -22,8 +22,8 @@ from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.splits import SPLITS, Splits
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
-from attcl_cli.files import read_json
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_record import read_record
 
 COMPLETED, INCOMPLETE, REAL = "completed", "incomplete", "real"
 USUAL = "flair"  # the paper's "w/o DA"
@@ -122,8 +122,8 @@ def read_provenance(completed: Path, data: Dataset, splits: Splits) -> Provenanc
     trained_on: set[str] = set()
     known = True
     for path in sorted(completed.glob("run*.json")):
-        record: Any = read_json(path)
-        if not isinstance(record, dict) or record.get("command") != "complete":
+        record = read_record(completed, path.name)
+        if record.get("command") != "complete":
             continue
         if record.get("weights") and record["weights"] not in weights:
             weights.append(record["weights"])

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import InterruptedRun, UsageError, as_note
-from attcl_cli.files import read_json, write_csv
+from attcl_cli.files import write_csv
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.run_record import RunRecord, precision_for
+from attcl_cli.run_record import RunRecord, precision_for, read_record
 from attcl_cli.segmentation import evaluation, report, summary
 from attcl_cli.segmentation.inputs import (
     REAL,
@@ -338,7 +338,7 @@ def _interrupted(session: _Session) -> Iterator[None]:
 
 
 def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> None:
-    before = read_json(output / "run.json")
+    before = read_record(output)
     for name, cases in lists.items():
         if before.get(name, cases) != cases:
             raise UsageError(
@@ -453,7 +453,7 @@ def _test(session: _Session, item: Input, weights: Path, described: Mapping[str,
 def _finished(item: Input, folder: Path, described: Mapping[str, Any]) -> list[Row] | None:
     if not all((folder / name).is_file() for name in (SUMMARY_FILE, SCORES_FILE)):
         return None
-    same = read_json(folder / SUMMARY_FILE).get("sha256") == described["sha256"]
+    same = summary.weights_of(folder / SUMMARY_FILE) == described["sha256"]
     if not same or not all(
         path.is_file() for path in evaluation.prediction_files(item, folder).values()
     ):

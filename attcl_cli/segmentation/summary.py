@@ -16,7 +16,8 @@ import numpy as np
 
 from attcl_cli import __version__
 from attcl_cli.data.intensities import Array
-from attcl_cli.files import as_json, read_csv, table_unreadable, write_json
+from attcl_cli.documents import Document, validated
+from attcl_cli.files import as_json, read_csv, read_json, table_unreadable, write_json
 from attcl_cli.segmentation.metrics import METRICS, POLICY
 
 SCHEMA_VERSION = 1
@@ -28,6 +29,10 @@ SLICE_POLICY = (
 )
 _BOOTSTRAPS = 10_000
 _CONFIDENCE = (2.5, 97.5)  # percentiles
+
+
+class _SummaryDocument(Document):
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,23 @@ def read_rows(path: Path) -> list[Row]:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise table_unreadable(path, error) from error
+
+
+def weights_of(path: Path) -> str:
+    """Return the SHA-256 of the weights that a `summary.json` is about; "" if it does not say.
+
+    Raises:
+        AttclError: the file is no such summary.
+    """
+    document = validated(
+        _SummaryDocument,
+        read_json(path),
+        name=path,
+        expected="the summary of a segmenter",
+        hint="remove it, and the run tests this input again",
+        code="invalid-summary",
+    )
+    return document.sha256
 
 
 def write_summary(
