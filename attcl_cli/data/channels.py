@@ -15,6 +15,7 @@ from attcl_cli.data.unread import modalities_in
 from attcl_cli.errors import AttclError
 from attcl_cli.files import read_json, write_json
 
+_CHANNEL = re.compile("[0-9]{1,4}")
 _KEYS = ("channel_names", "modality")  # of version 2, of version 1
 
 
@@ -89,9 +90,11 @@ def write_channels(file: Path, tokens: Mapping[str, str], *, cases: int) -> None
 def _table(file: Path, vocabulary: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     """Return modality -> number of its channel, as names have it."""
     document = read_json(file)
-    names = next((document[key] for key in _KEYS if key in document), None)
+    tables = document if isinstance(document, dict) else {}
+    names = next((tables[key] for key in _KEYS if key in tables), None)
     if not isinstance(names, dict) or not all(
-        number.isdecimal() and isinstance(name, str) for number, name in names.items()
+        _CHANNEL.fullmatch(number) and isinstance(name, str) and re.search("[A-Za-z0-9]", name)
+        for number, name in names.items()
     ):
         raise AttclError(
             f'{file}: no channel_names such as {{"0": "FLAIR", "1": "T1"}}, expected a name per channel',

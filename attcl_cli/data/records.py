@@ -72,6 +72,19 @@ class SplitsRecord(Document):
         return self
 
 
+class ScaleDocument(Document):
+    """The intensities that -1 and 1 stand for."""
+
+    low: Finite
+    high: Finite
+
+    @model_validator(mode="after")
+    def _rises(self) -> ScaleDocument:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} and high {self.high:g}, expected low below high")
+        return self
+
+
 class MakerRecord(Document):
     """Weights that took part in a volume."""
 

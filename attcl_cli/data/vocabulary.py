@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli.data.layouts import DEFAULT_MODALITIES, NIFTI_ENDING, SEGMENTATION_NAMES, Layout
-from attcl_cli.errors import UsageError
+from attcl_cli.documents import clipped, is_name
+from attcl_cli.errors import UsageError, nearest
 from attcl_cli.files import read_toml
 
 VOCABULARY_FILE = "modalities.toml"  # read if it lies in a dataset's root; prepare-splits copies it
@@ -61,10 +62,11 @@ def read_vocabulary(path: Path) -> Vocabulary:
     document = read_toml(path, expected=f"some of {', '.join(_KEYS)}")
     unknown = set(document) - set(_KEYS)
     if unknown or not document:
+        near = f"{nearest(min(unknown), _KEYS)} " if unknown else ""
         raise UsageError(
-            f"{path}: {f'unknown key {min(unknown)!r}' if unknown else 'empty'}, "
+            f"{path}: {f'unknown key {clipped(min(unknown))!r}' if unknown else 'empty'}, "
             f"expected some of {', '.join(_KEYS)}",
-            '[modalities] holds lines such as t1 = ["T1"]; docs/guides/data.md has an example',
+            f'{near}[modalities] holds lines such as t1 = ["T1"]; docs/guides/data.md has an example',
             code="invalid-vocabulary",
         )
     segmentations = _texts(path, document, "segmentation", example="tumor_segmentation")
@@ -83,7 +85,7 @@ def _texts(path: Path, document: Mapping[str, Any], key: str, *, example: str) -
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise UsageError(
-            f"{path}: {key} = {texts!r}, expected a text or a list of texts",
+            f"{path}: {key} = {clipped(repr(texts))}, expected a text or a list of texts",
             f'for example {key} = ["{example}"]',
             code="invalid-vocabulary",
         )
@@ -96,15 +98,15 @@ def _patient(path: Path, document: Mapping[str, Any]) -> str | None:
     text = document["patient"]
     try:
         valid = isinstance(text, str) and re.compile(text).groups > 0
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(
-            f"{path}: patient = {text!r} is no regular expression ({error}), expected one",
+            f"{path}: patient = {clipped(repr(text))} is no regular expression ({error}), expected one",
             "for example patient = '^(UPENN-GBM-\\d+)'",
             code="invalid-patient-pattern",
         ) from error
     if not valid:
         raise UsageError(
-            f"{path}: patient = {text!r}, "
+            f"{path}: patient = {clipped(repr(text))}, "
             "expected a regular expression with the patient's name in parentheses",
             "for example patient = '^(UPENN-GBM-\\d+)'",
             code="invalid-patient-pattern",
@@ -129,10 +131,10 @@ def _modalities(
         if (
             not re.fullmatch(r"[A-Za-z0-9]+", name)
             or not isinstance(spellings, list)
-            or not all(isinstance(item, str) and item for item in spellings)
+            or not all(isinstance(item, str) and _stays(item) for item in spellings)
         ):
             raise UsageError(
-                f"{path}: modality {name!r} = {spellings!r}, "
+                f"{path}: modality {clipped(name)!r} = {clipped(repr(spellings))}, "
                 "expected letters and digits = a list of spellings",
                 'for example pd = ["PD"]',
                 code="invalid-vocabulary",
@@ -168,9 +170,15 @@ def _layout(
     pattern = document["pattern"]
     fields = set(re.findall(r"\{(\w+)\}", pattern)) if isinstance(pattern, str) else set()
     ending = re.search(rf"{NIFTI_ENDING}$", pattern) if isinstance(pattern, str) else None
-    if not {"case", "modality"} <= fields or fields - {"case", "modality"} or ending is None:
+    if (
+        not {"case", "modality"} <= fields
+        or fields - {"case", "modality"}
+        or ending is None
+        or not _stays(pattern)
+        or set("{}") & set(pattern.replace("{case}", "").replace("{modality}", ""))
+    ):
         raise UsageError(
-            f"{path}: pattern {pattern!r}, "
+            f"{path}: pattern {clipped(repr(pattern))}, "
             f"expected a path with {{case}} and {{modality}} that ends in .nii or .nii.gz",
             'for example pattern = "{case}/{case}-{modality}.nii.gz"',
             code="invalid-pattern",
@@ -194,3 +202,8 @@ def _layout(
         segmentations=names,
         case_folders="{case}" in pattern.rpartition("/")[0],
     )
+
+
+def _stays(text: str) -> bool:
+    """Return whether a part of a file's name leads to no other folder than those below."""
+    return all(is_name(part) for part in text.split("/"))

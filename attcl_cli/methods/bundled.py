@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
+from attcl_cli.documents import Document, Finite, Items, validated
 from attcl_cli.errors import AttclError, UsageError, counted, some
 from attcl_cli.files import read_json
 from attcl_cli.methods.sources import SourceRule, takes_one
@@ -43,39 +44,39 @@ _VOXEL_TOLERANCE = 0.2  # of the voxel size that the weights were trained at
 _EMPTY_FACES = 0.9
 
 
-class CardScore(BaseModel):
+class CardScore(Document):
     """One row of the table of scores on a card."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     data: str = Field(description="The patients that were scored.")
     sources: str = Field(description="What the volumes were made from, such as `flair, t2`.")
     target: str = Field(description="The modality that was made.")
     metric: str = Field(description="A metric of `attcl score`, and where: `ssim, brain`.")
     n: int = Field(gt=0, description="Volumes.")
-    value: float = Field(description="The mean over the volumes.")
-    beside: dict[str, float] = Field(
+    value: Finite = Field(description="The mean over the volumes.")
+    beside: dict[str, Finite] = Field(
         default_factory=dict, description="The same of baselines and other methods, by name."
     )
 
 
-class Card(BaseModel):
+class Card(Document):
     """What the card of bundled weights says beside what the file says of itself (`weights.save_weights`)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["patients", "phantom"] = Field(description="What the weights are for.")
     title: str = Field(description="One line.")
     data: str = Field(description="What they were trained on.")
     terms: str = Field(description="Licence of the data, with its attribution.")
-    citations: tuple[str, ...] = Field(description="Publications that the data's terms ask for.")
+    citations: Items[str] = Field(description="Publications that the data's terms ask for.")
     split: str = Field(description="Which cases were trained on, which were held out.")
-    hours: float = Field(gt=0, description="Time of training.")
+    hours: Finite = Field(gt=0, description="Time of training.")
     device: str = Field(description="What they were trained on.")
-    voxel_mm: float = Field(gt=0, description="Edge of the isotropic voxels.")
+    voxel_mm: Finite = Field(gt=0, description="Edge of the isotropic voxels.")
     skull_stripped: bool = Field(description="Whether the background was 0.")
-    scores: tuple[CardScore, ...] = Field(description="Scores on patients that were held out.")
-    limits: tuple[str, ...] = Field(description="What the weights are not good for.")
+    scores: Items[CardScore] = Field(description="Scores on patients that were held out.")
+    limits: Items[str] = Field(description="What the weights are not good for.")
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,18 @@ def read_card(path: Path) -> Card | None:
         AttclError: the card is no JSON, or what it adds is incomplete.
     """
     file = path.with_suffix(".json")
-    document: Any = read_json(file) if file.is_file() else {}
+    document: Any = read_json(file, default={})
     if not isinstance(document, dict) or "kind" not in document:
         return None
     fields = {name: document[name] for name in Card.model_fields if name in document}
-    try:
-        return Card.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise AttclError(
-            f"{file}: {key}: {first['msg']}, expected the card of bundled weights",
-            "copy the card again from its source",
-            code="card-incomplete",
-        ) from error
+    return validated(
+        Card,
+        fields,
+        name=file,
+        expected="the card of bundled weights",
+        hint="copy the card again from its source",
+        code="card-incomplete",
+    )
 
 
 def kind_of(path: Path) -> Kind:

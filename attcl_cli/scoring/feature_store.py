@@ -18,6 +18,7 @@ import torch
 
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array
+from attcl_cli.documents import Document, PathText, validated
 from attcl_cli.files import read_json, write_json, write_whole
 from attcl_cli.scoring import formulas
 from attcl_cli.scoring.metrics import METRICS
@@ -32,6 +33,15 @@ class Embedding(Protocol):
 
     def __call__(self, slices: Any) -> Any:
         """Return the features of each slice."""
+
+
+class _Origin(Document):
+    """What the slices of a prediction belong to."""
+
+    source: str
+    modality: str
+    prediction: str
+    real: PathText | None
 
 
 @dataclass(frozen=True)
@@ -128,10 +138,17 @@ class FeatureStore:
         """
         groups: dict[tuple[str, str], tuple[list[Path], list[Path]]] = {}
         for note in sorted(self.folder.glob("*.json")):
-            origin = read_json(note)
-            for group in groups_of(origin["source"], origin["modality"]):
-                files = groups.setdefault((group, origin["prediction"]), ([], []))
-                files[0].extend([Path(origin["real"])] if origin["real"] else [])
+            origin = validated(
+                _Origin,
+                read_json(note),
+                name=note,
+                expected="a note of this run",
+                hint="run attcl score again",
+                code="invalid-note",
+            )
+            for group in groups_of(origin.source, origin.modality):
+                files = groups.setdefault((group, origin.prediction), ([], []))
+                files[0].extend([Path(origin.real)] if origin.real else [])
                 files[1].append(note.with_suffix(".npy"))
         values: dict[tuple[str, str], tuple[int, dict[str, float]]] = {}
         for key, files_of_group in groups.items():

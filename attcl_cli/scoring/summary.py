@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 
 from attcl_cli import __version__
+from attcl_cli.documents import Document, Items, validated
 from attcl_cli.errors import counted
-from attcl_cli.files import as_json, write_json
+from attcl_cli.files import as_json, read_json, write_json
 from attcl_cli.scoring.feature_store import FeatureStore
 from attcl_cli.scoring.metrics import HEALTHY, METRICS, SLICES, TUMOUR, Metric
 from attcl_cli.scoring.pairs import Comparison
@@ -30,6 +31,14 @@ SIX_DIRECTIONS = (
     *("flair->t1ce", "t1ce->flair"),
     *("flair->t2", "t2->flair"),
 )
+
+
+class _FigureDocument(Document):
+    metric: str
+
+
+class _SummaryDocument(Document):
+    scores: Items[_FigureDocument] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,23 @@ def write_summary(
             "scores": [as_json(figure) for figure in figures],
         },
     )
+
+
+def metrics_of(path: Path) -> list[str]:
+    """Return the metrics of a `summary.json` that `write_summary` wrote, by name.
+
+    Raises:
+        AttclError: the file is no such summary.
+    """
+    document = validated(
+        _SummaryDocument,
+        read_json(path),
+        name=path,
+        expected="the summary of scores",
+        hint="move it away, or choose another --output",
+        code="invalid-summary",
+    )
+    return sorted({figure.metric for figure in document.scores})
 
 
 def redundant_directions(figures: Sequence[Figure]) -> set[str]:
