@@ -42,6 +42,7 @@ from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.volumes import Grid
+from attcl_cli.data.written import require_finite, require_image
 from attcl_cli.errors import AttclError
 from attcl_cli.files import copy_whole, is_within, write_json
 from attcl_cli.methods.base import Method
@@ -246,13 +247,19 @@ def _translate(
     plan: CompletionPlan, networks: Mapping[str, Network], job: Job, loaded: _Loaded
 ) -> dict[str, Made]:
     samples: Sequence[int | None] = range(plan.manner.samples) or [None]
-    return make(
-        loaded.passes,
-        networks,
-        tuple(job.outputs),
-        samples,
-        deviation=plan.manner.uncertainty,
-    )
+    with np.errstate(invalid="ignore", over="ignore"):  # refused below
+        volumes_made = make(
+            loaded.passes,
+            networks,
+            tuple(job.outputs),
+            samples,
+            deviation=plan.manner.uncertainty,
+        )
+    for target, made in volumes_made.items():
+        file = plan.output / job.outputs[target][0]
+        # Here, since bringing intensities back clips: infinity would become the brightest voxel.
+        require_finite(made.mean, file, made_by=_makers(job))
+    return volumes_made
 
 
 def _write(
@@ -262,7 +269,7 @@ def _write(
     made: Mapping[str, Made],
     doubts: Mapping[str, Doubt],
 ) -> tuple[str, ...]:
-    written: list[str] = []
+    outputs: list[str] = []
     info = job.weights.info
     for target, files in job.outputs.items():
         style = job.styles[target]
@@ -275,6 +282,9 @@ def _write(
             matched=plan.manner.matches(info, target),
             scale=style.scale,
         )
+        first = plan.output / files[0]
+        ends = (style.scale.low, style.scale.high)
+        require_image(values, first, ends, made_by=_makers(job))
         data = frame.volume(values) + np.float32(style.background)
         whole = plan.places.files(job.case, target)
         if len(whole) > 1:  # a file per slice: only those that are asked for and not yet there
@@ -295,15 +305,21 @@ def _write(
         if deviation is not None:  # before the volume, whose existence says that all is done
             file = uncertainty_file(files[0])
             _write_deviation(plan, job, frame, target, deviation, file)
-            written.append(str(file))
+            outputs.append(str(file))
         volumes.save(
             [plan.output / file for file in files],
             data,
             replace(frame.grid, dtype=style.dtype, scaled=False),
             description=f"attcl {__version__} synthetic {target} from {', '.join(job.sources)}",
+            made_by=_makers(job),
         )
-        written += [str(file) for file in files]
-    return tuple(written)
+        outputs += [str(file) for file in files]
+    return tuple(outputs)
+
+
+def _makers(job: Job) -> str:
+    """Return the weights of a job, as errors name them."""
+    return ", ".join(f"weights {maker.weights.path}" for maker in job.makers)
 
 
 def _making(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -325,7 +341,7 @@ def _write_deviation(
     data = frame.volume(deviation * np.float32((scale.high - scale.low) / 2))
     description = f"attcl {__version__} std of {plan.manner.samples} synthetic {target}, no image"
     like = replace(frame.grid, dtype=np.dtype(np.float32))
-    volumes.save([plan.output / file], data, like, description=description)
+    volumes.save([plan.output / file], data, like, description=description, made_by=_makers(job))
 
 
 def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict[str, Any]:
