@@ -129,11 +129,15 @@ def read_json(path: Path, *, default: Any = _REQUIRED, most: int = MOST_BYTES) -
         ) from error
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, allow_nan: bool = False) -> Any:
     """Return the JSON document in a text, as RFC 8259 defines it.
 
     Unlike the library it takes no NaN and no infinity (by name or by size), no key twice, no half of a surrogate pair
     (but the bytes of names that are no UTF-8, as PEP 383 escapes them), and no nesting deeper than 64.
+
+    Args:
+        text: the document.
+        allow_nan: take NaN and infinity by name, as the library writes them.
 
     Raises:
         ValueError: it is none; the text says why.
@@ -142,7 +146,7 @@ def parse_json(text: str) -> Any:
         document = json.loads(
             text,
             object_pairs_hook=_without_repetition,
-            parse_constant=_refuse_constant,
+            parse_constant=float if allow_nan else _refuse_constant,
             parse_float=_finite,
         )
         _require_shallow(document, text)
