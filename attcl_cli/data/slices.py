@@ -6,14 +6,16 @@ are drawn from them is left to `sampling`.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
@@ -21,6 +23,8 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.intensities import Array, Scale
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, shrink_classes, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
+from attcl_cli.data.records import ScaleDocument
+from attcl_cli.documents import Count, Document, Items, Name, validated
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
@@ -34,6 +38,11 @@ STEPS = 32767  # [-1, 1] is stored as int16; -1 (background) is exact
 INDEX_FILE = "index.json"
 DATA_FILE = "slices.npy"
 LABELS_FILE = "labels.npy"
+MOST_INDEX_BYTES = 2**28
+"""The size of the largest index that is read: a line per slice."""
+
+_AXES = 3  # slice, row, column
+_MADE_AGAIN = "remove the folder, and train or pack the slices again"
 # The stores in a run's folder, or in a folder of packed slices that stands in for a dataset.
 TRAINING_FOLDER, VALIDATION_FOLDER = "slices", "slices-val"
 
@@ -47,6 +56,37 @@ class Entry:
     start: int
     count: int
     first: int
+
+
+class _EntryDocument(Document):
+    case: str
+    modality: str
+    start: Count
+    count: Count
+    first: Count
+
+    def entry(self) -> Entry:
+        return Entry(self.case, self.modality, self.start, self.count, self.first)
+
+
+class _IndexDocument(Document):
+    """The index of a store; it lies in a user's folder of packed slices as well."""
+
+    modalities: Annotated[Items[Name], Field(min_length=1)]
+    scales: dict[Name, ScaleDocument]
+    entries: Annotated[Items[_EntryDocument], Field(min_length=1)]
+    filled: Items[bool]
+    cases: Items[str]
+    background: BackgroundOption = "auto"
+    segmentations: Items[_EntryDocument] = ()
+    tumour: Items[bool] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> _IndexDocument:
+        unknown = {it.modality for it in self.entries} - {*self.modalities}
+        if unknown or not {*self.modalities} <= self.scales.keys():
+            raise ValueError("modalities: not those of entries and scales, expected the same")
+        return self
 
 
 @dataclass(frozen=True)
@@ -252,30 +292,96 @@ def build(
     return open_store(folder)
 
 
+def remove_caches(folder: Path) -> None:
+    """Remove the slices that a finished run in this folder does not need any more."""
+    for name in (TRAINING_FOLDER, VALIDATION_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def is_store(folder: Path) -> bool:
     """Return whether the folder holds all that `build` writes; the index is written last."""
     return (folder / INDEX_FILE).is_file()
 
 
 def open_store(folder: Path) -> SliceStore:
-    """Open what `build` wrote."""
-    index: dict[str, Any] = read_json(folder / INDEX_FILE)
-    maps = index.get("segmentations", [])
-    labels = None
-    if maps and (folder / LABELS_FILE).is_file():  # packed slices leave them behind
-        labels = np.load(folder / LABELS_FILE, mmap_mode="r")
-    return SliceStore(
-        data=np.load(folder / DATA_FILE, mmap_mode="r"),
-        entries=tuple(Entry(**entry) for entry in index["entries"]),
-        filled=np.array(index["filled"]),
-        modalities=tuple(index["modalities"]),
-        scales={modality: Scale(**scale) for modality, scale in index["scales"].items()},
-        trained_on=tuple(index["cases"]),
-        labels=labels,
-        segmentations=() if labels is None else tuple(Entry(**entry) for entry in maps),
-        tumour=np.array(index.get("tumour", []), dtype=bool),
-        background=index.get("background", "auto"),
+    """Open what `build` wrote.
+
+    Raises:
+        AttclError: a file is missing or damaged, or the files do not fit each other.
+    """
+    index = validated(
+        _IndexDocument,
+        read_json(folder / INDEX_FILE, most=MOST_INDEX_BYTES),
+        name=folder / INDEX_FILE,
+        expected="the index of training slices",
+        hint=_MADE_AGAIN,
+        code="slices-damaged",
     )
+    data = _memory_map(folder / DATA_FILE, np.int16, _AXES)
+    labels = None
+    if index.segmentations and (folder / LABELS_FILE).is_file():  # packed slices leave them behind
+        labels = _memory_map(folder / LABELS_FILE, np.uint8, _AXES)
+    store = SliceStore(
+        data=data,
+        entries=tuple(it.entry() for it in index.entries),
+        filled=np.array(index.filled, dtype=bool),
+        modalities=index.modalities,
+        scales={name: Scale(scale.low, scale.high) for name, scale in index.scales.items()},
+        trained_on=index.cases,
+        labels=labels,
+        segmentations=() if labels is None else tuple(it.entry() for it in index.segmentations),
+        tumour=np.array(index.tumour, dtype=bool),
+        background=index.background,
+    )
+    rows = sum(entry.count for entry in store.entries)
+    fits = rows == len(data) == len(store.filled) and _in_order(store.entries)
+    if labels is not None:
+        own = sum(entry.count for entry in store.segmentations)
+        fits = fits and own == len(labels) == len(store.tumour) and _in_order(store.segmentations)
+        fits = fits and labels.shape[1:] == data.shape[1:]
+    if not fits:
+        raise AttclError(
+            f"{folder}: {INDEX_FILE} is of other slices than {DATA_FILE}, expected as many as it lists",
+            _MADE_AGAIN,
+            code="slices-damaged",
+        )
+    return store
+
+
+def _in_order(entries: Sequence[Entry]) -> bool:
+    """Return whether each volume begins where the one before it ends."""
+    row = 0
+    for entry in entries:
+        if entry.start != row:
+            return False
+        row += entry.count
+    return True
+
+
+def _memory_map(path: Path, dtype: type[np.generic], axes: int) -> Array:
+    """Open the array in a .npy file of ours without reading it.
+
+    Raises:
+        AttclError: it is missing, damaged or of another kind.
+    """
+    try:
+        array: Array = np.load(path, mmap_mode="r")
+    except (AttclError, MemoryError):
+        raise
+    except Exception as error:  # numpy raises what it likes on a damaged header
+        raise AttclError(
+            f"{path}: not readable ({error}), expected training slices",
+            _MADE_AGAIN,
+            code="slices-damaged",
+        ) from error
+    if array.dtype != dtype or array.ndim != axes or not array.size:
+        shape = "x".join(map(str, array.shape))
+        raise AttclError(
+            f"{path}: {shape} numbers of type {array.dtype}, expected slices of {np.dtype(dtype)}",
+            _MADE_AGAIN,
+            code="slices-damaged",
+        )
+    return array
 
 
 def _squares(data: Array, rows: Array, corners: Array | None, side: int, *, beyond: int) -> Array:

@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
 from attcl_cli.methods import METHODS
@@ -31,6 +32,8 @@ Model = TypeVar("Model", bound=BaseModel)
 SECTIONS = ("run", "image", "optimiser")
 """The tables that common settings stand in on disk; those of a method stand in a table named as it is."""
 
+_LARGEST = 2**63
+_MOST_SIZE = 8192  # voxels; a slice of this side takes 256 MB
 _LEAST_SIZE = 16  # pixels; the deepest networks of today end at 4x4
 
 # Kind of error (pydantic's) -> how such a value is written.
@@ -129,6 +132,7 @@ class Settings(BaseModel):
         "Side of the square that slices are padded to, in voxels; averaged down to image_size.",
         section="image",
         fixed=True,
+        le=_MOST_SIZE,
     )
     slice_span: SliceSpan = setting(
         "middle",
@@ -252,8 +256,8 @@ def require_method(method: str) -> None:
     """
     if method not in METHODS:
         raise UsageError(
-            f"--method: unknown method {method!r}, expected one of {', '.join(METHODS)}",
-            nearest(method, METHODS),
+            f"--method: unknown method {clipped(repr(method))}, expected one of {', '.join(METHODS)}",
+            nearest(clipped(method), METHODS),
             code="unknown-method",
         )
 
@@ -374,14 +378,17 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
     """
     unknown = [
         UsageError(
-            f"setting {key!r}: no such setting, expected one of those that --dry-run lists",
-            nearest(key, kind.model_fields),
+            f"setting {clipped(key)!r}: no such setting, expected one of those that --dry-run lists",
+            nearest(clipped(key), kind.model_fields),
             code="unknown-setting",
         )
         for key in values
         if key not in kind.model_fields
     ]
     raise_all(unknown)
+    raise_all(
+        [problem for key, value in values.items() for problem in _converted(kind, key, value)]
+    )
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
@@ -391,7 +398,7 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
             text = item["msg"].removeprefix("Value error, ")
             problems.append(
                 UsageError(
-                    f"setting {key}: found {item['input']!r}, {_expected(text)}"
+                    f"setting {key}: found {clipped(repr(item['input']))}, {_expected(text)}"
                     if key
                     else f"setting {text}",
                     _WRITTEN.get(item["type"], "") + "--dry-run shows every setting",
@@ -400,6 +407,23 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
             )
         raise_all(problems)
         raise
+
+
+def _converted(kind: type[BaseModel], key: str, value: Any) -> list[UsageError]:
+    """Return a problem if a value would be taken for another number (true for 1), or is one that no computer has."""
+    number = kind.model_fields[key].annotation in (int, float)
+    too_large = isinstance(value, int) and abs(value) >= _LARGEST
+    if not number or not (isinstance(value, bool) or too_large):
+        return []
+    found = "a number of dozens of digits" if too_large else str(value).lower()
+    return [
+        UsageError(
+            f"setting {key}: found {found}, expected a number"
+            + (" of fewer than 20 digits" if too_large else ""),
+            "--dry-run shows every setting",
+            code="invalid-setting",
+        )
+    ]
 
 
 def require_preset(preset: str, known: Iterable[str]) -> None:
@@ -411,8 +435,8 @@ def require_preset(preset: str, known: Iterable[str]) -> None:
     names = list(known)
     if preset not in names:
         raise UsageError(
-            f"--preset: unknown preset {preset!r}, expected one of {', '.join(names)}",
-            nearest(preset, names),
+            f"--preset: unknown preset {clipped(repr(preset))}, expected one of {', '.join(names)}",
+            nearest(clipped(preset), names),
             code="unknown-preset",
         )
 
@@ -521,9 +545,9 @@ def _foreign(values: Mapping[str, Any], kind: type[Settings], method: str) -> li
         else:
             problems.append(
                 UsageError(
-                    f"setting {key!r}: no such setting, "
+                    f"setting {clipped(key)!r}: no such setting, "
                     "expected one of those that `attcl train --dry-run` lists",
-                    nearest(key, kind.model_fields),
+                    nearest(clipped(key), kind.model_fields),
                     code="unknown-setting",
                 )
             )

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, model_validator
+from safetensors import safe_open
 
 from attcl_cli import __version__
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Scale
+from attcl_cli.data.records import ScaleDocument
+from attcl_cli.documents import Count, Document, Finite, Items, Name, shown, validated
 from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.files import read_json, sha256, write_json, write_whole
+from attcl_cli.files import parse_json, read_json, sha256, write_json, write_whole
 from attcl_cli.methods import METHODS
+from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.settings import Settings, parse, parse_first_schema, to_tables
 from attcl_cli.methods.sources import SourceRule
 
@@ -41,6 +46,33 @@ WEIGHTS_FILE = "weights.safetensors"
 METADATA_KEY = "attcl"  # our entry among a safetensors file's metadata
 
 _REFERENCE = "reference"
+_USUAL = 1024  # no setting of a network of a usual size is greater
+_MOST_MODALITIES = 256
+_COPY = "copy the file again from its source, or train again"
+
+
+class _InfoDocument(Document):
+    """What a weights file says of itself, of every schema."""
+
+    settings: dict[str, Any]
+    modalities: Annotated[Items[Name], Field(min_length=1, max_length=_MOST_MODALITIES)]
+    scales: dict[Name, ScaleDocument]
+    references: dict[Name, dict[str, Any]]
+    trained_on: Items[str]
+    steps: Count
+    attcl_version: str
+    quantiles: dict[Name, Annotated[Items[Finite], Field(min_length=2)]] = Field({})
+    training_statistics: dict[Name, dict[str, Items[Finite]]] = Field({})
+    background: BackgroundOption = "auto"
+
+    @model_validator(mode="after")
+    def _agrees(self) -> _InfoDocument:
+        lacking = [name for name in self.modalities if name not in self.scales]
+        if lacking:
+            raise ValueError(f"scales: none of {lacking[0]}, expected one per modality")
+        if len(set(self.modalities)) < len(self.modalities):
+            raise ValueError("modalities: one of them twice, expected each once")
+        return self
 
 
 @dataclass(frozen=True)
@@ -165,21 +197,19 @@ def load_method(weights: Weights, device: torch.device) -> Method:
     import torch  # noqa: PLC0415
 
     info = weights.info
+    stored = read_tensors(weights.path)
+    _require_plausible(weights, stored)
     method = info.method(info.settings, info.modalities)
+    require_finite_tensors(stored, weights.path, saving=False)
     tensors = {
         key: tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in read_tensors(weights.path).items()
+        for key, tensor in stored.items()
     }
     for name, network in method.stored_networks().items():
         try:
             network.load_state_dict(tensors_below(f"{name}.", tensors))
         except RuntimeError as error:
-            raise AttclError(
-                f"{weights.path}: tensors do not fit its own settings ({_first_line(error)}), "
-                "expected a file that attcl wrote",
-                "copy the file again from its source, or train again",
-                code="weights-do-not-fit",
-            ) from error
+            raise _misfit(weights, _first_line(error)) from error
         # As the slices are (`completion.inference`): a sixth faster on a CPU than rearranging them in every layer.
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.eval().requires_grad_(requires_grad=False)
@@ -214,6 +244,7 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
         .contiguous()
         for key, value in tensors.items()
     }
+    require_finite_tensors(half, path, saving=True)  # float16 ends at 65,504
     document = _info_to_json(info)
     card = path.with_suffix(".json")
     # Without a card a file stands for itself; with a stale one it would be refused.
@@ -222,6 +253,39 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
         path, to_safetensors(half, {METADATA_KEY: json.dumps({**document, **_measured(info)})})
     )
     write_json(card, {"sha256": sha256(path), "note": note, **document})
+
+
+def _require_plausible(weights: Weights, stored: Mapping[str, Tensor]) -> None:
+    """Refuse settings of networks that are larger than the tensors of the file, before memory is taken for them.
+
+    Those of usual sizes are built at once, since building them without memory takes seconds to prepare.
+    """
+    import torch  # noqa: PLC0415
+
+    info = weights.info
+    own = to_tables(info.settings).get(info.settings.method, {})
+    if all(value <= _USUAL for value in own.values() if isinstance(value, int)):
+        return
+    try:
+        with torch.device("meta"):
+            method = info.method(info.settings, info.modalities)
+    except Exception as error:  # torch raises what it likes on impossible sizes
+        raise _misfit(weights, _first_line(error)) from error
+    for name, network in method.stored_networks().items():
+        expected = {key: value.shape for key, value in network.state_dict().items()}
+        if expected != {
+            key: value.shape for key, value in tensors_below(f"{name}.", stored).items()
+        }:
+            raise _misfit(weights, f"{name} is of another size")
+
+
+def _misfit(weights: Weights, why: str) -> AttclError:
+    return AttclError(
+        f"{weights.path}: tensors do not fit its own settings ({why}), "
+        "expected a file that attcl wrote",
+        _COPY,
+        code="weights-do-not-fit",
+    )
 
 
 def _known_names() -> str:
@@ -261,46 +325,71 @@ def _measured(info: WeightsInfo) -> dict[str, Any]:
 def _read_info(path: Path) -> WeightsInfo:
     document = read_metadata(path)
     version = document.get("schema_version")
-    reader = _SETTINGS_READERS.get(version) if isinstance(version, int) else None
+    reader = _SETTINGS_READERS.get(version) if type(version) is int else None
     if reader is None:
         raise AttclError(
-            f"{path}: schema_version {version}, expected {SCHEMA_VERSION} or lower",
+            f"{path}: schema_version {shown(version)}, expected {SCHEMA_VERSION} or lower",
             "use the version of attcl that wrote it, or train again",
             code="weights-of-another-schema",
         )
+    record = validated(
+        _InfoDocument,
+        document,
+        name=f"{path}: its description is incomplete",
+        expected="a file that attcl wrote",
+        hint=_COPY,
+        code="weights-description-incomplete",
+    )
     try:
-        settings = reader(document["settings"])
-        return WeightsInfo(
-            settings=settings,
-            modalities=tuple(document["modalities"]),
-            scales={name: Scale(**scale) for name, scale in document["scales"].items()},
-            references=document["references"],
-            trained_on=tuple(document["trained_on"]),
-            steps=document["steps"],
-            attcl_version=document["attcl_version"],
-            quantiles=_lists(document.get("quantiles", {})),
-            training_statistics={
-                name: _lists(cases)
-                for name, cases in document.get("training_statistics", {}).items()
-            },
-            background=document.get("background", "auto"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, AttclError) as error:
-        if isinstance(error, AttclError) and error.code == "unknown-method":
+        settings = reader(record.settings)
+    except AttclError as error:
+        if error.code == "unknown-method":
             raise AttclError(
-                f"{path}: made by method {document.get('method')!r}, expected one of {', '.join(METHODS)}",
+                f"{path}: made by method {shown(document.get('method'))}, "
+                f"expected one of {', '.join(METHODS)}",
                 "install the package that brings the method",
                 code="method-not-installed",
             ) from error
         raise AttclError(
             f"{path}: its description is incomplete ({error}), expected a file that attcl wrote",
-            "copy the file again from its source, or train again",
+            _COPY,
             code="weights-description-incomplete",
         ) from error
+    return WeightsInfo(
+        settings=settings,
+        modalities=record.modalities,
+        scales={name: Scale(scale.low, scale.high) for name, scale in record.scales.items()},
+        references=record.references,
+        trained_on=record.trained_on,
+        steps=record.steps,
+        attcl_version=record.attcl_version,
+        quantiles=record.quantiles,
+        training_statistics=record.training_statistics,
+        background=record.background,
+    )
 
 
-def _lists(document: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
-    return {name: tuple(map(float, values)) for name, values in document.items()}
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; the gate through which every one passes.
+
+    Raises:
+        AttclError: not readable as safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (AttclError, MemoryError):
+        raise
+    except Exception as error:  # what the library raises on a damaged file is not documented
+        permission = isinstance(error, PermissionError)
+        raise AttclError(
+            f"{path}: not readable as safetensors ({_first_line(error)}), expected weights that attcl wrote",
+            "allow yourself to read it (chmod u+r)"
+            if permission
+            else "copy the file again from its source",
+            code="weights-unreadable",
+        ) from error
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -309,18 +398,11 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         AttclError: not readable as safetensors, or by somebody else.
     """
+    with opened(path) as file:
+        metadata = file.metadata() or {}
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise AttclError(
-            f"{path}: not readable as safetensors ({error}), expected weights that attcl wrote",
-            "copy the file again from its source",
-            code="weights-unreadable",
-        ) from error
-    try:
-        document = json.loads(metadata.get(METADATA_KEY, ""))
-    except json.JSONDecodeError:
+        document = parse_json(metadata.get(METADATA_KEY, ""), allow_nan=True)
+    except ValueError:
         document = None
     if not isinstance(document, dict):
         raise AttclError(
@@ -341,6 +423,6 @@ def tensors_below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return all tensors of a safetensors file by name."""
-    with safe_open(path, framework="pt") as file:
+    """Return all tensors of a safetensors file by name; errors as `opened`."""
+    with opened(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict

@@ -9,28 +9,31 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, field_validator
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from attcl_cli import __version__
+from attcl_cli import __version__, documents
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import CLASSES, CONVENTIONS
+from attcl_cli.documents import Count, Document, Items, Name
 from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.files import write_whole
+from attcl_cli.files import parse_json, write_whole
+from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.settings import validated
-from attcl_cli.methods.weights import WEIGHTS_FILE
+from attcl_cli.methods.weights import WEIGHTS_FILE, opened, read_tensors
 from attcl_cli.segmentation.settings import SegmentSettings
 from attcl_cli.segmentation.slices import Loaded, Size
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "attcl-segment"  # our entry in the metadata of a safetensors file
+_MOST_CHANNELS = 256
 _SLICES_AT_ONCE = 32  # of a prediction
 
 
@@ -56,6 +59,25 @@ class SegmenterInfo:
     validated_on: tuple[str, ...] = ()
     steps: int = 0
     attcl_version: str = __version__
+
+
+class _InfoDocument(Document):
+    schema_version: Literal[1]
+    settings: dict[str, Any]
+    input: Name
+    channels: Annotated[Items[Name], Field(min_length=1, max_length=_MOST_CHANNELS)]
+    convention: str
+    trained_on: Items[str]
+    validated_on: Items[str]
+    steps: Count
+    attcl_version: str
+
+    @field_validator("convention")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in CONVENTIONS:
+            raise ValueError(f"one of {', '.join(CONVENTIONS)}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -144,6 +166,7 @@ def most_probable(
 def save_segmenter(path: Path, network: nn.Module, info: SegmenterInfo) -> None:
     """Write weights, float32 and whole, with all that is needed to use them."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in network.named_parameters()}
+    require_finite_tensors(tensors, path, saving=True)
     document = {
         "schema_version": SCHEMA_VERSION,
         **asdict(info),
@@ -180,23 +203,27 @@ def read_info(path: Path) -> SegmenterInfo:
     """
     path = weights_file(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            document: Any = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-        if not isinstance(document, dict) or document["schema_version"] != SCHEMA_VERSION:
-            raise KeyError(METADATA_KEY)
-        if document["convention"] not in CONVENTIONS:
-            raise KeyError("convention")
-        return SegmenterInfo(
-            settings=validated(SegmentSettings, document["settings"]),
-            input=document["input"],
-            channels=tuple(document["channels"]),
-            convention=document["convention"],
-            trained_on=tuple(document["trained_on"]),
-            validated_on=tuple(document["validated_on"]),
-            steps=document["steps"],
-            attcl_version=document["attcl_version"],
+        with opened(path) as file:
+            text = (file.metadata() or {}).get(METADATA_KEY, "null")
+        record = documents.validated(
+            _InfoDocument,
+            parse_json(text, allow_nan=True),
+            name=METADATA_KEY,
+            expected="the description of a segmenter",
+            hint="",
+            code="not-a-segmenter",
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttclError) as error:
+        return SegmenterInfo(
+            settings=validated(SegmentSettings, record.settings),
+            input=record.input,
+            channels=record.channels,
+            convention=record.convention,
+            trained_on=record.trained_on,
+            validated_on=record.validated_on,
+            steps=record.steps,
+            attcl_version=record.attcl_version,
+        )
+    except (ValueError, AttclError) as error:
         raise AttclError(
             f"{path}: not readable as a segmenter ({error}), expected weights that attcl segment wrote",
             "name a weights.safetensors of attcl segment; those of attcl train complete, and do not segment",
@@ -208,15 +235,20 @@ def load_segmenter(path: Path, device: torch.device) -> Segmenter:
     """Return a segmenter on a device, ready for `predict`; errors as `read_info`."""
     info = read_info(path)
     path = weights_file(path)
+    tensors = read_tensors(path)
+    require_finite_tensors(tensors, path, saving=False)
+    misfit = AttclError(
+        f"{path}: tensors do not fit its own settings, expected weights that attcl segment wrote",
+        "copy the file again from its source, or train again",
+        code="weights-do-not-fit",
+    )
+    # The lowest level has a convolution from as many channels to as many: no memory is taken for a false promise.
+    lowest = info.settings.width * 2 ** (info.settings.levels - 1)
+    if lowest**2 > sum(tensor.numel() for tensor in tensors.values()):
+        raise misfit
     network = make_network(info.settings, len(info.channels))
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     if not load_tensors(network, tensors):
-        raise AttclError(
-            f"{path}: tensors do not fit its own settings, expected weights that attcl segment wrote",
-            "copy the file again from its source, or train again",
-            code="weights-do-not-fit",
-        )
+        raise misfit
     network.to(device).eval().requires_grad_(requires_grad=False)
     return Segmenter(network, info, device)
 

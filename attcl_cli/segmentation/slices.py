@@ -5,25 +5,29 @@ Memory does not grow with the dataset: the operating system keeps in memory what
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field, Strict
 from torch import Tensor
 
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import Convention, shrink_classes, to_classes
-from attcl_cli.data.slices import INDEX_FILE, STEPS
+from attcl_cli.data.slices import INDEX_FILE, MOST_INDEX_BYTES, STEPS
 from attcl_cli.data.volumes import Grid
+from attcl_cli.documents import Count, Document, Items, validated
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.segmentation.inputs import Sample
 
+_Length = Annotated[int, Field(gt=0, lt=2**40)]
 _IMAGES, _CLASSES = "images.int16", "classes.uint8"
 _GAIN, _SHIFT = 0.1, 0.1  # of augmentation: intensities in [-1, 1] times 1 +- .1, plus 0 +- .1
 
@@ -94,6 +98,18 @@ class CaseRows:
     def rows(self) -> slice:
         """Return the rows as a slice of the store's arrays."""
         return slice(self.start, self.start + self.count)
+
+
+class _RowsDocument(Document):
+    case: str
+    start: Count
+    count: Count
+
+
+class _IndexDocument(Document):
+    shape: Annotated[tuple[_Length, _Length, _Length, _Length], Strict(strict=False)]
+    entries: Items[_RowsDocument]
+    tumour: Items[bool]
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,16 +186,40 @@ def build(
 
 
 def open_store(folder: Path) -> SegmentationStore:
-    """Open what `build` wrote."""
-    index: dict[str, Any] = read_json(folder / INDEX_FILE)
-    rows, channels, height, width = index["shape"]
+    """Open what `build` wrote.
+
+    Raises:
+        AttclError: a file is missing or damaged, or the files do not fit each other.
+    """
+    hint = "remove the folder, and the slices are made again"
+    index = validated(
+        _IndexDocument,
+        read_json(folder / INDEX_FILE, most=MOST_INDEX_BYTES),
+        name=folder / INDEX_FILE,
+        expected="the index of a segmenter's slices",
+        hint=hint,
+        code="slices-damaged",
+    )
+    rows, channels, height, width = index.shape
+    starts = itertools.accumulate((it.count for it in index.entries), initial=0)
+    fits = rows == len(index.tumour) == sum(it.count for it in index.entries) and all(
+        it.start == start for it, start in zip(index.entries, starts, strict=False)
+    )
+    sizes = {_IMAGES: 2 * rows * channels * height * width, _CLASSES: rows * height * width}
+    for name, size in sizes.items():
+        if not fits or not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise AttclError(
+                f"{folder / name}: of other slices than {INDEX_FILE}, expected {size:,} bytes",
+                hint,
+                code="slices-damaged",
+            )
     return SegmentationStore(
         images=np.memmap(
             folder / _IMAGES, dtype=np.int16, mode="r", shape=(rows, channels, height, width)
         ),
         classes=np.memmap(folder / _CLASSES, dtype=np.uint8, mode="r", shape=(rows, height, width)),
-        entries=tuple(CaseRows(**entry) for entry in index["entries"]),
-        tumour=np.array(index["tumour"], dtype=bool),
+        entries=tuple(CaseRows(it.case, it.start, it.count) for it in index.entries),
+        tumour=np.array(index.tumour, dtype=bool),
     )
 
 

@@ -18,6 +18,7 @@ from attcl_cli.data.labels import REGIONS, mask_of
 from attcl_cli.data.slices import STEPS
 from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import UsageError
+from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.weights import WEIGHTS_FILE, tensors_below
 from attcl_cli.segmentation.metrics import dice
 from attcl_cli.segmentation.network import (
@@ -195,6 +196,8 @@ class SegmenterTrainer:
     def judge(self, step: int) -> None:
         """See `Trainee`: the best weights are kept, without validation cases the newest."""
         score = None
+        weights = dict(self.network.named_parameters())
+        require_finite_tensors(weights, self.folder / WEIGHTS_FILE, saving=True)
         if self.validation is not None:
             score = validate(self.network, self.validation, self.device)
             log_stats(self.folder / STATS_FILE, {"step": step, VALIDATION_DICE: score})
@@ -228,16 +231,20 @@ class SegmenterTrainer:
             UsageError: the checkpoint does not fit these settings.
         """
         state = load_state(self.folder / STATE_FILE)
+        misfit = UsageError(
+            f"--resume: {self.folder / STATE_FILE} does not fit these settings, "
+            "expected those that the run began with",
+            "start a new run with another --output",
+            code="checkpoint-does-not-fit",
+        )
         if not load_tensors(self.network, tensors_below("network.", state.tensors)):
-            raise UsageError(
-                f"--resume: {self.folder / STATE_FILE} does not fit these settings, "
-                "expected those that the run began with",
-                "start a new run with another --output",
-                code="checkpoint-does-not-fit",
-            )
+            raise misfit
         # Checkpoints of earlier versions call the momentum otherwise.
         old = tensors_below(_OLD_MOMENTUM.format(""), state.tensors)
         renamed = {_MOMENTUM.format(index): value for index, value in old.items()}
-        restore_optimisers(self.optimisers(), {**state.tensors, **renamed})
-        self.best, self.best_step = state.extra["best"], state.extra["best_step"]
+        try:
+            restore_optimisers(self.optimisers(), {**state.tensors, **renamed})
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise misfit from error
+        self.best, self.best_step = state.extra.get("best"), state.extra.get("best_step", 0)
         return state.step

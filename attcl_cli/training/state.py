@@ -12,17 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ConfigDict
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from torch.optim import Optimizer
 
+from attcl_cli.documents import Count, Document, validated
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import write_whole
+from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.weights import METADATA_KEY, read_metadata, read_tensors, tensors_below
 
 SCHEMA_VERSION = 1
 STATE_FILE = "checkpoint-last.safetensors"
 BEST_FILE = "checkpoint-best.safetensors"
+
+
+class _Extra(Document):
+    model_config = ConfigDict(extra="allow")
+
+    best: float | None = None
+    best_step: Count = 0
+
+
+class _StateDocument(Document):
+    step: Count
+    extra: _Extra
 
 
 @dataclass
@@ -35,8 +50,13 @@ class TrainingState:
 
 
 def save_state(path: Path, state: TrainingState) -> None:
-    """Write a training state, float32 and whole."""
+    """Write a training state, float32 and whole.
+
+    Raises:
+        AttclError: a tensor holds NaN or infinity, or the file cannot be written; an earlier state stays.
+    """
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}
+    require_finite_tensors(tensors, path, saving=True)
     metadata = {"schema_version": SCHEMA_VERSION, "step": state.step, "extra": state.extra}
     write_whole(path, to_safetensors(tensors, {METADATA_KEY: json.dumps(metadata)}))
 
@@ -58,8 +78,8 @@ def require_state(path: Path) -> None:
 def state_step(path: Path) -> int:
     """Return the step at which a checkpoint was saved; errors as `load_state`."""
     require_state(path)
-    step = read_metadata(path).get("step")
-    return step if isinstance(step, int) else 0  # `load_state` complains
+    document = read_metadata(path)
+    return _validated(document, path).step if "extra" in document else 0  # `load_state` complains
 
 
 def load_state(path: Path) -> TrainingState:
@@ -69,14 +89,27 @@ def load_state(path: Path) -> TrainingState:
         AttclError: the file is missing or not such a file.
     """
     require_state(path)
-    metadata = read_metadata(path)
-    if not {"step", "extra"} <= metadata.keys():
+    document = read_metadata(path)
+    if not {"step", "extra"} <= document.keys():
         raise AttclError(
             f"{path}: weights and no training state, expected a checkpoint",
             f"name a run's folder; its checkpoint is called {STATE_FILE}",
             code="not-a-checkpoint",
         )
-    return TrainingState(step=metadata["step"], tensors=read_tensors(path), extra=metadata["extra"])
+    record = _validated(document, path)
+    extra = record.extra.model_dump(exclude_unset=True)
+    return TrainingState(step=record.step, tensors=read_tensors(path), extra=extra)
+
+
+def _validated(document: dict[str, Any], path: Path) -> _StateDocument:
+    return validated(
+        _StateDocument,
+        document,
+        name=path,
+        expected="the checkpoint of a run",
+        hint="copy the file again from its source, or start a new run",
+        code="invalid-checkpoint",
+    )
 
 
 def optimiser_tensors(optimisers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
@@ -91,11 +124,20 @@ def optimiser_tensors(optimisers: Mapping[str, Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimisers(optimisers: Mapping[str, Optimizer], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimiser_tensors` returned."""
+    """Put back what `optimiser_tensors` returned.
+
+    Raises:
+        ValueError: a tensor is of no parameter, or of another shape.
+    """
     for name, optimiser in optimisers.items():
+        parameters = [item for group in optimiser.param_groups for item in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors_below(f"optimiser.{name}.", tensors).items():
             index, slot = key.split(".", 1)
+            if not index.isdecimal() or int(index) >= len(parameters):
+                raise ValueError(f"optimiser.{name}.{key} is of no parameter")
+            if value.numel() > 1 and value.shape != parameters[int(index)].shape:
+                raise ValueError(f"optimiser.{name}.{key} is of another shape than its parameter")
             slots.setdefault(int(index), {})[slot] = value
         groups = optimiser.state_dict()["param_groups"]
         optimiser.load_state_dict({"state": slots, "param_groups": groups})

@@ -25,6 +25,7 @@ from attcl_cli.errors import UsageError
 from attcl_cli.files import copy_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
+from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WEIGHTS_FILE, WeightsInfo, save_weights, tensors_below
 from attcl_cli.training import samples
@@ -189,7 +190,12 @@ class Trainer:
         """See `Trainee`: score the averaged weights; the best or the newest are kept (`keep`).
 
         Without validation it is the newest.
+
+        Raises:
+            AttclError: a weight is no longer finite; what was saved before is kept.
         """
+        for network in self.averaged.inference_networks().values():
+            require_finite_tensors(network.state_dict(), self.run_dir / WEIGHTS_FILE, saving=True)
         self._remember_references()
         score = self.hooks.validate(self.averaged) if self.hooks.validate else None
         if score is not None:
@@ -246,15 +252,15 @@ class Trainer:
                 network.load_state_dict(tensors_below(f"module.{name}.", state.tensors))
             for name, network in self.averaged.inference_networks().items():
                 network.load_state_dict(tensors_below(f"average.{name}.", state.tensors))
-        except RuntimeError as error:
+            restore_optimisers(self.method.optimisers(), state.tensors)
+        except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(
                 f"--resume: {self.run_dir / STATE_FILE} does not fit these settings or modalities, "
                 "expected those that the run began with",
                 "leave out the --set and --config that change networks, or start a new run",
                 code="checkpoint-does-not-fit",
             ) from error
-        restore_optimisers(self.method.optimisers(), state.tensors)
-        self.best, self.best_step = state.extra["best"], state.extra["best_step"]
+        self.best, self.best_step = state.extra.get("best"), state.extra.get("best_step", 0)
         return state.step
 
     @cached_property
