@@ -1,7 +1,7 @@
 """Files that appear whole or not at all, their fingerprints, and which folders may be written into.
 
 Knows the plainest formats (JSON, TOML, CSV); what a file means is left to others. A killed run leaves at most a hidden
-temporary file, which `sweep` removes.
+temporary file, which `temporaries.sweep` removes.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ import math
 import os
 import re
 import shutil
-import socket
 import stat
-import tempfile
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attcl_cli.confined import require_inside
 from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.run_ends import held
+from attcl_cli.temporaries import temporary_file
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"
-TEMPORARY_SUFFIX = ".attcl-tmp"
-# A temporary name holds its machine and process, so that a later run can tell a live one from a leftover.
-_TEMPORARY = re.compile(r"^\..+\.(?P<host>[A-Za-z0-9-]+)-(?P<pid>\d+)-[^.]*\.attcl-tmp$")
+_ATTEMPTS = 3  # to write a file
 
 MOST_BYTES = 64 * 2**20
 """The size of the largest JSON document that is read; the records of 100,000 cases are smaller."""
@@ -61,26 +59,24 @@ def write_whole(path: Path, data: bytes) -> None:
     Temporary name in the same folder, fsync, atomic rename, fsync of the folder. Missing folders are made.
 
     Raises:
-        AttclError: the file cannot be written (permissions, full disk); nothing is left behind.
+        AttclError: the file cannot be written (permissions, full disk), or would land outside the folder of its run;
+            nothing is left behind.
     """
-    temporary: Path | None = None
+    require_inside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=temporary_prefix(path), suffix=TEMPORARY_SUFFIX, dir=path.parent
-        )
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.chmod(ordinary_mode(0o666))  # mkstemp makes private files
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                with held(), temporary_file(path) as (handle, temporary):
+                    _fill(handle, data)
+                    temporary.chmod(ordinary_mode(0o666))  # temporary files are private
+                    temporary.replace(path)
+                    _sync_folder(path.parent)
+                break
+            except FileNotFoundError:  # swept by a machine that does not see our lock
+                if not left or not path.parent.is_dir():
+                    raise
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
         raise AttclError(
             f"{path}: not written ({error.strerror or error}), "
             "expected a writable place with free space",
@@ -240,44 +236,36 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def temporary_prefix(path: Path) -> str:
-    """Return how the name of a temporary neighbour of `path` begins; it ends in `TEMPORARY_SUFFIX`."""
-    return f".{path.name}.{_HOST}-{os.getpid()}-"
-
-
-def is_leftover(name: str) -> bool:
-    """Return whether a name is that of a temporary file or folder of an ended process of this machine."""
-    match = _TEMPORARY.match(name)
-    return bool(match and match["host"] == _HOST and not _alive(int(match["pid"])))
-
-
-def sweep(root: Path) -> int:
-    """Remove the files that killed runs on this machine left below `root`; return their number."""
-    removed = 0
-    for folder, _, names in os.walk(root):
-        for name in filter(is_leftover, names):
-            with contextlib.suppress(OSError):
-                (Path(folder) / name).unlink()
-                removed += 1
-    return removed
-
-
 def is_within(path: Path, root: Path) -> bool:
     """Return whether `path`, with every link followed, is `root` or lies inside it."""
-    return path.resolve().is_relative_to(root.resolve())
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
 def refuse_inside(
     folder: Path, originals: Iterable[Path], *, flag: str, kept: str = "originals"
 ) -> None:
     """Raise a `UsageError` if `folder`, named by `flag`, lies in one of `originals`; `kept` says what these are."""
+    originals = list(originals)
+    inside = ", nor is anything put beside them, not even into derivatives/"
     for original in originals:
         if is_within(folder, original):
             raise UsageError(
                 f"{flag}: {folder} lies inside {original}, expected a folder outside of the {kept}",
-                f"{kept} are never touched; choose another {flag}",
+                f"{kept} are never touched{inside if 'derivatives' in folder.parts else ''}; "
+                f"choose another {flag}{another_place(originals)}",
                 code="output-inside-originals",
             )
+
+
+def another_place(originals: Sequence[Path]) -> str:
+    """Return the end of a hint that names a folder outside of all these, `, such as data-attcl`; "" if none is free."""
+    for original in originals:
+        real = Path(os.path.realpath(original))
+        for place in (original.with_name(f"{original.name}-attcl"), Path(f"{real}-attcl")):
+            clear = not any(is_within(place, it) or is_within(it, place) for it in originals)
+            if original.name and clear and os.access(_first_existing(place), os.W_OK):
+                return f", such as {place}"
+    return ""
 
 
 def require_folder(path: Path, *, flag: str) -> None:
@@ -410,6 +398,14 @@ def _cell(value: Any) -> Any:
     return "" if value != value else value  # noqa: PLR0124 - NaN
 
 
+def _fill(handle: int, data: bytes) -> None:
+    """Write an open file, and wait until the disk has it."""
+    with os.fdopen(handle, "wb", closefd=False) as stream:  # closing it would give up its lock
+        stream.write(data)
+        stream.flush()
+        os.fsync(handle)
+
+
 def _sync_folder(folder: Path) -> None:
     # Without this a power cut may lose the rename although the bytes are safe; some systems cannot open a folder
     with contextlib.suppress(OSError):
@@ -418,13 +414,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

@@ -5,6 +5,9 @@ What a stage's options and results mean is left to the stage.
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import platform
 import sys
 import time
@@ -15,10 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attcl_cli import __version__
+from attcl_cli import __version__, run_ends
+from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
 from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError
-from attcl_cli.files import read_json, write_json
+from attcl_cli.files import ordinary_mode, read_json, write_json
+from attcl_cli.temporaries import close_temporary, open_temporary, sweep
 
 SCHEMA_VERSION = 1
 
@@ -34,8 +39,11 @@ _PART = (
     "status",
     "exit_code",
 )
-# Exit code -> status; any other code is "failed".
-_ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
+# Exit code -> status; those of signals are "stopped", any other code is "failed".
+_ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete"}
+_FIRST_OF_SIGNALS = 128  # exit codes above it say which signal ended the run
+_LIFE_SECONDS = 60.0  # between two signs of life
+_RESERVED = 16_384  # bytes that a record may grow by on a full disk
 
 
 @dataclass
@@ -52,6 +60,7 @@ class RunRecord:
         cases: one record per case: id, status, seconds, outputs, and of a failed case error and code.
         extra: further keys of this command.
         earlier: the parts of the run before this one, oldest first: their arguments, times and ends (`resume`).
+        again: how the run is resumed if it does not end well, an imperative.
     """
 
     path: Path
@@ -63,13 +72,21 @@ class RunRecord:
     cases: list[dict[str, Any]] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     earlier: list[dict[str, Any]] = field(default_factory=list)
+    again: str = run_ends.AGAIN
     _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
+    _lived: float | None = (
+        None  # the clock when the file was last written while running; None: it was not
+    )
+    _begun: Path | None = None  # the file that `start` wrote
+    _reserve: tuple[int, Path] | None = (
+        None  # a file whose room the record takes if the disk is full
+    )
 
     def resume(self) -> None:
         """Keep the arguments, times and ends of the parts that the file at `path` tells of, if it is this command's.
 
-        A part with status "running" was killed, and how long it ran is not known.
+        A part with status "running" was killed; its time is that of its last sign of life (`live`).
         """
         before = read_record(self.path.parent, self.path.name)
         if before.get("command") == self.command:
@@ -80,30 +97,63 @@ class RunRecord:
     def recorded(self) -> Iterator[None]:
         """Write the record when the block begins, and replace it however the block ends.
 
-        Failed cases make the exit code 3. If the block raises, and the record cannot be written either (a full disk),
-        the error of the block is the one that is raised.
+        Failed cases make the exit code 3. Within the block, signals raise `run_ends.Stop`, and what earlier runs left
+        in the folder is swept. If the block raises, and the record cannot be written either, the error of the block
+        is the one that is raised.
+
+        Raises:
+            InterruptedRun: a signal ended the run.
+            AttclError: no space, no memory, or the folder was removed while the run wrote into it.
         """
-        self.start()
-        code, raises = EXIT_FAILED, True
-        try:
-            yield
-            code, raises = EXIT_INCOMPLETE if self.count("failed") else 0, False
-        except AttclError as error:
-            code = error.exit_code
-            raise
-        except KeyboardInterrupt:
-            code = EXIT_INTERRUPTED
-            raise
-        finally:
+        with run_ends.signals(), confined(self.path.parent):
+            mine = run_ends.in_main_thread()  # the only one that signals break into
+            ended: BaseException | None = None
+            run_ends.STATE.records += 1
             try:
-                self.finish(code)
-            except AttclError:
-                if not raises:
-                    raise
+                run_ends.require_heard()
+                sweep(self.path.parent)
+                self.start()
+                yield
+                self._require_kept()
+                run_ends.STATE.held += mine  # a signal that comes later does not end this run
+            except BaseException as error:  # noqa: BLE001 - raised again below, when it is on record
+                run_ends.STATE.held += (
+                    mine  # before any call: a signal may come between two of them
+                )
+                run_ends.STATE.ending |= mine
+                ended = error
+            problem = None
+            try:
+                problem = self._explained(ended)
+                self._end(ended, problem)
+            finally:
+                self._release()
+                run_ends.STATE.records -= 1
+                run_ends.STATE.held -= mine
+            if problem is not None and not isinstance(ended, GeneratorExit | AttclError):
+                raise problem from ended
+            if ended is not None:
+                raise problem or ended
 
     def start(self) -> None:
-        """Write the record with status "running"."""
+        """Write the record with status "running", and keep some room for its end."""
+        self._require_kept()
         self._write("running", None)
+        self._lived, self._begun = time.monotonic(), self.path
+        if self._reserve is None:
+            self._reserve = _reserved(self.path)
+
+    def live(self) -> None:
+        """Write the record anew after a minute: if the run is killed, `seconds` says how long it lived at least.
+
+        Raises:
+            AttclError: the record was removed, and with it the folder.
+        """
+        now = time.monotonic()
+        if self._lived is not None and now - self._lived > _LIFE_SECONDS:
+            self._require_kept()
+            self._write("running", None)
+            self._lived = now
 
     def add(
         self,
@@ -135,54 +185,185 @@ class RunRecord:
             record |= {"error": error.message, "code": error.code}
         record |= further or {}
         self.cases.append(record)
+        self.live()
+
+    def require_outputs(self, folder: Path) -> None:
+        """Raise an error if a file that the run has made is no longer in its output folder."""
+        for record in self.cases:
+            for file in record["outputs"]:
+                if not (folder / file).exists():
+                    raise AttclError(
+                        f"{folder / file}: removed while the run was going on, expected a folder that stays",
+                        self.again,
+                        code="output-removed",
+                    )
 
     def count(self, status: str) -> int:
         """Return how many cases ended with this status."""
         return sum(record["status"] == status for record in self.cases)
 
-    def finish(self, exit_code: int) -> None:
-        """Replace the record by the final one."""
-        self._write(_ENDS.get(exit_code, "failed"), exit_code)
+    def finish(self, exit_code: int, error: AttclError | None = None) -> None:
+        """Replace the record by the final one.
 
-    def _write(self, status: str, exit_code: int | None) -> None:
+        Args:
+            exit_code: of the run.
+            error: what ended it.
+        """
+        stopped = exit_code > _FIRST_OF_SIGNALS
+        status = "stopped" if stopped else _ENDS.get(exit_code, "failed")
+        try:
+            self._write(status, exit_code, error)
+        except AttclError:
+            if self._reserve is None or not self._write_reserved(status, exit_code, error):
+                raise
+
+    def _explained(self, ended: BaseException | None) -> AttclError | None:
+        """Return the error that the user hears of what ended the block; None: none, or the exception itself."""
+        if ended is None:
+            return None
+        unwritten = isinstance(ended, AttclError) and ended.code == "file-not-written"
+        if self._is_lost() and (unwritten or isinstance(ended, OSError)):
+            return self._lost()
+        return run_ends.explained(ended, self.again)
+
+    def _end(self, ended: BaseException | None, problem: AttclError | None) -> None:
+        """Write the final record; of a folder that was removed only if others have made it anew."""
+        if ended is None:
+            self.finish(EXIT_INCOMPLETE if self.count("failed") else 0)
+            return
+        code = EXIT_INTERRUPTED if isinstance(ended, KeyboardInterrupt) else EXIT_FAILED
+        if problem is None:
+            text = f"{type(ended).__name__}: {ended}"
+            note = AttclError(
+                "interrupted" if code == EXIT_INTERRUPTED else text,
+                code="interrupted" if code == EXIT_INTERRUPTED else "unexpected",
+            )
+        else:
+            code, note = problem.exit_code, problem
+        if (
+            self._begun is None or not self._begun.parent.is_dir()
+        ):  # nothing was begun, or all is gone
+            return
+        try:
+            self.finish(code, note)
+        except AttclError as second:
+            if problem is not None:
+                problem.hint += f"; {self.path} still says running ({second.message})"
+
+    def _is_lost(self) -> bool:
+        """Return whether the record that `start` wrote is gone."""
+        return self._begun is not None and not self._begun.exists()
+
+    def _lost(self) -> AttclError:
+        return AttclError(
+            f"{self.path.parent}: removed while the run wrote into it, expected a folder that stays",
+            self.again if self.again == run_ends.AGAIN else "start a new run",
+            code="output-removed",
+        )
+
+    def _require_kept(self) -> None:
+        if self._is_lost():
+            raise self._lost()
+
+    def _write_reserved(self, status: str, exit_code: int, error: AttclError | None) -> bool:
+        """Write the final record into the file that was kept for it; return whether that worked.
+
+        If there is no room for the cases, they are left out.
+        """
+        assert self._reserve is not None
+        handle, place = self._reserve
+        room = os.fstat(handle).st_size
+        document = self._document(status, exit_code, error)
+        data = _encoded(document)
+        if len(data) > room:
+            data = _encoded({**document, "cases": [], "cases_left_out": len(self.cases)})
+        try:
+            if len(data) > room:
+                return False
+            os.pwrite(handle, data, 0)
+            os.ftruncate(handle, len(data))
+            with contextlib.suppress(OSError):  # a disk that is full may refuse this as well
+                os.fsync(handle)
+            place.chmod(ordinary_mode(0o666))
+            place.replace(self.path)
+        except OSError:
+            return False
+        return True
+
+    def _release(self) -> None:
+        if self._reserve is not None:
+            close_temporary(*self._reserve)
+            self._reserve = None
+
+    def _write(self, status: str, exit_code: int | None, error: AttclError | None = None) -> None:
+        write_json(self.path, self._document(status, exit_code, error))
+
+    def _document(
+        self, status: str, exit_code: int | None, error: AttclError | None
+    ) -> dict[str, Any]:
         torch = sys.modules.get("torch")  # never imported for this alone
         seconds = round(time.monotonic() - self._clock, 3)
-        write_json(
-            self.path,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "attcl_version": __version__,
-                "status": status,
-                "command": self.command,
-                "argv": sys.argv,
-                "config": self.config,
-                "seed": self.seed,
-                "device": self.device,
-                "python_version": platform.python_version(),
-                "torch_version": str(torch.__version__) if torch else None,
-                "weights": self.weights,
-                "started": self._started,
-                "seconds": seconds,
-                "seconds_in_all": round(
-                    seconds + sum(part["seconds"] or 0 for part in self.earlier), 3
-                ),
-                "earlier": self.earlier,
-                "cases": self.cases,
-                **self.extra,
-                "exit_code": exit_code,
-            },
-        )
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "attcl_version": __version__,
+            "status": status,
+            "command": self.command,
+            "argv": sys.argv,
+            "config": self.config,
+            "seed": self.seed,
+            "device": self.device,
+            "python_version": platform.python_version(),
+            "torch_version": str(torch.__version__) if torch else None,
+            "weights": self.weights,
+            "started": self._started,
+            "seconds": seconds,
+            "seconds_in_all": round(
+                seconds + sum(part["seconds"] or 0 for part in self.earlier), 3
+            ),
+            "earlier": self.earlier,
+            "cases": self.cases,
+            **self.extra,
+            "error": error.message if error is not None else None,
+            "code": error.code if error is not None else None,
+            "exit_code": exit_code,
+        }
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
     """Return the record in a folder; {} if there is none, or it is no record.
 
     Raises:
-        AttclError: the file is no JSON.
+        AttclError: the file is no JSON, or a key has a value of another kind.
     """
     path = folder / name
-    record = read_json(path) if path.is_file() else {}
-    return record if isinstance(record, dict) else {}
+    document = read_json(path, default={})
+    if not isinstance(document, dict) or not document:
+        return {}
+    from attcl_cli.documents import RunDocument, validated  # noqa: PLC0415 - loads pydantic
+
+    validated(
+        RunDocument,
+        document,
+        name=path,
+        expected="the record of a run",
+        hint="restore it, or move it away and start anew",
+        code="invalid-record",
+    )
+    return document
+
+
+def was_broken_off(record: Mapping[str, Any]) -> bool:
+    """Return whether the run of a record was killed, stopped or failed, so that it may be begun again."""
+    code = record.get("exit_code")
+    return code in {None, EXIT_FAILED} or (isinstance(code, int) and code > _FIRST_OF_SIGNALS)
+
+
+def finish_killed(folder: Path) -> None:
+    """Replace the record of a run that was killed after its work was done, and sweep what it left."""
+    sweep(folder)
+    record = read_record(folder)
+    if record.get("status") == "running":
+        write_json(folder / "run.json", {**record, "status": "done", "exit_code": 0})
 
 
 def precision_for(precision: Precision | None, resumed: Path | None) -> Precision:
@@ -190,3 +371,31 @@ def precision_for(precision: Precision | None, resumed: Path | None) -> Precisio
     if precision is None and resumed is not None:
         precision = "bf16" if read_record(resumed).get("precision") == "bf16" else None
     return precision or "fp32"
+
+
+def _reserved(path: Path) -> tuple[int, Path]:
+    """Return an open temporary file beside a record, with room for it and more.
+
+    Raises:
+        AttclError: there is no such room.
+    """
+    try:
+        handle, place = open_temporary(path)
+        try:
+            os.write(handle, bytes(path.stat().st_size * 2 + _RESERVED))
+        except OSError:
+            close_temporary(handle, place)
+            raise
+    except OSError as error:
+        raise AttclError(
+            f"{path}: no room for it ({error.strerror or error}), "
+            "expected a writable place with free space",
+            "free some space or choose another output folder",
+            code="file-not-written",
+        ) from error
+    return handle, place
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    """Return a record in fewer bytes than `write_json` takes."""
+    return (json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n").encode()

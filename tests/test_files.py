@@ -16,9 +16,7 @@ import pytest
 from attcl_cli import files
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import (
-    TEMPORARY_SUFFIX,
     free_bytes,
-    is_leftover,
     is_within,
     read_json,
     read_toml,
@@ -26,11 +24,10 @@ from attcl_cli.files import (
     require_empty,
     require_folder,
     sha256,
-    sweep,
-    temporary_prefix,
     write_json,
     write_whole,
 )
+from attcl_cli.temporaries import sweep
 
 
 @dataclass(frozen=True)
@@ -141,43 +138,6 @@ def test_a_file_in_place_of_the_target_folder_is_not_replaced(tmp_path):
     with pytest.raises(AttclError, match="not written"):
         write_whole(tmp_path / "folder", b"data")
     assert names(tmp_path) == ["folder"]
-
-
-def test_sweep_spares_live_writers_other_hosts_and_other_files(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    inner = tmp_path / "inner"
-    inner.mkdir()
-    alive = f"{temporary_prefix(Path('a.nii.gz'))}k3x{TEMPORARY_SUFFIX}"
-    leftover = alive.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
-    spared = [
-        alive,
-        leftover.replace(".a.nii.gz.", ".a.nii.gz.elsewhere"),
-        leftover.removeprefix("."),
-        f".hidden{TEMPORARY_SUFFIX}",
-    ]
-    for name in [*spared, leftover]:
-        (inner / name).touch()
-    assert sweep(tmp_path) == 1
-    assert names(inner) == sorted(spared)
-
-
-def test_a_temporary_name_holds_that_of_the_file_and_the_process(tmp_path, monkeypatch):
-    names_before = []
-    replace = Path.replace
-    monkeypatch.setattr(
-        Path, "replace", lambda self, to: (names_before.append(self.name), replace(self, to))
-    )
-    path = tmp_path / "Case_01_t1.nii.gz"
-    write_whole(path, b"data")
-    assert names_before[0].startswith(temporary_prefix(path))
-    assert names_before[0].endswith(TEMPORARY_SUFFIX)
-    assert f"-{os.getpid()}-" in names_before[0]
-    assert not is_leftover(names_before[0])  # its writer is alive
-
-
-def test_sweep_of_a_folder_that_does_not_exist_removes_nothing(tmp_path):
-    assert sweep(tmp_path / "none") == 0
 
 
 def test_is_within_follows_links_on_both_sides(tmp_path):

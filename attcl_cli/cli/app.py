@@ -6,13 +6,14 @@ Each command is a file beside this one; a stage, and with it torch, is loaded wh
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
 
-from attcl_cli import __version__
+from attcl_cli import __version__, run_ends, temporaries
 from attcl_cli.cli import (
     complete,
     demo,
@@ -22,11 +23,12 @@ from attcl_cli.cli import (
     prepare_splits,
     score,
     segment,
+    streams,
     terminal,
     train,
     weights,
 )
-from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, InterruptedRun, UsageError
+from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
 _ParserError: type[Exception] = next(
@@ -72,16 +74,26 @@ def _root(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line, and exit with one of the documented codes."""
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    try:
-        code = _run(arguments)
-    except BrokenPipeError:  # the reader of our output left, as `attcl info | head` does
-        sys.stderr.close()
-        code = 0
-    sys.exit(code)
+    with run_ends.signals():
+        try:
+            with streams.watched():
+                code = _run(arguments)
+        except AttclError as error:  # results that could not be shown
+            code = _report(error, ())
+        except KeyboardInterrupt:  # while the end was being reported
+            code = run_ends.stopped().exit_code
+        if run_ends.is_urgent():  # nothing is waited for, such as a thread that writes
+            temporaries.discard_all()
+            os._exit(code)
+        sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
-    """Run a command and report the error that it ends with, if any; return the exit code."""
+    """Run a command and report the error that it ends with, if any; return the exit code.
+
+    Raises:
+        Exception: a bug, which is reported before.
+    """
     code = 0
     try:
         code = app(args=arguments, prog_name="attcl", standalone_mode=False) or 0
@@ -98,16 +110,26 @@ def _run(arguments: list[str]) -> int:
         )
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
-    if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C into this code by itself
-        return _report(
-            InterruptedRun(
-                "interrupted: finished files are kept, no half-written ones are left",
-                "run the same command again to continue",
-                code="interrupted",
-            ),
-            arguments,
-        )
+    except Exception as error:
+        problem = run_ends.explained(error)
+        if problem is None:
+            _report(_bug(error), ())
+            raise
+        if "--debug" in arguments:
+            terminal.show_traceback()
+        return _report(problem, arguments)
+    if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C, and so each signal, into this code by itself
+        return _report(run_ends.stopped(), arguments)
     return code
+
+
+def _bug(error: Exception) -> AttclError:
+    """Return what is said before the traceback of an exception that nobody expected."""
+    return AttclError(
+        f"unexpected {type(error).__name__} ({error}); finished files are kept",
+        "this is a bug: please report the lines below; the same command again may continue",
+        code="unexpected",
+    )
 
 
 def _report(error: AttclError, arguments: Sequence[str]) -> int:

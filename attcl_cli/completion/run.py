@@ -15,16 +15,18 @@ from attcl_cli.completion.checks import require_possible
 from attcl_cli.completion.doubt import read_doubt
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.completion.plan import plan_completion
-from attcl_cli.data import derivative, splits
+from attcl_cli.confined import confined
+from attcl_cli.data import derivative, originals
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
-from attcl_cli.files import read_json, sweep
 from attcl_cli.methods import bundled
 from attcl_cli.methods.weights import Weights, find_weights, load_method
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.run_record import RunRecord
+from attcl_cli.run_ends import reported
+from attcl_cli.run_record import RunRecord, read_record
+from attcl_cli.temporaries import sweep
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,8 @@ def complete(
         intensities=intensities,
         even=even,
     )
-    originals = splits.originals_of(dataset.root)
-    require_possible(Places(dataset, Path(cpl), naming), manner, [dataset.root, *originals])
+    kept = originals.folders_of(dataset)
+    require_possible(Places(dataset, Path(cpl), naming), manner, kept)
     names = [weights] if isinstance(weights, Path | str) else list(weights)
     wanted = _canonical(targets, dataset)
     dataset, models, chosen = _expect(dataset, names, wanted, progress, force=force)
@@ -183,7 +185,7 @@ def complete(
         targets=wanted,
         manner=manner,
         part=(part_id, num_parts),
-        originals=originals,
+        originals=kept,
         keep_going=keep_going,
         overwrite=overwrite,
         force=force,
@@ -207,18 +209,18 @@ def complete(
     record.extra["weights_chosen"] = chosen
     if not overwrite:  # what an earlier run made stays
         record.resume()
-    for folder in {plan.output, plan.places.records}:
-        if folder.is_dir():
-            sweep(folder)
-    if naming is None:
-        done = [case for case in dataset.cases if case.id in plan.present]
-        made = dataset.cases if link_originals else [*done, *(job.case for job in plan.jobs)]
-        derivative.write_description(dataset, plan.output, made)
-    linked = link_all(dataset, plan.output) if link_originals else 0
-    written = 0
-    failed: dict[str, AttclError] = {}
-    doubts = _known_doubts(plan)
-    if plan.jobs or plan.failed:
+    busy = bool(plan.jobs or plan.failed)
+    with record.recorded() if busy else reported(), confined(plan.output, plan.places.records):
+        if plan.output.is_dir():
+            sweep(plan.output)
+        if naming is None:
+            done = [case for case in dataset.cases if case.id in plan.present]
+            made = dataset.cases if link_originals else [*done, *(job.case for job in plan.jobs)]
+            derivative.write_description(dataset, plan.output, made)
+        linked = link_all(dataset, plan.output) if link_originals else 0
+        doubts = _known_doubts(plan)
+        written = 0
+        failed: dict[str, AttclError] = {}
         methods = {model.sha256: load_method(model, place) for model in plan.used}
         items = make_volumes(
             plan,
@@ -228,9 +230,10 @@ def complete(
             workers=num_workers,
             keep_going=keep_going,
         )
-        written, failed = _make(plan, record, items, doubts, progress)
-    else:
-        _finish_earlier(plan, record, doubts)
+        if busy:
+            written, failed = _make(plan, record, items, doubts, progress)
+        else:
+            _finish_earlier(plan, record, doubts)
     return CompletionResult(
         plan, str(place), record_file, written, linked, tuple(failed.items()), doubts
     )
@@ -393,31 +396,31 @@ def _make(
     """
     written = 0
     failed = dict(plan.failed)
-    with record.recorded():
-        for case, error in plan.failed.items():
-            record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
-            progress.fail(error)
-        _note_present(plan, record, doubts)
-        left = {job.case.id: 0 for job in plan.jobs}
-        for job in plan.jobs:
-            left[job.case.id] += 1
-        parts: dict[str, list[Completed]] = {}
-        with progress.bar(len(left), "complete") as bar:
-            for item in items:
-                if item.error:
-                    failed[item.case] = item.error
-                    progress.fail(item.error)
-                else:
-                    written += len(item.job.outputs)
-                    said = {name: it for name, it in item.doubts.items() if it.document()}
-                    if said:
-                        doubts.setdefault(item.case, {}).update(said)
-                progress.detail(f"{item.case}: {item.seconds:.1f} s in the network")
-                parts.setdefault(item.case, []).append(item)
-                left[item.case] -= 1
-                if left[item.case] == 0:
-                    _note(plan, record, parts.pop(item.case), doubts)
-                    bar(item.case)
+    for case, error in plan.failed.items():
+        record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
+        progress.fail(error)
+    _note_present(plan, record, doubts)
+    left = {job.case.id: 0 for job in plan.jobs}
+    for job in plan.jobs:
+        left[job.case.id] += 1
+    parts: dict[str, list[Completed]] = {}
+    with progress.bar(len(left), "complete") as bar:
+        for item in items:
+            if item.error:
+                failed[item.case] = item.error
+                progress.fail(item.error)
+            else:
+                written += len(item.job.outputs)
+                said = {name: it for name, it in item.doubts.items() if it.document()}
+                if said:
+                    doubts.setdefault(item.case, {}).update(said)
+            progress.detail(f"{item.case}: {item.seconds:.1f} s in the network")
+            parts.setdefault(item.case, []).append(item)
+            left[item.case] -= 1
+            if left[item.case] == 0:
+                _note(plan, record, parts.pop(item.case), doubts)
+                bar(item.case)
+    record.require_outputs(plan.output)
     return written, failed
 
 
@@ -467,7 +470,7 @@ def _note_present(
 def _finish_earlier(
     plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
 ) -> None:
-    """Finish the record of a run that was killed after its last file; a finished one is not touched."""
-    if record.path.is_file() and read_json(record.path).get("status") == "running":
+    """Finish the record of a run that was broken off after its last file; a finished one is not touched."""
+    if read_record(record.path.parent, record.path.name).get("status", "done") != "done":
         _note_present(plan, record, doubts)
         record.finish(0)

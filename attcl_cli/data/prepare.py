@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
+from attcl_cli import run_ends
 from attcl_cli.data import tree
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Source
@@ -97,11 +98,17 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     if dry_run:
         tree.is_written(opened, splits, folder, overwrite=overwrite)
         return PreparedSplits(folder, splits, written=False)
-    written = tree.write_tree(opened, splits, folder, link=link, overwrite=overwrite)
-    if written:
-        config = {"dataset": str(source.folder), "ratio": splits.ratio, "link": link}
-        config |= {"layout": opened.layout.name, "subset": str(share)}
-        RunRecord(folder / "run.json", "prepare-splits", config=config, seed=seed).finish(0)
+    config = {"dataset": str(source.folder), "ratio": splits.ratio, "link": link}
+    config |= {"layout": opened.layout.name, "subset": str(share)}
+    record = RunRecord(folder / "run.json", "prepare-splits", config=config, seed=seed)
+
+    def finish(building: Path) -> None:
+        replace(record, path=building / record.path.name).finish(0)
+
+    with run_ends.reported():
+        written = tree.write_tree(
+            opened, splits, folder, link=link, overwrite=overwrite, finish=finish
+        )
     return PreparedSplits(folder, splits, written)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -18,15 +17,14 @@ from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import (
-    TEMPORARY_SUFFIX,
-    is_leftover,
     is_within,
     ordinary_mode,
     read_json,
     require_folder,
-    temporary_prefix,
     write_json,
 )
+from attcl_cli.run_ends import held
+from attcl_cli.temporaries import TEMPORARY_SUFFIX, temporary_folder
 
 LinkKind = Literal["symlink", "hardlink", "copy"]
 
@@ -75,10 +73,19 @@ def write_tree(
     *,
     link: LinkKind = "symlink",
     overwrite: bool = False,
+    finish: Callable[[Path], None] = lambda _folder: None,
 ) -> bool:
     """Write the data tree: what remains of the dataset under the same names, and `splits.json`.
 
     The tree is built beside its final place and renamed as a whole, so a killed run leaves no half tree.
+
+    Args:
+        dataset: what the splits were drawn from.
+        splits: what remains.
+        output: the folder of the tree.
+        link: how files get there.
+        overwrite: replace another tree.
+        finish: called with the folder of the whole tree, before it gets its name.
 
     Returns:
         False if `output` already holds these very splits, so that nothing was written.
@@ -97,6 +104,7 @@ def write_tree(
         if dataset.vocabulary_file is not None:
             shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
         write_json(building / SPLITS_FILE, document)
+        finish(building)
     return True
 
 
@@ -115,14 +123,6 @@ def _beside(output: Path) -> Iterator[Path]:
     """Make a folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        for place in output.parent.glob(f".{output.name}.*"):
-            if place.is_dir() and is_leftover(place.name):  # of a run that was killed
-                shutil.rmtree(place, ignore_errors=True)
-        building = Path(
-            tempfile.mkdtemp(
-                prefix=temporary_prefix(output), suffix=TEMPORARY_SUFFIX, dir=output.parent
-            )
-        )
     except OSError as error:
         raise AttclError(
             f"{output}: not writable ({error.strerror}), expected a folder that can be made",
@@ -130,20 +130,11 @@ def _beside(output: Path) -> Iterator[Path]:
             code="file-not-written",
         ) from error
     try:
-        yield building
-        building.chmod(ordinary_mode(0o777))
-        if output.exists() or output.is_symlink():
-            old = building.with_name(
-                f"{building.name.removesuffix(TEMPORARY_SUFFIX)}old{TEMPORARY_SUFFIX}"
-            )
-            output.rename(old)
-            building.rename(output)
-            if old.is_symlink():
-                old.unlink()
-            else:
-                shutil.rmtree(old)  # links are removed, never what they point to
-        else:
-            building.rename(output)
+        with temporary_folder(output) as building:
+            yield building
+            building.chmod(ordinary_mode(0o777))
+            with held():
+                _take_place(building, output)
     except OSError as error:
         raise AttclError(
             f"{output}: not written ({error.strerror or error}), "
@@ -151,8 +142,24 @@ def _beside(output: Path) -> Iterator[Path]:
             "choose another --output, or --link symlink, which needs no space",
             code="file-not-written",
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+
+
+def _take_place(building: Path, output: Path) -> None:
+    """Rename a folder to `output`, and remove what was there."""
+    if not output.exists() and not output.is_symlink():
+        building.rename(output)
+        return
+    old = building.with_name(f"{building.name.removesuffix(TEMPORARY_SUFFIX)}old{TEMPORARY_SUFFIX}")
+    output.rename(old)
+    try:
+        building.rename(output)
+    except OSError:
+        old.rename(output)
+        raise
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old)  # links are removed, never what they point to
 
 
 def _link(source: Path, target: Path, kind: LinkKind) -> None:

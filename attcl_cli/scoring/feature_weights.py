@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator
@@ -18,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attcl_cli.errors import AttclError
-from attcl_cli.files import TEMPORARY_SUFFIX, is_leftover, ordinary_mode, sha256, temporary_prefix
+from attcl_cli.files import ordinary_mode, sha256
+from attcl_cli.temporaries import sweep_beside, temporary_file
 
 TIMEOUT_SECONDS = 10.0
 _CHUNK = 1 << 20
@@ -156,41 +156,25 @@ def _unavailable(file: FeatureFile, reason: str) -> AttclError:
 
 def _download(file: FeatureFile, path: Path, on_bytes: OnBytes) -> None:
     """Stream a file to a temporary one beside `path`, renamed if size and hash are right, otherwise removed."""
-    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for other in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"):
-            if is_leftover(other.name):
-                other.unlink(missing_ok=True)
+        sweep_beside(path)
         chunks = _chunks(file)
         chunk = next(chunks, b"")  # without a connection no file is made
-        handle, name = tempfile.mkstemp(
-            prefix=temporary_prefix(path), suffix=TEMPORARY_SUFFIX, dir=path.parent
-        )
-        temporary = Path(name)
         done, hasher = 0, hashlib.sha256()
-        with os.fdopen(handle, "wb") as stream, contextlib.closing(chunks):
-            while chunk and done <= file.size_bytes:
-                stream.write(chunk)
-                hasher.update(chunk)
-                done += len(chunk)
-                on_bytes(min(done, file.size_bytes), file.size_bytes)
-                chunk = next(chunks, b"")
-            stream.flush()
-            os.fsync(stream.fileno())
-        if done != file.size_bytes:
-            count = f"more than {file.size_bytes}" if done > file.size_bytes else str(done)
-            raise _unavailable(file, f"{file.url} sent {count} bytes")
-        if hasher.hexdigest() != file.sha256:
-            raise AttclError(
-                f"{file.name}: SHA-256 {hasher.hexdigest()} from {file.url}, expected {file.sha256}; "
-                "the download was removed",
-                f"try again; if it happens again, put a verified copy into {path.parent}"
-                + (f"; {file.instead}" if file.instead else ""),
-                code="download-damaged",
-            )
-        temporary.chmod(ordinary_mode(0o666))
-        temporary.replace(path)
+        with temporary_file(path) as (handle, temporary):
+            with os.fdopen(handle, "wb", closefd=False) as stream, contextlib.closing(chunks):
+                while chunk and done <= file.size_bytes:
+                    stream.write(chunk)
+                    hasher.update(chunk)
+                    done += len(chunk)
+                    on_bytes(min(done, file.size_bytes), file.size_bytes)
+                    chunk = next(chunks, b"")
+                stream.flush()
+                os.fsync(handle)
+            _require_expected(file, path, done, hasher.hexdigest())
+            temporary.chmod(ordinary_mode(0o666))
+            temporary.replace(path)
     except OSError as error:
         raise AttclError(
             f"{path}: not written ({error.strerror or error}), "
@@ -198,10 +182,21 @@ def _download(file: FeatureFile, path: Path, on_bytes: OnBytes) -> None:
             "free some space, or name another folder in ATTCL_WEIGHTS",
             code="download-not-written",
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+
+
+def _require_expected(file: FeatureFile, path: Path, size: int, digest: str) -> None:
+    """Raise an error unless a download to `path` has the expected size and SHA-256."""
+    if size != file.size_bytes:
+        count = f"more than {file.size_bytes}" if size > file.size_bytes else str(size)
+        raise _unavailable(file, f"{file.url} sent {count} bytes")
+    if digest != file.sha256:
+        raise AttclError(
+            f"{file.name}: SHA-256 {digest} from {file.url}, expected {file.sha256}; "
+            "the download was removed",
+            f"try again; if it happens again, put a verified copy into {path.parent}"
+            + (f"; {file.instead}" if file.instead else ""),
+            code="download-damaged",
+        )
 
 
 def _chunks(file: FeatureFile) -> Generator[bytes, None, None]:

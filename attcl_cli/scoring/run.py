@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 from attcl_cli.data import splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
+from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.errors import AttclError, UsageError, raise_all
-from attcl_cli.files import read_json, refuse_inside, write_csv
+from attcl_cli.files import refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 from attcl_cli.scoring import feature_weights
 from attcl_cli.scoring.metrics import METRICS, select
 from attcl_cli.scoring.pairs import Comparison, plan_comparison, plan_directions
+from attcl_cli.temporaries import temporary_folder
 
 SAMPLES_OF_DIVERSITY = 10  # StarGAN v2, appendix C: 10 outputs per source, the mean of the 45 pairs
 
@@ -163,7 +165,7 @@ def score(
     complete = splits.open_truth(source, known_splits, None if truth is None else Path(truth))
     data = data.including(complete.modalities)  # of which perhaps no case has a volume here
     split = split or ("test" if known_splits else "all")
-    refuse_inside(folder, [*splits.originals_of(data.root), complete.root], flag="--output")
+    refuse_among_originals(folder, folders_of(data, complete), flag="--output")
     refuse_inside(folder, [completed], flag="--output", kept="synthesised volumes")
     if not dry_run:
         _locate_networks(names, offline=offline, progress=progress)  # before torch is imported
@@ -227,8 +229,8 @@ def score(
         quantiles = _quantiles(complete, comparison, num_workers, progress)
         measures = replace(measures, quantiles=quantiles)
     scored: list[Row] = []
-    with record.recorded(), tempfile.TemporaryDirectory(prefix="attcl-") as temporary:
-        features = Path(temporary)
+    place_of_features = Path(tempfile.gettempdir()) / "attcl-score"
+    with record.recorded(), temporary_folder(place_of_features) as features:
         rows_by_case = rows.score_cases(
             comparison, measures, folder=features, num_workers=num_workers
         )
@@ -411,9 +413,11 @@ def _quantiles(
 def _report_what_is_replaced(output: Path, progress: Progress) -> None:
     earlier = output / "summary.json"
     if earlier.is_file():
-        names = {item["metric"] for item in read_json(earlier).get("scores", [])}
+        from attcl_cli.scoring import summary
+
+        names = summary.metrics_of(earlier)
         progress.say(
-            f"{output}: the scores of an earlier run are replaced ({', '.join(sorted(names)) or 'none'})"
+            f"{output}: the scores of an earlier run are replaced ({', '.join(names) or 'none'})"
         )
 
 

@@ -10,15 +10,19 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from attcl_cli.data import splits
+from pydantic import Strict
+
+from attcl_cli.data import originals, splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
+from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.data.splits import Splits, open_truth
-from attcl_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, UsageError
+from attcl_cli.documents import Document, Items, PathText, validated
+from attcl_cli.errors import UsageError
 from attcl_cli.files import is_within, refuse_inside, require_empty, require_folder
-from attcl_cli.run_record import read_record
+from attcl_cli.run_record import read_record, was_broken_off
 from attcl_cli.segmentation.evaluation import PREDICTIONS
 from attcl_cli.segmentation.inputs import (
     COMPLETED,
@@ -33,7 +37,6 @@ from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE
 DEFAULT_INPUT = COMPLETED
 DEFAULT_OUTPUT = "segment"
 TRAINING, VALIDATION = "slices", "slices-val"  # caches of a run under way
-_BROKEN_OFF = (None, EXIT_FAILED, EXIT_INTERRUPTED)  # exit codes; None: killed
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,23 @@ class TrainingRequest(Request):
     compare: bool = False
     preset: str | None = None
     overrides: tuple[tuple[str, Any], ...] = ()
+    per_slice: bool = False
+
+
+class _RequestDocument(Document):
+    """A request in the `run.json` of a run to resume."""
+
+    ori: PathText = "data"
+    cpl: PathText = "out"
+    truth: PathText | None = None
+    layout: str = "auto"
+    modalities: PathText | None = None
+    background: BackgroundOption = "auto"
+    input: str | None = None
+    allow_missing: bool = False
+    compare: bool = False
+    preset: str | None = None
+    overrides: Items[Annotated[tuple[str, Any], Strict(strict=False)]]
     per_slice: bool = False
 
 
@@ -182,15 +202,23 @@ def resumed(output: Path, request: TrainingRequest) -> TrainingRequest:
             code="options-exclude-each-other",
         )
     record = read_record(output)
-    config = record.get("config", {})
+    config: dict[str, Any] = record.get("config", {})
     if maker_of(record) != "segment" or "overrides" not in config:
         raise UsageError(
             f"--resume: {output} has no run.json of a run that trains a segmenter, expected the folder of one",
             "start without --resume, or name another run",
             code="nothing-to-resume",
         )
-    values = {key: config.get(key, value) for key, value in asdict(default).items()}
-    overrides = dict(config["overrides"]) | new
+    before = validated(
+        _RequestDocument,
+        config,
+        name=output / "run.json",
+        expected="the config of a run that trains a segmenter",
+        hint="restore it, or start a new run with another --output",
+        code="invalid-record",
+    )
+    values = before.model_dump(include=before.model_fields_set)
+    overrides = dict(before.overrides) | new
     return TrainingRequest(**{**values, "overrides": tuple(overrides.items())})
 
 
@@ -198,8 +226,8 @@ def refuse_place(
     output: Path, request: Request, study: Study, truth: Dataset | None, *, flag: str = "--output"
 ) -> None:
     """Raise a `UsageError` if results would lie among originals or among synthesised volumes."""
-    originals = [*splits.originals_of(study.data.root), *([truth.root] if truth else [])]
-    refuse_inside(output, originals, flag=flag)
+    datasets = (study.data, truth) if truth is not None else (study.data,)
+    refuse_among_originals(output, originals.folders_of(*datasets), flag=flag)
     refuse_inside(output, [Path(request.cpl)], flag=flag, kept="synthesised volumes")
 
 
@@ -253,7 +281,7 @@ def require_free(
             )
     record = read_record(output)
     maker, trains = maker_of(record), command == "segment"
-    broken_off = record.get("exit_code") in _BROKEN_OFF
+    broken_off = was_broken_off(record)
     if maker == command and not trains and broken_off and record.get("config") == config:
         return
     if not overwrite:
@@ -292,7 +320,8 @@ def clear(
         SUMMARY_FILE,
         f"{PREDICTIONS}/*.nii.gz",
     )
-    for folder in (output, *(output / name for name in record.get("inputs", {}))):
+    inputs = (output / name for name in record.get("inputs", {}))
+    for folder in (output, *(it for it in inputs if is_within(it, output))):
         for name in (TRAINING, VALIDATION):
             shutil.rmtree(folder / name, ignore_errors=True)
         for pattern in patterns:

@@ -6,15 +6,16 @@ How the result is shown is left to the caller; `attcl evaluate` and `attcl expor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attcl_cli import run_ends
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision, Processes
-from attcl_cli.errors import InterruptedRun, UsageError, as_note
+from attcl_cli.errors import UsageError, as_note
 from attcl_cli.files import write_csv
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord, precision_for, read_record
@@ -275,6 +276,7 @@ def _train_and_test(session: _Session) -> Scores | None:
     record = RunRecord(
         output / "run.json",
         "segment",
+        again=f"resume with: {session.resume_hint}",
         config=session.request.config,
         seed=settings.seed,
         device=str(session.device),
@@ -294,7 +296,7 @@ def _train_and_test(session: _Session) -> Scores | None:
     described: dict[str, dict[str, Any]] = record.extra["inputs"]
     rows: list[Row] = []
     with record.recorded() if main else nullcontext(), _interrupted(session):
-        weights = {name: _train(session, item) for name, item in plan.inputs.items()}
+        weights = {name: _train(session, item, record.live) for name, item in plan.inputs.items()}
         session.processes.leave()  # testing takes longer than the others would wait
         if not main:
             return None
@@ -330,10 +332,9 @@ def _interrupted(session: _Session) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise InterruptedRun(
+        raise run_ends.interrupted(
             f"{session.output}: interrupted, what was finished is kept",
             f"resume with: {session.resume_hint}",
-            code="interrupted",
         ) from stop
 
 
@@ -348,7 +349,7 @@ def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> Non
             )
 
 
-def _train(session: _Session, item: Input) -> Path:
+def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:
     """Train on an input, unless an earlier run has finished that, and return its weights file."""
     from attcl_cli.methods.weights import WEIGHTS_FILE
     from attcl_cli.segmentation.network import SegmenterInfo
@@ -360,6 +361,8 @@ def _train(session: _Session, item: Input) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     begun = session.resume and (folder / STATE_FILE).is_file()
     if begun and state_step(folder / STATE_FILE) >= settings.steps:
+        if session.processes.main:
+            _remove_caches(folder)  # a kill after the last step left them
         return folder / WEIGHTS_FILE
     store = _slices(session, item, "train", folder / TRAINING)
     validation = _slices(session, item, "val", folder / VALIDATION) if item.splits["val"] else None
@@ -377,6 +380,7 @@ def _train(session: _Session, item: Input) -> Path:
 
         def on_step(step: int, values: Mapping[str, float]) -> None:
             bar("  ".join(f"{key} {value:.3f}" for key, value in values.items()), to=step)
+            live()
 
         def on_stop() -> None:
             progress.say(
@@ -398,9 +402,14 @@ def _train(session: _Session, item: Input) -> Path:
             hooks=LoopHooks(on_step=on_step, on_stop=on_stop),
         )
     if session.processes.main:
-        for cache in (TRAINING, VALIDATION):
-            shutil.rmtree(folder / cache, ignore_errors=True)
+        _remove_caches(folder)
     return folder / WEIGHTS_FILE
+
+
+def _remove_caches(folder: Path) -> None:
+    """Remove the slices that a finished training does not need any more."""
+    for cache in (TRAINING, VALIDATION):
+        shutil.rmtree(folder / cache, ignore_errors=True)
 
 
 def _slices(session: _Session, item: Input, part: str, folder: Path) -> SegmentationStore:

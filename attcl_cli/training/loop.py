@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from attcl_cli import run_ends
 from attcl_cli.data.sampling import Batch
 from attcl_cli.devices import Processes
-from attcl_cli.errors import AttclError, InterruptedRun, UsageError
-from attcl_cli.files import write_whole
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.files import parse_json, write_whole
 from attcl_cli.training.feed import feed
 from attcl_cli.training.learning_rates import full_rates, rate_factor, set_rates
 
 STATS_FILE = "stats.jsonl"
+_LONGEST_LINE = 2**20  # bytes of a line that is read at once
 
 
 class Trainee(Protocol):
@@ -180,7 +180,7 @@ def run_loop(
                 clock = time.monotonic()  # neither validation nor saving is a part of a step
             hooks.on_step(done, logged)
             if stopped and not last:
-                raise InterruptedRun(
+                raise run_ends.interrupted(
                     f"{folder}: stopped after step {done} of {schedule.steps}, everything is saved",
                     f"resume with: {resume_hint}",
                     code="stopped",
@@ -230,22 +230,13 @@ def stop_requested(
     """
     stopped = threading.Event()
 
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
+    def request() -> None:
         stopped.set()
         with suppress(RuntimeError):  # a line that was being written cannot be broken into
             on_request()
 
-    previous = {}
-    with suppress(ValueError):  # only the main thread may set handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, handle)
-    try:
+    with run_ends.awaited(request):
         yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def log_stats(path: Path, record: Mapping[str, float]) -> None:
@@ -259,11 +250,22 @@ def trim_stats(path: Path, first: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(json.JSONDecodeError):  # a kill may have cut the last line
-            if json.loads(line)["step"] <= first:
-                kept.append(line + "\n")
-    write_whole(path, "".join(kept).encode())
+    with path.open("rb") as lines:
+        while line := lines.readline(_LONGEST_LINE):
+            step = _step_of(line)  # a kill may have cut the last line
+            if step is not None and step <= first:
+                kept.append(line.rstrip(b"\n") + b"\n")
+    write_whole(path, b"".join(kept))
+
+
+def _step_of(line: bytes) -> float | None:
+    """Return the step of a line of `stats.jsonl`; None if it is none."""
+    try:
+        record = parse_json(line.decode(), allow_nan=True)
+    except ValueError:
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) in {int, float} else None
 
 
 def _numbers(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:

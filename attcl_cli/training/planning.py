@@ -6,7 +6,6 @@ Measures on a throw-away copy with real batches. What is trained on, and what is
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
 from attcl_cli.methods.settings import Settings
 from attcl_cli.report import pictures
+from attcl_cli.temporaries import temporary_folder
 from attcl_cli.training.feed import feed
 from attcl_cli.training.loop import out_of_memory, share_of
 from attcl_cli.training.trainer import Hooks, Trainer
@@ -151,11 +151,11 @@ def measure(
     whole = settings.model_copy(update={"steps": _WHOLE_RUN})
     cuda = [device] if device.type == "cuda" else []
     with (
-        tempfile.TemporaryDirectory(prefix=".plan-", dir=folder) as temporary,
+        temporary_folder(folder / "plan") as temporary,
         torch.random.fork_rng(devices=cuda),
     ):
         hooks = Hooks(draw=pictures.write_grid, validate=validate)
-        trainer = Trainer(whole, store, Path(temporary), device, hooks, "")
+        trainer = Trainer(whole, store, temporary, device, hooks, "")
         trainer.method.runtime = Runtime(
             precision=precision,
             micro_batch=settings.micro_batch,

@@ -16,15 +16,16 @@ from attcl_cli import devices
 from attcl_cli.data import slices, splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
+from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError, as_note, counted, raise_all
-from attcl_cli.files import refuse_inside, sha256
+from attcl_cli.files import sha256
 from attcl_cli.methods.presets import DEFAULT_PRESET
 from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.run_record import precision_for, read_record
+from attcl_cli.run_record import finish_killed, precision_for, read_record
 from attcl_cli.training.request import (
     CPU_PRESET,
     data_of,
@@ -170,9 +171,8 @@ def train(
     place, processes = devices.join(device)
     progress = progress if processes.main else SILENT
     if resume is not None and first >= settings.steps and minutes is None and epochs is None:
-        return replace(
-            _finished_before(resume, settings, place, source.folder, first, progress),
-            main=processes.main,
+        return _finished_before(
+            resume, settings, place, source.folder, first, progress, processes, dry_run=dry_run
         )
     from attcl_cli.training.loop import share_of
 
@@ -259,8 +259,17 @@ def _finished_before(
     data: Path,
     step: int,
     progress: Progress,
+    processes: devices.Processes,
+    *,
+    dry_run: bool,
 ) -> TrainingResult:
-    """Say that a run to resume has reached its last step, and return what it made."""
+    """Say that a run to resume has reached its last step, and return what it made.
+
+    If it was killed after that step, its record is finished, and what it left is removed.
+    """
+    if processes.main and not dry_run and step == settings.steps:
+        finish_killed(run_dir)
+        slices.remove_caches(run_dir)
     where = (
         "finished at"
         if step == settings.steps
@@ -277,6 +286,7 @@ def _finished_before(
         weights=weights if weights.is_file() else None,
         weights_step=find_weights(str(weights)).info.steps if weights.is_file() else 0,
         finished_before=True,
+        main=processes.main,
     )
 
 
@@ -296,7 +306,7 @@ def _checked_cases(
     require_usable(settings, origin, cases)
     findings = examine(origin, [*cases, *validated], force=force, progress=progress)
     raise_all([*synthetic_volumes(origin, cases), *findings.problems])
-    refuse_inside(run_dir, splits.originals_of(origin.root), flag="--output")
+    refuse_among_originals(run_dir, folders_of(origin), flag="--output")
     if resume is not None:
         require_same_cases(resume, cases)
     leaks = [problem.message for problem in splits.leaks_of(origin)]

@@ -5,7 +5,6 @@ Everything has been checked before, by `run` and `request`.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from attcl_cli import devices
+from attcl_cli import devices, run_ends
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, InterruptedRun, UsageError, counted
+from attcl_cli.errors import AttclError, UsageError, counted
 from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
@@ -82,16 +81,15 @@ def run_session(run: Session) -> tuple[Session, int]:
                 _write_settings(run)
                 record.start()
             try:
-                steps = _loop(run, store, hooks)
+                steps = _loop(run, store, hooks, record)
             except planning.Shortened as shortened:
                 progress.say(
                     f"step {shortened.step}: slower than planned, {counted(shortened.settings.steps, 'step')} "
                     f"instead of {run.settings.steps:,} to end in {run.minutes:g} min"
                 )
                 run = replace(run, settings=shortened.settings, first=shortened.step)
-    if main:
-        for cache in (slices.TRAINING_FOLDER, slices.VALIDATION_FOLDER):
-            shutil.rmtree(run.folder / cache, ignore_errors=True)
+        if main:
+            slices.remove_caches(run.folder)
     return run, steps
 
 
@@ -103,6 +101,7 @@ def _record(run: Session) -> RunRecord:
     record = RunRecord(
         run.folder / "run.json",
         "train",
+        again=f"resume with: attcl train --resume {run.folder}",
         config=run.settings.model_dump(mode="json"),
         seed=run.settings.seed,
         device=str(run.device),
@@ -197,7 +196,7 @@ def _hooks(
     )
 
 
-def _loop(run: Session, store: SliceStore, hooks: trainer.Hooks) -> int:
+def _loop(run: Session, store: SliceStore, hooks: trainer.Hooks, record: RunRecord) -> int:
     """Train with a bar; return the steps that the weights have seen."""
     kind = METHODS[run.settings.method]
     with run.progress.bar(run.settings.steps, "train", every_seconds=10) as bar:
@@ -207,6 +206,7 @@ def _loop(run: Session, store: SliceStore, hooks: trainer.Hooks) -> int:
                 "  ".join(f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses),
                 to=step,
             )
+            record.live()
 
         return trainer.train(
             run.settings,
@@ -228,10 +228,9 @@ def _interrupted(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         step = step_of(run_dir)
         kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
-        raise InterruptedRun(
+        raise run_ends.interrupted(
             f"{run_dir}: interrupted, {kept}",
             f"resume with: attcl train --resume {run_dir}",
-            code="interrupted",
         ) from stop
 
 

@@ -14,7 +14,8 @@ from attcl_cli.data.phantom_cohort import COHORT_LAYOUTS
 from attcl_cli.data.splits import Splits, make_splits, read_splits, to_json
 from attcl_cli.data.tree import write_tree
 from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.files import TEMPORARY_SUFFIX, sha256, temporary_prefix
+from attcl_cli.files import sha256
+from attcl_cli.temporaries import TEMPORARY_SUFFIX, temporary_folder, temporary_prefix
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 
@@ -201,14 +202,12 @@ def test_the_vocabulary_goes_along(tmp_path):
 
 
 def test_the_half_tree_of_a_run_that_was_killed_is_swept(phantom_root, tmp_path):
-    host_and_pid = (
-        temporary_prefix(tmp_path / "data").removesuffix(f"{os.getpid()}-") + "999999999-"
-    )
-    left = tmp_path / f"{host_and_pid}x{TEMPORARY_SUFFIX}"
+    left = tmp_path / f"{temporary_prefix(tmp_path / 'data')}x{TEMPORARY_SUFFIX}"
     left.mkdir()
-    alive = tmp_path / f"{temporary_prefix(tmp_path / 'data')}x{TEMPORARY_SUFFIX}"
-    alive.mkdir()
     dataset = open_dataset(phantom_root)
-    write_tree(dataset, make_splits(dataset, ratio="ratio3"), tmp_path / "data")
-    assert not left.exists()
-    assert alive.exists()
+    with temporary_folder(tmp_path / "data") as alive:
+        assert not left.exists()
+        left.mkdir()
+        write_tree(dataset, make_splits(dataset, ratio="ratio3"), tmp_path / "data")
+        assert not left.exists()
+        assert alive.exists()

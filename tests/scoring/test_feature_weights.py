@@ -6,8 +6,6 @@ import hashlib
 import http.server
 import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ import pytest
 
 from attcl_cli.errors import AttclError
 from attcl_cli.scoring import feature_weights
+from attcl_cli.temporaries import temporary_file, temporary_prefix
 
 pytestmark = pytest.mark.usefixtures("network_folders")
 
@@ -154,17 +153,12 @@ def test_an_interrupted_download_leaves_nothing(server, network_folders):
 
 
 def test_a_download_sweeps_what_a_killed_one_left_and_nothing_else(server, network_folders):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    mine = feature_weights.temporary_prefix(network_folders.named / "net.pth")
-    dead = (
-        network_folders.named / f"{mine.replace(f'-{os.getpid()}-', f'-{ended.pid}-')}x.attcl-tmp"
-    )
-    alive = network_folders.named / f"{mine}x.attcl-tmp"
-    for path in (dead, alive):
-        path.write_bytes(b"part")
-    feature_weights.locate(replace(RECORD, url=server.url))
-    assert everything(network_folders.named) == [alive, network_folders.named / "net.pth"]
+    path = network_folders.named / "net.pth"
+    dead = network_folders.named / f"{temporary_prefix(path)}x.attcl-tmp"
+    dead.write_bytes(b"part")
+    with temporary_file(path) as (_, alive):
+        feature_weights.locate(replace(RECORD, url=server.url))
+        assert everything(network_folders.named) == [alive, path]
 
 
 def test_a_page_that_is_not_there_is_an_error_that_says_so(server):

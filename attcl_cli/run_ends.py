@@ -1,0 +1,279 @@
+"""How a run ends before its work is done: a signal, a full disk, no memory; what the user hears of it.
+
+Prints nothing and writes no file: `run_record` notes how a run ended, `cli` shows it.
+"""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+
+from attcl_cli.errors import AttclError, InterruptedRun
+
+AGAIN = "run the same command again"
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+_PIPE = 13  # SIGPIPE, which Windows does not have
+_EXIT_OF_SIGNALS = (
+    128  # a shell reports a command that a signal ended by 128 and the signal's number
+)
+_FULL = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+class Stop(KeyboardInterrupt):
+    """A signal asked the run to end; raised in the main thread, wherever it is."""
+
+    def __init__(self, number: int) -> None:
+        """Say which signal it was."""
+        super().__init__(_name(number))
+        self.number = number
+
+
+@dataclass
+class _State:
+    """What this process knows of signals; there is one, as there is one process.
+
+    Attributes:
+        handling: the handlers are ours.
+        number: the first signal that came; None: none did.
+        count: how many came.
+        held: blocks under way that no signal may break into.
+        ending: the run is being ended already.
+        records: runs under way whose `run.json` says so.
+        deaf: stderr was closed by its reader.
+        heard: the first signal was waited for, and the work ended before it could be stopped.
+        on_request: what the first signal calls instead of raising `Stop`.
+    """
+
+    handling: bool = False
+    number: int | None = None
+    count: int = 0
+    held: int = 0
+    ending: bool = False
+    records: int = 0
+    deaf: bool = False
+    heard: bool = False
+    on_request: Callable[[], None] | None = None
+
+    def reset(self) -> None:
+        """Forget the signals of an earlier run."""
+        self.number, self.count = None, 0
+        self.ending = self.deaf = self.heard = False
+
+
+STATE = _State()
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into `Stop` within the block, and restore the old handlers after it.
+
+    Does nothing in other threads than the main one, and within another such block. A signal that is ignored, as nohup
+    and the background jobs of scripts have it, stays ignored. One that came too late to end the run is raised anew.
+    """
+    if STATE.handling or not in_main_thread():
+        yield
+        return
+    STATE.reset()
+    previous = {}
+    try:
+        STATE.handling = True
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if handler not in {signal.SIG_IGN, None}:
+                previous[number] = signal.signal(number, _handle)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        late = None if STATE.ending or STATE.heard else STATE.number
+        STATE.handling = False
+        STATE.reset()
+    if late is not None and late in previous:
+        signal.raise_signal(late)
+
+
+class held:  # noqa: N801 - reads as a function in a `with`
+    """A block that no signal breaks into: one that comes is raised at its end."""
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+        if in_main_thread():
+            STATE.held += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the block."""
+        if in_main_thread():
+            STATE.held -= 1
+            check()
+
+
+@contextmanager
+def awaited(on_request: Callable[[], None]) -> Iterator[None]:
+    """Call a function on the first signal within the block, instead of raising `Stop`; the second one raises it."""
+    with signals():
+        before, STATE.on_request = STATE.on_request, on_request
+        try:
+            if STATE.number is not None and not STATE.ending:
+                STATE.heard = True
+                on_request()
+            yield
+        except InterruptedRun:
+            STATE.ending = True
+            raise
+        finally:
+            STATE.on_request = before
+
+
+def request(number: int) -> None:
+    """Ask the run to end, as a signal does.
+
+    Raises:
+        Stop: unless the signal has to wait (`held`, `awaited`).
+    """
+    STATE.count += 1
+    first = STATE.number is None
+    if first:
+        STATE.number = number
+    if STATE.on_request is not None and first:
+        STATE.heard = True
+        STATE.on_request()
+    elif not STATE.held and in_main_thread():
+        raise Stop(number)
+
+
+def check() -> None:
+    """Raise `Stop` if a signal waits, or if one was lost where Python drops exceptions."""
+    if STATE.number is None or STATE.ending or STATE.held:
+        return
+    if STATE.on_request is not None and STATE.count == 1:
+        return
+    if in_main_thread():
+        raise Stop(STATE.number)
+
+
+def lose_reader() -> None:
+    """Note that nobody reads stderr any more, which ends the run that is under way."""
+    STATE.deaf = True
+    if STATE.records and STATE.number is None:
+        request(_PIPE)
+
+
+def require_heard() -> None:
+    """Raise `Stop` if a signal waits, or if nobody reads stderr any more: no run begins then."""
+    if STATE.deaf and STATE.number is None:
+        request(_PIPE)
+    check()
+
+
+def in_main_thread() -> bool:
+    """Return whether signals break into the caller's thread."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def received() -> int | None:
+    """Return the number of the signal that ends the run; None: there is none."""
+    return STATE.number
+
+
+def is_urgent() -> bool:
+    """Return whether a second signal came, after which nothing is waited for."""
+    return STATE.count > 1
+
+
+def interrupted(message: str, hint: str, *, code: str = "interrupted") -> InterruptedRun:
+    """Return the error of a run that a signal ended, or Ctrl-C, with the exit code that belongs to it.
+
+    Args:
+        message: what is kept.
+        hint: how to resume.
+        code: as in `AttclError`.
+    """
+    error = InterruptedRun(message, hint, code=code)
+    if STATE.number is not None:
+        error.exit_code = _EXIT_OF_SIGNALS + STATE.number
+    return error
+
+
+def stopped(again: str = AGAIN) -> InterruptedRun:
+    """Return the error of a run that a signal ended, of which all finished files are kept.
+
+    Args:
+        again: how the run is resumed, an imperative.
+    """
+    number = STATE.number
+    by = f" ({_name(number)})" if number not in {None, signal.SIGINT} else ""
+    return interrupted(
+        f"interrupted{by}: finished files are kept, no half-written ones are left",
+        f"{again} to continue" if again == AGAIN else again,
+    )
+
+
+def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
+    """Return what a user can act on of an exception; None: it is a bug, or a Ctrl-C that no handler of ours saw.
+
+    Args:
+        error: what ended the run; an `AttclError` is returned, with a hint that says how this run is resumed.
+        again: how the run is resumed, an imperative.
+    """
+    if isinstance(error, AttclError):
+        if error.code == "file-not-written" and again != AGAIN:
+            return AttclError(error.message, f"free some space, then {again}", code=error.code)
+        return error
+    if isinstance(error, Stop) or (isinstance(error, GeneratorExit) and STATE.number is not None):
+        return stopped(again)
+    # torch has an error of its own for memory of the processor, and names it in the text alone
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return AttclError(
+            f"out of memory ({str(error).splitlines()[0] if str(error) else 'of the processor'}), "
+            "expected room for the data",
+            f"free some memory, or lower --num-workers and --batch-size, then {again}",
+            code="out-of-memory",
+        )
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return AttclError(
+            f"{error.filename or 'output'}: not written ({error.strerror}), "
+            "expected a writable place with free space",
+            f"free some space, then {again}",
+            code="file-not-written",
+        )
+    return None
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn what ends the block into an error that a user can act on, if it is none yet: for work without a record.
+
+    Raises:
+        InterruptedRun: a signal came.
+        AttclError: no space or no memory.
+    """
+    with signals():
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            problem = explained(error)
+            if problem is None or problem is error:
+                raise
+            STATE.ending |= in_main_thread()
+            raise problem from error
+
+
+def _handle(number: int, _frame: FrameType | None) -> None:
+    request(number)
+
+
+def _name(number: int | None) -> str:
+    """Return the name of a signal: SIGTERM."""
+    return signal.Signals(number).name if number is not None else ""
