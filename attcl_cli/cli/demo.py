@@ -16,8 +16,10 @@ from attcl_cli.cli.options import Debug, Device, Json, Quiet, Seed
 from attcl_cli.cli.score import show
 from attcl_cli.cli.terminal import Terminal, TerminalBar
 from attcl_cli.errors import AttclError
+from attcl_cli.files import ordinary_mode
 from attcl_cli.progress import Silent
 from attcl_cli.run_record import RunRecord
+from attcl_cli.temporaries import temporary_folder
 
 if TYPE_CHECKING:
     from attcl_cli.scoring.run import ScoreResult
@@ -126,8 +128,10 @@ def _write_cohort(root: Path, cases: int, seed: int, terminal: Terminal) -> None
 
     if root.is_dir():
         return
-    with terminal.bar(cases, "phantoms") as bar:
-        write_cohort(root, cases=cases, seed=_SEED + seed, voxel_mm=_VOXEL_MM, on_case=bar)
+    with terminal.bar(cases, "phantoms") as bar, temporary_folder(root) as building:
+        write_cohort(building, cases=cases, seed=_SEED + seed, voxel_mm=_VOXEL_MM, on_case=bar)
+        building.chmod(ordinary_mode(0o777))
+        building.rename(root)
 
 
 class _BarsAlone(Silent):
