@@ -36,7 +36,8 @@ EXAMPLES = "Examples:  attcl complete --ori data/ --cpl out/   |   attcl complet
 def complete(
     ori: Ori = Path("data"),
     cpl: Annotated[
-        Path, typer.Option("--cpl", help="Folder for the synthesised volumes, and only these.")
+        Path,
+        typer.Option("-o", "--cpl", help="Folder for the synthesised volumes, and only these."),
     ] = Path("out"),
     weights: Annotated[
         list[str] | None,

@@ -63,7 +63,7 @@ ForceData = Annotated[
         help="Take volumes that a check of their voxels refuses (skull, noise, shifts, units).",
     ),
 ]
-Ori = Annotated[Path, typer.Option("--ori", help="The incomplete dataset; it is only read.")]
+Ori = Annotated[Path, typer.Option("-i", "--ori", help="The incomplete dataset; it is only read.")]
 Completed = Annotated[Path, typer.Option("--cpl", help="The synthesised volumes.")]
 Truth = Annotated[
     Path | None,

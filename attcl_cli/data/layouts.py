@@ -47,6 +47,7 @@ class Layout:
         case_folders: whether a folder with images belongs to one case.
         channel_file: the JSON file above the images that tells which modality each number is (nnU-Net).
         label_convention: the key of `labels.CONVENTIONS` that label maps usually follow.
+        last_resort: its names fit files of other layouts, too, so that it is tried if no file fits any of these.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Layout:
     vocabulary: Mapping[str, tuple[str, ...]] | None = None
     case_folders: bool = True
     channel_file: str = ""
+    last_resort: bool = False
 
     @property
     def sliced(self) -> bool:
@@ -296,6 +298,34 @@ LAYOUTS: Mapping[str, Layout] = {
                 "token": r"[A-Za-z0-9-]+",
             },
             tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+        ),
+        Layout(
+            name="flat",
+            title="one folder, named as BraTS 2018-2021",
+            template="{case}_{token}{ext}",
+            fields={**_FIELDS, "case": r"(?!sub-)[^/]+"},  # names of BIDS have more parts
+            tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+            case_folders=False,
+            last_resort=True,
+        ),
+        Layout(
+            name="flat2023",
+            title="one folder, named as BraTS 2023",
+            template="{case}-{token}{ext}",
+            fields=_FIELDS,
+            tokens={"flair": "t2f", "t1": "t1n", "t1ce": "t1c", "t2": "t2w", SEGMENTATION: "seg"},
+            patient=r"^(.+-\d{5})-\d{3}$",
+            label_convention="2023",
+            case_folders=False,
+            last_resort=True,
+        ),
+        Layout(
+            name="patient",
+            title="one patient, files named as modalities",
+            template="{token}{ext}",  # the case is called as its folder
+            fields={**_FIELDS, "token": r"[A-Za-z0-9-]+"},
+            tokens={"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "t2", SEGMENTATION: "seg"},
+            last_resort=True,
         ),
     )
 }

@@ -106,12 +106,7 @@ def read_folder(
     files = [path for path in everything if path not in aside]
     volumes = [path for path in files if not path.name.lower().endswith(".png")]
     pictures = [path for path in files if path.name.lower().endswith(".png")]
-    readings = {
-        layout.name: _read_names(root, pictures if layout.sliced else volumes, layout, said)
-        for layout in candidates
-    }
-    chosen = max(candidates, key=lambda candidate: len(readings[candidate.name].names))
-    read = readings[chosen.name]
+    chosen, read = _best_fit(root, volumes, pictures, candidates, said)
     if not read.names:
         raise bids.only_set_aside(root, aside) or _unknown_layout(root, files, candidates)
     notes = bids.notes_of(aside, root)
@@ -202,6 +197,24 @@ def _refuse(error: OSError) -> NoReturn:
     ) from error
 
 
+def _best_fit(
+    root: Path,
+    volumes: Sequence[PurePosixPath],
+    pictures: Sequence[PurePosixPath],
+    candidates: Sequence[Layout],
+    said: Vocabulary,
+) -> tuple[Layout, _Read]:
+    """Return the layout that most files fit, with these; those of the last resort come after all others."""
+    best, read = candidates[0], _Read({}, {}, ())
+    for layout in sorted(candidates, key=lambda layout: layout.last_resort):
+        if layout.last_resort and read.names and not best.last_resort:
+            break
+        found = _read_names(root, pictures if layout.sliced else volumes, layout, said)
+        if len(found.names) > len(read.names):
+            best, read = layout, found
+    return best, read
+
+
 def _read_names(
     root: Path, files: Sequence[PurePosixPath], layout: Layout, said: Vocabulary
 ) -> _Read:
@@ -234,7 +247,7 @@ def _read_names(
             continue
         names[path] = _Name(
             path,
-            groups["case"],
+            groups["case"] if "case" in groups else root.resolve().name,
             modality,
             token,
             groups.get("prefix") or "",
@@ -394,7 +407,7 @@ def _judge(
     others = {
         path: layout.title
         for layout in LAYOUTS.values()
-        if layout.name != reading.layout.name
+        if layout.name != reading.layout.name and not layout.last_resort
         for path in _read_names(root, left, layout, said).names
     }
     present: dict[str, set[str]] = defaultdict(set)

@@ -54,6 +54,11 @@ EXAMPLES = {
         "x/IXI002-Guys-0828-T1.json", "IXI-T1/IXI002-Guys-0828-T1.nii.gz",
     ),
     "folders": ("a/", "pat1", "pat1", "a/pat1/t1.nii.gz", "a/pat1/t1.json", "t1.nii.gz"),
+    "flat": ("", "P_1", "P_1", "P_1_t1.nii.gz", "P_1_t1.json", "sub-1_T1w.nii.gz"),
+    "flat2023": (
+        "", "B-00027-001", "B-00027", "B-00027-001-t1n.nii.gz", "B-00027-001-t1n.json", "a/B-00027-001-t1n.nii.gz",
+    ),
+    "patient": ("", "", "", "t1.nii.gz", "t1.json", "pat1/t1.nii.gz"),
 }  # fmt: skip
 PNG = [PurePosixPath(f"t1/P_{number:03d}.png") for number in range(5)]
 NIFTI = [PurePosixPath("P/P_t1.nii.gz")]
@@ -68,7 +73,7 @@ def test_a_path_that_a_layout_makes_is_one_that_it_reads(name):
     assert str(file) == path
     match = layout.pattern().fullmatch(path)
     assert match is not None
-    assert (match["case"], match["token"], match["ext"]) == (
+    assert (match.groupdict().get("case", ""), match["token"], match["ext"]) == (
         case,
         layout.tokens["t1"],
         layout.extension,
@@ -102,8 +107,10 @@ def test_a_case_whose_id_names_no_patient_is_its_own():
 
 def test_the_usual_label_convention_is_one_that_is_known():
     usual = {name: layout.label_convention for name, layout in LAYOUTS.items()}
-    assert {name for name, convention in usual.items() if convention != "2021"} == {"brats2023"}
-    assert usual["brats2023"] == "2023"
+    assert {name for name, convention in usual.items() if convention == "2023"} == {
+        "brats2023",
+        "flat2023",
+    }
     assert set(usual.values()) <= set(CONVENTIONS)
 
 
