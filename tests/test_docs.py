@@ -50,7 +50,7 @@ EVERY = {**COMMANDS, **SUBCOMMANDS}
 OTHER_OPTIONS = {"--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"}
 """Options in the pages that are not of `attcl`: of torchrun, sbatch, and the scripts in examples/."""
 OF_BENCHMARKS = {
-    *("--preset", "--cases", "--voxel-mm", "--variants"),
+    *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),
 }
 """Options of the scripts in benchmarks/."""
