@@ -1,6 +1,7 @@
-"""Volumes on disk and as arrays: NIfTI in and out, geometry, the volumes of a case together; the only nibabel user.
+"""Volumes on disk and as arrays: in and out, geometry, the volumes of a case together.
 
-Which file is which modality is left to `dataset`, PNG files to `png_slices`, arrays without files to `intensities`.
+Which file is which modality is left to `dataset`, what is read of a file to `nifti_files` and `png_slices`, arrays
+without files to `intensities`. Only this file and `nifti_files` know nibabel.
 
 Inside the program a volume is always (D, H, W): axial slices from foot to head, row 0 anterior, column 0 the patient's
 right, whatever the file's orientation. That is BraTS's own voxel order (LPS) transposed, so for BraTS it is a view.
@@ -8,36 +9,25 @@ right, whatever the file's orientation. That is BraTS's own voxel order (LPS) tr
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
-import struct
-import warnings
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
-from attcl_cli.data import png_slices
+from attcl_cli.data import nifti_files, png_slices
 from attcl_cli.data.background import BackgroundOption, find_background, subtract
+from attcl_cli.data.image_files import require_bytes, times
 from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
-from attcl_cli.data.nifti_headers import shorten_quaternion
+from attcl_cli.data.written import require_finite
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.files import write_whole
-
-gzip_codec: ModuleType = gzip
-"""What decompresses."""
-with contextlib.suppress(ImportError):  # no wheel for every platform
-    # Intel's ISA-L is several times faster than zlib on volumes. It does not compress: under load it was seen to write
-    # other bytes for the same volume (isal 1.9.1), and the same run must write the same bytes.
-    from isal import igzip as gzip_codec
 
 AFFINE_TOLERANCE_MM = 0.01  # headers of one patient differ by float32 rounding, not more
 _WORKING_ORDER = axcodes2ornt(("L", "P", "S"))
@@ -45,9 +35,6 @@ _GZIP_LEVEL = 1
 # A brain compresses to a tenth or more of its size, a constant volume to a thousandth.
 _SUSPICIOUS_COMPRESSION = 0.01
 _DIMENSIONS = 3
-_COPY_AGAIN = "copy it again from its source, or remove it"
-_NIFTI2_HEADER = 540  # bytes; the first number of such a file
-_STARTS_OF_NIFTI = {struct.pack(order, size) for order in ("<i", ">i") for size in (348, 540)}
 
 
 @dataclass(frozen=True)
@@ -98,9 +85,9 @@ class Grid:
         """Return in words how the grids differ; "" if they do not. PNG slices have no position, only a size."""
         if (self.header is None) != (other.header is None):
             here, there = self.axial_shape, other.axial_shape
-            return "" if here == there else f"slices of {_times(here)} against {_times(there)}"
+            return "" if here == there else f"slices of {times(here)} against {times(there)}"
         if self.shape != other.shape:
-            return f"shape {_times(self.shape)} against {_times(other.shape)}"
+            return f"shape {times(self.shape)} against {times(other.shape)}"
         gap = float(np.abs(_corners(self) - _corners(other)).max())
         if gap <= AFFINE_TOLERANCE_MM:
             return ""
@@ -158,28 +145,9 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     path = paths[0]
     if _is_png(path):
         return _png_grid(*png_slices.read_shape(paths))
-    _require_bytes(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with gzip.open(path) if _is_packed(path) else path.open("rb") as stream:
-                header = _read_header(stream, path)
-            grid = _grid(header, path)
-    except AttclError:
-        raise
-    except _UNREADABLE as error:
-        raise _no_nifti(path, error) from error
-    expected = (
-        int(header.get_data_offset())
-        + int(np.prod(grid.shape, dtype=np.int64)) * grid.dtype.itemsize
-    )
-    if not _is_packed(path):
-        length = path.stat().st_size
-        if length < expected:
-            raise _cut_off(path, length, expected)
-    elif _stored_length(path) != expected % 2**32 and (length := len(_read_bytes(path))) < expected:
-        raise _cut_off(path, length, expected)
-    return grid
+    header = nifti_files.read_header(path)
+    nifti_files.require_whole(path, header)
+    return _grid(header)
 
 
 def depth_of(paths: Sequence[Path]) -> int:
@@ -197,11 +165,8 @@ def read_description(paths: Sequence[Path]) -> str | None:
     if _is_png(path):
         return png_slices.read_description(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header: Any = nib.load(path).header
-            return bytes(header["descrip"]).rstrip(b"\0").decode("latin-1")
-    except (*_UNREADABLE, KeyError):
+        return nifti_files.read_description(path)
+    except AttclError:
         return None
 
 
@@ -216,8 +181,8 @@ def read_as_3d(path: Path) -> bytes:
     Raises:
         AttclError: as `read_grid`.
     """
-    grid, raw = read_grid([path]), _read_bytes(path)
-    header = grid.header.copy()
+    grid = read_grid([path])
+    header, raw = grid.header.copy(), nifti_files.read_bytes(path, grid.header)
     if len(header.get_data_shape()) == _DIMENSIONS:
         return raw
     header.set_data_shape(grid.shape)
@@ -233,8 +198,13 @@ def suspicious(paths: Sequence[Path], grid: Grid) -> bool:
     path = paths[0]
     if _is_png(path):
         return False
-    packed = path.stat().st_size / (np.prod(grid.shape, dtype=np.int64) * grid.dtype.itemsize)
-    return grid.dtype.kind == "f" or not _is_packed(path) or bool(packed < _SUSPICIOUS_COMPRESSION)
+    size = require_bytes(path, "a NIfTI file")
+    packed = size / (math.prod(grid.shape) * grid.dtype.itemsize)
+    return (
+        grid.dtype.kind == "f"
+        or not nifti_files.is_packed(path)
+        or packed < _SUSPICIOUS_COMPRESSION
+    )
 
 
 def load(paths: Sequence[Path], *, background: BackgroundOption = "auto") -> Volume:
@@ -338,18 +308,17 @@ def read_exactly(paths: Sequence[Path]) -> tuple[Array, float]:
         pixels, dtype = png_slices.load(paths)
         return pixels.astype(dtype), 0.0
 
-    def exactly(proxy: ArrayProxy) -> Array:
-        scaled = (proxy.slope, proxy.inter) != (1, 0)
-        values: Array = np.asanyarray(proxy, dtype=np.float64) if scaled else proxy.get_unscaled()
-        return values
-
-    stored, grid = _decode(path, exactly)
-    integers = grid.dtype.kind in "iu"
-    step = abs(grid.header.get_slope_inter()[0]) if grid.scaled and integers else 0.0
+    header = nifti_files.read_header(path)
+    stored, grid = nifti_files.read_stored(path, header), _grid(header)
+    if grid.scaled:
+        stored = nifti_files.scaled(stored, header, np.float64, path)
+    step = abs(header.get_slope_inter()[0]) if grid.scaled and grid.dtype.kind in "iu" else 0.0
     return to_working_order(stored, grid), step
 
 
-def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) -> None:
+def save(
+    paths: Sequence[Path], data: Array, like: Grid, *, description: str, made_by: str = ""
+) -> None:
     """Write a volume on the grid of another one: same shape, affine, qform and sform codes, units.
 
     Integers keep the type of `like` if the values fit, otherwise become int16, otherwise float32. Scaled integers
@@ -360,14 +329,16 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
         data: (D, H, W) in working order, intensities.
         like: the grid of a volume of the same case.
         description: put into the NIfTI `descrip` field (80 bytes) or the PNG text `Description`.
+        made_by: the weights that made the volume, for an error (`written.require_finite`).
 
     Raises:
-        AttclError: the file cannot be written. Nothing half-written stays.
+        AttclError: the file cannot be written, or the volume holds NaN or infinity. Nothing half-written stays.
     """
+    ends = require_finite(data, paths[0], made_by=made_by)
     if _is_png(paths[0]):
         png_slices.save(paths, data, like.dtype, description=description)
         return
-    dtype = _output_type(data, like)
+    dtype = _output_type(ends, like)
     stored = _to_stored_order(data, like)
     if dtype.kind in "iu":
         stored = np.rint(stored)
@@ -382,7 +353,7 @@ def save(paths: Sequence[Path], data: Array, like: Grid, *, description: str) ->
     _check_written(raw, like, paths[0])
     write_whole(
         paths[0],
-        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if _is_packed(paths[0]) else raw,
+        gzip.compress(raw, _GZIP_LEVEL, mtime=0) if nifti_files.is_packed(paths[0]) else raw,
     )
 
 
@@ -413,11 +384,6 @@ def _is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def _is_packed(path: Path) -> bool:
-    """Return whether a file's name says that it is compressed."""
-    return path.suffix.lower() == ".gz"
-
-
 def _read(paths: Sequence[Path]) -> Volume:
     if not _is_png(paths[0]):
         return _load_nifti(paths[0])
@@ -430,149 +396,20 @@ def _png_grid(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Grid:
     return Grid(shape=shape, affine=np.eye(4), dtype=dtype)
 
 
-_UNREADABLE = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    nib.wrapstruct.WrapStructError,
-    OSError,
-    EOFError,
-    zlib.error,
-    ValueError,
-    struct.error,
-)
-
-
 def _load_nifti(path: Path) -> Volume:
-    stored, grid = _decode(path, lambda proxy: np.asanyarray(proxy, dtype=np.float32))
-    return Volume(np.ascontiguousarray(to_working_order(stored, grid)), grid)
+    header = nifti_files.read_header(path)
+    grid = _grid(header)
+    values = nifti_files.scaled(nifti_files.read_stored(path, header), header, np.float32, path)
+    return Volume(np.ascontiguousarray(to_working_order(values, grid)), grid)
 
 
-def _decode(path: Path, read: Callable[[ArrayProxy], Array]) -> tuple[Array, Grid]:
-    """Return the voxels of a file in stored order, (X, Y, Z), as `read` takes them from it, and its geometry."""
-    _require_bytes(path)
-    raw = _read_bytes(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            header = _read_header(io.BytesIO(raw), path)
-            grid = _grid(header, path)
-            stored = read(ArrayProxy(io.BytesIO(raw), header))
-    except AttclError:
-        raise
-    except _UNREADABLE as error:
-        raise _no_nifti(path, error) from error
-    return stored.reshape(grid.shape), grid
-
-
-def _read_header(stream: io.BufferedIOBase, path: Path) -> Any:
-    """Read a NIfTI-1 or NIfTI-2 header."""
-    start = stream.read(4)
-    stream.seek(0)
-    of_version_2 = _NIFTI2_HEADER in (struct.unpack(order, start)[0] for order in ("<i", ">i"))
-    header = (nib.Nifti2Header if of_version_2 else nib.Nifti1Header).from_fileobj(stream)
-    shorten_quaternion(header, path)
-    return header
-
-
-def _grid(header: Any, path: Path) -> Grid:
-    shape = tuple(int(n) for n in header.get_data_shape())
-    while len(shape) > _DIMENSIONS and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != _DIMENSIONS:
-        raise AttclError(
-            f"{path}: {len(shape)}-D ({_times(shape)}), expected one 3-D volume",
-            "split it and keep one volume per modality",
-            code="volume-not-3d",
-        )
-    if 0 in shape:
-        raise AttclError(
-            f"{path}: shape {_times(shape)}, expected voxels",
-            "repair or remove this file",
-            code="volume-empty",
-        )
-    dtype = header.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise AttclError(
-            f"{path}: voxels of type {dtype}, expected one number per voxel",
-            "convert it to a grey-scale image",
-            code="voxel-type",
-        )
-    affine = header.get_best_affine()
-    with np.errstate(all="ignore"):
-        singular = not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9  # noqa: PLR2004
-    if singular:
-        raise AttclError(
-            f"{path}: its affine maps voxels to no 3-D space, expected an invertible one",
-            "repair the header's sform or qform",
-            code="affine-singular",
-        )
-    scaled = header.get_slope_inter() not in {(1, 0), (None, None)}
-    return Grid((shape[0], shape[1], shape[2]), affine, dtype, header, scaled)
-
-
-def _require_bytes(path: Path) -> None:
-    try:
-        empty = path.stat().st_size == 0
-    except OSError as error:
-        raise AttclError(
-            f"{path}: not readable ({error.strerror}), expected a NIfTI file",
-            "a broken link? check that its target exists",
-            code="file-missing",
-        ) from error
-    if empty:
-        raise AttclError(
-            f"{path}: empty (0 bytes), expected a NIfTI file",
-            _COPY_AGAIN,
-            code="file-empty",
-        )
-    if not _is_packed(path):
-        return
-    start = b""
-    with contextlib.suppress(OSError), path.open("rb") as stream:
-        start = stream.read(4)
-    if start in _STARTS_OF_NIFTI:
-        raise AttclError(
-            f"{path}: not compressed, expected a gzip file by its ending",
-            "rename it to end in .nii",
-            code="volume-not-compressed",
-        )
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-        return bytes(gzip_codec.decompress(raw)) if _is_packed(path) else raw
-    except Exception as error:
-        known = (OSError, EOFError, zlib.error, ValueError)
-        if not isinstance(error, known) and not type(error).__module__.startswith("isal"):
-            raise
-        raise AttclError(
-            f"{path}: not readable to its end ({error}), expected a whole gzip file",
-            _COPY_AGAIN,
-            code="volume-cut-off",
-        ) from error
-
-
-def _stored_length(path: Path) -> int:
-    with path.open("rb") as stream:
-        stream.seek(-4, io.SEEK_END)
-        return int(struct.unpack("<I", stream.read(4))[0])
-
-
-def _no_nifti(path: Path, error: BaseException) -> AttclError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return AttclError(
-        f"{path}: not readable as NIfTI ({reason}), expected .nii or .nii.gz",
-        _COPY_AGAIN,
-        code="volume-unreadable",
-    )
-
-
-def _cut_off(path: Path, length: int, expected: int) -> AttclError:
-    return AttclError(
-        f"{path}: cut off after {length} of {expected} bytes, expected a whole file",
-        _COPY_AGAIN,
-        code="volume-cut-off",
+def _grid(header: Any) -> Grid:
+    return Grid(
+        shape=nifti_files.shape_of(header),
+        affine=header.get_best_affine(),
+        dtype=header.get_data_dtype(),
+        header=header,
+        scaled=header.get_slope_inter() not in {(1, 0), (None, None)},
     )
 
 
@@ -582,10 +419,10 @@ def _to_stored_order(data: Array, grid: Grid) -> Array:
     return value
 
 
-def _output_type(data: Array, like: Grid) -> np.dtype[Any]:
+def _output_type(ends: tuple[float, float], like: Grid) -> np.dtype[Any]:
     if like.dtype.kind == "f" or like.scaled:
         return np.dtype(np.float32)
-    low, high = float(data.min()), float(data.max())
+    low, high = ends
     for dtype in (like.dtype.newbyteorder("="), np.dtype(np.int16)):
         limits = np.iinfo(dtype)
         if limits.min <= round(low) and round(high) <= limits.max:
@@ -619,7 +456,3 @@ def _corners(grid: Grid) -> Array:
         ]
     )
     return (ends @ grid.affine.T)[:, :3]
-
-
-def _times(shape: Sequence[int]) -> str:
-    return "x".join(str(n) for n in shape)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from nibabel.orientations import inv_ornt_aff
 
-from attcl_cli.data import intensities, volumes
+from attcl_cli.data import intensities, nifti_files, volumes
 from attcl_cli.errors import AttclError
 
 ORIENTATIONS = [
@@ -268,7 +268,7 @@ def fails(path: Path, match: str) -> None:
 def any_gzip(request, monkeypatch):
     """Both ways to decompress: Intel's library, and Python's own where that is not installed."""
     if request.param == "zlib":
-        monkeypatch.setattr(volumes, "gzip_codec", gzip)
+        monkeypatch.setattr(nifti_files, "gzip_codec", gzip)
 
 
 def test_a_missing_file_is_named(tmp_path):

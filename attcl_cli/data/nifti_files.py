@@ -1,0 +1,385 @@
+"""NIfTI files as headers and stored numbers: the gate of all their readers; a damaged file is an error of ours.
+
+The header comes first. It bounds what is read of the rest, which is never more than the file can hold. Orientation,
+geometry and writing are left to `volumes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import logging
+import math
+import operator
+import struct
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation
+from nibabel.volumeutils import apply_read_scaling
+from numpy.typing import DTypeLike
+
+from attcl_cli.data.image_files import (
+    COPY_AGAIN,
+    can_hold,
+    gate,
+    require_bytes,
+    require_voxels,
+    times,
+)
+from attcl_cli.data.intensities import Array
+from attcl_cli.data.nifti_headers import shorten_quaternion
+from attcl_cli.errors import AttclError
+
+gzip_codec: ModuleType = gzip
+"""What decompresses."""
+with contextlib.suppress(ImportError):  # no wheel for every platform
+    # Intel's ISA-L is several times faster than zlib on volumes. It does not compress: under load it was seen to write
+    # other bytes for the same volume (isal 1.9.1), and the same run must write the same bytes.
+    from isal import igzip as gzip_codec
+
+_KIND = "a NIfTI file"
+_DIMENSIONS = 3
+_NIFTI2_HEADER = 540  # bytes; the first number of such a file
+_STARTS_OF_NIFTI = {struct.pack(order, size) for order in ("<i", ">i") for size in (348, 540)}
+_MOST_OFFSET = 2**28  # bytes of header and extensions before the first voxel
+_SPARE = 2**20  # bytes that a file may go on for, besides once more what its header promises
+_MAINLY = 0.9  # of an axis' length along one axis of space: along the others it is less
+_GZIP = 31  # zlib's name for a gzip stream
+_START = 2**13  # bytes of a compressed file that hold its header, if it has no comment
+_CHUNK = 2**20
+# nibabel logs what it repairs in a header; its own logger writes to stderr.
+_SILENT = logging.Logger("attcl_cli.nibabel")
+_SILENT.addHandler(logging.NullHandler())
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file's name says that it is compressed."""
+    return path.suffix.lower() == ".gz"
+
+
+def read_header(path: Path) -> Any:
+    """Read a NIfTI-1 or NIfTI-2 header; that it is of one 3-D volume of numbers with a place in space is certain then.
+
+    Extensions are not read, nothing here needs them.
+
+    Raises:
+        AttclError: the file is missing, empty, no NIfTI, or its header makes no sense.
+    """
+    require_bytes(path, _KIND)
+    with gate(path, _KIND, partial(_no_nifti, path)), np.errstate(all="ignore"):
+        header = _parse(path)
+        shorten_quaternion(header, path)
+        _require_volume(header, path)
+        _require_start(header, path)
+        _require_space(header, path)
+        header.get_slope_inter()
+    return header
+
+
+def read_description(path: Path) -> str:
+    """Read the field `descrip` of a NIfTI file.
+
+    Raises:
+        AttclError: the file is missing, empty, or no NIfTI.
+    """
+    require_bytes(path, _KIND)
+    with gate(path, _KIND, partial(_no_nifti, path)):
+        return bytes(_parse(path)["descrip"]).rstrip(b"\0").decode("latin-1")
+
+
+def shape_of(header: Any) -> tuple[int, int, int]:
+    """Return the stored shape of a volume without further axes of length 1."""
+    first, second, third = (int(side) for side in header.get_data_shape()[:_DIMENSIONS])
+    return first, second, third
+
+
+def require_whole(path: Path, header: Any) -> None:
+    """Prove cheaply that a file holds what its header promises; mostly no voxel is decompressed.
+
+    gzip stores the length, modulo 2**32, in the last four bytes. Only if that disagrees (some writers chain several
+    members) the file is decompressed, as far as it may go on.
+
+    Raises:
+        AttclError: it is cut off, damaged, or goes on for too long.
+    """
+    size, promised = require_bytes(path, _KIND), _promised(header)
+    if not is_packed(path):
+        if size < promised:
+            raise _cut_off(path, size, promised)
+        return
+    with gate(path, _KIND, partial(_not_to_its_end, path)):
+        if _stored_length(path) != promised % 2**32:
+            _measure(path, promised)
+
+
+def read_stored(path: Path, header: Any) -> Array:
+    """Read the numbers of a volume as they are stored, (X, Y, Z).
+
+    Args:
+        path: a NIfTI file.
+        header: of `read_header`.
+
+    Raises:
+        AttclError: the file is cut off, damaged, or goes on for too long.
+    """
+    with gate(path, _KIND, partial(_not_to_its_end, path)):
+        promised, offset = _require_room(path, header), int(header.get_data_offset())
+        block = memoryview(bytearray(promised - offset))
+        with _opened(path) as stream:
+            stream.seek(offset)
+            filled = 0
+            while filled < len(block):
+                chunk = stream.read(min(_CHUNK, len(block) - filled))
+                if not chunk:
+                    raise _cut_off(path, stream.tell(), promised)
+                block[filled : filled + len(chunk)] = chunk
+                filled += len(chunk)
+            if is_packed(path):
+                deque(_rest(stream, path, promised), maxlen=0)
+        stored: Array = np.ndarray(
+            shape_of(header), header.get_data_dtype(), buffer=block, order="F"
+        )
+    return stored
+
+
+def scaled(stored: Array, header: Any, dtype: DTypeLike, path: Path) -> Array:
+    """Return stored numbers times the slope plus the intercept of their header, as nibabel computes them.
+
+    Args:
+        stored: of `read_stored`.
+        header: of `read_header`.
+        dtype: the number type of the result.
+        path: named in errors.
+
+    Raises:
+        AttclError: slope and intercept go beyond all number types.
+    """
+    slope, intercept = header.get_slope_inter()
+    with gate(path, _KIND, partial(_no_nifti, path)), np.errstate(all="ignore"):
+        values = apply_read_scaling(stored, slope, intercept)
+        wide = values.astype(np.promote_types(values.dtype, dtype), copy=False)
+        result: Array = wide.astype(dtype, copy=False)
+    return result
+
+
+def read_bytes(path: Path, header: Any) -> bytes:
+    """Read a whole file, decompressed.
+
+    Args:
+        path: a NIfTI file.
+        header: of `read_header`.
+
+    Raises:
+        AttclError: the file is cut off, damaged, or goes on for too long.
+    """
+    with gate(path, _KIND, partial(_not_to_its_end, path)):
+        promised = _require_room(path, header)
+        with _opened(path) as stream:
+            first = stream.read(promised)
+            if len(first) < promised:
+                raise _cut_off(path, len(first), promised)
+            return b"".join((first, *_rest(stream, path, promised)))
+
+
+def _opened(path: Path) -> BinaryIO:
+    return cast("BinaryIO", gzip_codec.open(path) if is_packed(path) else path.open("rb"))
+
+
+def _parse(path: Path) -> Any:
+    """Read a header as nibabel checks and repairs it."""
+    block = _first_bytes(path)
+    of_version_2 = _NIFTI2_HEADER in (struct.unpack(order, block[:4])[0] for order in ("<i", ">i"))
+    kind: Any = nib.Nifti2Header if of_version_2 else nib.Nifti1Header
+    header = kind(block[: kind.template_dtype.itemsize], check=False)
+    header.check_fix(logger=_SILENT)
+    return header
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Return the bytes that hold a header, fewer if the file has no more."""
+    if is_packed(path):
+        with path.open("rb") as start, contextlib.suppress(zlib.error):
+            block = zlib.decompressobj(_GZIP).decompress(start.read(_START), _NIFTI2_HEADER)
+            if len(block) == _NIFTI2_HEADER:
+                return block
+    with _opened(path) as stream:  # members of few bytes, or damage
+        return stream.read(_NIFTI2_HEADER)
+
+
+def _promised(header: Any) -> int:
+    """Return the length of a file up to its last voxel, in bytes; always exact."""
+    voxels = math.prod(shape_of(header))
+    return int(header.get_data_offset()) + voxels * int(header.get_data_dtype().itemsize)
+
+
+def _require_volume(header: Any, path: Path) -> None:
+    shape = tuple(int(side) for side in header.get_data_shape())
+    while len(shape) > _DIMENSIONS and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != _DIMENSIONS:
+        raise AttclError(
+            f"{path}: {len(shape)}-D ({times(shape)}), expected one 3-D volume",
+            "split it and keep one volume per modality",
+            code="volume-not-3d",
+        )
+    if min(shape) < 1:
+        raise AttclError(
+            f"{path}: shape {times(shape)}, expected voxels",
+            "repair or remove this file",
+            code="volume-empty",
+        )
+    require_voxels(path, shape)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise AttclError(
+            f"{path}: voxels of type {dtype}, expected one number per voxel",
+            "convert it to a grey-scale image",
+            code="voxel-type",
+        )
+
+
+def _require_start(header: Any, path: Path) -> None:
+    """Refuse a file whose voxels would begin within its header, or nowhere.
+
+    The standard wants 352 or more in a single file. Of 0, nibabel makes the header's own bytes the first voxels, and
+    NIfTI's reference library begins right after the header: no two readers show the same image.
+    """
+    offset = float(header["vox_offset"])
+    if not header.sizeof_hdr <= offset <= _MOST_OFFSET:
+        least = header.single_vox_offset
+        raise AttclError(
+            f"{path}: its voxels begin at byte {offset:g} (vox_offset), expected {least} to {_MOST_OFFSET}",
+            f"write the file again with the program that made it; without extensions vox_offset is {least}",
+            code="voxel-offset",
+        )
+
+
+def _require_space(header: Any, path: Path) -> None:
+    """Refuse an affine that gives the voxels no place, or axes that are one axis when rounded."""
+    affine = header.get_best_affine()
+    matrix = affine.tolist()  # of numbers of Python, several times faster than arrays of nine
+    shape = (*shape_of(header), 1)
+    corner = [sum(map(operator.mul, row, shape)) for row in matrix]
+    axes = list(zip(*(row[:3] for row in matrix[:3]), strict=True))
+    edges = [math.hypot(*axis) for axis in axes]
+    (a, b, c), (d, e, f), (g, h, i) = axes
+    volume = abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))
+    if (
+        not all(map(math.isfinite, (*corner, *edges, volume)))
+        or volume < 1e-9  # noqa: PLR2004
+        or not (_along_axes(axes, edges) or set(io_orientation(affine)[:, 0]) == {0, 1, 2})
+    ):
+        raise AttclError(
+            f"{path}: its affine maps voxels to no 3-D space, expected an invertible one",
+            "repair the header's sform or qform",
+            code="affine-singular",
+        )
+
+
+def _along_axes(axes: Sequence[Sequence[float]], edges: Sequence[float]) -> bool:
+    """Return whether each axis is mainly along one of space, as nearly always; edges are their lengths."""
+    pairs = zip(axes, edges, strict=True)
+    return {
+        place
+        for axis, edge in pairs
+        for place, part in enumerate(axis)
+        if abs(part) > _MAINLY * edge
+    } == {0, 1, 2}
+
+
+def _require_room(path: Path, header: Any) -> int:
+    """Return the promised length; memory for it may be taken then.
+
+    Raises:
+        AttclError: the file is too small to hold it.
+    """
+    size, promised = require_bytes(path, _KIND), _promised(header)
+    if is_packed(path):
+        if not can_hold(size, promised):
+            _measure(path, promised)
+    elif size < promised:
+        raise _cut_off(path, size, promised)
+    return promised
+
+
+def _stored_length(path: Path) -> int:
+    with path.open("rb") as stream:
+        stream.seek(-4, io.SEEK_END)
+        return int(struct.unpack("<I", stream.read(4))[0])
+
+
+def _measure(path: Path, promised: int) -> None:
+    """Decompress a file to its end, with no more than a chunk of it in memory.
+
+    Raises:
+        AttclError: it is shorter than promised, or goes on for too long.
+    """
+    length = 0
+    with _opened(path) as stream:
+        while length < promised:
+            chunk = stream.read(min(_CHUNK, promised - length))
+            if not chunk:
+                raise _cut_off(path, length, promised)
+            length += len(chunk)
+        deque(_rest(stream, path, promised), maxlen=0)
+
+
+def _rest(stream: BinaryIO, path: Path, promised: int) -> Iterator[bytes]:
+    """Yield what follows the voxels; at its end gzip verifies its checksums.
+
+    Raises:
+        AttclError: it is more than as much again and a mebibyte.
+    """
+    length = promised
+    while chunk := stream.read(_CHUNK):
+        length += len(chunk)
+        if length > 2 * promised + _SPARE:
+            raise AttclError(
+                f"{path}: goes on after the {promised:,} bytes that its header promises, for more than as many again, "
+                "expected one volume",
+                COPY_AGAIN,
+                code="volume-too-long",
+            )
+        yield chunk
+
+
+def _no_nifti(path: Path, reason: str) -> AttclError:
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if is_packed(path) and start in _STARTS_OF_NIFTI:
+        return AttclError(
+            f"{path}: not compressed, expected a gzip file by its ending",
+            "rename it to end in .nii",
+            code="volume-not-compressed",
+        )
+    return AttclError(
+        f"{path}: not readable as NIfTI ({reason}), expected .nii or .nii.gz",
+        COPY_AGAIN,
+        code="volume-unreadable",
+    )
+
+
+def _not_to_its_end(path: Path, reason: str) -> AttclError:
+    return AttclError(
+        f"{path}: not readable to its end ({reason}), expected a whole "
+        f"{'gzip' if is_packed(path) else 'NIfTI'} file",
+        COPY_AGAIN,
+        code="volume-cut-off",
+    )
+
+
+def _cut_off(path: Path, length: int, expected: int) -> AttclError:
+    return AttclError(
+        f"{path}: cut off after {length} of {expected} bytes, expected a whole file",
+        COPY_AGAIN,
+        code="volume-cut-off",
+    )
