@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from attcl_cli.data.layouts import (
 )
 from attcl_cli.data.patients import find_patients
 from attcl_cli.data.vocabulary import Vocabulary
-from attcl_cli.errors import AttclError, UsageError, counted, some
+from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
+
+_SURROGATES = re.compile("[\ud800-\udfff]")  # of bytes that are no UTF-8 (PEP 383)
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,12 @@ def _walk(root: Path) -> list[PurePosixPath]:
 
 
 def _refuse(error: OSError) -> NoReturn:
+    hint = "check the path"
+    if isinstance(error, PermissionError):
+        hint = f"change its permissions: chmod u+rx {quoted(error.filename)}, or ask its owner"
     raise AttclError(
         f"{error.filename}: not readable ({error.strerror}), expected a folder that can be listed",
-        "check its permissions",
+        hint,
         code="folder-unreadable",
     ) from error
 
@@ -345,15 +351,19 @@ def _assemble(
                     code="case-empty",
                 )
             )
+        problems += _not_utf8(root, by_case[case_id])
         if problems:
             wrong[case_id] = tuple(problems)
     spellings_of: dict[str, list[str]] = defaultdict(list)
     for case_id in by_case:
-        spellings_of[case_id.lower()].append(case_id)
+        spellings_of[unicodedata.normalize("NFC", case_id).lower()].append(case_id)
     for ids in spellings_of.values():
+        alone = "capitals"
+        if len({unicodedata.normalize("NFC", it) for it in ids}) == 1:
+            alone = "how accents are encoded (NFC, NFD)"
         for case_id in ids if len(ids) > 1 else ():
             problem = AttclError(
-                f"{root / by_case[case_id][0].path}: {' and '.join(sorted(ids))} differ in capitals alone, "
+                f"{root / by_case[case_id][0].path}: {' and '.join(sorted(ids))} differ in {alone} alone, "
                 "expected one name per case",
                 "rename the files of one of them",
                 code="case-in-two-spellings",
@@ -504,6 +514,20 @@ def _case(
         segmentation=segmentation,
         prefix=next((name.prefix for name in names if not name.elsewhere), ""),
     ), problems
+
+
+def _not_utf8(root: Path, names: Sequence[_Name]) -> list[AttclError]:
+    """Refuse a case whose names hold bytes that are no UTF-8: reports, tables and weights could not name it."""
+    path = next((name.path for name in names if _SURROGATES.search(str(name.path))), None)
+    if path is None:
+        return []
+    return [
+        AttclError(
+            f"{root / path}: a name that is no UTF-8, expected one that files and reports can hold",
+            f"rename it, for example with: convmv -r -f latin1 -t utf-8 --notest {quoted(root)}",
+            code="name-not-utf8",
+        )
+    ]
 
 
 def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:

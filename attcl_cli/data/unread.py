@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from attcl_cli.data.layouts import SEGMENTATION_NAMES
-from attcl_cli.errors import AttclError, some
+from attcl_cli.errors import UNSEEN, AttclError, some
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ _OTHER_IMAGES = re.compile(r"(?:star|s|rho|map|maps|mapping)w?")  # T2star, T1ma
 _REFERENCES = re.compile(
     r"(?<![A-Za-z0-9])(?:space|from|to|ref|template)[-_][A-Za-z0-9]+", re.IGNORECASE
 )
+_MOST_PATTERNS = 8
 _LONG = 4  # letters of a spelling that may begin a longer word: flairreg
 _MAGIC_AT, _MAGIC = 128, b"DICM"  # DICOM part 10, section 7.1
 
@@ -337,7 +338,7 @@ def _volume_not_read(
     return AttclError(
         f"{root / item.path}: looks like {' or '.join(modalities)} of {case} and is not read "
         f"({title}{count}), expected a file named as {place}",
-        f"{hint}; or leave it out, with {_ignoring(item)} in modalities.toml",
+        f"{hint}; or leave it out, with {_ignoring([item])} in modalities.toml",
         code="volume-not-read",
     )
 
@@ -357,11 +358,19 @@ def _patient_not_read(
     return AttclError(
         f"{root / folder}: {names}: may be images of a case and are not read ({reason}), "
         f"expected files named as {next(iter(known.places.values()))}",
-        f"{hint}; or leave them out, with {_ignoring(first)} in modalities.toml",
+        f"{hint}; or leave them out, with {_ignoring(items)} in modalities.toml",
         code="case-not-read",
     )
 
 
-def _ignoring(item: Unread) -> str:
-    """Return the line of `modalities.toml` that leaves a file out."""
-    return f"ignore = ['{item.path}']"
+def _ignoring(items: Iterable[Unread]) -> str:
+    """Return the line of `modalities.toml` that leaves files out, both of a pair; of many, the first eight."""
+    paths = [path for it in items for path in (it.files if it.kind == "analyze" else (it.path,))]
+    return f"ignore = [{', '.join(map(_pattern, paths[:_MOST_PATTERNS]))}]"
+
+
+def _pattern(path: PurePosixPath) -> str:
+    """Return a path as a pattern of `ignore`, in TOML; a character that it cannot hold becomes a `?`, which is any."""
+    text = re.sub(r"[\\*?[]|^[!#]", r"\\\g<0>", str(path))
+    text = re.sub(r"'|^\s|\s$", "?", UNSEEN.sub("?", text))
+    return f"'{text}'"

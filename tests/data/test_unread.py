@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -173,6 +174,21 @@ def test_a_case_in_two_spellings_is_a_problem(tmp_path):
     assert dataset.wrong.keys() == {"Case_000", "case_000"}
     message = dataset.wrong["case_000"][0].message
     assert "case_000/case_000_t1.nii.gz: Case_000 and case_000 differ in capitals" in message
+
+
+def test_a_case_in_two_encodings_of_its_accents_is_a_problem(tmp_path):
+    composed, decomposed = "Ren\u00e9", "Rene\u0301"
+    dataset = open_dataset(touch(tmp_path, [*cases(composed, lacking="t1"), *cases(decomposed)]))
+    assert codes(dataset) == ["case-in-two-spellings"] * 2
+    assert "differ in how accents are encoded (NFC, NFD) alone" in dataset.problems[0].message
+
+
+def test_a_case_whose_name_is_no_utf8_is_a_problem(tmp_path):
+    latin = os.fsdecode(b"Ren\xe9")
+    dataset = open_dataset(touch(tmp_path, [*cases("A"), *cases(latin)]))
+    assert codes(dataset) == ["name-not-utf8"]
+    assert dataset.wrong.keys() == {latin}
+    assert dataset.problems[0].hint.startswith("rename it, for example with: convmv")
 
 
 def test_contrast_agent_makes_it_another_modality(tmp_path):
@@ -347,11 +363,24 @@ def test_a_file_is_left_out_if_the_user_says_so(pattern, tmp_path):
     assert "left out by modalities.toml, such as Case_000/Case_000_" in note
 
 
-def test_the_hint_of_a_problem_leaves_the_file_out(tmp_path):
-    (problem,) = lacking_t1(tmp_path, "Case_000/case_000_t1.nii.gz").problems
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["Case_000/case_000_t1.nii.gz"],
+        ["Case_000/x_t1.hdr", "Case_000/x_t1.img"],
+        ["Case_000/it's [t1]?*\\.mha"],
+        ["Case_000/two\nlines_t1.mha"],
+        ["#Case_007_t1.mha", "!Case_008_t1.mha"],
+        [" Case_007_t1.mha"],
+    ],
+)
+def test_the_hint_of_a_problem_leaves_the_files_out(names, tmp_path):
+    (problem,) = lacking_t1(tmp_path, *names).problems
     line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
-    (tmp_path / "modalities.toml").write_text(line)
-    assert open_dataset(tmp_path).problems == ()
+    (tmp_path / "modalities.toml").write_text(line, encoding="utf-8")
+    dataset = open_dataset(tmp_path)
+    assert dataset.problems == ()
+    assert f"{len(names)} file" in dataset.notes[0]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
