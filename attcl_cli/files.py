@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli.confined import require_inside
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.run_ends import held
-from attcl_cli.temporaries import temporary_file
+from attcl_cli.temporaries import is_empty, temporary_file
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -290,7 +290,7 @@ def require_empty(path: Path, *, flag: str, hint: str = "") -> None:
         hint: a further way out for a folder that is not empty, after "choose another <flag>".
     """
     require_folder(path, flag=flag)
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and not is_empty(path):
         raise UsageError(
             f"{flag}: {path} is not empty, expected a new folder",
             f"choose another {flag}{hint and f', {hint}'}",

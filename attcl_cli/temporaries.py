@@ -103,6 +103,11 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def is_empty(folder: Path) -> bool:
+    """Return whether a folder holds nothing but temporary files and folders, which a run sweeps."""
+    return all(_NAME.match(path.name) for path in folder.iterdir())
+
+
 def sweep(root: Path) -> int:
     """Remove the temporary files and folders that nobody holds below `root`; return their number."""
     removed = 0

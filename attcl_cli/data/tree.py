@@ -24,7 +24,7 @@ from attcl_cli.files import (
     write_json,
 )
 from attcl_cli.run_ends import held
-from attcl_cli.temporaries import TEMPORARY_SUFFIX, temporary_folder
+from attcl_cli.temporaries import TEMPORARY_SUFFIX, is_empty, temporary_folder
 
 LinkKind = Literal["symlink", "hardlink", "copy"]
 
@@ -48,7 +48,7 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
         existing = output / SPLITS_FILE
         if existing.is_file() and read_json(existing) == to_json(splits):
             return True
-        foreign = not output.is_dir() or (any(output.iterdir()) and not existing.is_file())
+        foreign = not output.is_dir() or (not is_empty(output) and not existing.is_file())
         if not overwrite:
             replace = "" if foreign else ", or replace it with --overwrite"
             raise UsageError(

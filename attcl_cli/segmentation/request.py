@@ -33,6 +33,7 @@ from attcl_cli.segmentation.inputs import (
     single_input,
 )
 from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE
+from attcl_cli.temporaries import is_empty
 
 DEFAULT_INPUT = COMPLETED
 DEFAULT_OUTPUT = "segment"
@@ -270,7 +271,7 @@ def require_free(
         flag: what names the folder.
     """
     require_folder(output, flag=flag)
-    if resume or not output.exists() or not any(output.iterdir()):
+    if resume or not output.exists() or is_empty(output):
         return
     for path in reads:
         if is_within(path, output):
