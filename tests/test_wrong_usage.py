@@ -71,10 +71,10 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one(phantom_root, attcl
     lines = refusal(
         attcl("train", "--data", phantom_root, "-c", "mine.toml"),
         code=2,
-        names="setting 'lamda_scd': no such setting",
+        names="mine.toml: setting 'lamda_scd': no such setting",
         hint="did you mean 'lambda_scd'",
     )
-    assert any(line.startswith("error: setting 'lerning_rate'") for line in lines[1:])
+    assert any(line.startswith("error: mine.toml: setting 'lerning_rate'") for line in lines[1:])
     assert states(elsewhere) == before
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import model_validator
 
@@ -110,7 +110,7 @@ class DoubtRecord(Document):
 class SideCarRecord(Document):
     """What the side-car of a synthetic volume says; other keys are compared as they are."""
 
-    synthetic: Literal[True]
+    synthetic: bool
     target: str = ""
     source: SourceRecord | None = None
     sources: Items[SourceRecord] = ()

@@ -12,7 +12,8 @@ from pydantic import model_validator
 
 from attcl_cli.methods.networks import patches
 from attcl_cli.methods.networks.styled_unet import GROUPS
-from attcl_cli.methods.settings import Positive, Rate, Settings, Share, Weight, setting
+from attcl_cli.methods.setting_fields import Positive, Rate, Share, Weight, setting
+from attcl_cli.methods.settings import Settings
 
 _OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
 

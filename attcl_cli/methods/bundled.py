@@ -17,7 +17,7 @@ from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.documents import Document, Finite, Items, validated
-from attcl_cli.errors import AttclError, UsageError, counted, some
+from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 from attcl_cli.files import read_json
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.methods.weights import (
@@ -240,7 +240,7 @@ def choose_weights(
         step = (
             f"no case has {', '.join(foreign)}, so that training on this dataset does not help"
             if foreign
-            else f"train on this dataset: attcl train --data {dataset.root}"
+            else f"train on this dataset: attcl train --data {quoted(dataset.root)}"
         )
         raise UsageError(
             f"{flag}: none given, and none found that fit {dataset.root}{why}, expected weights for it",

@@ -37,16 +37,8 @@ from attcl_cli.methods.networks.fusion import (
 )
 from attcl_cli.methods.networks.layers import Norm
 from attcl_cli.methods.networks.patches import PatchHead
-from attcl_cli.methods.settings import (
-    Decay,
-    Positive,
-    Rate,
-    Settings,
-    Share,
-    SliceSpan,
-    Weight,
-    setting,
-)
+from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
+from attcl_cli.methods.settings import Settings, SliceSpan
 from attcl_cli.methods.sources import AllPresent, Exactly, SourceRule
 from attcl_cli.methods.updates import contrast, frozen
 

@@ -7,12 +7,13 @@ documented where it is used. Knows no network.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from attcl_cli.documents import clipped
@@ -20,12 +21,8 @@ from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.presets import DEFAULT_METHOD, DEFAULT_PRESET, PRESETS
+from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
 
-Positive = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 SliceSpan = Literal["middle", "all"]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -41,40 +38,6 @@ _WRITTEN = {
     "tuple_type": "lists are written [1, 2]; ",
     "bool_parsing": "expected true or false; ",
 }
-
-
-def setting(
-    default: Any,
-    description: str,
-    *,
-    section: str = "",
-    fixed: bool = False,
-    gt: float | None = None,
-    ge: float | None = None,
-    lt: float | None = None,
-    le: float | None = None,
-) -> Any:
-    """Declare a setting.
-
-    Args:
-        default: its value in preset `paper`, the published set-up, unless the method's preset says otherwise.
-        description: one sentence; `--dry-run` and the reference show it.
-        section: one of `SECTIONS`; empty: the method's own.
-        fixed: a resumed run keeps it, since networks, data or random numbers depend on it.
-        gt: the value is greater than this.
-        ge: the value is at least this.
-        lt: the value is less than this.
-        le: the value is at most this.
-    """
-    return Field(
-        default,
-        description=description,
-        json_schema_extra={"section": section, "fixed": fixed},
-        gt=gt,
-        ge=ge,
-        lt=lt,
-        le=le,
-    )
 
 
 class Settings(BaseModel):
@@ -309,8 +272,15 @@ def resolve(
     name = method or single.get("method") or chosen.get("method") or DEFAULT_METHOD
     kind = settings_of(str(name))
     require_preset(preset, preset_names(kind))
-    _require_own_tables(tables, str(name))
-    raise_all([*_foreign({**chosen, **single}, kind, name), *_misplaced(tables, kind, name)])
+    prefix = f"{file}: " if file is not None else ""
+    _require_own_tables(tables, str(name), prefix)
+    origins = {key: prefix for key in tables if key not in single}
+    raise_all(
+        [
+            *_foreign({**chosen, **single}, kind, name, origins),
+            *_misplaced(tables, kind, name, prefix),
+        ]
+    )
     merged = {
         **PRESETS.get(preset, {}),
         **kind.presets.get(preset, {}),
@@ -319,33 +289,37 @@ def resolve(
         **single,
         "method": name,
     }
-    return validated(kind, merged)
+    return validated(kind, merged, origins)
 
 
-def parse(values: Mapping[str, Any]) -> Settings:
+def parse(values: Mapping[str, Any], *, origin: str = "") -> Settings:
     """Validate settings given flat or in tables, as a run's file or weights state them.
 
     What they lack did not exist when they were written (`Settings.earlier`).
 
+    Args:
+        values: the settings.
+        origin: what an error begins with, such as `config.toml: `.
+
     Raises:
         UsageError: each complaint names its key; all at once.
     """
-    flat, _ = _flatten(values)
+    flat, _ = _flatten(values, origin)
     kind = settings_of(str(flat.get("method", DEFAULT_METHOD)))
-    return validated(kind, {**kind.earlier, **flat})
+    return validated(kind, {**kind.earlier, **flat}, dict.fromkeys(flat, origin))
 
 
-def parse_first_schema(values: Mapping[str, Any]) -> Settings:
+def parse_first_schema(values: Mapping[str, Any], *, origin: str = "") -> Settings:
     """Validate the settings of a run or of weights of version 0.1's first schema.
 
     These were flat and held the settings of every method: those of other methods are dropped.
     """
-    flat, _ = _flatten(values)
+    flat, _ = _flatten(values, origin)
     kind = settings_of(str(flat.get("method", DEFAULT_METHOD)))
     others = {key for other in METHODS for key in METHODS[other].settings_class.model_fields}
     foreign = others - set(kind.model_fields)
     own = {key: value for key, value in flat.items() if key not in foreign}
-    return validated(kind, {**kind.earlier, **own})
+    return validated(kind, {**kind.earlier, **own}, dict.fromkeys(own, origin))
 
 
 def read_settings(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -357,7 +331,8 @@ def read_settings(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     Raises:
         UsageError: the file is missing or no TOML.
     """
-    return _flatten(read_toml(file, expected="a file of settings, such as a run's config.toml"))
+    expected = "a file of settings, such as a run's config.toml"
+    return _flatten(read_toml(file, expected=expected), f"{file}: ")
 
 
 def read_run_settings(file: Path) -> Settings:
@@ -367,18 +342,27 @@ def read_run_settings(file: Path) -> Settings:
         UsageError: the file is missing, no TOML, or not what a run writes.
     """
     document = read_toml(file, expected="the config.toml of a run")
-    return parse(document) if "run" in document else parse_first_schema(document)
+    read = parse if "run" in document else parse_first_schema
+    return read(document, origin=f"{file}: ")
 
 
-def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
+def validated(
+    kind: type[Model], values: Mapping[str, Any], origins: Mapping[str, str] = MappingProxyType({})
+) -> Model:
     """Validate a dict as a model of settings.
+
+    Args:
+        kind: the model.
+        values: setting -> value.
+        origins: setting -> what an error begins with, such as `config.toml: `; others have nothing before them.
 
     Raises:
         UsageError: each complaint names its key, what was found and what is expected; all at once.
     """
     unknown = [
         UsageError(
-            f"setting {clipped(key)!r}: no such setting, expected one of those that --dry-run lists",
+            f"{origins.get(key, '')}setting {clipped(key)!r}: no such setting, "
+            "expected one of those that --dry-run lists",
             nearest(clipped(key), kind.model_fields),
             code="unknown-setting",
         )
@@ -387,7 +371,11 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
     ]
     raise_all(unknown)
     raise_all(
-        [problem for key, value in values.items() for problem in _converted(kind, key, value)]
+        [
+            problem
+            for key, value in values.items()
+            for problem in _converted(kind, key, value, origins.get(key, ""))
+        ]
     )
     try:
         return kind.model_validate(dict(values))
@@ -398,9 +386,10 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
             text = item["msg"].removeprefix("Value error, ")
             problems.append(
                 UsageError(
-                    f"setting {key}: found {clipped(repr(item['input']))}, {_expected(text)}"
+                    f"{_origin(origins, item['loc'])}setting {key}: "
+                    f"found {clipped(repr(item['input']))}, {_expected(text)}"
                     if key
-                    else f"setting {text}",
+                    else f"{_origin(origins, text.split(':')[:1])}setting {text}",
                     _WRITTEN.get(item["type"], "") + "--dry-run shows every setting",
                     code="invalid-setting",
                 )
@@ -409,7 +398,12 @@ def validated(kind: type[Model], values: Mapping[str, Any]) -> Model:
         raise
 
 
-def _converted(kind: type[BaseModel], key: str, value: Any) -> list[UsageError]:
+def _origin(origins: Mapping[str, str], place: Sequence[int | str]) -> str:
+    """Return what an error about a place in the settings begins with."""
+    return origins.get(str(place[0]), "") if place else ""
+
+
+def _converted(kind: type[BaseModel], key: str, value: Any, origin: str) -> list[UsageError]:
     """Return a problem if a value would be taken for another number (true for 1), or is one that no computer has."""
     number = kind.model_fields[key].annotation in (int, float)
     too_large = isinstance(value, int) and abs(value) >= _LARGEST
@@ -418,7 +412,7 @@ def _converted(kind: type[BaseModel], key: str, value: Any) -> list[UsageError]:
     found = "a number of dozens of digits" if too_large else str(value).lower()
     return [
         UsageError(
-            f"setting {key}: found {found}, expected a number"
+            f"{origin}setting {key}: found {found}, expected a number"
             + (" of fewer than 20 digits" if too_large else ""),
             "--dry-run shows every setting",
             code="invalid-setting",
@@ -484,7 +478,9 @@ def _variant(kind: type[Settings], method: str, variant: str) -> Mapping[str, An
     return kind.variants[variant]
 
 
-def _flatten(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def _flatten(
+    document: Mapping[str, Any], origin: str = ""
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Return setting -> value, and setting -> table."""
     values: dict[str, Any] = {}
     tables: dict[str, str] = {}
@@ -494,7 +490,7 @@ def _flatten(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
         for key, entry in entries.items():
             if key in values:
                 raise UsageError(
-                    f"setting {key}: given twice, expected once",
+                    f"{origin}setting {clipped(key)}: given twice, expected once",
                     "leave one of them out",
                     code="setting-given-twice",
                 )
@@ -502,22 +498,22 @@ def _flatten(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
     return values, tables
 
 
-def _require_own_tables(tables: Mapping[str, str], method: str) -> None:
+def _require_own_tables(tables: Mapping[str, str], method: str, prefix: str) -> None:
     """Raise a `UsageError` if a file has a table of another method, or of nothing that is known."""
     strange = [
         name for name in dict.fromkeys(tables.values()) if name not in {"", *SECTIONS, method}
     ]
     problems: list[AttclError] = [
         UsageError(
-            f"[{name}]: the table of {METHODS.title(name)}, found it with method {method}, "
+            f"{prefix}[{name}]: the table of {METHODS.title(name)}, found it with method {method}, "
             f"expected --method {name}",
             f"add --method {name}, or leave the table out",
             code="setting-of-another-method",
         )
         if name in METHODS
         else UsageError(
-            f"[{name}]: no such table, expected {', '.join(f'[{it}]' for it in (*SECTIONS, method))}",
-            nearest(name, [*SECTIONS, method]),
+            f"{prefix}[{clipped(name)}]: no such table, expected {', '.join(f'[{it}]' for it in (*SECTIONS, method))}",
+            nearest(clipped(name), [*SECTIONS, method]),
             code="unknown-table",
         )
         for name in strange
@@ -525,7 +521,9 @@ def _require_own_tables(tables: Mapping[str, str], method: str) -> None:
     raise_all(problems)
 
 
-def _foreign(values: Mapping[str, Any], kind: type[Settings], method: str) -> list[AttclError]:
+def _foreign(
+    values: Mapping[str, Any], kind: type[Settings], method: str, origins: Mapping[str, str]
+) -> list[AttclError]:
     """Return a problem for each setting that this method does not have."""
     problems: list[AttclError] = []
     for key in values:
@@ -536,7 +534,7 @@ def _foreign(values: Mapping[str, Any], kind: type[Settings], method: str) -> li
             titles = " and ".join(METHODS.title(owner) for owner in owners)
             problems.append(
                 UsageError(
-                    f"setting {key}: is {titles}'s, found it with method {method}, "
+                    f"{origins.get(key, '')}setting {key}: is {titles}'s, found it with method {method}, "
                     f"expected --method {owners[0]}",
                     f"add --method {owners[0]}, or leave it out",
                     code="setting-of-another-method",
@@ -545,7 +543,7 @@ def _foreign(values: Mapping[str, Any], kind: type[Settings], method: str) -> li
         else:
             problems.append(
                 UsageError(
-                    f"setting {clipped(key)!r}: no such setting, "
+                    f"{origins.get(key, '')}setting {clipped(key)!r}: no such setting, "
                     "expected one of those that `attcl train --dry-run` lists",
                     nearest(clipped(key), kind.model_fields),
                     code="unknown-setting",
@@ -554,11 +552,13 @@ def _foreign(values: Mapping[str, Any], kind: type[Settings], method: str) -> li
     return problems
 
 
-def _misplaced(tables: Mapping[str, str], kind: type[Settings], method: str) -> list[AttclError]:
+def _misplaced(
+    tables: Mapping[str, str], kind: type[Settings], method: str, prefix: str
+) -> list[AttclError]:
     """Return a problem for each setting that stands in another table than its own."""
     return [
         UsageError(
-            f"setting {key}: found in [{table}], expected in [{section_of(key, kind, method)}]",
+            f"{prefix}setting {key}: found in [{table}], expected in [{section_of(key, kind, method)}]",
             "move it, or write it above all tables",
             code="setting-in-another-table",
         )

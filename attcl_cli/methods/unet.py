@@ -18,7 +18,8 @@ from attcl_cli.data.slices import SliceStore
 from attcl_cli.methods import losses
 from attcl_cli.methods.base import Losses, Method
 from attcl_cli.methods.networks.blocks import keep_background
-from attcl_cli.methods.settings import Decay, Positive, Rate, Settings, Share, Weight, setting
+from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
+from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.sources import AllPresent
 
 _LARGEST_GROUPS = 8  # of the group norms

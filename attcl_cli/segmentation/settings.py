@@ -12,15 +12,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from attcl_cli.methods.presets import DEFAULT_PRESET
-from attcl_cli.methods.settings import (
-    Decay,
-    Positive,
-    Rate,
-    Share,
-    Weight,
-    require_preset,
-    validated,
-)
+from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight
+from attcl_cli.methods.settings import require_preset, validated
 from attcl_cli.segmentation.presets import PRESETS
 
 

@@ -228,7 +228,7 @@ def test_the_table_of_another_method_is_refused_once_and_its_owner_named(content
         resolve(preset="tiny", method="attcl-gan", file=file)
     assert caught.value.code == "setting-of-another-method"
     assert caught.value.message == (
-        "[plave]: the table of PLAVE, found it with method attcl-gan, expected --method plave"
+        f"{file}: [plave]: the table of PLAVE, found it with method attcl-gan, expected --method plave"
     )
 
 
@@ -254,7 +254,10 @@ def test_a_setting_in_another_table_than_its_own_is_refused(content, message, tm
     file.write_text(content)
     with pytest.raises(UsageError) as caught:
         resolve(preset="tiny", file=file)
-    assert (caught.value.code, caught.value.message) == ("setting-in-another-table", message)
+    assert (caught.value.code, caught.value.message) == (
+        "setting-in-another-table",
+        f"{file}: {message}",
+    )
 
 
 def test_a_setting_that_stands_twice_in_a_file_is_refused(tmp_path):
