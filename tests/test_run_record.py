@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +14,15 @@ import pytest
 
 from attcl_cli import __version__
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
-from attcl_cli.run_record import RunRecord, precision_for, read_record
+from attcl_cli.files import write_json
+from attcl_cli.run_record import (
+    RunRecord,
+    finish_killed,
+    precision_for,
+    read_record,
+    was_broken_off,
+)
+from attcl_cli.temporaries import TEMPORARY_SUFFIX, temporary_prefix
 
 BAD = AttclError("A_t1.nii.gz: empty", "copy it again", code="file-empty")
 
@@ -165,3 +177,153 @@ def test_a_resumed_run_keeps_its_precision_unless_another_is_asked_for(
     if before is not None:
         (tmp_path / "run.json").write_text(json.dumps({"precision": before}))
     assert precision_for(asked, None if before is None else tmp_path) == expected
+
+
+# --- ends that nobody planned -----------------------------------------------------------------------------------------
+
+
+def test_a_signal_ends_the_record_with_its_number_and_says_how_to_resume(record):
+    record.again = "resume with: attcl train --resume run"
+    with pytest.raises(InterruptedRun) as caught, record.recorded():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (caught.value.exit_code, caught.value.hint) == (143, record.again)
+    document = read(record)
+    assert (document["status"], document["exit_code"]) == ("stopped", 143)
+    assert (document["code"], document["error"]) == ("interrupted", caught.value.message)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_signal_while_the_end_is_written_does_not_change_it(ended, record, monkeypatch):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(True))
+    finish = RunRecord.finish
+
+    def finished(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        finish(self, *arguments)
+
+    monkeypatch.setattr(RunRecord, "finish", finished)
+    try:
+        with suppress(UsageError), record.recorded():
+            if not ended:
+                raise UsageError("--x", code="x")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert read(record)["status"] == ("done" if ended else "failed")
+    assert heard == ([True] if ended else [])  # a run that ends anyway needs no second reason
+
+
+def test_a_record_that_nobody_leaves_is_finished_when_it_is_forgotten(record):
+    block = record.recorded()
+    block.__enter__()
+    assert read(record)["status"] == "running"
+    del block
+    assert (read(record)["status"], read(record)["code"]) == ("failed", "unexpected")
+
+
+def test_an_unexpected_exception_is_named(record):
+    with pytest.raises(ZeroDivisionError), record.recorded():
+        raise ZeroDivisionError("division by zero")
+    assert read(record)["error"] == "ZeroDivisionError: division by zero"
+    assert read(record)["code"] == "unexpected"
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("cases", [3, 3000])
+def test_on_a_full_disk_the_record_takes_the_room_that_was_kept_for_it(cases, record, monkeypatch):
+    with pytest.raises(AttclError, match="No space left"), record.recorded():
+        (kept,) = record.path.parent.glob(".run.json.*")
+        for number in range(cases):
+            record.add(f"case-{number:04d}", "done", seconds=1, outputs=[])
+        monkeypatch.setattr(os, "fsync", full_disk)
+        write_json(record.path.parent / "other.json", {})
+    assert not kept.exists()
+    document = read(record)
+    assert (document["status"], document["code"]) == ("failed", "file-not-written")
+    few = cases == 3
+    assert len(document["cases"]) == (3 if few else 0)
+    assert document.get("cases_left_out") == (None if few else 3000)
+    assert [path.name for path in record.path.parent.iterdir()] == ["run.json"]
+
+
+def test_without_room_for_its_end_no_run_begins(record, monkeypatch):
+    monkeypatch.setattr(os, "write", full_disk)
+    with pytest.raises(AttclError, match="no room for it"), record.recorded():
+        raise AssertionError("begun")
+    assert list(record.path.parent.glob(".*")) == []
+
+
+@pytest.mark.parametrize("made_anew", [True, False])
+def test_a_folder_that_was_removed_is_no_finished_run(made_anew, record):
+    with pytest.raises(AttclError) as caught, record.recorded():
+        shutil.rmtree(record.path.parent)
+        if made_anew:
+            write_json(record.path.parent / "other.json", {})
+    assert caught.value.code == "output-removed"
+    assert caught.value.message.startswith(f"{record.path.parent}: removed while the run wrote")
+    assert record.path.exists() == made_anew
+    if made_anew:
+        assert (read(record)["status"], read(record)["code"]) == ("failed", "output-removed")
+
+
+def test_what_fails_because_the_folder_was_removed_says_so(record):
+    with pytest.raises(AttclError) as caught, record.recorded():
+        shutil.rmtree(record.path.parent)
+        (record.path.parent / "stats.jsonl").open("a")
+    assert caught.value.code == "output-removed"
+
+
+def test_a_file_that_was_removed_is_missed(record, tmp_path):
+    record.add("A", "done", seconds=1, outputs=["A.nii.gz"])
+    (tmp_path / "A.nii.gz").touch()
+    record.require_outputs(tmp_path)
+    (tmp_path / "A.nii.gz").unlink()
+    with pytest.raises(AttclError, match=r"A\.nii\.gz: removed"):
+        record.require_outputs(tmp_path)
+
+
+def test_a_killed_part_tells_how_long_it_lived_at_least(record, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    record._clock = 100.0
+    record.start()
+    for seconds in (30.0, 61.0, 90.0):  # a sign of life a minute
+        now[0] = 100.0 + seconds
+        record.live()
+    assert (read(record)["status"], read(record)["seconds"]) == ("running", 61.0)
+    now[0] = 500.0
+    again = RunRecord(record.path, "complete")
+    again._clock = 500.0
+    again.resume()
+    again.finish(0)
+    assert read(again)["earlier"][0]["seconds"] == 61.0
+    assert read(again)["seconds_in_all"] == 61.0
+
+
+def test_a_run_sweeps_what_killed_ones_left(record):
+    record.path.parent.mkdir()
+    left = record.path.parent / f"{temporary_prefix(Path('a.nii.gz'))}x{TEMPORARY_SUFFIX}"
+    left.touch()
+    with record.recorded():
+        assert not left.exists()
+    assert [path.name for path in record.path.parent.iterdir()] == ["run.json"]
+
+
+def test_a_record_that_was_killed_after_all_was_done_is_finished(record):
+    record.start()
+    finish_killed(record.path.parent)
+    assert (read(record)["status"], read(record)["exit_code"]) == ("done", 0)
+    record.finish(1)
+    finish_killed(record.path.parent)
+    assert read(record)["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("code", "broken"),
+    [(None, True), (1, True), (130, True), (143, True), (0, False), (2, False), (3, False)],
+)
+def test_killed_failed_and_stopped_runs_may_be_begun_again(code, broken):
+    assert was_broken_off({"exit_code": code}) is broken

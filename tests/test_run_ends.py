@@ -1,0 +1,201 @@
+"""Signals and other ends of a run: what is raised where, what waits, and what a user hears of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+
+import pytest
+
+from attcl_cli import run_ends
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.run_ends import (
+    Stop,
+    awaited,
+    check,
+    explained,
+    held,
+    interrupted,
+    reported,
+    request,
+    signals,
+    stopped,
+)
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def own_handlers():
+    """Ctrl-C as Python has it, and handlers that are as before at the end, whatever a test does."""
+    before = {number: signal.getsignal(number) for number in HANDLED}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def send(number: int = signal.SIGTERM) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_a_signal_is_raised_where_the_run_is_and_the_old_handlers_come_back(number):
+    before = [signal.getsignal(it) for it in HANDLED]
+    with pytest.raises(Stop) as caught, signals():
+        send(number)
+    assert caught.value.number == number
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert [signal.getsignal(it) for it in HANDLED] == before
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals():
+        send(signal.SIGHUP)
+
+
+def test_outside_of_the_main_thread_handlers_stay_as_they_are():
+    before = [signal.getsignal(number) for number in HANDLED]
+    inside = []
+
+    def run() -> None:
+        with signals(), held(), awaited(lambda: None):
+            inside.extend(signal.getsignal(number) for number in HANDLED)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == before
+
+
+def test_inner_blocks_leave_the_handlers_to_the_outer_one():
+    with pytest.raises(Stop), signals():
+        with signals():
+            pass
+        send()
+
+
+def test_a_signal_waits_for_the_end_of_a_held_block():
+    done = []
+    with pytest.raises(Stop), signals():
+        with held():
+            with held():
+                send()
+            done.append("inner")
+        done.append("too far")
+    assert done == ["inner"]
+
+
+def test_a_signal_whose_exception_python_drops_is_raised_at_the_next_check():
+    class Collected:
+        def __del__(self) -> None:
+            send()
+
+    raised = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.unraisablehook", raised.append)
+        with pytest.raises(Stop), signals():
+            Collected()
+            check()
+    assert [it.exc_type for it in raised] == [Stop]
+
+
+def test_a_signal_too_late_to_end_the_run_goes_to_the_old_handler():
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: heard.append(number))
+    with signals():
+        run_ends.STATE.held += 1  # as a record does when its end is written
+        send()
+        run_ends.STATE.held -= 1
+        assert heard == []
+    assert heard == [signal.SIGTERM]
+
+
+def test_a_loop_that_waits_for_a_signal_goes_on_until_the_second():
+    requests = []
+    with pytest.raises(Stop) as caught, awaited(lambda: requests.append(True)):
+        send()
+        check()
+        with held():
+            pass
+        assert requests == [True]
+        with held():
+            send(signal.SIGINT)
+    assert caught.value.number == signal.SIGTERM  # the first one names the end
+    assert requests == [True]
+
+
+def test_a_signal_before_a_loop_that_waits_stops_it_in_its_first_step():
+    requests = []
+    with pytest.raises(Stop), signals(), held():
+        send()
+        with awaited(lambda: requests.append(True)):
+            pass
+        assert requests == [True]
+    assert not run_ends.STATE.handling
+
+
+def test_a_reader_of_stderr_who_leaves_ends_the_run_under_way_and_no_other():
+    with signals():
+        run_ends.lose_reader()  # no run is on record
+    with pytest.raises(Stop) as caught, signals():
+        run_ends.lose_reader()
+        run_ends.require_heard()
+    assert caught.value.number == signal.SIGPIPE
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGINT, "interrupted: finished files are kept, no half-written ones are left"),
+        (
+            signal.SIGTERM,
+            "interrupted (SIGTERM): finished files are kept, no half-written ones are left",
+        ),
+    ],
+)
+def test_a_stop_says_which_signal_it_was_and_exits_as_a_shell_would(number, message):
+    with signals(), held():
+        request(number)
+        error = stopped()
+        assert (error.message, error.exit_code) == (message, 128 + number)
+        assert error.hint == "run the same command again to continue"
+        assert stopped("resume with: x").hint == "resume with: x"
+        run_ends.STATE.ending = True
+    assert interrupted("a", "b").exit_code == 130  # Ctrl-C that no handler of ours saw
+
+
+def test_what_a_user_can_act_on_is_told_apart_from_a_bug():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/a")
+    error = explained(full, "resume with: x")
+    assert error.message == (
+        "out/a: not written (No space left on device), expected a writable place with free space"
+    )
+    assert (error.hint, error.code) == ("free some space, then resume with: x", "file-not-written")
+    for memory in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        assert explained(memory).code == "out-of-memory"
+    ours = UsageError("a", "b", code="c")
+    assert explained(ours, "resume with: x") is ours
+    unwritten = AttclError("a", "b, then run the same command again", code="file-not-written")
+    assert explained(unwritten) is unwritten
+    assert explained(unwritten, "resume with: x").hint == "b, then resume with: x"
+    for bug in (
+        ZeroDivisionError(),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        FileNotFoundError(2, ""),
+    ):
+        assert explained(bug) is None
+
+
+def test_work_without_a_record_ends_with_an_error_all_the_same():
+    with pytest.raises(InterruptedRun) as caught, reported():
+        send()
+    assert caught.value.exit_code == 128 + signal.SIGTERM
+    with pytest.raises(AttclError, match="out of memory"), reported():
+        raise MemoryError
+    with pytest.raises(ZeroDivisionError), reported():
+        raise ZeroDivisionError
