@@ -22,15 +22,15 @@ _MOST_PER_BYTE = 1032
 _REASON = 200  # characters of a library's own message
 
 
-def require_bytes(path: Path, kind: str) -> int:
-    """Return the size of a file, in bytes.
+def require_file(path: Path, kind: str) -> int:
+    """Return the size of a file, in bytes, which may be 0.
 
     Args:
         path: the file.
         kind: what it should be, such as "a NIfTI file".
 
     Raises:
-        AttclError: it is missing, empty, or no file.
+        AttclError: it is missing, or no file: a folder, a pipe, a device.
     """
     try:
         status = path.stat()
@@ -43,9 +43,23 @@ def require_bytes(path: Path, kind: str) -> int:
         raise AttclError(
             f"{path}: {found}, expected {kind}", "move it out of the dataset", code="file-missing"
         )
-    if status.st_size == 0:
-        raise AttclError(f"{path}: empty (0 bytes), expected {kind}", COPY_AGAIN, code="file-empty")
     return status.st_size
+
+
+def require_bytes(path: Path, kind: str) -> int:
+    """Return the size of a file, in bytes.
+
+    Args:
+        path: the file.
+        kind: what it should be, such as "a NIfTI file".
+
+    Raises:
+        AttclError: as `require_file`, or it is empty.
+    """
+    size = require_file(path, kind)
+    if size == 0:
+        raise AttclError(f"{path}: empty (0 bytes), expected {kind}", COPY_AGAIN, code="file-empty")
+    return size
 
 
 def not_readable(path: Path, error: OSError, kind: str) -> AttclError:

@@ -14,7 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attcl_cli.errors import AttclError
+from attcl_cli.files import read_json
+
 FOLDER_VARIABLE = "ATTCL_CACHE"
+_MOST_BYTES = 2**16  # of a record; ours have less than a hundredth of it
 
 
 def cache_folder() -> Path:
@@ -47,8 +51,8 @@ def read_cached(key: str | None) -> dict[str, Any] | None:
     if key is None:
         return None
     try:
-        document = json.loads(_path(key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = read_json(_path(key), default=None, most=_MOST_BYTES)
+    except (AttclError, RuntimeError):  # damaged, or nowhere to look: a user without a home
         return None
     return document if isinstance(document, dict) else None
 
@@ -57,9 +61,9 @@ def write_cached(key: str | None, document: Mapping[str, Any]) -> None:
     """Keep a record, whole or not at all; if the folder cannot be written, nothing happens."""
     if key is None:
         return
-    path = _path(key)
     # No fsync, unlike `files.write_whole`: a record that is lost is made again.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
+        path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{key[:8]}-", dir=path.parent)
         try:

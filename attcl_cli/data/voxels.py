@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from attcl_cli.data import volumes
 from attcl_cli.data.background import (
     MOST_BELOW,
     Background,
     BackgroundOption,
+    Kind,
     below,
     find_background,
     subtract,
@@ -47,7 +49,6 @@ _LOOK_CLOSER = (
 )
 FEWEST_VOXELS = 2000  # in both masks, for mutual information to be more than noise
 
-
 Record = TypeVar("Record", "VolumeRecord", "PairRecord")
 
 
@@ -72,7 +73,7 @@ class VolumeRecord:
         floating: whether the values are floats.
     """
 
-    background: str
+    background: Kind
     value: float
     noise: float
     border: float
@@ -82,7 +83,7 @@ class VolumeRecord:
     volume_ml: float | None
     tissue_ml: float | None
     rim: float | None
-    percentiles: tuple[float, ...]
+    percentiles: Annotated[tuple[float, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
     commonest: float
     floating: bool
 
@@ -105,6 +106,9 @@ class PairRecord:
     gain: float
     shift_mm: tuple[float, float, float]
     voxels: int
+
+
+_VOLUMES, _PAIRS = TypeAdapter(VolumeRecord), TypeAdapter(PairRecord)
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +149,7 @@ def read_record(
     Raises:
         AttclError: as `volumes.load`.
     """
-    record = _record(VolumeRecord, read_cached(_key(paths, background)), "percentiles")
+    record = _record(_VOLUMES, read_cached(_key(paths, background)))
     if record is not None:
         return record
     record, sample = measure(paths, background)
@@ -250,7 +254,7 @@ def read_pair(
         AttclError: as `volumes.load`.
     """
     key = key_of("pair", VERSION, [*first, *second], background)
-    known = _record(PairRecord, read_cached(key), "shift_mm")
+    known = _record(_PAIRS, read_cached(key))
     if known is not None:
         return known
     one, two = (samples.get(paths[0]) or measure(paths, background)[1] for paths in (first, second))
@@ -299,19 +303,13 @@ def _key(paths: Sequence[Path], background: BackgroundOption) -> str | None:
     return key_of("volume", VERSION, paths, background)
 
 
-def _record(kind: type[Record], document: Mapping[str, Any] | None, listed: str) -> Record | None:
-    """Return a record from the cache; None if there is none, or it was written by something else.
-
-    Args:
-        kind: of the record.
-        document: what the cache holds.
-        listed: the field that is a tuple, which JSON holds as a list.
-    """
+def _record(kind: TypeAdapter[Record], document: Mapping[str, Any] | None) -> Record | None:
+    """Return a record from the cache; None if there is none, or it was written by something else."""
     if document is None:
         return None
     try:
-        return kind(**{**document, listed: tuple(document[listed])})
-    except (KeyError, TypeError):
+        return kind.validate_python(document)
+    except ValidationError:
         return None
 
 

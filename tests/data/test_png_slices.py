@@ -57,10 +57,9 @@ def test_png_values_that_the_type_does_not_hold_are_refused(value, dtype, tmp_pa
     assert not (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "LA", "F"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "1", "LA"])
 def test_png_of_another_mode_is_refused(mode, tmp_path):
-    kind = "TIFF" if mode == "F" else "PNG"  # PNG has no floats
-    Image.new(mode, (4, 4)).save(tmp_path / "a.png", format=kind)
+    Image.new(mode, (4, 4)).save(tmp_path / "a.png")
     fails(tmp_path / "a.png", f"PNG of mode {mode}, expected 8- or 16-bit grey", "slice-not-grey")
 
 
@@ -78,6 +77,12 @@ def test_png_slices_of_one_volume_have_one_size_and_mode(other, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no picture"])
 def test_what_is_no_png_is_refused(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
+    fails(tmp_path / "a.png", "not readable as PNG", "slice-unreadable")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG", "GIF", "BMP"])
+def test_another_format_under_the_name_of_a_png_is_refused(kind, tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png", format=kind)
     fails(tmp_path / "a.png", "not readable as PNG", "slice-unreadable")
 
 
