@@ -7,6 +7,7 @@ exception is a bug.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,23 @@ EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 _MAX_NAMED = 8  # things that an error lists
+_PERMISSION = (
+    "expected permission for it",
+    "change its permissions and those of its folders (chmod u+rwX), or ask its owner",
+)
+# errno -> what is expected, and the next step.
+_REFUSALS = {
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENAMETOOLONG: (
+        "expected a shorter name",
+        "shorten the names of its folders or its own: most systems allow 255 bytes per name, 4,096 per path",
+    ),
+    errno.ELOOP: (
+        "expected links that end at a file or folder",
+        "correct the link, which leads to itself",
+    ),
+}
 # Control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _BYTES = range(0xDC80, 0xDD00)  # PEP 383: a byte of a file's name that is no UTF-8
@@ -109,6 +127,17 @@ def as_note(notes: list[str], *, when: bool) -> Iterator[None]:
         if not when:
             raise
         notes.append(f"{error.message}; {error.hint}" if error.hint else error.message)
+
+
+def refusal(error: OSError, expected: str, hint: str) -> tuple[str, str]:
+    """Return what is expected and the next step after the system refused a file or folder.
+
+    Args:
+        error: permissions, names that are too long and links in a circle are known.
+        expected: of all other errors.
+        hint: of all other errors.
+    """
+    return _REFUSALS.get(error.errno or 0, (expected, hint))
 
 
 def fold(problems: Sequence[AttclError], key: Callable[[AttclError], str]) -> list[AttclError]:

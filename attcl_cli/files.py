@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli.confined import require_inside
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, refusal
 from attcl_cli.run_ends import held
 from attcl_cli.temporaries import is_empty, temporary_file
 
@@ -77,10 +77,14 @@ def write_whole(path: Path, data: bytes) -> None:
                 if not left or not path.parent.is_dir():
                     raise
     except OSError as error:
-        raise AttclError(
-            f"{path}: not written ({error.strerror or error}), "
+        expected, hint = refusal(
+            error,
             "expected a writable place with free space",
-            "free some space or choose another output folder, then run the same command again",
+            "free some space or choose another output folder",
+        )
+        raise AttclError(
+            f"{path}: not written ({error.strerror or error}), {expected}",
+            f"{hint}, then run the same command again",
             code="file-not-written",
         ) from error
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 
-from attcl_cli.errors import AttclError, InterruptedRun
+from attcl_cli.errors import AttclError, InterruptedRun, refusal
 
 AGAIN = "run the same command again"
 _SIGNALS = tuple(
@@ -229,7 +229,7 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
     """
     if isinstance(error, AttclError):
         if error.code == "file-not-written" and again != AGAIN:
-            return AttclError(error.message, f"free some space, then {again}", code=error.code)
+            return AttclError(error.message, error.hint.replace(AGAIN, again), code=error.code)
         return error
     if isinstance(error, Stop) or (isinstance(error, GeneratorExit) and STATE.number is not None):
         return stopped(again)
@@ -241,13 +241,8 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
             f"free some memory, or lower --num-workers and --batch-size, then {again}",
             code="out-of-memory",
         )
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return AttclError(
-            f"{error.filename or 'output'}: not written ({error.strerror}), "
-            "expected a writable place with free space",
-            f"free some space, then {again}",
-            code="file-not-written",
-        )
+    if isinstance(error, OSError) and (error.errno in _FULL or error.filename is not None):
+        return _refused(error, again)
     return None
 
 
@@ -268,6 +263,23 @@ def reported() -> Iterator[None]:
                 raise
             STATE.ending |= in_main_thread()
             raise problem from error
+
+
+def _refused(error: OSError, again: str) -> AttclError:
+    """Return the error of a place that the system refused, wherever it was used."""
+    if error.errno in _FULL:
+        return AttclError(
+            f"{error.filename or 'output'}: not written ({error.strerror}), "
+            "expected a writable place with free space",
+            f"free some space, then {again}",
+            code="file-not-written",
+        )
+    expected, hint = refusal(error, "expected a place that can be used", "check the path")
+    return AttclError(
+        f"{error.filename}: {error.strerror}, {expected}",
+        f"{hint}, then {again}",
+        code="place-refused",
+    )
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:

@@ -24,7 +24,7 @@ from attcl_cli.cli.options import (
 )
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.data.layouts import LAYOUTS
-from attcl_cli.errors import IncompleteError, UsageError, counted, some
+from attcl_cli.errors import IncompleteError, UsageError, counted, quoted, some
 
 if TYPE_CHECKING:
     from attcl_cli.completion.jobs import CompletionPlan
@@ -185,7 +185,9 @@ def complete(
     if fallback is not None:
         newest = newest_finished_run()
         models = [*(models or ([str(newest)] if newest else [])), fallback]
-        terminal.say(f"note: --fallback is deprecated, write: -w {' -w '.join(models)}")
+        terminal.say(
+            f"note: --fallback is deprecated, write: -w {' -w '.join(map(quoted, models))}"
+        )
     result = run.complete(
         ori,
         cpl,

@@ -30,7 +30,7 @@ from attcl_cli.cli.options import (
 )
 from attcl_cli.cli.segmentation_scores import show_scores
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import UsageError, counted
+from attcl_cli.errors import UsageError, counted, quoted
 from attcl_cli.methods.presets import parse_override
 from attcl_cli.segmentation.presets import PRESETS
 
@@ -149,9 +149,9 @@ def _refuse_moved(
 ) -> None:
     """Raise an error that names the command which does what these flags did."""
     moved = {
-        "--weights": weights and f"attcl evaluate --weights {weights}",
-        "--evaluate": evaluate and f"attcl evaluate {evaluate}",
-        "--export": export and f"attcl export {export[0]} {export[1]}",
+        "--weights": weights and f"attcl evaluate --weights {quoted(weights)}",
+        "--evaluate": evaluate and f"attcl evaluate {quoted(evaluate)}",
+        "--export": export and f"attcl export {quoted(export[0])} {quoted(export[1])}",
     }
     for flag, command in moved.items():
         if command:

@@ -15,7 +15,7 @@ from typing import Literal
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
 from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, refusal
 from attcl_cli.files import (
     is_within,
     ordinary_mode,
@@ -124,10 +124,11 @@ def _beside(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        expected, hint = refusal(
+            error, "expected a folder that can be made", "choose another --output"
+        )
         raise AttclError(
-            f"{output}: not writable ({error.strerror}), expected a folder that can be made",
-            "choose another --output",
-            code="file-not-written",
+            f"{output}: not writable ({error.strerror}), {expected}", hint, code="file-not-written"
         ) from error
     try:
         with temporary_folder(output) as building:
@@ -136,10 +137,14 @@ def _beside(output: Path) -> Iterator[Path]:
             with held():
                 _take_place(building, output)
     except OSError as error:
-        raise AttclError(
-            f"{output}: not written ({error.strerror or error}), "
+        expected, hint = refusal(
+            error,
             "expected a writable place with free space",
             "choose another --output, or --link symlink, which needs no space",
+        )
+        raise AttclError(
+            f"{output}: not written ({error.strerror or error}), {expected}",
+            hint,
             code="file-not-written",
         ) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, refusal
 from attcl_cli.files import sha256
 from attcl_cli.scoring.feature_weights import FILES, OnBytes, locate
 from attcl_cli.scoring.metrics import require_fid_network
@@ -321,10 +320,15 @@ def _tensors(path: Path) -> dict[str, Any]:
     """Read a torch file's state dict; code in it is refused, not run."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # what the library raises on a damaged file is not documented
+        expected, hint = "expected tensors and nothing else", "put the published file in its place"
+        if isinstance(error, OSError):
+            expected, hint = refusal(error, expected, hint)
         raise AttclError(
-            f"{path}: not loaded ({_first_line(error)}), expected tensors and nothing else",
-            "put the published file in its place",
+            f"{path}: not loaded ({_first_line(error)}), {expected}",
+            hint,
             code="feature-weights-unreadable",
         ) from error
     if not isinstance(state, Mapping):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, refusal
 from attcl_cli.files import ordinary_mode, sha256
 from attcl_cli.temporaries import sweep_beside, temporary_file
 
@@ -176,10 +176,14 @@ def _download(file: FeatureFile, path: Path, on_bytes: OnBytes) -> None:
             temporary.chmod(ordinary_mode(0o666))
             temporary.replace(path)
     except OSError as error:
-        raise AttclError(
-            f"{path}: not written ({error.strerror or error}), "
+        expected, hint = refusal(
+            error,
             f"expected a writable folder with {file.size_bytes} bytes of free space",
-            "free some space, or name another folder in ATTCL_WEIGHTS",
+            "free some space",
+        )
+        raise AttclError(
+            f"{path}: not written ({error.strerror or error}), {expected}",
+            f"{hint}, or name another folder in ATTCL_WEIGHTS",
             code="download-not-written",
         ) from error
 

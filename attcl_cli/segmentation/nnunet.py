@@ -29,7 +29,7 @@ from attcl_cli.data.labels import (
     to_labels,
 )
 from attcl_cli.data.layouts import ending_of
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, quoted
 from attcl_cli.files import copy_whole, write_json, write_whole
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.segmentation.inputs import Input, Sample
@@ -69,7 +69,7 @@ def require_name(folder: Path) -> None:
     if not _NAME.fullmatch(folder.name):
         raise UsageError(
             f"DIR: {folder}, expected a folder named DatasetNNN_Name, as nnU-Net's are",
-            f"for example attcl export nnunet {folder / 'Dataset501_completed'}",
+            f"for example attcl export nnunet {quoted(folder / 'Dataset501_completed')}",
             code="nnunet-folder-name",
         )
 

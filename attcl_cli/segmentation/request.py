@@ -20,7 +20,7 @@ from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.data.splits import Splits, open_truth
 from attcl_cli.documents import Document, Items, PathText, validated
-from attcl_cli.errors import UsageError
+from attcl_cli.errors import UsageError, quoted
 from attcl_cli.files import is_within, refuse_inside, require_empty, require_folder
 from attcl_cli.run_record import read_record, was_broken_off
 from attcl_cli.segmentation.evaluation import PREDICTIONS
@@ -288,7 +288,7 @@ def require_free(
     if not overwrite:
         hint = "or replace it with --overwrite" if maker == command else ""
         if hint and trains:
-            hint += f", or resume it: attcl segment --resume {output}"
+            hint += f", or resume it: attcl segment --resume {quoted(output)}"
         require_empty(output, flag=flag, hint=hint)
     if maker != command:
         origin = f"it is of attcl {maker}" if maker else "no run.json says so"

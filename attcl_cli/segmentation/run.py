@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli import run_ends
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision, Processes
-from attcl_cli.errors import UsageError, as_note
+from attcl_cli.errors import UsageError, as_note, quoted
 from attcl_cli.files import write_csv
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord, precision_for, read_record
@@ -252,7 +252,7 @@ class _Session:
     @property
     def resume_hint(self) -> str:
         """Return the command that resumes this run."""
-        return f"attcl segment --resume {self.output}"
+        return f"attcl segment --resume {quoted(self.output)}"
 
     def folder(self, name: str) -> Path:
         """Return where the results of an input go."""

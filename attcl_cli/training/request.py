@@ -14,7 +14,7 @@ from typing import Any
 
 from attcl_cli.data import splits
 from attcl_cli.data.dataset import Case, Dataset
-from attcl_cli.errors import AttclError, UsageError, counted, raise_all
+from attcl_cli.errors import AttclError, UsageError, counted, quoted, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.presets import DEFAULT_PRESET
@@ -239,7 +239,9 @@ def run_folder(settings: Settings, output: Path | None, resume: Path | None) -> 
 
 def require_free(folder: Path) -> None:
     """Check that nothing is in the folder of a new run."""
-    require_empty(folder, flag="--output", hint=f"or resume with: attcl train --resume {folder}")
+    require_empty(
+        folder, flag="--output", hint=f"or resume with: attcl train --resume {quoted(folder)}"
+    )
 
 
 def training_cases(dataset: Dataset) -> tuple[list[Case], list[Case]]:

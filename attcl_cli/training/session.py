@@ -19,7 +19,7 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, UsageError, counted
+from attcl_cli.errors import AttclError, UsageError, counted, quoted
 from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
@@ -101,7 +101,7 @@ def _record(run: Session) -> RunRecord:
     record = RunRecord(
         run.folder / "run.json",
         "train",
-        again=f"resume with: attcl train --resume {run.folder}",
+        again=f"resume with: attcl train --resume {quoted(run.folder)}",
         config=run.settings.model_dump(mode="json"),
         seed=run.settings.seed,
         device=str(run.device),
@@ -230,7 +230,7 @@ def _interrupted(run_dir: Path) -> Iterator[None]:
         kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
         raise run_ends.interrupted(
             f"{run_dir}: interrupted, {kept}",
-            f"resume with: attcl train --resume {run_dir}",
+            f"resume with: attcl train --resume {quoted(run_dir)}",
         ) from stop
 
 

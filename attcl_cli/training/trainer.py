@@ -21,7 +21,7 @@ from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.data.volume_statistics import Described, describe_store
 from attcl_cli.devices import Precision, Processes
-from attcl_cli.errors import UsageError
+from attcl_cli.errors import UsageError, quoted
 from attcl_cli.files import copy_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
@@ -124,9 +124,9 @@ def train(
         first=first,
         batch_size=settings.batch_size,
         device=device,
-        resume_hint=f"attcl train --resume {run_dir}",
+        resume_hint=f"attcl train --resume {quoted(run_dir)}",
         not_finite_hint="the last good checkpoint, if any, is kept; take smaller steps: "
-        f"attcl train --resume {run_dir} {_SMALLER_STEPS}, or start a new run with {_SMALLER_STEPS}",
+        f"attcl train --resume {quoted(run_dir)} {_SMALLER_STEPS}, or start a new run with {_SMALLER_STEPS}",
         processes=processes,
         hooks=hooks,
     )
