@@ -1,14 +1,20 @@
 """Commands that are killed, told to stop, or left by their reader: the record is true, and the next run finishes.
 
-`ATTCL_FAULTS=100` draws so many moments per command, kind of end and number of threads.
+`ATTCL_FAULTS=100` draws so many moments per command, kind of end and number of threads; `ATTCL_FAULTS_LOG=FILE` counts
+what they met.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +24,12 @@ from typing import Any
 import pytest
 from faults.commands import Commands, Ended, commands
 from faults.size import examples
-from helpers import complete_perfectly, small_settings
+from helpers import REPOSITORY, Run, complete_perfectly, small_settings
 from segmenters import FLAGS
 
+from attcl_cli.cli.app import main
 from attcl_cli.data.prepare import prepare_splits
+from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.settings import dump
 
 LEFT = "left"  # by the reader of stdout and stderr
@@ -192,12 +200,21 @@ def require_true(ended: Ended, folder: Path, number: int) -> str:
     record = record_in(folder)
     if record["status"] == "done":
         assert record["exit_code"] == 0
-        assert ended.code in {0, 128 + number, -number}, ended  # when all was done, or the process ended
+        assert ended.code in {0, 128 + number, -number}, (
+            ended
+        )  # when all was done, or the process ended
     else:
         assert record["status"] == "stopped"
         assert record["exit_code"] == ended.code == 128 + number
         assert record["code"] in {"interrupted", "stopped"}
     return record["status"]
+
+
+def note(**facts: Any) -> None:
+    """Append a line about a campaign to the file that ATTCL_FAULTS_LOG names, if it names one."""
+    if name := os.environ.get("ATTCL_FAULTS_LOG"):
+        with Path(name).open("a", encoding="utf-8") as log:
+            log.write(json.dumps(facts) + "\n")
 
 
 def kill(campaign: Campaign, name: str, count: int, tmp_path: Path) -> Counter[str]:
@@ -238,6 +255,9 @@ def stop(campaign: Campaign, name: str, how: str, count: int, tmp_path: Path) ->
     return statuses
 
 
+# --- kills and signals ------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_a_killed_command_is_finished_by_the_next_run(name, campaign, tmp_path):
     kill(campaign(1), name, 1, tmp_path)
@@ -254,7 +274,7 @@ def test_a_command_told_to_stop_leaves_a_true_record(name, how, campaign, tmp_pa
 def test_kills_at_many_moments_are_survived(name, threads, campaign, tmp_path, record_property):
     count = examples(3)
     statuses = kill(campaign(threads), name, count, tmp_path)
-    record_property("kills", {"command": name, "threads": threads, **statuses})
+    note(command=name, threads=threads, kills=count, statuses=statuses)
 
 
 @pytest.mark.slow
@@ -263,4 +283,256 @@ def test_kills_at_many_moments_are_survived(name, threads, campaign, tmp_path, r
 def test_stops_at_many_moments_are_survived(name, how, campaign, tmp_path, record_property):
     count = examples(3)
     statuses = stop(campaign(1), name, how, count, tmp_path)
-    record_property("stops", {"command": name, "signal": how, **statuses})
+    note(command=name, signal=how, stops=count, statuses=statuses)
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+class Failing:
+    """A disk on which writing works a number of times, and then fails in one way."""
+
+    def __init__(self, after: int, code: int) -> None:
+        self._left, self._code, self._real = after, code, os.fsync
+
+    def __call__(self, handle: int) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(self._code, os.strerror(self._code))
+        self._real(handle)
+
+
+def fail(
+    attcl: Run, command: Command, cwd: Path, after: int, code: int
+) -> tuple[int, dict[str, Any] | None]:
+    """Run a command on a failing disk; check what it says, and return its exit code and record."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(os, "fsync", Failing(after, code))
+        ended, _, err = attcl(*command.arguments)
+    assert "Traceback" not in err
+    folder = cwd / command.output
+    record = record_in(folder) if (folder / "run.json").exists() else None
+    assert [path for path in cwd.rglob("*") if path.name.endswith(".attcl-tmp")] == []
+    if ended == 0:
+        return ended, record
+    assert ended == 1
+    assert os.strerror(code) in err
+    assert "hint: " in err
+    if record is not None:
+        assert (record["status"], record["exit_code"]) == ("failed", 1), err
+        assert record["code"] == "file-not-written"
+    return ended, record
+
+
+@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+def test_a_completion_on_a_failing_disk_says_so_on_record(
+    code, after, world, attcl, tmp_path, monkeypatch
+):
+    ended, record = fail(attcl, world["complete"], tmp_path, after, code)
+    assert ended == 1
+    assert (record is None) == (after == 0)
+    if after:
+        monkeypatch.chdir(tmp_path)
+        assert attcl(*world["complete"].arguments)[0] == 0
+        assert record_in(tmp_path / "out")["status"] == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_every_command_on_a_disk_that_fails_at_any_file_says_so_on_record(
+    name, campaign, attcl, tmp_path
+):
+    (tmp_path / "whole").mkdir()
+    _, expected = campaign(1).expected(name, tmp_path / "whole")
+    after, ended, records = 0, 1, 0
+    while ended:
+        cwd = tmp_path / str(after)
+        cwd.mkdir()
+        ended, record = fail(attcl, campaign(1).world[name], cwd, after, errno.ENOSPC)
+        records += record is not None
+        finish(campaign(1), name, cwd, expected)
+        after += max(1, after // 2)
+    assert records > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["complete", "train", "score", "segment", "export"])
+def test_a_disk_that_is_really_full_leaves_a_true_record(name, campaign, tmp_path):
+    (tmp_path / "whole").mkdir()
+    _, expected = campaign(1).expected(name, tmp_path / "whole")
+    used = sum(path.lstat().st_size for path in (tmp_path / "whole").rglob("*"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
+    if subprocess.run(mounted, check=False, capture_output=True).returncode:
+        pytest.skip("may not mount a small disk here")
+    try:
+        for share in (0.0, 0.3, 0.6, 0.9):
+            size = int(used * share) + 65_536
+            subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+            cwd = disk / str(share)
+            cwd.mkdir()
+            ended = campaign(1).server.run(campaign(1).world[name].arguments, cwd)
+            assert "Traceback" not in ended.err
+            folder = cwd / campaign(1).world[name].output
+            if ended.code:
+                assert ended.code == 1
+                assert "No space left on device" in ended.err or "GB free" in ended.err, ended.err
+                if (folder / "run.json").exists():
+                    assert record_in(folder)["status"] == "failed"
+            subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+            if (folder / "run.json").exists() or not folder.exists():
+                finish(campaign(1), name, cwd, expected)
+            shutil.rmtree(cwd)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# --- what is removed, and what has no room in memory ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["its files", "the folder"])
+def test_a_completion_whose_output_is_removed_is_not_done(
+    kept, world, attcl, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    real, calls = AttclGan.synthesise, []
+
+    def removing(method: Any, *arguments: Any, **options: Any) -> Any:
+        made = list(Path("out").rglob("*.nii.gz"))
+        if made and not calls:
+            calls.append(True)
+            if kept:
+                made[0].unlink()
+            else:
+                shutil.rmtree("out")
+        return real(method, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AttclGan, "synthesise", removing)
+        code, _, err = attcl(*world["complete"].arguments, "--num-workers", 0)
+    assert calls
+    assert code == 1
+    assert "removed while" in err
+    assert "hint: run the same command again" in err
+    assert record_in(Path("out"))["status"] == "failed"
+    assert record_in(Path("out"))["code"] == "output-removed"
+    assert attcl(*world["complete"].arguments)[0] == 0
+
+
+def test_a_training_whose_folder_is_removed_is_not_done(world, attcl, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    real, steps = AttclGan.training_step, []
+
+    def removing(method: Any, *arguments: Any) -> Any:
+        steps.append(True)
+        if len(steps) == 3:
+            shutil.rmtree("run")
+        return real(method, *arguments)
+
+    monkeypatch.setattr(AttclGan, "training_step", removing)
+    code, _, err = attcl(*world["train"].arguments)
+    assert code == 1
+    assert "error: run: removed while the run wrote into it" in err
+    assert "hint: start a new run" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (MemoryError(), "out-of-memory", "error: out of memory"),
+        (ZeroDivisionError("by zero"), "unexpected", "error: unexpected ZeroDivisionError"),
+    ],
+    ids=["memory", "bug"],
+)
+def test_what_ends_a_completion_from_within_is_on_record(
+    error, code, said, world, attcl, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+
+    def failing(*_arguments: Any, **_options: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AttclGan, "synthesise", failing)
+        if code == "unexpected":  # goes on to Python, which shows where it comes from
+            with pytest.raises(ZeroDivisionError):
+                main([str(argument) for argument in world["complete"].arguments])
+            err = capsys.readouterr().err
+        else:
+            ended, _, err = attcl(*world["complete"].arguments)
+            assert ended == 1
+    assert said in err
+    assert "hint: " in err
+    record = record_in(tmp_path / "out")
+    assert (record["status"], record["exit_code"], record["code"]) == ("failed", 1, code)
+    assert attcl(*world["complete"].arguments)[0] == 0
+
+
+# --- streams, and those who cannot wait -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("{} info --json | head -c 1", 0, ""),
+        ("{} info | true", 0, ""),
+        ("{} inf 2>&1 | true", 2, ""),
+        ("{} info >&- 2>&-", 0, ""),
+        ("{} info > /dev/full", 1, "error: stdout: not written (No space left on device)"),
+        ("{} info 2> /dev/full", 0, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full_end_no_command_in_an_odd_way(line, code, said, tmp_path):
+    shell = f"{line.format(f'{sys.executable} -m attcl_cli')}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", shell],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+# Completes with a writer that takes a minute for its first volume, and says when it begins.
+_SLOW_WRITER = """
+import sys, time
+from attcl_cli.cli.app import main
+from attcl_cli.completion import making
+def save(*arguments, **options):
+    print("writes", flush=True)
+    time.sleep(60)
+making.volumes.save = save
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_second_signal_does_not_wait_for_what_is_being_written(world, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SLOW_WRITER, *map(str, world["complete"].arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "writes\n"
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):  # the volume is finished first
+        process.wait(2)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "error: interrupted (SIGTERM)" in err
+    record = record_in(tmp_path / "out")
+    assert (record["status"], record["exit_code"]) == ("stopped", 143)
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith(".attcl-tmp")] == []
