@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from attcl_cli.errors import counted
+from attcl_cli.errors import counted, visible
 from attcl_cli.files import write_whole
 from attcl_cli.report import pictures
 from attcl_cli.report.pictures import DASH, DISCLAIMER, Array, Panel
@@ -148,9 +148,9 @@ def _viewer_entry(
     sprites = pictures.sprites(panel, pixels=pixels)
     uris = ["data:image/webp;base64," + base64.b64encode(it).decode() for it in sprites.sheets]
     return {
-        "case": panel.case,
-        "source": panel.source_modality,
-        "target": panel.target_modality,
+        "case": visible(panel.case),
+        "source": visible(panel.source_modality),
+        "target": visible(panel.target_modality),
         "sheets": [images.setdefault(uri, len(images)) for uri in uris],
         "size": sprites.size,
         "grid": sprites.grid,
@@ -403,7 +403,10 @@ def _file_list(files: Sequence[str]) -> str:
     if not files:
         return ""
     # Quoted whole, a name with a colon stays a file's name and never becomes a scheme.
-    links = "".join(f'<li><a href="{quote(name)}">{_escape(name)}</a></li>' for name in files)
+    links = "".join(
+        f'<li><a href="{quote(name, errors="surrogateescape")}">{_escape(name)}</a></li>'
+        for name in files
+    )
     return f"<section><h2>Files</h2><ul>{links}</ul></section>"
 
 
@@ -423,7 +426,7 @@ def _cell(value: object) -> str:
 
 
 def _escape(text: str) -> str:
-    return html.escape(text, quote=True)
+    return html.escape(visible(text), quote=True)
 
 
 def _inert_json(document: Any) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from attcl_cli.data.intensities import bounding_box
+from attcl_cli.errors import visible
 from attcl_cli.files import write_whole
 
 Array = NDArray[Any]
@@ -177,7 +178,10 @@ def write_grid(path: Path, titles: list[str], rows: list[tuple[str, list[Array]]
                 grey.resize((side, side), Image.Resampling.BICUBIC), (left * side, top * side)
             )
             draw.text(
-                (left * side + 3, top * side + 2), title if left == 0 else column, _AMBER, font
+                (left * side + 3, top * side + 2),
+                visible(title if left == 0 else column),
+                _AMBER,
+                font,
             )
     stream = io.BytesIO()
     sheet.save(stream, format="PNG")
@@ -311,6 +315,7 @@ def _write(
 ) -> None:
     """Draw one line, shortened with an ellipsis if it is wider than `room` pixels."""
     font = _font(size, bold=bold)
+    text = visible(text)
     line = " ".join(text.split())
     if room is not None and draw.textlength(line, font) > room:
         # Names of patients differ at their ends.

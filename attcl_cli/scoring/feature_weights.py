@@ -111,9 +111,16 @@ def _folders() -> list[Path]:
 
 def _torch_cache() -> Path:
     """Return the folder in which `torch.hub` keeps downloaded weights."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = os.environ.get("TORCH_HOME", f"{cache}/torch")
-    return Path(home).expanduser() / "hub" / "checkpoints"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = Path(os.environ.get("TORCH_HOME") or f"{cache}/torch")
+    try:
+        return home.expanduser() / "hub" / "checkpoints"
+    except RuntimeError as error:  # a container's user that has no name
+        raise AttclError(
+            f"{home}: no home folder, expected one for feature networks",
+            "set HOME, or name a folder for them in TORCH_HOME",
+            code="no-home",
+        ) from error
 
 
 def _identity(path: Path, file: FeatureFile) -> tuple[str, int, int, str]:

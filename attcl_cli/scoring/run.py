@@ -5,6 +5,7 @@ What is shown on a terminal is left to the command line.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -229,8 +230,7 @@ def score(
         quantiles = _quantiles(complete, comparison, num_workers, progress)
         measures = replace(measures, quantiles=quantiles)
     scored: list[Row] = []
-    place_of_features = Path(tempfile.gettempdir()) / "attcl-score"
-    with record.recorded(), temporary_folder(place_of_features) as features:
+    with record.recorded(), temporary_folder(_temporary_place()) as features:
         rows_by_case = rows.score_cases(
             comparison, measures, folder=features, num_workers=num_workers
         )
@@ -408,6 +408,17 @@ def _quantiles(
             f"note: no matched-copy of {', '.join(alone)}: no other patient of {complete.root} has it"
         )
     return quantiles
+
+
+def _temporary_place() -> Path:
+    try:
+        return Path(tempfile.gettempdir()) / "attcl-score"
+    except FileNotFoundError as error:
+        raise AttclError(
+            f"{os.environ.get('TMPDIR', '/tmp')}: no folder for temporary files, expected a writable one",
+            "name one in TMPDIR, then run the same command again",
+            code="no-temporary-folder",
+        ) from error
 
 
 def _report_what_is_replaced(output: Path, progress: Progress) -> None:
