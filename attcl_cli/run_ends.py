@@ -192,15 +192,8 @@ def is_urgent() -> bool:
     return STATE.count > 1
 
 
-def interrupted(message: str, hint: str, *, code: str = "interrupted") -> InterruptedRun:
-    """Return the error of a run that a signal ended, or Ctrl-C, with the exit code that belongs to it.
-
-    Args:
-        message: what is kept.
-        hint: how to resume.
-        code: as in `AttclError`.
-    """
-    error = InterruptedRun(message, hint, code=code)
+def signalled(error: InterruptedRun) -> InterruptedRun:
+    """Return an error with the exit code of the signal that ends the run; without one it keeps that of Ctrl-C."""
     if STATE.number is not None:
         error.exit_code = _EXIT_OF_SIGNALS + STATE.number
     return error
@@ -214,9 +207,12 @@ def stopped(again: str = AGAIN) -> InterruptedRun:
     """
     number = STATE.number
     by = f" ({_name(number)})" if number not in {None, signal.SIGINT} else ""
-    return interrupted(
-        f"interrupted{by}: finished files are kept, no half-written ones are left",
-        f"{again} to continue" if again == AGAIN else again,
+    return signalled(
+        InterruptedRun(
+            f"interrupted{by}: finished files are kept, no half-written ones are left",
+            f"{again} to continue" if again == AGAIN else again,
+            code="interrupted",
+        )
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from attcl_cli import __version__, run_ends
 from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
-from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError
+from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, AttclError
 from attcl_cli.files import ordinary_mode, read_json, write_json
 from attcl_cli.temporaries import close_temporary, open_temporary, sweep
 
@@ -231,21 +231,17 @@ class RunRecord:
         if ended is None:
             self.finish(EXIT_INCOMPLETE if self.count("failed") else 0)
             return
-        code = EXIT_INTERRUPTED if isinstance(ended, KeyboardInterrupt) else EXIT_FAILED
-        if problem is None:
-            text = f"{type(ended).__name__}: {ended}"
-            note = AttclError(
-                "interrupted" if code == EXIT_INTERRUPTED else text,
-                code="interrupted" if code == EXIT_INTERRUPTED else "unexpected",
-            )
-        else:
-            code, note = problem.exit_code, problem
+        note = problem
+        if note is None and isinstance(ended, KeyboardInterrupt):
+            note = run_ends.stopped(self.again)
+        elif note is None:
+            note = AttclError(f"{type(ended).__name__}: {ended}", code="unexpected")
         if (
             self._begun is None or not self._begun.parent.is_dir()
         ):  # nothing was begun, or all is gone
             return
         try:
-            self.finish(code, note)
+            self.finish(note.exit_code, note)
         except AttclError as second:
             if problem is not None:
                 problem.hint += f"; {self.path} still says running ({second.message})"

@@ -17,9 +17,9 @@ from attcl_cli.run_ends import (
     check,
     explained,
     held,
-    interrupted,
     reported,
     request,
+    signalled,
     signals,
     stopped,
 )
@@ -165,7 +165,7 @@ def test_a_stop_says_which_signal_it_was_and_exits_as_a_shell_would(number, mess
         assert error.hint == "run the same command again to continue"
         assert stopped("resume with: x").hint == "resume with: x"
         run_ends.STATE.ending = True
-    assert interrupted("a", "b").exit_code == 130  # Ctrl-C that no handler of ours saw
+    assert signalled(InterruptedRun("a", code="b")).exit_code == 130  # Ctrl-C that no handler of ours saw
 
 
 def test_what_a_user_can_act_on_is_told_apart_from_a_bug():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli import run_ends
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision, Processes
-from attcl_cli.errors import UsageError, as_note, quoted
+from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
 from attcl_cli.files import write_csv
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord, precision_for, read_record
@@ -115,7 +115,7 @@ def segment(
         output: the folder for weights, predictions and scores; None: `segment`, or the resumed run's.
         input: `completed` (also if None), `incomplete`, `real`, or a modality that all cases have.
         compare: train on one modality, incomplete, completed and real; exclusive with `input`.
-        preset: a key of `settings.PRESETS`; None: `base`.
+        preset: a key of `settings.PRESETS`; None: `small` on a CPU, `base` on a GPU.
         overrides: single settings, see `SegmentSettings`.
         per_slice: also score each slice by itself, as the paper does.
         allow_missing: leave out cases without a label map.
@@ -162,6 +162,13 @@ def segment(
     study = open_study(request)
     names, notes = choose_inputs(request, study.data)
     require_inputs(study.data, names)
+    from attcl_cli import devices
+    from attcl_cli.training.loop import share_of
+    from attcl_cli.training.request import about_default_preset, default_preset
+
+    usual = default_preset(devices.select(device).type)
+    if resume is None and preset is None:
+        request = replace(request, preset=usual)
     resolved = resolve(request.preset, dict(request.overrides))
     ground_truth = open_ground_truth(request, study, names)
     if request.compare and ground_truth is not None and lacks_truth(study.data, ground_truth):
@@ -177,9 +184,6 @@ def segment(
             resume=resume is not None,
             overwrite=overwrite,
         )
-    from attcl_cli import devices
-    from attcl_cli.training.loop import share_of
-
     place, processes = devices.join(device)
     share_of(resolved.batch_size, processes)
     progress = progress if processes.main else SILENT
@@ -195,6 +199,8 @@ def segment(
         progress=progress,
     )
     notes += plan.notes
+    if resume is None and preset is None:
+        progress.say(about_default_preset(place, usual))
     if place.type == "cpu" and resolved.image_size > _SLOW_CPU_PIXELS:
         progress.say(
             f"note: no GPU; {resolved.image_size}-pixel networks take days on a CPU. "
@@ -332,9 +338,12 @@ def _interrupted(session: _Session) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise run_ends.interrupted(
-            f"{session.output}: interrupted, what was finished is kept",
-            f"resume with: {session.resume_hint}",
+        raise run_ends.signalled(
+            InterruptedRun(
+                f"{session.output}: interrupted, what was finished is kept",
+                f"resume with: {session.resume_hint}",
+                code="interrupted",
+            )
         ) from stop
 
 

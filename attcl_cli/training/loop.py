@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from attcl_cli import run_ends
 from attcl_cli.data.sampling import Batch
 from attcl_cli.devices import Processes
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import parse_json, write_whole
 from attcl_cli.training.feed import feed
 from attcl_cli.training.learning_rates import full_rates, rate_factor, set_rates
@@ -180,10 +180,12 @@ def run_loop(
                 clock = time.monotonic()  # neither validation nor saving is a part of a step
             hooks.on_step(done, logged)
             if stopped and not last:
-                raise run_ends.interrupted(
-                    f"{folder}: stopped after step {done} of {schedule.steps}, everything is saved",
-                    f"resume with: {resume_hint}",
-                    code="stopped",
+                raise run_ends.signalled(
+                    InterruptedRun(
+                        f"{folder}: stopped after step {done} of {schedule.steps}, everything is saved",
+                        f"resume with: {resume_hint}",
+                        code="stopped",
+                    )
                 )
             if judging and not last:
                 hooks.on_checkpoint(done)

@@ -19,7 +19,7 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, UsageError, counted, quoted
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError, counted, quoted
 from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
@@ -228,9 +228,12 @@ def _interrupted(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         step = step_of(run_dir)
         kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
-        raise run_ends.interrupted(
-            f"{run_dir}: interrupted, {kept}",
-            f"resume with: attcl train --resume {quoted(run_dir)}",
+        raise run_ends.signalled(
+            InterruptedRun(
+                f"{run_dir}: interrupted, {kept}",
+                f"resume with: attcl train --resume {quoted(run_dir)}",
+                code="interrupted",
+            )
         ) from stop
 
 
