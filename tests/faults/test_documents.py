@@ -11,12 +11,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import typer
 from faults.documents_world import SUBJECTS, Subject, attcl, build
 from faults.size import examples
 from helpers import states
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attcl_cli.cli.app import app
 from attcl_cli.errors import AttclError
 from attcl_cli.segmentation.request import clear
 from attcl_cli.training.loop import trim_stats
@@ -36,7 +38,14 @@ LIMIT_SECONDS = 20  # of one command, on a machine with other work
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("documents")
-    with mock.patch.dict(os.environ, ATTCL_WEIGHTS=str(root / "named")), mock.patch("os.fsync"):
+    command = typer.main.get_command(
+        app
+    )  # the same at each call, and what most of a short one takes
+    with (
+        mock.patch.dict(os.environ, ATTCL_WEIGHTS=str(root / "named")),
+        mock.patch("typer.main.get_command", lambda _: command),
+        mock.patch("os.fsync"),
+    ):
         build(root)
         yield root
 
