@@ -76,7 +76,8 @@ def segment(
         str | None,
         typer.Option(
             "--preset",
-            help=f"Sizes of slices and network: {', '.join(PRESETS)}.  [default: base]",
+            help=f"Sizes of slices and network: {', '.join(PRESETS)}.  "
+            "[default: small on a CPU, base on a GPU]",
         ),
     ] = None,
     set_: Overrides = None,

@@ -85,7 +85,7 @@ class TrainingRequest(Request):
 
     Attributes:
         compare: train on all four inputs.
-        preset: a key of `settings.PRESETS`.
+        preset: a key of `settings.PRESETS`; None in records of earlier versions: `base`.
         overrides: single settings.
         per_slice: also score slice by slice.
     """

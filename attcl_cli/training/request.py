@@ -37,6 +37,11 @@ def default_preset(device: str) -> str:
     return CPU_PRESET if device == "cpu" else DEFAULT_PRESET
 
 
+def about_default_preset(place: object, preset: str) -> str:
+    """Return the line that says which preset a device gets that no option named."""
+    return f"device {place}: preset {preset} (the default: {CPU_PRESET} on a CPU, {DEFAULT_PRESET} on a GPU)"
+
+
 def with_length(
     overrides: Mapping[str, Any], file: Path | None, *, epochs: int | None, minutes: float | None
 ) -> dict[str, Any]:

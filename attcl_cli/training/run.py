@@ -21,13 +21,12 @@ from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError, as_note, counted, raise_all
 from attcl_cli.files import sha256
-from attcl_cli.methods.presets import DEFAULT_PRESET
 from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import finish_killed, precision_for, read_record
 from attcl_cli.training.request import (
-    CPU_PRESET,
+    about_default_preset,
     data_of,
     default_preset,
     minutes_of,
@@ -194,9 +193,7 @@ def train(
     if resume is not None:
         progress.say(f"{resume}: continues from step {first} in {precision}")
     elif preset is None and (file is None or "preset" not in read_settings(file)[0]):
-        progress.say(
-            f"device {place}: preset {usual} (the default: {CPU_PRESET} on a CPU, {DEFAULT_PRESET} on a GPU)"
-        )
+        progress.say(about_default_preset(place, usual))
     notes += remarks + _notes(
         settings, place, cases, timed=minutes is not None, resumed=resume is not None
     )

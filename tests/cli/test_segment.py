@@ -54,7 +54,8 @@ def test_quiet_shows_nothing(run):
 def test_a_dry_run_shows_inputs_and_settings(run):
     code, out, _ = run("--compare", "-n")
     assert code == 0 and "would train 2 steps at 40 pixels" in out
-    assert "learning_rate = 0.001  # " in out
+    assert "learning_rate = 0.01  # " in out
+    assert "learning_rate = 0.001  # " in run("--preset", "base", "-n")[1]
     code, out, _ = run("--json", "-n")
     document = json.loads(out)
     assert document["inputs"] == {"completed": {"train": 2, "val": 1, "test": 1}}

@@ -119,14 +119,16 @@ def test_compare_without_a_whole_truth_leaves_the_upper_bound_out_and_says_so(st
     progress = Lines()
     result = segment(compare=True, truth=whole, progress=progress, dry_run=True)
     assert set(result.cases) == set(INPUTS) - {"real"}
-    assert progress.said == ["note: real is left out: the complete dataset lacks volumes as well"]
+    assert progress.said == [
+        "device cpu: preset small (the default: small on a CPU, base on a GPU)",
+        "note: real is left out: the complete dataset lacks volumes as well",
+    ]
 
 
 def test_large_slices_without_a_gpu_are_a_note(study):
     progress = Lines()
-    segment(
-        input="flair", overrides={"image_size": 256, "canvas": 256}, dry_run=True, progress=progress
-    )
+    sizes = {"image_size": 256, "canvas": 256}
+    segment(input="flair", preset="base", overrides=sizes, dry_run=True, progress=progress)
     assert len(progress.said) == 1 and "no GPU; 256-pixel networks" in progress.said[0]
 
 
@@ -217,6 +219,7 @@ def test_a_resumed_comparison_reads_what_was_finished(study):
         with pytest.raises(InterruptedRun) as stop:
             segment(compare=True)
         assert stop.value.hint == "resume with: attcl segment --resume segment"
+        assert json_in(Path("segment/run.json"))["config"]["preset"] == "small"  # that of a CPU
         run.segment(resume="segment", device="cpu")
     assert tested == ["flair", "incomplete", "incomplete", "completed", "real"]
     assert rows_in(Path("segment")) == rows_in(Path("whole"))
