@@ -35,6 +35,7 @@ _GZIP_LEVEL = 1
 # A brain compresses to a tenth or more of its size, a constant volume to a thousandth.
 _SUSPICIOUS_COMPRESSION = 0.01
 _DIMENSIONS = 3
+_LARGEST = 1e18  # intensities whose squares a float32 can still hold
 
 
 @dataclass(frozen=True)
@@ -241,16 +242,23 @@ def require_image(data: Array, path: Path) -> None:
     """Refuse intensities that are no image.
 
     Raises:
-        AttclError: they hold NaN or infinity, or a single value everywhere.
+        AttclError: they hold NaN or infinity, values beyond all images, or a single value everywhere.
     """
-    if not np.isfinite(data).all():
+    low, high = data.min(), data.max()  # NaN if any value is
+    if not (np.isfinite(low) and np.isfinite(high)):
         count = int(data.size - np.isfinite(data).sum())
         raise AttclError(
             f"{path}: {counted(count, 'voxel is', 'voxels are')} NaN or infinite, expected finite intensities",
             "repair or remove this file",
             code="voxels-not-finite",
         )
-    if data.min() == data.max():
+    if max(-float(low), float(high)) > _LARGEST:
+        raise AttclError(
+            f"{path}: intensities from {low:.4g} to {high:.4g}, expected no more than {_LARGEST:g} on either side of 0",
+            "repair its scaling (scl_slope, scl_inter) or the voxels that mark something else, or remove this file",
+            code="intensities-too-large",
+        )
+    if low == high:
         raise AttclError(
             f"{path}: every voxel is {data.flat[0]:g}, expected an image",
             "remove this file, so that the modality counts as missing",

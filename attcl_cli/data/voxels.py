@@ -192,7 +192,7 @@ def describe(
         AttclError: the array holds NaN or infinity, or a single value everywhere.
     """
     floating = data.dtype.kind == "f"
-    if floating:
+    if floating or data.dtype.itemsize > 4:  # noqa: PLR2004 - wide integers may be too large for float32
         volumes.require_image(data, path)
     steps = _steps(data.shape, spacing_mm)
     coarse = data[tuple(slice(None, None, step) for step in steps)].astype(np.float32)
