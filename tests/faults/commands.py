@@ -41,7 +41,11 @@ def forked(task, streams):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.argv = ["attcl", *task["argv"]]
-    main(task["argv"])
+    try:
+        main(task["argv"])
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(end.code)  # the libraries take seconds to go, in which nothing happens
 
 for line in sys.stdin:
     task = json.loads(line)

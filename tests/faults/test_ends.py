@@ -277,6 +277,10 @@ def test_a_command_told_to_stop_leaves_a_true_record(name, how, campaign, tmp_pa
 def test_kills_at_many_moments_are_survived(name, threads, campaign, tmp_path, record_property):
     count = examples(3)
     statuses = kill(campaign(threads), name, count, tmp_path)
+    if name == "complete":  # the volumes do not depend on the number of threads
+        (tmp_path / "alone").mkdir()
+        alone = campaign(1).expected(name, tmp_path / "alone")
+        require_same(campaign(threads).undisturbed[name][1], alone[1])
     note(command=name, threads=threads, kills=count, statuses=statuses)
 
 
