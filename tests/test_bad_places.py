@@ -74,7 +74,7 @@ def test_a_link_in_the_output_that_leads_to_the_originals_is_refused(
 def test_a_tree_of_ones_own_links_cannot_be_completed_over_its_originals(
     overwrite, phantom_root, trained_run, attcl, tmp_path
 ):
-    """Without splits.json nothing says where the links lead; the hidden originals must survive all the same."""
+    """Without splits.json nothing but the links says where the originals are."""
     source, data = tmp_path / "source", tmp_path / "mine"
     shutil.copytree(phantom_root, source)
     for path in source.rglob("*[!2].nii.gz"):
@@ -82,14 +82,19 @@ def test_a_tree_of_ones_own_links_cannot_be_completed_over_its_originals(
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(path)
     before = states(source)
+    command = ("complete", "--ori", data, "-w", trained_run, "--target", "t2", *overwrite, "--cpl")
+    for place in (source, source / "new", source / "Phantom_00000"):
+        refusal(
+            attcl(*command, place),
+            code=2,
+            names=f"--cpl: {place} lies inside {source}",
+            hint=f"choose another --cpl, such as {data}-attcl",
+        )
     refusal(
-        attcl(
-            *("complete", "--ori", data, "--cpl", source, "-w", trained_run, "--target", "t2"),
-            *overwrite,
-        ),
-        code=1,
-        names=f"{source / 'Phantom_00000/Phantom_00000_t2.nii.gz'}: has no side-car",
-        hint="another --cpl",
+        attcl(*command, tmp_path),
+        code=2,
+        names=f"--cpl: {tmp_path} holds {data}",
+        hint=f"choose another --cpl, such as {data}-attcl",
     )
     assert states(source) == before
 

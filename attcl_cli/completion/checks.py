@@ -21,11 +21,13 @@ from attcl_cli.completion.jobs import (
     Manner,
     Places,
 )
+from attcl_cli.confined import leads_out
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
+from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
-from attcl_cli.files import free_bytes, is_within, refuse_inside, require_folder
+from attcl_cli.files import free_bytes, is_within, require_folder
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
 
@@ -65,7 +67,7 @@ def require_sound_request(
 def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) -> None:
     """Check what was asked for as far as no weights are needed; arguments and errors as `require_sound_request`."""
     for folder in (places.output, places.records):
-        refuse_inside(folder, originals, flag="--cpl")
+        refuse_among_originals(folder, originals, flag="--cpl")
         require_folder(folder, flag="--cpl")
     _refuse_mixture(places)
     _require_samples(places.dataset, manner)
@@ -259,15 +261,6 @@ def escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
     if path.is_symlink() or not is_within(path.parent, output):
         return [leads_out(path, output)]
     return []
-
-
-def leads_out(path: Path, output: Path) -> AttclError:
-    """Return the error about a link that leads out of the output folder."""
-    return AttclError(
-        f"{path}: leads out of {output} through a link, expected a place inside",
-        "remove the link, or choose another --cpl",
-        code="leads-out-of-output",
-    )
 
 
 def lack_of_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:

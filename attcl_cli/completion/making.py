@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from attcl_cli import __version__
-from attcl_cli.completion.checks import leads_out
 from attcl_cli.completion.doubt import distance, vector_of
 from attcl_cli.completion.inference import (
     Made,
@@ -38,6 +37,7 @@ from attcl_cli.completion.jobs import (
     Job,
     uncertainty_file,
 )
+from attcl_cli.confined import leads_out, require_inside
 from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
@@ -296,6 +296,7 @@ def _write(
             before = read_side_car(side_car)
             if _making(before) != _making(document):
                 for file in whole:
+                    require_inside(plan.output / file)
                     with contextlib.suppress(OSError):
                         (plan.output / file).unlink()
             elif "doubt" in before and len(files) < len(whole):

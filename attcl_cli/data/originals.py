@@ -1,0 +1,70 @@
+"""Where the originals of a dataset really lie, links followed, and that no output folder is among them.
+
+Nothing is ever written into such a folder. Links that appear while a run writes are left to `confined`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.splits import originals_of
+from attcl_cli.errors import UsageError
+from attcl_cli.files import another_place, is_within, refuse_inside
+
+
+def folders_of(*datasets: Dataset) -> list[Path]:
+    """Return the folders that hold the originals of datasets: their own, and those that their links lead to.
+
+    A link tree that keeps the names of its source leads to that as a whole; any other link to the folder of its file.
+    Costs a look at each file's name, none at its bytes.
+    """
+    folders: dict[Path, None] = {}
+    for dataset in datasets:
+        known = originals_of(dataset.root)
+        folders |= dict.fromkeys([*known, *_led_to(dataset, known)])
+    return list(folders)
+
+
+def refuse_among_originals(folder: Path, originals: Iterable[Path], *, flag: str) -> None:
+    """Raise a `UsageError` if an output folder, named by `flag`, lies in a folder of originals, or holds one."""
+    originals = list(originals)
+    refuse_inside(folder, originals, flag=flag)
+    for original in originals:
+        if is_within(original, folder):
+            raise UsageError(
+                f"{flag}: {folder} holds {original}, expected a folder without originals",
+                f"originals are never touched; choose another {flag}{another_place(originals)}",
+                code="output-holds-originals",
+            )
+
+
+def _led_to(dataset: Dataset, known: Iterable[Path]) -> list[Path]:
+    """Return the real folders of the files that lie in none of the known ones."""
+    parents: dict[PurePosixPath, Path] = {}
+    inside = [Path(os.path.realpath(folder)) for folder in known]
+    found: list[Path] = []
+    checked: set[Path] = set()
+    for file in _files(dataset):
+        if file.parent not in parents:
+            parents[file.parent] = Path(os.path.realpath(dataset.root / file.parent))
+        real = parents[file.parent] / file.name
+        if real.is_symlink():
+            real = Path(os.path.realpath(real))
+        if real.parent in checked:
+            continue
+        checked.add(real.parent)
+        if not any(real.is_relative_to(folder) for folder in (*inside, *found)):
+            same_names = real.parts[-len(file.parts) :] == file.parts
+            found.append(real.parents[len(file.parts) - 1] if same_names else real.parent)
+    return found
+
+
+def _files(dataset: Dataset) -> Iterable[PurePosixPath]:
+    for case in dataset.cases:
+        for files in case.files.values():
+            yield from files
+        yield from case.segmentation
+    yield from dataset.naming_files
