@@ -159,6 +159,22 @@ def parse_json(text: str, *, allow_nan: bool = False) -> Any:
     return document
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text of at most 1 MiB; what is no UTF-8 becomes a replacement character.
+
+    Raises:
+        AttclError: the file is missing, cannot be read or is too large.
+    """
+    try:
+        return _read_bytes(path, _MOST_TOML).decode("utf-8-sig", "replace").splitlines()
+    except (OSError, ValueError) as error:
+        raise AttclError(
+            f"{path}: not readable ({_reason(error)}), expected lines of text",
+            _next_step(error, "correct the file, or remove it"),
+            code="text-unreadable",
+        ) from error
+
+
 def as_json(record: DataclassInstance) -> dict[str, Any]:
     """Return a flat dataclass as JSON takes it: NaN and infinity are None."""
     return {
@@ -324,7 +340,20 @@ def _read_text(path: Path, most: int) -> str:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is no plain file (a pipe would be waited for), larger than `most` bytes, or no UTF-8.
+        ValueError: as `_read_bytes`, or it is no UTF-8.
+    """
+    data = _read_bytes(path, most)
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError("UTF-16, not UTF-8")
+    return data.decode("utf-8-sig")
+
+
+def _read_bytes(path: Path, most: int) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no plain file (a pipe would be waited for), or larger than `most` bytes.
     """
     if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():
         raise ValueError("no plain file")
@@ -332,9 +361,7 @@ def _read_text(path: Path, most: int) -> str:
         data = stream.read(most + 1)
     if len(data) > most:
         raise ValueError(f"more than {most / 2**20:g} MiB")
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("UTF-16, not UTF-8")
-    return data.decode("utf-8-sig")
+    return data
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -359,10 +386,10 @@ def _finite(text: str) -> float:
 
 def _require_shallow(document: Any, text: str) -> None:
     """Raise a `ValueError` if lists and tables are nested too deeply to be handed on."""
-    if text.count("[") + text.count("{") + text.count(".") <= _DEEPEST:
+    if text.count("[") + text.count("{") + text.count(".") < _DEEPEST:
         return
-    level = [document]
-    for _ in range(_DEEPEST + 1):
+    level = [document] if isinstance(document, dict | list) else []
+    for _ in range(_DEEPEST):
         level = [
             value
             for container in level

@@ -77,7 +77,8 @@ def read_protocol(path: Path = PROTOCOL) -> Protocol:
         for part in PARTS
         if not _is_list_of_ids(document.get(part), nested=part == "folds")
     ]
-    folders = document.get("folders", {})
+    said = document.get("folders")
+    folders = said if isinstance(said, dict) else {}
     problems += [
         UsageError(
             f"{path}: no folder for {part}, expected its name below [folders]",

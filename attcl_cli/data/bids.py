@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 from attcl_cli.data.layouts import SEGMENTATION, ending_of
 from attcl_cli.data.records import MOST_BYTES
+from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
-from attcl_cli.files import read_json
+from attcl_cli.files import read_json, read_lines
 
 LAYOUT = "bids"
 """The key of `layouts.LAYOUTS`."""
@@ -164,7 +165,7 @@ def set_aside(files: Sequence[PurePosixPath], root: Path) -> dict[PurePosixPath,
     folders |= {top / name: str(top / name) for top in open_tops for name in NO_RAW_DATA}
     folders.pop(PurePosixPath(), None)  # what the user named is read, whatever it is
     rules = {
-        top: ignore_rules(file.read_text(encoding="utf-8", errors="replace"))
+        top: ignore_rules(read_lines(file), named=str(file))
         for top in open_tops
         if (file := root / top / IGNORE_FILE).is_file()
     }
@@ -232,10 +233,20 @@ def read_description(folder: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def ignore_rules(text: str) -> Callable[[PurePosixPath], bool]:
-    """Return whether the lines of a `.bidsignore` name a file, as `.gitignore` would (BIDS refers to its syntax)."""
+def ignore_rules(
+    lines: Iterable[str], *, named: str = IGNORE_FILE
+) -> Callable[[PurePosixPath], bool]:
+    """Return whether the lines of a `.bidsignore` name a file, as `.gitignore` would (BIDS refers to its syntax).
+
+    Args:
+        lines: of the file.
+        named: the file, for an error.
+
+    Raises:
+        UsageError: a line is no pattern.
+    """
     rules = []
-    for raw in text.splitlines():
+    for raw in lines:
         line = raw.rstrip()
         if not line or line.startswith("#"):
             continue
@@ -245,7 +256,15 @@ def ignore_rules(text: str) -> Callable[[PurePosixPath], bool]:
         line = line.rstrip("/")
         anchored = "/" in line
         start = "" if anchored else "(?:.*/)?"
-        rules.append((negated, folder, re.compile(start + _expression(line.lstrip("/")))))
+        try:
+            pattern = re.compile(start + _expression(line.lstrip("/")))
+        except (re.error, RecursionError, OverflowError) as error:
+            raise UsageError(
+                f"{named}: {clipped(raw)!r} is no pattern ({error}), expected some of a .gitignore",
+                "correct the line, or leave it out",
+                code="invalid-ignore-pattern",
+            ) from error
+        rules.append((negated, folder, pattern))
 
     def ignored(path: PurePosixPath) -> bool:
         for place in (*reversed(path.parents[:-1]), path):

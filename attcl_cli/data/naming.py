@@ -26,7 +26,7 @@ from attcl_cli.data.layouts import (
     modality_of,
 )
 from attcl_cli.data.patients import find_patients
-from attcl_cli.data.vocabulary import Vocabulary
+from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 
 _SURROGATES = re.compile("[\ud800-\udfff]")  # of bytes that are no UTF-8 (PEP 383)
@@ -102,7 +102,7 @@ def read_folder(
         UsageError: a filter is malformed, matches nothing, or the layout is not BIDS; `said` does not fit the names.
     """
     everything = _walk(root)
-    left_out = bids.ignore_rules("\n".join(said.ignore))
+    left_out = bids.ignore_rules(said.ignore, named=VOCABULARY_FILE)
     passed = {path for path in everything if left_out(path)} if said.ignore else set()
     everything = [path for path in everything if path not in passed]
     aside = bids.set_aside(everything, root)

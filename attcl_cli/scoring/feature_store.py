@@ -19,6 +19,7 @@ import torch
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array
 from attcl_cli.documents import Document, PathText, validated
+from attcl_cli.errors import AttclError
 from attcl_cli.files import read_json, write_json, write_whole
 from attcl_cli.scoring import formulas
 from attcl_cli.scoring.metrics import METRICS
@@ -66,7 +67,7 @@ class FeatureSet:
         """Return mean and covariance of all features."""
         moments = formulas.Moments(self.dim)
         for path in self.paths:
-            moments.add(np.load(path))
+            moments.add(_features(path))
         return moments
 
     def drawn(self, most: int) -> Array:
@@ -78,7 +79,7 @@ class FeatureSet:
             rows = np.sort(np.random.default_rng(self.seed).choice(total, most, replace=False))
         return np.concatenate(
             [
-                np.load(path)[rows[(rows >= start) & (rows < stop)] - start]
+                _features(path)[rows[(rows >= start) & (rows < stop)] - start]
                 for path, start, stop in zip(self.paths, starts, starts[1:], strict=False)
             ]
         )
@@ -198,4 +199,21 @@ def _digest(network: str, slices: Array) -> str:
 
 
 def _length(path: Path) -> int:
-    return len(np.load(path, mmap_mode="r"))
+    return len(_features(path))
+
+
+def _features(path: Path) -> Array:
+    """Return the features in a file, (n, dim), memory-mapped.
+
+    Raises:
+        AttclError: the file is damaged; those of real slices are kept between runs.
+    """
+    try:
+        features: Array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise AttclError(
+            f"{path}: not readable as features ({error}), expected what attcl score wrote",
+            "remove it, and run attcl score again: it is made anew",
+            code="features-damaged",
+        ) from error
+    return features

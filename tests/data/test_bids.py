@@ -163,7 +163,7 @@ def test_bidsignore_is_read_as_git_reads_gitignore(lines, tmp_path):
         command, input="\0".join(IGNORED), capture_output=True, text=True, check=False
     )
     assert answer.returncode in (0, 1)  # 1: none is ignored
-    ignored = ignore_rules("\n".join(lines))
+    ignored = ignore_rules(lines)
     assert [name for name in IGNORED if ignored(PurePosixPath(name))] == [
         name for name in IGNORED if name in answer.stdout.split("\0")
     ]
