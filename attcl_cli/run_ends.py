@@ -86,7 +86,7 @@ def signals() -> Iterator[None]:
         STATE.handling = True
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            if handler not in {signal.SIG_IGN, None}:
+            if handler is not None and handler != signal.SIG_IGN:
                 previous[number] = signal.signal(number, _handle)
         yield
     finally:

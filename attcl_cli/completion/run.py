@@ -139,6 +139,7 @@ def complete(
     Raises:
         UsageError: options that do not fit together.
         AttclError: everything that is wrong, together; or, without `keep_going`, what failed on the way.
+        InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
     if not 1 <= part_id <= num_parts:
         raise UsageError(

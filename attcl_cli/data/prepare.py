@@ -79,6 +79,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     Raises:
         AttclError: a file of the dataset is unusable (all problems together), or the tree cannot be written.
         UsageError: an option is impossible, or `output` holds something else.
+        InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
     vocabulary = None if modalities is None else Path(modalities)
     source = Source(Path(dataset), layout, vocabulary, tuple(bids_filter), background)

@@ -9,13 +9,13 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attcl_cli.errors import AttclError
 from attcl_cli.files import read_json
+from attcl_cli.temporaries import sweep_beside, temporary_file
 
 FOLDER_VARIABLE = "ATTCL_CACHE"
 _MOST_BYTES = 2**16  # of a record; ours have less than a hundredth of it
@@ -65,13 +65,10 @@ def write_cached(key: str | None, document: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError, RuntimeError):
         path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{key[:8]}-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(document, stream)
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+        sweep_beside(path)
+        with temporary_file(path) as (_, temporary):
+            temporary.write_text(json.dumps(document), encoding="utf-8")
+            temporary.replace(path)
 
 
 def _path(key: str) -> Path:

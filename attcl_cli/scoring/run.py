@@ -155,6 +155,7 @@ def score(
     Raises:
         AttclError: a file is missing, unusable or not writable, or a network is out of reach; all problems together.
         UsageError: an option is impossible, or `output` lies among volumes.
+        InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
     names = select(metrics, fid_network=fid_network)
     _require_samples(samples, names)

@@ -91,6 +91,7 @@ def evaluate(
     Raises:
         UsageError: an option is impossible, or `output` holds something else.
         AttclError: a file is unusable (all problems together).
+        InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
     request = Request(
         ori=str(ori),

@@ -92,6 +92,7 @@ def export(
     Raises:
         UsageError: an option is impossible, or `folder` holds something else.
         AttclError: a file is unusable (all problems together), or the segmenter refuses the dataset.
+        InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
     if format not in EXPORTS:
         raise UsageError(
