@@ -21,7 +21,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.records import ScaleDocument
 from attcl_cli.documents import Count, Document, Finite, Items, Name, shown, validated
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import UNSEEN, AttclError, UsageError
 from attcl_cli.files import parse_json, read_json, sha256, write_json, write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.finite import require_finite_tensors
@@ -377,7 +377,7 @@ def opened(path: Path) -> Iterator[Any]:
         AttclError: not readable as safetensors.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with _named_in_utf8(path) as name, safe_open(name, framework="pt") as file:
             yield file
     except (AttclError, MemoryError):
         raise
@@ -390,6 +390,17 @@ def opened(path: Path) -> Iterator[Any]:
             else "copy the file again from its source",
             code="weights-unreadable",
         ) from error
+
+
+@contextmanager
+def _named_in_utf8(path: Path) -> Iterator[Path]:
+    """Give a file a name that safetensors can open, which knows UTF-8 alone."""
+    if not UNSEEN.search(str(path)):
+        yield path
+        return
+    with path.open("rb") as stream:
+        place = Path(f"/proc/self/fd/{stream.fileno()}")
+        yield place if place.exists() else path
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
