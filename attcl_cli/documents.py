@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -41,6 +42,7 @@ class Document(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
 
+@lru_cache(maxsize=1024)  # a document says the same few names thousands of times
 def is_name(text: str) -> bool:
     """Return whether a text can be one part of a path, and leads nowhere else."""
     return (
@@ -71,6 +73,8 @@ def _path(text: str) -> str:
 
 def _bytes(text: str) -> int:
     """Return the length of a text as the name of a file; 0 if it can be none."""
+    if text.isascii():
+        return len(text)
     try:
         return len(text.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:

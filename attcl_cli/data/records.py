@@ -52,6 +52,7 @@ class SplitsRecord(Document):
 
     @model_validator(mode="after")
     def _agrees(self) -> SplitsRecord:
+        known = {*self.modalities}
         for split, items in self.splits.items():
             if split not in SPLITS:
                 raise ValueError(
@@ -63,7 +64,7 @@ class SplitsRecord(Document):
             if count > 1:
                 raise ValueError(f"splits.{split}: case {twice!r} twice, expected it once")
             for item in items:
-                strange = {*item.present, *item.hidden} - {*self.modalities}
+                strange = {*item.present, *item.hidden} - known
                 if strange:
                     raise ValueError(
                         f"splits.{split}: modality {min(strange)!r} of {item.case!r}, "

@@ -398,3 +398,9 @@ def test_hidden_names_come_back(tmp_path):
     for case in data.cases:
         for modality in data.missing(case):
             assert data.place(case, modality) == originals[case.id].files[modality]
+
+
+def test_a_line_that_is_no_pattern_is_named():
+    with pytest.raises(UsageError, match=r"\.bidsignore: '\[z-a\]' is no pattern") as caught:
+        ignore_rules(["*.nii", "[z-a]"])
+    assert caught.value.code == "invalid-ignore-pattern"
