@@ -473,14 +473,14 @@ def test_a_stopped_run_resumes_to_the_same_bits(store: SliceStore, tmp_path):
 def test_the_published_model_completes_its_modality_from_slices_as_in_training(
     store: SliceStore, gappy, tmp_path
 ):
-    run(small_paper(), store, tmp_path / "run")
+    run(small_paper(steps=60), store, tmp_path / "run")  # the averages of batch norm need some
     data = gappy(lacking=[["t1ce"], [], [], []])
     complete(data, tmp_path / "out", weights=tmp_path / "run", device="cpu")
     (image,) = (tmp_path / "out").rglob("*_t1ce.nii.gz")
     written = np.asarray(nib.load(image).dataobj)
     truth = np.asarray(nib.load(next(data.rglob("*_t1.nii.gz"))).dataobj)
     assert written.shape == truth.shape
-    assert np.isfinite(written).all() and written.std() > 0
+    assert np.isfinite(written).all() and written[truth > 0].std() > 0
 
 
 def test_batch_norm_needs_the_batch_at_once(store: SliceStore, tmp_path):
