@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -18,10 +19,10 @@ import re
 import shutil
 import stat
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from attcl_cli.confined import require_inside
 from attcl_cli.errors import AttclError, UsageError, refusal
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _ATTEMPTS = 3  # to write a file
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 MOST_BYTES = 64 * 2**20
 """The size of the largest JSON document that is read; the records of 100,000 cases are smaller."""
 
 _MOST_TOML = 2**20  # bytes of a file that people write by hand
+_MOST_CSV = 2**28  # bytes
 _DEEPEST = 64  # lists and tables within one another
 _REQUIRED: Any = object()
 _MOST_SHOWN = 40  # characters of what is wrong
@@ -71,22 +74,36 @@ def write_whole(path: Path, data: bytes) -> None:
                     _fill(handle, data)
                     temporary.chmod(ordinary_mode(0o666))  # temporary files are private
                     temporary.replace(path)
-                    _sync_folder(path.parent)
+                    sync_folder(path.parent)
                 break
             except FileNotFoundError:  # swept by a machine that does not see our lock
                 if not left or not path.parent.is_dir():
                     raise
     except OSError as error:
-        expected, hint = refusal(
-            error,
-            "expected a writable place with free space",
-            "free some space or choose another output folder",
-        )
-        raise AttclError(
-            f"{path}: not written ({error.strerror or error}), {expected}",
-            f"{hint}, then run the same command again",
-            code="file-not-written",
-        ) from error
+        raise _not_written(path, error) from error
+
+
+@contextlib.contextmanager
+def appended(path: Path, *, size: int = 0) -> Iterator[BinaryIO]:
+    """Open a new file that is written piece by piece within the block, and is not whole before the block ends.
+
+    Args:
+        path: the file; its folder exists.
+        size: bytes whose room on the disk is taken at once, if the system can do that; 0: none.
+
+    Raises:
+        AttclError: there is no room, or the file would land outside the folder of its run.
+    """
+    require_inside(path, in_place=True)
+    try:
+        with path.open("wb") as stream:
+            if size and hasattr(os, "posix_fallocate"):
+                _take_room(stream.fileno(), size)
+            yield stream
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise _not_written(path, error) from error
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -95,15 +112,25 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document with `write_whole`: indented, with a final newline.
+    """Write a JSON document with `write_whole`, as `encoded` has it."""
+    write_whole(path, encoded(document))
+
+
+def encoded(document: Any) -> bytes:
+    """Return a JSON document as a file holds it: indented, with a final newline; NaN and infinity are null.
 
     Names of files that are no UTF-8 (PEP 383) make it plain ASCII, with escapes.
     """
     try:
-        data = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # JSON has neither
+        document = _without_nan(document)
+        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        data = text.encode()
     except UnicodeEncodeError:
         data = json.dumps(document, indent=2, allow_nan=False).encode()
-    write_whole(path, data + b"\n")
+    return data + b"\n"
 
 
 def read_json(path: Path, *, default: Any = _REQUIRED, most: int = MOST_BYTES) -> Any:
@@ -201,11 +228,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         AttclError: the file is missing or no table.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            return [
-                {name: text[1:] if _GUARDED.match(text) else text for name, text in line.items()}
-                for line in csv.DictReader(stream, restval="", strict=True)
-            ]
+        stream = io.StringIO(_read_text(path, _MOST_CSV), newline="")
+        return [
+            {name: text[1:] if _GUARDED.match(text) else text for name, text in line.items()}
+            for line in csv.DictReader(stream, restval="", strict=True)
+        ]
     except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise table_unreadable(path, error) from error
 
@@ -429,6 +456,36 @@ def _cell(value: Any) -> Any:
     return "" if value != value else value  # noqa: PLR0124 - NaN
 
 
+def _not_written(path: Path, error: OSError) -> AttclError:
+    expected, hint = refusal(
+        error,
+        "expected a writable place with free space",
+        "free some space or choose another output folder",
+    )
+    return AttclError(
+        f"{path}: not written ({error.strerror or error}), {expected}",
+        f"{hint}, then run the same command again",
+        code="file-not-written",
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a JSON document with None for each number that is not finite."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _take_room(handle: int, size: int) -> None:
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno in _NO_ROOM:  # not every file system can do it
+            raise
+
+
 def _fill(handle: int, data: bytes) -> None:
     """Write an open file, and wait until the disk has it."""
     with os.fdopen(handle, "wb", closefd=False) as stream:  # closing it would give up its lock
@@ -437,8 +494,9 @@ def _fill(handle: int, data: bytes) -> None:
         os.fsync(handle)
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut may lose the rename although the bytes are safe; some systems cannot open a folder
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder: otherwise a power cut may lose a rename."""
+    # some systems cannot open a folder
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

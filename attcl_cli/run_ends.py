@@ -23,7 +23,7 @@ _PIPE = 13  # SIGPIPE, which Windows does not have
 _EXIT_OF_SIGNALS = (
     128  # a shell reports a command that a signal ended by 128 and the signal's number
 )
-_FULL = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FULL = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class Stop(KeyboardInterrupt):
@@ -237,7 +237,7 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
             f"free some memory, or lower --num-workers and --batch-size, then {again}",
             code="out-of-memory",
         )
-    if isinstance(error, OSError) and (error.errno in _FULL or error.filename is not None):
+    if isinstance(error, OSError) and (error.errno in FULL or error.filename is not None):
         return _refused(error, again)
     return None
 
@@ -263,7 +263,7 @@ def reported() -> Iterator[None]:
 
 def _refused(error: OSError, again: str) -> AttclError:
     """Return the error of a place that the system refused, wherever it was used."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return AttclError(
             f"{error.filename or 'output'}: not written ({error.strerror}), "
             "expected a writable place with free space",

@@ -5,8 +5,6 @@ What a stage's options and results mean is left to the stage.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import platform
 import sys
@@ -22,7 +20,7 @@ from attcl_cli import __version__, run_ends
 from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
 from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, AttclError
-from attcl_cli.files import ordinary_mode, read_json, write_json
+from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json
 from attcl_cli.temporaries import close_temporary, open_temporary, sweep
 
 SCHEMA_VERSION = 1
@@ -138,7 +136,7 @@ class RunRecord:
     def start(self) -> None:
         """Write the record with status "running", and keep some room for its end."""
         self._require_kept()
-        self._write("running", None)
+        write_json(self.path, self._document("running", None))
         self._lived, self._begun = time.monotonic(), self.path
         if self._reserve is None:
             self._reserve = _reserved(self.path)
@@ -152,7 +150,7 @@ class RunRecord:
         now = time.monotonic()
         if self._lived is not None and now - self._lived > _LIFE_SECONDS:
             self._require_kept()
-            self._write("running", None)
+            write_json(self.path, self._document("running", None))
             self._lived = now
 
     def add(
@@ -211,11 +209,9 @@ class RunRecord:
         """
         stopped = exit_code > _FIRST_OF_SIGNALS
         status = "stopped" if stopped else _ENDS.get(exit_code, "failed")
-        try:
-            self._write(status, exit_code, error)
-        except AttclError:
-            if self._reserve is None or not self._write_reserved(status, exit_code, error):
-                raise
+        document = self._document(status, exit_code, error)
+        if not self._replace(document):
+            write_json(self.path, document)
 
     def _explained(self, ended: BaseException | None) -> AttclError | None:
         """Return the error that the user hears of what ended the block; None: none, or the exception itself."""
@@ -261,41 +257,32 @@ class RunRecord:
         if self._is_lost():
             raise self._lost()
 
-    def _write_reserved(self, status: str, exit_code: int, error: AttclError | None) -> bool:
-        """Write the final record into the file that was kept for it; return whether that worked.
+    def _replace(self, document: dict[str, Any]) -> bool:
+        """Write the final record into the file that keeps room for it, and rename that; return whether it worked.
 
-        If there is no room for the cases, they are left out.
+        On a full disk, cases that have no room are left out.
         """
-        assert self._reserve is not None
+        if self._reserve is None:
+            return False
         handle, place = self._reserve
-        room = os.fstat(handle).st_size
-        document = self._document(status, exit_code, error)
-        data = _encoded(document)
-        if len(data) > room:
-            data = _encoded({**document, "cases": [], "cases_left_out": len(self.cases)})
+        short = {**document, "cases": [], "cases_left_out": len(self.cases)}
+        written = _refill(handle, encoded(document)) or _refill(handle, encoded(short))
         try:
-            if len(data) > room:
-                return False
-            os.pwrite(handle, data, 0)
-            os.ftruncate(handle, len(data))
-            with contextlib.suppress(OSError):  # a disk that is full may refuse this as well
-                os.fsync(handle)
             place.chmod(ordinary_mode(0o666))
-            place.replace(self.path)
+            if written:
+                place.replace(self.path)
+                sync_folder(self.path.parent)
         except OSError:
             return False
-        return True
+        return written
 
     def _release(self) -> None:
         if self._reserve is not None:
             close_temporary(*self._reserve)
             self._reserve = None
 
-    def _write(self, status: str, exit_code: int | None, error: AttclError | None = None) -> None:
-        write_json(self.path, self._document(status, exit_code, error))
-
     def _document(
-        self, status: str, exit_code: int | None, error: AttclError | None
+        self, status: str, exit_code: int | None, error: AttclError | None = None
     ) -> dict[str, Any]:
         torch = sys.modules.get("torch")  # never imported for this alone
         seconds = round(time.monotonic() - self._clock, 3)
@@ -392,6 +379,15 @@ def _reserved(path: Path) -> tuple[int, Path]:
     return handle, place
 
 
-def _encoded(document: dict[str, Any]) -> bytes:
-    """Return a record in fewer bytes than `write_json` takes."""
-    return (json.dumps(document, allow_nan=False, separators=(",", ":")) + "\n").encode()
+def _refill(handle: int, data: bytes) -> bool:
+    """Replace what an open file holds; return whether the disk has room for it."""
+    try:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(handle, data[written:], written)
+        os.ftruncate(handle, len(data))
+        os.fsync(handle)
+    except OSError as error:
+        # room that was taken before may be written to, although a full disk refuses to wait for it
+        return error.errno in run_ends.FULL and written == len(data)
+    return True

@@ -24,6 +24,7 @@ from attcl_cli.run_record import (
 )
 from attcl_cli.temporaries import TEMPORARY_SUFFIX, temporary_prefix
 
+PWRITE = os.pwrite
 BAD = AttclError("A_t1.nii.gz: empty", "copy it again", code="file-empty")
 
 
@@ -232,6 +233,12 @@ def full_disk(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def no_room(_handle: int, data: bytes, at: int) -> int:
+    if at + len(data) > 30_000:  # more than was kept
+        full_disk()
+    return PWRITE(_handle, data, at)
+
+
 @pytest.mark.parametrize("cases", [3, 3000])
 def test_on_a_full_disk_the_record_takes_the_room_that_was_kept_for_it(cases, record, monkeypatch):
     with pytest.raises(AttclError, match="No space left"), record.recorded():
@@ -239,6 +246,7 @@ def test_on_a_full_disk_the_record_takes_the_room_that_was_kept_for_it(cases, re
         for number in range(cases):
             record.add(f"case-{number:04d}", "done", seconds=1, outputs=[])
         monkeypatch.setattr(os, "fsync", full_disk)
+        monkeypatch.setattr(os, "pwrite", no_room)
         write_json(record.path.parent / "other.json", {})
     assert not kept.exists()
     document = read(record)

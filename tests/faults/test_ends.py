@@ -119,15 +119,17 @@ class Campaign:
     temporary: Path
     undisturbed: dict[str, tuple[float, dict[str, bytes]]]
 
-    def expected(self, name: str, cwd: Path) -> tuple[float, dict[str, bytes]]:
-        """Return the seconds that a command takes, and what it leaves."""
+    def expected(
+        self, name: str, cwd: Path, *, warm: bool = True
+    ) -> tuple[float, dict[str, bytes]]:
+        """Return the seconds that a command takes, with filled caches if `warm`, and what it leaves."""
         if name not in self.undisturbed:
-            for folder in (cwd / "cold", cwd / "warm"):  # the first one fills caches
+            for folder in (cwd / "cold", cwd / "warm")[: 1 + warm]:
                 folder.mkdir()
                 ended = self.server.run(self.world[name].arguments, folder)
                 assert ended.code == 0, ended.err
-            self.undisturbed[name] = ended.seconds, content(cwd / "warm")
-            require_same(content(cwd / "cold"), content(cwd / "warm"))
+            self.undisturbed[name] = ended.seconds, content(folder)
+            require_same(content(cwd / "cold"), content(folder))
         return self.undisturbed[name]
 
 
@@ -177,8 +179,11 @@ def require_same(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> N
 def finish(campaign: Campaign, name: str, cwd: Path, expected: Mapping[str, bytes]) -> None:
     """Run a command again after it was broken off; check that all is as if nothing had happened."""
     command = campaign.world[name]
-    ended = campaign.server.run(command.next(cwd), cwd)
-    assert ended.code == 0, ended.err
+    record = cwd / command.output / "run.json"
+    done = record.exists() and record_in(record.parent)["status"] == "done"
+    if not done or name not in {"evaluate", "export"}:  # these refuse a folder in which all is done
+        ended = campaign.server.run(command.next(cwd), cwd)
+        assert ended.code == 0, ended.err
     require_same(content(cwd), expected)
     assert record_in(cwd / command.output)["status"] == "done"
     assert sorted(campaign.temporary.rglob("*")) == []
@@ -223,7 +228,7 @@ def note(**facts: Any) -> None:
 def kill(campaign: Campaign, name: str, count: int, tmp_path: Path) -> Counter[str]:
     """Kill a command at some moments, and finish it; return how many kills found which status."""
     (tmp_path / "whole").mkdir()
-    seconds, expected = campaign.expected(name, tmp_path / "whole")
+    seconds, expected = campaign.expected(name, tmp_path / "whole", warm=count > 1)
     statuses: Counter[str] = Counter()
     for index, share in enumerate(moments(name, count, "kill")):
         cwd = tmp_path / str(index)
@@ -242,7 +247,7 @@ def kill(campaign: Campaign, name: str, count: int, tmp_path: Path) -> Counter[s
 def stop(campaign: Campaign, name: str, how: str, count: int, tmp_path: Path) -> Counter[str]:
     """Stop a command at some moments, check its record, and finish it; return how many stops found which status."""
     (tmp_path / "whole").mkdir()
-    seconds, expected = campaign.expected(name, tmp_path / "whole")
+    seconds, expected = campaign.expected(name, tmp_path / "whole", warm=count > 1)
     number = signal.SIGPIPE if how == "SIGPIPE" else STOPS[how]
     statuses: Counter[str] = Counter()
     for index, share in enumerate(moments(name, count, how)):
@@ -261,12 +266,20 @@ def stop(campaign: Campaign, name: str, how: str, count: int, tmp_path: Path) ->
 # --- kills and signals ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", ["prepare-splits", "complete", "score"])
 def test_a_killed_command_is_finished_by_the_next_run(name, campaign, tmp_path):
     kill(campaign(1), name, 1, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "how"), list(zip(QUICK, [*STOPS, *STOPS], strict=False)))
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("train", "SIGTERM"),
+        ("segment", "SIGINT"),
+        ("evaluate", "SIGHUP"),
+        ("export", "SIGPIPE"),
+    ],
+)
 def test_a_command_told_to_stop_leaves_a_true_record(name, how, campaign, tmp_path):
     stop(campaign(1), name, how, 1, tmp_path)
 
@@ -332,8 +345,11 @@ def fail(
     return ended, record
 
 
-@pytest.mark.parametrize("after", [0, 5])
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+@pytest.mark.parametrize(
+    ("after", "code"),
+    [(0, errno.EROFS), (5, errno.ENOSPC)],
+    ids=["read-only", "full"],
+)
 def test_a_completion_on_a_failing_disk_says_so_on_record(
     code, after, world, attcl, tmp_path, monkeypatch
 ):
