@@ -16,7 +16,7 @@ import numpy as np
 
 from attcl_cli import __version__
 from attcl_cli.data.intensities import Array
-from attcl_cli.documents import Document, validated
+from attcl_cli.documents import Document, clipped, validated
 from attcl_cli.files import as_json, read_csv, read_json, table_unreadable, write_json
 from attcl_cli.segmentation.metrics import METRICS, POLICY
 
@@ -182,10 +182,14 @@ def read_rows(path: Path) -> list[Row]:
     """
     lines = read_csv(path)
     try:
-        return [
+        rows = [
             Row(**{**line, "value": float(line["value"] or "nan")})  # type: ignore[arg-type]
             for line in lines
         ]
+        for row in rows:
+            if row.metric.removesuffix(BY_SLICE) not in METRICS or math.isinf(row.value):
+                raise ValueError(f"{clipped(row.metric)} {row.value}")
+        return rows
     except (KeyError, TypeError, ValueError) as error:
         raise table_unreadable(path, error) from error
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from segmenters import json_in
 
+from attcl_cli.errors import AttclError
 from attcl_cli.files import write_csv
 from attcl_cli.segmentation.summary import (
     Row,
@@ -15,6 +16,7 @@ from attcl_cli.segmentation.summary import (
     differences,
     read_rows,
     summarise,
+    weights_of,
     write_summary,
 )
 
@@ -76,3 +78,40 @@ def test_the_summary_writes_nan_as_null(tmp_path):
     document = json_in(tmp_path / "summary.json")
     assert document["key"] == 1 and document["schema_version"] == 1
     assert document["scores"][0]["mean"] is None and document["differences"][0]["low"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "case\nA\n",
+        "case,region,metric,value,input\nA,WT,dice,much,completed\n",
+        "case,region,metric,value,input\nA,WT,dice,1e999,completed\n",
+        "case,region,metric,value,input\nA,WT,beauty,1,completed\n",
+        "case,region,metric,value,input,more\nA,WT,dice,1,completed,x\n",
+        "case,region,metric,value,input\nA,WT,dice,1,completed,x\n",
+        'case,region,metric,value,input\n"A,WT\n',
+        "case,region,metric,value,input\n" + "x" * 200_000 + ",WT,dice,1,completed\n",
+    ],
+)
+def test_a_table_of_other_lines_is_an_error_that_names_it(text, tmp_path):
+    path = tmp_path / "segment.csv"
+    path.write_text(text)
+    if not text:
+        assert read_rows(path) == []
+        return
+    with pytest.raises(AttclError, match=r"segment\.csv: not readable as CSV") as caught:
+        read_rows(path)
+    assert caught.value.code == "table-unreadable"
+
+
+def test_a_summary_of_other_types_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text('{"sha256": "a", "of a newer version": 1}')
+    assert weights_of(path) == "a"
+    path.write_text('{"sha256": 1}')
+    with pytest.raises(
+        AttclError, match=r"summary\.json: sha256: found 1, expected a text"
+    ) as caught:
+        weights_of(path)
+    assert caught.value.code == "invalid-summary"
