@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -81,6 +82,8 @@ def unpack(packed: Path, output: Path) -> None:
             data = np.lib.format.open_memmap(
                 path, mode="w+", dtype=np.int16, shape=(count, side, side)
             )
+            with path.open("r+b") as stream:  # a full disk would kill what writes to a memory map
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
             data[:] = -slices.STEPS
         for part in described["parts"]:
             file = packed / part["file"]

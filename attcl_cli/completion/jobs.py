@@ -13,6 +13,7 @@ from typing import Any
 from attcl_cli.completion.styles import Style
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout, ending_of
+from attcl_cli.data.unchanged import State
 from attcl_cli.errors import AttclError
 from attcl_cli.methods.weights import Weights, WeightsInfo
 
@@ -39,12 +40,14 @@ class Job:
             training cases count.
         outputs: target -> files to write, relative to the output folder.
         styles: target -> how it is stored.
+        seen: the files of the case as they were before they were checked.
     """
 
     case: Case
     makers: tuple[Maker, ...]
     outputs: Mapping[str, tuple[PurePosixPath, ...]]
     styles: Mapping[str, Style] = field(default_factory=dict)
+    seen: Mapping[Path, State] = field(default_factory=dict)
 
     @property
     def weights(self) -> Weights:

@@ -41,6 +41,7 @@ from attcl_cli.confined import leads_out, require_inside
 from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Dataset, read_side_car
 from attcl_cli.data.intensities import Array
+from attcl_cli.data.unchanged import change_of
 from attcl_cli.data.volumes import Grid
 from attcl_cli.data.written import require_finite, require_image
 from attcl_cli.errors import AttclError
@@ -187,10 +188,7 @@ class _Loaded:
 
 
 def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loaded:
-    images = volumes.load_case(
-        {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files},
-        background=plan.dataset.background,
-    )
+    images = _read(plan, job)
     sources = {name: images.volumes[name].data for name in job.sources}
     shown = intensities.brain_of(list(sources.values()))
     written = _slices_to_write(plan, job, len(shown))
@@ -228,6 +226,28 @@ def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loa
         away.value if away else None,
         away.far if away else None,
     )
+
+
+def _read(plan: CompletionPlan, job: Job) -> volumes.CaseImages:
+    """Return the volumes of a case, as they were when they were checked.
+
+    Raises:
+        AttclError: a file has changed since, or cannot be read.
+    """
+    try:
+        images = volumes.load_case(
+            {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files},
+            background=plan.dataset.background,
+        )
+    except AttclError as error:
+        change = change_of(job.seen)  # then what the reader found is a consequence
+        if change is None:
+            raise
+        raise change from error
+    change = change_of(job.seen)
+    if change is not None:
+        raise change
+    return images
 
 
 def _slices_to_write(plan: CompletionPlan, job: Job, depth: int) -> Array:

@@ -17,6 +17,7 @@ from attcl_cli.completion.styles import Style, Styles
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout
 from attcl_cli.data.preconditions import Findings, examine
+from attcl_cli.data.unchanged import look_at
 from attcl_cli.errors import AttclError, fold, raise_all
 from attcl_cli.methods.weights import Weights
 from attcl_cli.progress import SILENT, Progress
@@ -100,7 +101,10 @@ def plan_completion(
                 key = tuple((maker.weights.sha256, maker.sources) for maker in makers)
                 outputs = groups[key].outputs if key in groups else {}
                 groups[key] = Job(case, makers, {**outputs, target: files})
-        jobs += groups.values()
+        if groups:  # before anything is read
+            names = (path for name in case.files for path in dataset.paths(case, name))
+            seen = look_at(names)
+            jobs += [replace(job, seen=seen) for job in groups.values()]
     problems += fold(existing, checks.same_making)
     problems += checks.synthetic_sources(dataset, jobs)
     busy = {job.case.id for job in jobs}

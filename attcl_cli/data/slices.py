@@ -6,9 +6,10 @@ are drawn from them is left to `sampling`.
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from attcl_cli.confined import require_inside
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset
@@ -24,9 +26,10 @@ from attcl_cli.data.intensities import Array, Scale
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, shrink_classes, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.records import ScaleDocument
+from attcl_cli.data.unchanged import State, change_of, look_at
 from attcl_cli.documents import Count, Document, Items, Name, validated
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import free_bytes, read_json, write_json
+from attcl_cli.files import appended, free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
 
 if TYPE_CHECKING:  # the checks of a training ask for stores, and end before torch is loaded
@@ -41,6 +44,7 @@ LABELS_FILE = "labels.npy"
 MOST_INDEX_BYTES = 2**28
 """The size of the largest index that is read: a line per slice."""
 
+_NPY_HEADER = 128  # bytes, of an array of three axes
 _AXES = 3  # slice, row, column
 _MADE_AGAIN = "remove the folder, and train or pack the slices again"
 # The stores in a run's folder, or in a folder of packed slices that stands in for a dataset.
@@ -209,6 +213,7 @@ def build(
         AttclError: a volume cannot be used, slices are larger than the canvas, or there is no room on the disk; the
             problems of all cases together.
     """
+    seen = {case.id: look_at(_files_of(dataset, case)) for case in cases}
     entries, maps, problems = _plan_rows(
         dataset, cases, image_size=image_size, canvas=canvas, labels=labels, span=span
     )
@@ -225,6 +230,7 @@ def build(
         )
     raise_all(problems)
 
+    require_inside(folder / INDEX_FILE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
     side = (image_size, image_size)
@@ -237,11 +243,7 @@ def build(
         by_case.setdefault(entry.case, []).append(entry)
 
     def load(case: Case) -> tuple[volumes.CaseImages, Array | None]:
-        images = volumes.load_case(
-            {modality: dataset.paths(case, modality) for modality in case.files},
-            background=dataset.background,
-        )
-        return images, _classes(dataset, case) if case.id in map_of else None
+        return _load(dataset, case, seen[case.id], labelled=case.id in map_of)
 
     with ExitStack() as files:
         data = files.enter_context(_npy_file(folder / DATA_FILE, np.int16, (rows, *side)))
@@ -453,19 +455,54 @@ def _plan_rows(
     return entries, maps, problems
 
 
-def _npy_file(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> BinaryIO:
-    """Open a .npy file of this shape for its rows to be appended.
+def _load(
+    dataset: Dataset, case: Case, seen: Mapping[Path, State], *, labelled: bool
+) -> tuple[volumes.CaseImages, Array | None]:
+    """Return the volumes of a case, and its classes if it is `labelled`.
 
-    A writable memory map would do as well, but its pages count as the process' memory until they are written back.
+    Raises:
+        AttclError: a file cannot be read, or has changed since its rows were planned.
     """
-    file = path.open("wb")
+    try:
+        images = volumes.load_case(
+            {modality: dataset.paths(case, modality) for modality in case.files},
+            background=dataset.background,
+        )
+        classes = _classes(dataset, case) if labelled else None
+    except AttclError as error:
+        change = change_of(seen)  # then what the reader found is a consequence
+        if change is None:
+            raise
+        raise change from error
+    change = change_of(seen)
+    if change is not None:
+        raise change
+    return images, classes
+
+
+def _files_of(dataset: Dataset, case: Case) -> Iterator[Path]:
+    for name in case.files:
+        yield from dataset.paths(case, name)
+    yield from (dataset.root / file for file in case.segmentation)
+
+
+@contextmanager
+def _npy_file(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> Iterator[BinaryIO]:
+    """Open a .npy file of this shape for its rows to be appended; all its room is taken at once.
+
+    A writable memory map would do as well, but its pages count as the process' memory until they are written back, and
+    a full disk would kill the process.
+    """
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
         "fortran_order": False,
         "shape": shape,
     }
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with appended(path, size=_NPY_HEADER + size) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        yield file
+        file.truncate()
 
 
 def _shows(pixels: Array) -> Array:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
+from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.errors import AttclError, UsageError, refusal
@@ -43,6 +44,7 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
             "originals are never touched; choose another --output",
             code="output-inside-originals",
         )
+    refuse_among_originals(output, folders_of(dataset), flag="--output")
     require_folder(output, flag="--output")
     if output.exists() or output.is_symlink():
         existing = output / SPLITS_FILE

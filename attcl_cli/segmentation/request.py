@@ -327,5 +327,6 @@ def clear(
             shutil.rmtree(folder / name, ignore_errors=True)
         for pattern in patterns:
             for file in folder.glob(pattern):
-                file.unlink()
+                if is_within(file.parent, output):  # what a link leads to is not ours
+                    file.unlink()
     (output / "run.json").unlink()

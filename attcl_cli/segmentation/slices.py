@@ -16,6 +16,7 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
+from attcl_cli.confined import require_inside
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import Convention, shrink_classes, to_classes
@@ -23,7 +24,7 @@ from attcl_cli.data.slices import INDEX_FILE, MOST_INDEX_BYTES, STEPS
 from attcl_cli.data.volumes import Grid
 from attcl_cli.documents import Count, Document, Items, validated
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import free_bytes, read_json, write_json
+from attcl_cli.files import appended, free_bytes, read_json, write_json
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.segmentation.inputs import Sample
 
@@ -76,6 +77,14 @@ def load(sample: Sample, size: Size, convention: Convention) -> Loaded:
     )
     depth = len(case.brain)
     images = np.zeros((depth, len(channels), size.image, size.image), dtype=np.float32)
+    if max(case.brain.shape[1:]) > size.canvas:
+        height, width = case.brain.shape[1:]
+        raise AttclError(
+            f"{next(filter(None, sample.channels))[0]}: axial slices of {height}x{width} voxels, "
+            f"expected at most {size.canvas}x{size.canvas}, as when it was checked",
+            "wait until nothing writes there, then run the same command again",
+            code="slices-larger-than-canvas",
+        )
     for place, (name, paths) in enumerate(channels):
         if paths:
             padded = intensities.pad(case.normalised(name), (size.canvas, size.canvas))
@@ -149,13 +158,14 @@ def build(
         AttclError: a volume cannot be used, or the disk is too full; all cases are reported.
     """
     _require_room(samples, folder, size)
+    require_inside(folder / INDEX_FILE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
     problems: list[AttclError] = []
     entries: list[CaseRows] = []
     tumour: list[bool] = []
     # Rows are appended: how many slices show brain is known only when they are read.
-    with (folder / _IMAGES).open("wb") as images, (folder / _CLASSES).open("wb") as classes:
+    with appended(folder / _IMAGES) as images, appended(folder / _CLASSES) as classes:
         for sample, future in read_ahead(
             lambda item: load(item, size, convention), samples, depth=workers
         ):

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from attcl_cli import run_ends
+from attcl_cli.confined import require_inside
 from attcl_cli.data.sampling import Batch
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
@@ -243,6 +244,7 @@ def stop_requested(
 
 def log_stats(path: Path, record: Mapping[str, float]) -> None:
     """Append a line to `stats.jsonl`."""
+    require_inside(path, in_place=True)
     with path.open("a", encoding="utf-8") as stats:
         stats.write(json.dumps({name: round(value, 6) for name, value in record.items()}) + "\n")
 

@@ -1,0 +1,41 @@
+"""Files that must not change between the check of them and their reading.
+
+Notes size and time of each, of what a link leads to. What the files hold is left to their readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from attcl_cli.errors import AttclError
+
+State = tuple[int, int] | None
+"""Size in bytes and time of the last change in ns; None: there is no such file."""
+
+
+def look_at(paths: Iterable[Path]) -> dict[Path, State]:
+    """Return the state of some files."""
+    return {path: _state(path) for path in paths}
+
+
+def change_of(before: Mapping[Path, State]) -> AttclError | None:
+    """Return the error about the first file that is not as it was; None if all are."""
+    for path, state in before.items():
+        now = _state(path)
+        if now != state:
+            how = "is gone" if now is None else "has changed"
+            return AttclError(
+                f"{path}: {how} since it was checked, expected files that stay as they are during a run",
+                "wait until nothing writes there, then run the same command again",
+                code="file-changed",
+            )
+    return None
+
+
+def _state(path: Path) -> State:
+    try:
+        status = path.stat()
+    except (OSError, RuntimeError):  # a loop of links is a RuntimeError before Python 3.13
+        return None
+    return status.st_size, status.st_mtime_ns
