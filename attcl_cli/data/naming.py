@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,8 +29,6 @@ from attcl_cli.data.layouts import (
 from attcl_cli.data.patients import find_patients
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
-
-_SURROGATES = re.compile("[\ud800-\udfff]")  # of bytes that are no UTF-8 (PEP 383)
 
 
 @dataclass(frozen=True)
@@ -518,16 +517,28 @@ def _case(
 
 def _not_utf8(root: Path, names: Sequence[_Name]) -> list[AttclError]:
     """Refuse a case whose names hold bytes that are no UTF-8: reports, tables and weights could not name it."""
-    path = next((name.path for name in names if _SURROGATES.search(str(name.path))), None)
+    path = next((name.path for name in names if not _is_utf8(str(name.path))), None)
     if path is None:
         return []
+    hint = f"rename it, for example with: convmv -r -f latin1 -t utf-8 --notest {quoted(root)}"
+    if sys.getfilesystemencoding() != "utf-8":
+        hint = "set PYTHONUTF8=1, or choose a locale of UTF-8 (LC_ALL=C.UTF-8)"
     return [
         AttclError(
-            f"{root / path}: a name that is no UTF-8, expected one that files and reports can hold",
-            f"rename it, for example with: convmv -r -f latin1 -t utf-8 --notest {quoted(root)}",
+            f"{root / path}: a name that is not read as UTF-8, expected one that files and reports can hold",
+            hint,
             code="name-not-utf8",
         )
     ]
+
+
+def _is_utf8(name: str) -> bool:
+    if name.isascii():
+        return True
+    try:
+        return os.fsencode(name).decode() == name  # a locale of Latin-1 reads other letters
+    except UnicodeDecodeError:
+        return False
 
 
 def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]) -> list[Path]:
