@@ -352,6 +352,7 @@ def save(
         stored = np.rint(stored)
     header = like.header.copy()
     header.extensions.clear()
+    header.set_data_offset(0)  # nibabel chooses it; of an odd one it would write a line to stderr
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0

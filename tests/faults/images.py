@@ -112,6 +112,8 @@ def spoil(header: Any, field: str, value: Any) -> None:
     name, place = field, None
     if field.startswith(("dim", "pixdim", "srow")):
         name, place = field[:-1], int(field[-1])
+    if name not in header:  # NIfTI-2 has no glmin
+        return
     array = header.structarr[name]
     if array.dtype.kind in "iu":
         limits = np.iinfo(array.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import logging
 import math
 import os
 import struct
@@ -110,10 +111,13 @@ def good_png(tmp_path: Path) -> Paths:
 
 
 @pytest.fixture(autouse=True)
-def silence(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """No library writes to stdout or stderr."""
+def silence(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No library writes to stdout or stderr, or logs anything."""
     yield
     assert capfd.readouterr() == ("", "")
+    assert [
+        it.getMessage() for it in caplog.get_records("call") if it.levelno >= logging.WARNING
+    ] == []
 
 
 # --- campaigns --------------------------------------------------------------------------------------------------------
@@ -220,6 +224,16 @@ def test_voxels_behind_an_extension_are_read(place):
     path = place(".nii")
     path.write_bytes(data[:348] + b"\1\0\0\0" + struct.pack("<2i", 32, 6) + bytes(24) + data[352:])
     assert volumes.read_exactly([path])[0].max() == math.prod(images.SHAPE)
+
+
+def test_what_nibabel_repairs_in_a_header_is_not_logged_in_reading_and_in_writing(place):
+    """The fixture `silence` looks at the log."""
+    path, copy = place(".nii"), place(".nii")
+    data = nifti(vox_offset=361, pixdim0=0.0, bitpix=7, qform_code=77)
+    path.write_bytes(data[:352] + bytes(9) + data[352:])
+    volume = volumes.load([path])
+    volumes.save([copy], volume.data, volume.grid, description="")
+    np.testing.assert_array_equal(volumes.load([copy]).data, volume.data)
 
 
 @ENDINGS
