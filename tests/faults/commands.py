@@ -20,7 +20,7 @@ from helpers import REPOSITORY
 # Reads a task per line, forks, and says how the command ended. Nothing is computed before: a fork has no threads.
 _SERVER = """
 import json, os, signal, sys, time
-import matplotlib.pyplot, monai.losses.dice, scipy.ndimage
+import matplotlib.pyplot, monai.losses.dice, scipy.ndimage, torch._dynamo
 from attcl_cli import complete, evaluate, export, prepare_splits, score, segment, train
 import attcl_cli.completion.making, attcl_cli.data.phantom, attcl_cli.scoring.report, attcl_cli.scoring.summary
 import attcl_cli.segmentation.training, attcl_cli.training.session
@@ -145,7 +145,11 @@ def commands(folder: Path, *, threads: int = 1) -> Iterator[Commands]:
     """
     temporary = folder / "tmp"
     temporary.mkdir(parents=True)
-    environment = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)}
+    environment = {
+        "PYTHONPATH": str(REPOSITORY),
+        "TMPDIR": str(temporary),
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores of a busy machine
+    }
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVER],
         cwd=REPOSITORY,
