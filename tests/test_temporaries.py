@@ -34,6 +34,8 @@ with temporary_file(place / "a.nii.gz"), temporary_folder(place / "b") as folder
     sys.stdin.read()
 """
 
+HOST = temporary_prefix(Path("a")).removeprefix(".a.").rsplit("-", 2)[0]
+
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
@@ -57,8 +59,7 @@ def holder(tmp_path):
 def as_another_machine(root: Path) -> None:
     """Rename what is temporary below a folder, as if another host with these very process numbers had made it."""
     for path in list(root.rglob(f"*{TEMPORARY_SUFFIX}")):
-        host = temporaries._HOST
-        path.rename(path.with_name(path.name.replace(f".{host}-", ".elsewhere-")))
+        path.rename(path.with_name(path.name.replace(f".{HOST}-", ".elsewhere-")))
 
 
 @pytest.mark.parametrize("rename", [lambda _root: None, as_another_machine])
@@ -116,7 +117,7 @@ def test_without_locks_age_and_process_decide(tmp_path, monkeypatch):
     dead.wait()
     mine = f"{temporary_prefix(tmp_path / 'a')}x{TEMPORARY_SUFFIX}"
     other = mine.replace(f"-{os.getpid()}-", f"-{dead.pid}-")
-    elsewhere = other.replace(f".{temporaries._HOST}-", ".elsewhere-")
+    elsewhere = other.replace(f".{HOST}-", ".elsewhere-")
     monkeypatch.setattr(temporaries, "fcntl", None)
     hour_ago = time.time() - 3700
     for name in (mine, other, elsewhere):
