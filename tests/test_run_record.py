@@ -296,14 +296,14 @@ def test_a_file_that_was_removed_is_missed(record, tmp_path):
 def test_a_killed_part_tells_how_long_it_lived_at_least(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    record = RunRecord(tmp_path / "run.json", "complete")
+    record = RunRecord(tmp_path / "run.json", "complete", _clock=now[0])
     record.start()
     for seconds in (30.0, 61.0, 90.0):  # a sign of life a minute
         now[0] = 100.0 + seconds
         record.live()
     assert (read(record)["status"], read(record)["seconds"]) == ("running", 61.0)
     now[0] = 500.0
-    again = RunRecord(record.path, "complete")
+    again = RunRecord(record.path, "complete", _clock=now[0])
     again.resume()
     again.finish(0)
     assert read(again)["earlier"][0]["seconds"] == 61.0
