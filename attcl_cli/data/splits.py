@@ -156,10 +156,12 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
             )
         groups = tuple(tuple(group) for group in document["hidden"])
     try:
-        known = tuple(tuple(canonical(item, modalities) for item in group) for group in groups)
+        known = tuple(
+            tuple(canonical(clipped(item), modalities) for item in group) for group in groups
+        )
     except UsageError as error:
         raise UsageError(
-            f"--ratio: {name} hides a modality that no case has ({error.message})",
+            f"--ratio: {clipped(name)} hides a modality that no case has ({error.message})",
             "describe a scenario of the modalities that there are in a TOML file: "
             'hidden = [["t1"], ["t2"]], one list per group of patients, and name it with --ratio',
             code=error.code,
@@ -167,7 +169,7 @@ def read_ratio(ratio: str, modalities: Sequence[str]) -> tuple[str, tuple[tuple[
     for group in known:
         if set(group) >= set(modalities):
             raise UsageError(
-                f"--ratio: {name} hides all of {', '.join(modalities)} from a group, "
+                f"--ratio: {clipped(name)} hides all of {', '.join(modalities)} from a group, "
                 "expected at least one to stay",
                 "leave one modality out of that list",
                 code="ratio-hides-everything",
@@ -374,7 +376,7 @@ def _require_every_modality(
         )
         if counts[modality] == 0
         else UsageError(
-            f"--ratio: {name} leaves no {modality} in any of {counted(len(train), 'training case')}, "
+            f"--ratio: {clipped(name)} leaves no {modality} in any of {counted(len(train), 'training case')}, "
             "expected at least one to learn from",
             "use more training cases (--sizes, --fractions) or a ratio with fewer groups; "
             "if your dataset is already incomplete, skip prepare-splits: attcl train --data DATASET",
@@ -385,7 +387,7 @@ def _require_every_modality(
     ]
     problems += [
         UsageError(
-            f"--ratio: {name} leaves case {item.case} with no modality, "
+            f"--ratio: {clipped(name)} leaves case {item.case} with no modality, "
             "expected at least one to stay",
             "complete or remove this case, or choose another ratio",
             code="ratio-hides-everything",

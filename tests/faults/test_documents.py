@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -535,12 +536,12 @@ def mutated(draw: st.DrawFn, subject: Subject, text: str, document: Any) -> byte
 def _replaced(draw: st.DrawFn, document: Any, kind: str) -> Any:
     path = draw(st.sampled_from(places(document)))
     if not path:
-        return draw(st.sampled_from(VALUES)) if kind == "value" else document
+        return deepcopy(draw(st.sampled_from(VALUES))) if kind == "value" else document
     at = document
     for key in path[:-1]:
         at = at[key]
     if kind == "value":
-        at[path[-1]] = draw(st.sampled_from(VALUES))
+        at[path[-1]] = deepcopy(draw(st.sampled_from(VALUES)))
     elif kind == "key":
         del at[path[-1]]
     elif isinstance(at, dict):
