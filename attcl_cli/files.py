@@ -56,14 +56,20 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 _GUARDED = re.compile(f"'{_FORMULA.pattern}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *, new: bool = False) -> None:
     """Write `data` so that `path` holds all of it or is untouched, even after a kill or a power cut.
 
     Temporary name in the same folder, fsync, atomic rename, fsync of the folder. Missing folders are made.
 
+    Args:
+        path: the file.
+        data: its bytes.
+        new: refuse a file that exists already: of runs that begin at the same time, one wins (if there are hard links).
+
     Raises:
         AttclError: the file cannot be written (permissions, full disk), or would land outside the folder of its run;
             nothing is left behind.
+        UsageError: the file is `new`, and exists.
     """
     require_inside(path)
     try:
@@ -73,7 +79,8 @@ def write_whole(path: Path, data: bytes) -> None:
                 with held(), temporary_file(path) as (handle, temporary):
                     _fill(handle, data)
                     temporary.chmod(ordinary_mode(0o666))  # temporary files are private
-                    temporary.replace(path)
+                    if not (new and _linked(temporary, path)):
+                        temporary.replace(path)
                     sync_folder(path.parent)
                 break
             except FileNotFoundError:  # swept by a machine that does not see our lock
@@ -441,6 +448,8 @@ def _reason(error: Exception) -> str:
 def _next_step(error: Exception, usual: str) -> str:
     if isinstance(error, PermissionError):
         return "allow yourself to read it (chmod u+r)"
+    if isinstance(error, OSError):
+        return refusal(error, "", usual)[1]
     return "save it as UTF-8" if "UTF-" in str(error) or isinstance(error, UnicodeError) else usual
 
 
@@ -484,6 +493,21 @@ def _take_room(handle: int, size: int) -> None:
     except OSError as error:
         if error.errno in _NO_ROOM:  # not every file system can do it
             raise
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Give a file a second name that must be new; return whether that worked."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise UsageError(
+            f"{path}: written by another run meanwhile, expected a folder for one run",
+            "choose another --output",
+            code="output-not-empty",
+        ) from error
+    except OSError:  # a file system without hard links
+        return False
+    return True
 
 
 def _fill(handle: int, data: bytes) -> None:

@@ -58,7 +58,7 @@ def run_session(run: Session) -> tuple[Session, int]:
     main, progress = run.processes.main, run.progress
     record = _record(run)
     if main:
-        _write_settings(run)
+        _write_settings(run, new=not run.resume)
     with record.recorded() if main else nullcontext(), _interrupted(run.folder):
         store = _slices(run, run.cases, slices.TRAINING_FOLDER)
         if store is None:
@@ -124,8 +124,8 @@ def _record(run: Session) -> RunRecord:
     return record
 
 
-def _write_settings(run: Session) -> None:
-    write_whole(run.folder / "config.toml", dump(run.settings).encode())
+def _write_settings(run: Session, *, new: bool = False) -> None:
+    write_whole(run.folder / "config.toml", dump(run.settings).encode(), new=new)
 
 
 def _with_steps(

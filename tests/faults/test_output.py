@@ -542,6 +542,32 @@ def test_runs_at_the_same_time_on_one_output_do_no_harm(
         assert json.loads((out / "run.json").read_text())["status"] == "done"
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_of_trainings_that_begin_in_one_folder_one_goes_on(phantom_root, limited, tmp_path):
+    tiny = tmp_path / "tiny.toml"
+    tiny.write_text(dump(small_settings()))
+    for attempt in range(examples(1)):
+        run = tmp_path / f"run-{attempt}"
+        command = ("train", "--data", phantom_root, "-c", tiny, "-d", "cpu", "-o", run, "-q")
+        code, said = limited(2**40, *command, count=3)
+        assert code == 2
+        assert said.count("error: ") == 2, said
+        assert "written by another run meanwhile" in said or "is not empty" in said
+        assert json.loads((run / "run.json").read_text())["status"] == "done"
+        steps = [
+            json.loads(line)["step"] for line in (run / "stats.jsonl").read_text().splitlines()
+        ]
+        assert sorted(set(steps)) == [1, 2, 3, 4]
+        require_whole(run)
+
+
+def test_a_new_file_is_not_written_over_another(tmp_path):
+    write_whole(tmp_path / "a", b"first", new=True)
+    with pytest.raises(AttclError, match="written by another run meanwhile"):
+        write_whole(tmp_path / "a", b"second", new=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"first")]
+
+
 # --- Nothing outside of the output ------------------------------------------------------------------------------------
 
 
