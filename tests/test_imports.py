@@ -170,9 +170,10 @@ def foreign_imports(path: Path) -> set[str]:
     }
 
 
-def test_nibabel_is_imported_by_volumes_alone():
+def test_nibabel_is_imported_by_volumes_and_the_gate_of_its_files_alone():
     users = [path for path in PACKAGE.rglob("*.py") if "nibabel" in foreign_imports(path)]
-    assert [path.relative_to(PACKAGE).as_posix() for path in users] == ["data/volumes.py"]
+    names = {path.relative_to(PACKAGE).as_posix() for path in users}
+    assert names == {"data/nifti_files.py", "data/volumes.py"}
 
 
 @pytest.mark.parametrize(
