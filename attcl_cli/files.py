@@ -20,7 +20,7 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _ATTEMPTS = 3  # to write a file
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-MOST_BYTES = 64 * 2**20
-"""The size of the largest JSON document that is read; the records of 100,000 cases are smaller."""
+MOST_BYTES = 32 * 2**20
+"""The size of the largest JSON document that is read; the record of 50,000 cases is smaller."""
 
 _MOST_TOML = 2**20  # bytes of a file that people write by hand
 _MOST_CSV = 2**28  # bytes
@@ -223,8 +223,8 @@ def write_csv(path: Path, kind: type[DataclassInstance], rows: Iterable[Dataclas
     A text that a spreadsheet would take for a formula, because it begins with `=`, `+`, `-`, `@`, a tab or the
     end of a line, gets an apostrophe before it (OWASP, CSV injection). `read_csv` takes it away.
     """
-    lines = [_line(item.name for item in fields(kind))]
-    lines += [_line(_cell(value) for value in astuple(row)) for row in rows]
+    names = [item.name for item in fields(kind)]
+    lines = [_line(names), *(_line(_cell(getattr(row, name)) for name in names) for row in rows)]
     write_whole(path, "".join(lines).encode("utf-8", "backslashreplace"))
 
 
