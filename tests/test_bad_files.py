@@ -27,6 +27,12 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
+def flipped_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -70,6 +76,7 @@ def broken_link(path: Path) -> None:
 
 BAD_FILES = {
     cut_off: "(cut off|not readable)",
+    flipped_bit: "not readable to its end",
     empty: r"empty \(0 bytes\)",
     text: "not readable",
     other_shape: "shape 40x40x2[56] against 40x40x2[56]",
@@ -104,6 +111,17 @@ def test_a_bad_file_is_named_before_anything_is_started(
     assert len(lines) == 2
     assert not (tmp_path / "out").exists()
     assert states(incomplete_root) == before
+
+
+def test_a_flipped_bit_leaves_out_its_case_alone(incomplete_root, trained_run, attcl, tmp_path):
+    flipped_bit(incomplete_root / BAD)
+    options = ("--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", trained_run)
+    code, _, err = attcl("complete", *options, "--keep-going")
+    assert code == 3, err
+    assert f"{incomplete_root / BAD}: not readable to its end" in err
+    assert "Traceback" not in err
+    made = {path.parent.name for path in (tmp_path / "out").rglob("*.nii.gz")}
+    assert made == {"Phantom_00000", "Phantom_00003"}
 
 
 @pytest.mark.parametrize("spoil", BAD_FILES, ids=lambda spoil: spoil.__name__)
