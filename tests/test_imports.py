@@ -24,7 +24,7 @@ ROOT = {
     "temporaries": set(),
     "files": {"confined", "errors", "run_ends", "temporaries"},
     "documents": {"errors"},
-    "devices": {"errors"},
+    "devices": {"errors", "prefetch"},
     "prefetch": set(),
     "progress": {"errors"},
     "run_record": {
