@@ -20,9 +20,6 @@ _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 _PIPE = 13  # SIGPIPE, which Windows does not have
-_EXIT_OF_SIGNALS = (
-    128  # a shell reports a command that a signal ended by 128 and the signal's number
-)
 FULL = {errno.ENOSPC, errno.EROFS, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -192,13 +189,6 @@ def is_urgent() -> bool:
     return STATE.count > 1
 
 
-def signalled(error: InterruptedRun) -> InterruptedRun:
-    """Return an error with the exit code of the signal that ends the run; without one it keeps that of Ctrl-C."""
-    if STATE.number is not None:
-        error.exit_code = _EXIT_OF_SIGNALS + STATE.number
-    return error
-
-
 def stopped(again: str = AGAIN) -> InterruptedRun:
     """Return the error of a run that a signal ended, of which all finished files are kept.
 
@@ -207,12 +197,10 @@ def stopped(again: str = AGAIN) -> InterruptedRun:
     """
     number = STATE.number
     by = f" ({_name(number)})" if number not in {None, signal.SIGINT} else ""
-    return signalled(
-        InterruptedRun(
-            f"interrupted{by}: finished files are kept, no half-written ones are left",
-            f"{again} to continue" if again == AGAIN else again,
-            code="interrupted",
-        )
+    return InterruptedRun(
+        f"interrupted{by}: finished files are kept, no half-written ones are left",
+        f"{again} to continue" if again == AGAIN else again,
+        code="interrupted",
     )
 
 

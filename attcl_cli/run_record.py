@@ -19,7 +19,7 @@ from typing import Any
 from attcl_cli import __version__, run_ends
 from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
-from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, AttclError
+from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError
 from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json
 from attcl_cli.temporaries import close_temporary, open_temporary, sweep
 
@@ -37,9 +37,8 @@ _PART = (
     "status",
     "exit_code",
 )
-# Exit code -> status; those of signals are "stopped", any other code is "failed".
-_ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete"}
-_FIRST_OF_SIGNALS = 128  # exit codes above it say which signal ended the run
+# Exit code -> status; any other code is "failed".
+_ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
 _LIFE_SECONDS = 60.0  # between two signs of life
 _RESERVED = 16_384  # bytes that a record may grow by on a full disk
 
@@ -207,9 +206,7 @@ class RunRecord:
             exit_code: of the run.
             error: what ended it.
         """
-        stopped = exit_code > _FIRST_OF_SIGNALS
-        status = "stopped" if stopped else _ENDS.get(exit_code, "failed")
-        document = self._document(status, exit_code, error)
+        document = self._document(_ENDS.get(exit_code, "failed"), exit_code, error)
         if not self._replace(document):
             write_json(self.path, document)
 
@@ -337,8 +334,7 @@ def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
 
 def was_broken_off(record: Mapping[str, Any]) -> bool:
     """Return whether the run of a record was killed, stopped or failed, so that it may be begun again."""
-    code = record.get("exit_code")
-    return code in {None, EXIT_FAILED} or (isinstance(code, int) and code > _FIRST_OF_SIGNALS)
+    return record.get("exit_code") in {None, EXIT_FAILED, EXIT_INTERRUPTED}
 
 
 def finish_killed(folder: Path) -> None:

@@ -95,7 +95,7 @@ def test_the_reader_of_imports_sees_every_form(tmp_path):
     assert imports_of(path, types=False) == expected
 
 
-def test_the_package_shows_its_stages_and_six_files():
+def test_the_package_shows_its_stages_and_the_files_at_its_root():
     names = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__pyc")}
     assert names - {"weights"} == {
         *ORDER,

@@ -187,9 +187,9 @@ def test_a_signal_ends_the_record_with_its_number_and_says_how_to_resume(record)
     record.again = "resume with: attcl train --resume run"
     with pytest.raises(InterruptedRun) as caught, record.recorded():
         os.kill(os.getpid(), signal.SIGTERM)
-    assert (caught.value.exit_code, caught.value.hint) == (143, record.again)
+    assert (caught.value.exit_code, caught.value.hint) == (130, record.again)
     document = read(record)
-    assert (document["status"], document["exit_code"]) == ("stopped", 143)
+    assert (document["status"], document["exit_code"]) == ("stopped", 130)
     assert (document["code"], document["error"]) == ("interrupted", caught.value.message)
 
 
@@ -330,7 +330,7 @@ def test_a_record_that_was_killed_after_all_was_done_is_finished(record):
 
 @pytest.mark.parametrize(
     ("code", "broken"),
-    [(None, True), (1, True), (130, True), (143, True), (0, False), (2, False), (3, False)],
+    [(None, True), (1, True), (130, True), (0, False), (2, False), (3, False)],
 )
 def test_killed_failed_and_stopped_runs_may_be_begun_again(code, broken):
     assert was_broken_off({"exit_code": code}) is broken

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from attcl_cli.data import splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
-from attcl_cli.data.originals import folders_of, refuse_among_originals
+from attcl_cli.data.originals import folders_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
@@ -167,7 +167,7 @@ def score(
     complete = splits.open_truth(source, known_splits, None if truth is None else Path(truth))
     data = data.including(complete.modalities)  # of which perhaps no case has a volume here
     split = split or ("test" if known_splits else "all")
-    refuse_among_originals(folder, folders_of(data, complete), flag="--output")
+    refuse_inside(folder, folders_of(data, complete), flag="--output")  # a demo holds its data
     refuse_inside(folder, [completed], flag="--output", kept="synthesised volumes")
     if not dry_run:
         _locate_networks(names, offline=offline, progress=progress)  # before torch is imported

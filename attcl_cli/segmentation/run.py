@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli import run_ends
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
@@ -338,12 +337,10 @@ def _interrupted(session: _Session) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise run_ends.signalled(
-            InterruptedRun(
-                f"{session.output}: interrupted, what was finished is kept",
-                f"resume with: {session.resume_hint}",
-                code="interrupted",
-            )
+        raise InterruptedRun(
+            f"{session.output}: interrupted, what was finished is kept",
+            f"resume with: {session.resume_hint}",
+            code="interrupted",
         ) from stop
 
 

@@ -181,12 +181,10 @@ def run_loop(
                 clock = time.monotonic()  # neither validation nor saving is a part of a step
             hooks.on_step(done, logged)
             if stopped and not last:
-                raise run_ends.signalled(
-                    InterruptedRun(
-                        f"{folder}: stopped after step {done} of {schedule.steps}, everything is saved",
-                        f"resume with: {resume_hint}",
-                        code="stopped",
-                    )
+                raise InterruptedRun(
+                    f"{folder}: stopped after step {done} of {schedule.steps}, everything is saved",
+                    f"resume with: {resume_hint}",
+                    code="stopped",
                 )
             if judging and not last:
                 hooks.on_checkpoint(done)

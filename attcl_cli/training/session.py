@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from attcl_cli import devices, run_ends
+from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
@@ -228,12 +228,10 @@ def _interrupted(run_dir: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         step = step_of(run_dir)
         kept = f"the checkpoint of step {step} is kept" if step else "no step was saved yet"
-        raise run_ends.signalled(
-            InterruptedRun(
-                f"{run_dir}: interrupted, {kept}",
-                f"resume with: attcl train --resume {quoted(run_dir)}",
-                code="interrupted",
-            )
+        raise InterruptedRun(
+            f"{run_dir}: interrupted, {kept}",
+            f"resume with: attcl train --resume {quoted(run_dir)}",
+            code="interrupted",
         ) from stop
 
 
