@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
+from typing import Any
 
 from attcl_cli.errors import AttclError, InterruptedRun, refusal
 
@@ -78,9 +80,10 @@ def signals() -> Iterator[None]:
         yield
         return
     STATE.reset()
-    previous = {}
+    previous, hook = {}, sys.unraisablehook
     try:
         STATE.handling = True
+        sys.unraisablehook = _pass_over_stops(hook)
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             if handler is not None and handler != signal.SIG_IGN:
@@ -89,6 +92,7 @@ def signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        sys.unraisablehook = hook
         late = None if STATE.ending or STATE.heard else STATE.number
         STATE.handling = False
         STATE.reset()
@@ -264,6 +268,16 @@ def _refused(error: OSError, again: str) -> AttclError:
         f"{hint}, then {again}",
         code="place-refused",
     )
+
+
+def _pass_over_stops(hook: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Return a hook that says nothing of a `Stop` that Python drops, as in `__del__`; `check` raises it again."""
+
+    def hear(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, Stop):
+            hook(dropped)
+
+    return hear
 
 
 def _handle(number: int, _frame: FrameType | None) -> None:

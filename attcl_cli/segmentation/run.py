@@ -161,20 +161,21 @@ def segment(
     study = open_study(request)
     names, notes = choose_inputs(request, study.data)
     require_inputs(study.data, names)
-    from attcl_cli import devices
-    from attcl_cli.training.loop import share_of
-    from attcl_cli.training.request import about_default_preset, default_preset
-
-    usual = default_preset(devices.select(device).type)
-    if resume is None and preset is None:
-        request = replace(request, preset=usual)
-    resolved = resolve(request.preset, dict(request.overrides))
+    resolve(request.preset, dict(request.overrides))  # wrong usage is known before torch is loaded
     ground_truth = open_ground_truth(request, study, names)
     if request.compare and ground_truth is not None and lacks_truth(study.data, ground_truth):
         names = tuple(name for name in names if name != REAL)
         notes.append("real is left out: the complete dataset lacks volumes as well")
         ground_truth = None
     refuse_place(folder, request, study, ground_truth)
+    from attcl_cli import devices
+    from attcl_cli.training.loop import share_of
+    from attcl_cli.training.request import about_default_preset, default_preset
+
+    unsaid = resume is None and preset is None
+    if unsaid:
+        request = replace(request, preset=default_preset(devices.select(device).type))
+    resolved = resolve(request.preset, dict(request.overrides))
     with as_note(notes, when=dry_run):
         require_free(
             folder,
@@ -198,8 +199,8 @@ def segment(
         progress=progress,
     )
     notes += plan.notes
-    if resume is None and preset is None:
-        progress.say(about_default_preset(place, usual))
+    if unsaid and request.preset is not None:
+        progress.say(about_default_preset(place, request.preset))
     if place.type == "cpu" and resolved.image_size > _SLOW_CPU_PIXELS:
         progress.say(
             f"note: no GPU; {resolved.image_size}-pixel networks take days on a CPU. "

@@ -110,7 +110,7 @@ def cut_without_card(run: Path) -> None:
     [
         (cut, "weights-changed", "SHA-256"),
         (cut_without_card, "weights-unreadable", "not readable as safetensors"),
-        (spoil, "weights-not-finite", "not finite"),
+        (spoil, "weights-not-finite", "hold NaN or infinity"),
     ],
 )
 def test_damaged_weights_end_with_code_1(damage, code_of_error, words, run, attcl):
