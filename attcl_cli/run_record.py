@@ -80,6 +80,11 @@ class RunRecord:
         None  # a file whose room the record takes if the disk is full
     )
 
+    @property
+    def begun(self) -> bool:
+        """Whether the record was written at all."""
+        return self._begun is not None
+
     def resume(self) -> None:
         """Keep the arguments, times and ends of the parts that the file at `path` tells of, if it is this command's.
 

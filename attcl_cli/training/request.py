@@ -132,15 +132,7 @@ def resumed_settings(
             "a run keeps the sizes it was started with",
             code="options-exclude-each-other",
         )
-    from attcl_cli.training.state import STATE_FILE  # noqa: PLC0415 - loads torch
-
     require_run(run_dir)
-    if not (run_dir / STATE_FILE).is_file() and not (run_dir / "run.json").is_file():
-        raise UsageError(
-            f"--resume: {run_dir} has no checkpoint, expected the folder of a run",
-            "start without --resume, or name another run",
-            code="nothing-to-resume",
-        )
     before = read_run_settings(run_dir / "config.toml")
     was = before.model_dump()
     if method in (None, before.method):

@@ -57,9 +57,7 @@ def run_session(run: Session) -> tuple[Session, int]:
     """Run the loop with its progress and `run.json`; return the run as planned, and the steps of its weights."""
     main, progress = run.processes.main, run.progress
     record = _record(run)
-    if main:
-        _write_settings(run, new=not run.resume)
-    with record.recorded() if main else nullcontext(), _interrupted(run.folder):
+    with _begun(run, record) if main else nullcontext(), _interrupted(run.folder):
         store = _slices(run, run.cases, slices.TRAINING_FOLDER)
         if store is None:
             raise AttclError(
@@ -122,6 +120,21 @@ def _record(run: Session) -> RunRecord:
     if run.resume:
         record.resume()
     return record
+
+
+@contextmanager
+def _begun(run: Session, record: RunRecord) -> Iterator[None]:
+    """Write settings and record of a run. The settings of a new one claim its folder: no second run begins there.
+
+    If the record cannot be written, the settings go, too: there is nothing to resume, and the folder is free again.
+    """
+    _write_settings(run, new=not run.resume)
+    try:
+        with record.recorded():
+            yield
+    finally:
+        if not (run.resume or record.begun or record.path.exists()):
+            (run.folder / "config.toml").unlink(missing_ok=True)
 
 
 def _write_settings(run: Session, *, new: bool = False) -> None:

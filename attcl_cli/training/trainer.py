@@ -212,9 +212,11 @@ class Trainer:
         unjudged = self.hooks.validate is None or self.best is None
         if (unjudged or newest) and self.best_step < step:  # stopped before these were judged
             self._keep_weights(step, None)
-        save_state(self.run_dir / STATE_FILE, self._state(step))
-        if self.best is not None and self.best_step == step and not newest:
-            copy_whole(self.run_dir / STATE_FILE, self.run_dir / BEST_FILE)
+        best = self.best is not None and self.best_step == step and not newest
+        file = self.run_dir / (BEST_FILE if best else STATE_FILE)
+        save_state(file, self._state(step))
+        if best:  # first, since a run that is broken off in between repeats what the last one lacks
+            copy_whole(file, self.run_dir / STATE_FILE)
 
     def sample(self, step: int) -> None:
         """See `Trainee`: some training slices, and what the averaged weights make of them."""

@@ -148,6 +148,8 @@ def commands(folder: Path, *, threads: int = 1) -> Iterator[Commands]:
     environment = {
         "PYTHONPATH": str(REPOSITORY),
         "TMPDIR": str(temporary),
+        # which torch makes in TMPDIR as soon as it is imported, unless it is told another
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch"),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the cores of a busy machine
     }
     process = subprocess.Popen(

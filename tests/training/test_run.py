@@ -203,14 +203,34 @@ def test_a_run_is_continued_on_its_own_patients_alone(half, phantom_root, here):
     assert caught.value.code == "resumed-run-changed"
 
 
-@pytest.mark.parametrize("kept", [[], ["config.toml"]], ids=str)
-def test_what_is_no_run_cannot_be_resumed(kept, half):
-    for path in list(half.iterdir()):
-        if path.name not in kept:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def test_what_is_no_run_cannot_be_resumed(half):
+    (half / "config.toml").unlink()
     with pytest.raises(UsageError) as caught:
         train(resume=half, device="cpu")
     assert caught.value.code == "nothing-to-resume"
+
+
+def test_a_run_that_was_killed_before_its_record_is_begun_by_resuming_it(
+    half, finished, phantom_root
+):
+    for path in list(half.iterdir()):
+        if path.name != "config.toml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    train(phantom_root, resume=half, overrides={"steps": 4}, device="cpu")
+    require_same_runs(finished, half)
+
+
+def test_a_run_whose_record_cannot_be_written_leaves_its_folder_free(
+    phantom_root, here, monkeypatch
+):
+    def full(*arguments):
+        raise AttclError("run.json: No space left on device", "free some", code="file-not-written")
+
+    with monkeypatch.context() as patch, pytest.raises(AttclError):
+        patch.setattr("attcl_cli.run_record.write_json", full)
+        start(phantom_root)
+    assert list((here / "run").iterdir()) == []
+    start(phantom_root)
 
 
 # --- what it refuses --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, dump
 from attcl_cli.methods.weights import find_weights, load_method, save_weights
+from attcl_cli.training import trainer
 from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.state import BEST_FILE, STATE_FILE, load_state
 from attcl_cli.training.trainer import Hooks
@@ -304,6 +305,28 @@ def test_a_resumed_run_remembers_the_best_score(six, store, tmp_path):
     again = Hooks(validate=lambda _: 0.7)
     assert run(settings, store, tmp_path / "run", resume=True, hooks=again) == 4
     assert find_weights(str(tmp_path / "run")).info.steps == 4
+
+
+def test_a_disk_that_is_full_between_the_two_checkpoints_costs_neither(
+    six, store, tmp_path, monkeypatch
+):
+    def scored(*scores: float) -> Hooks:
+        left = iter(scores)
+        return Hooks(validate=lambda _method: next(left))
+
+    real, copied = trainer.copy_whole, []
+
+    def full(source: Path, target: Path) -> None:
+        if copied:
+            raise AttclError(f"{target}: No space left on device", code="file-not-written")
+        copied.append(real(source, target))
+
+    with monkeypatch.context() as patch, pytest.raises(AttclError):
+        patch.setattr(trainer, "copy_whole", full)
+        run(six, store, tmp_path / "run", hooks=scored(0.5, 0.9))
+    assert run(six, store, tmp_path / "run", hooks=scored(0.9), resume=True) == 6
+    steps = [load_state(tmp_path / "run" / name).step for name in (STATE_FILE, BEST_FILE)]
+    assert steps == [6, 6]
 
 
 def test_training_leaves_the_global_generator_alone(six, store, tmp_path):
