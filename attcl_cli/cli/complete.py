@@ -24,7 +24,7 @@ from attcl_cli.cli.options import (
 )
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.data.layouts import LAYOUTS
-from attcl_cli.errors import IncompleteError, UsageError, counted, quoted, some
+from attcl_cli.errors import IncompleteError, UsageError, counted, some
 
 if TYPE_CHECKING:
     from attcl_cli.completion.jobs import CompletionPlan
@@ -48,9 +48,6 @@ def complete(
             "can make a volume makes it.  [default: the newest finished run of these modalities, otherwise bundled "
             "weights of patients if the data fits them]",
         ),
-    ] = None,
-    fallback: Annotated[
-        str | None, typer.Option("--fallback", hidden=True, help="Deprecated: a second -w.")
     ] = None,
     target: Annotated[
         list[str] | None,
@@ -178,20 +175,12 @@ def complete(
     """Synthesise every missing volume (Algorithm 1). Files that are done are not made again."""
     from attcl_cli.completion import run
     from attcl_cli.data.background import parse_background
-    from attcl_cli.methods.bundled import newest_finished_run
 
     terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
-    models = list(weights or [])
-    if fallback is not None:
-        newest = newest_finished_run()
-        models = [*(models or ([str(newest)] if newest else [])), fallback]
-        terminal.say(
-            f"note: --fallback is deprecated, write: -w {' -w '.join(map(quoted, models))}"
-        )
     result = run.complete(
         ori,
         cpl,
-        weights=models,
+        weights=weights or [],
         targets=target or [],
         layout=layout,
         modalities=modalities,

@@ -30,7 +30,7 @@ from attcl_cli.cli.options import (
 )
 from attcl_cli.cli.segmentation_scores import show_scores
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import UsageError, counted, quoted
+from attcl_cli.errors import counted
 from attcl_cli.methods.presets import parse_override
 from attcl_cli.segmentation.presets import PRESETS
 
@@ -101,12 +101,8 @@ def segment(
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
-    weights: Annotated[Path | None, typer.Option("-w", "--weights", hidden=True)] = None,
-    evaluate: Annotated[Path | None, typer.Option("--evaluate", hidden=True)] = None,
-    export: Annotated[tuple[str, Path] | None, typer.Option("--export", hidden=True)] = None,
 ) -> None:
     """Train tumour segmenters and score them. On the completed dataset, or with --compare on all inputs."""
-    _refuse_moved(weights, evaluate, export)
     from attcl_cli.data.background import parse_background
     from attcl_cli.segmentation import run
 
@@ -143,24 +139,6 @@ def segment(
         _show_plan(result, terminal)
     else:
         show_scores(result.output, result.scores, terminal)
-
-
-def _refuse_moved(
-    weights: Path | None, evaluate: Path | None, export: tuple[str, Path] | None
-) -> None:
-    """Raise an error that names the command which does what these flags did."""
-    moved = {
-        "--weights": weights and f"attcl evaluate --weights {quoted(weights)}",
-        "--evaluate": evaluate and f"attcl evaluate {quoted(evaluate)}",
-        "--export": export and f"attcl export {quoted(export[0])} {quoted(export[1])}",
-    }
-    for flag, command in moved.items():
-        if command:
-            raise UsageError(
-                f"{flag}: no longer an option of attcl segment, expected a command of its own",
-                f"run: {command}",
-                code="moved-to-command",
-            )
 
 
 def _show_plan(result: SegmentResult, terminal: Terminal) -> None:

@@ -27,16 +27,10 @@ def off_grid(paths: Sequence[Path], beside: Sequence[Path]) -> AttclError | None
         beside: the same of an image of the case. Against PNG slices, which have no position, sizes alone are compared.
     """
     try:
-        difference = volumes.read_grid(paths).differs_from(volumes.read_grid(beside))
+        _grid_beside(paths, beside)
     except AttclError as error:
         return error
-    if not difference:
-        return None
-    return AttclError(
-        f"{paths[0]}: {difference} of {beside[0]}, expected one grid for all files of a case",
-        "resample it onto the grid of the case's images",
-        code="grids-differ",
-    )
+    return None
 
 
 def check_labels(paths: Sequence[Path], beside: Sequence[Path]) -> AttclError | None:
@@ -44,16 +38,26 @@ def check_labels(paths: Sequence[Path], beside: Sequence[Path]) -> AttclError | 
 
     Voxels are read only if the number type can hold what is no label.
     """
-    problem = off_grid(paths, beside)
-    if problem is not None:
-        return problem
     try:
-        grid = volumes.read_grid(paths)
+        grid = _grid_beside(paths, beside)
         if grid.scaled or grid.dtype.newbyteorder("=") not in _USUAL:
             load_labels(paths)
     except AttclError as error:
         return error
     return None
+
+
+def _grid_beside(paths: Sequence[Path], beside: Sequence[Path]) -> volumes.Grid:
+    """Return the grid of a file; raise the error that `off_grid` returns."""
+    grid = volumes.read_grid(paths)
+    difference = grid.differs_from(volumes.read_grid(beside))
+    if difference:
+        raise AttclError(
+            f"{paths[0]}: {difference} of {beside[0]}, expected one grid for all files of a case",
+            "resample it onto the grid of the case's images",
+            code="grids-differ",
+        )
+    return grid
 
 
 def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:

@@ -151,15 +151,6 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     return _grid(header)
 
 
-def depth_of(paths: Sequence[Path]) -> int:
-    """Return the number of axial slices of a volume; of PNG slices no file is read.
-
-    Raises:
-        AttclError: as `read_grid`.
-    """
-    return len(paths) if _is_png(paths[0]) else read_grid(paths).axial_shape[0]
-
-
 def read_description(paths: Sequence[Path]) -> str | None:
     """Return what a volume says of itself (`save`): the NIfTI field `descrip`, or a PNG's text; None if unreadable."""
     path = paths[0]

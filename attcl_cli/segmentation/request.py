@@ -233,16 +233,8 @@ def refuse_place(
 
 
 def maker_of(record: Mapping[str, Any]) -> str:
-    """Return the command that made a folder, by its record; "" if none did.
-
-    Before `attcl evaluate` and `attcl export` were commands, `attcl segment` did their work.
-    """
+    """Return the command that made a folder, by its record; "" if none did."""
     command = record.get("command")
-    config = record.get("config") or {}
-    if command == "segment" and "export" in config:
-        return "export"
-    if command == "segment" and ("evaluate" in config or config.get("weights")):
-        return "evaluate"
     return command if isinstance(command, str) else ""
 
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from completers import outputs
 from helpers import small_settings, states
 
 from attcl_cli.cli.app import main
@@ -240,42 +239,6 @@ def test_weights_given_several_times_are_asked_in_turn(
     record = json.loads(Path("out/run.json").read_text())
     assert record["weights"]["name"] == "dedicated"
     assert [item["name"] for item in record["further_weights"]] == ["tiny"]
-
-
-def test_fallback_is_the_second_of_two_weights_with_a_note(
-    mixed, dedicated_run, trained_run, attcl, here
-):
-    ours = ("complete", "--ori", mixed, "-d", "cpu")
-    code, _, err = attcl(*ours, "--cpl", "new", "-w", dedicated_run, "-w", trained_run)
-    assert code == 0
-    assert "deprecated" not in err
-    code, out, err = attcl(
-        *ours, "--cpl", "old", "-w", dedicated_run, "--fallback", trained_run, "--json"
-    )
-    assert code == 0
-    note = f"note: --fallback is deprecated, write: -w {dedicated_run} -w {trained_run}"
-    assert err.splitlines()[0] == note
-    assert json.loads(out)["written"] == 3
-    assert outputs(here / "old") == outputs(here / "new")
-    # a finished output of one is finished for the other
-    code, out, _ = attcl(*ours, "--cpl", "old", "-w", dedicated_run, "-w", trained_run)
-    assert (code, out) == (0, "old: nothing to do, 3 volumes are there already\n")
-
-
-def test_fallback_alone_comes_after_the_newest_run(mixed, dedicated_run, trained_run, attcl, here):
-    put_run(here / "runs/mine", dedicated_run)
-    command = ("complete", "--ori", mixed, "--fallback", trained_run, "-d", "cpu")
-    code, out, err = attcl(*command)
-    assert (code, out) == (0, "out: 3 volumes written, 0 were there already\n"), err
-    note = f"note: --fallback is deprecated, write: -w runs/mine/{WEIGHTS_FILE} -w {trained_run}"
-    assert err.splitlines()[0] == note
-    record = json.loads(Path("out/run.json").read_text())
-    assert [record["weights"]["name"], record["further_weights"][0]["name"]] == ["mine", "tiny"]
-
-
-def test_help_does_not_offer_fallback(attcl):
-    _, out, _ = attcl("complete", "--help")
-    assert "--fallback" not in out
 
 
 def test_a_target_that_no_weights_make_is_an_error_that_says_what_they_make(

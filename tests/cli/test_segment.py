@@ -69,27 +69,6 @@ def test_the_steps_of_the_line_are_stronger_than_those_of_set(run):
     assert (settings["steps"], settings["seed"]) == (7, 3)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "command"),
-    [
-        (("-w", "segment"), "attcl evaluate --weights segment"),
-        (("--weights", "segment"), "attcl evaluate --weights segment"),
-        (("--evaluate", "theirs"), "attcl evaluate theirs"),
-        (("--export", "nnunet", "Dataset001_x"), "attcl export nnunet Dataset001_x"),
-    ],
-)
-def test_flags_that_became_commands_name_them(attcl, arguments, command):
-    code, out, err = attcl("segment", *arguments)
-    assert (code, out) == (2, "")
-    assert err.endswith(f"hint: run: {command}\n")
-
-
-def test_help_does_not_list_the_flags_that_became_commands(attcl):
-    code, out, _ = attcl("segment", "--help")
-    assert code == 0
-    assert not any(flag in out for flag in ("--weights", "--evaluate", "--export"))
-
-
 def test_wrong_usage_has_a_hint_and_shows_no_result(run):
     for arguments, exit_code in ((["--preset", "huge"], 2), (["--input", "t1"], 1)):
         code, out, err = run(*arguments)

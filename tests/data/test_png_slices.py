@@ -93,7 +93,3 @@ def test_a_png_that_is_cut_off_is_found_when_pixels_are_read(tmp_path):
     with pytest.raises(AttclError, match=r"a\.png: not readable to its end") as caught:
         volumes.load([tmp_path / "a.png"])
     assert caught.value.code == "slice-cut-off"
-
-
-def test_the_depth_of_slices_is_their_number_without_reading_any(tmp_path):
-    assert volumes.depth_of([tmp_path / f"{number}.png" for number in range(7)]) == 7

@@ -369,11 +369,6 @@ def test_geometry_of_a_whole_file_is_read_without_its_voxels(ext, tmp_path, monk
     assert volumes.read_grid([tmp_path / f"a{ext}"]).shape == (6, 5, 4)
 
 
-def test_the_depth_of_a_volume_is_that_in_working_order(tmp_path, write_nifti):
-    path = write_nifti(tmp_path / "a.nii.gz", ramp((6, 5, 4)), affine=LPS[[2, 0, 1, 3]])
-    assert volumes.depth_of([path]) == volumes.load([path]).data.shape[0]
-
-
 @pytest.mark.parametrize(
     ("shape", "reason"), [((6, 5, 4, 2), "4-D (6x5x4x2)"), ((6, 5), "2-D (6x5)")]
 )

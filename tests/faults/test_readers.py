@@ -41,7 +41,6 @@ CAMPAIGN = settings(
 )
 READERS: dict[str, Callable[[Paths, Paths], Any]] = {
     "read_grid": lambda paths, good: volumes.read_grid(paths),
-    "depth_of": lambda paths, good: volumes.depth_of(paths),
     "read_description": lambda paths, good: volumes.read_description(paths),
     "load": lambda paths, good: volumes.load(paths),
     "load as stored": lambda paths, good: volumes.load(paths, background="keep"),

@@ -17,7 +17,6 @@ from attcl_cli.segmentation.request import (
     TrainingRequest,
     choose_inputs,
     clear,
-    maker_of,
     open_ground_truth,
     open_study,
     refuse_place,
@@ -125,7 +124,7 @@ def test_a_resumed_run_takes_nothing_else_along(tmp_path, request_):
 
 @pytest.mark.parametrize(
     ("command", "config"),
-    [("train", {}), ("evaluate", {}), ("segment", {"evaluate": "x", "overrides": []})],
+    [("train", {}), ("evaluate", {}), ("segment", {})],
 )
 def test_what_trained_no_segmenter_cannot_be_resumed(tmp_path, command, config):
     with pytest.raises(UsageError) as error:
@@ -138,22 +137,6 @@ def test_what_trained_no_segmenter_cannot_be_resumed(tmp_path, command, config):
 
 
 # --- output folders ---
-
-
-@pytest.mark.parametrize(
-    ("record", "maker"),
-    [
-        ({}, ""),
-        ({"command": "segment", "config": {"overrides": [], "weights": None}}, "segment"),
-        ({"command": "segment", "config": {"weights": "x"}}, "evaluate"),
-        ({"command": "segment", "config": {"evaluate": "x"}}, "evaluate"),
-        ({"command": "segment", "config": {"export": "nnunet"}}, "export"),
-        ({"command": "export", "config": {"format": "nnunet"}}, "export"),
-        ({"command": "complete", "config": {}}, "complete"),
-    ],
-)
-def test_folders_of_earlier_versions_are_known_by_what_made_them(record, maker):
-    assert maker_of(record) == maker
 
 
 def test_a_new_or_an_empty_folder_is_free(tmp_path):
