@@ -587,7 +587,9 @@ def _unknown_layout(
         return AttclError(
             f"{root}: {unexplained} is named as nnU-Net names channels, but no dataset.json says what they are, "
             "expected its channel_names",
-            "add dataset.json, or name the channels in modalities.toml: [modalities] holds lines such as "
+            "complete with --link-originals, and this folder is a whole dataset"
+            if (root / "run.json").is_file()
+            else "add dataset.json, or name the channels in modalities.toml: [modalities] holds lines such as "
             't1 = ["0001"]',
             code="channels-unknown",
         )

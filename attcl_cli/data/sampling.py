@@ -67,6 +67,7 @@ class DomainSampler:
         warp: float = 0.0,
         many: bool = False,
         alone: float = 0.4,
+        others: bool = False,
     ) -> None:
         """Prepare to draw.
 
@@ -87,7 +88,18 @@ class DomainSampler:
                 from and to learn.
             alone: with many, share of slices whose source stands alone; the other ones have a number of sources drawn
                 uniformly from 1 to all that the case has.
+            others: targets are drawn uniformly from the modalities that differ from the source's; otherwise from all.
+
+        Raises:
+            AttclError: with others, the store has a single modality.
         """
+        if others and len(store.modalities) == 1:
+            raise AttclError(
+                f"training slices: {store.modalities[0]} alone, expected two modalities at least, "
+                "to translate one into the other",
+                "train on cases that have further modalities",
+                code="nothing-to-learn-from",
+            )
         self.store = store
         self.batch_size = batch_size
         self.seed = seed
@@ -96,7 +108,7 @@ class DomainSampler:
         self.paired_until = paired_until
         self.context = context
         self.crop, self.augment, self.warp = crop, augment, warp
-        self.many, self.alone = many, alone
+        self.many, self.alone, self.others = many, alone, others
         count = len(store.modalities)
         rows = store.data.shape[0]
         self._domain = np.empty(rows, dtype=np.int64)
@@ -128,7 +140,11 @@ class DomainSampler:
         """Return the rows and domains of a step's batch, before any pixel is read."""
         rng = np.random.default_rng((self.seed, step))
         size, domains = self.batch_size, len(self._pools)
-        y_src, y_ref = rng.integers(domains, size=size), rng.integers(domains, size=size)
+        y_src = rng.integers(domains, size=size)
+        if self.others:
+            y_ref = (y_src + rng.integers(1, domains, size=size)) % domains
+        else:
+            y_ref = rng.integers(domains, size=size)
         source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
         paired = 1.0 if step < self.paired_until else self.pair_targets
         for index in np.flatnonzero(rng.random(size) < paired):

@@ -301,6 +301,14 @@ def test_channels_that_nothing_explains_are_an_error(document, code, tmp_path):
     assert "dataset.json" in caught.value.message
 
 
+def test_completed_channels_without_their_dataset_are_an_error_with_another_hint(tmp_path):
+    (touch_channels(tmp_path, None) / "run.json").write_text('{"command": "complete"}')
+    with pytest.raises(AttclError) as caught:
+        open_dataset(tmp_path)
+    assert caught.value.code == "channels-unknown"
+    assert "--link-originals" in (caught.value.hint or "")
+
+
 def test_two_orders_of_channels_are_an_error(tmp_path):
     touch_channels(tmp_path / "Dataset001_A", {"channel_names": {"0": "T1", "1": "T2"}})
     touch_channels(tmp_path / "Dataset002_B", {"channel_names": {"0": "T2", "1": "T1"}})
