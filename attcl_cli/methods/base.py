@@ -119,6 +119,16 @@ class Method(nn.Module, ABC):
             UsageError: the settings ask for what the modalities do not allow.
         """
 
+    @classmethod
+    def settled(cls, settings: Any, store: SliceStore) -> Any:
+        """Return the settings of a run, with what the training slices decide and the user has left open.
+
+        Called once they are packed, before any network is made; what it returns is written into the run's files. Called
+        with its own result it returns that.
+        """
+        del store
+        return settings
+
     @property
     def stride(self) -> int:
         """The number that height and width of an image must be multiples of."""
@@ -127,6 +137,11 @@ class Method(nn.Module, ABC):
     @property
     def phases(self) -> tuple[float, ...]:
         """The shares of the steps at which training begins to do something else, at another cost per step."""
+        return ()
+
+    @property
+    def restarts(self) -> tuple[float, ...]:
+        """The shares of the steps at which other networks begin to learn: learning rates rise and fall between them."""
         return ()
 
     @abstractmethod

@@ -100,6 +100,50 @@ class Exactly:
         return ", ".join(self.needs.get(target, ()))
 
 
+@dataclass(frozen=True)
+class HubAndSpokes:
+    """One source, from or to a hub: two-domain models know the hub and one other modality each.
+
+    The hub is preferred as a source. Without it, another modality becomes the hub first, and that the target
+    (`made_between`).
+
+    Attributes:
+        targets: the modalities that the model knows, two at least.
+        hub: the one of them that every pair has.
+    """
+
+    targets: tuple[str, ...]
+    hub: str
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """See `SourceRule`."""
+        if target not in self.targets:
+            return None
+        known = [name for name in present if name in self.targets and name != target]
+        if self.hub in known:
+            return (self.hub,)
+        return (known[0],) if known else None
+
+    def describe(self, target: str) -> str:
+        """See `SourceRule`."""
+        others = [name for name in self.targets if name not in (self.hub, target)]
+        first = [] if target == self.hub else [self.hub]
+        return f"any one of {', '.join([*first, *others])}"
+
+
+def made_between(rule: SourceRule, target: str, sources: Sequence[str]) -> tuple[str, ...]:
+    """Return the modalities that a model makes on the way from the sources to the target, and does not write.
+
+    Args:
+        rule: of the model.
+        target: what is made.
+        sources: what it is made from, as the rule says.
+    """
+    if not isinstance(rule, HubAndSpokes) or rule.hub in (target, *sources):
+        return ()
+    return (rule.hub,)
+
+
 def takes_one(rule: SourceRule, present: Sequence[str]) -> bool:
     """Return whether the model makes every target from a single source, whichever of `present` that is."""
     return all(

@@ -66,6 +66,7 @@ class Schedule:
         sample_every: steps between pictures; None: none.
         decay: share of the steps, the last ones, over which learning rates fall to 0.
         warm_up: steps, the first ones, over which they rise.
+        restarts: shares of the steps at which both begin anew (`rate_factor`).
     """
 
     steps: int
@@ -74,6 +75,7 @@ class Schedule:
     sample_every: int | None = None
     decay: float = 0.0
     warm_up: int = 0
+    restarts: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,11 @@ def run_loop(
             try:
                 batch = drawn.part(share).to(device)
                 factor = rate_factor(
-                    step, steps=schedule.steps, decay=schedule.decay, warm_up=schedule.warm_up
+                    step,
+                    steps=schedule.steps,
+                    decay=schedule.decay,
+                    warm_up=schedule.warm_up,
+                    restarts=schedule.restarts,
                 )
                 set_rates(trainee.optimisers(), full, factor)
                 losses = trainee.step(batch, step)

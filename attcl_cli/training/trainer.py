@@ -119,6 +119,7 @@ def train(
             sample_every=settings.sample_every,
             decay=settings.learning_rate_decay,
             warm_up=settings.warm_up,
+            restarts=trainer.method.restarts,
         ),
         run_dir,
         first=first,

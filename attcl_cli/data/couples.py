@@ -1,0 +1,190 @@
+"""Unpaired batches of two modalities, a pair of modalities at a time.
+
+A batch is a function of (seed, step). Which pair is trained when is asked of the caller (`turn`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attcl_cli.data.crops import Crops
+from attcl_cli.data.intensities import Array
+from attcl_cli.data.slices import SliceStore
+from attcl_cli.errors import AttclError
+
+# What follows (seed, step) in the seeds of this sampler's generators; `sampling` and `crops` have 1 to 5.
+_OF_LISTS, _OF_MIRRORS, _OF_PLACES = 6, 7, 8
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which pair a step trains, and how often it was trained before.
+
+    Attributes:
+        pair: (hub, spoke), indices of modalities.
+        count: of the steps before this one that trained the pair.
+    """
+
+    pair: tuple[int, int]
+    count: int
+
+
+@dataclass(frozen=True)
+class CoupleBatch:
+    """Slices of two modalities that have nothing to do with each other: row b of one side is not that of the other.
+
+    Attributes:
+        a: (B, 1, S, S) float32 in [-1, 1], of the hub.
+        b: (B, 1, S, S), of the spoke.
+        pair: (hub, spoke), indices of modalities.
+    """
+
+    a: Tensor
+    b: Tensor
+    pair: tuple[int, int]
+
+    def __len__(self) -> int:
+        """Return the number of slices of each side."""
+        return len(self.a)
+
+    @property
+    def target(self) -> Tensor:
+        """The modalities that the batch teaches to make, (2,) int64."""
+        return torch.tensor(self.pair)
+
+    def to(self, device: torch.device) -> CoupleBatch:
+        """Return the batch on a device."""
+        a, b = (side.to(device, non_blocking=True) for side in (self.a, self.b))
+        return replace(self, a=a, b=b)
+
+    def pin_memory(self) -> CoupleBatch:
+        """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
+        return replace(self, a=self.a.pin_memory(), b=self.b.pin_memory())
+
+    def part(self, chosen: slice) -> CoupleBatch:
+        """Return some of the slices."""
+        return replace(self, a=self.a[chosen], b=self.b[chosen])
+
+
+class CoupleSampler:
+    """Draws both sides of a pair from lists that are shuffled independently, so that a shared index means nothing.
+
+    Slices of a case lie at the same place in all its modalities: drawn by one index, they would be pairs, and training
+    would be supervised. Each list is gone through as a whole and shuffled anew; the shorter one comes round more often.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        pairs: Sequence[tuple[int, int]],
+        turn: Callable[[int], Turn],
+        *,
+        batch_size: int,
+        seed: int,
+        mirror: float = 0.0,
+        crop: int = 0,
+        warp: float = 0.0,
+        jitter: float = 0.0,
+    ) -> None:
+        """Prepare to draw.
+
+        Args:
+            store: the training slices.
+            pairs: (hub, spoke), indices of the store's modalities.
+            turn: step -> the pair that it trains.
+            batch_size: slices of each side per batch.
+            seed: of all that is drawn.
+            mirror: share of slices mirrored left to right.
+            crop: side of the squares that slices are cut to, in pixels (`Crops`). 0: whole slices.
+            warp: share of slices that are turned, resized and bent (`augment.warp_grids`).
+            jitter: slices are enlarged by this share of their side, and a random square of the old size is cut out.
+
+        Raises:
+            AttclError: a modality has no slice that shows any brain.
+        """
+        self.store, self.turn = store, turn
+        self.batch_size, self.seed = batch_size, seed
+        self.mirror, self.crop, self.warp, self.jitter = mirror, crop, warp, jitter
+        self._pairs = tuple(pairs)
+        self._rows: dict[int, Array] = {}
+        for modality in sorted({index for pair in pairs for index in pair}):
+            name = store.modalities[modality]
+            rows = [
+                np.arange(entry.start, entry.start + entry.count)
+                for entry in store.entries
+                if entry.modality == name
+            ]
+            pool = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+            self._rows[modality] = pool[store.filled[pool]]
+            if not len(self._rows[modality]):
+                raise AttclError(
+                    f"training slices: none of {name} shows any brain, expected slices of both modalities of a pair",
+                    "train on cases that have it",
+                    code="nothing-to-learn-from",
+                )
+
+    @property
+    def size(self) -> int:
+        """See `Sampler`: every pair goes over the longer one of its lists."""
+        return sum(max(len(self._rows[index]) for index in pair) for pair in self._pairs)
+
+    def rows(self, step: int) -> tuple[Array, Array]:
+        """Return the rows of both sides of a step's batch, (B,) int64 each, before any pixel is read."""
+        turn = self.turn(step)
+        first, second = (self._listed(turn, side) for side in range(2))
+        return first, second
+
+    def batch(self, step: int) -> CoupleBatch:
+        """Return the batch of a step."""
+        crops = Crops(self.store, self.crop, (self.seed, step), warp=self.warp)
+        flips = np.random.default_rng((self.seed, step, _OF_MIRRORS))
+        places = np.random.default_rng((self.seed, step, _OF_PLACES))
+        sides = []
+        for rows in self.rows(step):
+            images = crops.read(rows, crops.around(rows))
+            if self.jitter:
+                images = jittered(images, self.jitter, places)
+            mirrored = torch.from_numpy(flips.random(self.batch_size) < self.mirror)
+            images[mirrored] = images[mirrored].flip(-1)
+            sides.append(images)
+        return CoupleBatch(sides[0], sides[1], self.turn(step).pair)
+
+    def _listed(self, turn: Turn, side: int) -> Array:
+        """Return the next slices of a side's list: (B,) rows."""
+        modality, other = turn.pair[side], turn.pair[1 - side]
+        rows = self._rows[modality]
+        places = turn.count * self.batch_size + np.arange(self.batch_size)
+        rounds, within = np.divmod(places, len(rows))
+        chosen = np.empty(self.batch_size, dtype=np.int64)
+        for number in np.unique(rounds):
+            # The other side's number is a part of the seed: the hub's list is another one in every pair.
+            seed = (self.seed, _OF_LISTS, modality, other, int(number))
+            order = np.random.default_rng(seed).permutation(len(rows))
+            here = rounds == number
+            chosen[here] = rows[order[within[here]]]
+        return chosen
+
+
+def jittered(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
+    """Enlarge images and cut a random square of the old size out of each, as the CycleGAN code does (286 -> 256).
+
+    Args:
+        images: (B, 1, S, S) in [-1, 1]; what was background in the whole neighbourhood stays exactly -1.
+        share: by which the side grows.
+        rng: draws the corners.
+    """
+    side = images.shape[-1]
+    large = side + round(share * side)
+    grown = F.interpolate(images, size=(large, large), mode="bilinear", align_corners=False)
+    empty = F.interpolate((images > -1).float(), size=(large, large), mode="bilinear") == 0
+    grown[empty] = -1  # the weights of a mean need not add up to exactly 1
+    corners = rng.integers(large - side + 1, size=(len(images), 2))
+    return torch.stack(
+        [image[:, y : y + side, x : x + side] for image, (y, x) in zip(grown, corners, strict=True)]
+    )
