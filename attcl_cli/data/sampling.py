@@ -52,7 +52,7 @@ class DomainSampler:
     Modalities are drawn uniformly, however unequal their numbers of volumes (StarGAN v2 balances its domains, too).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one per choice of the settings
         self,
         store: SliceStore,
         *,

@@ -77,6 +77,36 @@ def test_a_pair_is_the_same_slice_of_the_same_case_in_the_target_modality():
     assert min(counts.values()) > 20
 
 
+def test_targets_can_be_drawn_uniformly_from_the_other_modalities():
+    store = store_of_cases({"A": FOUR, "B": ("flair",), "C": ("flair", "t1")})
+    sampler = DomainSampler(store, batch_size=60, seed=0, others=True)
+    counts: Counter[tuple[int, int]] = Counter()
+    for step in range(40):
+        rows = sampler.rows(step)
+        counts.update(zip(rows["y_src"].tolist(), rows["y_ref"].tolist(), strict=True))
+    # 2,400 draws over 12 directions: 200 each, standard deviation 14
+    assert set(counts) == {(one, two) for one in range(4) for two in range(4) if one != two}
+    assert all(abs(count - 200) < 60 for count in counts.values())
+
+
+def test_other_targets_change_nothing_unless_asked_for():
+    store = store_of_cases({"A": FOUR})
+    plain, others = (
+        DomainSampler(store, batch_size=8, seed=0, others=one) for one in (False, True)
+    )
+    assert np.array_equal(plain.rows(3)["y_src"], others.rows(3)["y_src"])
+    assert any(np.any(plain.rows(s)["y_src"] == plain.rows(s)["y_ref"]) for s in range(5))
+
+
+def test_a_single_modality_has_no_other_one_to_draw():
+    store = store_of_volumes([("A", "t1", 5, 3)])
+    DomainSampler(store, batch_size=2, seed=0)
+    with pytest.raises(AttclError) as caught:
+        DomainSampler(store, batch_size=2, seed=0, others=True)
+    assert caught.value.code == "nothing-to-learn-from"
+    assert str(caught.value).startswith("training slices: t1 alone")
+
+
 def test_pairs_that_are_not_there_are_background():
     store = store_of_volumes(PARTLY_PAIRED)
     sampler = DomainSampler(store, batch_size=8, seed=0)
