@@ -64,6 +64,17 @@ SMALL_NETWORKS: Mapping[str, Mapping[str, Any]] = {
         "plave_ramp": 0.0,
     },
     "unet": {"width": 4},
+    "cyclegan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
+    "w2gan": {
+        "width": 4,
+        "max_width": 8,
+        "downs": 2,
+        "bottleneck": 1,
+        "style_dim": 8,
+        "latent_dim": 4,
+        "mapping_width": 8,
+        "wavelet_layers": (1,),
+    },
 }
 
 

@@ -72,6 +72,7 @@ class AttclGan(Method):
                 planes=images + flags,
                 adain_start=settings.adain_start,
                 shortcut_refined=settings.shortcut_refined,
+                wavelet_layers=self.wavelet_layers,
             )
         self.mapping = MappingNetwork(
             latent_dim=settings.latent_dim,
@@ -101,6 +102,11 @@ class AttclGan(Method):
                 if settings.acl != "none"
             }
         )
+
+    @property
+    def wavelet_layers(self) -> tuple[int, ...]:
+        """The encoder layers whose wavelets reach the decoder; W2GAN has some."""
+        return ()
 
     @classmethod
     def sources(cls, settings: AttclGanSettings, modalities: Sequence[str]) -> SourceRule:
@@ -535,7 +541,7 @@ class AttclGan(Method):
         style_org = pick(self.style_encoder(x_org), batch.y_src)
         x_rec = self.generator.decode(fake_features, style_org, self._to_add(fake_refined))
         x_rec = self._masked(x_rec, translation.shown)
-        terms["cyc"] = (s.lambda_cyc, losses.cycle_loss(x_org, x_rec.float()))
+        terms |= self.cycle_losses(x_org, x_rec.float(), translation.features)
         lambda_ds = s.lambda_ds * max(0.0, 1 - step / s.steps)
         if lambda_ds > 0:
             with torch.no_grad():
@@ -555,6 +561,17 @@ class AttclGan(Method):
         grown = self._grown(step)
         terms = {name: (grown * weight, loss) for name, (weight, loss) in terms.items()}
         return terms | self._distances(x_fake, batch.x_pair, batch.has_pair, batch.pair_share)
+
+    def cycle_losses(self, x_org: Tensor, x_rec: Tensor, features: Features) -> Losses:
+        """Return what compares slices with their reconstructions.
+
+        Args:
+            x_org: (B, 1, H, W).
+            x_rec: (B, 1, H, W) float32, their translations translated back.
+            features: of the slices, as the generator encoded them.
+        """
+        del features  # a subclass may weigh by them
+        return {"cyc": (self.settings.lambda_cyc, losses.cycle_loss(x_org, x_rec))}
 
     def _grown(self, step: int) -> float:
         """Return the share of their weights that the losses other than the pair's have at a step (`ramp`)."""

@@ -15,7 +15,10 @@ from attcl_cli.methods.networks.styled_unet import GROUPS
 from attcl_cli.methods.setting_fields import Positive, Rate, Share, Weight, setting
 from attcl_cli.methods.settings import Settings
 
-_OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
+AclKind = Literal["none", "cut", "qs", "attention"]
+
+# StarGAN v2, from one source.
+OFF: Mapping[str, Any] = {"sources": "one", "acl": "none", "att_adain": False, "scd": False}
 
 # What was done before there were such settings; not measured against the published way, so our presets keep it. Under
 # He's affine maps each norm of the decoder would multiply its channels by 1 + N(0, 1.4) at first, for style codes are
@@ -39,12 +42,23 @@ _PAIRED: Mapping[str, Any] = {
     "keep_background": True,
     "mirror": 0.5,
 }
-_QUICK: Mapping[str, Any] = {
+QUICK: Mapping[str, Any] = {
     **_PAIRED,
     "learning_rate": 1e-3,
     "learning_rate_mapping": 1e-5,
     "beta1": 0.5,
     "learning_rate_decay": 1.0,
+}
+TINY: Mapping[str, Any] = {
+    "width": 16,
+    "max_width": 128,
+    "downs": 3,
+    "mapping_width": 128,
+    "contrastive_layers": (1, 2),
+    "ema_decay": 0.995,
+    "steps": 3_000,
+    **QUICK,
+    "pair_bright": 10.0,
 }
 # Presets that see squares of full-resolution slices, and all that a case has.
 _SQUARES: Mapping[str, Any] = {
@@ -81,15 +95,12 @@ class AttclGanSettings(Settings):
     """The settings of AttCL-GAN; the defaults are the paper's (Section 4.4 and docs/method.md)."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "tiny": {
-            "width": 16, "max_width": 128, "downs": 3, "mapping_width": 128, "contrastive_layers": (1, 2),
-            "ema_decay": 0.995, "steps": 3_000, **_QUICK, "pair_bright": 10.0,
-        },
+        "tiny": TINY,
         "small": {
-            "width": 24, "max_width": 192, "mapping_width": 128, "steps": 20_000, **_QUICK, **_SQUARES,
+            "width": 24, "max_width": 192, "mapping_width": 128, "steps": 20_000, **QUICK, **_SQUARES,
         },
         "base": {
-            "width": 40, "max_width": 320, "mapping_width": 128, "batch_size": 32, "steps": 10_000, **_QUICK,
+            "width": 40, "max_width": 320, "mapping_width": 128, "batch_size": 32, "steps": 10_000, **QUICK,
             **_SQUARES, **_PLENTY,
         },
         "paper": {},
@@ -100,15 +111,15 @@ class AttclGanSettings(Settings):
     # The paper's switches by name: the eight rows of Table 4, and the two contrastive baselines of Table 2; one source.
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "attcl-gan": {"sources": "one", "acl": "attention", "att_adain": True, "scd": True},
-        "stargan-v2": _OFF,
-        "acl": {**_OFF, "acl": "attention"},
-        "att-adain": {**_OFF, "att_adain": True},
-        "scd": {**_OFF, "scd": True},
-        "acl+att-adain": {**_OFF, "acl": "attention", "att_adain": True},
-        "acl+scd": {**_OFF, "acl": "attention", "scd": True},
-        "att-adain+scd": {**_OFF, "att_adain": True, "scd": True},
-        "stargan-v2+cut": {**_OFF, "acl": "cut"},
-        "stargan-v2+qs": {**_OFF, "acl": "qs"},
+        "stargan-v2": OFF,
+        "acl": {**OFF, "acl": "attention"},
+        "att-adain": {**OFF, "att_adain": True},
+        "scd": {**OFF, "scd": True},
+        "acl+att-adain": {**OFF, "acl": "attention", "att_adain": True},
+        "acl+scd": {**OFF, "acl": "attention", "scd": True},
+        "att-adain+scd": {**OFF, "att_adain": True, "scd": True},
+        "stargan-v2+cut": {**OFF, "acl": "cut"},
+        "stargan-v2+qs": {**OFF, "acl": "qs"},
     }
 
     generator: Literal["stargan-v2", "u-net"] = setting(
@@ -171,7 +182,7 @@ class AttclGanSettings(Settings):
     mapping_width: Positive = setting(512, "Width of the mapping network's layers.", fixed=True)
 
     # The switches (Table 4); all off is StarGAN v2
-    acl: Literal["none", "cut", "qs", "attention"] = setting(
+    acl: AclKind = setting(
         "attention", "Contrastive learning: which patches are compared.", fixed=True
     )
     att_adain: bool = setting(

@@ -22,6 +22,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
 }
 
+# Presets that some of our methods have besides; whether one has it is known when it is loaded.
+FURTHER_PRESETS = ("published",)
+
 
 def parse_override(text: str) -> tuple[str, Any]:
     """Read `key=value`, the value as TOML (`0.1`, `true`, `[2, 3]`), bare words as strings."""

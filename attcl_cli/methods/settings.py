@@ -20,7 +20,7 @@ from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.presets import DEFAULT_METHOD, DEFAULT_PRESET, PRESETS
+from attcl_cli.methods.presets import DEFAULT_METHOD, DEFAULT_PRESET, FURTHER_PRESETS, PRESETS
 from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
 
 SliceSpan = Literal["middle", "all"]
@@ -193,7 +193,7 @@ def settings_of(method: str) -> type[Settings]:
 def require_names(method: str | None, preset: str | None, file: Path | None) -> None:
     """Check the names of a method and a preset before the method, and with it torch, is loaded.
 
-    A method of another package may have presets of its own, and a file may name a method: `resolve` checks all.
+    A method may have presets of its own, and a file may name a method: `resolve` checks all.
 
     Args:
         method: None: what the file says, otherwise AttCL-GAN.
@@ -206,6 +206,8 @@ def require_names(method: str | None, preset: str | None, file: Path | None) -> 
     if method is not None:
         require_method(method)
     elif file is not None:
+        return
+    if preset in FURTHER_PRESETS:
         return
     if preset is not None and METHODS.built_in(method or DEFAULT_METHOD):
         require_preset(preset, PRESETS)

@@ -5,8 +5,8 @@ Encoder and decoder are called apart: completion encodes a slice once and decode
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -20,6 +20,7 @@ from attcl_cli.methods.networks.blocks import (
     initialise,
     widths,
 )
+from attcl_cli.methods.networks.wavelets import ImportanceGate
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Features:
             convolution's.
         deep: the output of the whole encoder, at the size of the last layer.
         inside: of each layer's pixels, the weight in the norms, (B, 1, H * W); empty: all count the same.
+        details: layer -> what its wavelets add to the decoder's input of that size, shaped as `layers[layer]`.
+        importance: layer -> the weight of its details at each place, (B, 1, H / 2**(l + 1), W / 2**(l + 1)).
     """
 
     image: Tensor
     layers: tuple[Tensor, ...]
     deep: Tensor
     inside: tuple[Tensor, ...] = ()
+    details: Mapping[int, Tensor] = field(default_factory=dict)
+    importance: Mapping[int, Tensor] = field(default_factory=dict)
 
     def of(self, rows: Tensor) -> Features:
         """Return the features of some of the images, (K,) int64; an image may be chosen several times."""
@@ -46,6 +51,8 @@ class Features:
             tuple(layer[rows] for layer in self.layers),
             self.deep[rows],
             tuple(weights[rows] for weights in self.inside),
+            {layer: detail[rows] for layer, detail in self.details.items()},
+            {layer: weights[rows] for layer, weights in self.importance.items()},
         )
 
 
@@ -64,6 +71,8 @@ class Generator(nn.Module):
         planes: channels of what is encoded: one image, or several with what says which they are (ours).
         adain_start: what He's weights of the affine maps of the style are multiplied by at first.
         shortcut_refined: what AttAdaIN adds also runs through its block's un-normalised shortcut (ours).
+        wavelet_layers: encoder layers from 1 to downs - 1 whose wavelet details, weighed by place, are added to the
+            decoder's input of that size (W2GAN, re-specified).
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class Generator(nn.Module):
         planes: int = 1,
         adain_start: float = 1.0,
         shortcut_refined: bool = False,
+        wavelet_layers: Sequence[int] = (),
     ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs)
@@ -107,6 +117,7 @@ class Generator(nn.Module):
             for layer in self.modules():
                 if isinstance(layer, AdaIN):
                     layer.affine.weight *= adain_start
+        self.gates = nn.ModuleDict({str(layer): ImportanceGate() for layer in wavelet_layers})
 
     def encode(self, x: Tensor, start: Tensor | None = None) -> Features:
         """Return the encoder's features.
@@ -121,7 +132,17 @@ class Generator(nn.Module):
         deep = layers[-1]
         for block in self.encode_deep:
             deep = block(deep)
-        return Features(x if start is None else start, tuple(layers), deep)
+        details: dict[int, Tensor] = {}
+        importance: dict[int, Tensor] = {}
+        for name, gate in self.gates.items():
+            details[int(name)], importance[int(name)] = gate(layers[int(name)])
+        return Features(
+            x if start is None else start,
+            tuple(layers),
+            deep,
+            details=details,
+            importance=importance,
+        )
 
     def decode(
         self, features: Features, style: Tensor, refined: Mapping[int, Tensor] | None = None
@@ -146,6 +167,8 @@ class Generator(nn.Module):
             added = refined.get(layer)
             if added is not None and self.shortcut_refined:
                 h, added = h + added, None
+            detail = features.details.get(layer)
+            h = h if detail is None else h + detail
             h = block(h, style, added)
         if self.full_size is not None:
             h = self.full_size(h + features.layers[0], style)
