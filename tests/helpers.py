@@ -64,6 +64,7 @@ SMALL_NETWORKS: Mapping[str, Mapping[str, Any]] = {
         "plave_ramp": 0.0,
     },
     "unet": {"width": 4},
+    "attgan": {"width": 4, "max_width": 8, "downs": 2, "critic_steps": 2},
     "cyclegan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
     "w2gan": {
         "width": 4,

@@ -25,6 +25,7 @@ _BUILT_IN: Mapping[str, tuple[str, str, str]] = {
     "attcl-gan": ("AttCL-GAN", "one source per volume", "attcl_cli.methods.attcl_gan:AttclGan"),
     "plave": ("PLAVE", "all that a case has", "attcl_cli.methods.plave:Plave"),
     "unet": ("U-Net", "the yardstick: all that a case has", "attcl_cli.methods.unet:Unet"),
+    "attgan": ("AttGAN", "one source per volume", "attcl_cli.methods.attgan:Attgan"),
     "cyclegan": ("CycleGAN", "one source per volume", "attcl_cli.methods.cyclegan:CycleGan"),
     "w2gan": ("W2GAN (re-specified)", "one source per volume", "attcl_cli.methods.w2gan:W2Gan"),
 }
