@@ -65,7 +65,10 @@ SMALL_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     },
     "unet": {"width": 4},
     "attgan": {"width": 4, "max_width": 8, "downs": 2, "critic_steps": 2},
+    "superstargan": {"width": 4, "blocks": 1, "critic_steps": 2},
     "cyclegan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
+    "u-gat-it": {"width": 4, "resnet_blocks": 1},
+    "attentiongan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
     "w2gan": {
         "width": 4,
         "max_width": 8,

@@ -98,6 +98,23 @@ def warp_images(images: Tensor, grids: Tensor) -> Tensor:
     return warped.masked_fill_(outside, -1)
 
 
+def turned(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn images about their middle, bilinearly; background takes no part (`warp_images`).
+
+    Args:
+        images: (K, C, S, S) float32 in [-1, 1].
+        degrees: (K,), counter-clockwise as images are shown, row 0 on top.
+
+    Returns:
+        Images of the same shape; -1 exactly where the nearest pixel is background or beyond the image.
+    """
+    angle = torch.deg2rad(degrees.to(images.dtype))
+    cosine, sine, nothing = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    rows = [torch.stack([cosine, -sine, nothing], 1), torch.stack([sine, cosine, nothing], 1)]
+    grids = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return warp_images(images, grids)
+
+
 def warp_labels(labels: Tensor, grids: Tensor) -> Tensor:
     """Warp label maps as `warp_images` does, by the nearest pixel: (K, W, W) int64 -> (K, S, S) int64."""
     places = grids * (grids.shape[1] / labels.shape[-1])

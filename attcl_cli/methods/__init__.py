@@ -26,7 +26,18 @@ _BUILT_IN: Mapping[str, tuple[str, str, str]] = {
     "plave": ("PLAVE", "all that a case has", "attcl_cli.methods.plave:Plave"),
     "unet": ("U-Net", "the yardstick: all that a case has", "attcl_cli.methods.unet:Unet"),
     "attgan": ("AttGAN", "one source per volume", "attcl_cli.methods.attgan:Attgan"),
+    "superstargan": (
+        "SuperstarGAN",
+        "one source per volume",
+        "attcl_cli.methods.superstargan:Superstargan",
+    ),
     "cyclegan": ("CycleGAN", "one source per volume", "attcl_cli.methods.cyclegan:CycleGan"),
+    "u-gat-it": ("U-GAT-IT", "one source per volume", "attcl_cli.methods.u_gat_it:UGatIt"),
+    "attentiongan": (
+        "AttentionGAN",
+        "one source per volume",
+        "attcl_cli.methods.attentiongan:AttentionGan",
+    ),
     "w2gan": ("W2GAN (re-specified)", "one source per volume", "attcl_cli.methods.w2gan:W2Gan"),
 }
 

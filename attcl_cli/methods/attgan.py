@@ -30,7 +30,7 @@ _OURS: Mapping[str, Any] = {**OURS, "epochs": 0, "batch_size": 16, "beta1": 0.5,
 
 
 class AttganSettings(LabelledSettings):
-    """The settings of AttGAN; the defaults are the published ones, but Adam's are those of the AttCL-GAN paper."""
+    """The settings of AttGAN; the defaults are the published ones, with the Adam of the AttCL-GAN paper."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"width": 16, "max_width": 256, "downs": 4, "steps": 3_000, **_OURS, "learning_rate": 1e-3},
