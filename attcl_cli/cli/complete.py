@@ -222,10 +222,15 @@ def complete(
 
 
 def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
+    between = [
+        ", ".join(dict.fromkeys(name for target in job.outputs for name in job.between(target)))
+        for job in plan.jobs
+    ]
     jobs = [
         {
             "case": job.case.id,
             "source": ", ".join(job.sources),
+            **({"through": through} if any(between) else {}),
             **(
                 {"weights": ", ".join(maker.weights.name for maker in job.makers)}
                 if len(plan.models) > 1
@@ -234,7 +239,7 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
             "targets": list(job.outputs),
             "files": [str(file) for files in job.outputs.values() for file in files],
         }
-        for job in plan.jobs
+        for job, through in zip(plan.jobs, between, strict=True)
     ]
     if terminal.as_json:
         failed = {case: error.message for case, error in plan.failed.items()}

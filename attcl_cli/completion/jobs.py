@@ -15,6 +15,7 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout, ending_of
 from attcl_cli.data.unchanged import State
 from attcl_cli.errors import AttclError
+from attcl_cli.methods.sources import made_between
 from attcl_cli.methods.weights import Weights, WeightsInfo
 
 PLANES = ("axial", "three")
@@ -28,6 +29,10 @@ class Maker:
 
     weights: Weights
     sources: tuple[str, ...]
+
+    def between(self, target: str) -> tuple[str, ...]:
+        """Return the modalities that the weights make on the way to the target, and that are not written."""
+        return made_between(self.weights.info.rule, target, self.sources)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class Job:
     def sources(self) -> tuple[str, ...]:
         """Return all modalities that the volumes are made from."""
         return tuple(dict.fromkeys(name for maker in self.makers for name in maker.sources))
+
+    def between(self, target: str) -> tuple[str, ...]:
+        """Return what is made on the way to the target by the only maker; several say it one by one."""
+        return self.makers[0].between(target) if len(self.makers) == 1 else ()
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,12 @@ class Manner:
         """Return how a volume is made, as its side-car says it."""
         info = makers[0].weights.info
         averaged = [
-            {"name": it.weights.name, "sha256": it.weights.sha256, "sources": list(it.sources)}
+            {
+                "name": it.weights.name,
+                "sha256": it.weights.sha256,
+                "sources": list(it.sources),
+                **({"through": list(between)} if (between := it.between(target)) else {}),
+            }
             for it in makers
         ]
         return {

@@ -331,7 +331,7 @@ def _write(
             [plan.output / file for file in files],
             data,
             replace(frame.grid, dtype=style.dtype, scaled=False),
-            description=f"attcl {__version__} synthetic {target} from {', '.join(job.sources)}",
+            description=f"attcl {__version__} synthetic {target} from {_sources_in_words(job, target)}",
             made_by=_makers(job),
         )
         outputs += [str(file) for file in files]
@@ -372,12 +372,13 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         {"modality": name, "files": [str(file) for file in job.case.files[name][:1]]}
         for name in job.sources
     ]
+    between = job.between(target)
     said = doubt.document()
     fields: dict[str, Any] = {}
     if plan.places.naming is None:
         file = plan.places.files(job.case, target)[0]
         description = (
-            f"Synthetic {target} image made from {', '.join(job.sources)} by attcl "
+            f"Synthetic {target} image made from {_sources_in_words(job, target)} by attcl "
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
         files = [job.case.files[name][0] for name in job.sources]
@@ -387,6 +388,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "synthetic": True,
         "target": target,
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
+        **({"through": list(between)} if between else {}),
         **plan.manner.document_of(job.makers, target),
         "background": plan.dataset.background,
         "stored": job.styles[target].document(),
@@ -397,6 +399,11 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "attcl_version": __version__,
         "note": "Synthesised by attcl; research use only, not for diagnosis.",
     }
+
+
+def _sources_in_words(job: Job, target: str) -> str:
+    """Return what a volume is made from: `t1`, or `t1 through flair` if that is made on the way and not written."""
+    return " through ".join([", ".join(job.sources), *job.between(target)])
 
 
 def _rounded(value: float | None) -> float | None:

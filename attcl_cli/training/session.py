@@ -66,6 +66,7 @@ def run_session(run: Session) -> tuple[Session, int]:
                 code="no-packed-slices",
             )
         record.extra["trained_on"] = list(store.trained_on)
+        run = _settled(run, store)
         paired = _slices(run, run.validated, slices.VALIDATION_FOLDER)
         validate = _validation(paired, run) if paired else None
         run, pace = _with_steps(run, store, validate)
@@ -139,6 +140,16 @@ def _begun(run: Session, record: RunRecord) -> Iterator[None]:
 
 def _write_settings(run: Session, *, new: bool = False) -> None:
     write_whole(run.folder / "config.toml", dump(run.settings).encode(), new=new)
+
+
+def _settled(run: Session, store: SliceStore) -> Session:
+    """Return the run with the settings that its slices decide, and say which these are."""
+    settings: Settings = METHODS[run.settings.method].settled(run.settings, store)
+    before = run.settings.model_dump()
+    for name, value in settings.model_dump().items():
+        if value != before[name]:
+            run.progress.say(f"{name}: {value}, as the training slices have it")
+    return replace(run, settings=settings)
 
 
 def _with_steps(
