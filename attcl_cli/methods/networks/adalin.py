@@ -2,8 +2,8 @@
 
 Knows norms and what modulates them. Which network they stand in is left to `u_gat_it`.
 
-Formulas: Kim et al., "U-GAT-IT", ICLR 2020 (arXiv 1907.10830), Eq 1 and 2; what the paper leaves open is as in the
-published PyTorch code (znxlwm/UGATIT-pytorch, commit b8c4251; facts, no line of it).
+Formulas: Kim et al., "U-GAT-IT", ICLR 2020 (arXiv 1907.10830), as its published PyTorch code has them
+(znxlwm/UGATIT-pytorch, commit b8c4251; facts, no line of it).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _POOLED = 8  # pixels of a side, with `pool8`
 
 
 class AdaLIN(nn.Module):
-    """gamma * (rho * IN(x) + (1 - rho) * LN(x)) + beta, with gamma and beta from outside (Eq 1).
+    """gamma * (rho * IN(x) + (1 - rho) * LN(x)) + beta, with gamma and beta from outside.
 
-    A gradient step may carry rho out of [0, 1]: `clip_shares` brings it back (Eq 2).
+    A gradient step may carry rho out of [0, 1]: `clip_shares` brings it back.
     """
 
     def __init__(self, channels: int, *, share: float = _FIRST_SHARE) -> None:
@@ -58,7 +58,7 @@ class LIN(nn.Module):
 
 
 def clip_shares(module: nn.Module) -> None:
-    """Bring the rho of every AdaLIN and LIN in a module back into [0, 1] (Eq 2); to be called after each step."""
+    """Bring the rho of every AdaLIN and LIN in a module back into [0, 1]; to be called after each step."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, AdaLIN):

@@ -2,13 +2,13 @@
 
 Knows shapes. Which domains are translated, and what is learned, is left to the method.
 
-Formulas: Tang et al., "AttentionGAN", TNNLS 2021 (arXiv 1911.11897), scheme II, Eq 5 to 7; layers and numbers as in the
-published code (Ha0Tang/AttentionGAN, commit 45da496; facts, no line of it).
+Formulas: Tang et al., "AttentionGAN", TNNLS 2021 (arXiv 1911.11897), scheme II, as the published code has it
+(Ha0Tang/AttentionGAN, commit 45da496; facts, no line of it).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from attcl_cli.methods.networks.resnet import ResnetHead, ResnetTrunk
 
 
-@dataclass(frozen=True)
-class Composition:
-    """What a translation is composed of; n maps, the last one for the source.
+class Composition(NamedTuple):
+    """A translation, and what it is composed of: n maps, the last one for the source.
 
     Attributes:
+        image: (B, 1, H, W) in [-1, 1].
         contents: (B, n - 1, H, W) in [-1, 1], generated.
-        attention: (B, n, H, W) float32 in [0, 1], which add up to 1 at each pixel; the last one is the background map.
+        attention: (B, n, H, W) float32 in [0, 1], which add up to 1 at each pixel.
     """
 
+    image: Tensor
     contents: Tensor
     attention: Tensor
 
@@ -33,10 +34,17 @@ class Composition:
         """The map of the source: 1 where the translation copies it, (B, 1, H, W)."""
         return self.attention[:, -1:]
 
-    def image(self, x: Tensor) -> Tensor:
-        """Return the sum of the contents and of the source x (B, 1, H, W), each times its map: (B, 1, H, W)."""
-        parts = torch.cat([self.contents.float(), x.float()], dim=1)
-        return (self.attention * parts).sum(dim=1, keepdim=True)
+
+def compose(x: Tensor, contents: Tensor, attention: Tensor) -> Composition:
+    """Return the sum of the contents and of the source, each times its map.
+
+    Args:
+        x: (B, 1, H, W), the source.
+        contents: (B, n - 1, H, W).
+        attention: (B, n, H, W).
+    """
+    parts = torch.cat([contents.float(), x.float()], dim=1)
+    return Composition((attention * parts).sum(dim=1, keepdim=True), contents, attention)
 
 
 class AttentionMapGenerator(nn.Module):
@@ -54,15 +62,9 @@ class AttentionMapGenerator(nn.Module):
         self.contents = ResnetHead(outputs=maps - 1, width=width)
         self.attention = ResnetHead(outputs=maps, width=width, last=1)
 
-    def compose(self, x: Tensor) -> Composition:
-        """Return what the translation of x, (B, 1, H, W) in [-1, 1], H and W multiples of 4, is composed of."""
+    def forward(self, x: Tensor) -> Composition:
+        """Translate x: (B, 1, H, W) in [-1, 1], H and W multiples of 4."""
         h = self.trunk(x)
         # Softmax in float32: in bfloat16 the maps add up to 1 but for 1 %, and background would not stay -1.
-        return Composition(
-            contents=torch.tanh(self.contents(h)),
-            attention=self.attention(h).float().softmax(dim=1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Translate: (B, 1, H, W) -> the same shape, in [-1, 1]."""
-        return self.compose(x).image(x)
+        attention = self.attention(h).float().softmax(dim=1)
+        return compose(x, torch.tanh(self.contents(h)), attention)

@@ -2,7 +2,7 @@
 
 Knows features. Which two classes are told apart, and by which loss, is left to the method.
 
-Formulas: Kim et al., "U-GAT-IT", ICLR 2020 (arXiv 1907.10830), Section 2.1; the layers as in the published PyTorch code
+Formulas: Kim et al., "U-GAT-IT", ICLR 2020 (arXiv 1907.10830), as its published PyTorch code has them
 (znxlwm/UGATIT-pytorch, commit b8c4251; facts, no line of it).
 """
 

@@ -2,12 +2,14 @@
 
 Knows shapes. Which domain a network belongs to, and what is learned, is left to the method.
 
-Layers: Kim et al., "U-GAT-IT", ICLR 2020 (arXiv 1907.10830), Appendix A, and the published PyTorch code
-(znxlwm/UGATIT-pytorch, commit b8c4251; facts, no line of it); the first weights as in the published TensorFlow code
-(taki0112/UGATIT, commit d508e8f).
+Layers: Kim et al., "U-GAT-IT", ICLR 2020 (arXiv 1907.10830), as its published PyTorch code has them
+(znxlwm/UGATIT-pytorch, commit b8c4251; facts, no line of it); first weights as in the TensorFlow code (taki0112/UGATIT,
+commit d508e8f).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,32 @@ from attcl_cli.methods.networks.resnet import ResnetBlock, ResnetTrunk
 from attcl_cli.methods.networks.towers import StridedTower, add_spectral_norm
 
 _LOCAL_HALVINGS, _GLOBAL_HALVINGS = 3, 5
+
+
+class Translation(NamedTuple):
+    """What the generator makes of a slice.
+
+    Attributes:
+        image: (B, 1, H, W) in [-1, 1].
+        logits: (B, 2), of "this is a source, not a target", by both units of the attention.
+    """
+
+    image: Tensor
+    logits: Tensor
+
+
+class Judgement(NamedTuple):
+    """Logits of "real", of a local and a global discriminator.
+
+    Attributes:
+        local_map, global_map: (B, 1, h, w), of patches.
+        local_logits, global_logits: (B, 2), by both units of the attention.
+    """
+
+    local_map: Tensor
+    local_logits: Tensor
+    global_map: Tensor
+    global_logits: Tensor
 
 
 class AttentiveGenerator(nn.Module):
@@ -42,17 +70,13 @@ class AttentiveGenerator(nn.Module):
         self.last = nn.Conv2d(width, 1, 7, padding=3, padding_mode="reflect", bias=False)
         initialise_as_pix2pix(self)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Translate x, (B, 1, H, W) in [-1, 1], H and W multiples of 4.
-
-        Returns:
-            The image, (B, 1, H, W) in [-1, 1], and the logits of "x is a source, not a target": (B, 2).
-        """
+    def forward(self, x: Tensor) -> Translation:
+        """Translate x: (B, 1, H, W) in [-1, 1], H and W multiples of 4."""
         h, logits = self.attention(self.trunk(x))
         gamma, beta = self.modulation(h)
         for block in self.blocks:
             h = block(h, gamma, beta)
-        return torch.tanh(self.last(self.ups(h))), logits
+        return Translation(torch.tanh(self.last(self.ups(h))), logits)
 
 
 def _block(channels: int) -> ResnetBlock:
@@ -88,6 +112,25 @@ class AttentiveDiscriminator(nn.Module):
         """Judge x (B, 1, H, W): logits of "real" per patch, (B, 1, h, w), and of the attention's units, (B, 2)."""
         h, logits = self.attention(self.tower(x))
         return self.last(h), logits
+
+
+class AttentiveDiscriminators(nn.Module):
+    """A local and a global discriminator of one modality.
+
+    Args:
+        image_size: side of the slices.
+        width: channels of the first convolution of each.
+    """
+
+    def __init__(self, *, image_size: int, width: int) -> None:
+        super().__init__()
+        near, far = halvings_of(image_size)
+        self.near = AttentiveDiscriminator(width=width, halvings=near)
+        self.far = AttentiveDiscriminator(width=width, halvings=far)
+
+    def forward(self, x: Tensor) -> Judgement:
+        """Judge x: (B, 1, H, W)."""
+        return Judgement(*self.near(x), *self.far(x))
 
 
 def halvings_of(side: int) -> tuple[int, int]:
