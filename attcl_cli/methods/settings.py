@@ -533,10 +533,11 @@ def _foreign(
             continue
         owners = [other for other in METHODS if key in METHODS[other].settings_class.model_fields]
         if owners:
-            titles = " and ".join(METHODS.title(owner) for owner in owners)
+            # Several methods may have a setting of that name: the first is enough to know what it is for.
             problems.append(
                 UsageError(
-                    f"{origins.get(key, '')}setting {key}: is {titles}'s, found it with method {method}, "
+                    f"{origins.get(key, '')}setting {key}: is {METHODS.title(owners[0])}'s, "
+                    f"found it with method {method}, "
                     f"expected --method {owners[0]}",
                     f"add --method {owners[0]}, or leave it out",
                     code="setting-of-another-method",

@@ -38,8 +38,6 @@ class W2GanSettings(AttclGanSettings):
         "published": {},
     }
 
-    earlier: ClassVar[Mapping[str, Any]] = {}
-
     # What each of the three parts brings.
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "w2gan": {**OFF, "wavelet_layers": _SKIP, "weighted_cycle": True, "lambda_wav": 1.0},
