@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attcl_cli.data.augment import change_appearance, change_contrast
 from attcl_cli.data.batches import Batch, CaseBatch, DomainBatch, PairBatch
+from attcl_cli.data.couples import jittered
 from attcl_cli.data.crops import Crops
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import SliceStore
@@ -30,9 +31,9 @@ __all__ = [
     "Sampler",
 ]
 
-# What follows (seed, step) in the seeds of further random generators (`crops` has 1 and 4): a new draw never moves the
-# ones before it.
-_OF_SOURCES, _OF_CONTRASTS, _OF_APPEARANCES = 2, 3, 5
+# What follows (seed, step) in the seeds of further random generators (`crops` has 1 and 4, `couples` 6 to 8): a new
+# draw never moves the ones before it.
+_OF_SOURCES, _OF_CONTRASTS, _OF_APPEARANCES, _OF_JITTER = 2, 3, 5, 9
 
 
 class Sampler(Protocol):
@@ -68,6 +69,7 @@ class DomainSampler:
         many: bool = False,
         alone: float = 0.4,
         others: bool = False,
+        jitter: float = 0.0,
     ) -> None:
         """Prepare to draw.
 
@@ -89,6 +91,8 @@ class DomainSampler:
             alone: with many, share of slices whose source stands alone; the other ones have a number of sources drawn
                 uniformly from 1 to all that the case has.
             others: targets are drawn uniformly from the modalities that differ from the source's; otherwise from all.
+            jitter: images are enlarged by this share of their side, and a random square of the old size is cut out; a
+                source and its pair have one square (not with many).
 
         Raises:
             AttclError: with others, the store has a single modality.
@@ -108,7 +112,7 @@ class DomainSampler:
         self.paired_until = paired_until
         self.context = context
         self.crop, self.augment, self.warp = crop, augment, warp
-        self.many, self.alone, self.others = many, alone, others
+        self.many, self.alone, self.others, self.jitter = many, alone, others, jitter
         count = len(store.modalities)
         rows = store.data.shape[0]
         self._domain = np.empty(rows, dtype=np.int64)
@@ -217,13 +221,19 @@ class DomainSampler:
                 _mirrored(crops.read(rows[name], crops.around(rows[name])), mirrored[name])
                 for name in ("x_ref", "x_ref2")
             )
+        x_pair = _mirrored(pair, mirrored["x_src"])
+        if self.jitter:
+            rng = np.random.default_rng((self.seed, step, _OF_JITTER))
+            both = jittered(torch.cat([x_src, x_pair], dim=1), self.jitter, rng)
+            x_src, x_pair = both[:, :-1], both[:, -1:]
+            x_ref, x_ref2 = (jittered(images, self.jitter, rng) for images in (x_ref, x_ref2))
         return DomainBatch(
             x_src=x_src,
             y_src=torch.from_numpy(rows["y_src"]),
             x_ref=x_ref,
             x_ref2=x_ref2,
             y_ref=torch.from_numpy(rows["y_ref"]),
-            x_pair=_mirrored(pair, mirrored["x_src"]),
+            x_pair=x_pair,
             has_pair=torch.from_numpy(has_pair),
             x_all=x_all,
             given=None if given is None else torch.from_numpy(given),

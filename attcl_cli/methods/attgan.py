@@ -26,7 +26,14 @@ from attcl_cli.methods.updates import frozen
 
 _LEAST_SIDE = 2  # pixels of the deepest features: an instance norm of a single one is 0
 
-_OURS: Mapping[str, Any] = {**OURS, "epochs": 0, "batch_size": 16, "beta1": 0.5, "critic_steps": 1}
+_OURS: Mapping[str, Any] = {
+    **OURS,
+    "epochs": 0,
+    "batch_size": 16,
+    "beta1": 0.5,
+    "critic_steps": 1,
+    "jitter": 0.0,
+}
 
 
 class AttganSettings(LabelledSettings):
@@ -47,6 +54,11 @@ class AttganSettings(LabelledSettings):
         ge=0,
     )
     batch_size: Positive = setting(32, "Slices per iteration.", section="run")
+    jitter: Share = setting(
+        15 / 128,
+        "Slices are enlarged by this share of their side, and a random square of the old size is cut out.",
+        section="image",
+    )
     mirror: Share = setting(0.5, "Share of slices mirrored left to right.", section="image")
     learning_rate_decay: Share = setting(
         0.5,

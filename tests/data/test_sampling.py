@@ -107,6 +107,27 @@ def test_a_single_modality_has_no_other_one_to_draw():
     assert str(caught.value).startswith("training slices: t1 alone")
 
 
+def test_jitter_enlarges_a_source_and_its_pair_alike(store):
+    plain, other = (DomainSampler(store, batch_size=8, seed=1, jitter=one) for one in (0.0, 0.5))
+    before, after = plain.batch(2), other.batch(2)
+    assert torch.equal(before.y_ref, after.y_ref) and torch.equal(before.has_pair, after.has_pair)
+    assert after.x_src.shape == after.x_pair.shape == before.x_src.shape
+    for images, changed in ((before.x_src, after.x_src), (before.x_ref, after.x_ref)):
+        assert not torch.equal(images, changed)
+        # 1.5 times as large: 2.25 times the area, if the square shows the whole brain
+        assert (changed > -1).float().mean() > 1.2 * (images > -1).float().mean()
+    assert torch.equal(after.x_src, other.batch(2).x_src)
+
+
+def test_jitter_keeps_a_pair_aligned():
+    store = store_of_cases({"A": FOUR})
+    noise = np.random.default_rng(0).integers(-9000, 9000, (5, 16, 16)).astype(np.int16)
+    alike = replace(store, data=np.concatenate([noise] * 4))  # every modality shows the same
+    batch = DomainSampler(alike, batch_size=6, seed=1, jitter=0.2, mirror=0.5).batch(0)
+    assert batch.has_pair.all()
+    assert torch.equal(batch.x_src, batch.x_pair)
+
+
 def test_pairs_that_are_not_there_are_background():
     store = store_of_volumes(PARTLY_PAIRED)
     sampler = DomainSampler(store, batch_size=8, seed=0)
