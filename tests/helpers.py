@@ -67,6 +67,7 @@ SMALL_NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "attgan": {"width": 4, "max_width": 8, "downs": 2, "critic_steps": 2},
     "superstargan": {"width": 4, "blocks": 1, "critic_steps": 2},
     "cyclegan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
+    "msa-gan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
     "u-gat-it": {"width": 4, "resnet_blocks": 1},
     "attentiongan": {"width": 4, "resnet_blocks": 1, "image_pool": 3},
     "w2gan": {

@@ -36,17 +36,48 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Side:
+    """Slices of one modality of a pair, and what they should become.
+
+    Attributes:
+        images: (B, 1, S, S) float32 in [-1, 1].
+        true: (B, 1, S, S), the same places in the other modality of the pair; -1 everywhere if the case lacks it.
+        has_true: (B,) bool, whether it has; nowhere unless they were asked for.
+        share: of slices that have it in the batch that this is a part of; None: this is the whole.
+    """
+
+    images: Tensor
+    true: Tensor
+    has_true: Tensor
+    share: float | None = None
+
+    def __len__(self) -> int:
+        """Return the number of slices."""
+        return len(self.images)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Side:
+        """Return the side with every tensor changed."""
+        images, true, has_true = map(change, (self.images, self.true, self.has_true))
+        return replace(self, images=images, true=true, has_true=has_true)
+
+    def part(self, chosen: slice) -> Side:
+        """Return some of the slices, as a part of this side."""
+        share = float(self.has_true.float().mean()) if self.share is None else self.share
+        return replace(self.each(lambda value: value[chosen]), share=share)
+
+
+@dataclass(frozen=True)
 class CoupleBatch:
     """Slices of two modalities that have nothing to do with each other: row b of one side is not that of the other.
 
     Attributes:
-        a: (B, 1, S, S) float32 in [-1, 1], of the hub.
-        b: (B, 1, S, S), of the spoke.
+        a: B slices of the hub.
+        b: B slices of the spoke.
         pair: (hub, spoke), indices of modalities.
     """
 
-    a: Tensor
-    b: Tensor
+    a: Side
+    b: Side
     pair: tuple[int, int]
 
     def __len__(self) -> int:
@@ -60,16 +91,18 @@ class CoupleBatch:
 
     def to(self, device: torch.device) -> CoupleBatch:
         """Return the batch on a device."""
-        a, b = (side.to(device, non_blocking=True) for side in (self.a, self.b))
-        return replace(self, a=a, b=b)
+        return self._each(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> CoupleBatch:
         """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
-        return replace(self, a=self.a.pin_memory(), b=self.b.pin_memory())
+        return self._each(Tensor.pin_memory)
 
     def part(self, chosen: slice) -> CoupleBatch:
         """Return some of the slices."""
-        return replace(self, a=self.a[chosen], b=self.b[chosen])
+        return replace(self, a=self.a.part(chosen), b=self.b.part(chosen))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> CoupleBatch:
+        return replace(self, a=self.a.each(change), b=self.b.each(change))
 
 
 class CoupleSampler:
@@ -91,6 +124,7 @@ class CoupleSampler:
         crop: int = 0,
         warp: float = 0.0,
         jitter: float = 0.0,
+        paired: bool = False,
     ) -> None:
         """Prepare to draw.
 
@@ -104,6 +138,7 @@ class CoupleSampler:
             crop: side of the squares that slices are cut to, in pixels (`Crops`). 0: whole slices.
             warp: share of slices that are turned, resized and bent (`augment.warp_grids`).
             jitter: slices are enlarged by this share of their side, and a random square of the old size is cut out.
+            paired: also read what each slice should become, if its case has that.
 
         Raises:
             AttclError: a modality has no slice that shows any brain.
@@ -111,7 +146,17 @@ class CoupleSampler:
         self.store, self.turn = store, turn
         self.batch_size, self.seed = batch_size, seed
         self.mirror, self.crop, self.warp, self.jitter = mirror, crop, warp, jitter
+        self.paired = paired
         self._pairs = tuple(pairs)
+        # (volume,) -> its first row; (volume, modality) -> the first row of its case in that modality, or -1
+        starts = {(entry.case, entry.modality): entry.start for entry in store.entries}
+        self._starts = np.array([entry.start for entry in store.entries])
+        self._partner_starts = np.array(
+            [
+                [starts.get((entry.case, name), -1) for name in store.modalities]
+                for entry in store.entries
+            ]
+        )
         self._rows: dict[int, Array] = {}
         for modality in sorted({index for pair in pairs for index in pair}):
             name = store.modalities[modality]
@@ -145,15 +190,30 @@ class CoupleSampler:
         crops = Crops(self.store, self.crop, (self.seed, step), warp=self.warp)
         flips = np.random.default_rng((self.seed, step, _OF_MIRRORS))
         places = np.random.default_rng((self.seed, step, _OF_PLACES))
+        pair = self.turn(step).pair
         sides = []
-        for rows in self.rows(step):
-            images = crops.read(rows, crops.around(rows))
+        for rows, other in zip(self.rows(step), reversed(pair), strict=True):
+            place = crops.around(rows)
+            images = crops.read(rows, place)
+            partners = self._partners(rows, other) if self.paired else np.full(len(rows), -1)
+            has_true = torch.from_numpy(partners >= 0)
+            true = torch.full_like(images, -1)
+            if has_true.any():
+                true[has_true] = crops.read(np.maximum(partners, 0), place)[has_true]
+            both = torch.cat([images, true], dim=1)
             if self.jitter:
-                images = jittered(images, self.jitter, places)
+                both = jittered(both, self.jitter, places)
             mirrored = torch.from_numpy(flips.random(self.batch_size) < self.mirror)
-            images[mirrored] = images[mirrored].flip(-1)
-            sides.append(images)
-        return CoupleBatch(sides[0], sides[1], self.turn(step).pair)
+            both[mirrored] = both[mirrored].flip(-1)
+            sides.append(Side(both[:, :1], both[:, 1:], has_true))
+        return CoupleBatch(sides[0], sides[1], pair)
+
+    def _partners(self, rows: Array, modality: int) -> Array:
+        """Return the rows of the same places in another modality, -1 where a case lacks it: (B,) int64."""
+        volumes = np.searchsorted(self._starts, rows, side="right") - 1
+        starts = self._partner_starts[volumes, modality]
+        value: Array = np.where(starts >= 0, starts + rows - self._starts[volumes], -1)
+        return value
 
     def _listed(self, turn: Turn, side: int) -> Array:
         """Return the next slices of a side's list: (B,) rows."""
@@ -175,7 +235,7 @@ def jittered(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
     """Enlarge images and cut a random square of the old size out of each, as the CycleGAN code does (286 -> 256).
 
     Args:
-        images: (B, 1, S, S) in [-1, 1]; what was background in the whole neighbourhood stays exactly -1.
+        images: (B, C, S, S) in [-1, 1]; what was background in the whole neighbourhood stays exactly -1.
         share: by which the side grows.
         rng: draws the corners.
     """

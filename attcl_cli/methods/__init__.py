@@ -38,6 +38,11 @@ _BUILT_IN: Mapping[str, tuple[str, str, str]] = {
         "one source per volume",
         "attcl_cli.methods.attentiongan:AttentionGan",
     ),
+    "msa-gan": (
+        "MSA-GAN (re-specified)",
+        "one source per volume",
+        "attcl_cli.methods.msa_gan:MsaGan",
+    ),
     "w2gan": ("W2GAN (re-specified)", "one source per volume", "attcl_cli.methods.w2gan:W2Gan"),
 }
 

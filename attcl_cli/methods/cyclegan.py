@@ -32,8 +32,9 @@ OURS: Mapping[str, Any] = {
     "keep_background": True,
     "mirror": 0.5,
     "batch_size": 4,
+    "lambda_pair": 100.0,
 }
-"""What our sizes change: a run that is stopped, shortened or validated has all pairs at any time."""
+"""What our sizes change: a run that is stopped, shortened or validated has all pairs at any time; true pairs teach."""
 
 
 class CycleGanSettings(PairwiseSettings):

@@ -17,7 +17,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from attcl_cli.data.couples import CoupleBatch, CoupleSampler, Turn
+from attcl_cli.data.couples import CoupleBatch, CoupleSampler, Side, Turn
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError, nearest
 from attcl_cli.methods import losses
@@ -73,6 +73,7 @@ class PairwiseSettings(Settings):
         5.0, "L1 between a slice and what its own modality's generator makes of it."
     )
     lambda_discriminator: Weight = setting(0.5, "Both losses of a discriminator.")
+    lambda_pair: Weight = setting(0.0, "L1 to the true slice, if the training case has it (ours).")
 
     @model_validator(mode="after")
     def _require_true_contrasts(self) -> PairwiseSettings:
@@ -91,7 +92,8 @@ class Way:
         forward: the generator from x's modality to y's.
         back: the generator from y's modality to x's.
         judge: the discriminator of y's modality.
-        x: (B, 1, S, S), the sources.
+        source: the slices that are translated, and what they should become.
+        x: (B, 1, S, S), their images.
         y: (B, 1, S, S), slices of the target modality that have nothing to do with x.
         made: what `forward` returned for x.
         fake: its image, (B, 1, S, S).
@@ -103,6 +105,7 @@ class Way:
     forward: nn.Module
     back: nn.Module
     judge: nn.Module
+    source: Side
     x: Tensor
     y: Tensor
     made: Any
@@ -170,11 +173,16 @@ class Pairwise(Method):
         """
         s = self.settings
         logits = self.logits_of(way.judge(way.fake))
-        return {
+        way_losses: Losses = {
             "gan": (1.0, _sum(adversarial_loss(it, "lsgan", "fooled") for it in logits)),
             "cycle": (s.lambda_cycle, losses.cycle_loss(way.x, way.cycled)),
             "identity": (s.lambda_identity, losses.cycle_loss(way.y, way.own)),
         }
+        if s.lambda_pair:
+            true, has_true, share = way.source.true, way.source.has_true, way.source.share
+            pair = losses.paired_loss(way.fake, true, has_true, share=share)
+            way_losses["pair"] = (s.lambda_pair, pair)
+        return way_losses
 
     def judge_losses(self, judge: nn.Module, real: Tensor, fake: Tensor) -> Losses:
         """Return the losses of a discriminator; those of both of a pair are added up. LSGAN."""
@@ -248,11 +256,12 @@ class Pairwise(Method):
             crop=s.crop,
             warp=s.warp,
             jitter=s.jitter,
+            paired=s.lambda_pair > 0,
         )
 
     def training_step(self, batch: CoupleBatch, step: int) -> dict[str, Tensor]:
         """Update the generators and the discriminators of the batch's pair once each."""
-        pair = torch.tensor(float(self.pairs.index(batch.pair)))
+        which = torch.tensor(float(self.pairs.index(batch.pair)), device=self.device)
         parts = self.parts(batch)
         if self.discriminators_first:
             fakes = self._fakes(parts)
@@ -261,7 +270,7 @@ class Pairwise(Method):
         else:
             logged, fakes = self._update_generators(parts)
             logged |= self._update_judges(parts, fakes, step)
-        return {**logged, "pair": pair}
+        return {**logged, "which_pair": which}
 
     @torch.inference_mode()
     def synthesise(
@@ -304,17 +313,18 @@ class Pairwise(Method):
     def _ways(self, part: CoupleBatch) -> list[Way]:
         """Send a part of a batch through the generators, in both directions."""
         ways = []
-        for x, y, (source, target) in (
+        for side, other, (source, target) in (
             (part.a, part.b, part.pair),
             (part.b, part.a, part.pair[::-1]),
         ):
             forward = self.network("generator", source, target)
             back = self.network("generator", target, source)
+            x, y = side.images, other.images
             made, fake = self._translated(forward, x)
             _, cycled = self._translated(back, fake)
             made_of_own, own = self._translated(forward, y)
             judge = self.network("discriminator", source, target)
-            ways.append(Way(forward, back, judge, x, y, made, fake, cycled, made_of_own, own))
+            ways.append(Way(forward, back, judge, side, x, y, made, fake, cycled, made_of_own, own))
         return ways
 
     @torch.no_grad()
@@ -327,7 +337,8 @@ class Pairwise(Method):
             images = []
             for part in parts:
                 with self.runtime.autocast(self.device):
-                    images.append(self._translated(generator, getattr(part, side))[1])
+                    x = getattr(part, side).images
+                    images.append(self._translated(generator, x)[1])
             fakes.append(torch.cat(images))
         return fakes
 
@@ -361,7 +372,7 @@ class Pairwise(Method):
             for slot, images in zip(slots, fakes, strict=True)
         ]
         judged = [
-            _Judged(part.b, part.a, of_b, of_a)
+            _Judged(part.b.images, part.a.images, of_b, of_a)
             for part, of_b, of_a in zip(parts, *shown, strict=True)
         ]
         spoke, hub = map(self.get_submodule, names)

@@ -57,6 +57,49 @@ class ResnetBlock(nn.Module):
         return value
 
 
+class Res2NetBlock(nn.Module):
+    """Residual block of several scales (Gao et al. 2021, Eq 1): each group of channels sees what the last one found.
+
+    1x1; groups x_i; y_1 = x_1, y_2 = K_2(x_2), y_i = K_i(x_i + y_(i - 1)) with 3x3 convolutions K_i; 1x1; sum.
+    Instance norms instead of batch norms, mirrored edges and no activation after the sum, as in CycleGAN (ours).
+
+    Args:
+        channels: in and out.
+        inner: channels that are split, a multiple of `scales`.
+        scales: groups.
+        attend: what the branch goes through before the sum.
+    """
+
+    def __init__(
+        self, channels: int, *, inner: int, scales: int = 4, attend: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.scales, group = scales, inner // scales
+        self.first = nn.Sequential(nn.Conv2d(channels, inner, 1), InstanceNorm(inner), nn.ReLU())
+        self.scale = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(group, group, 3, padding=1, padding_mode="reflect"),
+                InstanceNorm(group),
+                nn.ReLU(),
+            )
+            for _ in range(scales - 1)
+        )
+        self.last = nn.Sequential(
+            nn.Conv2d(inner, channels, 1),
+            InstanceNorm(channels),
+            *([attend] if attend is not None else []),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape: (B, C, H, W)."""
+        first, *others = self.first(x).chunk(self.scales, dim=1)
+        results = [first]
+        for index, (group, convolve) in enumerate(zip(others, self.scale, strict=True)):
+            results.append(convolve(group + results[-1] if index else group))
+        value: Tensor = x + self.last(torch.cat(results, dim=1))
+        return value
+
+
 class ResnetTrunk(nn.Sequential):
     """7x7 convolution, two halvings that double the channels, residual blocks: what the generators begin with.
 
