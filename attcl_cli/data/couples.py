@@ -36,49 +36,46 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Side:
-    """Slices of one modality of a pair, and what they should become.
+class Truth:
+    """What some slices should become.
 
     Attributes:
-        images: (B, 1, S, S) float32 in [-1, 1].
-        true: (B, 1, S, S), the same places in the other modality of the pair; -1 everywhere if the case lacks it.
-        has_true: (B,) bool, whether it has; nowhere unless they were asked for.
-        share: of slices that have it in the batch that this is a part of; None: this is the whole.
+        images: (B, 1, S, S) float32 in [-1, 1], the same places in the other modality of the pair; -1 everywhere if the
+            case lacks it.
+        known: (B,) bool, whether it has it.
+        share: of known ones in the batch that this is a part of; None: this is the whole.
     """
 
     images: Tensor
-    true: Tensor
-    has_true: Tensor
+    known: Tensor
     share: float | None = None
 
-    def __len__(self) -> int:
-        """Return the number of slices."""
-        return len(self.images)
+    def each(self, change: Callable[[Tensor], Tensor]) -> Truth:
+        """Return it with every tensor changed."""
+        return replace(self, images=change(self.images), known=change(self.known))
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Side:
-        """Return the side with every tensor changed."""
-        images, true, has_true = map(change, (self.images, self.true, self.has_true))
-        return replace(self, images=images, true=true, has_true=has_true)
-
-    def part(self, chosen: slice) -> Side:
-        """Return some of the slices, as a part of this side."""
-        share = float(self.has_true.float().mean()) if self.share is None else self.share
+    def part(self, chosen: slice) -> Truth:
+        """Return that of some of the slices, as a part."""
+        share = float(self.known.float().mean()) if self.share is None else self.share
         return replace(self.each(lambda value: value[chosen]), share=share)
 
 
 @dataclass(frozen=True)
 class CoupleBatch:
-    """Slices of two modalities that have nothing to do with each other: row b of one side is not that of the other.
+    """Slices of two modalities that have nothing to do with each other: row i of one side is not that of the other.
 
     Attributes:
-        a: B slices of the hub.
-        b: B slices of the spoke.
+        a: (B, 1, S, S) float32 in [-1, 1], of the hub.
+        b: (B, 1, S, S), of the spoke.
         pair: (hub, spoke), indices of modalities.
+        true_of_a, true_of_b: what they should become; None: it was not asked for.
     """
 
-    a: Side
-    b: Side
+    a: Tensor
+    b: Tensor
     pair: tuple[int, int]
+    true_of_a: Truth | None = None
+    true_of_b: Truth | None = None
 
     def __len__(self) -> int:
         """Return the number of slices of each side."""
@@ -99,10 +96,18 @@ class CoupleBatch:
 
     def part(self, chosen: slice) -> CoupleBatch:
         """Return some of the slices."""
-        return replace(self, a=self.a.part(chosen), b=self.b.part(chosen))
+        true_of_a, true_of_b = (
+            None if truth is None else truth.part(chosen)
+            for truth in (self.true_of_a, self.true_of_b)
+        )
+        return CoupleBatch(self.a[chosen], self.b[chosen], self.pair, true_of_a, true_of_b)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> CoupleBatch:
-        return replace(self, a=self.a.each(change), b=self.b.each(change))
+        true_of_a, true_of_b = (
+            None if truth is None else truth.each(change)
+            for truth in (self.true_of_a, self.true_of_b)
+        )
+        return CoupleBatch(change(self.a), change(self.b), self.pair, true_of_a, true_of_b)
 
 
 class CoupleSampler:
@@ -191,22 +196,25 @@ class CoupleSampler:
         flips = np.random.default_rng((self.seed, step, _OF_MIRRORS))
         places = np.random.default_rng((self.seed, step, _OF_PLACES))
         pair = self.turn(step).pair
-        sides = []
+        images: list[Tensor] = []
+        truths: list[Truth | None] = []
         for rows, other in zip(self.rows(step), reversed(pair), strict=True):
             place = crops.around(rows)
-            images = crops.read(rows, place)
-            partners = self._partners(rows, other) if self.paired else np.full(len(rows), -1)
-            has_true = torch.from_numpy(partners >= 0)
-            true = torch.full_like(images, -1)
-            if has_true.any():
-                true[has_true] = crops.read(np.maximum(partners, 0), place)[has_true]
-            both = torch.cat([images, true], dim=1)
+            planes = [crops.read(rows, place)]
+            known = None
+            if self.paired:
+                partners = self._partners(rows, other)
+                known = torch.from_numpy(partners >= 0)
+                planes.append(crops.read(np.maximum(partners, 0), place))
+                planes[1][~known] = -1
+            stacked = torch.cat(planes, dim=1)
             if self.jitter:
-                both = jittered(both, self.jitter, places)
+                stacked = jittered(stacked, self.jitter, places)
             mirrored = torch.from_numpy(flips.random(self.batch_size) < self.mirror)
-            both[mirrored] = both[mirrored].flip(-1)
-            sides.append(Side(both[:, :1], both[:, 1:], has_true))
-        return CoupleBatch(sides[0], sides[1], pair)
+            stacked[mirrored] = stacked[mirrored].flip(-1)
+            images.append(stacked[:, :1])
+            truths.append(None if known is None else Truth(stacked[:, 1:], known))
+        return CoupleBatch(images[0], images[1], pair, truths[0], truths[1])
 
     def _partners(self, rows: Array, modality: int) -> Array:
         """Return the rows of the same places in another modality, -1 where a case lacks it: (B,) int64."""

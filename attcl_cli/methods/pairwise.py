@@ -17,7 +17,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from attcl_cli.data.couples import CoupleBatch, CoupleSampler, Side, Turn
+from attcl_cli.data.couples import CoupleBatch, CoupleSampler, Truth, Turn
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError, nearest
 from attcl_cli.methods import losses
@@ -92,20 +92,19 @@ class Way:
         forward: the generator from x's modality to y's.
         back: the generator from y's modality to x's.
         judge: the discriminator of y's modality.
-        source: the slices that are translated, and what they should become.
-        x: (B, 1, S, S), their images.
+        x: (B, 1, S, S), the sources.
         y: (B, 1, S, S), slices of the target modality that have nothing to do with x.
         made: what `forward` returned for x.
         fake: its image, (B, 1, S, S).
         cycled: (B, 1, S, S), the image that `back` made of the fake.
         made_of_own: what `forward` returned for y.
         own: its image, (B, 1, S, S).
+        true: what x should become; None unless the setting `lambda_pair` asks for it.
     """
 
     forward: nn.Module
     back: nn.Module
     judge: nn.Module
-    source: Side
     x: Tensor
     y: Tensor
     made: Any
@@ -113,6 +112,7 @@ class Way:
     cycled: Tensor
     made_of_own: Any
     own: Tensor
+    true: Truth | None = None
 
 
 class Pairwise(Method):
@@ -178,9 +178,9 @@ class Pairwise(Method):
             "cycle": (s.lambda_cycle, losses.cycle_loss(way.x, way.cycled)),
             "identity": (s.lambda_identity, losses.cycle_loss(way.y, way.own)),
         }
-        if s.lambda_pair:
-            true, has_true, share = way.source.true, way.source.has_true, way.source.share
-            pair = losses.paired_loss(way.fake, true, has_true, share=share)
+        if way.true is not None:
+            true = way.true
+            pair = losses.paired_loss(way.fake, true.images, true.known, share=true.share)
             way_losses["pair"] = (s.lambda_pair, pair)
         return way_losses
 
@@ -313,18 +313,17 @@ class Pairwise(Method):
     def _ways(self, part: CoupleBatch) -> list[Way]:
         """Send a part of a batch through the generators, in both directions."""
         ways = []
-        for side, other, (source, target) in (
-            (part.a, part.b, part.pair),
-            (part.b, part.a, part.pair[::-1]),
+        for x, y, (source, target), true in (
+            (part.a, part.b, part.pair, part.true_of_a),
+            (part.b, part.a, part.pair[::-1], part.true_of_b),
         ):
             forward = self.network("generator", source, target)
             back = self.network("generator", target, source)
-            x, y = side.images, other.images
             made, fake = self._translated(forward, x)
             _, cycled = self._translated(back, fake)
             made_of_own, own = self._translated(forward, y)
             judge = self.network("discriminator", source, target)
-            ways.append(Way(forward, back, judge, side, x, y, made, fake, cycled, made_of_own, own))
+            ways.append(Way(forward, back, judge, x, y, made, fake, cycled, made_of_own, own, true))
         return ways
 
     @torch.no_grad()
@@ -337,8 +336,7 @@ class Pairwise(Method):
             images = []
             for part in parts:
                 with self.runtime.autocast(self.device):
-                    x = getattr(part, side).images
-                    images.append(self._translated(generator, x)[1])
+                    images.append(self._translated(generator, getattr(part, side))[1])
             fakes.append(torch.cat(images))
         return fakes
 
@@ -372,7 +370,7 @@ class Pairwise(Method):
             for slot, images in zip(slots, fakes, strict=True)
         ]
         judged = [
-            _Judged(part.b.images, part.a.images, of_b, of_a)
+            _Judged(part.b, part.a, of_b, of_a)
             for part, of_b, of_a in zip(parts, *shown, strict=True)
         ]
         spoke, hub = map(self.get_submodule, names)
