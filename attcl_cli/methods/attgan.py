@@ -88,7 +88,7 @@ class AttganSettings(LabelledSettings):
     @model_validator(mode="after")
     def _require_fitting_depth(self) -> AttganSettings:
         if self.side >> self.downs < _LEAST_SIDE:
-            most = self.side.bit_length() - _LEAST_SIDE
+            most = (self.side // _LEAST_SIDE).bit_length() - 1
             raise ValueError(
                 f"downs: {self.downs} with slices of {self.side} pixels, expected at most {most}"
             )

@@ -153,6 +153,14 @@ def test_copies_and_saved_states_keep_the_norm():
     assert torch.equal(copy.deepcopy(tower)(image()), tower(image()))
 
 
+def test_a_norm_can_be_made_without_memory():
+    with torch.device("meta"):
+        tower = StridedTower(1, [4])
+        add_spectral_norm(tower)
+        follow_spectra(tower)
+    assert tower(torch.zeros(2, 1, 8, 8, device="meta")).shape == (2, 4, 4, 4)
+
+
 def test_a_norm_begins_close_to_the_largest_singular_value():
     torch.manual_seed(0)
     weight = torch.randn(6, 8)

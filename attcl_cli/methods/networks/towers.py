@@ -6,6 +6,7 @@ Knows shapes, not purposes. Heads, and what the first weights are, are left to t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Literal
 
@@ -117,10 +118,17 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight divided by its norm; gradients pass through both."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with _full_precision(weight.device.type):
             # Clones, for a later iteration must not change what this pass' gradients need.
             sigma = self.left.clone() @ (weight.flatten(1) @ self.right.clone())
             return weight / sigma
+
+
+def _full_precision(device: str) -> AbstractContextManager[object]:
+    """Return a context without autocast; on a device that has none (`meta`), one without effect."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return nullcontext()
 
 
 def add_spectral_norm(module: nn.Module) -> None:
