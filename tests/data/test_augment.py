@@ -19,6 +19,7 @@ from attcl_cli.data.augment import (
     warp_images,
     warp_labels,
 )
+from attcl_cli.data.augment import turned as rotated
 from attcl_cli.data.sampling import CaseSampler, DomainSampler
 from attcl_cli.data.slices import STEPS, SliceStore
 from attcl_cli.methods import METHODS
@@ -69,6 +70,22 @@ def test_shading_is_smooth_and_within_a_fifth_and_noise_within_a_fiftieth():
 
 
 # --- shape ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_turn_by_the_angle_of_each_and_background_stays_exact():
+    images = brain_of(count=3, planes=2)
+    quarter = rotated(images, torch.tensor([90.0, 0.0, -90.0]))
+    for index, times in enumerate((1, 0, -1)):
+        expected = images[index].rot90(times, (1, 2))
+        assert torch.allclose(quarter[index], expected, atol=1e-5)
+        assert torch.equal(quarter[index] == -1, expected == -1)
+
+
+def test_what_turns_in_from_beyond_an_image_is_background():
+    whole = torch.zeros(1, 1, SIDE, SIDE)
+    image = rotated(whole, torch.tensor([20.0]))
+    assert image[0, 0, 0, 0] == image[0, 0, -1, -1] == -1
+    assert torch.allclose(image[0, 0, 8:24, 8:24], whole[0, 0, 8:24, 8:24], atol=1e-6)
 
 
 def test_grids_turn_by_ten_degrees_resize_by_a_tenth_and_bend_a_little():

@@ -47,6 +47,14 @@ COMMON = {"seed": 3, "batch_size": 5, "mirror": 0.2, "crop": 16, "augment": 0.3,
             {"unet_alone": 0.7, "unet_gamma": 0.25},
             {"leave_out": 1, "alone": 0.7, "gamma": 0.25, "context": 0},
         ),
+        *(
+            (
+                name,
+                {"pair_targets": 0.6, "jitter": 0.1},
+                {"pair_targets": 0.6, "jitter": 0.1, "others": True, "many": False, "context": 0},
+            )
+            for name in ("attgan", "superstargan")
+        ),
     ],
 )
 def test_a_sampler_is_given_the_settings_of_the_run(
