@@ -26,7 +26,7 @@ from attcl_cli.methods.base import Losses, Method
 from attcl_cli.methods.networks.blocks import keep_background
 from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
 from attcl_cli.methods.settings import Settings
-from attcl_cli.methods.sources import HubAndSpokes
+from attcl_cli.methods.sources import HubAndSpokes, made_between
 from attcl_cli.methods.updates import frozen
 
 _OF_POOL = 9  # follows (seed, step) in the seed of the pool's generator; samplers have 1 to 8
@@ -278,27 +278,36 @@ class Pairwise(Method):
     ) -> dict[str, Tensor]:
         """See `Method`. Of its own image alone, a target is made by the way there and back."""
         del sample  # not styled: there is nothing to draw
+        between: dict[tuple[str, str], Tensor] = {}
         images = {}
         for target in targets:
             (source,) = self.sources_for(target, tuple(sources)) or (target,)
-            route = self._route(source, target)
             image = sources[source]
-            for generator in route[:-1]:  # the next one expects what a volume looks like
-                image = keep_background(self.image_of(generator(image)), image)
-            images[target] = self.image_of(route[-1](image))
+            for name in self._between(source, target):
+                if (
+                    source,
+                    name,
+                ) not in between:  # the next generator expects what a volume looks like
+                    made = self._made(source, name, image)
+                    between[source, name] = keep_background(made, image)
+                source, image = name, between[source, name]
+            images[target] = self._made(source, target, image)
         return images
 
     def network(self, kind: Literal["generator", "discriminator"], x: int, y: int) -> nn.Module:
         """Return the generator that makes y of x, or the discriminator of y in the pair with x."""
         return self.get_submodule(f"{kind}_{x}_{y}")
 
-    def _route(self, source: str, target: str) -> list[nn.Module]:
-        """Return the generators that make the target of the source, one after the other."""
-        hub, (x, y) = self.pairs[0][0], map(self.modalities.index, (source, target))
-        if x != y and hub in (x, y):
-            return [self.network("generator", x, y)]
-        between = hub if x != hub else self.pairs[0][1]
-        return [self.network("generator", x, between), self.network("generator", between, y)]
+    def _between(self, source: str, target: str) -> tuple[str, ...]:
+        """Return the modalities on the way; to itself, the hub goes by the first one that it shares a pair with."""
+        if source == target == self.rule.hub:
+            return (self.modalities[self.pairs[0][1]],)
+        return made_between(self.rule, target, (source,))
+
+    def _made(self, source: str, target: str, image: Tensor) -> Tensor:
+        """Translate within a pair."""
+        x, y = map(self.modalities.index, (source, target))
+        return self.image_of(self.network("generator", x, y)(image))
 
     def _translated(self, generator: nn.Module, x: Tensor) -> tuple[Any, Tensor]:
         """Return what a generator returns for x, and its image, float32."""

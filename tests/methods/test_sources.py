@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from attcl_cli.methods.sources import AllPresent, AnyOne, Exactly, takes_one
+from attcl_cli.methods.sources import (
+    AllPresent,
+    AnyOne,
+    Exactly,
+    HubAndSpokes,
+    made_between,
+    takes_one,
+)
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 DEDICATED = Exactly({"t1ce": ("flair", "t1"), "t2": ("flair",)})
+HUB = HubAndSpokes(FOUR, "t1")
 
 
 def test_any_one_takes_the_first_present_modality_that_the_model_knows():
@@ -33,7 +41,25 @@ def test_exactly_takes_its_sources_if_all_are_present():
     assert DEDICATED.sources_for("t1", list(FOUR)) is None
 
 
+def test_a_hub_is_preferred_as_a_source_and_made_from_the_first_present_modality():
+    assert HUB.targets == FOUR
+    assert HUB.sources_for("t2", ["t2", "flair", "t1"]) == ("t1",)
+    assert HUB.sources_for("t1", ["t2", "pd", "flair"]) == ("t2",)
+    assert HUB.sources_for("t1ce", ["pd", "t2", "flair"]) == ("t2",)
+
+
+def test_without_the_hub_a_target_is_made_through_it():
+    assert made_between(HUB, "t1ce", ("t2",)) == ("t1",)
+    assert made_between(HUB, "t1", ("t2",)) == ()
+    assert made_between(HUB, "t1ce", ("t1",)) == ()
+
+
 @pytest.mark.parametrize("rule", [AnyOne(FOUR), AllPresent(FOUR), DEDICATED], ids=repr)
+def test_other_rules_make_nothing_on_the_way(rule):
+    assert made_between(rule, "t1ce", ("flair",)) == ()
+
+
+@pytest.mark.parametrize("rule", [AnyOne(FOUR), AllPresent(FOUR), DEDICATED, HUB], ids=repr)
 @pytest.mark.parametrize(
     ("target", "present"), [("pd", FOUR), ("t1ce", ()), ("t1ce", ("t1ce",)), ("t1ce", ("pd",))]
 )
@@ -45,12 +71,15 @@ def test_what_a_target_needs_is_described_in_words():
     assert AnyOne(FOUR).describe("t1") == "any one of flair, t1ce, t2"
     assert AllPresent(FOUR).describe("t1") == "any of flair, t1ce, t2"
     assert DEDICATED.describe("t1ce") == "flair, t1"
+    assert HUB.describe("t1") == "any one of flair, t1ce, t2"
+    assert HUB.describe("t2") == "any one of t1, flair, t1ce"  # the hub first
 
 
 @pytest.mark.parametrize(
     ("rule", "one"),
     [
         (AnyOne(FOUR), True),
+        (HUB, True),
         (AllPresent(FOUR), False),
         (DEDICATED, False),
         (Exactly({"t2": ("flair",)}), False),  # from flair alone, not from any

@@ -26,6 +26,19 @@ def test_the_rate_first_rises_over_the_warm_up(decay, factors):
     assert found == pytest.approx(factors)
 
 
+def test_the_rate_begins_anew_at_every_restart():
+    shares = (1 / 3, 2 / 3)
+    found = [
+        rate_factor(step, steps=12, decay=0.5, warm_up=2, restarts=shares) for step in range(12)
+    ]
+    assert found == pytest.approx([1 / 2, 1, 1, 1 / 2] * 3)
+
+
+def test_stretches_between_restarts_may_be_unequal_by_a_step():
+    found = [rate_factor(step, steps=5, decay=1.0, restarts=(1 / 3, 2 / 3)) for step in range(5)]
+    assert found == pytest.approx([1, 1 / 2, 1, 1, 1 / 2])  # begin at 0, 2 and 3
+
+
 def test_every_group_of_every_optimiser_is_set_to_its_share_of_the_full_rate():
     one, two, three = (torch.nn.Parameter(torch.zeros(1)) for _ in range(3))
     optimisers = {

@@ -160,6 +160,15 @@ def test_learning_rates_fall_over_the_last_share_of_the_run_also_of_a_resumed_on
     assert resumed.rates == whole.rates[2:]
 
 
+def test_learning_rates_begin_anew_at_each_restart_also_of_a_resumed_run(tmp_path):
+    schedule = Schedule(steps=8, log_every=9, save_every=9, decay=0.5, restarts=(0.5,))
+    whole, resumed = Noting(), Noting()
+    run(whole, tmp_path, schedule)
+    run(resumed, tmp_path, schedule, first=5)
+    assert whole.rates == pytest.approx([0.5, 0.5, 0.5, 0.25] * 2)
+    assert resumed.rates == whole.rates[5:]
+
+
 def test_a_resumed_run_writes_the_lines_after_its_checkpoint_again(tmp_path):
     run(Noting(), tmp_path)
     with (tmp_path / STATS_FILE).open("a") as file:
