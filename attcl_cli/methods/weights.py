@@ -252,7 +252,9 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
     write_whole(
         path, to_safetensors(half, {METADATA_KEY: json.dumps({**document, **_measured(info)})})
     )
-    write_json(card, {"sha256": sha256(path), "note": note, **document})
+    # Beside the name: a title also says whether a method had to be specified anew.
+    title = {"method_title": METHODS.title(info.settings.method)}
+    write_json(card, {"sha256": sha256(path), "note": note, **title, **document})
 
 
 def _require_plausible(weights: Weights, stored: Mapping[str, Tensor]) -> None:

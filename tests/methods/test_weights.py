@@ -162,6 +162,7 @@ def test_the_card_holds_the_hash_the_note_and_the_description(tiny_settings, tmp
     assert card["sha256"] == sha256(tmp_path / "w.safetensors")
     assert (card["note"], card["steps"], card["trained_on"]) == ("for a test", 12, ["A", "B"])
     assert card["modalities"] == list(FOUR)
+    assert card["method_title"] == "AttCL-GAN"
 
 
 def test_the_same_method_gives_the_same_bytes(tiny_settings, tmp_path):
