@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-DivergenceScale = Literal["elements", "positions"]
+DivergenceScale = Literal["elements", "positions", "absolute"]
 
 _BRIGHT = 0.8  # nine tenths of the window, which is [-1, 1]
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels
@@ -220,8 +220,12 @@ def decoder_loss(
         features: (B, C, H, W) per layer.
         expected: (B, C, H, W) per layer, of the self-representation network.
         scale: `elements` is AE-GAN's mean over all elements, channels too, summed over the layers; `positions` sums
-            over the channels, and is the mean over positions, batch and layers (ours).
+            over the channels, and is the mean over positions, batch and layers (ours). `absolute`: no divergence, but
+            the L1 of the features themselves, mean over the elements and summed over the layers (Auto-GAN).
     """
+    if scale == "absolute":
+        pairs = zip(features, expected, strict=True)
+        return torch.stack([(layer - true.detach()).abs().mean() for layer, true in pairs]).sum()
     divergences = []
     for layer, true in zip(features, expected, strict=True):
         log_p, log_q = true.detach().log_softmax(dim=1), layer.log_softmax(dim=1)

@@ -1,6 +1,6 @@
-"""PLAVE (Lim, Kang, Kam 2024): many sources to one target; networks, step, synthesis, segmentation.
+"""PLAVE (Lim, Kang, Kam 2024) and its ancestors: many sources to one target; step, synthesis, segmentation.
 
-Follows method.md, section 6. With `plave_target` a dedicated model, which needs all the other modalities; without, a
+Follows docs/methods/6-plave.md. With `plave_target` a dedicated model, which needs all the other modalities; without, a
 general one that makes any modality from any others. Leaves the loop, the averaging and all files to `training`.
 """
 
@@ -8,249 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from attcl_cli.data.sampling import CaseBatch, CaseSampler
 from attcl_cli.data.slices import SliceStore
-from attcl_cli.errors import UsageError, nearest
+from attcl_cli.errors import AttclError, UsageError, nearest
 from attcl_cli.methods import losses
 from attcl_cli.methods.base import Losses, Method
-from attcl_cli.methods.networks import patches
 from attcl_cli.methods.networks.blocks import keep_background
 from attcl_cli.methods.networks.discriminator import (
     BatchNormPatchDiscriminator,
+    FeatureDiscriminator,
     PatchDiscriminator,
 )
 from attcl_cli.methods.networks.fusion import (
     AutoEncoder,
-    Contrast,
     Decoder,
     Design,
-    Excitation,
     Fused,
     FusionGenerator,
-    FusionKind,
 )
-from attcl_cli.methods.networks.layers import Norm
 from attcl_cli.methods.networks.patches import PatchHead
-from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
-from attcl_cli.methods.settings import Settings, SliceSpan
+from attcl_cli.methods.plave_settings import PlaveSettings
 from attcl_cli.methods.sources import AllPresent, Exactly, SourceRule
 from attcl_cli.methods.updates import contrast, frozen
 
 CLASSES = 4  # background, necrosis, oedema, enhancing tumour
-
-# How PLAVE was trained before its preset `paper` followed the publication to the letter; what has not been measured
-# against the published way stays so in our presets.
-_EARLIER: Mapping[str, Any] = {
-    "epochs": 0,
-    "slice_span": "middle",
-    "attention_scale": "sqrt",
-    "learning_rate_decay": 0.0,
-    "ema_decay": 0.999,
-    "plave_norm": "adain",
-    "plave_fusion": "position",
-    "plave_excitation": "last",
-    "plave_contrast": "following",
-    "plave_autoencoder_blocks": 0,
-    "plave_divergence": "positions",
-    "plave_lambda_discriminator": 1.0,
-}
-
-# What the presets other than `paper` change: one model makes all modalities from any; completion makes slices without
-# tumour, too, so training sees them; the background is kept as completion keeps it; small cohorts are overfitted soon,
-# so half of the slices are mirrored. Which sources are given and how their contrast varies is as `unet` has it.
-_OURS: Mapping[str, Any] = {
-    **_EARLIER,
-    "keep": "best",
-    "ema_warm_up": True,
-    "keep_background": True,
-    "mirror": 0.5,
-    "learning_rate_decay": 1.0,
-    "plave_leave_out": 1.0,
-    "plave_alone": 0.4,
-    "plave_gamma": 0.15,
-    "plave_tumour_slices": 0.5,
-    "plave_skips": True,
-    "plave_pretraining": 0.05,
-    "plave_supervised": 0.3,
-    "plave_ramp": 0.1,
-    "plave_brain": True,
-    "plave_lambda_structure": 60.0,
-}
-# The small ones take larger steps, which shrink over the whole run: 600 steps of `tiny` at 32 pixels on 32 phantoms
-# with a modality missing each, in-brain SSIM on 8 others, mean over the four targets (seeds 0 and 1): 0.557 and 0.563
-# at 1e-3, 0.524 and 0.531 at 5e-4, 0.460 and 0.463 at 2e-4. (0.577 and 0.589 at 2e-3, but that is not measured at the
-# preset's own size and length.) The steps of `small`, 3e-4, are not measured. They begin with the image terms alone, as
-# a step with all terms takes several times as long; both terms are means over the brain, and weigh as the yardstick's.
-_QUICK: Mapping[str, Any] = {**_OURS, "plave_supervised": 0.5}
-
-
-class PlaveSettings(Settings):
-    """The settings of PLAVE; the defaults are the paper's (its Section 3 and docs/method.md, section 6)."""
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "tiny": {"width": 16, "max_width": 128, **_QUICK, "ema_decay": 0.995, "steps": 3_000, "learning_rate": 1e-3},
-        "small": {"width": 32, "max_width": 256, "steps": 20_000, **_QUICK, "learning_rate": 3e-4},
-        "base": {"width": 32, "max_width": 256, **_OURS},
-        "paper": {},
-    }  # fmt: skip
-
-    earlier: ClassVar[Mapping[str, Any]] = {**Settings.earlier, **_EARLIER}
-
-    epochs: int = setting(
-        500,
-        "Passes over the training slices, which set steps. 0: steps counts.",
-        section="run",
-        ge=0,
-    )
-    batch_size: Positive = setting(4, "Slices per iteration.", section="run")
-    slice_span: SliceSpan = setting(
-        "all",
-        "Axial slices that training draws from: the middle ones (31 to 124 of 155), or all.",
-        section="image",
-        fixed=True,
-    )
-    learning_rate: Rate = setting(1e-4, "Adam step of the networks.", section="optimiser")
-    learning_rate_decay: Share = setting(
-        0.2,
-        "Share of the steps, the last ones, over which all Adam steps fall linearly to 0.",
-        section="optimiser",
-    )
-    beta1: Decay = setting(0.5, "Adam: decay of the mean of the gradients.", section="optimiser")
-    beta2: Decay = setting(0.999, "Adam: decay of the mean of their squares.", section="optimiser")
-    weight_decay: Weight = setting(0.0, "Adam: weight decay.", section="optimiser")
-    ema_decay: Decay = setting(
-        0.0,
-        "Decay of the averaged weights that completion uses; 0: no average.",
-        section="optimiser",
-    )
-
-    width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
-    max_width: Positive = setting(512, "Channels never grow beyond this.", fixed=True)
-    style_dim: Positive = setting(64, "Length of a target's code (norm adain).", fixed=True)
-    contrastive_patches: Positive = setting(256, "Patches compared per layer and image (R).")
-    attention_scale: patches.AttentionScale = setting(
-        "none", "Scaling of the dot products before the row softmax (QS-Attn)."
-    )
-    temperature: float = setting(0.07, "Temperature of the contrastive loss (Eq 1).", gt=0)
-    plave_target: str = setting(
-        "",
-        "The one modality that a dedicated model makes; empty: a general model makes any (ours).",
-        fixed=True,
-    )
-
-    # How the networks are built
-    plave_norm: Norm = setting(
-        "batch",
-        "Norm of all layers: batch norm, with one target per model, or AdaIN of the target's code (ours).",
-        fixed=True,
-    )
-    plave_excitation: Excitation = setting(
-        "each",
-        "Squeeze-and-excitation of the branches: after each halving, after the last (ours), or none.",
-        fixed=True,
-    )
-    plave_fusion: FusionKind = setting(
-        "modality",
-        "Attention over the sources: per modality and channel as ACA-GAN's, or at each position (ours).",
-        fixed=True,
-    )
-    plave_contrast: Contrast = setting(
-        "attended",
-        "Compared features: after the attention and the convolution that follows, or one convolution later (ours).",
-        fixed=True,
-    )
-    plave_blocks: int = setting(6, "Residual blocks of the trunk.", fixed=True, ge=1, le=16)
-    plave_autoencoder_blocks: int = setting(
-        6,
-        "Residual blocks of the auto-encoder; 0: a 1x1 convolution and squeeze-and-excitation instead (ours).",
-        fixed=True,
-        ge=0,
-        le=16,
-    )
-    plave_skips: bool = setting(
-        default=False,
-        description="The decoders also see the branches' larger features, fused (ours).",
-        fixed=True,
-    )
-
-    # What a run goes through
-    plave_pretraining: Decay = setting(
-        0.4, "Share of the steps, the first ones, that train the self-representation network."
-    )
-    plave_loads: bool = setting(
-        default=False,
-        description="The generator starts from the self-representation network's weights; otherwise from its own.",
-    )
-    plave_supervised: Share = setting(
-        0.0,
-        "Share of the steps, those after the pretraining, in which the image terms alone teach the generator (ours).",
-    )
-    plave_ramp: Share = setting(
-        0.0,
-        "Share of the steps, those after the supervised ones, in which the other losses grow to their weights (ours).",
-    )
-    plave_leave_out: Share = setting(
-        0.5, "General model: share of slices with some sources left out (ours)."
-    )
-    plave_alone: Share = setting(
-        0.0, "General model: share of slices that are made from a single source (ours)."
-    )
-    plave_gamma: Weight = setting(
-        0.0, "Spread of the random gamma of each source: exp(N(0, this)); 0: none (ours)."
-    )
-    plave_tumour_slices: Share = setting(
-        1.0, "Share of slices drawn from those with tumour, if that is known."
-    )
-
-    # Weights of the losses (Eq 5)
-    plave_lambda_image: Weight = setting(100.0, "L1 to the true slice.")
-    plave_lambda_structure: Weight = setting(
-        0.0, "1 - SSIM to the true slice, in the brain (ours)."
-    )
-    plave_brain: bool = setting(
-        default=False,
-        description="The L1 to the true slice is a mean over the brain; otherwise over the whole slice (ours).",
-    )
-    plave_lambda_adv: Weight = setting(1.0, "Adversarial loss.")
-    plave_lambda_discriminator: Weight = setting(0.5, "Both losses of the discriminator.")
-    plave_lambda_patch: Weight = setting(0.1, "Contrastive loss (Eq 1).")
-    plave_lambda_seg: Weight = setting(0.1, "Cross-entropy of the segmentation (Eq 3).")
-    plave_lambda_branch: Weight = setting(0.1, "Branch features against the target's own.")
-    plave_lambda_fused: Weight = setting(0.1, "Fused features against the target's own.")
-    plave_lambda_decoder: Weight = setting(
-        0.05, "Decoder features against the target's own (Eq 4)."
-    )
-    plave_divergence: losses.DivergenceScale = setting(
-        "elements",
-        "Eq 4: mean over all elements, summed over layers, as AE-GAN's, or over positions and layers (ours).",
-    )
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """See `Settings`."""
-        unscaled = self.plave_lambda_patch > 0 and self.attention_scale == "none"
-        return (patches.UNSCALED,) if unscaled else ()
-
-    @model_validator(mode="after")
-    def _require_fitting_phases(self) -> PlaveSettings:
-        first, second = self.plave_pretraining, self.plave_supervised
-        if first + second + self.plave_ramp > 1 + 1e-9:
-            raise ValueError(
-                f"plave_ramp: {self.plave_ramp:g} after plave_pretraining ({first:g}) and plave_supervised "
-                f"({second:g}), expected a sum of at most 1"
-            )
-        if second and not max(self.plave_lambda_image, self.plave_lambda_structure):
-            raise ValueError(
-                f"plave_supervised: {second:g}, "
-                "expected 0 without plave_lambda_image and plave_lambda_structure"
-            )
-        return self
 
 
 class Plave(Method):
@@ -259,7 +44,7 @@ class Plave(Method):
     settings_class = PlaveSettings
     learns_labels = True
     shown = ("a_image", "g_image", "g_adv", "g_seg")
-    inference = ("generator", "segmenter")
+    inference: tuple[str, ...] = ("generator", "segmenter")
     settings: PlaveSettings
 
     def __init__(self, settings: PlaveSettings, modalities: Sequence[str]) -> None:
@@ -282,15 +67,23 @@ class Plave(Method):
             autoencoder_blocks=s.plave_autoencoder_blocks,
         )
         self.generator = FusionGenerator(design, slots=len(self._slots), targets=count)
-        self.segmenter = Decoder(design, outputs=CLASSES)
+        if s.plave_segmentation:
+            self.segmenter = Decoder(design, outputs=CLASSES)
+        else:
+            self.inference = ("generator",)
         one = s.plave_norm == "batch"  # one target, so one map of logits
-        self.discriminator = (BatchNormPatchDiscriminator if one else PatchDiscriminator)(
-            image_size=s.side,
-            width=s.width,
-            max_width=s.max_width,
-            sources=len(self._slots),
-            targets=1 if one else count,
-        )
+        targets = 1 if one else count
+        self.discriminator: PatchDiscriminator | FeatureDiscriminator
+        if s.plave_discriminator == "autoencoder":
+            self.discriminator = FeatureDiscriminator(design.channels[-1], targets=targets)
+        else:
+            self.discriminator = (BatchNormPatchDiscriminator if one else PatchDiscriminator)(
+                image_size=s.side,
+                width=s.width,
+                max_width=s.max_width,
+                sources=len(self._slots),
+                targets=targets,
+            )
         self.autoencoder = AutoEncoder(design, targets=count)
         self.heads = nn.ModuleList(PatchHead(c) for c in self.generator.compared_channels)
 
@@ -366,9 +159,12 @@ class Plave(Method):
         return min(1.0, (since + 1) / steps) if steps else 1.0
 
     def training_step(self, batch: CaseBatch, step: int) -> dict[str, Tensor]:
-        """Run one iteration: first the auto-encoder alone; then it is frozen, and D and G take turns."""
+        """Run one iteration: first the auto-encoder alone; then it is frozen, and D and G take turns.
+
+        As part of D (AE-GAN) it goes on learning with it.
+        """
         parts = self.parts(batch)
-        self.autoencoder.train(step < self.pretraining)
+        self.autoencoder.train(step < self.pretraining or self._judged_by_autoencoder)
         if step < self.pretraining:
             return self.update(parts, ("autoencoder",), self._autoencoder_loss, path="a")
         s, grown = self.settings, self._grown(step)
@@ -385,14 +181,14 @@ class Plave(Method):
         if grown * s.plave_lambda_adv > 0:
             logged = self.update(
                 parts,
-                ("discriminator",),
+                ("discriminator", *(["autoencoder"] if self._judged_by_autoencoder else [])),
                 lambda part: self._discriminator_loss(part, fake(part)),
                 path="d",
             )
         learning = ["generator"]
         learning += ["segmenter"] if grown * s.plave_lambda_seg > 0 else []
         learning += ["heads"] if grown * s.plave_lambda_patch > 0 else []
-        with frozen(self.discriminator):
+        with frozen(self.discriminator), frozen(self.autoencoder):
             logged |= self.update(
                 parts,
                 learning,
@@ -419,7 +215,17 @@ class Plave(Method):
 
     @torch.inference_mode()
     def segment(self, sources: Mapping[str, Tensor], target: str) -> Tensor:
-        """Return what the segmentation decoder sees on the way to `target`: logits (B, 4, H, W) of `CLASSES`."""
+        """Return what the segmentation decoder sees on the way to `target`: logits (B, 4, H, W) of `CLASSES`.
+
+        Raises:
+            AttclError: the model has no such decoder.
+        """
+        if not self.settings.plave_segmentation:
+            raise AttclError(
+                "segment: plave_segmentation is false, expected a model with a segmentation decoder",
+                "train one without --variant",
+                code="no-segmentation-decoder",
+            )
         value: Tensor = self.segmenter(*self._trunk_of(sources, target))[0]
         return value
 
@@ -458,18 +264,34 @@ class Plave(Method):
         x_rec, *_ = self.autoencoder(x_real, part.target)
         return {"image": (1.0, losses.image_loss(x_rec.float(), x_real))}
 
+    @property
+    def _judged_by_autoencoder(self) -> bool:
+        return self.settings.plave_discriminator == "autoencoder"
+
     def _judge(self, part: CaseBatch, x: Tensor) -> Tensor:
         """Return D's logits (B, h, w) in float32; there may be one map for all targets."""
         one = self.settings.plave_norm == "batch"
         target = torch.zeros_like(part.target) if one else part.target
-        value: Tensor = self.discriminator(self._visible(part), x, target)
+        value: Tensor
+        if isinstance(self.discriminator, FeatureDiscriminator):
+            value = self.discriminator(self.autoencoder.encode(x, part.target).deep, target)
+        else:
+            value = self.discriminator(self._visible(part), x, target)
         return value.float()
 
     def _discriminator_loss(self, part: CaseBatch, x_fake: Tensor) -> Losses:
-        weight = self.settings.plave_lambda_discriminator
+        """Return D's losses; with AE-GAN's D those of the auto-encoder, whose reconstruction is the second fake."""
+        s, x_real = self.settings, part.image(part.target)
+        weight = s.plave_lambda_discriminator
+        terms: Losses = {"real": (weight, losses.real_loss(self._judge(part, x_real)))}
+        if not self._judged_by_autoencoder:
+            return {**terms, "fake": (weight, losses.fake_loss(self._judge(part, x_fake)))}
+        x_rec, *_ = self.autoencoder(x_real, part.target)
         return {
-            "real": (weight, losses.real_loss(self._judge(part, part.image(part.target)))),
-            "fake": (weight, losses.fake_loss(self._judge(part, x_fake))),
+            **terms,
+            "fake": (weight / 2, losses.fake_loss(self._judge(part, x_fake))),
+            "fake_rec": (weight / 2, losses.fake_loss(self._judge(part, x_rec.detach()))),
+            "image": (s.plave_lambda_image, losses.image_loss(x_rec.float(), x_real)),
         }
 
     def _generator_loss(self, part: CaseBatch, translation: _Translation, grown: float) -> Losses:

@@ -144,8 +144,23 @@ def test_32_pixels_are_enough_for_two_halvings():
     assert resolve(preset="tiny", method="plave", overrides={"image_size": 32}).image_size == 32
 
 
-def test_plave_has_no_variants():
+def test_variants_are_plave_s_ancestors():
     with pytest.raises(UsageError) as caught:
         resolve(preset="tiny", variant="scd", overrides={"method": "plave"})
     assert caught.value.code == "unknown-variant"
-    assert caught.value.message.startswith("--variant: 'scd' with method plave, expected none")
+    assert caught.value.message == (
+        "--variant: unknown variant 'scd' of PLAVE, expected one of aca-gan, ae-gan, auto-gan"
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "complaint"),
+    [
+        ({"plave_segmentation": False}, "plave_lambda_seg: 0.1, expected 0 with plave_segmentation false"),
+        ({"plave_contrast": "none"}, "plave_lambda_patch: 0.1, expected 0 with plave_contrast none"),
+    ],
+)  # fmt: skip
+def test_a_loss_without_its_network_is_refused(network, complaint):
+    with pytest.raises(UsageError) as caught:
+        resolve(preset="tiny", method="plave", overrides=network)
+    assert caught.value.message == f"setting {complaint}"

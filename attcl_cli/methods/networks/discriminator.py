@@ -1,4 +1,4 @@
-"""Discriminators: AttCL-GAN's D, a real-or-fake logit per domain, and PLAVE's PatchGAN, a map of them per target."""
+"""Discriminators: AttCL-GAN's D, a real-or-fake logit per domain, and maps of them: PLAVE's PatchGAN and AE-GAN's."""
 
 from __future__ import annotations
 
@@ -78,3 +78,33 @@ class BatchNormPatchDiscriminator(PatchDiscriminator):
     """The same as pix2pix built it: with batch norm, no bias before it, and weights that start from N(0, 0.02)."""
 
     batch_norm = True
+
+
+class FeatureDiscriminator(nn.Module):
+    """AE-GAN's: is each patch real, judged by what the auto-encoder's encoder makes of the image?
+
+    A 1x1 convolution, norm, LeakyReLU, and a 4x4 convolution with stride 2 (published code bcaosudo/AE-GAN, commit
+    015fd52: `SrResnetGenerator`). With one target, batch norm as there; with several, instance norm (ours).
+
+    Args:
+        channels: of the features.
+        targets: number of modalities; each has a logit map of its own.
+    """
+
+    def __init__(self, channels: int, *, targets: int) -> None:
+        super().__init__()
+        one = targets == 1
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels) if one else InstanceNorm(channels, affine=True),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, targets, 4, stride=2, bias=False),
+        )
+        if one:
+            initialise_as_pix2pix(self)
+        else:
+            initialise(self)
+
+    def forward(self, features: Tensor, target: Tensor) -> Tensor:
+        """Judge patches: features (B, C, H, W), target (B,) -> logits (B, H / 2 - 1, W / 2 - 1)."""
+        return pick(self.layers(features), target)

@@ -1,4 +1,4 @@
-"""PLAVE's networks: a branch per source modality, their fusion, a residual trunk, decoders, and the auto-encoder.
+"""PLAVE's networks and its ancestors': a branch per source, their fusion, a trunk, decoders, and the auto-encoder.
 
 Knows tensors and slots, no modality's name. `Design` says how they are built; what their layers are, `layers` knows.
 """
@@ -19,9 +19,9 @@ from attcl_cli.methods.networks.layers import Layers, Norm, layers_of
 
 HALVINGS = 2  # the features that are fused have a quarter of the image's size: 64 of 256
 
-Excitation = Literal["none", "last", "each"]
-FusionKind = Literal["modality", "position"]
-Contrast = Literal["attended", "following"]
+Excitation = Literal["none", "last", "each", "decoder"]
+FusionKind = Literal["modality", "position", "plain"]
+Contrast = Literal["attended", "following", "none"]
 
 _REDUCTION = 16  # of the scores' hidden layer
 _MIXED = 0.1  # share of the weighted mean in what each source contributes
@@ -37,10 +37,11 @@ class Design:
         norm: of all layers.
         style_dim: length of a target's code; only with norm `adain`.
         blocks: residual blocks of the trunk.
-        excitation: where branches have squeeze-and-excitation: after each halving, after the last, or nowhere.
-        fusion: sources are weighed by a score per modality and channel, or at each position.
+        excitation: where squeeze-and-excitation is: in the branches after each halving or after the last, in the
+            generator's decoder after each doubling (AE-GAN), or nowhere.
+        fusion: sources are weighed by a score per modality and channel, or at each position, or not at all.
         contrast: which features are compared: what multi-modal attention gives and what the convolution makes of it, or
-            the latter and what a further convolution makes of that.
+            the latter and what a further convolution makes of that, or none.
         skips: the decoders also see the branches' larger features, fused at each position.
         autoencoder_blocks: residual blocks of the auto-encoder, whose branch then has no excitation; 0: a 1x1
             convolution in their place, and a branch as the generator's.
@@ -79,7 +80,8 @@ class Branch(nn.Module):
         self.down = nn.ModuleList(layers.conv(a, b, stride=2) for a, b in pairwise(channels))
         *halved, last = channels[1:]
         self.early = nn.ModuleList(layers.excitation(c) for c in halved if excitation == "each")
-        self.attention = nn.Identity() if excitation == "none" else layers.excitation(last)
+        attends = excitation in {"each", "last"}
+        self.attention = layers.excitation(last) if attends else nn.Identity()
         layers.initialise(self)
 
     def forward(self, x: Tensor, style: Tensor) -> list[Tensor]:
@@ -94,6 +96,25 @@ class Branch(nn.Module):
         for block, attention in zip(self.down, [*early, self.attention], strict=True):
             features.append(attention(block(features[-1], style)))
         return features
+
+
+class PlainFusion(nn.Module):
+    """Concatenates the sources and mixes them, without attention (AE-GAN; Auto-GAN): an absent one contributes 0."""
+
+    def __init__(self, channels: int, *, slots: int, layers: Layers) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(slots * channels, channels, 1)
+        layers.initialise(self)
+
+    def attend(self, features: Tensor, present: Tensor) -> Tensor:
+        """Return the sources side by side, (B, M * C, H, W); what absent slots hold is never looked at."""
+        there = present[:, :, None, None, None]
+        return torch.where(there, features, torch.zeros_like(features)).flatten(1, 2)
+
+    def forward(self, features: Tensor, present: Tensor) -> Tensor:
+        """Fuse (B, M, C, H, W), (B, M) bool -> (B, C, H, W)."""
+        value: Tensor = self.mix(self.attend(features, present))
+        return value
 
 
 class PositionFusion(nn.Module):
@@ -191,12 +212,18 @@ class Decoder(nn.Module):
     """Doubles the size twice; its features after each doubling are handed out, too.
 
     No norm after the last doubling's own: what is black and what is bright must survive.
+
+    Args:
+        design: how it is built.
+        outputs: channels of the result.
+        excited: there is squeeze-and-excitation after each doubling.
     """
 
-    def __init__(self, design: Design, *, outputs: int) -> None:
+    def __init__(self, design: Design, *, outputs: int, excited: bool = False) -> None:
         super().__init__()
-        layers = design.layers
-        self.up = nn.ModuleList(layers.up(a, b) for a, b in pairwise(design.channels[::-1]))
+        layers, channels = design.layers, design.channels[::-1]
+        self.up = nn.ModuleList(layers.up(a, b) for a, b in pairwise(channels))
+        self.attention = nn.ModuleList(layers.excitation(c) for c in channels[1:] if excited)
         self.last = layers.last(design.width, outputs)
         layers.initialise(self)
 
@@ -208,8 +235,9 @@ class Decoder(nn.Module):
         `skips` are added after each doubling: of sizes 2 H and 4 H, or none.
         """
         features = []
-        for block, skip in zip_longest(self.up, skips):
+        for block, attention, skip in zip_longest(self.up, self.attention, skips):
             h = block(h, style)
+            h = h if attention is None else attention(h)
             h = h if skip is None else h + skip
             features.append(h)
         return self.last(h), features
@@ -247,22 +275,21 @@ class FusionGenerator(nn.Module):
         self.branches = nn.ModuleList(
             Branch(design, excitation=design.excitation) for _ in range(slots)
         )
-        self.fusion = (
-            ModalityFusion(channels, slots=slots, size=design.side // 2**HALVINGS, layers=layers)
-            if design.fusion == "modality"
-            else PositionFusion(channels, slots=slots)
-        )
+        self.fusion = _fusion_of(design, channels, slots=slots)
         skipping = [*reversed(larger)] if design.skips else []
-        self.skip = nn.ModuleList(PositionFusion(count, slots=slots) for count in skipping)
+        self.skip = nn.ModuleList(
+            _fusion_of(design, count, slots=slots, skips=True) for count in skipping
+        )
         self.next = layers.conv(channels, channels) if self.contrast == "following" else None
         self.trunk = nn.ModuleList(layers.residual(channels) for _ in range(design.blocks))
-        self.decoder = Decoder(design, outputs=1)
+        self.decoder = Decoder(design, outputs=1, excited=design.excitation == "decoder")
         if self.next is not None:
             layers.initialise(self.next)
-        attended = slots * channels
-        self.compared_channels = (
-            (attended, channels) if self.contrast == "attended" else (channels, channels)
-        )
+        self.compared_channels: tuple[int, ...] = {
+            "attended": (slots * channels, channels),
+            "following": (channels, channels),
+            "none": (),
+        }[self.contrast]
         """The channels of what is compared by the contrastive loss."""
 
     def encode(
@@ -328,6 +355,35 @@ class FusionGenerator(nn.Module):
         return torch.tanh(image), features
 
 
+def _fusion_of(
+    design: Design, channels: int, *, slots: int, skips: bool = False
+) -> ModalityFusion | PositionFusion | PlainFusion:
+    """Return what fuses features of the sources; larger ones for the decoders (`skips`) never by their whole maps."""
+    if design.fusion == "plain":
+        return PlainFusion(channels, slots=slots, layers=design.layers)
+    if design.fusion == "position" or skips:
+        return PositionFusion(channels, slots=slots)
+    return ModalityFusion(
+        channels, slots=slots, size=design.side // 2**HALVINGS, layers=design.layers
+    )
+
+
+class Encoded(NamedTuple):
+    """What the auto-encoder makes of an image on the way down.
+
+    Attributes:
+        style: (B, style_dim), the target's code.
+        branch: (B, C, H / 4, W / 4), the example of the branches.
+        last: (B, C, H / 4, W / 4), the example of what is fused.
+        deep: (B, C, H / 4, W / 4), what is decoded; AE-GAN's discriminator judges it.
+    """
+
+    style: Tensor
+    branch: Tensor
+    last: Tensor
+    deep: Tensor
+
+
 class AutoEncoder(nn.Module):
     """The self-representation network: encodes and decodes the target itself.
 
@@ -348,6 +404,16 @@ class AutoEncoder(nn.Module):
         self.decoder = Decoder(design, outputs=1)
         layers.initialise(self.mix)
 
+    def encode(self, x: Tensor, target: Tensor) -> Encoded:
+        """Encode (B, 1, H, W) in [-1, 1] of the target modality, (B,) int64."""
+        style = self.code(target)
+        branch = self.branch(x, style)[-1]
+        last = self.mix(branch)
+        deep = last
+        for block in self.trunk:
+            deep = block(deep, style)
+        return Encoded(style, branch, last, deep)
+
     def forward(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Return the image and what the generator's features are compared with.
 
@@ -359,13 +425,8 @@ class AutoEncoder(nn.Module):
             The reconstruction (B, 1, H, W), branch features and last encoder features (B, C, H / 4, W / 4), and the
             decoder's features.
         """
-        style = self.code(target)
-        branch = self.branch(x, style)[-1]
-        last = self.mix(branch)
-        h = last
-        for block in self.trunk:
-            h = block(h, style)
-        image, features = self.decoder(h, style)
+        style, branch, last, deep = self.encode(x, target)
+        image, features = self.decoder(deep, style)
         return torch.tanh(image), branch, last, features
 
     def hand_over(self, generator: FusionGenerator) -> None:
@@ -375,4 +436,4 @@ class AutoEncoder(nn.Module):
             branch.load_state_dict(self.branch.state_dict(), strict=False)
         for theirs, own in zip(generator.trunk, self.trunk, strict=False):
             theirs.load_state_dict(own.state_dict())
-        generator.decoder.load_state_dict(self.decoder.state_dict())
+        generator.decoder.load_state_dict(self.decoder.state_dict(), strict=False)
