@@ -54,11 +54,6 @@ class AttganSettings(LabelledSettings):
         ge=0,
     )
     batch_size: Positive = setting(32, "Slices per iteration.", section="run")
-    jitter: Share = setting(
-        15 / 128,
-        "Slices are enlarged by this share of their side, and a random square of the old size is cut out.",
-        section="image",
-    )
     mirror: Share = setting(0.5, "Share of slices mirrored left to right.", section="image")
     learning_rate_decay: Share = setting(
         0.5,
@@ -79,6 +74,10 @@ class AttganSettings(LabelledSettings):
         "pooled",
         "What the discriminator's two heads see: 4x4 means of the features, or all of them (flat, as published).",
         fixed=True,
+    )
+    jitter: Share = setting(
+        15 / 128,
+        "Slices are enlarged by this share of their side, and a random square of the old size is cut out.",
     )
     lambda_rec: Weight = setting(100.0, "L1 between a slice and its reconstruction.")
     lambda_gp: Weight = setting(10.0, "Gradient penalty of the discriminator.")

@@ -40,13 +40,11 @@ _PLACES = 1_000_003  # a prime: seeds of (seed, step) do not meet
 class LabelledSettings(Settings):
     """The settings that such methods share."""
 
+    width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
     jitter: Share = setting(
         0.0,
         "Slices are enlarged by this share of their side, and a random square of the old size is cut out.",
-        section="image",
     )
-
-    width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
     critic_steps: Positive = setting(5, "Updates of the discriminator per update of the generator.")
     lambda_rec: Weight = setting(1.0, "L1 between a slice and its reconstruction.")
     lambda_gp: Weight = setting(1.0, "Gradient penalty of the discriminator.")

@@ -62,16 +62,13 @@ class SuperstarganSettings(LabelledSettings):
         "Decay of the averaged weights that completion uses; 0: no average.",
         section="optimiser",
     )
-    learning_rate_classifier: Rate = setting(
-        1e-4, "Adam step of the classifier.", section="optimiser"
-    )
+    learning_rate_classifier: Rate = setting(1e-4, "Adam step of the classifier.")
     beta1_classifier: Decay = setting(
-        0.0, "Adam of the classifier: decay of the mean of the gradients.", section="optimiser"
+        0.0, "Adam of the classifier: decay of the mean of the gradients."
     )
     beta2_classifier: Decay = setting(
-        0.99, "Adam of the classifier: decay of the mean of their squares.", section="optimiser"
+        0.99, "Adam of the classifier: decay of the mean of their squares."
     )
-
     blocks: Positive = setting(6, "Residual blocks of the generator.", fixed=True)
     lambda_rec: Weight = setting(1.3, "L1 between a slice and its reconstruction (the cycle).")
     lambda_cls: Weight = setting(0.25, "Classification of the generator's slices.")
