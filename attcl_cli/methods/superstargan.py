@@ -42,7 +42,7 @@ class SuperstarganSettings(LabelledSettings):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tiny": {"width": 16, "steps": 3_000, **_OURS},
-        "small": {"width": 24, "steps": 20_000, **_OURS},
+        "small": {"width": 24, "steps": 20_000, **_OURS, "batch_size": 4},
         "base": {"width": 48, "steps": 40_000, **_OURS},
         "paper": {},
         "published": {
