@@ -284,13 +284,10 @@ class Pairwise(Method):
             (source,) = self.sources_for(target, tuple(sources)) or (target,)
             image = sources[source]
             for name in self._between(source, target):
-                if (
-                    source,
-                    name,
-                ) not in between:  # the next generator expects what a volume looks like
-                    made = self._made(source, name, image)
-                    between[source, name] = keep_background(made, image)
-                source, image = name, between[source, name]
+                way = (source, name)
+                if way not in between:  # the next generator expects what a volume looks like
+                    between[way] = keep_background(self._made(*way, image), image)
+                source, image = name, between[way]
             images[target] = self._made(source, target, image)
         return images
 
@@ -464,10 +461,11 @@ class ImagePool(nn.Module):
             len(fakes)
         ):  # without a look at the numbers, so that no device is waited for
             filling = self.count[slot] < self.size
-            place = slot * self.size + torch.where(filling, self.count[slot], places[index])
-            earlier, new = self.images[place], fakes[index, 0]
+            within = torch.where(filling, self.count[slot], places[index])
+            place = slot * self.size + within[None]  # (1,): an index without dimension is looked at
+            earlier, new = self.images[place], fakes[index]
             old = ~filling & swapped[index]
-            result[index, 0] = torch.where(old, earlier, new)
+            result[index] = torch.where(old, earlier, new)
             self.images[place] = torch.where(old | filling, new, earlier)
             self.count[slot] += filling
         return result
