@@ -34,16 +34,27 @@ _TURN = 20.0  # degrees, the largest angle of the classifier's slices
 
 # Whole slices: in a square, or in a box of another size, the norms of G would see other statistics, and the zeros at
 # the edges, which carry the label, would be elsewhere.
-_OURS: Mapping[str, Any] = {**OURS, "crop": 0, "batch_size": 8, "beta1": 0.5, "critic_steps": 1}
+_OURS: Mapping[str, Any] = {
+    **OURS,
+    "crop": 0,
+    "batch_size": 8,
+    "beta1": 0.5,
+    "beta1_classifier": 0.9,
+    "critic_steps": 1,
+}
+
+
+def _rate(rate: float) -> Mapping[str, float]:
+    return {"learning_rate": rate, "learning_rate_classifier": rate}
 
 
 class SuperstarganSettings(LabelledSettings):
     """The settings of SuperstarGAN; the defaults are the published ones, with the Adam of the AttCL-GAN paper."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "tiny": {"width": 16, "steps": 3_000, **_OURS},
-        "small": {"width": 24, "steps": 20_000, **_OURS, "batch_size": 4},
-        "base": {"width": 48, "steps": 40_000, **_OURS},
+        "tiny": {"width": 16, "steps": 3_000, **_OURS, **_rate(1e-3)},
+        "small": {"width": 24, "steps": 20_000, **_OURS, **_rate(3e-4), "batch_size": 4},
+        "base": {"width": 48, "steps": 40_000, **_OURS, **_rate(2e-4)},
         "paper": {},
         "published": {
             "beta2": 0.999,

@@ -133,6 +133,19 @@ def test_a_label_is_one_for_the_modality_and_minus_one_for_the_others():
     assert seen[0][0, -4:, 0, 0].tolist() == [-1, -1, 1, -1]
 
 
+def test_background_of_the_source_stays_background_if_it_is_kept():
+    x = batch_of().x_src
+    x[..., :8] = -1
+    outside = torch.arange(16) < 7  # the rim of one pixel may change
+    images = {
+        kept: method_of(keep_background=kept).eval().synthesise({"flair": x}, ["t1"])["t1"]
+        for kept in (True, False)
+    }
+    assert images[True][..., outside].eq(-1).all()
+    assert images[False][..., outside].ne(-1).all()
+    assert torch.equal(images[True][..., ~outside], images[False][..., ~outside])
+
+
 def discriminator_of(**changes: Any) -> AttganDiscriminator:
     shape = {"image_size": 32, "width": 4, "max_width": 8, "downs": 2, "domains": 4, **changes}
     with torch.random.fork_rng(devices=[]):

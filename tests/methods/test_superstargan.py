@@ -143,6 +143,19 @@ def test_a_label_is_one_for_the_modality_and_zero_for_the_others():
     assert seen[0][0, 1:, 3, 5].tolist() == [0, 0, 1, 0]
 
 
+def test_background_of_the_source_stays_background_if_it_is_kept():
+    x = batch_of().x_src
+    x[..., :8] = -1
+    outside = torch.arange(16) < 7  # the rim of one pixel may change
+    images = {
+        kept: method_of(keep_background=kept).eval().synthesise({"flair": x}, ["t1"])["t1"]
+        for kept in (True, False)
+    }
+    assert images[True][..., outside].eq(-1).all()
+    assert images[False][..., outside].ne(-1).all()
+    assert torch.equal(images[True][..., ~outside], images[False][..., ~outside])
+
+
 def test_no_norm_remembers_anything_and_eval_mode_changes_nothing():
     method = method_of()
     batch = batch_of()
@@ -370,3 +383,4 @@ def test_our_presets_learn_from_pairs_too_and_see_whole_slices(preset):
     )  # the label works through the edges of the slice, so these stay where they are
     assert (s.keep, s.keep_background) == ("best", True)
     assert s.lambda_pair > 0
+    assert s.learning_rate_classifier == s.learning_rate
