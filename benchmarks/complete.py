@@ -7,7 +7,6 @@ change no time. `--help` lists the options that make it small.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from memory import peak_megabytes
 
 from attcl_cli import devices
 from attcl_cli.completion import inference, preparation
@@ -290,22 +290,12 @@ def _complete_and_print_memory(
         devices.keep_freed_memory()
     weights = find_weights(str(weights_file))
     method = load_method(weights, device)
-    before = _peak_megabytes()
+    before = peak_megabytes()
     plan = plan_completion(open_dataset(root), output, [weights])
     start = time.perf_counter()
     for _ in make_volumes(plan, {weights.sha256: method}, device=device):
         pass
-    print(before, _peak_megabytes(), time.perf_counter() - start)
-
-
-def _peak_megabytes() -> float:
-    # On Linux `ru_maxrss` of a fresh process begins at the peak of its parent; VmHWM does not.
-    status = Path("/proc/self/status")
-    if status.is_file():
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    print(before, peak_megabytes(), time.perf_counter() - start)
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
