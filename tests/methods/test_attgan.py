@@ -377,6 +377,9 @@ def test_our_presets_learn_from_pairs_too_and_end_at_four_pixels(preset):
     assert s.side >> s.downs == 4
     assert (s.keep, s.keep_background, s.epochs, s.ema_decay) == ("best", True, 0, 0)
     assert s.lambda_pair > 0 and s.batch_size >= 16
+    # both networks are seen in what a run logs
+    logged = {step % (s.critic_steps + 1) for step in range(s.log_every - 1, 100, s.log_every)}
+    assert s.critic_steps in logged and logged != {s.critic_steps}
 
 
 @pytest.mark.parametrize(("side", "most"), [(16, 3), (32, 4), (64, 5)])
