@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from attcl_cli.completion.jobs import CompletionPlan
     from attcl_cli.completion.run import CompletionResult
 
-EXAMPLES = "Examples:  attcl complete --ori data/ --cpl out/   |   attcl complete -w runs/mine --target t2 --dry-run"
+EXAMPLES = (
+    "Examples:  attcl complete --ori data/ --cpl out/ --dry-run   |   "
+    "attcl complete --image flair=a.nii.gz --image t1=b.nii.gz --target t2 -o out/"
+)
 
 
 def complete(
@@ -39,6 +42,15 @@ def complete(
         Path,
         typer.Option("-o", "--cpl", help="Folder for the synthesised volumes, and only these."),
     ] = Path("out"),
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--image",
+            metavar="MODALITY=FILE",
+            help="One image of one patient, in place of --ori; may be given several times. New volumes are called as "
+            "their modalities: out/t2.nii.gz.",
+        ),
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -180,6 +192,7 @@ def complete(
     result = run.complete(
         ori,
         cpl,
+        images=[_image(text) for text in image or []],
         weights=weights or [],
         targets=target or [],
         layout=layout,
@@ -219,6 +232,18 @@ def complete(
             code="cases-failed",
         )
     _show_outcome(result, terminal, incomplete)
+
+
+def _image(text: str) -> tuple[str, Path]:
+    """Read `MODALITY=FILE`."""
+    name, equals, file = text.partition("=")
+    if not (equals and name.strip() and file.strip()):
+        raise UsageError(
+            f"--image: {text!r}, expected MODALITY=FILE",
+            "for example --image flair=a.nii.gz --image t1=b.nii.gz",
+            code="malformed-image",
+        )
+    return name.strip(), Path(file.strip())
 
 
 def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:

@@ -27,7 +27,7 @@ from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
-from attcl_cli.files import free_bytes, is_within, require_folder
+from attcl_cli.files import free_bytes, is_within, require_folder, sha256
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
 
@@ -209,6 +209,8 @@ def unlike_existing(
     before, own = document.get("background", "auto"), places.dataset.background
     if not difference and before != own:
         difference = _with_another_option("background", before, own)
+    if not difference and not places.dataset.layout.names_cases:
+        difference = _of_another_patient(document, places.dataset, case)
     if not difference:
         return []
     return [
@@ -218,6 +220,21 @@ def unlike_existing(
             code="made-in-another-way",
         )
     ]
+
+
+def _of_another_patient(document: Mapping[str, Any], dataset: Dataset, case: Case) -> str:
+    """Return how the sources of a volume differ from a case's files; "" if they are the same.
+
+    Asked if names do not tell whose a volume is: two patients completed into one folder would have one volume.
+    """
+    for source in document.get("sources") or [document.get("source") or {}]:
+        name = source.get("modality")
+        if name not in case.files:
+            return f"made from a {name}, expected sources that {case.id} has"
+        path = dataset.paths(case, name)[0]
+        if sha256(path) != source.get("sha256"):
+            return f"made from another {name}, expected {path}"
+    return ""
 
 
 def other_style(places: Places, job: Job) -> list[AttclError]:

@@ -45,7 +45,7 @@ from attcl_cli.data.unchanged import change_of
 from attcl_cli.data.volumes import Grid
 from attcl_cli.data.written import require_finite, require_image
 from attcl_cli.errors import AttclError
-from attcl_cli.files import copy_whole, is_within, write_json
+from attcl_cli.files import copy_whole, is_within, sha256, write_json
 from attcl_cli.methods.base import Method
 from attcl_cli.prefetch import read_ahead
 
@@ -83,7 +83,7 @@ def make_volumes(
     """
     slots = BoundedSemaphore(WRITERS + 1)  # a slow disk holds the loop up, and memory does not grow
     pending: list[tuple[Job, float, Mapping[str, Doubt], Future[tuple[str, ...]]]] = []
-    networks = {sha256: Network(method, device, batch_size) for sha256, method in methods.items()}
+    networks = {key: Network(method, device, batch_size) for key, method in methods.items()}
 
     def load(job: Job) -> _Loaded:
         return _load(plan, job, methods)
@@ -368,8 +368,17 @@ def _write_deviation(
 def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict[str, Any]:
     """Return what the JSON file beside a volume says."""
     weights = job.weights
+    dataset = plan.dataset
     sources = [
-        {"modality": name, "files": [str(file) for file in job.case.files[name][:1]]}
+        {
+            "modality": name,
+            "files": [str(file) for file in job.case.files[name][:1]],
+            **(
+                {}
+                if dataset.layout.names_cases
+                else {"sha256": sha256(dataset.paths(job.case, name)[0])}
+            ),
+        }
         for name in job.sources
     ]
     between = job.between(target)
@@ -382,7 +391,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
         files = [job.case.files[name][0] for name in job.sources]
-        fields = derivative.image_fields(plan.dataset, files, file, description)
+        fields = derivative.image_fields(dataset, files, file, description)
     return {
         **fields,
         "synthetic": True,
@@ -390,7 +399,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
         **({"through": list(between)} if between else {}),
         **plan.manner.document_of(job.makers, target),
-        "background": plan.dataset.background,
+        "background": dataset.background,
         "stored": job.styles[target].document(),
         **({"doubt": said} if said else {}),
         "method": weights.info.settings.method,

@@ -68,9 +68,8 @@ def plan_completion(
     if manner.even is None and dataset.layout.sliced:
         manner = replace(manner, even=False)
     places = Places(dataset, output, naming)
-    checks.require_sound_request(
-        places, models, manner, (dataset.root, *originals), targets=targets
-    )
+    kept = originals if dataset.scattered else (dataset.root, *originals)
+    checks.require_sound_request(places, models, manner, kept, targets=targets)
     modal_list = dataset.by_frequency()
     problems: list[AttclError] = []
     existing: list[AttclError] = []

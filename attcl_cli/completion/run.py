@@ -5,7 +5,7 @@ Knows no terminal: talk goes to `progress`, the outcome is returned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_ends import reported
 from attcl_cli.run_record import RunRecord, read_record
 from attcl_cli.temporaries import sweep
+
+DEFAULT_DATA = "data"
+"""The dataset of a completion that names none: what `attcl prepare-splits` writes."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ class CompletionResult:
 
 
 def complete(
-    ori: Path | str = "data",
+    ori: Path | str = DEFAULT_DATA,
     cpl: Path | str = "out",
     *,
+    images: Mapping[str, Path | str] | Sequence[tuple[str, Path | str]] = (),
     weights: Path | str | Sequence[Path | str] = (),
     targets: Sequence[str] = (),
     layout: str = "auto",
@@ -105,6 +109,7 @@ def complete(
     Args:
         ori: the incomplete dataset; it is only read.
         cpl: folder for the synthesised volumes, and only these.
+        images: modality -> NIfTI file, of one patient, in place of `ori`; volumes are called as their modalities.
         weights: runs' folders, weights files or bundled names, the first that can make a target does; none: the newest
             finished run of these modalities, otherwise bundled weights of patients, if the data fits them.
         targets: only these modalities; none: all.
@@ -153,7 +158,10 @@ def complete(
         Path(modalities) if modalities is not None else None,
         tuple(bids_filter),
         background,
+        tuple((name, Path(file)) for name, file in _items(images)),
     )
+    if source.images:
+        _require_images_alone(source, link_originals=link_originals)
     naming = _submission(layout, link_originals=link_originals)
     if naming is not None:  # says how to write; what is read shows its layout itself
         source = replace(source, layout="auto")
@@ -238,6 +246,29 @@ def complete(
     return CompletionResult(
         plan, str(place), record_file, written, linked, tuple(failed.items()), doubts
     )
+
+
+def _items(
+    images: Mapping[str, Path | str] | Sequence[tuple[str, Path | str]],
+) -> Iterable[tuple[str, Path | str]]:
+    return images.items() if isinstance(images, Mapping) else images
+
+
+def _require_images_alone(source: Source, *, link_originals: bool) -> None:
+    """Refuse what needs the names of a dataset, if images are named one by one."""
+    given = {
+        f"--ori {source.folder}": source.folder != Path(DEFAULT_DATA),
+        f"--layout {source.layout}": source.layout != "auto",
+        "--bids-filter": bool(source.bids_filter),
+        "--link-originals": link_originals,
+    }
+    for option, taken in given.items():
+        if taken:
+            raise UsageError(
+                f"--image: given with {option}, expected images alone",
+                "leave one of them out; --image names the files of one patient, --ori a folder",
+                code="options-exclude-each-other",
+            )
 
 
 def _submission(layout: str, *, link_originals: bool) -> Layout | None:
@@ -347,7 +378,11 @@ def _record(
         path,
         "complete",
         config={
-            "ori": str(source.folder),
+            **(
+                {"images": {name: str(path) for name, path in source.images}}
+                if source.images
+                else {"ori": str(source.folder)}
+            ),
             "cpl": str(plan.output),
             "layout": naming.name if naming else plan.dataset.layout.name,
             "targets": list(targets),

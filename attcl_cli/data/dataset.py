@@ -5,6 +5,8 @@ How names are read is left to `naming`, what files hold to `volumes`, which case
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +17,20 @@ from typing import Any
 from attcl_cli.data import bids, volumes
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.layouts import (
+    DEFAULT_MODALITIES,
     LAYOUTS,
+    NIFTI_ENDING,
     SEGMENTATION,
     SUBMISSIONS,
     Layout,
     ending_of,
+    modality_of,
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
 from attcl_cli.data.naming import read_folder
 from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
-from attcl_cli.errors import AttclError, UsageError, nearest
+from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
 from attcl_cli.files import read_json
 
 SPLITS_FILE = "splits.json"
@@ -54,6 +59,7 @@ class Dataset:
         recognised: public datasets that the cases' ids come from.
         desc: the value of the entity `desc-` in names of new volumes (BIDS alone); "": as the dataset's others.
         background: what is background in its volumes, so that all readers agree (`volumes.load`).
+        scattered: its files were named one by one, so that the root is no folder of its own.
     """
 
     root: Path
@@ -71,6 +77,7 @@ class Dataset:
     recognised: tuple[str, ...] = ()
     desc: str = ""
     background: BackgroundOption = "auto"
+    scattered: bool = False
 
     @property
     def problems(self) -> tuple[AttclError, ...]:
@@ -198,7 +205,9 @@ def open_dataset(
         raise AttclError(
             f"{root}: {'a file' if root.exists() else 'no such folder'}, "
             "expected the folder of a dataset",
-            "check the path",
+            f"name its folder, or complete it alone: attcl complete --image MODALITY={quoted(root)}"
+            if root.is_file()
+            else "check the path",
             code="dataset-not-found",
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
@@ -244,22 +253,99 @@ def _hidden_from(root: Path) -> set[str]:
     return {name for item in items for name in item.hidden}
 
 
+def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | None) -> Dataset:
+    """Return one patient as a dataset whose files are named one by one; new volumes are called as their modalities.
+
+    Args:
+        images: modality, in any spelling, and its NIfTI file.
+        modalities: a TOML file with other modality names (`read_vocabulary`); None: those of BraTS.
+
+    Raises:
+        UsageError: all that is wrong together: an unknown modality, one that is named twice, a file that is missing or
+            no NIfTI; or the TOML file is wrong.
+    """
+    said = read_vocabulary(modalities) if modalities else Vocabulary()
+    known = said.modalities or DEFAULT_MODALITIES
+    root = Path(os.path.commonpath([path.parent.absolute() for _, path in images]))
+    files: dict[str, tuple[PurePosixPath, ...]] = {}
+    problems: list[AttclError] = []
+    for spelt, path in images:
+        try:
+            name = _require_image(spelt, path, known, files)
+        except UsageError as error:
+            problems.append(error)
+        else:
+            files[name] = (PurePosixPath(path.absolute().relative_to(root)),)
+    raise_all(problems)
+    case = Case(id=root.name or "patient", patient=root.name or "patient", files=files)
+    return Dataset(
+        root=root,
+        layout=LAYOUTS["patient"],
+        modalities=tuple(sorted(files)),
+        cases=(case,),
+        wrong={},
+        ignored=(),
+        spellings={},
+        extension=".nii.gz",
+        vocabulary=tuple(sorted(known)),
+        vocabulary_file=modalities,
+        scattered=True,
+    )
+
+
+def _require_image(
+    spelt: str, path: Path, known: Mapping[str, tuple[str, ...]], taken: Iterable[str]
+) -> str:
+    """Return our name for the modality of an image that was named on its own, if there is such a file."""
+    name = modality_of(spelt, known)
+    if name is None or name == SEGMENTATION:
+        raise UsageError(
+            f"--image: modality {spelt!r}: unknown here, expected one of {', '.join(known)}",
+            "a TOML file given with --modalities names others",
+            code="unknown-modality",
+        )
+    if name in taken:
+        raise UsageError(
+            f"--image: {name} given twice, expected one file for each modality",
+            "leave one of them out",
+            code="image-given-twice",
+        )
+    if not path.is_file():
+        raise UsageError(
+            f"--image: {path}: {'a folder' if path.is_dir() else 'no such file'}, expected a NIfTI file of {name}",
+            "check the path; --ori takes the folder of a patient or of a dataset",
+            code="image-not-found",
+        )
+    if not re.fullmatch(NIFTI_ENDING, ending_of(PurePosixPath(path))):
+        raise UsageError(
+            f"--image: {path}, expected a name that ends with .nii or .nii.gz",
+            "convert it; dcm2niix does so with DICOM",
+            code="image-not-nifti",
+        )
+    return name
+
+
 @dataclass(frozen=True)
 class Source:
-    """A dataset as a user names it."""
+    """A dataset as a user names it: by its folder, or one patient by its images (`dataset_of_images`)."""
 
     folder: Path
     layout: str = "auto"
     modalities: Path | None = None
     bids_filter: tuple[str, ...] = ()
     background: BackgroundOption = "auto"
+    images: tuple[tuple[str, Path], ...] = ()
 
     def open(self) -> Dataset:
         """Find the cases.
 
         Raises:
             AttclError: there is no such folder, or nothing in it fits a layout.
+            UsageError: see `open_dataset` and `dataset_of_images`.
         """
+        if self.images:
+            dataset = dataset_of_images(self.images, self.modalities)
+            return replace(dataset, background=self.background)
         if not self.folder.exists():
             raise AttclError(
                 f"{self.folder}: no such folder, expected a dataset or what prepare-splits wrote",

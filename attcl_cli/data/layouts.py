@@ -70,6 +70,11 @@ class Layout:
         """Return whether a volume is one file per slice (PNG), not one file (NIfTI)."""
         return "{slice}" in self.template
 
+    @property
+    def names_cases(self) -> bool:
+        """Return whether a file's path tells its case; otherwise a folder holds one patient alone."""
+        return "{case}" in self.template
+
     def pattern(self) -> re.Pattern[str]:
         """Return the template as a regular expression over a POSIX relative path."""
         return _pattern_of(self.template, tuple(self.fields.items()))

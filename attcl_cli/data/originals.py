@@ -19,10 +19,14 @@ def folders_of(*datasets: Dataset) -> list[Path]:
     """Return the folders that hold the originals of datasets: their own, and those that their links lead to.
 
     A link tree that keeps the names of its source leads to that as a whole; any other link to the folder of its file.
-    Costs a look at each file's name, none at its bytes.
+    Costs a look at each file's name, none at its bytes. Files that were named one by one stand for themselves.
     """
     folders: dict[Path, None] = {}
     for dataset in datasets:
+        if dataset.scattered:
+            real = (Path(os.path.realpath(dataset.root / file)) for file in _files(dataset))
+            folders |= dict.fromkeys(real)
+            continue
         known = originals_of(dataset.root)
         folders |= dict.fromkeys([*known, *_led_to(dataset, known)])
     return list(folders)

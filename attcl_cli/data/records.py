@@ -98,6 +98,7 @@ class SourceRecord(Document):
 
     modality: str
     files: Items[str] = ()
+    sha256: str = ""
 
 
 class DoubtRecord(Document):

@@ -1,0 +1,128 @@
+"""One patient, whose files are named one by one or as modalities: what is made, where it may go, whose it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers import fingerprint
+
+from attcl_cli.completion.run import complete
+from attcl_cli.data.dataset import Source
+from attcl_cli.data.originals import folders_of
+from attcl_cli.errors import AttclError, UsageError
+
+NAMES = ("Phantom_00000", "Phantom_00001")
+
+
+@pytest.fixture
+def files(phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with images of two patients that no layout fits: `flair-0.nii.gz`, `x/t1-0.nii.gz`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").mkdir()
+    for number, name in enumerate(NAMES):
+        shutil.copy(phantom_root / name / f"{name}_flair.nii.gz", f"flair-{number}.nii.gz")
+        shutil.copy(phantom_root / name / f"{name}_t1.nii.gz", f"x/t1-{number}.nii.gz")
+    return tmp_path
+
+
+def test_images_named_one_by_one_are_completed_as_the_same_patient_in_a_dataset(
+    files, phantom_root, trained_run
+):
+    before = fingerprint(files)
+    images = {"FLAIR": "flair-0.nii.gz", "t1n": "x/t1-0.nii.gz"}
+    result = complete(cpl="out", images=images, targets=["t2"], weights=trained_run, device="cpu")
+    assert result.written == 1
+    case = files / "whole" / NAMES[0]
+    case.mkdir(parents=True)
+    for name, file in (("flair", "flair-0.nii.gz"), ("t1", "x/t1-0.nii.gz")):
+        shutil.copy(file, case / f"{NAMES[0]}_{name}.nii.gz")
+    complete("whole", "other", targets=["t2"], weights=trained_run, device="cpu")
+    own = np.asarray(nib.load("out/t2.nii.gz").dataobj)
+    theirs = np.asarray(nib.load(f"other/{NAMES[0]}/{NAMES[0]}_t2.nii.gz").dataobj)
+    assert np.array_equal(own, theirs)
+    source = json.loads(Path("out/t2.json").read_text())["source"]
+    assert (source["modality"], source["files"]) == ("flair", ["flair-0.nii.gz"])
+    config = json.loads(Path("out/run.json").read_text())["config"]
+    assert config["images"] == images and "ori" not in config
+    assert {name: hashed for name, hashed in fingerprint(files).items() if name in before} == before
+
+
+def test_the_originals_are_the_files_and_not_their_folder(files, trained_run):
+    dataset = Source(Path("data"), images=(("flair", Path("flair-0.nii.gz")),)).open()
+    assert folders_of(dataset) == [files / "flair-0.nii.gz"]
+    with pytest.raises(UsageError) as caught:
+        complete(cpl=".", images={"flair": "flair-0.nii.gz"}, targets=["t2"], weights=trained_run)
+    assert caught.value.code == "output-holds-originals"
+
+
+@pytest.mark.parametrize(
+    ("images", "codes"),
+    [
+        ([("flair", "flair-0.nii.gz"), ("FLAIR", "flair-1.nii.gz")], ["image-given-twice"]),
+        ([("pd", "flair-0.nii.gz"), ("t1", "none.nii")], ["unknown-modality", "image-not-found"]),
+        ([("flair", "x"), ("t1", "notes.txt")], ["image-not-found", "image-not-nifti"]),
+    ],
+    ids=["twice", "unknown", "no image"],
+)
+def test_what_names_no_image_is_refused_together(images, codes, files):
+    Path("notes.txt").touch()
+    with pytest.raises(AttclError) as caught:
+        complete(cpl="out", images=images)
+    problems = getattr(caught.value, "problems", [caught.value])
+    assert [problem.code for problem in problems] == codes
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"ori": "x"}, {"layout": "flat"}, {"bids_filter": ["run=1"]}, {"link_originals": True}],
+    ids=lambda options: next(iter(options)),
+)
+def test_images_go_with_nothing_that_a_dataset_needs(options, files):
+    with pytest.raises(UsageError) as caught:
+        complete(cpl="out", images={"flair": "flair-0.nii.gz"}, **options)
+    assert caught.value.code == "options-exclude-each-other"
+
+
+def test_names_of_images_may_come_from_a_file(files, trained_run):
+    Path("names.toml").write_text('[modalities]\nflair = ["dark fluid"]\nt2 = ["T2"]\n')
+    images = {"dark fluid": "flair-0.nii.gz"}
+    plan = complete(
+        cpl="out", images=images, modalities="names.toml", weights=trained_run, targets=["T2"],
+        device="cpu", dry_run=True,
+    ).plan  # fmt: skip
+    assert [list(job.outputs) for job in plan.jobs] == [["t2"]]
+
+
+def test_a_volume_of_another_patient_is_not_taken_for_this_ones(files, trained_run):
+    """Names that do not tell the patient: without a look at the sources, one volume would stand for two patients."""
+    for number in (0, 1):
+        Path(f"patient-{number}").mkdir()
+        shutil.copy(f"flair-{number}.nii.gz", f"patient-{number}/flair.nii.gz")
+    request = {"targets": ["t2"], "weights": trained_run, "device": "cpu"}
+    assert complete("patient-0", "out", **request).written == 1
+    with pytest.raises(AttclError, match="made from another flair, expected patient-1") as caught:
+        complete("patient-1", "out", **request)
+    assert caught.value.code == "made-in-another-way"
+    images = {"flair": "flair-1.nii.gz"}
+    with pytest.raises(AttclError, match="made from another flair"):
+        complete(cpl="out", images=images, **request)
+    with pytest.raises(AttclError, match="made from a flair, expected sources that x has"):
+        complete(cpl="out", images={"t1": "x/t1-0.nii.gz"}, **request)
+    assert complete("patient-0", "out", **request).done_before == 1
+    assert complete(cpl="out", images=images, overwrite=True, **request).written == 1
+
+
+def test_the_command_line_reads_images_and_points_to_them(files, trained_run, attcl):
+    options = ("--target", "t2", "-w", trained_run, "-d", "cpu")
+    code, out, err = attcl("complete", "--image", "flair=flair-0.nii.gz", "-o", "out", *options)
+    assert (code, out) == (0, "out: 1 volume written, 0 were there already\n"), err
+    code, _, err = attcl("complete", "--image", "flair", *options)
+    assert code == 2 and "expected MODALITY=FILE" in err
+    code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)
+    assert code == 1 and "attcl complete --image MODALITY=flair-0.nii.gz" in err
