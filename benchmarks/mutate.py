@@ -40,12 +40,18 @@ _ATTCL = (
     "methods/test_attcl_gan_paper.py",
     "methods/test_attcl_gan_ours.py",
 )
-_PLAVE = ("methods/test_plave.py", "methods/test_plave_paper.py")
+_PLAVE = (
+    "methods/test_plave.py",
+    "methods/test_plave_paper.py",
+    "methods/test_plave_ancestors.py",
+)
+_W2GAN = ("methods/test_w2gan.py", "methods/test_wavelets.py")
 _UNET = ("methods/test_unet.py",)
 _EVERY = ("test_every_method.py",)
 TESTS: Mapping[str, Sequence[str]] = {
     "attcl_gan.py": (*_ATTCL, "methods/test_samplers.py", *_EVERY),
     "plave.py": (*_PLAVE, "methods/test_plave_settings.py", "methods/test_samplers.py", *_EVERY),
+    "w2gan.py": (*_W2GAN, *_EVERY),
     "unet.py": (*_UNET, "methods/test_samplers.py", *_EVERY),
     "losses.py": ("methods/test_losses.py", *_PLAVE, *_ATTCL, *_UNET),
     "updates.py": (*_ATTCL, *_PLAVE),
@@ -53,11 +59,12 @@ TESTS: Mapping[str, Sequence[str]] = {
     "networks/blocks.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
     "networks/discriminator.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL, *_PLAVE),
     "networks/fusion.py": ("methods/test_fusion.py", *_PLAVE, *_EVERY),
-    "networks/generator.py": ("methods/test_networks.py", *_ATTCL),
+    "networks/generator.py": ("methods/test_networks.py", *_ATTCL, *_W2GAN),
     "networks/layers.py": ("methods/test_fusion.py", *_PLAVE),
     "networks/patches.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
     "networks/style.py": ("methods/test_networks.py", *_ATTCL),
     "networks/styled_unet.py": ("methods/test_styled_unet.py", "methods/test_networks.py", *_ATTCL),
+    "networks/wavelets.py": _W2GAN,
     "muon.py": ("methods/test_muon.py", *_ATTCL),
 }  # fmt: skip
 """Which tests belong to a file, below `tests/`."""

@@ -571,7 +571,9 @@ class AttclGan(Method):
             features: of the slices, as the generator encoded them.
         """
         del features  # a subclass may weigh by them
-        return {"cyc": (self.settings.lambda_cyc, losses.cycle_loss(x_org, x_rec))}
+        terms: Losses = {}
+        terms["cyc"] = (self.settings.lambda_cyc, losses.cycle_loss(x_org, x_rec))
+        return terms
 
     def _grown(self, step: int) -> float:
         """Return the share of their weights that the losses other than the pair's have at a step (`ramp`)."""

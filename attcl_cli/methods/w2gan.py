@@ -119,12 +119,12 @@ class W2Gan(AttclGan):
     def cycle_losses(self, x_org: Tensor, x_rec: Tensor, features: Features) -> Losses:
         """See `AttclGan`: places weigh in the cycle loss, and the details are compared, too."""
         s = self.settings
-        terms: Losses
+        terms: Losses = {}
         if s.weighted_cycle:
             importance = features.importance[min(s.wavelet_layers)]
-            terms = {"cyc": (s.lambda_cyc, weighted_cycle_loss(x_org, x_rec, importance))}
+            terms["cyc"] = (s.lambda_cyc, weighted_cycle_loss(x_org, x_rec, importance))
         else:
-            terms = super().cycle_losses(x_org, x_rec, features)
+            terms |= super().cycle_losses(x_org, x_rec, features)
         if s.lambda_wav > 0:
             terms["wav"] = (s.lambda_wav, wavelet_loss(x_org, x_rec))
         return terms
