@@ -47,14 +47,23 @@ _PLAVE = (
 )
 _W2GAN = ("methods/test_w2gan.py", "methods/test_wavelets.py")
 _UNET = ("methods/test_unet.py",)
+_ATTGAN = ("methods/test_attgan.py",)
+_SUPERSTARGAN = ("methods/test_superstargan.py",)
+_ADVERSARIAL = ("methods/test_adversarial.py",)
+_TOWERS = ("methods/test_towers.py",)
 _EVERY = ("test_every_method.py",)
 TESTS: Mapping[str, Sequence[str]] = {
     "attcl_gan.py": (*_ATTCL, "methods/test_samplers.py", *_EVERY),
     "plave.py": (*_PLAVE, "methods/test_plave_settings.py", "methods/test_samplers.py", *_EVERY),
     "w2gan.py": (*_W2GAN, *_EVERY),
     "unet.py": (*_UNET, "methods/test_samplers.py", *_EVERY),
+    "attgan.py": (*_ATTGAN, "methods/test_samplers.py", *_EVERY),
+    "superstargan.py": (*_SUPERSTARGAN, "methods/test_samplers.py", *_EVERY),
+    "labelled.py": (*_ATTGAN, *_SUPERSTARGAN, "methods/test_samplers.py", *_EVERY),
+    "adversarial.py": (*_ADVERSARIAL, *_ATTGAN, *_SUPERSTARGAN),
     "losses.py": ("methods/test_losses.py", *_PLAVE, *_ATTCL, *_UNET),
     "updates.py": (*_ATTCL, *_PLAVE),
+    "networks/attgan.py": _ATTGAN,
     "networks/attention.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL),
     "networks/blocks.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
     "networks/discriminator.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL, *_PLAVE),
@@ -63,7 +72,9 @@ TESTS: Mapping[str, Sequence[str]] = {
     "networks/layers.py": ("methods/test_fusion.py", *_PLAVE),
     "networks/patches.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
     "networks/style.py": ("methods/test_networks.py", *_ATTCL),
+    "networks/superstargan.py": _SUPERSTARGAN,
     "networks/styled_unet.py": ("methods/test_styled_unet.py", "methods/test_networks.py", *_ATTCL),
+    "networks/towers.py": (*_TOWERS, *_ATTGAN, *_SUPERSTARGAN),
     "networks/wavelets.py": _W2GAN,
     "muon.py": ("methods/test_muon.py", *_ATTCL),
 }  # fmt: skip
