@@ -47,8 +47,11 @@ SUBCOMMANDS = {
 """The commands of `attcl weights`, as `weights list`."""
 SINGLE = {name: command for name, command in COMMANDS.items() if not hasattr(command, "commands")}
 EVERY = {**COMMANDS, **SUBCOMMANDS}
-OTHER_OPTIONS = {"--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"}
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, and the scripts in examples/."""
+OTHER_OPTIONS = {
+    *("--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"),
+    *("--methods", "--only-count", "--files"),
+}
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, and the scripts in examples/ and benchmarks/."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),
