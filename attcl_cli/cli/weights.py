@@ -9,6 +9,7 @@ import typer
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Json
 from attcl_cli.errors import AttclError, all_of, counted
+from attcl_cli.methods import METHODS
 
 if TYPE_CHECKING:
     from attcl_cli.methods.bundled import Listed
@@ -155,6 +156,7 @@ def _described(item: Listed) -> dict[str, Any]:
         info = item.weights.info
         content |= {
             "method": info.settings.method,
+            "method_title": METHODS.title(info.settings.method),
             "sources": describe_sources(info.rule, info.modalities),
             "modalities": list(info.modalities),
             "image_size": info.settings.image_size,
@@ -186,7 +188,7 @@ def _row(item: Listed) -> dict[str, Any]:
     return {
         "name": item.name,
         "kind": item.kind,
-        "method": content.get("method", "damaged"),
+        "method": content.get("method_title", "damaged"),
         "sources": content.get("sources", ""),
         "modalities": ", ".join(content.get("modalities", [])),
         "pixels": content.get("image_size", ""),

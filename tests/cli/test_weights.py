@@ -47,7 +47,7 @@ def test_the_list_says_what_each_is_for(run, attcl):
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["name", "kind", "method", "sources", "modalities", "pixels", "cases"]
-    described = ["attcl-gan", "one", "flair,", "t1,", "t1ce,", "t2"]
+    described = ["AttCL-GAN", "one", "flair,", "t1,", "t1ce,", "t2"]
     assert [BUNDLED, "phantom", *described, "64", "48"] in lines
     assert [str(run), "run", *described, "16", "3"] in lines
 
