@@ -77,6 +77,11 @@ def test_padding_can_mirror_the_image():
     assert torch.equal(tower(image()), F.leaky_relu(expected, 0.2))
 
 
+def test_every_stage_needs_its_stride():
+    with pytest.raises(ValueError, match="shorter"):
+        StridedTower(1, [4, 8], strides=[2])
+
+
 @pytest.mark.parametrize("norm", ["none", "instance", "instance-affine"])
 def test_instance_norms_do_the_same_in_eval_mode(norm):
     tower = StridedTower(1, [4, 8], norm=norm)
