@@ -111,11 +111,7 @@ def count(settings: Settings, *, steps: int) -> Counts:
     """
     with without_values():
         method = made(settings)
-    slices = 0
-    for target, sources in translations(method):
-        with without_values(), FlopCounter() as counter:
-            method.synthesise(slices_for(method, sources, 1), [target])
-        slices += counter.flop
+    slice_ = gflop_per_slice(method)
     method.train()
     sampler = method.sampler(example_store(settings.image_size))
     begins = sorted({0.0, *(share for share in method.phases if 0 < share < 1)})
@@ -134,8 +130,18 @@ def count(settings: Settings, *, steps: int) -> Counts:
         parameters=_parameters(method.networks()),
         of_completion=_parameters(method.stored_networks()),
         step=mean / 1e9,
-        slice_=slices / len(translations(method)) / 1e9,
+        slice_=slice_,
     )
+
+
+def gflop_per_slice(method: Method) -> float:
+    """Return the GFLOP of a completed slice, the mean over the targets; the method has been made without values."""
+    flop = []
+    for target, sources in translations(method):
+        with without_values(), FlopCounter() as counter:
+            method.synthesise(slices_for(method, sources, 1), [target])
+        flop.append(counter.flop)
+    return statistics.mean(flop) / 1e9
 
 
 def measure(settings: Settings, options: argparse.Namespace) -> Times:

@@ -11,7 +11,7 @@ from helpers import REPOSITORY, fresh_python, small_settings
 from torch import nn
 
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.settings import Settings, resolve
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -132,6 +132,40 @@ def test_ratios_of_times_are_medians_of_those_of_the_turns():
     assert head.startswith("method Mparam trained GF/slice / unet GF/step / unet s/slice")
     assert mine == "mine 1.50 3.00 0.500 0.50 6.00 2.00 1.00 2.00 10.0 2.00 10 20"
     assert unet == "unet 2.00 2.00 1.00 1.00 3.00 1.00 0.500 1.00 5.00 1.00 10 20"
+
+
+def guide() -> dict[str, list[str]]:
+    """Return the rows of the table of all methods in the guide: name -> further cells."""
+    text = (REPOSITORY / "docs" / "guides" / "choose-a-method.md").read_text(encoding="utf-8")
+    table = text.split("## All methods")[1].split("\n\n")[1]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
+    ]
+    return {row[0].strip("`"): row[1:] for row in rows}
+
+
+def test_the_guide_has_a_row_per_method_with_its_title_and_page():
+    rows = guide()
+    assert set(rows) == set(METHODS)
+    for name, row in rows.items():
+        assert re.fullmatch(
+            rf"\[{re.escape(METHODS.title(name))}\]\(\.\./methods/\d+-{name}\.md\)", row[0]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_the_guide_has_the_costs_of_preset_base(name):
+    with without_values():
+        method = made(METHODS[name].settled(resolve(method=name, preset="base"), example_store(16)))
+    *_, parameters, gflop, ratio = guide()[name]
+    stored = method.stored_networks().values()
+    assert float(parameters) == round(
+        sum(it.numel() for net in stored for it in net.parameters()) / 1e6, 1
+    )
+    cost = methods.gflop_per_slice(method)
+    assert float(gflop) == pytest.approx(cost, rel=0.005)
+    assert float(ratio) == pytest.approx(cost / float(guide()["unet"][-2]), abs=0.01)
 
 
 @pytest.mark.slow
