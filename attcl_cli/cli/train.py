@@ -28,7 +28,7 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.errors import counted
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.presets import PRESETS, parse_override
+from attcl_cli.methods.presets import FURTHER_PRESETS, PRESETS, parse_override
 
 EXAMPLES = "Examples:  attcl train --minutes 90   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
 
@@ -57,15 +57,15 @@ def train(
         str | None,
         typer.Option(
             "--preset",
-            help=f"Sizes, and the settings that go with them: {', '.join(PRESETS)}.  "
-            "[default: small on a CPU, base on a GPU]",
+            help=f"Sizes, and the settings that go with them: {', '.join(PRESETS)}; some methods have "
+            f"{', '.join(FURTHER_PRESETS)}, too.  [default: small on a CPU, base on a GPU]",
         ),
     ] = None,
     variant: Annotated[
         str | None,
         typer.Option(
             "--variant",
-            help="An ablation of the method, such as stargan-v2 (AttCL-GAN, Table 4).",
+            help="A variant of the method, such as stargan-v2 (AttCL-GAN, Table 4) or aca-gan (PLAVE's ancestor).",
         ),
     ] = None,
     config: Annotated[
