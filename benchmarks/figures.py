@@ -28,8 +28,11 @@ from attcl_cli.methods.settings import Settings, resolve
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "methods" / "figures"
 
+_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # a block has one at least
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_MOST_SIZES = 2  # of the images that a block's layers return; what has more is drawn by its parts
+_MOST_SIZES = (
+    2  # of the maps that a block gets and its layers return; what has more is drawn by its parts
+)
 _MAPS = 4  # dimensions: images and feature maps, (B, C, H, W)
 _MARGIN, _TITLE, _GAP = 12, 26, 6  # pixels
 _ROW, _BOX = 24, 20  # from one resolution to the next; height of a box
@@ -70,9 +73,10 @@ class Network:
 
 @dataclass
 class _Call:
-    """The first call of a module: when, and what it returned; None if that was no single tensor."""
+    """The first call of a module: when, what it got first and what it returned; None if that was no single tensor."""
 
     number: int
+    input: Tensor | None = None
     output: Tensor | None = None
 
 
@@ -187,8 +191,10 @@ def _noted(method: Method) -> Iterator[dict[nn.Module, _Call]]:
     """Note the first call of every module while this is entered."""
     calls: dict[nn.Module, _Call] = {}
 
-    def before(module: nn.Module, _inputs: object) -> None:
-        calls.setdefault(module, _Call(len(calls)))
+    def before(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        first = inputs[0] if inputs else None
+        image = first.detach() if isinstance(first, Tensor) else None
+        calls.setdefault(module, _Call(len(calls), image))
 
     def after(module: nn.Module, _inputs: object, output: object) -> None:
         call = calls[module]
@@ -245,34 +251,21 @@ def _block(module: nn.Module, output: Tensor | None) -> Block:
 
 def _kind(module: nn.Module) -> str:
     """Return the name of a module's class; a convolution whose weights are normed has another one in torch."""
-    return type(module).__name__.removeprefix("Parametrized")
+    return type(module).__name__.removeprefix("Parametrized").lstrip("_")
 
 
 def _parts(module: nn.Module, calls: Mapping[nn.Module, _Call]) -> list[nn.Module]:
     """Return the called modules that a module is drawn as: itself, or the parts of what is large or returns several."""
-    own = [it for it in _layers(module) if it in calls]
+    own = [it for it in module.modules() if isinstance(it, _LAYERS) and it in calls]
     if not own:
         return []
     call = calls.get(module)
     whole = call is not None and call.output is not None and type(module) not in _CONTAINERS
-    sizes = {output.shape[2:] for it in own if (output := calls[it].output) is not None}
+    seen = [call.input if call else None, *(calls[it].output for it in own)]
+    sizes = {it.shape[2:] for it in seen if it is not None and it.ndim == _MAPS}
     if whole and len(sizes) <= _MOST_SIZES:
         return [module]
     return [it for part in module.children() for it in _parts(part, calls)]
-
-
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """Return the modules that multiply by a matrix or convolve: they have a weight of two dimensions or more."""
-    return [
-        it
-        for it in module.modules()
-        if any(
-            parameter.ndim > 1 and min(parameter.shape[:2]) > 0
-            for name, parameter in it.named_parameters(recurse=False)
-            if name == "weight"
-        )
-        or hasattr(it, "parametrizations")
-    ]
 
 
 if __name__ == "__main__":
