@@ -93,7 +93,14 @@ def main() -> None:
         print(json.dumps(asdict(measure(_settings(options.child, options), options))))
         return
     names = list(dict.fromkeys([*(options.methods or METHODS), YARDSTICK]))
-    every = {name: _settings(name, options) for name in names}  # all wrong usage at once
+    every = {name: _settings(name, options) for name in names}  # wrong usage before a costly second
+    for key in dict(map(parse_override, options.set)):
+        if not any(key in type(it).model_fields for it in every.values()):
+            raise UsageError(
+                f"--set: setting {key!r}, expected one of a method of {', '.join(every)}",
+                "attcl train --method NAME --dry-run lists them",
+                code="unknown-setting",
+            )
     device = devices.select(options.device)
     print(_title(options, every, device), flush=True)
     counts = {name: count(it, steps=options.counted_steps) for name, it in every.items()}

@@ -10,6 +10,7 @@ import torch
 from helpers import REPOSITORY, fresh_python, small_settings
 from torch import nn
 
+from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import Settings, resolve
 
@@ -132,6 +133,22 @@ def test_ratios_of_times_are_medians_of_those_of_the_turns():
     assert head.startswith("method Mparam trained GF/slice / unet GF/step / unet s/slice")
     assert mine == "mine 1.50 3.00 0.500 0.50 6.00 2.00 1.00 2.00 10.0 2.00 10 20"
     assert unet == "unet 2.00 2.00 1.00 1.00 3.00 1.00 0.500 1.00 5.00 1.00 10 20"
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--methods", "unett"], "unknown-method"),
+        (["--methods", "cyclegan", "--set", "widht=4"], "unknown-setting"),
+        (["--methods", "plave", "--preset", "paper"], "target-not-named"),
+    ],
+)
+def test_wrong_usage_is_known_before_anything_is_counted(options, code, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["methods.py", *options])
+    with pytest.raises(UsageError) as caught:
+        methods.main()
+    assert caught.value.code == code
+    assert capsys.readouterr().out == ""
 
 
 def guide() -> dict[str, list[str]]:
