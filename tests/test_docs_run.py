@@ -62,6 +62,9 @@ def test_the_commands_of_getting_started_run_in_their_order(workplace: Path, att
 @pytest.mark.slow
 def test_the_python_examples_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_cohort(workplace / "BraTS2021", cases=5, voxel_mm=8)
+    for file, name in (("a", "flair"), ("b", "t1")):
+        source = f"BraTS2021/Phantom_00000/Phantom_00000_{name}.nii.gz"
+        shutil.copy(workplace / source, workplace / f"{file}.nii.gz")
     names: dict[str, object] = {}
     for block in blocks("docs/guides/python.md", "python"):
         exec(block.replace('"steps": 200', f'"steps": 2, **{SMALL_GAN}'), names)

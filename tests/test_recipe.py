@@ -100,7 +100,7 @@ def test_a_run_is_trained_with_its_own_settings_and_the_seed(tmp_path):
 def test_every_wrong_run_is_reported_before_anything_is_trained(tmp_path):
     text = (
         '[[run]]\nname = "a"\nmethd = "unet"\n'
-        '[[run]]\nname = "b"\nset = { lambda_cycle = 2 }\n'
+        '[[run]]\nname = "b"\nset = { lambda_cylce = 2 }\n'
         '[[run]]\nmethod = "unet"\n'
         '[[run]]\nname = "c"\nweights = "phantom-tiny"\npreset = "tiny"\n'
         '[[run]]\nname = "d"\n[[run]]\nname = "d"\n'

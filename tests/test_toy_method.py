@@ -177,4 +177,4 @@ def test_a_training_set_without_its_pair_is_refused_before_anything_is_made(
 def test_its_settings_are_not_those_of_another_method(phantom_root, attcl):
     code, _, err = attcl("train", "--data", phantom_root, "--set", "toy_width=4", "-n")
     assert code == 2
-    assert "setting toy_width: is toy and toy-context's, found it with method attcl-gan" in err
+    assert "setting toy_width: is toy's, found it with method attcl-gan" in err

@@ -78,11 +78,9 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one(phantom_root, attcl
     assert states(elsewhere) == before
 
 
-def test_a_run_that_holds_no_checkpoint_cannot_be_resumed(
-    phantom_root, tiny_settings, attcl, elsewhere
-):
+def test_a_folder_that_is_no_run_cannot_be_resumed(phantom_root, attcl, elsewhere):
     (elsewhere / "run").mkdir()
-    (elsewhere / "run/config.toml").write_text(dump(tiny_settings))
+    (elsewhere / "run/note.txt").write_text("mine")
     before = states(elsewhere)
     refusal(
         attcl("train", "--data", phantom_root, "--resume", "run"),

@@ -70,7 +70,7 @@ class UGatItSettings(PairwiseSettings):
         fixed=True,
     )
     lambda_cam: Weight = setting(
-        1000.0, "Cross-entropy of the generators' attention: source or target?"
+        1000.0, "Cross-entropy of the generators' attention, which tells sources from targets."
     )
 
 
