@@ -234,7 +234,7 @@ def test_the_challenges_similarity_of_zeros_and_of_a_copy_is_what_method_md_says
 
 @pytest.mark.parametrize(
     ("sources", "target", "margin"),
-    [(("flair",), "t1", 0.2), (("flair",), "t2", 0.3), (("flair", "t1ce", "t2"), "t1", 0.1)],
+    [(("flair",), "t2", 0.3), (("flair", "t1ce", "t2"), "t1", 0.1)],
 )
 def test_a_test_patient_without_a_run_is_completed_by_the_bundled_weights(
     sources, target, margin, cohort, attcl, monkeypatch, tmp_path

@@ -351,10 +351,10 @@ def test_a_dry_run_checks_everything_and_writes_nothing(study: SimpleNamespace):
 def test_real_modalities_beat_flair_and_a_perfect_completion_equals_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     learned = {"image_size": 40, "canvas": 40, "levels": 3, "width": 8, "batch_size": 16}
-    learned |= {"learning_rate": 0.05, "validate_every": 50, "steps": 400}
+    learned |= {"learning_rate": 0.05, "validate_every": 50, "steps": 100}
     with mock.patch("os.fsync"):
-        write_cohort(Path("cohort"), cases=40, voxel_mm=6.0)
-        prepare_splits("cohort", sizes=(20, 4, 16))
+        write_cohort(Path("cohort"), cases=20, voxel_mm=6.0)
+        prepare_splits("cohort", sizes=(10, 2, 8))
         complete_perfectly(tmp_path, tmp_path / "cohort")
         result = run.segment(compare=True, device="cpu", overrides=learned)
     gaps = {
@@ -363,7 +363,7 @@ def test_real_modalities_beat_flair_and_a_perfect_completion_equals_them(tmp_pat
         if gap.metric == "dice"
     }
     core = gaps["real", "flair", "TC"]
-    assert core.low > 0.05 and core.mean > 0.1 and core.n == 16
+    assert core.low > 0.05 and core.mean > 0.1 and core.n == 8
     for region in ("WT", "TC", "ET"):
         equal = gaps["real", "completed", region]
         assert (equal.mean, equal.low, equal.high) == (0, 0, 0)
