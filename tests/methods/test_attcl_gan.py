@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from attcl_gan_steps import ALL_OFF, FOUR, batch_of, method_of, weights_of
-from helpers import changed
+from helpers import changed, small_settings
 from torch import Tensor
 
 from attcl_cli.data.sampling import DomainBatch
@@ -335,3 +335,11 @@ def test_the_stride_is_what_the_encoder_halves_to_one_pixel(downs, tiny_settings
     layers = tuple(range(1, downs + 1))
     settings = changed(tiny_settings, downs=downs, contrastive_layers=layers)
     assert method_of(settings).stride == 2**downs
+
+
+def test_the_average_has_what_completion_and_its_references_need_and_weights_lack_their_maker():
+    method = method_of(small_settings())
+    assert set(method.inference_networks()) == {
+        "generator", "attention", "mapping", "style_encoder"
+    }  # fmt: skip
+    assert set(method.stored_networks()) == {"generator", "attention", "mapping"}
