@@ -23,7 +23,7 @@ from attcl_cli.completion.jobs import (
 )
 from attcl_cli.confined import leads_out
 from attcl_cli.data import volumes
-from attcl_cli.data.dataset import Case, Dataset, read_side_car
+from attcl_cli.data.dataset import Case, Dataset, read_side_car, sources_in
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
@@ -227,8 +227,8 @@ def _of_another_patient(document: Mapping[str, Any], dataset: Dataset, case: Cas
 
     Asked if names do not tell whose a volume is: two patients completed into one folder would have one volume.
     """
-    for source in document.get("sources") or [document.get("source") or {}]:
-        name = source.get("modality")
+    for source in sources_in(document):
+        name = str(source.get("modality"))
         if name not in case.files:
             return f"made from a {name}, expected sources that {case.id} has"
         path = dataset.paths(case, name)[0]

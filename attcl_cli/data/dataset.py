@@ -181,6 +181,11 @@ def read_side_car(path: Path) -> dict[str, Any]:
     return document
 
 
+def sources_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a side-car says that its volume was made from, a modality and its files each."""
+    return list(side_car.get("sources") or [side_car.get("source") or {}])
+
+
 def open_dataset(
     root: Path,
     *,

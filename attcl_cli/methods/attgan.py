@@ -21,7 +21,7 @@ from attcl_cli.methods.adversarial import adversarial_loss
 from attcl_cli.methods.base import Losses
 from attcl_cli.methods.labelled import OURS, LabelledMethod, LabelledPart, LabelledSettings
 from attcl_cli.methods.networks.attgan import AttganDiscriminator, AttganGenerator, Head
-from attcl_cli.methods.setting_fields import Decay, Positive, Share, Weight, setting
+from attcl_cli.methods.setting_fields import Positive, Share, Weight, setting
 from attcl_cli.methods.updates import frozen
 
 _LEAST_SIDE = 2  # pixels of the deepest features: an instance norm of a single one is 0
@@ -55,15 +55,9 @@ class AttganSettings(LabelledSettings):
         ge=0,
     )
     batch_size: Positive = setting(32, "Slices per iteration.", section="run")
-    mirror: Share = setting(0.5, "Share of slices mirrored left to right.", section="image")
     learning_rate_decay: Share = setting(
         0.5,
         "Share of the steps, the last ones, over which all Adam steps fall linearly to 0.",
-        section="optimiser",
-    )
-    ema_decay: Decay = setting(
-        0.0,
-        "Decay of the averaged weights that completion uses; 0: no average.",
         section="optimiser",
     )
 

@@ -20,7 +20,7 @@ from attcl_cli.methods import losses
 from attcl_cli.methods.adversarial import Adversary, adversarial_loss, gradient_penalty
 from attcl_cli.methods.base import Losses, Method
 from attcl_cli.methods.networks.blocks import keep_background
-from attcl_cli.methods.setting_fields import Positive, Share, Weight, setting
+from attcl_cli.methods.setting_fields import Decay, Positive, Share, Weight, setting
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.sources import AnyOne
 
@@ -39,6 +39,13 @@ _PLACES = 1_000_003  # a prime: seeds of (seed, step) do not meet
 
 class LabelledSettings(Settings):
     """The settings that such methods share."""
+
+    mirror: Share = setting(0.5, "Share of slices mirrored left to right.", section="image")
+    ema_decay: Decay = setting(
+        0.0,
+        "Decay of the averaged weights that completion uses; 0: no average.",
+        section="optimiser",
+    )
 
     width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
     jitter: Share = setting(

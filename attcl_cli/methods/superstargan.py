@@ -27,7 +27,7 @@ from attcl_cli.methods.networks.superstargan import (
     SuperstarGenerator,
 )
 from attcl_cli.methods.networks.towers import follow_spectra
-from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
+from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Weight, setting
 from attcl_cli.methods.updates import frozen
 
 _TURN = 20.0  # degrees, the largest angle of the classifier's slices
@@ -67,12 +67,6 @@ class SuperstarganSettings(LabelledSettings):
 
     steps: Positive = setting(1_000_000, "Training iterations.", section="run")
     batch_size: Positive = setting(16, "Slices per iteration.", section="run")
-    mirror: Share = setting(0.5, "Share of slices mirrored left to right.", section="image")
-    ema_decay: Decay = setting(
-        0.0,
-        "Decay of the averaged weights that completion uses; 0: no average.",
-        section="optimiser",
-    )
     learning_rate_classifier: Rate = setting(1e-4, "Adam step of the classifier.")
     beta1_classifier: Decay = setting(
         0.0, "Adam of the classifier: decay of the mean of the gradients."

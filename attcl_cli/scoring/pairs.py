@@ -12,7 +12,7 @@ from typing import Any
 
 from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Case, Dataset, read_side_car
+from attcl_cli.data.dataset import Case, Dataset, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
 from attcl_cli.errors import AttclError, UsageError, raise_all
@@ -303,8 +303,7 @@ def _name_of(split: str) -> str:
 
 def _sources_of(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:
     """Return what a completed volume was made from, by falling frequency; without a label Algorithm 1's source."""
-    sources = label.get("sources", [label.get("source", {})])
-    named = {item.get("modality") for item in sources}
+    named = {item.get("modality") for item in sources_in(label)}
     present = [modality for modality in modal_list if modality in case.files]
     return tuple(modality for modality in present if modality in named) or (present[0],)
 

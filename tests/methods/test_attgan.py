@@ -10,7 +10,8 @@ import pytest
 import torch
 from gradients import Gradients, recorded, require_equal
 from helpers import small_settings
-from slice_stores import FOUR, store_of_volumes
+from labelled_steps import batch_of, new_method, parameters
+from slice_stores import store_of_volumes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training_runs import CPU, KilledError, require_same_runs, run
@@ -27,37 +28,9 @@ from attcl_cli.training.state import STATE_FILE, load_state
 
 
 def method_of(**changes: Any) -> Attgan:
-    """Return a new method, with the same weights for the same settings."""
-    settings = small_settings("attgan", **changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        method = METHODS["attgan"](settings, FOUR)
+    method = new_method("attgan", **changes)
     assert isinstance(method, Attgan)
     return method
-
-
-def batch_of(count: int = 3) -> DomainBatch:
-    """Return random slices of 16x16 pixels; the last one has no pair."""
-    noise = torch.Generator().manual_seed(5)
-    x_src, x_ref, x_ref2, x_pair = (
-        torch.rand(count, 1, 16, 16, generator=noise) * 1.8 - 0.9 for _ in range(4)
-    )
-    has_pair = torch.arange(count) < count - 1
-    x_pair[~has_pair] = -1
-    y_src = torch.arange(count) % 4
-    return DomainBatch(
-        x_src=x_src,
-        y_src=y_src,
-        x_ref=x_ref,
-        x_ref2=x_ref2,
-        y_ref=(y_src + 1) % 4,
-        x_pair=x_pair,
-        has_pair=has_pair,
-    )
-
-
-def parameters(module: nn.Module) -> int:
-    return sum(one.numel() for one in module.parameters())
 
 
 # --- the networks -----------------------------------------------------------------------------------------------------
