@@ -153,15 +153,8 @@ class CoupleSampler:
         self.mirror, self.crop, self.warp, self.jitter = mirror, crop, warp, jitter
         self.paired = paired
         self._pairs = tuple(pairs)
-        # (volume,) -> its first row; (volume, modality) -> the first row of its case in that modality, or -1
-        starts = {(entry.case, entry.modality): entry.start for entry in store.entries}
-        self._starts = np.array([entry.start for entry in store.entries])
-        self._partner_starts = np.array(
-            [
-                [starts.get((entry.case, name), -1) for name in store.modalities]
-                for entry in store.entries
-            ]
-        )
+        self._starts = store.starts()
+        self._partner_starts = store.partner_starts()
         self._rows: dict[int, Array] = {}
         for modality in sorted({index for pair in pairs for index in pair}):
             name = store.modalities[modality]

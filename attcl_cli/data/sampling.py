@@ -125,15 +125,8 @@ class DomainSampler:
         self._pools = [
             np.flatnonzero((self._domain == domain) & store.filled) for domain in range(count)
         ]
-        # (entry, domain) -> first row of the same case in that modality, or -1
-        starts = {(entry.case, entry.modality): entry.start for entry in store.entries}
-        self._partner = np.array(
-            [
-                [starts.get((entry.case, modality), -1) for modality in store.modalities]
-                for entry in store.entries
-            ]
-        )
-        self._starts = np.array([entry.start for entry in store.entries])
+        self._partner = store.partner_starts()
+        self._starts = store.starts()
 
     @property
     def size(self) -> int:

@@ -121,6 +121,20 @@ class SliceStore:
     tumour: Array = field(default_factory=lambda: np.zeros(0, dtype=bool))
     background: BackgroundOption = "auto"
 
+    def starts(self) -> Array:
+        """Return the first row of each volume: (V,) int64, in the order of `entries`."""
+        return np.array([entry.start for entry in self.entries])
+
+    def partner_starts(self) -> Array:
+        """Return the first rows of the volumes of each volume's case: (V, M) int64, -1 where it lacks a modality."""
+        starts = {(entry.case, entry.modality): entry.start for entry in self.entries}
+        return np.array(
+            [
+                [starts.get((entry.case, name), -1) for name in self.modalities]
+                for entry in self.entries
+            ]
+        )
+
     def volumes_by_case(self) -> dict[str, dict[str, Entry]]:
         """Return case -> modality -> its volume, in the order of the rows."""
         cases: dict[str, dict[str, Entry]] = {}
@@ -177,7 +191,7 @@ class SliceStore:
 
     def _in_same_volume(self, rows: Array, around: Array) -> Array:
         """Return which rows (B, K) are of the same volume as `rows` (B,)."""
-        starts = np.array([entry.start for entry in self.entries])
+        starts = self.starts()
         ends = np.array([entry.start + entry.count for entry in self.entries])
         volume = np.searchsorted(starts, rows, side="right") - 1
         value: Array = (around >= starts[volume, None]) & (around < ends[volume, None])
