@@ -154,14 +154,29 @@ def panel(**changes) -> pictures.Panel:
     brain = np.zeros(shape, bool)
     brain[1:5, 4:16, 5:13] = True
     brain[3, 3, 5:13] = True  # slice 3 has most brain
-    settings = {
-        "case": "Patient_1",
-        "source_modality": "flair",
-        "target_modality": "t1",
+    volumes = {
         "source": np.where(brain, np.float32(0.2), 0),
         "synthetic": np.where(brain, np.float32(0.4), 0),
         "truth": np.where(brain, np.float32(0.9), 0),
         "brain": brain,
+    } | {
+        name: changes.pop(name)
+        for name in ("source", "synthetic", "truth", "brain")
+        if name in changes
+    }
+    source, target = changes.get("source_modality", "flair"), changes.get("target_modality", "t1")
+    settings = {
+        "case": "Patient_1",
+        "source_modality": source,
+        "target_modality": target,
+        "tiles": pictures.compared(
+            target,
+            {source: volumes["source"]},
+            volumes["synthetic"],
+            volumes["truth"],
+            volumes["brain"],
+        ),
+        "brain": volumes["brain"],
         "scores": {"SSIM brain": 0.8125, "PSNR brain (dB)": 22.34},
         "baseline": {"SSIM brain": 0.25, "PSNR brain (dB)": 25.0},
     }

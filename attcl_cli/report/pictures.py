@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,13 @@ from attcl_cli.files import write_whole
 Array = NDArray[Any]
 
 DISCLAIMER = "Research software for datasets, not a medical device."
-COLUMNS = ("source", "synthetic", "real", "|synthetic - real|")
+SOURCE, SYNTHETIC, REAL, DIFFERENCE = KINDS = ("source", "synthetic", "real", "difference")
+_COLUMNS = {
+    SOURCE: "source",
+    SYNTHETIC: "synthetic",
+    REAL: "real",
+    DIFFERENCE: "|synthetic - real|",
+}
 DIFFERENCE_TOP = 0.5  # differences from here on, in units of the window, have the brightest colour
 DASH = "\u2013"
 
@@ -42,17 +48,32 @@ _LABEL_WIDTH, _SCORES_WIDTH = 190, 230
 
 
 @dataclass(frozen=True, eq=False)
+class Tile:
+    """One of the volumes that are shown side by side.
+
+    Attributes:
+        caption: under it: "flair, source".
+        volume: (D, H, W) in [0, 1]; axial slices, row 0 anterior.
+        kind: one of `KINDS`; a difference is drawn in colours, a synthetic volume is marked.
+    """
+
+    caption: str
+    volume: Array
+    kind: str = SOURCE
+
+
+@dataclass(frozen=True, eq=False)
 class Panel:
-    """One completed volume beside its source and the real volume.
+    """The volumes of a case side by side.
 
     Attributes:
         case: the patient's name.
         source_modality: the source; all of them if there are several, `flair+t2`.
         target_modality: the synthesised modality.
-        source: (D, H, W) in [0, 1]; axial slices, row 0 anterior. Of several sources the first.
-        synthetic: the same shape, in [0, 1].
-        truth: the same shape, in [0, 1]; the real volume.
-        brain: the same shape, bool.
+        tiles: the volumes, all of one shape (D, H, W).
+        brain: the same shape, bool; what is cropped to.
+        outlines: name -> the same shape, bool; regions whose borders can be drawn, such as the tumour.
+        spacing_mm: of the voxels along D, H, W.
         scores: name -> value of the synthetic volume.
         baseline: the same names -> value of a copy of the source.
     """
@@ -60,19 +81,41 @@ class Panel:
     case: str
     source_modality: str
     target_modality: str
-    source: Array
-    synthetic: Array
-    truth: Array
+    tiles: Sequence[Tile]
     brain: Array
+    outlines: Mapping[str, Array] = field(default_factory=dict)
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     scores: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise a `ValueError` if the shapes differ."""
-        volumes = [self.source, self.synthetic, self.truth, self.brain]
+        """Raise a `ValueError` if the shapes differ, or nothing is shown."""
+        volumes = [*(tile.volume for tile in self.tiles), self.brain, *self.outlines.values()]
         shapes = {volume.shape for volume in volumes}
-        if len(shapes) > 1 or self.source.ndim != 3 or 0 in self.source.shape:  # noqa: PLR2004
+        if len(shapes) > 1 or self.brain.ndim != 3 or 0 in self.brain.shape:  # noqa: PLR2004
             raise ValueError(f"{self.case}: shapes {sorted(shapes)}, expected one (D, H, W)")
+        if not self.tiles:
+            raise ValueError(f"{self.case}: no tile, expected one or more")
+
+
+def compared(
+    target: str, sources: Mapping[str, Array], synthetic: Array, truth: Array | None, brain: Array
+) -> tuple[Tile, ...]:
+    """Return the tiles of a completed volume: its sources, what was made, and, if known, the real volume.
+
+    Args:
+        target: the synthesised modality.
+        sources: modality -> (D, H, W) in [0, 1].
+        synthetic: the same shape, in [0, 1].
+        truth: the same; None if nobody knows it: then there is no difference either.
+        brain: the same shape, bool; the difference is shown inside it.
+    """
+    tiles = [Tile(f"{name}, source", volume) for name, volume in sources.items()]
+    tiles.append(Tile(target, synthetic, SYNTHETIC))
+    if truth is not None:
+        difference = np.where(brain, np.abs(synthetic - truth) / DIFFERENCE_TOP, 0)
+        tiles += [Tile(f"{target}, real", truth, REAL), Tile("difference", difference, DIFFERENCE)]
+    return tuple(tiles)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +123,7 @@ class Sprites:
     """The slices of a panel that a viewer shows, side by side in one picture per column.
 
     Attributes:
-        sheets: a WebP file for each of `COLUMNS`.
+        sheets: a WebP file per tile.
         size: (width, height) of a slice in a sheet, in pixels.
         grid: (slices in a row, rows).
         slices: which slices of the volume these are, ascending.
@@ -95,7 +138,7 @@ class Sprites:
 
 
 def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> None:
-    """Write a PNG with a row per panel: source, synthetic, real, difference, at its largest slice.
+    """Write a PNG with a row per panel at its largest slice: the first source, synthetic, real, difference.
 
     Args:
         path: the file to write.
@@ -112,7 +155,7 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
     rows = panels[:max_rows]
     top, bottom = 112, 56
     left = _EDGE + _LABEL_WIDTH
-    right = left + len(COLUMNS) * (_CELL + _GAP)
+    right = left + len(_COLUMNS) * (_CELL + _GAP)
     width = right + _GAP + _SCORES_WIDTH + _EDGE
     height = top + len(rows) * (_CELL + _GAP) + bottom
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
@@ -128,8 +171,8 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         _MUTED,
         anchor="ra",
     )
-    for column, name in enumerate(COLUMNS):
-        colour = _AMBER if name == "synthetic" else _MUTED
+    for column, (kind, name) in enumerate(_COLUMNS.items()):
+        colour = _AMBER if kind == SYNTHETIC else _MUTED
         _write(draw, (left + column * (_CELL + _GAP), 84), name, 15, colour)
     _write(draw, (right + _GAP, 84), "scores", 15, _MUTED)
 
@@ -139,16 +182,20 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         _write(draw, (_EDGE, y + 4), panel.case, 16, room=_LABEL_WIDTH - 16, bold=True)
         arrow = f"{panel.source_modality} \u2192 {panel.target_modality}"
         _write(draw, (_EDGE, y + 30), arrow, 15, room=_LABEL_WIDTH - 16)
-        depth = panel.source.shape[0]
+        depth = panel.brain.shape[0]
         _write(draw, (_EDGE, y + 54), f"slice {index + 1} of {depth}", 13, _MUTED)
         box = _brain_box(panel.brain[index : index + 1])
-        for column, picture in enumerate(_pictures(panel, np.s_[index : index + 1, *box[1:]])):
+        tiles = {tile.kind: tile for tile in reversed(panel.tiles)}
+        for column, kind in enumerate(_COLUMNS):
             x = left + column * (_CELL + _GAP)
             draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), fill=(0, 0, 0))
+            if kind not in tiles:
+                continue
+            picture = _picture(tiles[kind], np.s_[index : index + 1, *box[1:]])
             image = _fit(picture[0], (_CELL, _CELL))
             offset = (_CELL - image.width) // 2, (_CELL - image.height) // 2
             canvas.paste(image, (x + offset[0], y + offset[1]))
-            if COLUMNS[column] == "synthetic":
+            if kind == SYNTHETIC:
                 _badge(draw, (x + 4, y + _CELL - 24))
         _write_scores(draw, (right + _GAP, y + 4), panel)
 
@@ -212,7 +259,7 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
     across = math.ceil(math.sqrt(len(slices)))
     block = np.s_[first : box[0].stop : step, *box[1:]]
     return Sprites(
-        sheets=tuple(_sheet(pictures, size, across) for pictures in _pictures(panel, block)),
+        sheets=tuple(_sheet(_picture(tile, block), size, across) for tile in panel.tiles),
         size=size,
         grid=(across, math.ceil(len(slices) / across)),
         slices=slices,
@@ -235,14 +282,10 @@ def number(value: Any) -> str:
 # --- Arrays to pictures ---------------------------------------------------------------------------
 
 
-def _pictures(panel: Panel, block: tuple[slice, ...]) -> Iterator[Array]:
-    """Yield a block's pictures, (D, H, W[, 3]) uint8, in the order of `COLUMNS`."""
-    synthetic, truth = panel.synthetic[block], panel.truth[block]
-    yield _grey(panel.source[block])
-    yield _grey(synthetic)
-    yield _grey(truth)
-    level = _grey(np.abs(synthetic - truth) / DIFFERENCE_TOP)
-    yield _colours()[np.where(panel.brain[block], level, 0)]
+def _picture(tile: Tile, block: tuple[slice, ...]) -> Array:
+    """Return a block of a tile as it is drawn: (D, H, W) uint8, or (D, H, W, 3) for colours."""
+    level = _grey(tile.volume[block])
+    return _colours()[level] if tile.kind == DIFFERENCE else level
 
 
 def _grey(volume: Array) -> Array:

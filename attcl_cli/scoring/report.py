@@ -13,8 +13,9 @@ from typing import Any
 from attcl_cli import __version__
 from attcl_cli.errors import counted
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.report import html, pictures
-from attcl_cli.report.html import Distribution
+from attcl_cli.report import pictures
+from attcl_cli.report.page import REPORT_FILE, Page, write_page
+from attcl_cli.report.sections import BoxPlots, CaseTable, Cell, Distribution, Table, Viewer
 from attcl_cli.scoring.metrics import BRAIN, METRICS, WHOLE
 from attcl_cli.scoring.pairs import CasePairs, Comparison
 from attcl_cli.scoring.rows import COPY, SYNTHETIC, Row, Translate, read_predictions
@@ -69,34 +70,62 @@ def write_pages(
     names = ("montage.png", "scores.csv", "summary.json")
     missing = ", ".join(f"{name} of {case}" for case, name in comparison.missing[:_NAMED])
     more = len(comparison.missing) - _NAMED
-    html.write_html(
-        output / "report.html",
+    lower_is_better = [
+        METRICS[metric].label(region)
+        for metric, region in measured(figures)
+        if not METRICS[metric].higher_is_better
+    ]
+    viewer = Viewer(
         panels,
-        title=title,
+        order="worst first" if rows else "",
+        hint=f"Pictures of {len(panels)} of {counted(comparison.volumes, 'volume')}."
+        if len(panels) < comparison.volumes
+        else "",
+        lower_is_better=lower_is_better,
+    )
+    cases: list[dict[str, Cell]] = [
+        {"case": key[0], "source": key[1], "modality": key[2], **scores.get(key, {})}
+        for key in (ranked if rows else ())
+    ]
+    page = Page(
+        title,
+        verdict=_verdict(scores, copies, lower_is_better),
         facts={
             "volumes": str(comparison.volumes),
             "missing": (missing + (f" and {more} more" if more > 0 else "")) or "none",
             **facts,
             "attcl": __version__,
         },
-        summary=_summary_rows(figures),
+        sections=[
+            viewer,
+            Table("Scores", _summary_rows(figures)),
+            BoxPlots(_distributions(rows)),
+            CaseTable(cases),
+        ],
         notes=[*notes, *_notes(figures)],
         files=[name for name in names if (output / name).exists()],
-        lower_is_better=[
-            METRICS[metric].label(region)
-            for metric, region in measured(figures)
-            if not METRICS[metric].higher_is_better
-        ],
-        cases=[
-            {"case": key[0], "source": key[1], "modality": key[2], **scores.get(key, {})}
-            for key in (ranked if rows else ())
-        ],
-        distributions=_distributions(rows),
-        order="worst first" if rows else "",
-        pictured=f"Pictures of {len(panels)} of {counted(comparison.volumes, 'volume')}."
-        if len(panels) < comparison.volumes
-        else "",
     )
+    write_page(output / REPORT_FILE, page)
+
+
+def _verdict(
+    scores: Mapping[_Key, Mapping[str, float]],
+    copies: Mapping[_Key, Mapping[str, float]],
+    lower_is_better: Sequence[str],
+) -> str:
+    """Return in how many volumes the first score is better than that of a copy of the source; "" without any."""
+    label = next((name for values in scores.values() for name in values), "")
+    pairs = [
+        (values[label], copies[key][label])
+        for key, values in scores.items()
+        if label in values and label in copies.get(key, {})
+    ]
+    known = [pair for pair in pairs if not any(map(math.isnan, pair))]
+    if not known:
+        return ""
+    sign = -1 if label in lower_is_better else 1
+    better = sum(sign * made > sign * copy for made, copy in known)
+    return f"Better than a copy of the source in {better} of {counted(len(known), 'volume')} ({label})."
 
 
 def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:
@@ -143,7 +172,7 @@ def _panels(
     ]
     with progress.bar(len(cases), "pictures") as bar:
         for case in cases:
-            source, predictions = read_predictions(case, translate)
+            sources, predictions = read_predictions(case, translate)
             for prediction in predictions:
                 key = (case.case, case.made_from, prediction.pair.modality)
                 if key in chosen:
@@ -151,9 +180,13 @@ def _panels(
                         case=case.case,
                         source_modality=case.made_from,
                         target_modality=prediction.pair.modality,
-                        source=source,
-                        synthetic=prediction.volumes.shown,
-                        truth=prediction.volumes.truth,
+                        tiles=pictures.compared(
+                            prediction.pair.modality,
+                            sources,
+                            prediction.volumes.shown,
+                            prediction.volumes.truth,
+                            prediction.truth.brain,
+                        ),
                         brain=prediction.truth.brain,
                         scores=scores.get(key, {}),
                         baseline=copies.get(key, {}),
@@ -162,7 +195,7 @@ def _panels(
     return [panels[key] for key in chosen]
 
 
-def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Cell]]:
     """Return the page's table: a row per group and prediction, mean and standard deviation in a cell.
 
     Scores over the whole volume, which is mostly background, are shown by plots and files only.
@@ -187,7 +220,7 @@ def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Any]]:
     return [{name: row.get(name) for name in used} for row in rows.values()]
 
 
-def _cell(figure: Figure) -> str | float:
+def _cell(figure: Figure) -> Cell:
     if figure.n_infinite and not figure.n:
         return math.inf
     if math.isnan(figure.sd):

@@ -196,16 +196,16 @@ def score_cases(
 
 def read_predictions(
     case: CasePairs, translate: Translate | None = None
-) -> tuple[Array, list[Prediction]]:
+) -> tuple[dict[str, Array], list[Prediction]]:
     """Read a case again, for pictures.
 
     Returns:
-        Its (first) source, (D, H, W) in [0, 1], and its synthetic volumes beside their truths.
+        Its sources, modality -> (D, H, W) in [0, 1], and its synthetic volumes beside their truths.
     """
     arrays = _read(case)
     predictions = list(_predictions(arrays, Measures(metrics=(), translate=translate)))
-    source = arrays.present[case.source].data
-    return in_own_window(source, source != 0), predictions
+    sources = {name: volume.data for name, volume in arrays.sources.items()}
+    return {name: in_own_window(data, data != 0) for name, data in sources.items()}, predictions
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------

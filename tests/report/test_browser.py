@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attcl_cli.report import html, pictures
+from attcl_cli.report import pictures, sections
+from attcl_cli.report.page import Page, write_page
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SIZES = [(1366, 768), (390, 844)]
@@ -52,29 +53,30 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     groups = {"t1": [0.5, 0.75, math.nan, 0.7], HOSTILE: [0.1, 0.2]}
     regions = {f"a region with a long name, {number}": [1.0, 2.0, number] for number in range(12)}
-    html.write_html(
-        path,
-        [
-            volume("b"),
-            volume("a", target="t2"),
-            volume("a"),
-            volume("d"),
-            volume(HOSTILE),
-        ],
-        title="Scores of " + "a_long_name_" * 12,
+    page = Page(
+        "Scores of " + "a_long_name_" * 12,
+        verdict="Better than a copy of the source in 3 of 5 volumes.",
         facts={"case": HOSTILE, "path": "x" * 200},
-        summary=[{"modality": "t1", "SSIM": 0.5, "HD95 (mm)": 3.5, "n": 100}],
+        sections=[
+            sections.Viewer(
+                [volume("b"), volume("a", target="t2"), volume("a"), volume("d"), volume(HOSTILE)],
+                order="worst first",
+                hint="The 5 worst of 67 volumes have pictures.",
+            ),
+            sections.Table("Scores", [{"modality": "t1", "SSIM": 0.5, "HD95 (mm)": 3.5, "n": 100}]),
+            sections.BoxPlots(
+                [
+                    sections.Distribution("SSIM", "1", groups, {"t1": [0.3, 0.4]}),
+                    sections.Distribution("HD95 of the regions", "mm", regions),
+                    sections.Distribution("PSNR", "dB", {"t1": [20.0, 22.0]}),
+                ]
+            ),
+            sections.CaseTable([*cases, *filling]),
+        ],
         notes=["y" * 300],
         files=["scores.csv"],
-        cases=[*cases, *filling],
-        distributions=[
-            html.Distribution("SSIM", "1", groups, {"t1": [0.3, 0.4]}),
-            html.Distribution("HD95 of the regions", "mm", regions),
-            html.Distribution("PSNR", "dB", {"t1": [20.0, 22.0]}),
-        ],
-        order="worst first",
-        pictured="The 5 worst of 67 volumes have pictures.",
     )
+    write_page(path, page)
     return path
 
 
@@ -92,12 +94,10 @@ def volume(case: str, *, target: str = "t1") -> pictures.Panel:
         case,
         "flair",
         target,
-        source,
-        synthetic,
-        np.flip(source, 2).copy(),
+        pictures.compared(target, {"flair": source}, synthetic, np.flip(source, 2).copy(), brain),
         brain,
-        {"SSIM brain": 0.5},
-        {"SSIM brain": 0.4},
+        scores={"SSIM brain": 0.5},
+        baseline={"SSIM brain": 0.4},
     )
 
 
@@ -128,7 +128,11 @@ def opened(browser: Any, written: Path) -> Iterator[Callable[..., Any]]:
 def shown(tab: Any) -> tuple[str, str, str]:
     """Return the case and target that the viewer shows, and its place in the order."""
     case = tab.locator("#case").evaluate("each => each.value")
-    return case, tab.locator("#target").inner_text(), tab.locator("#position").inner_text()
+    return (
+        case,
+        tab.locator("#tiles .synthetic figcaption span").inner_text(),
+        tab.locator("#position").inner_text(),
+    )
 
 
 def names(tab: Any, *, filling: bool = False) -> list[str]:

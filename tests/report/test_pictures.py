@@ -87,9 +87,11 @@ def test_a_montage_replaces_an_older_one_and_leaves_nothing_else_behind(tmp_path
 
 def test_volumes_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match="expected one"):
-        panel(synthetic=np.zeros((6, 20, 15), np.float32))
+        panel(tiles=[pictures.Tile("t1", np.zeros((6, 20, 15), np.float32))])
     with pytest.raises(ValueError, match="expected one"):
-        panel(truth=np.zeros((5, 20, 16), np.float32))
+        panel(outlines={"tumour": np.zeros((5, 20, 16), bool)})
+    with pytest.raises(ValueError, match="no tile"):
+        panel(tiles=[])
 
 
 def test_a_grid_has_a_cell_an_image(tmp_path):

@@ -55,7 +55,7 @@ def test_the_table_has_a_row_per_modality_and_prediction_and_no_background(page)
 def test_the_notes_are_the_policies(page):
     for name in ("ssim", "nmse", "ssim-brasyn"):
         metric = METRICS[name]
-        assert f"{metric.title}: {metric.policy}."[:60] in page.replace("&#x27;", "'")
+        assert f"{metric.title}: {metric.policy}."[:60] in page.replace("&#39;", "'")
 
 
 def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, monkeypatch):

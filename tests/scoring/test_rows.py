@@ -148,7 +148,9 @@ def test_style_samples_are_scored_beside_the_completed_volume(case, tmp_path):
 
 def test_the_pictures_are_those_that_were_scored(case):
     case = replace(case, pairs=case.pairs[:1])
-    source, (prediction,) = read_predictions(case)
+    sources, (prediction,) = read_predictions(case)
+    assert list(sources) == [case.source]
+    source = sources[case.source]
     assert source.shape == prediction.volumes.image.shape == SHAPE[::-1]
     assert prediction.name == "synthetic" and prediction.pair is case.pairs[0]
     for image in (source, prediction.volumes.image, prediction.volumes.truth):

@@ -52,17 +52,15 @@
 
   if (!data.panels.length) return;
   const viewer = element("viewer"), cases = element("case"), targets = element("targets");
-  const slider = element("slice"), sprites = [...document.querySelectorAll(".sprite")];
+  const slider = element("slice"), tiles = element("tiles");
   let panel = null;
 
   function showSlice() {
     const place = Number(slider.value), [across, down] = panel.grid;
     const x = across > 1 ? (place % across) / (across - 1) : 0;
     const y = down > 1 ? Math.floor(place / across) / (down - 1) : 0;
-    for (const sprite of sprites) {
-      if (sprite.firstElementChild)
-        sprite.firstElementChild.style.backgroundPosition = x * 100 + "% " + y * 100 + "%";
-    }
+    for (const image of tiles.querySelectorAll(".sprite i"))
+      image.style.backgroundPosition = x * 100 + "% " + y * 100 + "%";
     element("place").textContent = "slice " + (panel.slices[place] + 1) + " of " + panel.depth;
   }
 
@@ -72,21 +70,11 @@
     const old = panel;
     panel = next;
     if (!old || old.case !== panel.case) showTargets();
-    const last = panel.slices.length - 1, [width, tall] = panel.size;
+    const last = panel.slices.length - 1;
     slider.max = last;
     slider.value = height === null || (old && old.case !== panel.case)
       ? panel.start : Math.round(height * last);
-    sprites.forEach((sprite, index) => {
-      const image = document.createElement("i");
-      image.style.backgroundImage = "url(" + data.images[panel.sheets[index]] + ")";
-      image.style.backgroundSize = panel.grid[0] * 100 + "% " + panel.grid[1] * 100 + "%";
-      image.style.width = Math.min(1, width / tall) * 100 + "%";
-      image.style.aspectRatio = width + " / " + tall;
-      sprite.replaceChildren(image);
-    });
-    element("source").textContent = panel.source + ", source";
-    element("target").textContent = panel.target;
-    element("real").textContent = panel.target + ", real";
+    tiles.replaceChildren(...panel.tiles.map(makeTile));
     for (const button of targets.children)
       button.setAttribute("aria-pressed", String(button.panel === panel));
     element("scores").replaceChildren(...panel.scores.map((score) => {
@@ -106,6 +94,32 @@
     for (const row of rows)
       row.setAttribute("aria-current", String(Number(row.dataset.panel) === place));
     showSlice();
+  }
+
+  function makeTile(tile) {
+    const [width, tall] = panel.size;
+    const image = document.createElement("i");
+    image.style.backgroundImage = "url(" + data.images[tile.sheet] + ")";
+    image.style.backgroundSize = panel.grid[0] * 100 + "% " + panel.grid[1] * 100 + "%";
+    image.style.width = Math.min(1, width / tall) * 100 + "%";
+    image.style.aspectRatio = width + " / " + tall;
+    const sprite = document.createElement("div");
+    sprite.className = "sprite";
+    sprite.setAttribute("role", "img");
+    sprite.setAttribute("aria-label", tile.caption);
+    sprite.append(image);
+    const caption = document.createElement("figcaption");
+    caption.append(make("span", tile.caption));
+    if (tile.kind === "synthetic") caption.append(make("b", "SYNTHETIC", "badge"));
+    if (tile.kind === "difference") {
+      const ramp = make("span", "", "ramp");
+      ramp.append("0", document.createElement("i"), data.differenceTop);
+      caption.append(ramp);
+    }
+    const figure = document.createElement("figure");
+    figure.className = tile.kind;
+    figure.append(sprite, caption);
+    return figure;
   }
 
   function showTargets() {

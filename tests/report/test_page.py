@@ -15,7 +15,8 @@ import pytest
 from helpers import panel
 from PIL import Image
 
-from attcl_cli.report import html as report
+from attcl_cli.report import sections as report
+from attcl_cli.report.page import Page, write_page
 
 HOSTILE = "<img src=x onerror=alert(1)></script>$title"
 CASES = [
@@ -25,10 +26,23 @@ CASES = [
 SCORES = report.Distribution("SSIM brain", "", {"t1": [0.8, 0.9], "t2": [0.7]}, {"t1": [0.6]})
 
 
-def page(folder: Path, panels=None, **changes) -> str:
-    settings = {"title": "A report", "facts": {}, "summary": [], "notes": []}
+def page(folder: Path, panels=None, *, more=(), **changes) -> str:
+    """Write a page with the sections of a score's report, and `more`; return its text."""
+    viewer = report.Viewer(
+        [panel()] if panels is None else panels,
+        order=changes.pop("order", ""),
+        hint=changes.pop("pictured", ""),
+        lower_is_better=changes.pop("lower_is_better", ()),
+    )
+    sections = [
+        viewer,
+        report.Table("Scores", changes.pop("summary", [])),
+        report.BoxPlots(changes.pop("distributions", [])),
+        report.CaseTable(changes.pop("cases", [])),
+        *more,
+    ]
     path = folder / "report.html"
-    report.write_html(path, [panel()] if panels is None else panels, **(settings | changes))
+    write_page(path, Page(**({"title": "A report", "sections": sections} | changes)))
     return path.read_text(encoding="utf-8")
 
 
@@ -39,7 +53,7 @@ def data_of(text: str) -> dict:
 
 
 def sheet_of(data: dict, index: int, column: int) -> Image.Image:
-    uri = data["images"][data["panels"][index]["sheets"][column]]
+    uri = data["images"][data["panels"][index]["tiles"][column]["sheet"]]
     kind, _, code = uri.partition(";base64,")
     assert kind == "data:image/webp"
     return Image.open(io.BytesIO(base64.b64decode(code)))
@@ -177,7 +191,8 @@ def test_a_page_of_many_panels_has_fewer_slices_each(tmp_path):
 
 def test_a_source_of_two_targets_is_kept_once(tmp_path):
     data = data_of(page(tmp_path, [panel(), panel(target_modality="t2")]))
-    assert data["panels"][0]["sheets"] == data["panels"][1]["sheets"]
+    one, other = ([tile["sheet"] for tile in entry["tiles"]] for entry in data["panels"])
+    assert one == other
     assert len(data["images"]) == 4
 
 

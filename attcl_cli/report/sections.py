@@ -1,0 +1,170 @@
+"""What a page can show: tables, plots, curves, pictures, patterns of missing modalities, text, and a slice viewer.
+
+Records alone: how they look is left to `page`, `plots` and the templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeAlias
+
+from attcl_cli.report.pictures import Panel
+
+Cell: TypeAlias = str | float | None
+"""A cell of a table: words, or a number that is rounded for people; None and NaN are a dash."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A short table.
+
+    Attributes:
+        heading: above it.
+        rows: column -> cell; the columns are all keys, in order.
+        hint: a line below it.
+    """
+
+    template: ClassVar[str] = "table.html"
+    heading: str
+    rows: Sequence[Mapping[str, Cell]]
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class CaseTable:
+    """A table that sorts. A row with the `case`, `source` and `modality` (target) of a panel shows it in the viewer.
+
+    Attributes:
+        rows: column -> cell; the columns are all keys, in order.
+        heading: above it.
+    """
+
+    template: ClassVar[str] = "cases.html"
+    rows: Sequence[Mapping[str, Cell]]
+    heading: str = "Cases"
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The values of one score in some groups, for a box plot.
+
+    Attributes:
+        title: the score and its region.
+        unit: the label of the axis; may be empty.
+        groups: name -> values; NaN and infinity are left out and counted.
+        baseline: the same names -> the values of a copy of the source.
+    """
+
+    title: str
+    unit: str
+    groups: Mapping[str, Sequence[float]]
+    baseline: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BoxPlots:
+    """Box plots, in this order."""
+
+    template: ClassVar[str] = "boxes.html"
+    distributions: Sequence[Distribution]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A figure that changes over a run, such as a loss or the SSIM of the validation cases.
+
+    Attributes:
+        title: what it is, with its region.
+        unit: the label of the vertical axis; may be empty.
+        lines: name -> points (x, y), x ascending; points that are not finite break the line.
+        horizontal: the label of the horizontal axis.
+        level: name -> a height that a horizontal line marks, such as that of a copy of the source.
+    """
+
+    title: str
+    unit: str
+    lines: Mapping[str, Sequence[tuple[float, float]]]
+    horizontal: str = "step"
+    level: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves, in this order, and a line about them."""
+
+    template: ClassVar[str] = "curves.html"
+    heading: str
+    curves: Sequence[Curve]
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """The slice viewer; one per page.
+
+    Attributes:
+        panels: the volumes, in this order; without any there is no viewer.
+        order: what their order means, "worst first"; shown beside the position.
+        hint: a line above it, for example if only some of the volumes have pictures.
+        lower_is_better: the names of those scores of the panels in which less is better.
+    """
+
+    template: ClassVar[str] = "viewer.html"
+    panels: Sequence[Panel]
+    order: str = ""
+    hint: str = ""
+    lower_is_better: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Which modalities are there together, and in how many cases.
+
+    Attributes:
+        modalities: the columns.
+        counts: the modalities that are there -> the number of such cases, in this order.
+        heading: above it.
+        hint: a line below it.
+    """
+
+    template: ClassVar[str] = "patterns.html"
+    modalities: Sequence[str]
+    counts: Mapping[tuple[str, ...], int]
+    heading: str = "Missing modalities"
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures as they are.
+
+    Attributes:
+        heading: above them.
+        images: caption -> a PNG.
+        hint: a line below them.
+    """
+
+    template: ClassVar[str] = "images.html"
+    heading: str
+    images: Mapping[str, bytes]
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs.
+
+    Attributes:
+        heading: above them.
+        paragraphs: in this order.
+        folded: what is shown when the reader opens it: preformatted text, such as settings; title -> text.
+    """
+
+    template: ClassVar[str] = "text.html"
+    heading: str
+    paragraphs: Sequence[str] = ()
+    folded: Mapping[str, str] = field(default_factory=dict)
+
+
+Section: TypeAlias = Table | CaseTable | BoxPlots | Curves | Viewer | Patterns | Images | Text
