@@ -31,6 +31,7 @@ REPORT_FILE = "report.html"
 # A page of a hundred panels stays below about 6 MB: all pictures together hold no more pixels than
 # this (a compressed one takes about a tenth of a byte), down to the fewest and smallest slices.
 _PAGE_PIXELS = 36_000_000
+_OUTLINE_COLOURS = 4  # the script and the style sheet have so many
 _NUMBER = (int, float, np.integer, np.floating)
 
 
@@ -163,9 +164,14 @@ def _sort_key(value: Cell) -> str:
 
 
 def _panel_finder(panels: Sequence[Panel]) -> Callable[[Mapping[str, Cell]], int | None]:
-    """Return the function that finds the panel of a row of the table of cases."""
+    """Return the function that finds the panel of a row of the table of cases.
+
+    A row without a `modality` is of the case as a whole, and so is a panel without a target.
+    """
     places = {
-        (panel.case, panel.source_modality, panel.target_modality): place
+        (panel.case, panel.source_modality, panel.target_modality)
+        if panel.target_modality
+        else (panel.case, None, None): place
         for place, panel in enumerate(panels)
     }
     return lambda row: places.get((row.get("case"), row.get("source"), row.get("modality")))  # type: ignore[arg-type]
@@ -177,7 +183,11 @@ def _link(name: str) -> str:
 
 
 def _png(image: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(image).decode()
+    return _data_uri(image, "png")
+
+
+def _data_uri(image: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode()
 
 
 # --- The viewer -----------------------------------------------------------------------------------
@@ -186,10 +196,13 @@ def _png(image: bytes) -> str:
 def _viewer_data(viewer: Viewer) -> dict[str, Any]:
     """Return what the page's script needs of the panels; identical pictures (one source, two targets) are kept once."""
     images: dict[str, int] = {}
+    names = dict.fromkeys(name for panel in viewer.panels for name in panel.outlines)
+    colours = {name: place % _OUTLINE_COLOURS for place, name in enumerate(names)}
     count = sum(len(panel.tiles) for panel in viewer.panels)
     pixels = _PAGE_PIXELS // max(count, 1)
     panels = [
-        _viewer_entry(panel, images, pixels, viewer.lower_is_better) for panel in viewer.panels
+        _viewer_entry(panel, images, colours, pixels, viewer.lower_is_better)
+        for panel in viewer.panels
     ]
     return {
         "images": list(images),
@@ -200,18 +213,26 @@ def _viewer_data(viewer: Viewer) -> dict[str, Any]:
 
 
 def _viewer_entry(
-    panel: Panel, images: dict[str, int], pixels: int, lower_is_better: Collection[str]
+    panel: Panel,
+    images: dict[str, int],
+    colours: Mapping[str, int],
+    pixels: int,
+    lower_is_better: Collection[str],
 ) -> dict[str, Any]:
     """Return what the page's script needs of a panel; add its sprite sheets to `images`.
 
     Args:
         panel: the panel.
         images: data URI -> position.
+        colours: the name of an outline -> the number of its colour.
         pixels: the most pixels of one sprite sheet.
         lower_is_better: the names of those scores in which less is better.
     """
     sprites = pictures.sprites(panel, pixels=pixels)
-    uris = ["data:image/webp;base64," + base64.b64encode(it).decode() for it in sprites.sheets]
+
+    def place_of(sheet: bytes) -> int:
+        return images.setdefault(_data_uri(sheet, "webp"), len(images))
+
     return {
         "case": visible(panel.case),
         "source": visible(panel.source_modality),
@@ -220,15 +241,21 @@ def _viewer_entry(
             {
                 "caption": visible(tile.caption),
                 "kind": tile.kind,
-                "sheet": images.setdefault(uri, len(images)),
+                "sheet": place_of(sheet),
             }
-            for tile, uri in zip(panel.tiles, uris, strict=True)
+            for tile, sheet in zip(panel.tiles, sprites.sheets, strict=True)
         ],
+        "outlines": [
+            {"name": visible(name), "colour": colours[name], "sheet": place_of(sheet)}
+            for name, sheet in sprites.outlines.items()
+        ],
+        "shape": panel.brain.shape,
         "size": sprites.size,
         "grid": sprites.grid,
         "slices": sprites.slices,
-        "depth": panel.brain.shape[0],
-        "start": sprites.start,
+        "box": sprites.box,
+        "spacing": [round(float(each), 4) for each in sprites.spacing_mm],
+        "starts": sprites.starts,
         "scores": [
             {
                 "name": visible(name),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,17 +124,24 @@ class Sprites:
 
     Attributes:
         sheets: a WebP file per tile.
+        outlines: name -> a lossless WebP file of the same grid, white inside the region.
         size: (width, height) of a slice in a sheet, in pixels.
         grid: (slices in a row, rows).
         slices: which slices of the volume these are, ascending.
-        start: the position in `slices` of the one with most brain.
+        box: ((first, end) row, (first, end) column) that the sheets show of each slice.
+        spacing_mm: from slice to slice, row to row and column to column of the sheets.
+        starts: where a viewer opens along each axis: the position in `slices` of the one with most brain, and a row and
+            a column of the sheets, those with most of what is outlined, or the middle ones.
     """
 
     sheets: tuple[bytes, ...]
+    outlines: Mapping[str, bytes]
     size: tuple[int, int]
     grid: tuple[int, int]
     slices: tuple[int, ...]
-    start: int
+    box: tuple[tuple[int, int], tuple[int, int]]
+    spacing_mm: tuple[float, float, float]
+    starts: tuple[int, int, int]
 
 
 def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> None:
@@ -258,12 +265,17 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
     slices = tuple(range(first, box[0].stop, step))
     across = math.ceil(math.sqrt(len(slices)))
     block = np.s_[first : box[0].stop : step, *box[1:]]
+    regions = {name: region[block] for name, region in panel.outlines.items()}
+    mm = panel.spacing_mm
     return Sprites(
         sheets=tuple(_sheet(_picture(tile, block), size, across) for tile in panel.tiles),
+        outlines={name: _mask_sheet(region, size, across) for name, region in regions.items()},
         size=size,
         grid=(across, math.ceil(len(slices) / across)),
         slices=slices,
-        start=slices.index(largest),
+        box=((box[1].start, box[1].stop), (box[2].start, box[2].stop)),
+        spacing_mm=(mm[0] * step, mm[1] * rows / size[1], mm[2] * columns / size[0]),
+        starts=(slices.index(largest), *_starts(regions.values(), (rows, columns), size)),
     )
 
 
@@ -307,6 +319,24 @@ def _largest_slice(brain: Array) -> int:
     return int(areas.argmax()) if areas.any() else len(areas) // 2
 
 
+def _starts(
+    regions: Iterable[Array], shape: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    """Return the row and the column of the sheets with most of the regions; the middle ones if there is nothing.
+
+    Args:
+        regions: (N, H, W) bool.
+        shape: (H, W).
+        size: (width, height) of a slice in a sheet.
+    """
+    outlined = sum((region.sum(axis=0) for region in regions), np.zeros(shape, int))
+    starts = []
+    for counts, length in ((outlined.sum(axis=1), size[1]), (outlined.sum(axis=0), size[0])):
+        place = (int(counts.argmax()) + 0.5) / len(counts) if counts.any() else 0.5
+        starts.append(int(place * length))
+    return starts[0], starts[1]
+
+
 def _brain_box(brain: Array) -> tuple[slice, slice, slice]:
     """Return the bounding box of the brain, with a margin within slices; everything if there is no brain."""
     tight = bounding_box(brain) or tuple(slice(0, length) for length in brain.shape)
@@ -330,16 +360,32 @@ def _sheet(slices: Array, size: tuple[int, int], across: int) -> bytes:
         size: (width, height) of a slice in the sheet.
         across: slices in a row.
     """
+    stream = io.BytesIO()
+    sheet = _side_by_side(slices, size, across, Image.Resampling.BICUBIC)
+    sheet.save(stream, format="WEBP", quality=_WEBP_QUALITY, method=4)
+    return stream.getvalue()
+
+
+def _mask_sheet(slices: Array, size: tuple[int, int], across: int) -> bytes:
+    """Return the slices of a region, (N, H, W) bool, as `_sheet` does, but without loss: white inside."""
+    levels = slices.astype(np.uint8) * np.uint8(255)
+    stream = io.BytesIO()
+    sheet = _side_by_side(levels, size, across, Image.Resampling.NEAREST)
+    sheet.save(stream, format="WEBP", lossless=True, quality=50, method=4)
+    return stream.getvalue()
+
+
+def _side_by_side(
+    slices: Array, size: tuple[int, int], across: int, resampling: Image.Resampling
+) -> Image.Image:
     down = math.ceil(len(slices) / across)
     mode = "RGB" if slices.ndim == 4 else "L"  # noqa: PLR2004
     sheet = Image.new(mode, (across * size[0], down * size[1]))
     for place, slice_ in enumerate(slices):
         row, column = divmod(place, across)
-        small = Image.fromarray(np.ascontiguousarray(slice_)).resize(size, Image.Resampling.BICUBIC)
+        small = Image.fromarray(np.ascontiguousarray(slice_)).resize(size, resampling)
         sheet.paste(small, (column * size[0], row * size[1]))
-    stream = io.BytesIO()
-    sheet.save(stream, format="WEBP", quality=_WEBP_QUALITY, method=4)
-    return stream.getvalue()
+    return sheet
 
 
 # --- The montage's text ---------------------------------------------------------------------------

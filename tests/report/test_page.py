@@ -15,6 +15,7 @@ import pytest
 from helpers import panel
 from PIL import Image
 
+from attcl_cli.report import pictures
 from attcl_cli.report import sections as report
 from attcl_cli.report.page import Page, write_page
 
@@ -22,6 +23,14 @@ HOSTILE = "<img src=x onerror=alert(1)></script>$title"
 CASES = [
     {"case": "Patient_1", "source": "flair", "modality": "t1", "SSIM": 0.8},
     {"case": "Patient_2", "source": "flair", "modality": "t1", "SSIM": None},
+]
+PNG = b"\x89PNG\r\n\x1a\n"
+CURVE = report.Curve("SSIM", "", {"this run": [(0, 0.1), (10, 0.4)]}, level={"copy": 0.3})
+EVERYTHING = [
+    report.Curves("Training", [CURVE], hint="Every 10 steps."),
+    report.Patterns(["t1", "t2"], {("t1", "t2"): 3, ("t2",): 1}, hint="One case has no t1."),
+    report.Images("Samples", {"Step 10": PNG}, hint="Four slices."),
+    report.Text("Methods", ["One paragraph."], {"Settings": "a = 1\n  b = 2"}),
 ]
 SCORES = report.Distribution("SSIM brain", "", {"t1": [0.8, 0.9], "t2": [0.7]}, {"t1": [0.6]})
 
@@ -81,11 +90,18 @@ class Tags(HTMLParser):
 
 
 def test_the_page_needs_nothing_beside_itself(tmp_path):
-    tags = Tags(page(tmp_path, files=["scores/scores.csv"])).tags
+    text = page(tmp_path, files=["scores/scores.csv"], more=EVERYTHING)
+    tags = Tags(text).tags
+    fetching = {"src", "srcset", "data", "poster", "background", "action", "xlink:href"}
     for tag, attributes in tags:
-        assert tag not in {"link", "iframe", "object", "embed", "img", "base"}
-        assert "src" not in attributes
+        assert tag not in {"link", "iframe", "object", "embed", "base", "video", "audio", "source"}
+        for name in fetching & set(attributes):
+            assert (tag, name) == ("img", "src")
+            assert attributes[name].startswith("data:image/png;base64,")
         assert not attributes.get("href", "").startswith(("http:", "https:", "//"))
+        assert "url(" not in attributes.get("style", "")
+    assert [tag for tag, _ in tags].count("img") == 1
+    assert not re.search(r"url\(|@import", re.search(r"<style>(.*?)</style>", text, re.S)[1])
 
 
 def test_the_page_allows_its_own_script_only(tmp_path):
@@ -104,6 +120,7 @@ def test_names_from_the_data_stay_text(tmp_path):
         target_modality=HOSTILE,
         scores={HOSTILE: 0.5},
         baseline={HOSTILE: 0.4},
+        outlines={HOSTILE: np.ones((6, 20, 16), bool)},
     )
     text = page(
         tmp_path,
@@ -120,9 +137,18 @@ def test_names_from_the_data_stay_text(tmp_path):
         ],
         order=HOSTILE,
         pictured=HOSTILE,
+        verdict=HOSTILE,
+        more=[
+            report.Curves(
+                HOSTILE, [report.Curve(HOSTILE, HOSTILE, {HOSTILE: [(0, 1)]})], hint=HOSTILE
+            ),
+            report.Patterns([HOSTILE], {(HOSTILE,): 1}, heading=HOSTILE, hint=HOSTILE),
+            report.Images(HOSTILE, {HOSTILE: PNG}, hint=HOSTILE),
+            report.Text(HOSTILE, [HOSTILE], {HOSTILE: HOSTILE}),
+        ],
     )
     tags = Tags(text).tags
-    assert not [tag for tag, _ in tags if tag == "img"]
+    assert [a["src"][:22] for tag, a in tags if tag == "img"] == ["data:image/png;base64,"]
     assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
     assert len([tag for tag, _ in tags if tag == "script"]) == 2
     links = [attributes["href"] for tag, attributes in tags if tag == "a"]
@@ -141,8 +167,8 @@ def test_undecodable_file_names_do_not_break_the_page(tmp_path):
 def test_the_viewer_opens_at_the_largest_slice_cropped_to_the_brain(tmp_path):
     entry = data_of(page(tmp_path))["panels"][0]
     assert entry["slices"] == [1, 2, 3, 4]
-    assert entry["slices"][entry["start"]] == 3
-    assert entry["depth"] == 6
+    assert entry["slices"][entry["starts"][0]] == 3
+    assert entry["shape"] == [6, 20, 16]
     # rows 3..15 and columns 5..12, with a margin of 3 that the image's border cuts
     assert entry["size"] == [8 + 6, 13 + 6]
 
@@ -177,7 +203,7 @@ def test_large_volumes_are_reduced_and_thinned_but_for_the_largest_slice(tmp_pat
     entry = data_of(page(tmp_path, [one]))["panels"][0]
     assert entry["size"] == [133, 160]
     assert entry["slices"] == list(range(2, 155, 3))
-    assert entry["slices"][entry["start"]] == 80
+    assert entry["slices"][entry["starts"][0]] == 80
 
 
 def test_a_page_of_many_panels_has_fewer_slices_each(tmp_path):
@@ -207,7 +233,7 @@ def test_a_brainless_volume_is_shown_whole_at_its_middle(tmp_path):
     one = panel(brain=np.zeros((6, 20, 16), bool))
     entry = data_of(page(tmp_path, [one]))["panels"][0]
     assert entry["size"] == [16, 20]
-    assert entry["slices"][entry["start"]] == 3
+    assert entry["slices"][entry["starts"][0]] == 3
 
 
 def test_a_nan_voxel_is_black(tmp_path):
@@ -281,6 +307,144 @@ def test_a_page_replaces_an_older_one_and_leaves_nothing_else_behind(tmp_path):
     (tmp_path / "report.html").write_text("old")
     assert page(tmp_path).startswith("<!doctype html>")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_sections_stand_in_the_order_given(tmp_path):
+    text = page(tmp_path, more=EVERYTHING)
+    headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", text)
+    assert headings == ["Slices", "Training", "Missing modalities", "Samples", "Methods"]
+
+
+def test_the_verdict_is_under_the_title_and_left_out_if_there_is_none(tmp_path):
+    text = page(tmp_path, verdict="Better than a copy in 8 of 12 volumes.")
+    assert (
+        '</h1>\n<p class="verdict">Better than a copy in 8 of 12 volumes.</p>\n<dl class="facts">'
+    ) in text
+    assert 'class="verdict"' not in page(tmp_path)
+
+
+def test_a_page_is_read_again_only_while_the_run_goes_on(tmp_path):
+    def refreshes(text: str) -> list[str]:
+        return [a["content"] for _, a in Tags(text).tags if a.get("http-equiv") == "refresh"]
+
+    text = page(tmp_path, refresh_seconds=30)
+    assert refreshes(text) == ["30"]
+    assert "this page is read again every 30 seconds" in text
+    assert refreshes(page(tmp_path)) == []
+    assert "read again" not in page(tmp_path)
+
+
+def test_a_curve_has_its_lines_its_level_and_its_last_value_in_words(tmp_path):
+    text = page(tmp_path, more=[report.Curves("Training", [CURVE], hint="Every 10 steps.")])
+    section = re.search(r"<section><h2>Training.*?</section>", text, re.S)[0]
+    svg = ElementTree.fromstring(re.search(r"<svg.*</svg>", section, re.S)[0])
+    assert svg.find("desc").text == "this run: 0.400 at 10"
+    assert [line.find("title").text for line in svg.findall("g[@class='level']")] == ["copy"]
+    (line,) = svg.findall("g[@class='line line-0']")
+    (x, y), (end, top) = re.findall(r"[ML]([\d.]+) ([\d.]+)", line.find("path").get("d"))
+    assert float(x) < float(end)
+    assert float(y) > float(top)  # the values rise
+    assert "copy 0.300" in section
+    assert '<p class="hint">Every 10 steps.</p>' in section
+
+
+def test_a_pattern_says_in_words_what_is_missing_and_in_how_many_cases(tmp_path):
+    text = page(tmp_path, more=[EVERYTHING[1]])
+    body = re.search(r"<tbody>\n(.*?)\n</tbody>", text, re.S)[1]
+    rows = [
+        re.findall(r">(present|missing|\d+)<", row)
+        for row in body.split("\n</tr>")[0].split("</tr>\n")
+    ]
+    assert rows == [["present", "present", "3"], ["missing", "present", "1"]]
+    assert re.findall(r"--share: ([\d.]+)", body) == ["1.000", "0.333"]
+    assert "One case has no t1." in text
+
+
+def test_a_pattern_of_no_case_has_no_bar(tmp_path):
+    text = page(tmp_path, more=[report.Patterns(["t1"], {("t1",): 0})])
+    assert re.findall(r"--share: ([\d.]+)", text) == ["0.000"]
+
+
+def test_a_picture_is_shown_byte_by_byte_with_its_caption(tmp_path):
+    text = page(tmp_path, more=[EVERYTHING[2]])
+    (image,) = [attributes for tag, attributes in Tags(text).tags if tag == "img"]
+    assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == PNG
+    assert image["alt"] == "Step 10"
+    assert "<figcaption>Step 10</figcaption>" in text
+
+
+def test_folded_text_keeps_its_lines(tmp_path):
+    text = page(tmp_path, more=[EVERYTHING[3]])
+    assert "<p>One paragraph.</p>" in text
+    assert "<details><summary>Settings</summary><pre>a = 1\n  b = 2\n</pre></details>" in text
+
+
+@pytest.mark.parametrize("section", [
+    report.Curves("Training", []),
+    report.Patterns(["t1"], {}),
+    report.Images("Samples", {}),
+], ids=lambda each: each.heading)  # fmt: skip
+def test_a_section_of_nothing_is_left_out(tmp_path, section):
+    assert "<h2>" not in page(tmp_path, more=[section])
+
+
+# --- The panels of the viewer ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sources", "known", "kinds"),
+    [
+        (["flair"], False, ["source", "synthetic"]),
+        (["flair", "t2", "t1ce"], True, ["source"] * 3 + ["synthetic", "real", "difference"]),
+    ],
+)
+def test_a_panel_has_a_tile_per_volume(tmp_path, sources, known, kinds):
+    brain = np.ones((6, 20, 16), bool)
+    volume = np.full(brain.shape, 0.5, np.float32)
+    tiles = pictures.compared(
+        "t1", dict.fromkeys(sources, volume), volume, volume if known else None, brain
+    )
+    data = data_of(page(tmp_path, [panel(tiles=tiles, brain=brain)]))
+    assert [tile["kind"] for tile in data["panels"][0]["tiles"]] == kinds
+    # all grey pictures are equal, and kept once
+    assert len(data["images"]) == 1 + known
+
+
+def test_the_viewer_knows_where_its_pixels_lie_in_the_head(tmp_path):
+    entry = data_of(page(tmp_path, [panel(spacing_mm=(3.0, 0.5, 0.25))]))["panels"][0]
+    assert entry["box"] == [[0, 19], [2, 16]]  # rows 3..15, columns 5..12, a margin of 3
+    assert entry["spacing"] == [3.0, 0.5, 0.25]
+    assert entry["starts"] == [2, 9, 7]  # most brain, and the middle
+
+
+def test_an_outline_is_in_the_page_to_the_voxel(tmp_path):
+    full = np.ones((6, 20, 16), bool)
+    region = np.zeros(full.shape, bool)
+    region[2, 5:9, 3:6] = True
+    region[3, 6, 4] = True
+    data = data_of(page(tmp_path, [panel(brain=full, outlines={"tumour": region})]))
+    entry = data["panels"][0]
+    (outline,) = entry["outlines"]
+    assert (outline["name"], outline["colour"]) == ("tumour", 0)
+    code = data["images"][outline["sheet"]].removeprefix("data:image/webp;base64,")
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(code))).convert("L"))
+    across, down = entry["grid"]
+    slices = sheet.reshape(down, 20, across, 16).swapaxes(1, 2).reshape(-1, 20, 16)[:6]
+    np.testing.assert_array_equal(slices, region * 255)
+    assert entry["starts"][1:] == [6, 4]  # the row and column with most of it
+
+
+def test_an_outline_has_one_colour_in_all_panels(tmp_path):
+    region = np.ones((6, 20, 16), bool)
+    names = [["tumour"], ["core", "tumour"], ["core", HOSTILE]]
+    panels = [panel(outlines=dict.fromkeys(each, region)) for each in names]
+    found = data_of(page(tmp_path, panels))["panels"]
+    colours = [[(it["name"], it["colour"]) for it in entry["outlines"]] for entry in found]
+    assert colours == [
+        [("tumour", 0)],
+        [("core", 1), ("tumour", 0)],
+        [("core", 1), (HOSTILE, 2)],
+    ]
 
 
 # --- The table of cases ---------------------------------------------------------------------------
