@@ -1,18 +1,25 @@
-"""The page in a browser: it runs from a file alone, and its table, slider and keys do what they say."""
+"""The page in a browser: it runs from a file alone, and its table, viewer and keys do what they say.
+
+Without a Chromium these tests are skipped.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from attcl_cli.report import pictures, sections
 from attcl_cli.report.page import Page, write_page
+from attcl_cli.report.pictures import Panel
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SIZES = [(1366, 768), (390, 844)]
@@ -59,7 +66,13 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         facts={"case": HOSTILE, "path": "x" * 200},
         sections=[
             sections.Viewer(
-                [volume("b"), volume("a", target="t2"), volume("a"), volume("d"), volume(HOSTILE)],
+                [
+                    volume("b"),
+                    volume("a", target="t2", sources=3),
+                    volume("a", sources=2),
+                    volume("d", known=False),
+                    volume(HOSTILE, sources=2, known=False),
+                ],
                 order="worst first",
                 hint="The 5 worst of 67 volumes have pictures.",
             ),
@@ -72,6 +85,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 ]
             ),
             sections.CaseTable([*cases, *filling]),
+            sections.Curves(
+                "Training", [sections.Curve("SSIM", "", {"a": [(0, 1), (9, 2)], "b": [(0, 2)]})]
+            ),
+            sections.Patterns(["t1", "t1ce", "t2", "flair"], {("t1",): 5, ("t2", "flair"): 1}),
+            sections.Text("Methods", ["z" * 300], {"Settings": "v" * 300}),
         ],
         notes=["y" * 300],
         files=["scores.csv"],
@@ -80,7 +98,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def volume(case: str, *, target: str = "t1") -> pictures.Panel:
+def volume(case: str, *, target: str = "t1", sources: int = 1, known: bool = True) -> Panel:
     """Return a head of (12, 40, 32) whose slices differ: a bright square wanders through them."""
     shape = (12, 40, 32)
     brain = np.zeros(shape, bool)
@@ -90,39 +108,112 @@ def volume(case: str, *, target: str = "t1") -> pictures.Panel:
     for index in range(shape[0]):
         source[index, 5 + 2 * index : 10 + 2 * index, 8 : 10 + index] = 0.9
     synthetic = np.clip(source + 0.1, 0, 1).astype(np.float32)
-    return pictures.Panel(
+    tumour = np.zeros(shape, bool)
+    tumour[6:10, 6:12, 6:12] = True  # in the upper half, in front, to the right
+    core = np.zeros(shape, bool)
+    core[7:9, 20:24, 18:24] = True
+    real = np.flip(source, 2).copy() if known else None
+    volumes = dict.fromkeys(["flair", "t2", "t1ce"][:sources], source)
+    return Panel(
         case,
         "flair",
         target,
-        pictures.compared(target, {"flair": source}, synthetic, np.flip(source, 2).copy(), brain),
+        pictures.compared(target, volumes, synthetic, real, brain),
         brain,
+        outlines={"tumour": tumour, "core": core},
+        spacing_mm=(3.0, 1.0, 1.0),
         scores={"SSIM brain": 0.5},
         baseline={"SSIM brain": 0.4},
     )
 
 
-@pytest.fixture
-def opened(browser: Any, written: Path) -> Iterator[Callable[..., Any]]:
-    """Return `opened(width, height)`, which opens the page; nothing may go wrong or be fetched until the end."""
-    complaints, requests, tabs = [], [], []
+class Tabs:
+    """A tab per size of the window, and what went wrong in them."""
 
-    def at(width: int = 1366, height: int = 768) -> Any:
-        tab = browser.new_page(viewport={"width": width, "height": height})
-        tab.set_default_timeout(20_000)
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
-        # what a page carries itself, as data, is no request
-        tab.on("request", lambda made: made.url.startswith("data:") or requests.append(made.url))
-        tab.goto(written.as_uri())
-        tabs.append(tab)
+    def __init__(self, browser: Any, address: str) -> None:
+        self.browser, self.address = browser, address
+        self.tabs: dict[tuple[int, int], Any] = {}
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+
+    def open(self, width: int, height: int) -> Any:
+        """Return the tab of this size, with the page as it is at first."""
+        tab = self.tabs.get((width, height)) or self._new(width, height)
+        tab.emulate_media(media="screen", color_scheme="dark")
+        tab.goto(self.address)
+        ready(tab)
         return tab
 
-    yield at
-    for tab in tabs:
+    def _new(self, width: int, height: int) -> Any:
+        tab = self.browser.new_page(viewport={"width": width, "height": height})
+        tab.set_default_timeout(20_000)
+        tab.on("console", lambda message: self.complaints.append(message.text))
+        tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        tab.on("dialog", lambda dialog: (self.complaints.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda made: self.requests.append(made.url))
+        self.tabs[width, height] = tab
+        return tab
+
+
+@pytest.fixture(scope="module")
+def tabs(browser: Any, written: Path) -> Iterator[Tabs]:
+    opened = Tabs(browser, written.as_uri())
+    yield opened
+    for tab in opened.tabs.values():
         tab.close()
-    assert complaints == []
-    assert requests == [written.as_uri()] * len(tabs)
+
+
+@pytest.fixture
+def opened(tabs: Tabs) -> Iterator[Callable[..., Any]]:
+    """Return `opened(width, height)`, which opens the page; nothing may go wrong or be fetched until the end."""
+    tabs.complaints.clear()
+    tabs.requests.clear()
+    yield lambda width=1366, height=768: tabs.open(width, height)
+    assert tabs.complaints == []
+    # what a page carries itself, as data, is no request
+    assert {url for url in tabs.requests if not url.startswith("data:")} == {tabs.address}
+
+
+def ready(tab: Any) -> None:
+    """Wait until the pictures of the panel are decoded."""
+    tab.locator("#tiles[aria-busy=false]").wait_for()
+
+
+def picture(tab: Any) -> str:
+    """Return the first picture of the viewer, as it is drawn."""
+    return tab.evaluate("document.querySelector('#tiles canvas').toDataURL()")
+
+
+def pixels(tab: Any) -> list[np.ndarray]:
+    """Return the pictures of the viewer, as they are drawn: (H, W, 3)."""
+    urls = tab.locator("#tiles canvas").evaluate_all("all => all.map(each => each.toDataURL())")
+    files = (io.BytesIO(base64.b64decode(url.partition(",")[2])) for url in urls)
+    return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files]
+
+
+def outlined(tab: Any) -> list[float]:
+    """Return (left, top, right, bottom) of the tumour's outline as fractions of a tile; [] if there is none.
+
+    All tiles have it at the same place.
+    """
+    boxes = []
+    for tile in pixels(tab):
+        # The slices themselves have no such colour.
+        rows, columns = np.nonzero((tile[..., 2] > 200) & (tile[..., 0] < 110))
+        box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] if rows.size else []
+        boxes.append([float(side) / len(tile) for side in box])
+    for box in boxes[1:]:
+        assert box == pytest.approx(boxes[0], abs=0.01)
+    return boxes[0]
+
+
+def until(tab: Any, holds: Callable[[], bool]) -> bool:
+    """Wait until something holds: a page glides, and wait_for_function would need the eval that the page forbids."""
+    for _ in range(200):
+        if holds():
+            return True
+        tab.wait_for_timeout(50)
+    return False
 
 
 def shown(tab: Any) -> tuple[str, str, str]:
@@ -142,26 +233,177 @@ def names(tab: Any, *, filling: bool = False) -> list[str]:
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_nothing_is_wider_than_the_screen(opened, width, height):
+def test_nothing_is_wider_than_the_screen_whatever_the_number_of_tiles(opened, width, height):
     tab = opened(width, height)
-    widths = "[document.scrollingElement.scrollWidth, innerWidth]"
-    page, screen = tab.evaluate(widths)
-    assert page <= screen
-    tab.locator("#next").click()
-    page, screen = tab.evaluate(widths)
-    assert page <= screen
+    tiles = []
+    for _ in range(5):
+        ready(tab)
+        page, screen = tab.evaluate("[document.scrollingElement.scrollWidth, innerWidth]")
+        assert page <= screen
+        # neither a caption nor a control is cut
+        cut = "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
+        assert tab.locator("#tiles figure, #tiles figcaption").evaluate_all(cut) == 0
+        boxes = [each.bounding_box() for each in tab.locator("#viewer :is(button, figure)").all()]
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= screen for box in boxes)
+        sides = tab.locator("#tiles canvas").evaluate_all(
+            "all => all.map(each => [each.clientWidth, each.clientHeight])"
+        )
+        assert len({side for pair in sides for side in pair}) == 1  # square, and equal
+        assert sides[0][0] >= 150
+        tiles.append(len(sides))
+        tab.locator("#next").dispatch_event("click")
+    assert tiles == [4, 6, 5, 2, 3]
+
+
+def test_a_panel_without_a_difference_does_not_explain_it(opened):
+    tab = opened()
+    assert tab.locator("#about-difference").is_visible()
+    tab.locator("#case").select_option("d")
+    assert tab.locator("#about-difference").is_hidden()
+    assert tab.locator("#tiles figcaption").all_inner_texts() == ["flair, source", "t1\nSYNTHETIC"]
 
 
 def test_the_slider_changes_the_pictures(opened):
     tab = opened()
-    tile = tab.locator(".sprite").first
-    before = tile.screenshot()
+    before = picture(tab)
     assert tab.locator("#place").inner_text() == "slice 7 of 12"
     tab.locator("#slice").fill("0")
     assert tab.locator("#place").inner_text() == "slice 2 of 12"
-    assert tile.screenshot() != before
+    assert picture(tab) != before
     tab.locator("#slice").fill("5")
-    assert tile.screenshot() == before
+    assert picture(tab) == before
+
+
+def test_a_tile_shows_its_own_volume(opened):
+    tab = opened()
+    source, synthetic, real, difference = (
+        tile[int(0.85 * len(tile)), len(tile) // 2] for tile in pixels(tab)
+    )
+    np.testing.assert_allclose(source, 0.3 * 255, atol=8)
+    np.testing.assert_allclose(synthetic, 0.4 * 255, atol=8)
+    np.testing.assert_allclose(real, 0.3 * 255, atol=8)
+    np.testing.assert_allclose(difference, (65, 10, 104), atol=16)  # inferno at 0.1 / 0.5
+
+
+# The sheets show rows 0..38 and columns 0..31 of slices 1..10, which are 3 mm apart: 30 x 39 x 32 mm.
+IN_PLANE = {
+    "axial": ("slice 7 of 12", (0.244, 0.154, 0.397, 0.308)),
+    "coronal": ("slice 7 of 40", (6 / 32, 4 / 32, 12 / 32, 16 / 32)),
+    "sagittal": ("slice 7 of 32", (0.154, 0.192, 0.308, 0.5)),
+}
+
+
+@pytest.mark.parametrize("plane", IN_PLANE)
+def test_each_plane_shows_the_head_upright_in_proportion_and_outlined(opened, plane):
+    tab = opened()
+    tab.locator("#planes button", has_text=plane).click()
+    place, box = IN_PLANE[plane]
+    assert tab.locator("#place").inner_text() == place
+    assert outlined(tab) == pytest.approx(box, abs=0.02)
+    assert tab.locator("#planes [aria-pressed=true]").all_inner_texts() == [plane]
+
+
+def test_the_slider_goes_along_the_plane_and_each_plane_keeps_its_place(opened):
+    tab = opened()
+    tab.locator("#planes button", has_text="coronal").click()
+    assert tab.locator("#slice").get_attribute("max") == "38"
+    before = picture(tab)
+    tab.locator("#slice").fill("30")
+    assert tab.locator("#place").inner_text() == "slice 31 of 40"
+    assert picture(tab) != before
+    tab.locator("#planes button", has_text="axial").click()
+    assert tab.locator("#place").inner_text() == "slice 7 of 12"
+    tab.locator("#planes button", has_text="coronal").click()
+    assert tab.locator("#place").inner_text() == "slice 31 of 40"
+
+
+def test_an_outline_is_switched_off_for_all_panels_and_tiles(opened):
+    tab = opened()
+    names = ["tumour outline", "core outline"]
+    assert tab.locator("#outlines label").all_inner_texts() == names
+    with_both = picture(tab)
+    tab.get_by_label("tumour outline").uncheck()
+    assert outlined(tab) == []
+    tab.locator("#next").click()
+    ready(tab)
+    assert not tab.get_by_label("tumour outline").is_checked()
+    assert tab.get_by_label("core outline").is_checked()
+    assert outlined(tab) == []
+    tab.locator("#previous").click()
+    ready(tab)
+    tab.get_by_label("tumour outline").check()
+    assert outlined(tab)
+    assert picture(tab) == with_both
+
+
+def grown(box: Sequence[float], zoom: float, x: float = 0.5, y: float = 0.5) -> list[float]:
+    """Return what a tile shows of a box when it is zoomed around (x, y)."""
+    sides = (middle + zoom * (side - middle) for side, middle in zip(box, (x, y) * 2, strict=True))
+    return [min(max(side, 0), 1) for side in sides]
+
+
+def test_buttons_and_keys_zoom_all_tiles_around_the_middle(opened):
+    tab = opened()
+    before = outlined(tab)
+    tab.locator("#larger").click()
+    assert outlined(tab) == pytest.approx(grown(before, 1.5), abs=0.02)
+    assert tab.locator("#whole").inner_text() == "150%"
+    tab.keyboard.press("-")
+    assert outlined(tab) == before
+    tab.keyboard.press("+")
+    assert outlined(tab) == pytest.approx(grown(before, 1.5), abs=0.02)
+    tab.locator("#next").click()  # another case starts whole
+    assert tab.locator("#whole").inner_text() == "100%"
+    for _ in range(9):
+        tab.keyboard.press("+")
+    assert tab.locator("#whole").inner_text() == "800%"
+    tab.keyboard.press("0")
+    assert tab.locator("#whole").inner_text() == "100%"
+
+
+def test_a_double_click_zooms_in_where_it_is_and_a_drag_moves_all_tiles(opened):
+    tab = opened()
+    before = outlined(tab)
+    box = tab.locator("#tiles canvas").nth(1).bounding_box()
+    x, y = box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"]
+    tab.mouse.dblclick(x, y)
+    zoomed = outlined(tab)
+    assert zoomed == pytest.approx(grown(before, 2, 0.3, 0.3), abs=0.02)
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x + 0.1 * box["width"], y + 0.05 * box["height"], steps=3)
+    tab.mouse.up()
+    tab.mouse.move(x, y)  # not held any more
+    moved = [side + step for side, step in zip(zoomed, (0.1, 0.05) * 2, strict=True)]
+    assert outlined(tab) == pytest.approx(moved, abs=0.02)
+    tab.locator("#whole").click()
+    assert outlined(tab) == before
+
+
+def test_two_targets_of_a_case_are_zoomed_alike(opened):
+    tab = opened()
+    tab.locator("#case").select_option("a")
+    ready(tab)
+    tab.locator("#larger").click()
+    before = outlined(tab)
+    tab.locator("#targets button").first.click()
+    ready(tab)
+    assert tab.locator("#whole").inner_text() == "150%"
+    assert outlined(tab) == pytest.approx(before, abs=0.02)
+
+
+def test_the_wheel_and_a_finger_scroll_the_page_over_a_whole_picture(opened):
+    tab = opened()
+    canvas = tab.locator("#tiles canvas").first
+    action = "each => getComputedStyle(each).touchAction"
+    assert canvas.evaluate(action) == "pan-y pinch-zoom"
+    tab.locator("#larger").click()
+    assert canvas.evaluate(action) == "none"  # a finger drags the picture
+    canvas.hover()
+    before = tab.evaluate("scrollY")
+    tab.mouse.wheel(0, 200)
+    assert until(tab, lambda: tab.evaluate("scrollY") > before)
+    assert tab.locator("#whole").inner_text() == "150%"
 
 
 def test_the_arrow_keys_change_the_slice(opened):
@@ -187,17 +429,15 @@ def test_the_page_keys_step_through_the_volumes_in_the_order_given(opened):
     assert seen == [("a", "t2"), ("a", "t1"), ("d", "t1"), (HOSTILE, "t1"), (HOSTILE, "t1")]
     tab.keyboard.press("PageUp")
     assert shown(tab) == ("d", "t1", "4 of 5, worst first")
-    assert tab.locator("#real").inner_text() == "t1, real"
+    assert tab.locator("#tiles .real").count() == 0  # nobody knows it
+    tab.keyboard.press("PageUp")
+    assert tab.locator("#tiles .real figcaption").inner_text() == "t1, real"
 
 
 def test_outside_the_viewer_the_page_keys_scroll(opened):
     tab = opened()
     tab.keyboard.press("PageDown")
-    for _ in range(200):  # it glides; wait_for_function would need the eval that the page forbids
-        if tab.evaluate("scrollY"):
-            break
-        tab.wait_for_timeout(50)
-    assert tab.evaluate("scrollY") > 0
+    assert until(tab, lambda: tab.evaluate("scrollY") > 0)
     assert shown(tab) == ("b", "t1", "1 of 5, worst first")
 
 
@@ -297,3 +537,126 @@ def test_a_hostile_name_is_text_wherever_it_stands(opened):
 def test_the_difference_has_its_legend(opened):
     tab = opened()
     assert tab.locator(".tiles figure").last.inner_text().split() == ["difference", "0", "0.5"]
+
+
+# --- Without a mouse, on light ground, on paper ---------------------------------------------------
+
+
+def test_the_keyboard_alone_reaches_and_moves_everything(opened):
+    tab = opened()
+    focused = """() => {
+      const { id, textContent, parentElement: box } = document.activeElement;
+      return id || box.id + " " + (textContent || box.textContent);
+    }"""
+    stops = []
+    for _ in range(14):
+        tab.keyboard.press("Tab")
+        stops.append(tab.evaluate(focused))
+        if stops[-1] == "planes coronal":
+            tab.keyboard.press("Enter")
+        if stops[-1] == "slice":
+            tab.keyboard.press("ArrowRight")
+        if stops[-1] == "larger":
+            tab.keyboard.press("Space")
+        if stops[-1].endswith("core outline"):
+            tab.keyboard.press("Space")
+    assert stops[:12] == [
+        "case",
+        "targets flair \u2192 t1",
+        "previous",
+        "next",
+        "planes axial",
+        "planes coronal",
+        "planes sagittal",
+        "slice",
+        "smaller",
+        "whole",
+        "larger",
+        " tumour outline",
+    ]
+    assert tab.locator("#place").inner_text() == "slice 8 of 40"
+    assert tab.locator("#whole").inner_text() == "150%"
+    assert not tab.get_by_label("core outline").is_checked()
+
+
+# Each text with its colour and what is behind it; what is switched off is left out, as WCAG does.
+TEXTS = """() => {
+  const texts = [];
+  for (const each of document.querySelectorAll("main *")) {
+    const own = [...each.childNodes].some(it => it.nodeType === 3 && it.data.trim());
+    if (!own || !each.getClientRects().length || each.closest("[aria-disabled=true]")) continue;
+    if (each.closest("svg") && each.tagName !== "text") continue;
+    let behind = each;
+    const clear = it => getComputedStyle(it).backgroundColor === "rgba(0, 0, 0, 0)";
+    while (behind.parentElement && clear(behind)) behind = behind.parentElement;
+    const style = getComputedStyle(each);
+    texts.push([each.textContent.slice(0, 30), each.tagName === "text" ? style.fill : style.color,
+      getComputedStyle(behind).backgroundColor]);
+  }
+  return texts;
+}"""
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of WCAG 2 of an opaque CSS colour."""
+    assert colour.startswith("rgb("), colour
+    shares = [int(part) / 255 for part in colour[4:-1].split(",")]
+    red, green, blue = (
+        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_every_text_is_readable_on_dark_and_on_light_ground(opened, scheme):
+    tab = opened()
+    tab.emulate_media(color_scheme=scheme)
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (luminance(ground) > 0.5) == (scheme == "light")
+    texts = tab.evaluate(TEXTS)
+    assert len(texts) > 100
+    for text, *colours in texts:
+        low, high = sorted(map(luminance, colours))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (text, colours)
+
+
+def test_paper_is_light_and_shows_all_rows_and_no_controls(opened):
+    tab = opened()
+    tab.locator("#slice").fill("0")
+    tab.emulate_media(media="print", color_scheme="dark")
+    ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == "rgb(255, 255, 255)"
+    for control in ("#case", "#slice", "#larger", "#planes", "kbd"):
+        assert tab.locator(control).first.is_hidden(), control
+    assert tab.locator("#printed").inner_text() == "b, flair \u2192 t1, axial slice 2 of 12"
+    assert tab.locator("#tiles canvas").first.is_visible()
+    boxes = tab.locator(".scroll, .across").evaluate_all(
+        "all => all.map(each => [each.scrollHeight - each.clientHeight, getComputedStyle(each).overflow])"
+    )
+    assert all(box == [0, "visible"] for box in boxes)
+    places = tab.locator("th, td").evaluate_all(
+        "all => [...new Set(all.map(each => getComputedStyle(each).position))]"
+    )
+    assert places == ["static"]
+    breaks = tab.locator("figure").evaluate_all(
+        "all => [...new Set(all.map(each => getComputedStyle(each).breakInside))]"
+    )
+    assert breaks == ["avoid"]
+
+
+def test_paper_names_the_outlines_that_are_drawn(opened):
+    tab = opened()
+    tab.get_by_label("core outline").uncheck()
+    tab.emulate_media(media="print")
+    assert tab.locator("#outlines label").first.is_visible()
+    assert tab.locator("#outlines label").last.is_hidden()
+
+
+def test_what_is_folded_is_printed_and_folded_again(opened):
+    tab = opened()
+    folded = tab.locator("details")
+    assert folded.get_attribute("open") is None
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert folded.get_attribute("open") == ""
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert folded.get_attribute("open") is None
