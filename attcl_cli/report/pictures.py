@@ -53,7 +53,7 @@ class Tile:
 
     Attributes:
         caption: under it: "flair, source".
-        volume: (D, H, W) in [0, 1]; axial slices, row 0 anterior.
+        volume: (D, H, W) in [0, 1], or grey values (uint8); axial slices, row 0 anterior.
         kind: one of `KINDS`; a difference is drawn in colours, a synthetic volume is marked.
     """
 
@@ -109,12 +109,18 @@ def compared(
         synthetic: the same shape, in [0, 1].
         truth: the same; None if nobody knows it: then there is no difference either.
         brain: the same shape, bool; the difference is shown inside it.
+
+    Returns:
+        The tiles with grey values, a quarter of the memory: a page has many panels.
     """
-    tiles = [Tile(f"{name}, source", volume) for name, volume in sources.items()]
-    tiles.append(Tile(target, synthetic, SYNTHETIC))
+    tiles = [Tile(f"{name}, source", _grey(volume)) for name, volume in sources.items()]
+    tiles.append(Tile(target, _grey(synthetic), SYNTHETIC))
     if truth is not None:
         difference = np.where(brain, np.abs(synthetic - truth) / DIFFERENCE_TOP, 0)
-        tiles += [Tile(f"{target}, real", truth, REAL), Tile("difference", difference, DIFFERENCE)]
+        tiles += [
+            Tile(f"{target}, real", _grey(truth), REAL),
+            Tile("difference", _grey(difference), DIFFERENCE),
+        ]
     return tuple(tiles)
 
 
@@ -301,6 +307,9 @@ def _picture(tile: Tile, block: tuple[slice, ...]) -> Array:
 
 
 def _grey(volume: Array) -> Array:
+    """Return grey values, uint8, of a volume in [0, 1]; grey values stay."""
+    if volume.dtype == np.uint8:
+        return volume
     # A NaN has no grey: it is black here, and seen in the scores, which become NaN.
     unit = np.nan_to_num(np.clip(volume, 0, 1), nan=0.0)
     value: Array = np.rint(unit * 255).astype(np.uint8)

@@ -126,3 +126,48 @@ def test_a_sheet_is_a_webp_file_of_its_grid():
             assert image.size == tuple(
                 across * side for across, side in zip(sprites.grid, sprites.size, strict=True)
             )
+
+
+def test_an_outline_is_reduced_without_grey_and_costs_little():
+    shape = (30, 320, 240)
+    ones = np.ones(shape, np.float32)
+    region = np.zeros(shape, bool)
+    region[10:20, 100:201, 50:131] = True
+    one = panel(
+        source=ones,
+        synthetic=ones,
+        truth=ones,
+        brain=np.ones(shape, bool),
+        outlines={"tumour": region, "nothing": np.zeros(shape, bool)},
+    )
+    sprites = pictures.sprites(one, pixels=10**7)
+    assert sprites.size == (120, 160)
+    for name, share in (("tumour", region.mean()), ("nothing", 0)):
+        with Image.open(io.BytesIO(sprites.outlines[name])) as image:
+            levels = np.asarray(image.convert("L"))
+        assert set(np.unique(levels)) <= {0, 255}
+        assert (levels == 255).sum() == pytest.approx(share * 30 * 120 * 160, rel=0.05)
+        assert len(sprites.outlines[name]) < 1000
+
+
+def test_a_sheet_says_how_far_its_slices_rows_and_columns_are_apart():
+    shape = (60, 320, 240)
+    ones = np.ones(shape, np.float32)
+    brain = np.ones(shape, bool)
+    settings = {"source": ones, "synthetic": ones, "truth": ones, "brain": brain}
+    one = panel(**settings, spacing_mm=(2.0, 0.5, 0.75))
+    sprites = pictures.sprites(one, pixels=10**6)
+    assert (sprites.size, len(sprites.slices)) == ((120, 160), 30)
+    assert sprites.spacing_mm == (4.0, 1.0, 1.5)
+    assert sprites.box == ((0, 320), (0, 240))
+    assert sprites.starts == (0, 80, 60)
+
+
+def test_a_montage_row_without_a_real_volume_has_two_black_pictures(tmp_path):
+    brain = np.ones((6, 20, 16), bool)
+    grey = np.full(brain.shape, 0.4, np.float32)
+    tiles = pictures.compared("t1", {"flair": grey, "t2": grey / 2}, grey, None, brain)
+    pictures.write_montage(tmp_path / "m.png", [panel(tiles=tiles, brain=brain)], title="Montage")
+    row = np.asarray(Image.open(tmp_path / "m.png"))[112 + 110]
+    centres = [28 + 190 + column * 230 + 110 for column in range(4)]
+    assert [row[x].tolist() for x in centres] == [[102] * 3, [102] * 3, [0] * 3, [0] * 3]

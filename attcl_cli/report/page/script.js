@@ -139,7 +139,10 @@
       x >= 0 && y >= 0 && x < width && y < height && bytes[4 * (y * width + x)] > 127;
     for (let y = -1; y < height; y++) {
       for (let x = -1; x < width; x++) {
-        const corners = [inside(x, y), inside(x + 1, y), inside(x + 1, y + 1), inside(x, y + 1)];
+        const first = inside(x, y), second = inside(x + 1, y);
+        const third = inside(x + 1, y + 1), fourth = inside(x, y + 1);
+        if (first === second && second === third && third === fourth) continue;
+        const corners = [first, second, third, fourth];
         const middles = [[x + 1, y + 0.5], [x + 1.5, y + 1], [x + 1, y + 1.5], [x + 0.5, y + 1]];
         const crossed = middles.filter((_, side) => corners[side] !== corners[(side + 1) % 4]);
         crossed.forEach((point, place) => path[place % 2 ? "lineTo" : "moveTo"](...point));
