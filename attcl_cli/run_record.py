@@ -343,11 +343,12 @@ def was_broken_off(record: Mapping[str, Any]) -> bool:
 
 
 def finish_killed(folder: Path) -> None:
-    """Replace the record of a run that was killed after its work was done, and sweep what it left."""
+    """Replace the record of a run that was broken off after its work was done, and sweep what it left."""
     sweep(folder)
     record = read_record(folder)
-    if record.get("status") == "running":
-        write_json(folder / "run.json", {**record, "status": "done", "exit_code": 0})
+    if record and was_broken_off(record):
+        ended = {"status": "done", "exit_code": 0, "error": None, "code": None}
+        write_json(folder / "run.json", {**record, **ended})
 
 
 def precision_for(precision: Precision | None, resumed: Path | None) -> Precision:

@@ -319,13 +319,17 @@ def test_a_run_sweeps_what_killed_ones_left(record):
     assert [path.name for path in record.path.parent.iterdir()] == ["run.json"]
 
 
-def test_a_record_that_was_killed_after_all_was_done_is_finished(record):
+def test_a_record_that_was_broken_off_after_all_was_done_is_finished(record):
     record.start()
     finish_killed(record.path.parent)
     assert (read(record)["status"], read(record)["exit_code"]) == ("done", 0)
-    record.finish(1)
+    record.finish(1, AttclError("no room for the page", code="file-not-written"))
     finish_killed(record.path.parent)
-    assert read(record)["status"] == "failed"
+    ended = read(record)
+    assert (ended["status"], ended["exit_code"], ended["error"]) == ("done", 0, None)
+    record.finish(3)  # some cases failed: no work is left that a run would do
+    finish_killed(record.path.parent)
+    assert read(record)["status"] == "incomplete"
 
 
 @pytest.mark.parametrize(

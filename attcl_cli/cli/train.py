@@ -139,6 +139,7 @@ def train(
     )
     if not result.main or (result.finished_before and not as_json):
         return
+    page = result.run_dir / "report.html"
     described = {
         "run": str(result.run_dir),
         "device": str(result.device),
@@ -160,7 +161,11 @@ def train(
         if minutes is not None or result.settings.epochs:
             terminal.result("", "steps are counted when the training slices are ready")
     elif as_json:
-        outcome = {"steps": result.weights_step, "weights": str(result.weights)}
+        outcome = {
+            "steps": result.weights_step,
+            "weights": str(result.weights),
+            "report": str(page),
+        }
         document({**described, **outcome, "sha256": run.weights_sha256(result)})
     else:
-        terminal.result(str(result.weights))
+        terminal.result(str(result.weights), f"{page}: open it in a browser")

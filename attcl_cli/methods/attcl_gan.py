@@ -143,6 +143,18 @@ class AttclGan(Method):
         s = self.settings
         return tuple(share for share in (s.coarse, s.supervised) if round(share * s.steps))
 
+    @classmethod
+    def phases_in_words(cls, settings: AttclGanSettings) -> tuple[tuple[float, str], ...]:
+        """See `Method`: true pairs first, at half and then at full size; then the adversary joins."""
+        coarse, supervised = settings.coarse, settings.supervised
+        pairs = "true pairs alone teach"
+        begins = {
+            0.0: f"{pairs}, at half the resolution" if coarse else pairs,
+            coarse: f"{pairs}, at full resolution" if coarse else pairs,
+            supervised: "the adversary and the other losses join",
+        }
+        return tuple(begins.items()) if supervised else ()
+
     @property
     def _coarse_steps(self) -> int:
         s = self.settings

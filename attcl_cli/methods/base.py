@@ -139,6 +139,12 @@ class Method(nn.Module, ABC):
         """The shares of the steps at which training begins to do something else, at another cost per step."""
         return ()
 
+    @classmethod
+    def phases_in_words(cls, settings: Any) -> tuple[tuple[float, str], ...]:
+        """Return the phases of training for people: (the share of the steps at which it begins, what happens in it)."""
+        del settings
+        return ()
+
     @property
     def restarts(self) -> tuple[float, ...]:
         """The shares of the steps at which other networks begin to learn: learning rates rise and fall between them."""

@@ -122,6 +122,19 @@ class Plave(Method):
         ends = (s.plave_pretraining, s.plave_pretraining + s.plave_supervised)
         return tuple(dict.fromkeys(end for end in ends if 0 < end < 1))
 
+    @classmethod
+    def phases_in_words(cls, settings: PlaveSettings) -> tuple[tuple[float, str], ...]:
+        """See `Method`: the auto-encoder, then the image terms alone, then all losses."""
+        first, second = settings.plave_pretraining, settings.plave_supervised
+        begins = {
+            0.0: "the self-representation network learns",
+            first: "the image losses alone teach the generator",
+            first + second: "the adversary and the other losses join"
+            if second
+            else "the generator learns with all losses",
+        }
+        return tuple(begins.items()) if first or second else ()
+
     def sampler(self, store: SliceStore) -> CaseSampler:
         """See `Method`: whole cases at one slice."""
         s = self.settings

@@ -194,6 +194,7 @@ def run_loop(
                 )
             if judging and not last:
                 hooks.on_checkpoint(done)
+                clock = time.monotonic()  # nor is what the caller does then
     processes.wait()
 
 

@@ -265,6 +265,7 @@ def _finished_before(
     If it was killed after that step, its record is finished, and what it left is removed.
     """
     if processes.main and not dry_run and step == settings.steps:
+        _finish_page(run_dir, settings, progress)
         finish_killed(run_dir)
         slices.remove_caches(run_dir)
     where = (
@@ -285,6 +286,19 @@ def _finished_before(
         finished_before=True,
         main=processes.main,
     )
+
+
+def _finish_page(run_dir: Path, settings: Settings, progress: Progress) -> None:
+    """Write the page of a run that was broken off after its last step; one that is there stays.
+
+    Raises:
+        AttclError: the page cannot be written.
+    """
+    from attcl_cli.training.report import RunPage
+
+    page = RunPage(run_dir, settings, read_record(run_dir), progress)
+    if not page.is_done():
+        page.done()
 
 
 def _checked_cases(

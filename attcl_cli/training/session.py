@@ -6,10 +6,12 @@ Everything has been checked before, by `run` and `request`.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,8 +28,9 @@ from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, dump
 from attcl_cli.progress import Progress
 from attcl_cli.report import pictures
+from attcl_cli.report.page import REPORT_FILE
 from attcl_cli.run_record import RunRecord
-from attcl_cli.training import planning, trainer, validation
+from attcl_cli.training import planning, report, trainer, validation
 from attcl_cli.training.request import step_of
 
 
@@ -65,14 +68,16 @@ def run_session(run: Session) -> tuple[Session, int]:
                 "examples/pack_slices.py packs them",
                 code="no-packed-slices",
             )
-        record.extra["trained_on"] = list(store.trained_on)
+        record.extra |= {"trained_on": list(store.trained_on), "present": _present(store)}
         run = _settled(run, store)
         paired = _slices(run, run.validated, slices.VALIDATION_FOLDER)
         validate = _validation(paired, run) if paired else None
+        judged = len(paired.volumes_by_case()) if paired and validate else 0
+        record.extra["validation"] = {"cases": judged} if judged else {}
         run, pace = _with_steps(run, store, validate)
         if pace is not None:
             record.extra["measured_seconds"] = asdict(pace.costs)
-        hooks = _hooks(run, validate, pace)
+        hooks = _hooks(run, _beside_a_copy(validate, record), pace)
         steps = None
         while steps is None:
             record.config = run.settings.model_dump(mode="json")
@@ -80,7 +85,7 @@ def run_session(run: Session) -> tuple[Session, int]:
                 _write_settings(run)
                 record.start()
             try:
-                steps = _loop(run, store, hooks, record)
+                steps = _loop(run, store, hooks, record, pace)
             except planning.Shortened as shortened:
                 progress.say(
                     f"step {shortened.step}: slower than planned, {counted(shortened.settings.steps, 'step')} "
@@ -89,6 +94,7 @@ def run_session(run: Session) -> tuple[Session, int]:
                 run = replace(run, settings=shortened.settings, first=shortened.step)
         if main:
             slices.remove_caches(run.folder)
+            _page(run, record).done()
     return run, steps
 
 
@@ -189,17 +195,12 @@ def _hooks(
     validate: Callable[[Method], float] | None,
     pace: planning.Pace | None,
 ) -> trainer.Hooks:
-    """Return what happens during the run; its bar is added by `_loop`."""
+    """Return what happens during the run; its words, its page and its bar are added by `_loop`."""
     board = _tensorboard(run.folder) if run.tensorboard and run.processes.main else None
 
     def on_log(line: Mapping[str, float]) -> None:
         if board is not None:
             board(line)
-        if trainer.VALIDATION_SSIM in line:
-            ssim = line[trainer.VALIDATION_SSIM]
-            run.progress.say(
-                f"step {line['step']}: in-brain SSIM {ssim:.3f} on the validation cases"
-            )
 
     def on_stop() -> None:
         run.progress.say(
@@ -220,16 +221,60 @@ def _hooks(
     )
 
 
-def _loop(run: Session, store: SliceStore, hooks: trainer.Hooks, record: RunRecord) -> int:
-    """Train with a bar; return the steps that the weights have seen."""
-    kind = METHODS[run.settings.method]
-    with run.progress.bar(run.settings.steps, "train", every_seconds=10) as bar:
+def _loop(
+    run: Session,
+    store: SliceStore,
+    hooks: trainer.Hooks,
+    record: RunRecord,
+    pace: planning.Pace | None,
+) -> int:
+    """Train with a bar, in words and with a page; return the steps that the weights have seen."""
+    steps = run.settings.steps
+    page = _page(run, record)
+    before = [
+        point for point in report.read_statistics(run.folder).validation if point[0] <= run.first
+    ]
+    words = report.Words(
+        steps, report.phases_of(run.settings), run.first, report.Statistics(before).best
+    )
 
-        def on_step(step: int, losses: Mapping[str, float]) -> None:
-            bar(
-                "  ".join(f"{key} {losses[key]:.3f}" for key in kind.shown if key in losses),
-                to=step,
+    def seconds_left(step: int) -> float | None:
+        if pace is not None:
+            return max(run.started + pace.budget - time.monotonic(), 0)
+        return words.seconds_left(step)
+
+    def say_phase(step: int) -> None:
+        if text := words.phase(step):
+            run.progress.say(text)
+
+    def on_log(line: Mapping[str, float]) -> None:
+        hooks.on_log(line)
+        if trainer.VALIDATION_SSIM in line:
+            step = int(line["step"])
+            words.copy = record.extra["validation"].get(report.COPY_SSIM)
+            run.progress.say(
+                words.validated(step, line[trainer.VALIDATION_SSIM], seconds_left(step))
             )
+
+    def on_checkpoint(step: int) -> None:
+        if run.processes.main:
+            page.running(step, seconds_left(step))
+        words.mark(step)
+        hooks.on_checkpoint(step)
+
+    if run.processes.main:
+        page.running(run.first)
+        run.progress.say(f"{run.folder / REPORT_FILE}: a page of the run, open it in a browser")
+    say_phase(run.first)
+    with (
+        _page_of_an_end(page) if run.processes.main else nullcontext(),
+        run.progress.bar(steps, "train", every_seconds=10) as bar,
+    ):
+
+        def on_step(step: int, _losses: Mapping[str, float]) -> None:
+            bar(to=step)
+            if step < steps:
+                say_phase(step)
             record.live()
 
         return trainer.train(
@@ -240,8 +285,49 @@ def _loop(run: Session, store: SliceStore, hooks: trainer.Hooks, record: RunReco
             precision=run.precision,
             processes=run.processes,
             resume=run.first > 0,
-            hooks=replace(hooks, on_step=on_step),
+            hooks=replace(hooks, on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint),
         )
+
+
+def _page(run: Session, record: RunRecord) -> report.RunPage:
+    """Return the page of the run as it is planned now."""
+    facts = {"device": record.device, **record.extra}
+    return report.RunPage(run.folder, run.settings, facts, run.progress)
+
+
+@contextmanager
+def _page_of_an_end(page: report.RunPage) -> Iterator[None]:
+    """Write the page of a run that ends before its last step; all else is saved by then."""
+    try:
+        yield
+    except AttclError as error:
+        page.broken_off(error)
+        raise
+
+
+def _present(store: SliceStore) -> list[dict[str, Any]]:
+    """Return which modalities are there together, and in how many training cases; the most frequent first."""
+    counts = Counter(
+        tuple(name for name in store.modalities if name in volumes)
+        for volumes in store.volumes_by_case().values()
+    )
+    return [{"modalities": list(names), "cases": count} for names, count in counts.most_common()]
+
+
+def _beside_a_copy(
+    validate: Callable[[validation.Judged], float] | None, record: RunRecord
+) -> Callable[[Method], float] | None:
+    """Return a validation that first notes, once, what a copy of the source reaches."""
+    if validate is None:
+        return None
+
+    def beside(method: Method) -> float:
+        if report.COPY_SSIM not in record.extra["validation"]:
+            copy = validation.CopyOfSource(method.context, method.stride)
+            record.extra["validation"][report.COPY_SSIM] = round(validate(copy), 6)
+        return validate(method)
+
+    return beside
 
 
 @contextmanager
@@ -259,7 +345,7 @@ def _interrupted(run_dir: Path) -> Iterator[None]:
         ) from stop
 
 
-def _validation(store: SliceStore, run: Session) -> Callable[[Method], float] | None:
+def _validation(store: SliceStore, run: Session) -> Callable[[validation.Judged], float] | None:
     """Return how the method is judged while it trains."""
     settings = run.settings
     rule = METHODS[settings.method].sources(settings, store.modalities)

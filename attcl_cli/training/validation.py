@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch.nn import functional
 from attcl_cli.data.crops import brain_box
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.slices import Entry, SliceStore
-from attcl_cli.methods.base import Method
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.scoring import formulas
 from attcl_cli.scoring.windows import in_own_window
@@ -36,6 +36,38 @@ class _Block:
     truth: Array  # (n,)
 
 
+class Judged(Protocol):
+    """What validation needs of a method."""
+
+    @property
+    def context(self) -> int:
+        """Neighbouring slices seen on each side."""
+
+    @property
+    def stride(self) -> int:
+        """The number that height and width of an image must be multiples of."""
+
+    def synthesise(
+        self, sources: Mapping[str, Tensor], targets: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """Translate slices (see `Method`)."""
+
+
+@dataclass(frozen=True)
+class CopyOfSource:
+    """Answers with the first source: what a method must be better than. It sees what the method sees."""
+
+    context: int
+    stride: int
+
+    def synthesise(
+        self, sources: Mapping[str, Tensor], targets: Sequence[str]
+    ) -> Mapping[str, Tensor]:
+        """Return the middle slices of the first source, (B, 1, H, W), as every target."""
+        source = next(iter(sources.values()))
+        return dict.fromkeys(targets, source[:, self.context : self.context + 1])
+
+
 def make_validation(
     store: SliceStore,
     rule: SourceRule,
@@ -44,7 +76,7 @@ def make_validation(
     seed: int = 0,
     boxed: bool = False,
     depth: int | None = BLOCK,
-) -> Callable[[Method], float] | None:
+) -> Callable[[Judged], float] | None:
     """Return a validation function: mean SSIM in the brain of what a method makes of true pairs.
 
     A method of one source is judged by every direction that the store has pairs for, another one by every target, made
@@ -71,7 +103,7 @@ def make_validation(
     if not groups:
         return None
 
-    def validate(method: Method) -> float:
+    def validate(method: Judged) -> float:
         scores = []
         for target, blocks in groups:
             by_sources: dict[tuple[str, ...], list[_Block]] = {}
@@ -165,7 +197,7 @@ def _draw(
 
 
 def _synthesise(
-    method: Method, images: Mapping[str, Tensor], target: str, device: torch.device
+    method: Judged, images: Mapping[str, Tensor], target: str, device: torch.device
 ) -> Tensor:
     """Return what the method makes of sources (N, C, H, W): (N, H, W), on the CPU, clipped to [-1, 1]."""
     count, _, height, width = next(iter(images.values())).shape

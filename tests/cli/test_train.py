@@ -20,13 +20,18 @@ def test_training_reports_the_ssim_of_the_validation_cases(phantoms, attcl, here
         "prepare-splits", phantoms("brats"), "--ratio", "ratio3", "--sizes", "2/1/1"
     )
     assert code == 0, err
-    code, _, err = attcl("train", "-c", "tiny.toml", "-o", "run")
+    code, out, err = attcl("train", "-c", "tiny.toml", "-o", "run")
     assert code == 0, err
     lines = [json.loads(line) for line in Path("run/stats.jsonl").read_text().splitlines()]
     scores = {line["step"]: line["validation_ssim"] for line in lines if "validation_ssim" in line}
     assert scores
     for step, ssim in scores.items():
-        assert f"step {step}: in-brain SSIM {ssim:.3f} on the validation cases" in err
+        assert re.search(
+            rf"step {step} of \d+: in-brain SSIM on validation {ssim:.3f}, .*; copy 0", err
+        )
+    assert out.splitlines()[-1] == "run/report.html: open it in a browser"
+    assert Path("run/report.html").is_file()
+    assert "g_latent" not in err  # losses stay in stats.jsonl
 
 
 def test_a_training_run_is_not_written_among_the_originals(phantom_root, attcl):

@@ -41,7 +41,9 @@ STOPS = {
 }
 QUICK = ("prepare-splits", "train", "complete", "score", "segment", "evaluate", "export")
 EVERY = (*QUICK, "demo")
-_SECONDS = re.compile(rb'"seconds_a_step": [^,}]*|"seconds": [^,}]*')
+_SECONDS = re.compile(
+    rb'"seconds_a_step": [^,}]*|"seconds": [^,}]*|<dt>seconds per step</dt><dd>[^<]*'
+)
 
 
 @dataclass(frozen=True)
