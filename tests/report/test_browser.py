@@ -10,6 +10,7 @@ import io
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +262,21 @@ def test_a_panel_without_a_difference_does_not_explain_it(opened):
     tab.locator("#case").select_option("d")
     assert tab.locator("#about-difference").is_hidden()
     assert tab.locator("#tiles figcaption").all_inner_texts() == ["flair, source", "t1\nSYNTHETIC"]
+
+
+def test_a_panel_of_one_real_volume_names_no_synthesised_modality(browser, tmp_path):
+    shown = volume("b")
+    one = replace(shown, source_modality="flair", target_modality="", tiles=shown.tiles[:1])
+    write_page(tmp_path / "one.html", Page("Segmentation", sections=[sections.Viewer([one])]))
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.goto((tmp_path / "one.html").as_uri())
+    ready(tab)
+    assert tab.locator("#targets").is_hidden()
+    assert tab.locator("#steps").is_hidden()
+    assert tab.locator("#printed").text_content() == "b, flair, axial slice 7 of 12"
+    assert tab.locator("#tiles canvas").bounding_box()["width"] > 340
+    assert outlined(tab)
+    tab.close()
 
 
 def test_the_slider_changes_the_pictures(opened):

@@ -75,6 +75,7 @@
   let view = null;  // zoom, and which point is in the middle: from that of the tile, in tiles
   let sheets = new Map();  // number of a sprite sheet -> its pixels
 
+  // Pictures of segmentations have no synthesised modality.
   const titleOf = (each) => each.target ? each.source + " \u2192 " + each.target : each.source;
 
   const counts = () => [panel.slices.length, panel.size[1], panel.size[0]];
@@ -305,6 +306,7 @@
   function showTargets() {
     cases.value = panel.case;
     const mine = data.panels.filter((each) => each.case === panel.case);
+    targets.hidden = mine.length < 2 && !panel.target;
     targets.replaceChildren(...mine.map((each) => {
       const button = make("button", titleOf(each));
       button.type = "button";
