@@ -86,7 +86,7 @@ class Method(nn.Module, ABC):
     """
 
     shown: ClassVar[tuple[str, ...]] = ()
-    """The losses that say most about a run, for the progress line."""
+    """The losses that say most about a run, for the first chart on its page; at most six."""
 
     settings: Any
     """Of `settings_class`; a subclass narrows the type."""

@@ -34,6 +34,7 @@ _FIGURE = "in-brain SSIM"
 _SECONDS = "seconds_a_step"  # in stats.jsonl
 _MOST_LINES = 600  # lines of stats.jsonl that are read for curves: more than a chart has pixels
 _MOST_IN_A_CHART = 6  # lines, each of its own colour
+_TELLING = "Those that say most"
 _FINISHED = "done, "  # how the status of a finished run begins
 
 
@@ -243,13 +244,16 @@ class RunPage:
         validation = Curve(
             f"{_FIGURE} on the validation cases", "", {_FIGURE: statistics.validation}, level=level
         )
-        charts = grouped(list(statistics.losses))
+        losses = statistics.losses
+        telling = [name for name in METHODS[self.settings.method].shown if name in losses]
+        charts = {_TELLING: telling} if telling else {}
+        charts |= grouped(list(losses))
         return [
             Curves("Validation", [validation] if statistics.validation else [], hint),
             Curves(
                 "Losses",
                 [
-                    Curve(title, "", {name: statistics.losses[name] for name in names})
+                    Curve(title, "", {name: losses[name] for name in names})
                     for title, names in charts.items()
                 ],
                 "Losses of an adversary need not fall: judge by the validation figure and the pictures.",

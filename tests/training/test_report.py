@@ -134,6 +134,17 @@ def test_curves_hold_the_validation_with_the_level_of_a_copy_and_the_losses(tmp_
     assert page.facts["seconds per step"] == "0.5"
 
 
+def test_the_losses_that_a_method_names_have_the_first_chart(tmp_path):
+    log(tmp_path, [{"step": 5, "d_real": 1.0, "g_reference_pair": 2.0, "g_latent_adv": 3.0}])
+    (losses,) = (
+        each
+        for each in page_of(tmp_path).page("x").sections
+        if isinstance(each, Curves) and each.heading == "Losses"
+    )
+    assert list(losses.curves[0].lines) == ["g_latent_adv", "g_reference_pair"]
+    assert [curve.title for curve in losses.curves[1:]] == ["d", "g"]
+
+
 def test_pictures_are_the_newest_and_the_first_one(tmp_path):
     (tmp_path / "samples").mkdir()
     for step in (5, 1_000_000, 20):
