@@ -106,6 +106,20 @@ class RunPart(Document):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
 
 
+class RunPattern(Document):
+    """Modalities that are there together, in `run.json` of a training, and the cases that have exactly these."""
+
+    modalities: Items[Name]
+    cases: Count
+
+
+class RunValidation(Document):
+    """What a training was validated on, in `run.json`, and what a copy of the source reaches there."""
+
+    cases: Count | None = None
+    copy_ssim: Finite | None = None
+
+
 class RunDocument(Document):
     """What later commands take from a `run.json`, of whatever command and version; none of its keys need be there."""
 
@@ -122,6 +136,10 @@ class RunDocument(Document):
     minutes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     precision: str | None = None
     simulated: bool | None = None
+    device: str | None = None
+    processes: Count | None = None
+    present: Items[RunPattern] = ()
+    validation: RunValidation | None = None
     trained_on: Items[str] | None = None
     validated_on: Items[str] | None = None
     tested_on: Items[str] | None = None

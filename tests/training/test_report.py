@@ -285,6 +285,16 @@ def test_a_page_that_cannot_be_written_is_said_once_and_changes_no_result(data, 
     assert (read_record(Path("other"))["status"], page_done("other")) == ("done", True)
 
 
+def test_a_record_that_is_damaged_is_refused_before_a_page_is_made_of_it(data):
+    begin(data)
+    record = read_record(Path("run"))
+    Path("run", REPORT_FILE).unlink()
+    Path("run/run.json").write_text(json.dumps({**record, "present": [{"cases": "many"}]}))
+    with pytest.raises(AttclError) as caught:
+        train(resume="run", device="cpu")
+    assert caught.value.code == "invalid-record"
+
+
 def page_done(folder: str) -> bool:
     return "<dd>done, 4 steps</dd>" in shown(Path(folder))
 
