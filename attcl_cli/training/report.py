@@ -177,7 +177,7 @@ class RunPage:
         files = (WEIGHTS_FILE, "config.toml", STATS_FILE, "run.json")
         return Page(
             f"Training of {METHODS.title(self.settings.method)}",
-            verdict=self._verdict(statistics),
+            verdict=self._verdict(statistics, finished=finished),
             facts=facts,
             sections=[
                 _samples(self.folder),
@@ -203,7 +203,7 @@ class RunPage:
     def _validated_on(self) -> int:
         return int((self.facts.get("validation") or {}).get("cases") or 0)
 
-    def _verdict(self, statistics: Statistics) -> str:
+    def _verdict(self, statistics: Statistics, *, finished: bool) -> str:
         if not statistics.validation or statistics.best is None:
             return (
                 "No validation yet: the first checkpoint brings it."
@@ -212,9 +212,10 @@ class RunPage:
             )
         (step, last), (best_step, best) = statistics.validation[-1], statistics.best
         text = f"In-brain SSIM on the validation cases {last:.3f} at step {step:,}"
-        text += (
-            ", the best so far" if best_step == step else f", best {best:.3f} at step {best_step:,}"
-        )
+        if best_step != step:
+            text += f", best {best:.3f} at step {best_step:,}"
+        else:
+            text += ", the best of the run" if finished else ", the best so far"
         if self._copy is None:
             return f"{text}."
         return f"{text}; a copy of the source reaches {self._copy:.3f}."

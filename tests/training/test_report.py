@@ -86,6 +86,14 @@ def test_the_verdict_names_the_last_figure_the_best_one_and_that_of_a_copy(tmp_p
     )
 
 
+def test_the_last_figure_may_be_the_best(tmp_path):
+    log(tmp_path, judged((800, 0.41), (1000, 0.42)))
+    page_of(tmp_path).running(1000)
+    assert "0.420 at step 1,000, the best so far; a copy" in shown(tmp_path)
+    page_of(tmp_path).done()
+    assert "0.420 at step 1,000, the best of the run; a copy" in shown(tmp_path)
+
+
 def test_no_figure_is_shown_that_the_run_does_not_have(tmp_path):
     log(tmp_path, [{"step": 5, "seconds_a_step": 0.1, "g_adv": 1.0}])
     page_of(tmp_path, {}).running(5)
