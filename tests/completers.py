@@ -191,8 +191,9 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Return `content` but run.json, which holds times."""
-    return {name: data for name, data in content(folder).items() if name != "run.json"}
+    """Return `content` but run.json, which holds times, and the page."""
+    ours = {"run.json", "report.html"}
+    return {name: data for name, data in content(folder).items() if name not in ours}
 
 
 def images(root: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ import torch
 from attcl_cli.cli.app import main
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.data.intensities import Scale
+from attcl_cli.data.intensities import Scale, in_own_window
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.splits import read_splits
@@ -24,7 +24,6 @@ from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WeightsInfo, save_weights
 from attcl_cli.scoring import formulas
-from attcl_cli.scoring.windows import in_own_window
 
 pytestmark = pytest.mark.cohort
 

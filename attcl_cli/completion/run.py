@@ -44,6 +44,7 @@ class CompletionResult:
         linked: originals linked.
         failed: case id -> why it failed.
         doubts: case id -> target -> how far the volume is to be distrusted, of all volumes that lie in the folder.
+        page: the page that shows the volumes; None if there is none to show, or nothing was written.
     """
 
     plan: CompletionPlan
@@ -53,6 +54,7 @@ class CompletionResult:
     linked: int = 0
     failed: tuple[tuple[str, AttclError], ...] = ()
     doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict)
+    page: Path | None = None
 
     @property
     def far(self) -> tuple[str, ...]:
@@ -201,8 +203,7 @@ def complete(
         progress=progress,
     )
     _say_notes(plan, progress)
-    name = "run.json" if num_parts == 1 else f"run-{part_id}of{num_parts}.json"
-    record_file = plan.places.records / name
+    record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:
         return CompletionResult(plan, str(place), record_file, failed=tuple(plan.failed.items()))
     from attcl_cli.completion.making import link_originals as link_all
@@ -243,9 +244,14 @@ def complete(
             written, failed = _make(plan, record, items, doubts, progress)
         else:
             _finish_earlier(plan, record, doubts)
+        page = _write_page(plan, record_file, failed, anew=busy)
     return CompletionResult(
-        plan, str(place), record_file, written, linked, tuple(failed.items()), doubts
+        plan, str(place), record_file, written, linked, tuple(failed.items()), doubts, page
     )
+
+
+def _record_name(part_id: int, num_parts: int) -> str:
+    return "run.json" if num_parts == 1 else f"run-{part_id}of{num_parts}.json"
 
 
 def _items(
@@ -501,6 +507,24 @@ def _note_present(
             outputs = _present(plan, case)
             further = _doubted(doubts, case)
             record.add(case, "present", seconds=0, outputs=outputs, further=further)
+
+
+def _write_page(
+    plan: CompletionPlan,
+    record: Path,
+    failed: Mapping[str, AttclError],
+    *,
+    anew: bool,
+) -> Path | None:
+    """Write the page, or keep that of an earlier run if nothing was made since; None if there is nothing to show."""
+    from attcl_cli.completion.report import page_file, write_report
+
+    path = page_file(record)
+    if not (plan.jobs or plan.present or failed):
+        return None
+    if path.is_file() and not anew:
+        return path
+    return write_report(plan, record, failed)
 
 
 def _finish_earlier(

@@ -37,7 +37,14 @@ FIELDS = ("Description", "Sources", "SkullStripped", "SpatialReference")
 """The fields of a side-car that `image_fields` gives; they say nothing of how a volume was made."""
 
 # Our own files beside the images, in the syntax of .gitignore.
-_IGNORED = ("run.json", "run-*of*.json", "report.html", "*_uncertainty.nii", "*_uncertainty.nii.gz")
+_IGNORED = (
+    "run.json",
+    "run-*of*.json",
+    "report.html",
+    "report-*of*.html",
+    "*_uncertainty.nii",
+    "*_uncertainty.nii.gz",
+)
 _CODE_URLS = ("Source", "Repository", "Homepage")  # labels of the package's URLs, the best first
 
 

@@ -22,6 +22,11 @@ QUANTILES = 129  # levels 0, 1/128, ..., 1
 _TIE = 0.002  # a thousandth of the window: quantiles nearer than this are one knot of `match_quantiles`
 
 
+LEAST_CONTRAST = (
+    1e-3  # of the intensities themselves: a window narrower than this would stretch noise
+)
+
+
 @dataclass(frozen=True)
 class Scale:
     """The pair of intensities that normalisation maps to -1 and 1."""
@@ -80,6 +85,33 @@ def to_unit(volume: Array, low: float, high: float) -> Array:
         raise ValueError(f"window: low {low} and high {high}, expected low < high")
     unit = (np.asarray(volume, np.float64) - low) / (high - low)
     return np.clip(unit, 0.0, 1.0).astype(np.float32)
+
+
+def own_scale(image: Array, brain: Array) -> Scale | None:
+    """Return the 0.5 and 99.5 percentiles of an image in the brain; None if it is constant there, or nearly so.
+
+    Args:
+        image: any shape.
+        brain: bool of the same shape.
+    """
+    scale = intensity_scale(image, brain)
+    if scale is None:
+        return None
+    level = max(abs(scale.low), abs(scale.high))
+    return scale if scale.high - scale.low > LEAST_CONTRAST * level else None
+
+
+def in_own_window(image: Array, brain: Array) -> Array:
+    """Scale to [0, 1] by the image's own percentiles in the brain, 0 outside; 0 throughout without contrast.
+
+    Args:
+        image: any shape.
+        brain: bool of the same shape.
+    """
+    scale = own_scale(image, brain)
+    if scale is None:
+        return np.zeros(image.shape, dtype=np.float32)
+    return np.where(brain, to_unit(image, scale.low, scale.high), np.float32(0))
 
 
 def quantiles(values: Array, count: int = QUANTILES) -> Array:

@@ -11,7 +11,7 @@ _ATTCL_GAN = (
     "Xu Z, Tang J, Yao D, Wang Z, Lukasiewicz T. AttCL-GAN: Attentional contrastive learning-based generative "
     "adversarial network for modality completion of medical images."
 )
-_STARGAN_V2 = "Choi Y, Uh Y, Yoo J, Ha JW. StarGAN v2: Diverse image synthesis for multiple domains. CVPR 2020, 8188-8197."
+_STARGAN_V2 = "Choi Y, Uh Y, Yoo J, Ha JW. StarGAN v2: Diverse image synthesis for multiple domains. CVPR 2020."
 _PLAVE = (
     "Lim M, Kang B, Kam TE. Multi-modal contrastive learning for tumor-specific missing modality synthesis. "
     "arXiv:2502.19390, 2025."

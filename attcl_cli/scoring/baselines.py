@@ -14,10 +14,9 @@ import numpy as np
 
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset
-from attcl_cli.data.intensities import Array
+from attcl_cli.data.intensities import Array, own_scale
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.scoring.windows import own_scale
 
 MOST_PATIENTS = 50  # whose volumes are read
 LEVELS = np.linspace(*intensities.PERCENTILES, 397)  # percentiles, every quarter of a per cent

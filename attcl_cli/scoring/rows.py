@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from attcl_cli.data import intensities, label_maps, volumes
-from attcl_cli.data.intensities import Array
+from attcl_cli.data.intensities import Array, in_own_window
 from attcl_cli.errors import AttclError
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.scoring.baselines import Quantiles, matched_copy
@@ -39,7 +39,7 @@ from attcl_cli.scoring.metrics import (
     default_metrics,
 )
 from attcl_cli.scoring.pairs import CasePairs, Comparison, Pair
-from attcl_cli.scoring.windows import TrueVolume, in_own_window
+from attcl_cli.scoring.windows import TrueVolume
 
 SYNTHETIC, SAMPLES, COPY, MATCHED, MEAN, ZEROS = (
     *("synthetic", "samples"),

@@ -12,41 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from attcl_cli.data.intensities import Scale, intensity_scale, to_unit
+from attcl_cli.data.intensities import in_own_window, own_scale
 from attcl_cli.scoring.metrics import VolumePair
 
 Array = NDArray[Any]
-
-LEAST_CONTRAST = (
-    1e-3  # of the intensities themselves: a window narrower than this would stretch noise
-)
-
-
-def own_scale(image: Array, brain: Array) -> Scale | None:
-    """Return the 0.5 and 99.5 percentiles of an image in the brain; None if it is constant there, or nearly so.
-
-    Args:
-        image: any shape.
-        brain: bool of the same shape.
-    """
-    scale = intensity_scale(image, brain)
-    if scale is None:
-        return None
-    level = max(abs(scale.low), abs(scale.high))
-    return scale if scale.high - scale.low > LEAST_CONTRAST * level else None
-
-
-def in_own_window(image: Array, brain: Array) -> Array:
-    """Scale to [0, 1] by the image's own percentiles in the brain, 0 outside; 0 throughout without contrast.
-
-    Args:
-        image: any shape.
-        brain: bool of the same shape.
-    """
-    scale = own_scale(image, brain)
-    if scale is None:
-        return np.zeros(image.shape, dtype=np.float32)
-    return np.where(brain, to_unit(image, scale.low, scale.high), np.float32(0))
 
 
 def outside_in_own_window(image: Array, brain: Array) -> Array | None:

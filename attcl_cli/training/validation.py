@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from attcl_cli.data.crops import brain_box
-from attcl_cli.data.intensities import Array
+from attcl_cli.data.intensities import Array, in_own_window
 from attcl_cli.data.slices import Entry, SliceStore
 from attcl_cli.methods.sources import SourceRule, takes_one
 from attcl_cli.scoring import formulas
-from attcl_cli.scoring.windows import in_own_window
 
 BLOCK = 12  # neighbouring slices, so that SSIM sees all three dimensions and a window is that of a volume
 _BLOCKS_PER_DIRECTION = 1

@@ -70,7 +70,10 @@ def test_without_a_terminal_progress_is_one_plain_line_per_case(
     ]
     assert "\r" not in err
     assert "\x1b" not in err + out
-    assert out == "out: 4 volumes written, 0 were there already\n"
+    assert (
+        out
+        == "out: 4 volumes written, 0 were there already\nout/report.html: open it in a browser\n"
+    )
 
 
 def test_verbose_says_how_long_each_case_was_in_the_network(
@@ -85,7 +88,10 @@ def test_running_again_says_that_nothing_is_left(incomplete_root, trained_run, a
     assert attcl(*command)[0] == 0
     assert attcl(*command)[:2] == (0, "out: nothing to do, 4 volumes are there already\n")
     (here / "out/Phantom_00003/Phantom_00003_t2.nii.gz").unlink()
-    assert attcl(*command)[:2] == (0, "out: 1 volume written, 3 were there already\n")
+    assert attcl(*command)[:2] == (
+        0,
+        "out: 1 volume written, 3 were there already\nout/report.html: open it in a browser\n",
+    )
 
 
 def test_a_dataset_without_missing_modalities_is_told_apart_from_a_finished_output(
@@ -107,7 +113,10 @@ def test_a_submission_says_where_its_records_are(gappy, trained_run, attcl, here
     root = gappy("brats2023", [("t1ce",), (), (), ()])
     command = ("complete", "--ori", root, "-w", trained_run, "--layout", "brasyn-submission")
     code, out, err = attcl(*command, "-d", "cpu")
-    assert (code, out) == (0, "out: 1 volume written, 0 were there already\n"), err
+    assert (code, out) == (
+        0,
+        "out: 1 volume written, 0 were there already\nout-labels/report.html: open it in a browser\n",
+    ), err
     assert "out-labels: side-cars and run.json" in err
     assert (here / "out-labels/run.json").is_file()
 
@@ -235,7 +244,10 @@ def test_weights_given_several_times_are_asked_in_turn(
         line.split() for line in out.splitlines()
     ]
     code, out, err = attcl(*command)
-    assert (code, out) == (0, "out: 3 volumes written, 0 were there already\n"), err
+    assert (code, out) == (
+        0,
+        "out: 3 volumes written, 0 were there already\nout/report.html: open it in a browser\n",
+    ), err
     record = json.loads(Path("out/run.json").read_text())
     assert record["weights"]["name"] == "dedicated"
     assert [item["name"] for item in record["further_weights"]] == ["tiny"]
@@ -255,7 +267,10 @@ def test_a_target_that_no_weights_make_is_an_error_that_says_what_they_make(
     assert any(line.startswith("hint: ") and "-w FIRST -w SECOND" in line for line in lines)
     assert not (here / "out").exists()
     code, out, err = attcl(*command, "--keep-going")
-    assert (code, out) == (3, "out: 1 volume written, 0 were there already\n")
+    assert (code, out) == (
+        3,
+        "out: 1 volume written, 0 were there already\nout/report.html: open it in a browser\n",
+    )
     assert "out: 1 of 2 cases failed, expected all" in err
 
 
@@ -321,7 +336,10 @@ def test_by_default_one_bad_case_keeps_all_from_starting(one_bad, trained_run, a
 
 def test_keep_going_does_the_sound_cases_and_exits_with_3(one_bad, trained_run, attcl, here):
     code, out, err = attcl("complete", "--ori", one_bad, "-w", trained_run, "--keep-going")
-    assert (code, out) == (3, "out: 2 volumes written, 0 were there already\n")
+    assert (code, out) == (
+        3,
+        "out: 2 volumes written, 0 were there already\nout/report.html: open it in a browser\n",
+    )
     assert f"error: {one_bad / BAD}: " in err
     assert "error: out: 1 of 3 cases failed, expected all" in err
     assert "hint: see out/run.json; fix the cases and run the same command again" in err

@@ -121,7 +121,10 @@ def test_a_volume_of_another_patient_is_not_taken_for_this_ones(files, trained_r
 def test_the_command_line_reads_images_and_points_to_them(files, trained_run, attcl):
     options = ("--target", "t2", "-w", trained_run, "-d", "cpu")
     code, out, err = attcl("complete", "--image", "flair=flair-0.nii.gz", "-o", "out", *options)
-    assert (code, out) == (0, "out: 1 volume written, 0 were there already\n"), err
+    assert (code, out) == (
+        0,
+        "out: 1 volume written, 0 were there already\nout/report.html: open it in a browser\n",
+    ), err
     code, _, err = attcl("complete", "--image", "flair", *options)
     assert code == 2 and "expected MODALITY=FILE" in err
     code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)

@@ -67,8 +67,8 @@ def test_paths_may_be_strings(gappy, trained_run, tmp_path):
     assert (result.written, result.output) == (7, tmp_path / "out")
 
 
-def test_a_finished_output_holds_the_volumes_their_side_cars_and_run_json(finished):
-    assert set(content(finished["cpl"])) == expected_files() | {"run.json"}
+def test_a_finished_output_holds_the_volumes_their_side_cars_run_json_and_the_page(finished):
+    assert set(content(finished["cpl"])) == expected_files() | {"run.json", "report.html"}
     assert cases_in(finished["cpl"]) == {
         f"Phantom_{case:05d}": ("done", [phantom_file(case, name) for name in names])
         for case, names in enumerate(LACKING)
@@ -173,7 +173,13 @@ def test_a_deleted_output_is_made_again_and_nothing_else(finished):
         name: data for name, (_, data) in before.items() if name != "run.json"
     }
     touched = {name for name in after if after[name][0] != before[name][0]}
-    assert touched == {gone, gone.replace(".nii.gz", ".json"), "Phantom_00003", "run.json"}
+    assert touched == {
+        gone,
+        gone.replace(".nii.gz", ".json"),
+        "Phantom_00003",
+        "run.json",
+        "report.html",
+    }
 
 
 def test_the_record_of_a_second_run_names_the_volumes_that_were_there(finished):
@@ -217,7 +223,8 @@ def test_parts_keep_a_record_each(gappy, weights, tmp_path):
     complete(**arguments, cpl=tmp_path / "one")
     for part in (2, 1):
         complete(**arguments, cpl=tmp_path / "two", num_parts=2, part_id=part)
-    records = {"run.json", "run-1of2.json", "run-2of2.json"}
+    names = ("run.json", "run-1of2.json", "run-2of2.json")
+    records = {*names, *(name.replace("run", "report").replace("json", "html") for name in names)}
     one, two = (
         {name: data for name, data in content(tmp_path / folder).items() if name not in records}
         for folder in ("one", "two")
@@ -232,6 +239,10 @@ def test_parts_keep_a_record_each(gappy, weights, tmp_path):
     ]
     assert done == [{"Phantom_00000"}, {"Phantom_00001", "Phantom_00003"}]
     assert not (tmp_path / "two/run.json").exists()
+    assert {path.name for path in (tmp_path / "two").glob("*.html")} == {
+        "report-1of2.html",
+        "report-2of2.html",
+    }
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,310 @@
+"""The page of `attcl complete`: what lies in the output folder, beside what it was made from.
+
+Nobody knows the real volumes, so nothing is scored: the volumes to look at first are those with the most doubt. How
+pages and pictures look is left to `attcl_cli.report`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from attcl_cli import __version__
+from attcl_cli.completion.doubt import read_doubt
+from attcl_cli.completion.jobs import CompletionPlan, Doubt, Places
+from attcl_cli.data import intensities, label_maps, volumes
+from attcl_cli.data.dataset import Case, read_side_car, sources_in
+from attcl_cli.errors import AttclError, counted, some
+from attcl_cli.methods import METHODS, bundled
+from attcl_cli.methods.citations import references
+from attcl_cli.methods.weights import Weights
+from attcl_cli.report import pictures
+from attcl_cli.report.page import Page, write_page
+from attcl_cli.report.sections import CaseTable, Cell, Patterns, Text, Viewer
+
+_PICTURED = 12  # volumes with pictures: memory and the page do not grow with the dataset
+_SHA_SHOWN = 12  # digits
+_DECIMALS = {"disagreement": 4, "distance": 2}
+
+
+@dataclass(frozen=True)
+class MadeVolume:
+    """A volume in the output folder, as its side-car describes it."""
+
+    case: Case
+    target: str
+    sources: tuple[str, ...]
+    weights: str
+    sha256: str
+    doubt: Doubt
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Return the figures of doubt by name."""
+        figures = {"disagreement": self.doubt.disagreement, "distance": self.doubt.distance}
+        return {
+            name: round(value, _DECIMALS[name])
+            for name, value in figures.items()
+            if value is not None
+        }
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """Return what sorts volumes, those with least doubt first."""
+        return (
+            bool(self.doubt.far),
+            self.doubt.distance or 0.0,
+            self.doubt.disagreement or 0.0,
+        )
+
+
+def page_file(record: Path) -> Path:
+    """Return where the page of a run goes: beside its record, `run-1of4.json` -> `report-1of4.html`."""
+    return record.with_name(record.stem.replace("run", "report", 1) + ".html")
+
+
+def write_report(plan: CompletionPlan, record: Path, failed: Mapping[str, AttclError]) -> Path:
+    """Write the page of a completion: of all volumes that lie in its folder, whichever run made them.
+
+    At most 12 volumes are read again, with their sources, for pictures: those with the most doubt. What cannot be read
+    (a source was damaged since) has no picture, and the page says so.
+
+    Args:
+        plan: what there was to do.
+        record: the `run.json` of the run.
+        failed: case id -> why it failed.
+
+    Returns:
+        The file.
+
+    Raises:
+        AttclError: the page cannot be written.
+    """
+    made = volumes_made(plan)
+    doubted = sorted(made, key=lambda it: it.rank, reverse=True)
+    panels: list[pictures.Panel] = []
+    unread: list[str] = []
+    for volume in doubted[:_PICTURED]:
+        try:
+            panels.append(_panel(plan.places, volume))
+        except AttclError as error:
+            unread.append(f"No picture of {volume.target} of {volume.case.id}: {error.message}.")
+    hint = "The real volumes are not known, so there is no difference to see."
+    if len(panels) < len(made):
+        hint += (
+            f" Pictures of {len(panels)} of {counted(len(made), 'volume')}, the most doubtful ones."
+        )
+    page = Page(
+        "Completed volumes",
+        verdict=_verdict(made, failed),
+        facts=_facts(plan, made, failed),
+        sections=[
+            Viewer(panels, order="most doubt first" if len(panels) > 1 else "", hint=hint),
+            _patterns(plan, made),
+            CaseTable(_rows(doubted, failed)),
+            Text("How the volumes were made", [_methods_paragraph(plan, made)]),
+            Text("How to cite", _citations(plan.models)),
+            Text("Settings", folded={"How volumes were made": _lines(plan.manner.document())}),
+        ],
+        notes=[*plan.dataset.notes, *plan.notes, *unread, _ABOUT_DOUBT],
+        files=[record.name],
+    )
+    path = page_file(record)
+    write_page(path, page)
+    return path
+
+
+def volumes_made(plan: CompletionPlan) -> list[MadeVolume]:
+    """Return the volumes that lie in the output folder with a side-car of attcl, in the order of the dataset."""
+    wanted = {case: set(targets) for case, targets in plan.present.items()}
+    for job in plan.jobs:
+        wanted.setdefault(job.case.id, set()).update(job.outputs)
+    made = []
+    for case in plan.dataset.cases:
+        for target in plan.dataset.modalities:
+            if target not in wanted.get(case.id, ()):
+                continue
+            side_car = read_side_car(plan.places.side_car(case, target))
+            if not side_car:  # the case failed
+                continue
+            weights = side_car.get("weights") or {}
+            made.append(
+                MadeVolume(
+                    case=case,
+                    target=target,
+                    sources=tuple(str(it["modality"]) for it in sources_in(side_car) if it),
+                    weights=str(weights.get("name", "")),
+                    sha256=str(weights.get("sha256", "")),
+                    doubt=read_doubt(plan.places, case, target) or Doubt(),
+                )
+            )
+    return made
+
+
+_ABOUT_DOUBT = (
+    "Disagreement is the mean absolute difference in the brain of two passes over a volume, as a share of the "
+    "modality's window. Distance says how far the sources are from the training cases, in robust standard deviations. "
+    "Neither is an error: nobody knows the real volume. Look first at those with the largest figures."
+)
+
+
+# --- Pictures -------------------------------------------------------------------------------------
+
+
+def _panel(places: Places, volume: MadeVolume) -> pictures.Panel:
+    """Return a volume beside its sources, each in its own window."""
+    dataset, case = places.dataset, volume.case
+    load = partial(volumes.load, background=dataset.background)
+    files = {name: dataset.paths(case, name) for name in volume.sources if name in case.files}
+    read = {name: load(paths) for name, paths in files.items()}
+    synthetic = load([places.output / file for file in places.files(case, volume.target)])
+    brain = intensities.brain_of([each.data for each in read.values()] or [synthetic.data])
+    tumour = _tumour(places, case, next(iter(files.values()), ()))
+    return pictures.Panel(
+        case=case.id,
+        source_modality="+".join(volume.sources),
+        target_modality=volume.target,
+        tiles=pictures.compared(
+            volume.target,
+            {
+                name: intensities.in_own_window(each.data, each.data != 0)
+                for name, each in read.items()
+            },
+            intensities.in_own_window(synthetic.data, synthetic.data != 0),
+            None,
+            brain,
+        ),
+        brain=brain,
+        outlines={} if tumour is None else {"tumour": tumour},
+        scores=volume.scores,
+    )
+
+
+def _tumour(places: Places, case: Case, beside: Sequence[Path]) -> Any:
+    """Return where the label map of a case is not 0; None if there is none, or none that can be read."""
+    if not case.segmentation or not beside:
+        return None
+    try:
+        files = [places.dataset.root / file for file in case.segmentation]
+        return label_maps.load_labels(files, beside=beside) > 0
+    except AttclError:  # it is no part of the completion; `attcl info` says what is wrong with it
+        return None
+
+
+# --- Words ----------------------------------------------------------------------------------------
+
+
+def _verdict(made: Sequence[MadeVolume], failed: Mapping[str, AttclError]) -> str:
+    """Return in one sentence or two what is there, and what to look at first."""
+    cases = {volume.case.id for volume in made}
+    weights = dict.fromkeys(volume.weights for volume in made)
+    words = "No volume was made."
+    if made:
+        words = f"{counted(len(made), 'volume')} of {counted(len(cases), 'case')}, made by {some(weights)}."
+    far = {volume.case.id for volume in made if volume.doubt.far}
+    if far:
+        words += f" {counted(len(far), 'case')} unlike the training data ({some(sorted(far))}): check these first."
+    if failed:
+        words += f" {counted(len(failed), 'case')} failed."
+    return words
+
+
+def _facts(
+    plan: CompletionPlan, made: Sequence[MadeVolume], failed: Mapping[str, AttclError]
+) -> dict[str, str]:
+    facts = {
+        "volumes": str(len(made)),
+        "cases": f"{len({volume.case.id for volume in made})} of {len(plan.dataset.cases)}",
+    }
+    if failed:
+        facts["failed"] = some(failed)
+    hashes = dict.fromkeys((volume.weights, volume.sha256) for volume in made)
+    for name, sha256 in hashes:
+        facts["weights" if len(hashes) == 1 else f"weights {name}"] = (
+            f"{name}, SHA-256 {sha256[:_SHA_SHOWN]}"
+        )
+    methods = dict.fromkeys(METHODS.title(model.info.settings.method) for model in plan.models)
+    return facts | ({"method": ", ".join(methods)} if methods else {}) | {"attcl": __version__}
+
+
+def _patterns(plan: CompletionPlan, made: Sequence[MadeVolume]) -> Patterns:
+    """Return which modalities the cases have together, and what was made of each."""
+    modalities = plan.dataset.modalities
+    counts = Counter(
+        tuple(name for name in modalities if name in case.files) for case in plan.dataset.cases
+    )
+    targets = Counter(volume.target for volume in made)
+    words = ", ".join(f"{counted(targets[name], 'volume')} of {name}" for name in targets)
+    return Patterns(
+        modalities,
+        dict(sorted(counts.items(), key=lambda it: (-it[1], it[0]))),
+        heading="Missing modalities, before completion",
+        hint=f"Made: {words}." if words else "",
+    )
+
+
+def _rows(made: Sequence[MadeVolume], failed: Mapping[str, AttclError]) -> list[dict[str, Cell]]:
+    several = len({volume.weights for volume in made}) > 1
+    rows: list[dict[str, Cell]] = [
+        {"case": case, "source": "", "modality": "", "status": f"failed: {error.message}"}
+        for case, error in failed.items()
+    ]
+    for volume in made:
+        row: dict[str, Cell] = {
+            "case": volume.case.id,
+            "source": "+".join(volume.sources),
+            "modality": volume.target,
+            "status": "unlike the training data" if volume.doubt.far else "made",
+            **volume.scores,
+        }
+        rows.append(row | ({"weights": volume.weights} if several else {}))
+    return rows
+
+
+def _methods_paragraph(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
+    """Return what a paper may say of these volumes."""
+    if not made:
+        return "No volume was made."
+    targets = Counter(volume.target for volume in made)
+    words = [
+        f"Missing volumes ({', '.join(f'{count} {name}' for name, count in targets.items())}) of "
+        f"{counted(len({volume.case.id for volume in made}), 'case')} were synthesised with attcl {__version__}."
+    ]
+    for model in plan.models:
+        info = model.info
+        words.append(
+            f"The weights {model.name} (SHA-256 {model.sha256[:_SHA_SHOWN]}) were trained by "
+            f"{METHODS.title(info.settings.method)} on {counted(len(info.trained_on), 'case')} for "
+            f"{counted(info.steps, 'step')}."
+        )
+    number = {len(volume.sources) for volume in made}
+    words.append(
+        "Each volume was made from one source modality, the most frequent one that the case has."
+        if number == {1}
+        else "Each volume was made from the modalities that the table names as its source."
+    )
+    words.append(
+        "Axial slices were translated one by one; sources were scaled by the 0.5 and 99.5 percentiles inside the "
+        "brain, and made volumes carry the intensity range of their modality."
+    )
+    return " ".join(words)
+
+
+def _citations(models: Sequence[Weights]) -> list[str]:
+    """Return what to cite: the methods, what the weights' training data asks for, and attcl."""
+    cited: dict[str, None] = {}
+    for model in models:
+        cited |= dict.fromkeys(references(model.info.settings.method))
+        card = bundled.read_card(model.path)
+        if card is not None:
+            cited |= dict.fromkeys(card.citations)
+            cited |= dict.fromkeys([f"Training data of {model.name}: {card.terms}"])
+    return [*cited, f"attcl {__version__} (CITATION.cff)."]
+
+
+def _lines(document: Mapping[str, Any]) -> str:
+    return "\n".join(f"{name} = {value}" for name, value in document.items())

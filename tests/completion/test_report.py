@@ -1,0 +1,126 @@
+"""The page of a completion: what it shows, what it says, and what it must not depend on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from completers import LACKING, content, phantom_file
+
+from attcl_cli.completion import report
+from attcl_cli.completion.run import complete
+from attcl_cli.data import volumes
+
+
+@pytest.fixture
+def arguments(gappy: Any, weights: Any, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "ori": gappy(lacking=LACKING),
+        "cpl": tmp_path / "out",
+        "weights": weights.path,
+        "device": "cpu",
+    }
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """What the page's script reads."""
+    text = page.read_text(encoding="utf-8")
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1]
+    )
+
+
+def set_doubt(folder: Path, file: str, **doubt: Any) -> None:
+    path = folder / file.replace(".nii.gz", ".json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"doubt": doubt}))
+
+
+def test_each_volume_is_shown_beside_its_sources_and_no_truth(arguments):
+    result = complete(**arguments)
+    assert result.page == arguments["cpl"] / "report.html"
+    panels = data_of(result.page)["panels"]
+    assert len(panels) == 7
+    for panel in panels:
+        assert [tile["kind"] for tile in panel["tiles"]] == ["source", "synthetic"]
+        assert panel["tiles"][0]["caption"] == f"{panel['source']}, source"
+
+
+def test_the_page_says_how_many_volumes_of_how_many_cases_which_weights_made(arguments, weights):
+    text = complete(**arguments).page.read_text()
+    assert f"7 volumes of 3 cases, made by {weights.name}." in text
+    assert f"SHA-256 {weights.sha256[:12]}" in text
+    assert "AttCL-GAN: Attentional contrastive learning" in text  # what to cite
+    assert "The real volumes are not known" in text
+
+
+def test_what_is_most_doubtful_comes_first_and_what_is_far_is_named(arguments):
+    complete(**arguments)
+    out = arguments["cpl"]
+    set_doubt(out, phantom_file(1, "t1"), disagreement=0.01, distance=5.0, far=True)
+    set_doubt(out, phantom_file(3, "t1ce"), disagreement=0.09, distance=2.0, far=False)
+    (out / "report.html").unlink()
+    page = complete(**arguments).page  # nothing is left to do, and the page is written again
+    shown = [(panel["case"], panel["target"]) for panel in data_of(page)["panels"]]
+    assert shown[:2] == [("Phantom_00001", "t1"), ("Phantom_00003", "t1ce")]
+    text = page.read_text()
+    assert "1 case unlike the training data (Phantom_00001): check these first." in text
+
+
+def test_only_so_many_volumes_are_read_for_pictures(arguments, monkeypatch):
+    complete(**arguments)
+    (arguments["cpl"] / "report.html").unlink()
+    monkeypatch.setattr(report, "_PICTURED", 2)
+    loaded: list[Path] = []
+    load = volumes.load
+    monkeypatch.setattr(
+        volumes, "load", lambda paths, **options: loaded.append(paths[0]) or load(paths, **options)
+    )
+    page = complete(**arguments).page
+    assert len(data_of(page)["panels"]) == 2
+    assert "Pictures of 2 of 7 volumes" in page.read_text()
+    assert len([path for path in loaded if path.is_relative_to(arguments["cpl"])]) == 2
+
+
+def test_a_broken_off_run_that_is_finished_has_the_page_of_an_undisturbed_one(arguments, tmp_path):
+    whole = complete(**arguments).page.read_bytes()
+    (arguments["cpl"] / phantom_file(3, "t1")).unlink()
+    (arguments["cpl"] / "report.html").unlink()
+    assert complete(**arguments).page.read_bytes() == whole
+
+
+def test_a_page_that_is_there_is_not_written_again_if_nothing_was_made(arguments):
+    page = complete(**arguments).page
+    page.write_text("mine")
+    assert complete(**arguments).page.read_text() == "mine"
+
+
+def test_a_failed_case_is_named_and_costs_no_other_its_picture(arguments):
+    complete(**arguments)
+    (arguments["cpl"] / phantom_file(1, "t1")).unlink()
+    bad = arguments["ori"] / phantom_file(1, "t2")
+    bad.write_bytes(bad.read_bytes()[:-300])
+    text = complete(**arguments, keep_going=True).page.read_text()
+    assert "1 case failed." in text
+    assert "No picture of t1ce of Phantom_00001" in text
+    assert len(data_of(arguments["cpl"] / "report.html")["panels"]) == 5
+
+
+def test_nothing_missing_and_a_dry_run_have_no_page(arguments, phantom_root, tmp_path):
+    assert complete(**arguments, dry_run=True).page is None
+    assert complete(**arguments | {"ori": phantom_root, "cpl": tmp_path / "none"}).page is None
+    assert not list(tmp_path.rglob("*.html"))
+
+
+def test_the_volumes_do_not_depend_on_the_page(arguments, tmp_path, monkeypatch):
+    complete(**arguments)
+    monkeypatch.setattr("attcl_cli.completion.run._write_page", lambda *_, **__: None)
+    complete(**arguments | {"cpl": tmp_path / "bare"})
+    ours = {"run.json", "report.html"}
+    one, other = (
+        {name: data for name, data in content(folder).items() if name not in ours}
+        for folder in (arguments["cpl"], tmp_path / "bare")
+    )
+    assert one == other
