@@ -180,6 +180,7 @@ def _panel(places: Places, volume: MadeVolume) -> pictures.Panel:
         ),
         brain=brain,
         outlines={} if tumour is None else {"tumour": tumour},
+        spacing_mm=synthetic.grid.axial_spacing_mm,
         scores=volume.scores,
     )
 

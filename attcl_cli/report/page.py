@@ -20,7 +20,7 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from attcl_cli.errors import visible
+from attcl_cli.errors import counted, visible
 from attcl_cli.files import write_whole
 from attcl_cli.report import pictures, plots
 from attcl_cli.report.pictures import DISCLAIMER, Panel
@@ -103,6 +103,7 @@ def _templates(panels: Sequence[Panel]) -> Any:
     environment.globals |= {
         "box_plot": plots.box_plot,
         "curve_plot": plots.curve_plot,
+        "counted": counted,
         "columns_of": _columns_of,
         "word_columns": _word_columns,
         "sort_key": _sort_key,

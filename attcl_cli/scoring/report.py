@@ -18,7 +18,7 @@ from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.sections import BoxPlots, CaseTable, Cell, Distribution, Table, Viewer
 from attcl_cli.scoring.metrics import BRAIN, METRICS, WHOLE
 from attcl_cli.scoring.pairs import CasePairs, Comparison
-from attcl_cli.scoring.rows import COPY, SYNTHETIC, Row, Translate, read_predictions
+from attcl_cli.scoring.rows import COPY, SYNTHETIC, Row, Translate, read_in_pictures
 from attcl_cli.scoring.summary import (
     SIX,
     Figure,
@@ -172,8 +172,8 @@ def _panels(
     ]
     with progress.bar(len(cases), "pictures") as bar:
         for case in cases:
-            sources, predictions = read_predictions(case, translate)
-            for prediction in predictions:
+            shown = read_in_pictures(case, translate)
+            for prediction in shown.predictions:
                 key = (case.case, case.made_from, prediction.pair.modality)
                 if key in chosen:
                     panels[key] = pictures.Panel(
@@ -182,12 +182,14 @@ def _panels(
                         target_modality=prediction.pair.modality,
                         tiles=pictures.compared(
                             prediction.pair.modality,
-                            sources,
+                            shown.sources,
                             prediction.volumes.shown,
                             prediction.volumes.truth,
                             prediction.truth.brain,
                         ),
                         brain=prediction.truth.brain,
+                        outlines={} if shown.tumour is None else {"tumour": shown.tumour},
+                        spacing_mm=shown.spacing_mm,
                         scores=scores.get(key, {}),
                         baseline=copies.get(key, {}),
                     )

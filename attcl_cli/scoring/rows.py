@@ -194,18 +194,35 @@ def score_cases(
         yield rows
 
 
-def read_predictions(
-    case: CasePairs, translate: Translate | None = None
-) -> tuple[dict[str, Array], list[Prediction]]:
-    """Read a case again, for pictures.
+@dataclass(frozen=True, eq=False)
+class CaseInPictures:
+    """What pictures show of a case.
 
-    Returns:
-        Its sources, modality -> (D, H, W) in [0, 1], and its synthetic volumes beside their truths.
+    Attributes:
+        sources: modality -> (D, H, W) in [0, 1].
+        predictions: its synthetic volumes beside their truths.
+        tumour: (D, H, W) bool; None without a label map.
+        spacing_mm: of the voxels along D, H, W.
     """
+
+    sources: Mapping[str, Array]
+    predictions: Sequence[Prediction]
+    tumour: Array | None
+    spacing_mm: tuple[float, float, float]
+
+
+def read_in_pictures(case: CasePairs, translate: Translate | None = None) -> CaseInPictures:
+    """Read a case again, for pictures."""
     arrays = _read(case)
-    predictions = list(_predictions(arrays, Measures(metrics=(), translate=translate)))
-    sources = {name: volume.data for name, volume in arrays.sources.items()}
-    return {name: in_own_window(data, data != 0) for name, data in sources.items()}, predictions
+    return CaseInPictures(
+        sources={
+            name: in_own_window(volume.data, volume.data != 0)
+            for name, volume in arrays.sources.items()
+        },
+        predictions=list(_predictions(arrays, Measures(metrics=(), translate=translate))),
+        tumour=arrays.tumour,
+        spacing_mm=arrays.present[case.source].grid.axial_spacing_mm,
+    )
 
 
 # --- Reading ------------------------------------------------------------------------------------------------------

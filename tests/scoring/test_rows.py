@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 from attcl_cli.data import volumes
 from attcl_cli.errors import AttclError
 from attcl_cli.scoring.pairs import CasePairs, Comparison, Pair
-from attcl_cli.scoring.rows import Measures, read_predictions, score_cases
+from attcl_cli.scoring.rows import Measures, read_in_pictures, score_cases
 
 SHAPE = (6, 8, 40)  # of the arrays that are written: X, Y, Z
 
@@ -148,9 +148,10 @@ def test_style_samples_are_scored_beside_the_completed_volume(case, tmp_path):
 
 def test_the_pictures_are_those_that_were_scored(case):
     case = replace(case, pairs=case.pairs[:1])
-    sources, (prediction,) = read_predictions(case)
-    assert list(sources) == [case.source]
-    source = sources[case.source]
+    shown = read_in_pictures(case)
+    (prediction,) = shown.predictions
+    assert list(shown.sources) == [case.source]
+    source = shown.sources[case.source]
     assert source.shape == prediction.volumes.image.shape == SHAPE[::-1]
     assert prediction.name == "synthetic" and prediction.pair is case.pairs[0]
     for image in (source, prediction.volumes.image, prediction.volumes.truth):
