@@ -90,7 +90,7 @@ def _compare(options: argparse.Namespace) -> None:
         return
     seeds = _seeds(options.seeds)
     runs = read_runs(options.settings)
-    if not options.without_unet:
+    if runs and not options.without_unet:  # finished weights alone need no training
         runs = with_yardstick(runs)
     runs += [RecipeRun(Path(name).name, weights=(name,)) for name in options.weights]
     place = Place(

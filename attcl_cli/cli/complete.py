@@ -304,7 +304,7 @@ def _show_outcome(
         "linked": result.linked,
         "failed": len(result.failed),
         "far": list(result.far),
-        "files": {result.page.name: str(result.page)} if result.page else {},
+        **({"report": str(result.page)} if result.page else {}),
     }
     if result.page and result.written and not terminal.as_json:
         terminal.result(f"{result.page}: open it in a browser")

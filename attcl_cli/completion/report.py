@@ -96,14 +96,15 @@ def write_report(plan: CompletionPlan, record: Path, failed: Mapping[str, AttclE
     hint = "The real volumes are not known, so there is no difference to see."
     if len(panels) < len(made):
         hint += (
-            f" Pictures of {len(panels)} of {counted(len(made), 'volume')}, the most doubtful ones."
+            f" Pictures of {len(panels)} of {counted(len(made), 'volume')}, those with the largest "
+            "distance or disagreement."
         )
     page = Page(
         "Completed volumes",
         verdict=_verdict(made, failed),
         facts=_facts(plan, made, failed),
         sections=[
-            Viewer(panels, order="most doubt first" if len(panels) > 1 else "", hint=hint),
+            Viewer(panels, order="largest distance first" if len(panels) > 1 else "", hint=hint),
             _patterns(plan, made),
             CaseTable(_rows(doubted, failed)),
             Text("How the volumes were made", [_methods_paragraph(plan, made)]),
@@ -148,7 +149,8 @@ def volumes_made(plan: CompletionPlan) -> list[MadeVolume]:
 _ABOUT_DOUBT = (
     "Disagreement is the mean absolute difference in the brain of two passes over a volume, as a share of the "
     "modality's window. Distance says how far the sources are from the training cases, in robust standard deviations. "
-    "Neither is an error: nobody knows the real volume. Look first at those with the largest figures."
+    "They notice scanners and diseases that the weights have not seen. They do not say how wrong a volume is: nobody "
+    "knows the real one."
 )
 
 

@@ -56,7 +56,7 @@ def test_the_page_says_how_many_volumes_of_how_many_cases_which_weights_made(arg
     assert "The real volumes are not known" in text
 
 
-def test_what_is_most_doubtful_comes_first_and_what_is_far_is_named(arguments):
+def test_the_largest_distance_comes_first_and_what_is_far_is_named(arguments):
     complete(**arguments)
     out = arguments["cpl"]
     set_doubt(out, phantom_file(1, "t1"), disagreement=0.01, distance=5.0, far=True)
