@@ -125,7 +125,8 @@ def _verdict(
         return ""
     sign = -1 if label in lower_is_better else 1
     better = sum(sign * made > sign * copy for made, copy in known)
-    return f"Better than a copy of the source in {better} of {counted(len(known), 'volume')} ({label})."
+    copied = "first source" if any("+" in made_from for _, made_from, _ in scores) else "source"
+    return f"Better than a copy of the {copied} in {better} of {counted(len(known), 'volume')} ({label})."
 
 
 def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 from score_files import HIDDEN, first_completed, spoil
 
 from attcl_cli.data import volumes
+from attcl_cli.files import read_csv
+from attcl_cli.scoring import report
 from attcl_cli.scoring.metrics import METRICS
 from attcl_cli.scoring.run import score
 
@@ -76,3 +80,43 @@ def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, m
         num_workers=0,
     )
     assert {reads.count(path) for path in reads} == {2}
+
+
+def test_the_verdict_counts_the_volumes_that_are_better_than_a_copy(page, folders):
+    rows = [row for row in read_csv(folders.scores / "scores.csv") if row["region"] == "brain"]
+    ssim = {
+        (row["prediction"], row["case"], row["modality"]): float(row["value"])
+        for row in rows
+        if row["metric"] == "ssim"
+    }
+    volumes_scored = [key[1:] for key in ssim if key[0] == "synthetic"]
+    better = sum(ssim["synthetic", *key] > ssim["copy", *key] for key in volumes_scored)
+    words = f"Better than a copy of the source in {better} of {len(volumes_scored)} volumes (SSIM brain)."
+    assert f'<p class="verdict">{words}</p>' in page
+
+
+@pytest.mark.parametrize(
+    ("made", "copy", "lower", "words"),
+    [
+        ({"flair": 0.5}, {"flair": 0.4}, [], "the source in 1 of 1 volume (SSIM)"),
+        ({"flair": 0.5}, {"flair": 0.4}, ["SSIM"], "the source in 0 of 1 volume (SSIM)"),
+        ({"flair+t1": 0.5}, {"flair+t1": 0.6}, [], "the first source in 0 of 1 volume (SSIM)"),
+        ({"flair": 0.5, "t1": math.nan}, {"flair": 0.5, "t1": 0.1}, [], "in 0 of 1 volume"),
+        ({"flair": 0.5}, {}, [], ""),
+    ],
+)
+def test_the_verdict_of_few_volumes(made, copy, lower, words):
+    scores, copies = (
+        {("A", source, "t2"): {"SSIM": value} for source, value in values.items()}
+        for values in (made, copy)
+    )
+    verdict = report._verdict(scores, copies, lower)
+    assert words in verdict if words else verdict == ""
+
+
+def test_each_volume_is_shown_beside_its_source_the_truth_and_the_difference(page):
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    for panel in data["panels"]:
+        kinds = [tile["kind"] for tile in panel["tiles"]]
+        assert kinds == ["source", "synthetic", "real", "difference"]
+        assert [outline["name"] for outline in panel["outlines"]] == ["tumour"]
