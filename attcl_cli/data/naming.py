@@ -30,6 +30,9 @@ from attcl_cli.data.patients import find_patients
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 
+_NAMINGS_SHOWN = 3  # of those that an error lists; the documentation has them all
+_MOST_OF_A_PATIENT = 6  # images
+
 
 @dataclass(frozen=True)
 class Case:
@@ -598,18 +601,31 @@ def _unknown_layout(
     named = images or items
     kind = unread.KINDS[named[0].kind] if named else None
     content = (
-        f"{counted(len(named), 'image')} such as {named[0].path}"
+        f"{counted(len(named), 'image')} such as {root.name if named[0].path == PurePosixPath() else named[0].path}"
         + ("" if images or kind is None else f" ({kind.title})")
         if named
         else f"{counted(len(files), 'file')} and no image"
     )
     templates = [
         f"{layout.place(case='{case}', token='<modality>', slice_='{slice}')} ({layout.title})"
-        for layout in candidates
+        for layout in candidates[:_NAMINGS_SHOWN]
     ]
-    hint = "rename the files, or describe the naming in a TOML file and pass it with --modalities"
+    expected = " or ".join(templates)
+    if len(candidates) > len(templates):
+        expected = f"one of {len(candidates)} namings, such as {expected}"
     return AttclError(
-        f"{root}: unknown folder layout: {content}, expected {' or '.join(templates)}",
-        hint if images or kind is None else f"{kind.hint}; then name the files so",
+        f"{root}: unknown folder layout: {content}, expected {expected}",
+        f"{kind.hint}; then name the files so"
+        if kind is not None and not images
+        else _hint_to_name(root, [item for item in images if item.kind == "nifti"]),
         code="unrecognised-layout",
     )
+
+
+def _hint_to_name(root: Path, images: Sequence[unread.Unread]) -> str:
+    """Return how to go on with files of unknown names: if they may be those of one patient, the command for them."""
+    rename = "rename the files, or describe the naming in a TOML file and pass it with --modalities"
+    if not 0 < len(images) <= _MOST_OF_A_PATIENT:
+        return rename
+    options = " ".join(f"--image MODALITY={quoted(root / image.path)}" for image in images)
+    return f"images of one patient: attcl complete {options}; of several: {rename}"

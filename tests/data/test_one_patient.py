@@ -77,7 +77,8 @@ def test_one_patient_is_completed_with_i_and_o(phantom_root, tmp_path, attcl, mo
     (folder / "Phantom_00000_t2.nii.gz").unlink()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     code, out, _ = attcl("complete", "-i", folder, "-o", "out", "-w", "phantom-tiny", "-d", "cpu")
-    assert (code, out) == (0, "out: 1 volume written, 0 were there already\n")
+    page = "out/report.html: open it in a browser\n"
+    assert (code, out) == (0, f"out: 1 volume written, 0 were there already\n{page}")
     made = sorted(path.name for path in Path("out").iterdir())
     assert {"Phantom_00000_t2.json", "Phantom_00000_t2.nii.gz", "run.json"} <= set(made)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -298,6 +298,24 @@ def test_a_folder_of_other_formats_alone_says_what_to_do(names, content, hint, t
     assert hint in caught.value.hint
 
 
+def test_images_of_unknown_names_get_the_command_that_would_take_them(tmp_path):
+    root = touch(tmp_path, ["scan 1.nii.gz", "b.nii"])
+    with pytest.raises(AttclError) as caught:
+        open_dataset(root)
+    assert (
+        "expected one of 13 namings, such as {case}/{case}_<modality>.nii.gz"
+        in caught.value.message
+    )
+    options = f"--image MODALITY={root}/b.nii --image MODALITY='{root}/scan 1.nii.gz'"
+    assert f"attcl complete {options}; of several: rename" in caught.value.hint
+
+
+def test_more_images_than_a_patient_has_get_no_such_command(tmp_path):
+    with pytest.raises(AttclError) as caught:
+        open_dataset(touch(tmp_path, [f"scan{number}.nii.gz" for number in range(7)]))
+    assert "--image" not in caught.value.hint and "--modalities" in caught.value.hint
+
+
 # --- what is harmless -------------------------------------------------------------------------------------------------
 
 
