@@ -61,14 +61,17 @@ def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phan
     assert out.startswith("ratio1: what remains of")
     code, out, err = attcl("train", "-c", "tiny.toml")  # the default preset would take days
     assert code == 0, err
-    assert re.fullmatch(rf"runs/\d{{8}}-\d{{6}}-attcl-gan/{WEIGHTS_FILE}\n", out)
+    assert re.fullmatch(rf"(runs/\d{{8}}-\d{{6}}-attcl-gan)/{WEIGHTS_FILE}\n\1/report.html: .*\n", out)
     code, out, err = attcl("complete")
     assert code == 0, err
-    assert out == "out: 8 volumes written, 0 were there already\n"  # ratio1 hides two of each case
+    assert (
+        out
+        == "out: 8 volumes written, 0 were there already\nout/report.html: open it in a browser\n"
+    )  # ratio1 hides two of each case
 
     hidden = hidden_files(Path("data/splits.json"), whole)
     of_bids = {"dataset_description.json", ".bidsignore"} if layout == "bids" else set()
-    written = files(here / "out") - {"run.json"} - of_bids
+    written = files(here / "out") - {"run.json", "report.html"} - of_bids
     images = {name for name in written if not name.endswith(".json")}
     assert images == hidden
     assert written - images == {re.sub(r"_\d+\.png$|\.nii\.gz$", ".json", name) for name in hidden}
