@@ -50,6 +50,7 @@ def show_scores(output: Path, scores: Scores, terminal: Terminal) -> None:
 
 
 def _document(output: Path, scores: Scores) -> dict[str, Any]:
+    from attcl_cli.report.page import REPORT_FILE
     from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE
 
     means: dict[str, Any] = {}
@@ -60,6 +61,7 @@ def _document(output: Path, scores: Scores) -> dict[str, Any]:
         "output": str(output),
         SCORES_FILE: str(output / SCORES_FILE),
         SUMMARY_FILE: str(output / SUMMARY_FILE),
+        REPORT_FILE: str(output / REPORT_FILE),
         "cases": scores.cases,
         "missing": len(scores.missing),
         "trained": scores.trained,
@@ -72,6 +74,7 @@ def _document(output: Path, scores: Scores) -> dict[str, Any]:
 
 
 def _show_tables(output: Path, scores: Scores, terminal: Terminal) -> None:
+    from attcl_cli.report.page import REPORT_FILE
     from attcl_cli.segmentation.report import SUMMARY_FILE
     from attcl_cli.segmentation.summary import BY_SLICE
 
@@ -99,6 +102,7 @@ def _show_tables(output: Path, scores: Scores, terminal: Terminal) -> None:
     for warning in scores.warnings:
         terminal.result(*textwrap.wrap(f"warning: {warning}", _WIDTH, break_long_words=False))
     terminal.result(f"{output / SUMMARY_FILE}: how each figure was measured")
+    terminal.result(f"{output / REPORT_FILE}: open it in a browser")
 
 
 def _figures_table(figures: Sequence[Figure], suffix: str) -> list[dict[str, Any]]:

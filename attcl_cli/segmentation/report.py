@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from attcl_cli.segmentation.summary import (
 
 SCORES_FILE, SUMMARY_FILE = "segment.csv", "summary.json"
 _IDS_NAMED = 3  # in a warning
-_FEW_CASES = 10  # below this, an interval says little
+FEW_CASES = 10  # below this, an interval says little
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Scores:
         """Return the figures of each input, region and metric."""
         return summarise(self.rows)
 
-    @property
+    @cached_property  # thousands of draws each
     def differences(self) -> list[Difference]:
         """Return what completion brings, and what remains to the upper bound."""
         single = next(
@@ -73,7 +74,7 @@ class Scores:
     @property
     def cautions(self) -> tuple[str, ...]:
         """Return what the number of cases means for the figures."""
-        if len(self.inputs) < 2 or self.cases >= _FEW_CASES:  # noqa: PLR2004 - one has no intervals
+        if len(self.inputs) < 2 or self.cases >= FEW_CASES:  # noqa: PLR2004 - one has no intervals
             return ()
         return (f"few test cases ({self.cases}): the intervals say little",)
 

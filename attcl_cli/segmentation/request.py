@@ -306,11 +306,14 @@ def clear(
     if maker_of(record) != command:
         return
     remove(output)
+    from attcl_cli.report.page import REPORT_FILE  # loads matplotlib
+
     patterns = (
         "*.safetensors",
         "stats.jsonl",
         SCORES_FILE,
         SUMMARY_FILE,
+        REPORT_FILE,
         f"{PREDICTIONS}/*.nii.gz",
     )
     inputs = (output / name for name in record.get("inputs", {}))

@@ -329,7 +329,37 @@ def _train_and_test(session: _Session) -> Scores | None:
             "segmenters": described,
         }
         report.write(output, scores, facts=facts)
+        _write_page(session, scores, described)
     return scores
+
+
+def _write_page(
+    session: _Session, scores: Scores, described: Mapping[str, Mapping[str, Any]]
+) -> None:
+    from attcl_cli.segmentation.page import write_report
+    from attcl_cli.training.loop import STATS_FILE
+
+    plan, settings = session.plan, session.settings
+    steps = dict.fromkeys(str(facts["steps"]) for facts in described.values())
+    write_report(
+        session.output,
+        scores,
+        title="Tumour segmentation",
+        data=session.study.data,
+        predictions={
+            name: evaluation.prediction_files(item, session.folder(name))
+            for name, item in plan.inputs.items()
+        },
+        facts={
+            "training cases": str(len(plan.cases("train"))),
+            "steps": f"{settings.steps:,}; weights of step {', '.join(steps)}",
+            "labels": str(plan.convention),
+            "device": str(session.device),
+        },
+        settings=settings,
+        statistics={name: session.folder(name) / STATS_FILE for name in plan.inputs},
+        progress=session.progress,
+    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attcl_cli.errors import AttclError, UsageError, as_note, counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
-from attcl_cli.segmentation import evaluation, report
+from attcl_cli.segmentation import evaluation, page, report
 from attcl_cli.segmentation.inputs import Input, plan_inputs, plan_truths, require_inputs
 from attcl_cli.segmentation.report import Scores
 from attcl_cli.segmentation.request import (
@@ -203,6 +203,15 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
     with record.recorded():
         scores = Scores(tuple(rows), (name,), missing=(*plan.unlabelled, *missing))
         report.write(output, scores, facts={"labels": str(plan.convention)})
+        page.write_report(
+            output,
+            scores,
+            title=f"Scores of the label maps in {name}",
+            data=study.data,
+            predictions={name: files},
+            facts={"labels": str(plan.convention)},
+            progress=options.progress,
+        )
     return EvaluateResult(output, len(chosen), scores)
 
 
@@ -298,6 +307,21 @@ def _evaluate_segmenter(
             "segmenters": {name: described},
         }
         report.write(output, scores, facts=facts)
+        page.write_report(
+            output,
+            scores,
+            title=f"Scores of the segmenter in {weights.name}",
+            data=study.data,
+            predictions={name: evaluation.prediction_files(item, output)},
+            facts={
+                "training cases": str(len(info.trained_on)),
+                "steps": f"{info.settings.steps:,}; weights of step {described['steps']}",
+                "labels": str(plan.convention),
+                "device": str(place),
+            },
+            settings=info.settings,
+            progress=options.progress,
+        )
     return EvaluateResult(output, scores.cases, scores)
 
 

@@ -29,6 +29,7 @@ def test_a_comparison_is_shown_in_tables_of_80_columns(run):
     assert "each trained for 2 steps" in text and "weights of step: flair 2" in text
     assert "completed - incomplete" in text and "a slice is the unit" in text
     assert "segment/summary.json" in text
+    assert out.splitlines()[-1] == "segment/report.html: open it in a browser"
     assert "note: few test cases (1)" in err and "train flair 2/2 loss" in err
 
 

@@ -199,14 +199,17 @@ def test_what_is_to_be_read_is_not_replaced(tmp_path):
 def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
     record = RunRecord(tmp_path / "run.json", "segment", extra={"inputs": {"flair": {}}})
     record.finish(0)
-    ours = ("weights.safetensors", "stats.jsonl", "segment.csv", "summary.json")
+    ours = (
+        *("weights.safetensors", "stats.jsonl", "segment.csv", "summary.json"),
+        "report.html",
+    )
     for folder in (tmp_path, tmp_path / "flair"):
         (folder / "predictions").mkdir(parents=True)
         (folder / "slices").mkdir()
         for name in (*ours, "predictions/a.nii.gz", "slices/images.int16", "notes.txt"):
             (folder / name).touch()
     clear(tmp_path, command="evaluate")
-    assert len(fingerprint(tmp_path)) == 15
+    assert len(fingerprint(tmp_path)) == 17
     clear(tmp_path, command="segment")
     assert set(fingerprint(tmp_path)) == {"notes.txt", "flair/notes.txt"}
 

@@ -84,7 +84,7 @@ def test_the_same_call_gives_the_same_bytes(study):
     segment(output="first")
     segment(output="second", num_workers=0)
     case = the_test_case(study)
-    for name in ("weights.safetensors", f"predictions/{case}.nii.gz", "segment.csv"):
+    for name in ("weights.safetensors", f"predictions/{case}.nii.gz", "segment.csv", "report.html"):
         assert Path("first", name).read_bytes() == Path("second", name).read_bytes(), name
 
 
@@ -108,6 +108,7 @@ def test_compare_trains_all_four_and_a_perfect_completion_equals_the_upper_bound
     assert titles == [
         *(f"{what} {name}" for name in INPUTS for what in ("read train", "read val", "train")),
         *(f"test {name}" for name in INPUTS),
+        "pictures",
     ]
 
 
