@@ -243,6 +243,7 @@ def _panels(
     panels: list[Panel] = []
     remarks: list[str] = []
     cases = {case.id: case for case in data.cases if case.id in chosen}
+    chosen = [name for name in chosen if name in cases]  # others are of a table that was edited
     chips = _chips(chosen, scores)
     names = _outlined(scores)
     with progress.bar(len(chosen), "pictures") as bar:

@@ -218,6 +218,13 @@ def test_a_case_without_a_readable_image_has_no_picture_and_is_named(study, writ
     assert any(note.startswith(f"No picture of {case}: ") for note in written[0].notes)
 
 
+def test_a_case_that_only_an_edited_table_knows_has_no_picture(study, written):
+    scores = Scores((Row("stranger", "WT", "dice", 0.5, "maps"),), ("maps",))
+    write_report(study.root, scores, title="t", data=study.data, predictions={}, facts={})
+    assert section(written[0], Viewer).panels == []
+    assert [row["case"] for row in section(written[0], CaseTable).rows] == ["stranger"]
+
+
 def test_warnings_and_cases_that_were_left_out_are_notes(study, written):
     scores = dataclasses.replace(
         scores_of(prefix=PHANTOM, completed=[0.5]),
