@@ -7,7 +7,7 @@ pages and pictures look is left to `attcl_cli.report`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from attcl_cli import __version__
 from attcl_cli.completion.doubt import read_doubt
-from attcl_cli.completion.jobs import CompletionPlan, Doubt, Places
+from attcl_cli.completion.jobs import CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, read_side_car, sources_in
 from attcl_cli.errors import AttclError, counted, some
@@ -277,24 +277,57 @@ def _methods_paragraph(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
         f"Missing volumes ({', '.join(f'{count} {name}' for name, count in targets.items())}) of "
         f"{counted(len({volume.case.id for volume in made}), 'case')} were synthesised with attcl {__version__}."
     ]
-    for model in plan.models:
+    hashes = {volume.sha256 for volume in made}
+    used = [model for model in plan.models if model.sha256 in hashes or plan.manner.average]
+    for model in used:
         info = model.info
         words.append(
             f"The weights {model.name} (SHA-256 {model.sha256[:_SHA_SHOWN]}) were trained by "
             f"{METHODS.title(info.settings.method)} on {counted(len(info.trained_on), 'case')} for "
             f"{counted(info.steps, 'step')}."
         )
-    number = {len(volume.sources) for volume in made}
-    words.append(
-        "Each volume was made from one source modality, the most frequent one that the case has."
-        if number == {1}
-        else "Each volume was made from the modalities that the table names as its source."
-    )
-    words.append(
-        "Axial slices were translated one by one; sources were scaled by the 0.5 and 99.5 percentiles inside the "
-        "brain, and made volumes carry the intensity range of their modality."
-    )
+    words.append(_sources_sentence(plan, made))
+    words += _manner_sentences(plan.manner, used, targets)
     return " ".join(words)
+
+
+def _sources_sentence(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
+    """Return what the volumes were made from; a rule is claimed only if all of them follow it."""
+    frequent = {
+        case.id: next((name for name in plan.modal_list if name in case.files), None)
+        for case in plan.dataset.cases
+    }
+    if all(volume.sources == (frequent[volume.case.id],) for volume in made):
+        return "Each volume was made from one source modality, the most frequent one that the case has."
+    return "Each volume was made from the modalities that the table names as its source."
+
+
+def _manner_sentences(
+    manner: Manner, models: Sequence[Weights], targets: Collection[str]
+) -> list[str]:
+    """Return how the volumes were made, as asked for and as the weights have it."""
+    infos = [model.info for model in models]
+    span = f" {manner.slices[0]} to {manner.slices[1] - 1}" if manner.slices else ""
+    words = [f"Axial slices{span} were translated."]
+    if manner.planes == "three":
+        words = ["Axial, coronal and sagittal slices were translated and their mean was written."]
+        words += [f"Only axial slices{span} were written."] if span else []
+    if manner.samples:
+        words.append(f"The mean of {counted(manner.samples, 'style sample')} was written.")
+    if any(manner.mirrors(info) for info in infos):
+        words.append("Passes over slices and their mirror images were averaged.")
+    if manner.average and len(models) > 1:
+        words.append("All weights that can make a volume were averaged.")
+    words.append("Sources were scaled by their 0.5 and 99.5 percentiles inside the brain.")
+    matched = [any(manner.matches(info, target) for target in targets) for info in infos]
+    words.append(
+        "Intensities were matched to the quantiles of the training volumes."
+        if any(matched)
+        else "Made volumes carry the intensity range of their modality."
+    )
+    if any(manner.evens(info) for info in infos):
+        words.append("Steps between neighbouring slices were evened out.")
+    return words
 
 
 def _citations(models: Sequence[Weights]) -> list[str]:

@@ -11,7 +11,10 @@ _ATTCL_GAN = (
     "Xu Z, Tang J, Yao D, Wang Z, Lukasiewicz T. AttCL-GAN: Attentional contrastive learning-based generative "
     "adversarial network for modality completion of medical images."
 )
-_STARGAN_V2 = "Choi Y, Uh Y, Yoo J, Ha JW. StarGAN v2: Diverse image synthesis for multiple domains. CVPR 2020."
+_STARGAN_V2 = (
+    "Choi Y, Uh Y, Yoo J, Ha JW. StarGAN v2: Diverse image synthesis for multiple domains. CVPR 2020, "
+    "8188-8197."
+)
 _PLAVE = (
     "Lim M, Kang B, Kam TE. Multi-modal contrastive learning for tumor-specific missing modality synthesis. "
     "arXiv:2502.19390, 2025."
@@ -30,7 +33,7 @@ _OF_METHODS: Mapping[str, tuple[str, ...]] = {
     ),
     "attgan": (
         "He Z, Zuo W, Kan M, Shan S, Chen X. AttGAN: Facial attribute editing by only changing what you want. "
-        "IEEE Transactions on Image Processing 28(11), 2019. arXiv:1711.10678.",
+        "IEEE Transactions on Image Processing 28(11), 5464-5478, 2019. arXiv:1711.10678.",
     ),
     "superstargan": (
         "Ko K, Yeom T, Lee M. SuperstarGAN: Generative adversarial networks for image-to-image translation in "
@@ -47,8 +50,9 @@ _OF_METHODS: Mapping[str, tuple[str, ...]] = {
         "Systems 34(4), 1972-1987, 2021. arXiv:1911.11897.",
     ),
     "msa-gan": (
-        "Wang, Zhang, Zhao, Wang, Sun. Unsupervised image-to-image translation with multiscale attention generative "
-        "adversarial network. Applied Intelligence 54(8), 6558-6578, 2024 (re-specified here: no code is public).",
+        "Wang F, Zhang Q, Zhao Q, Wang M, Sun F. Unsupervised image-to-image translation with multiscale attention "
+        "generative adversarial network. Applied Intelligence 54(8), 6558-6578, 2024 (re-specified here: no code is "
+        "public).",
         _CYCLEGAN,
     ),
     "w2gan": (

@@ -61,7 +61,9 @@ def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phan
     assert out.startswith("ratio1: what remains of")
     code, out, err = attcl("train", "-c", "tiny.toml")  # the default preset would take days
     assert code == 0, err
-    assert re.fullmatch(rf"(runs/\d{{8}}-\d{{6}}-attcl-gan)/{WEIGHTS_FILE}\n\1/report.html: .*\n", out)
+    assert re.fullmatch(
+        rf"(runs/\d{{8}}-\d{{6}}-attcl-gan)/{WEIGHTS_FILE}\n\1/report.html: .*\n", out
+    )
     code, out, err = attcl("complete")
     assert code == 0, err
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -54,6 +55,40 @@ def test_the_page_says_how_many_volumes_of_how_many_cases_which_weights_made(arg
     assert f"SHA-256 {weights.sha256[:12]}" in text
     assert "AttCL-GAN: Attentional contrastive learning" in text  # what to cite
     assert "The real volumes are not known" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "expected", "untrue"),
+    [
+        ({}, "Axial slices were translated.", "coronal"),
+        ({"planes": "three"}, "Axial, coronal and sagittal slices were translated", "Axial slices"),
+        ({"samples": 2}, "The mean of 2 style samples was written.", "coronal"),
+        ({"slices": (5, 20)}, "Axial slices 5 to 19 were translated.", "style sample"),
+        ({"mirror": True}, "their mirror images were averaged", "coronal"),
+        ({"even": True}, "Steps between neighbouring slices were evened out.", "mirror images"),
+    ],
+)
+def test_the_methods_paragraph_says_how_this_run_made_volumes(arguments, options, expected, untrue):
+    text = complete(**arguments, **options).page.read_text()
+    paragraph = text[text.index("were synthesised with attcl") :].partition("</p>")[0]
+    assert expected in paragraph
+    assert untrue not in paragraph
+
+
+def test_a_rule_for_sources_is_claimed_only_if_all_volumes_follow_it(arguments, monkeypatch):
+    rule = "the most frequent one that the case has"
+    assert rule in complete(**arguments).page.read_text()
+    (arguments["cpl"] / "report.html").unlink()
+    made = report.volumes_made
+    monkeypatch.setattr(
+        report,
+        "volumes_made",
+        lambda plan: [
+            dataclasses.replace(it, sources=("t1",)) if it.target == "t1ce" else it
+            for it in made(plan)
+        ],
+    )
+    assert rule not in complete(**arguments).page.read_text()
 
 
 def test_the_largest_distance_comes_first_and_what_is_far_is_named(arguments):
