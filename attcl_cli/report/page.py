@@ -126,16 +126,7 @@ def _plain(value: Any) -> Any:
 
 def _is_shown(section: Section) -> bool:
     """Return whether a section has anything to show."""
-    shown = {
-        "cases.html": "rows",
-        "table.html": "rows",
-        "boxes.html": "distributions",
-        "curves.html": "curves",
-        "viewer.html": "panels",
-        "patterns.html": "counts",
-        "images.html": "images",
-    }.get(section.template)
-    return shown is None or bool(getattr(section, shown))
+    return bool(getattr(section, section.content))
 
 
 # --- Tables ---------------------------------------------------------------------------------------

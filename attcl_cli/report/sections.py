@@ -1,6 +1,7 @@
 """What a page can show: tables, plots, curves, pictures, patterns of missing modalities, text, and a slice viewer.
 
-Records alone: how they look is left to `page`, `plots` and the templates.
+Records alone: how they look is left to `page`, `plots` and the templates. Each section names its template, and the
+attribute (`content`) without which it is left out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Table:
     """
 
     template: ClassVar[str] = "table.html"
+    content: ClassVar[str] = "rows"
     heading: str
     rows: Sequence[Mapping[str, Cell]]
     hint: str = ""
@@ -41,6 +43,7 @@ class CaseTable:
     """
 
     template: ClassVar[str] = "cases.html"
+    content: ClassVar[str] = "rows"
     rows: Sequence[Mapping[str, Cell]]
     heading: str = "Cases"
 
@@ -67,6 +70,7 @@ class BoxPlots:
     """Box plots, in this order."""
 
     template: ClassVar[str] = "boxes.html"
+    content: ClassVar[str] = "distributions"
     distributions: Sequence[Distribution]
 
 
@@ -94,6 +98,7 @@ class Curves:
     """Curves, in this order, and a line about them."""
 
     template: ClassVar[str] = "curves.html"
+    content: ClassVar[str] = "curves"
     heading: str
     curves: Sequence[Curve]
     hint: str = ""
@@ -111,6 +116,7 @@ class Viewer:
     """
 
     template: ClassVar[str] = "viewer.html"
+    content: ClassVar[str] = "panels"
     panels: Sequence[Panel]
     order: str = ""
     hint: str = ""
@@ -129,6 +135,7 @@ class Patterns:
     """
 
     template: ClassVar[str] = "patterns.html"
+    content: ClassVar[str] = "counts"
     modalities: Sequence[str]
     counts: Mapping[tuple[str, ...], int]
     heading: str = "Missing modalities"
@@ -146,6 +153,7 @@ class Images:
     """
 
     template: ClassVar[str] = "images.html"
+    content: ClassVar[str] = "images"
     heading: str
     images: Mapping[str, bytes]
     hint: str = ""
@@ -162,6 +170,7 @@ class Text:
     """
 
     template: ClassVar[str] = "text.html"
+    content: ClassVar[str] = "heading"
     heading: str
     paragraphs: Sequence[str] = ()
     folded: Mapping[str, str] = field(default_factory=dict)
