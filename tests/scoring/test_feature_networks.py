@@ -174,7 +174,8 @@ def test_lpips_is_that_of_its_package(network_folders, monkeypatch, capsys):
 
     embedded = ours.embed(first[:1])  # one real slice against all predictions
     alone = ours.between(embedded, ours.embed(second))
-    np.testing.assert_allclose(alone, ours.distance(first[:1].expand(4, -1, -1, -1), second))
+    together = ours.distance(first[:1].expand(4, -1, -1, -1), second)
+    np.testing.assert_allclose(alone, together, rtol=1e-6)  # another batch, another last digit
     assert ours.distance(first, first).tolist() == [0, 0, 0, 0]
 
 
