@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attcl_cli.completion.report import show as show
     from attcl_cli.completion.run import complete as complete
     from attcl_cli.data.dataset import open_dataset as open_dataset
     from attcl_cli.data.prepare import prepare_splits as prepare_splits
@@ -32,6 +33,7 @@ _MODULES = {
     "prepare_splits": "attcl_cli.data.prepare",
     "score": "attcl_cli.scoring.run",
     "segment": "attcl_cli.segmentation.run",
+    "show": "attcl_cli.completion.report",
     "train": "attcl_cli.training.run",
 }
 
@@ -45,6 +47,7 @@ __all__ = [
     "prepare_splits",
     "score",
     "segment",
+    "show",
     "train",
 ]
 

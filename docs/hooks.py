@@ -37,6 +37,7 @@ PIPELINE = (
     "prepare_splits",
     "train",
     "complete",
+    "show",
     "score",
     "segment",
     "evaluate",

@@ -18,6 +18,9 @@ from attcl_cli.errors import AttclError
 from attcl_cli.methods.sources import made_between
 from attcl_cli.methods.weights import Weights, WeightsInfo
 
+DEFAULT_DATA = "data"
+"""The dataset of a completion that names none: what `attcl prepare-splits` writes."""
+
 PLANES = ("axial", "three")
 INTENSITIES = ("auto", "network", "matched")
 """The values of `Manner.planes` and `Manner.intensities`."""

@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from attcl_cli import __version__
 from attcl_cli.completion.doubt import read_doubt
-from attcl_cli.completion.jobs import CompletionPlan, Doubt, Manner, Places
+from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
-from attcl_cli.data.dataset import Case, read_side_car, sources_in
-from attcl_cli.errors import AttclError, counted, some
+from attcl_cli.data.dataset import Case, Source, read_side_car, sources_in
+from attcl_cli.errors import AttclError, counted, quoted, some
 from attcl_cli.methods import METHODS, bundled
 from attcl_cli.methods.citations import references
 from attcl_cli.methods.weights import Weights
@@ -26,6 +28,7 @@ from attcl_cli.report import pictures
 from attcl_cli.report.page import Page, write_page
 from attcl_cli.report.sections import CaseTable, Cell, Patterns, Text, Viewer
 
+_SHOWN = 8  # rows of a picture
 _PICTURED = 12  # volumes with pictures: memory and the page do not grow with the dataset
 _SHA_SHOWN = 12  # digits
 _DECIMALS = {"disagreement": 4, "distance": 2}
@@ -119,31 +122,71 @@ def write_report(plan: CompletionPlan, record: Path, failed: Mapping[str, AttclE
     return path
 
 
+def show(
+    ori: Path | str = DEFAULT_DATA, cpl: Path | str = "out", *, case: str = "", target: str = ""
+) -> Image.Image:
+    """Draw completed volumes beside their sources, at the slice with most brain; eight at most.
+
+    Args:
+        ori: the incomplete dataset, or the folder of one patient.
+        cpl: the folder of the completed volumes.
+        case: only this case; "": all.
+        target: only this modality; "": all.
+
+    Returns:
+        A picture, which a notebook shows by itself.
+
+    Raises:
+        AttclError: there is no such volume, or one cannot be read.
+    """
+    dataset = Source(Path(ori)).open()
+    places = Places(dataset.including([target] if target else dataset.absent), Path(cpl))
+    every = [(it, name) for it in places.dataset.cases for name in places.dataset.missing(it)]
+    made = [
+        volume
+        for volume in (_made_volume(places, *each) for each in every)
+        if volume is not None and case in {"", volume.case.id} and target in {"", volume.target}
+    ]
+    if not made:
+        asked = " of ".join(word for word in (target, case) if word)
+        raise AttclError(
+            f"{cpl}: no completed volume{f' {asked}' if asked else ''}, expected one beside its side-car",
+            f"attcl complete --ori {quoted(ori)} --cpl {quoted(cpl)} makes what is missing",
+            code="nothing-to-show",
+        )
+    shown = [_panel(places, volume) for volume in made[:_SHOWN]]
+    return pictures.montage(shown, title="Completed volumes", max_rows=_SHOWN)
+
+
 def volumes_made(plan: CompletionPlan) -> list[MadeVolume]:
     """Return the volumes that lie in the output folder with a side-car of attcl, in the order of the dataset."""
     wanted = {case: set(targets) for case, targets in plan.present.items()}
     for job in plan.jobs:
         wanted.setdefault(job.case.id, set()).update(job.outputs)
-    made = []
-    for case in plan.dataset.cases:
-        for target in plan.dataset.modalities:
-            if target not in wanted.get(case.id, ()):
-                continue
-            side_car = read_side_car(plan.places.side_car(case, target))
-            if not side_car:  # the case failed
-                continue
-            weights = side_car.get("weights") or {}
-            made.append(
-                MadeVolume(
-                    case=case,
-                    target=target,
-                    sources=tuple(str(it["modality"]) for it in sources_in(side_car) if it),
-                    weights=str(weights.get("name", "")),
-                    sha256=str(weights.get("sha256", "")),
-                    doubt=read_doubt(plan.places, case, target) or Doubt(),
-                )
-            )
-    return made
+    every = [
+        (case, target)
+        for case in plan.dataset.cases
+        for target in plan.dataset.modalities
+        if target in wanted.get(case.id, ())
+    ]
+    volumes_there = (_made_volume(plan.places, *each) for each in every)
+    return [volume for volume in volumes_there if volume is not None]
+
+
+def _made_volume(places: Places, case: Case, target: str) -> MadeVolume | None:
+    """Return what the side-car of a volume says; None if there is none: it was not made, or its case failed."""
+    side_car = read_side_car(places.side_car(case, target))
+    if not side_car:
+        return None
+    weights = side_car.get("weights") or {}
+    return MadeVolume(
+        case=case,
+        target=target,
+        sources=tuple(str(it["modality"]) for it in sources_in(side_car) if it),
+        weights=str(weights.get("name", "")),
+        sha256=str(weights.get("sha256", "")),
+        doubt=read_doubt(places, case, target) or Doubt(),
+    )
 
 
 _ABOUT_DOUBT = (

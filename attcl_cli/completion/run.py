@@ -13,7 +13,14 @@ from typing import Any
 from attcl_cli import devices
 from attcl_cli.completion.checks import require_possible
 from attcl_cli.completion.doubt import read_doubt
-from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Manner, Places
+from attcl_cli.completion.jobs import (
+    DEFAULT_DATA,
+    Completed,
+    CompletionPlan,
+    Doubt,
+    Manner,
+    Places,
+)
 from attcl_cli.completion.plan import plan_completion
 from attcl_cli.confined import confined
 from attcl_cli.data import derivative, originals
@@ -27,9 +34,6 @@ from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_ends import reported
 from attcl_cli.run_record import RunRecord, read_record
 from attcl_cli.temporaries import sweep
-
-DEFAULT_DATA = "data"
-"""The dataset of a completion that names none: what `attcl prepare-splits` writes."""
 
 
 @dataclass(frozen=True)

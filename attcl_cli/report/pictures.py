@@ -151,7 +151,7 @@ class Sprites:
 
 
 def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> None:
-    """Write a PNG with a row per panel at its largest slice: the first source, synthetic, real, difference.
+    """Write a montage as a PNG.
 
     Args:
         path: the file to write.
@@ -163,12 +163,29 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         ValueError: there is no panel.
         AttclError: the file cannot be written.
     """
+    stream = io.BytesIO()
+    montage(panels, title=title, max_rows=max_rows).save(stream, format="PNG", optimize=True)
+    write_whole(Path(path), stream.getvalue())
+
+
+def montage(panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> Image.Image:
+    """Draw a row per panel at its largest slice: its sources, what was made, and, if known, real and difference.
+
+    Args:
+        panels: one or more; those beyond `max_rows` are counted in the title's line.
+        title: the heading.
+        max_rows: the most rows.
+
+    Raises:
+        ValueError: there is no panel.
+    """
     if not panels:
         raise ValueError("panels: none, expected one or more")
     rows = panels[:max_rows]
+    columns = _montage_columns(rows)
     top, bottom = 112, 56
     left = _EDGE + _LABEL_WIDTH
-    right = left + len(_COLUMNS) * (_CELL + _GAP)
+    right = left + len(columns) * (_CELL + _GAP)
     width = right + _GAP + _SCORES_WIDTH + _EDGE
     height = top + len(rows) * (_CELL + _GAP) + bottom
     canvas = Image.new("RGB", (width, height), _BACKGROUND)
@@ -184,10 +201,12 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         _MUTED,
         anchor="ra",
     )
-    for column, (kind, name) in enumerate(_COLUMNS.items()):
+    for column, (kind, _) in enumerate(columns):
         colour = _AMBER if kind == SYNTHETIC else _MUTED
-        _write(draw, (left + column * (_CELL + _GAP), 84), name, 15, colour)
-    _write(draw, (right + _GAP, 84), "scores", 15, _MUTED)
+        _write(draw, (left + column * (_CELL + _GAP), 84), _COLUMNS[kind], 15, colour)
+    # Without a real volume there is nothing to score.
+    figures = "scores" if (REAL, 0) in columns else "doubt"
+    _write(draw, (right + _GAP, 84), figures, 15, _MUTED)
 
     for row, panel in enumerate(rows):
         y = top + row * (_CELL + _GAP)
@@ -198,13 +217,13 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         depth = panel.brain.shape[0]
         _write(draw, (_EDGE, y + 54), f"slice {index + 1} of {depth}", 13, _MUTED)
         box = _brain_box(panel.brain[index : index + 1])
-        tiles = {tile.kind: tile for tile in reversed(panel.tiles)}
-        for column, kind in enumerate(_COLUMNS):
+        for column, (kind, place) in enumerate(columns):
             x = left + column * (_CELL + _GAP)
             draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), fill=(0, 0, 0))
-            if kind not in tiles:
+            tiles = [tile for tile in panel.tiles if tile.kind == kind]
+            if place >= len(tiles):
                 continue
-            picture = _picture(tiles[kind], np.s_[index : index + 1, *box[1:]])
+            picture = _picture(tiles[place], np.s_[index : index + 1, *box[1:]])
             image = _fit(picture[0], (_CELL, _CELL))
             offset = (_CELL - image.width) // 2, (_CELL - image.height) // 2
             canvas.paste(image, (x + offset[0], y + offset[1]))
@@ -213,10 +232,18 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         _write_scores(draw, (right + _GAP, y + 4), panel)
 
     _write(draw, (_EDGE, height - 36), DISCLAIMER, 14, _MUTED)
-    _colour_bar(canvas, draw, (right - _CELL - _GAP, height - 40))
-    stream = io.BytesIO()
-    canvas.save(stream, format="PNG", optimize=True)
-    write_whole(Path(path), stream.getvalue())
+    if (DIFFERENCE, 0) in columns:
+        _colour_bar(canvas, draw, (right - _CELL - _GAP, height - 40))
+    return canvas
+
+
+def _montage_columns(rows: Sequence[Panel]) -> list[tuple[str, int]]:
+    """Return (kind, number among the tiles of its kind) per column: as many of each kind as any row has."""
+    counts = {
+        kind: max(sum(tile.kind == kind for tile in panel.tiles) for panel in rows)
+        for kind in KINDS
+    }
+    return [(kind, place) for kind in KINDS for place in range(counts[kind])]
 
 
 def write_grid(path: Path, titles: list[str], rows: list[tuple[str, list[Array]]]) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from completers import LACKING, content, phantom_file
 
+import attcl_cli
 from attcl_cli.completion import report
 from attcl_cli.completion.run import complete
 from attcl_cli.data import volumes
+from attcl_cli.errors import AttclError
 
 
 @pytest.fixture
@@ -159,3 +161,35 @@ def test_the_volumes_do_not_depend_on_the_page(arguments, tmp_path, monkeypatch)
         for folder in (arguments["cpl"], tmp_path / "bare")
     )
     assert one == other
+
+
+# --- show: a picture from Python ---
+
+
+def size_of(rows: int, columns: int) -> tuple[int, int]:
+    """Width and height of a picture of so many volumes with so many tiles each."""
+    return 28 + 190 + columns * 230 + 10 + 230 + 28, 112 + rows * 230 + 56
+
+
+def test_a_picture_has_a_row_per_volume_with_its_sources_and_what_was_made(arguments):
+    complete(**arguments)
+    ori, cpl = arguments["ori"], arguments["cpl"]
+    assert attcl_cli.show(ori, cpl).size == size_of(7, 2)
+    assert attcl_cli.show(str(ori), str(cpl), case="Phantom_00001").size == size_of(2, 2)
+    assert attcl_cli.show(ori, cpl, target="t2").size == size_of(1, 2)
+
+
+def test_a_picture_of_one_patient_s_folder(arguments):
+    complete(**arguments)
+    picture = attcl_cli.show(arguments["ori"] / "Phantom_00001", arguments["cpl"] / "Phantom_00001")
+    assert picture.size == size_of(2, 2)
+
+
+def test_what_is_not_there_cannot_be_shown(arguments):
+    complete(**arguments)
+    for options in ({"case": "Phantom_00002"}, {"target": "t2", "case": "Phantom_00001"}):
+        with pytest.raises(AttclError) as caught:
+            attcl_cli.show(arguments["ori"], arguments["cpl"], **options)
+        assert caught.value.code == "nothing-to-show"
+        assert "Phantom_0000" in caught.value.message
+        assert "attcl complete --ori" in caught.value.hint

@@ -167,7 +167,19 @@ def test_a_montage_row_without_a_real_volume_has_two_black_pictures(tmp_path):
     brain = np.ones((6, 20, 16), bool)
     grey = np.full(brain.shape, 0.4, np.float32)
     tiles = pictures.compared("t1", {"flair": grey, "t2": grey / 2}, grey, None, brain)
-    pictures.write_montage(tmp_path / "m.png", [panel(tiles=tiles, brain=brain)], title="Montage")
+    whole = pictures.compared("t1", {"flair": grey}, grey, grey, brain)
+    panels = [panel(tiles=each, brain=brain) for each in (tiles, whole)]
+    pictures.write_montage(tmp_path / "m.png", panels, title="Montage")
     row = np.asarray(Image.open(tmp_path / "m.png"))[112 + 110]
-    centres = [28 + 190 + column * 230 + 110 for column in range(4)]
-    assert [row[x].tolist() for x in centres] == [[102] * 3, [102] * 3, [0] * 3, [0] * 3]
+    centres = [28 + 190 + column * 230 + 110 for column in range(5)]
+    assert [row[x, 0] for x in centres] == [102, 51, 102, 0, 0]
+
+
+def test_a_montage_has_a_column_per_source_and_none_for_what_no_row_has():
+    def width(**changes) -> int:
+        return pictures.montage([panel(**changes)], title="Montage").width
+
+    one = panel().tiles  # source, synthetic, real, difference
+    step = (width() - width(tiles=one[:2])) // 2
+    assert width() - width(tiles=one[:3]) == step > 200
+    assert width(tiles=[one[0], *one]) - width() == step
