@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -126,7 +127,12 @@ def calibration(places: Places, errors: Mapping[tuple[str, str], float]) -> list
 
 def read_doubt(places: Places, case: Case, target: str) -> Doubt | None:
     """Return what the side-car of a volume says of doubt; None if there is no volume or nothing is said."""
-    document = read_side_car(places.side_car(case, target)).get("doubt")
+    return doubt_in(read_side_car(places.side_car(case, target)))
+
+
+def doubt_in(side_car: Mapping[str, Any]) -> Doubt | None:
+    """Return what a side-car says of doubt; None if it says nothing."""
+    document = side_car.get("doubt")
     if not isinstance(document, dict):
         return None
     return Doubt(document.get("disagreement"), document.get("distance"), document.get("far"))

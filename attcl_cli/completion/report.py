@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from attcl_cli import __version__
-from attcl_cli.completion.doubt import read_doubt
+from attcl_cli.completion.doubt import doubt_in
 from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Source, read_side_car, sources_in
@@ -185,7 +185,7 @@ def _made_volume(places: Places, case: Case, target: str) -> MadeVolume | None:
         sources=tuple(str(it["modality"]) for it in sources_in(side_car) if it),
         weights=str(weights.get("name", "")),
         sha256=str(weights.get("sha256", "")),
-        doubt=read_doubt(places, case, target) or Doubt(),
+        doubt=doubt_in(side_car) or Doubt(),
     )
 
 
