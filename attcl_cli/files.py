@@ -87,7 +87,7 @@ def write_whole(path: Path, data: bytes, *, new: bool = False) -> None:
                 if not left or not path.parent.is_dir():
                     raise
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def appended(path: Path, *, size: int = 0) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -465,7 +465,8 @@ def _cell(value: Any) -> Any:
     return "" if value != value else value  # noqa: PLR0124 - NaN
 
 
-def _not_written(path: Path, error: OSError) -> AttclError:
+def not_written(path: Path, error: OSError) -> AttclError:
+    """Return the error of a file that the system did not let us write."""
     expected, hint = refusal(
         error,
         "expected a writable place with free space",

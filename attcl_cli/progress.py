@@ -1,10 +1,12 @@
 """How a stage reports what it does without knowing who listens: a protocol, and a listener that stays silent.
 
-The command line's listener is `cli.terminal.Terminal`; a notebook may bring its own.
+The command line's listener is `cli.terminal.Terminal`, `run_log.RunLog` keeps all in a file besides; a notebook may
+bring its own.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -57,6 +59,51 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Lines:
+    """Counts the items of a task in lines of text: for a listener that draws no bar.
+
+    Attributes:
+        done: how many items are done.
+    """
+
+    def __init__(self, total: int, title: str, *, every_seconds: float = 0) -> None:
+        """Begin to count.
+
+        Args:
+            total: number of items.
+            title: what is counted.
+            every_seconds: the shortest time between two lines; 0: a line per item.
+        """
+        self.done = 0
+        self._total, self._title, self._every = total, title, every_seconds
+        self._before = 0  # items of an earlier run
+        self._clock = self._last = time.monotonic()
+
+    def count(self, item: str = "", *, to: int | None = None) -> str:
+        """Count one more item as done (or all up to number `to`); return its line, "" if none is due."""
+        if to is not None and self.done == 0:
+            self._before = self.done = to - 1
+        self.done = self.done + 1 if to is None else to
+        now = time.monotonic()
+        if self._every and now - self._last < self._every and self.done < self._total:
+            return ""
+        self._last = now
+        rate = (now - self._clock) / max(self.done - self._before, 1)
+        left = f" ({_duration(rate * (self._total - self.done))} left)"
+        return f"{self._title} {self.done}/{self._total} {item}".rstrip() + (
+            left if self.done < self._total else ""
+        )
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in words: `41 s`, `2 min 05 s`, `1 h 30 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _count_nothing(item: str = "", *, to: int | None = None) -> None:

@@ -21,6 +21,7 @@ from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
 from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError
 from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json
+from attcl_cli.run_log import LOG_FILE, RunLog
 from attcl_cli.temporaries import close_temporary, open_temporary, sweep
 
 SCHEMA_VERSION = 1
@@ -96,12 +97,15 @@ class RunRecord:
             self.earlier = [*before.get("earlier", []), part]
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Write the record when the block begins, and replace it however the block ends.
+    def recorded(self, log: RunLog | None = None) -> Iterator[None]:
+        """Write the record when the block begins, and replace it however the block ends; so too the log.
 
         Failed cases make the exit code 3. Within the block, signals raise `run_ends.Stop`, and what earlier runs left
         in the folder is swept. If the block raises, and the record cannot be written either, the error of the block
         is the one that is raised.
+
+        Args:
+            log: gets its file beside the record (`log_file`); None: the run keeps none.
 
         Raises:
             InterruptedRun: a signal ended the run.
@@ -115,6 +119,8 @@ class RunRecord:
                 run_ends.require_heard()
                 sweep(self.path.parent)
                 self.start()
+                if log is not None:
+                    log.begin(log_file(self.path), self.command)
                 yield
                 self._require_kept()
                 run_ends.STATE.held += mine  # a signal that comes later does not end this run
@@ -130,6 +136,9 @@ class RunRecord:
                 self._end(ended, problem)
             finally:
                 self._release()
+                if log is not None:
+                    code, note = self._outcome(ended, problem)
+                    log.end(_ENDS.get(code, "failed"), self._seconds(), note)
                 run_ends.STATE.records -= 1
                 run_ends.STATE.held -= mine
             if problem is not None and not isinstance(ended, GeneratorExit | AttclError):
@@ -224,23 +233,31 @@ class RunRecord:
             return self._lost()
         return run_ends.explained(ended, self.again)
 
-    def _end(self, ended: BaseException | None, problem: AttclError | None) -> None:
-        """Write the final record; of a folder that was removed only if others have made it anew."""
+    def _outcome(
+        self, ended: BaseException | None, problem: AttclError | None
+    ) -> tuple[int, AttclError | None]:
+        """Return the exit code, and the error to note of what ended the block; None: nothing did."""
         if ended is None:
-            self.finish(EXIT_INCOMPLETE if self.count("failed") else 0)
-            return
+            return (EXIT_INCOMPLETE if self.count("failed") else 0), None
         note = problem
         if note is None and isinstance(ended, KeyboardInterrupt):
             note = run_ends.stopped(self.again)
         elif note is None:
             note = AttclError(f"{type(ended).__name__}: {ended}", code="unexpected")
-        if (
-            self._begun is None or not self._begun.parent.is_dir()
-        ):  # nothing was begun, or all is gone
+        return note.exit_code, note
+
+    def _end(self, ended: BaseException | None, problem: AttclError | None) -> None:
+        """Write the final record; of a folder that was removed only if others have made it anew."""
+        code, note = self._outcome(ended, problem)
+        # nothing was begun, or all is gone
+        gone = self._begun is None or not self._begun.parent.is_dir()
+        if ended is not None and gone:
             return
         try:
-            self.finish(note.exit_code, note)
+            self.finish(code, note)
         except AttclError as second:
+            if ended is None:
+                raise
             if problem is not None:
                 problem.hint += f"; {self.path} still says running ({second.message})"
 
@@ -283,11 +300,14 @@ class RunRecord:
             close_temporary(*self._reserve)
             self._reserve = None
 
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._clock, 3)
+
     def _document(
         self, status: str, exit_code: int | None, error: AttclError | None = None
     ) -> dict[str, Any]:
         torch = sys.modules.get("torch")  # never imported for this alone
-        seconds = round(time.monotonic() - self._clock, 3)
+        seconds = self._seconds()
         return {
             "schema_version": SCHEMA_VERSION,
             "attcl_version": __version__,
@@ -312,6 +332,12 @@ class RunRecord:
             "code": error.code if error is not None else None,
             "exit_code": exit_code,
         }
+
+
+def log_file(record: Path) -> Path:
+    """Return where the log of a run lies: `log.txt` beside `run.json`, `log-1of4.txt` beside `run-1of4.json`."""
+    name = Path(LOG_FILE)
+    return record.with_name(f"{name.stem}{record.stem.removeprefix('run')}{name.suffix}")
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:

@@ -191,8 +191,8 @@ def content(root: Path) -> dict[str, bytes]:
 
 
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Return `content` but run.json, which holds times, and the page."""
-    ours = {"run.json", "report.html"}
+    """Return `content` but run.json and the log, which hold times, and the page."""
+    ours = {"run.json", "log.txt", "report.html"}
     return {name: data for name, data in content(folder).items() if name not in ours}
 
 

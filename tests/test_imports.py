@@ -27,6 +27,7 @@ ROOT = {
     "devices": {"errors", "prefetch"},
     "prefetch": set(),
     "progress": {"errors"},
+    "run_log": {"__init__", "confined", "errors", "files", "progress"},
     "run_record": {
         "__init__",
         "confined",
@@ -35,6 +36,7 @@ ROOT = {
         "errors",
         "files",
         "run_ends",
+        "run_log",
         "temporaries",
     },
 }

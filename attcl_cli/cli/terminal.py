@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any, TextIO, cast
 import typer
 
 from attcl_cli.errors import UNSEEN, AttclError, ProblemsError, counted, visible
+from attcl_cli.progress import Lines
 
 _MAX_PROBLEMS = 50
 
@@ -35,45 +35,32 @@ class TerminalBar:
             every_seconds: without a terminal, the shortest time between two lines; 0: a line per item.
             quiet: show nothing.
         """
-        self._total, self._title = total, visible(title)
-        self._every, self._quiet = every_seconds, quiet
-        self._done = 0
-        self._before = 0  # items of an earlier run
-        self._clock = self._last = time.monotonic()
+        self._quiet = quiet
+        self._lines = Lines(total, title, every_seconds=every_seconds)
         self._bar: Any = None
         stream = _Gate(sys.stderr)
         if not quiet and stream.isatty():
             from tqdm import tqdm  # not needed for --help
 
             self._bar = tqdm(
-                total=total, desc=self._title, file=stream, dynamic_ncols=True, smoothing=0.05
+                total=total, desc=visible(title), file=stream, dynamic_ncols=True, smoothing=0.05
             )
 
     def __call__(self, item: str = "", *, to: int | None = None) -> None:
         """Count one more item as done (or all up to number `to`), and show `item` beside it."""
-        if to is not None and self._done == 0:
-            self._before = self._done = to - 1
-            if self._bar is not None:
-                self._bar.update(self._before)
-                self._bar.unpause()
-        previous, self._done = self._done, self._done + 1 if to is None else to
-        if self._quiet:
+        previous = self._lines.done
+        line = self._lines.count(item, to=to)
+        if self._bar is None:
+            if line:
+                say(line, quiet=self._quiet)
             return
-        if self._bar is not None:
-            if item:
-                self._bar.set_postfix_str(visible(item), refresh=False)
-            self._bar.update(self._done - previous)
-            return
-        now = time.monotonic()
-        if self._every and now - self._last < self._every and self._done < self._total:
-            return
-        self._last = now
-        rate = (now - self._clock) / max(self._done - self._before, 1)
-        left = rate * (self._total - self._done)
-        say(
-            f"{self._title} {self._done}/{self._total} {item}".rstrip()
-            + (f" ({_duration(left)} left)" if self._done < self._total else "")
-        )
+        if to is not None and previous == 0:  # steps of an earlier run took none of this one's time
+            self._bar.update(to - 1)
+            self._bar.unpause()
+            previous = to - 1
+        if item:
+            self._bar.set_postfix_str(visible(item), refresh=False)
+        self._bar.update(self._lines.done - previous)
 
     def close(self) -> None:
         """End the bar."""
@@ -260,11 +247,3 @@ def _single(problem: AttclError) -> Sequence[AttclError]:
 
 def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else visible(str(value))
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

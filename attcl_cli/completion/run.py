@@ -32,6 +32,7 @@ from attcl_cli.methods import bundled
 from attcl_cli.methods.weights import Weights, find_weights, load_method
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_ends import reported
+from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord, read_record
 from attcl_cli.temporaries import sweep
 
@@ -166,6 +167,7 @@ def complete(
         background,
         tuple((name, Path(file)) for name, file in _items(images)),
     )
+    progress = RunLog(progress)
     if source.images:
         _require_images_alone(source, link_originals=link_originals)
     naming = _submission(layout, link_originals=link_originals)
@@ -210,8 +212,7 @@ def complete(
     record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:
         return CompletionResult(plan, str(place), record_file, failed=tuple(plan.failed.items()))
-    from attcl_cli.completion.making import link_originals as link_all
-    from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
+    from attcl_cli.completion import making  # loads torch: all is checked
 
     record = _record(plan, record_file, str(place), source, naming, targets)
     record.config |= {
@@ -224,19 +225,22 @@ def complete(
     if not overwrite:  # what an earlier run made stays
         record.resume()
     busy = bool(plan.jobs or plan.failed)
-    with record.recorded() if busy else reported(), confined(plan.output, plan.places.records):
+    with (
+        record.recorded(progress) if busy else reported(),
+        confined(plan.output, plan.places.records),
+    ):
         if plan.output.is_dir():
             sweep(plan.output)
         if naming is None:
             done = [case for case in dataset.cases if case.id in plan.present]
             made = dataset.cases if link_originals else [*done, *(job.case for job in plan.jobs)]
             derivative.write_description(dataset, plan.output, made)
-        linked = link_all(dataset, plan.output) if link_originals else 0
+        linked = making.link_originals(dataset, plan.output) if link_originals else 0
         doubts = _known_doubts(plan)
         written = 0
         failed: dict[str, AttclError] = {}
         methods = {model.sha256: load_method(model, place) for model in plan.used}
-        items = make_volumes(
+        items = making.make_volumes(
             plan,
             methods,
             device=place,

@@ -40,6 +40,8 @@ FIELDS = ("Description", "Sources", "SkullStripped", "SpatialReference")
 _IGNORED = (
     "run.json",
     "run-*of*.json",
+    "log.txt",
+    "log-*of*.txt",
     "report.html",
     "report-*of*.html",
     "*_uncertainty.nii",

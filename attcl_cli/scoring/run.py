@@ -20,6 +20,7 @@ from attcl_cli.data.originals import folders_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.scoring import feature_weights
 from attcl_cli.scoring.metrics import METRICS, select
@@ -157,6 +158,7 @@ def score(
         UsageError: an option is impossible, or `output` lies among volumes.
         InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
+    progress = RunLog(progress)
     names = select(metrics, fid_network=fid_network)
     _require_samples(samples, names)
     vocabulary = None if modalities is None else Path(modalities)
@@ -231,7 +233,7 @@ def score(
         quantiles = _quantiles(complete, comparison, num_workers, progress)
         measures = replace(measures, quantiles=quantiles)
     scored: list[Row] = []
-    with record.recorded(), temporary_folder(_temporary_place()) as features:
+    with record.recorded(progress), temporary_folder(_temporary_place()) as features:
         rows_by_case = rows.score_cases(
             comparison, measures, folder=features, num_workers=num_workers
         )

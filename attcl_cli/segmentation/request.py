@@ -22,6 +22,7 @@ from attcl_cli.data.splits import Splits, open_truth
 from attcl_cli.documents import Document, Items, PathText, validated
 from attcl_cli.errors import UsageError, quoted
 from attcl_cli.files import is_within, refuse_inside, require_empty, require_folder
+from attcl_cli.run_log import LOG_FILE
 from attcl_cli.run_record import read_record, was_broken_off
 from attcl_cli.segmentation.evaluation import PREDICTIONS
 from attcl_cli.segmentation.inputs import (
@@ -310,6 +311,7 @@ def clear(
 
     patterns = (
         "*.safetensors",
+        LOG_FILE,
         "stats.jsonl",
         SCORES_FILE,
         SUMMARY_FILE,

@@ -17,6 +17,7 @@ from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
 from attcl_cli.files import write_csv
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord, precision_for, read_record
 from attcl_cli.segmentation import evaluation, report, summary
 from attcl_cli.segmentation.inputs import (
@@ -186,7 +187,7 @@ def segment(
         )
     place, processes = devices.join(device)
     share_of(resolved.batch_size, processes)
-    progress = progress if processes.main else SILENT
+    progress = RunLog(progress if processes.main else SILENT)
     plan = plan_inputs(
         study.data,
         study.splits,
@@ -253,7 +254,7 @@ class _Session:
     workers: int
     resume: bool
     notes: tuple[str, ...]
-    progress: Progress
+    progress: RunLog
 
     @property
     def resume_hint(self) -> str:
@@ -301,7 +302,7 @@ def _train_and_test(session: _Session) -> Scores | None:
         record.resume()
     described: dict[str, dict[str, Any]] = record.extra["inputs"]
     rows: list[Row] = []
-    with record.recorded() if main else nullcontext(), _interrupted(session):
+    with record.recorded(session.progress) if main else nullcontext(), _interrupted(session):
         weights = {name: _train(session, item, record.live) for name, item in plan.inputs.items()}
         session.processes.leave()  # testing takes longer than the others would wait
         if not main:

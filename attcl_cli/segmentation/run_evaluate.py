@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attcl_cli.errors import AttclError, UsageError, as_note, counted
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import evaluation, page, report
 from attcl_cli.segmentation.inputs import Input, plan_inputs, plan_truths, require_inputs
@@ -102,7 +103,7 @@ def evaluate(
         input=input,
         allow_missing=allow_missing,
     )
-    options = _Options(request, per_slice, num_workers, overwrite, dry_run, progress)
+    options = _Options(request, per_slice, num_workers, overwrite, dry_run, RunLog(progress))
     if weights is not None and predictions is None:
         folder = Path(output or f"{DEFAULT_OUTPUT}-evaluated")
         return _evaluate_segmenter(Path(weights), folder, device, options)
@@ -132,7 +133,7 @@ class _Options:
     workers: int
     overwrite: bool
     dry_run: bool
-    progress: Progress
+    progress: RunLog
 
     def config(self, key: str, path: Path) -> dict[str, Any]:
         """Return the request as `run.json` keeps it."""
@@ -200,7 +201,7 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
         config=config,
         extra={"tested_on": [sample.case for sample in chosen]},
     )
-    with record.recorded():
+    with record.recorded(options.progress):
         scores = Scores(tuple(rows), (name,), missing=(*plan.unlabelled, *missing))
         report.write(output, scores, facts={"labels": str(plan.convention)})
         page.write_report(
@@ -275,7 +276,7 @@ def _evaluate_segmenter(
         },
     )
     clear(output, command="evaluate")
-    with record.recorded():
+    with record.recorded(options.progress):
         rows: list[Row] = []
         with options.progress.bar(item.counts["test"], f"test {name}") as bar:
             for case, of_case in evaluation.predict_and_score(

@@ -24,6 +24,7 @@ from attcl_cli.files import sha256
 from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import finish_killed, precision_for, read_record
 from attcl_cli.training.request import (
     about_default_preset,
@@ -168,7 +169,7 @@ def train(
     if resume is not None and minutes is None and not {"steps", "epochs"} & chosen.keys():
         minutes = minutes_of(resume)  # of a run that is planned again, since it has no checkpoint
     place, processes = devices.join(device)
-    progress = progress if processes.main else SILENT
+    progress = RunLog(progress if processes.main else SILENT)
     if resume is not None and first >= settings.steps and minutes is None and epochs is None:
         return _finished_before(
             resume, settings, place, source.folder, first, progress, processes, dry_run=dry_run

@@ -26,9 +26,9 @@ from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, dump
-from attcl_cli.progress import Progress
 from attcl_cli.report import pictures
 from attcl_cli.report.page import REPORT_FILE
+from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.training import planning, report, trainer, validation
 from attcl_cli.training.request import step_of
@@ -53,7 +53,7 @@ class Session:
     kept: frozenset[str]  # settings that the user chose, which planning leaves as they are
     workers: int
     tensorboard: bool
-    progress: Progress
+    progress: RunLog  # hears how it goes, and keeps the log
 
 
 def run_session(run: Session) -> tuple[Session, int]:
@@ -137,7 +137,7 @@ def _begun(run: Session, record: RunRecord) -> Iterator[None]:
     """
     _write_settings(run, new=not run.resume)
     try:
-        with record.recorded():
+        with record.recorded(run.progress):
             yield
     finally:
         if not (run.resume or record.begun or record.path.exists()):

@@ -73,7 +73,7 @@ def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phan
 
     hidden = hidden_files(Path("data/splits.json"), whole)
     of_bids = {"dataset_description.json", ".bidsignore"} if layout == "bids" else set()
-    written = files(here / "out") - {"run.json", "report.html"} - of_bids
+    written = files(here / "out") - {"run.json", "log.txt", "report.html"} - of_bids
     images = {name for name in written if not name.endswith(".json")}
     assert images == hidden
     assert written - images == {re.sub(r"_\d+\.png$|\.nii\.gz$", ".json", name) for name in hidden}

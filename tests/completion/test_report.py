@@ -155,7 +155,7 @@ def test_the_volumes_do_not_depend_on_the_page(arguments, tmp_path, monkeypatch)
     complete(**arguments)
     monkeypatch.setattr("attcl_cli.completion.run._write_page", lambda *_, **__: None)
     complete(**arguments | {"cpl": tmp_path / "bare"})
-    ours = {"run.json", "report.html"}
+    ours = {"run.json", "log.txt", "report.html"}
     one, other = (
         {name: data for name, data in content(folder).items() if name not in ours}
         for folder in (arguments["cpl"], tmp_path / "bare")

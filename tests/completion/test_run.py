@@ -68,7 +68,7 @@ def test_paths_may_be_strings(gappy, trained_run, tmp_path):
 
 
 def test_a_finished_output_holds_the_volumes_their_side_cars_run_json_and_the_page(finished):
-    assert set(content(finished["cpl"])) == expected_files() | {"run.json", "report.html"}
+    assert set(content(finished["cpl"])) == expected_files() | {"run.json", "log.txt", "report.html"}
     assert cases_in(finished["cpl"]) == {
         f"Phantom_{case:05d}": ("done", [phantom_file(case, name) for name in names])
         for case, names in enumerate(LACKING)
@@ -169,8 +169,9 @@ def test_a_deleted_output_is_made_again_and_nothing_else(finished):
     result = complete(**finished)
     assert (result.written, result.done_before) == (1, 6)
     after = states(finished["cpl"])
-    assert {name: data for name, (_, data) in after.items() if name != "run.json"} == {
-        name: data for name, (_, data) in before.items() if name != "run.json"
+    timed = {"run.json", "log.txt"}
+    assert {name: data for name, (_, data) in after.items() if name not in timed} == {
+        name: data for name, (_, data) in before.items() if name not in timed
     }
     touched = {name for name in after if after[name][0] != before[name][0]}
     assert touched == {
@@ -178,6 +179,7 @@ def test_a_deleted_output_is_made_again_and_nothing_else(finished):
         gone.replace(".nii.gz", ".json"),
         "Phantom_00003",
         "run.json",
+        "log.txt",
         "report.html",
     }
 
@@ -224,7 +226,11 @@ def test_parts_keep_a_record_each(gappy, weights, tmp_path):
     for part in (2, 1):
         complete(**arguments, cpl=tmp_path / "two", num_parts=2, part_id=part)
     names = ("run.json", "run-1of2.json", "run-2of2.json")
-    records = {*names, *(name.replace("run", "report").replace("json", "html") for name in names)}
+    records = {
+        *names,
+        *(name.replace("run", "report").replace("json", "html") for name in names),
+        *(name.replace("run", "log").replace("json", "txt") for name in names),
+    }
     one, two = (
         {name: data for name, data in content(tmp_path / folder).items() if name not in records}
         for folder in ("one", "two")

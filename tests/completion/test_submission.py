@@ -28,6 +28,7 @@ def test_a_submission_holds_the_right_names_and_nothing_else(gappy, runs, tmp_pa
     assert set(content(tmp_path / "out-labels")) == {
         *(f"{name}.json" for name in NAMES),
         "run.json",
+        "log.txt",
         "report.html",
     }
     before = content(tmp_path / "out")

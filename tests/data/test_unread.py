@@ -334,6 +334,7 @@ def test_more_images_than_a_patient_has_get_no_such_command(tmp_path):
         "Case_000/t1_to_t2.mat",
         "Case_000/Case_000_physio.tsv.gz",
         "run.json",
+        "log.txt",
         "report.html",
     ],
 )

@@ -201,7 +201,7 @@ def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
     record.finish(0)
     ours = (
         *("weights.safetensors", "stats.jsonl", "segment.csv", "summary.json"),
-        "report.html",
+        *("log.txt", "report.html"),
     )
     for folder in (tmp_path, tmp_path / "flair"):
         (folder / "predictions").mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
         for name in (*ours, "predictions/a.nii.gz", "slices/images.int16", "notes.txt"):
             (folder / name).touch()
     clear(tmp_path, command="evaluate")
-    assert len(fingerprint(tmp_path)) == 17
+    assert len(fingerprint(tmp_path)) == 19
     clear(tmp_path, command="segment")
     assert set(fingerprint(tmp_path)) == {"notes.txt", "flair/notes.txt"}
 
