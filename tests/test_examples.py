@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from helpers import fingerprint
 
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+NOTEBOOK = EXAMPLES / "first_patient.ipynb"
 # The smallest networks that train, on 30x30 slices.
 SMALL = [
     "--preset=tiny",
@@ -106,3 +113,72 @@ def test_packed_slices_are_unpacked_to_eight_bits_of_what_they_were(tmp_path: Pa
     assert (other.data[store.data == -slices.STEPS] == -slices.STEPS).all()  # the background
     difference = abs(store.data.astype(int) - other.data.astype(int))
     assert 0 < difference.max() <= slices.STEPS / 255 + 1  # half a step of 8 bits
+
+
+# --- The notebook -------------------------------------------------------------------------------------------------
+
+
+def cells(notebook: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the cells of one kind, "code" or "markdown", in their order."""
+    document = json.loads(notebook.read_text(encoding="utf-8"))
+    return [cell for cell in document["cells"] if cell["cell_type"] == kind]
+
+
+def test_the_notebook_is_valid_and_holds_no_output() -> None:
+    document = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (document["nbformat"], document["nbformat_minor"]) == (4, 5)
+    nbformat.validate(document)
+    for cell in cells(NOTEBOOK, "code"):
+        assert (cell["outputs"], cell["execution_count"]) == ([], None), cell["id"]
+
+
+def test_the_notebook_says_first_that_it_is_for_research_only() -> None:
+    opening = "".join(cells(NOTEBOOK, "markdown")[0]["source"])
+    assert "Never use it for diagnosis or treatment." in opening
+
+
+def test_the_links_of_the_notebook_lead_somewhere() -> None:
+    text = "".join(line for cell in cells(NOTEBOOK, "markdown") for line in cell["source"])
+    links = re.findall(r"\]\(([^)#]+)", text)
+    assert len(links) >= 5
+    assert [link for link in links if not (EXAMPLES / link).exists()] == []
+
+
+def test_the_notebook_runs_from_one_patient_to_the_page(tmp_path: Path) -> None:
+    shutil.copy(NOTEBOOK, tmp_path)
+    own = {name: str(tmp_path / "home") for name in ("HOME", "IPYTHONDIR", "JUPYTER_DATA_DIR")}
+    command = [sys.executable, "-m", "jupyter", "execute", "--inplace", NOTEBOOK.name]
+    ended = run(command, tmp_path, JUPYTER_PATH="", ATTCL_OFFLINE="1", **own)
+    assert ended.returncode == 0, ended.stderr
+    outputs = {cell["id"]: cell["outputs"] for cell in cells(tmp_path / NOTEBOOK.name, "code")}
+    assert "image/png" in outputs["look"][0]["data"]
+    text = {name: "".join(it[0].get("text", [])) for name, it in outputs.items() if it}
+    assert "1 made now, 0 before, by phantom-tiny" in text["complete"]
+    ssim = dict(re.findall(r"brain +(\w+) +SSIM +(-?[\d.]+)", text["score"]))
+    assert float(ssim["synthetic"]) > 0.7 > float(ssim["copy"])
+    side_car = json.loads(text["doubt"])
+    assert (side_car["target"], side_car["weights"]["name"]) == ("t2", "phantom-tiny")
+    assert side_car["doubt"]["disagreement"] > 0
+    pages = [Path(line) for line in text["page"].splitlines()]
+    assert [page.is_file() for page in pages] == [True, True]
+    assert {path.name for path in tmp_path.iterdir()} <= {NOTEBOOK.name, "first_patient", "home"}
+
+
+def test_the_notebook_completes_an_incomplete_patient_of_ones_own(
+    started: Path, tmp_path: Path
+) -> None:
+    patient = tmp_path / "MINE"
+    shutil.copytree(started / "phantoms" / "Phantom_00001", patient)
+    (patient / "Phantom_00001_t2.nii.gz").unlink()
+    before = fingerprint(patient)
+    shutil.copytree(started / "runs", tmp_path / "runs")  # its weights are taken unasked
+    code = "\n".join("".join(cell["source"]) for cell in cells(NOTEBOOK, "code"))
+    changed = code.replace('PATIENT = ""', f"PATIENT = {str(patient)!r}")
+    assert changed != code
+    ended = run([sys.executable, "-c", changed], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "lacks: t2" in ended.stdout
+    assert "nothing was hidden" in ended.stdout
+    made = tmp_path / "first_patient" / "Phantom_00001" / "completed"
+    assert list(volumes(made)) == ["Phantom_00001_t2.nii.gz"]
+    assert fingerprint(patient) == before
