@@ -34,8 +34,8 @@ from attcl_cli.methods.weights import find_weights, load_method
 from attcl_cli.scoring import pairs
 from attcl_cli.scoring import rows as score
 from attcl_cli.scoring.metrics import BRAIN
-from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.state import STATE_FILE
+from attcl_cli.training.stats import STATS_FILE
 from attcl_cli.training.trainer import Hooks, train
 
 FOUR = ("flair", "t1", "t1ce", "t2")

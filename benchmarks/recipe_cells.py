@@ -39,7 +39,7 @@ from attcl_cli.scoring.feature_networks import load_network
 from attcl_cli.scoring.pairs import CasePairs, Comparison, plan_comparison
 from attcl_cli.scoring.rows import COPY, MATCHED, MEAN, SYNTHETIC, Measures, Row, score_cases
 from attcl_cli.scoring.summary import summarise
-from attcl_cli.training.loop import STATS_FILE
+from attcl_cli.training.stats import STATS_FILE
 
 METRICS = ("ssim", "psnr", "nmse", "gms", "fd-effnet")
 BASELINES = "baselines"  # the name of the cell that holds them

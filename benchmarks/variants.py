@@ -30,8 +30,8 @@ from attcl_cli.methods.attcl_gan import AttclGan, AttclGanSettings
 from attcl_cli.methods.presets import PRESETS
 from attcl_cli.methods.settings import Settings, resolve
 from attcl_cli.methods.weights import find_weights, load_method
-from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.state import STATE_FILE
+from attcl_cli.training.stats import STATS_FILE
 from attcl_cli.training.trainer import train
 from attcl_cli.training.validation import make_validation
 

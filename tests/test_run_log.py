@@ -68,7 +68,13 @@ def test_all_of_it_is_passed_on_to_the_listener_too(record, capsys):
         log.fail(BAD)
         with log.bar(1, "score") as bar:
             bar("P1")
-    expected = ["note", "detail", "error: A_t1.nii.gz: empty", "hint: copy it again", "score 1/1 P1"]
+    expected = [
+        "note",
+        "detail",
+        "error: A_t1.nii.gz: empty",
+        "hint: copy it again",
+        "score 1/1 P1",
+    ]
     assert capsys.readouterr().err.splitlines() == expected
     assert lines(record)[1:-1] == expected
 
@@ -165,9 +171,9 @@ def test_a_log_is_never_written_through_a_link_out_of_the_folder(record, tmp_pat
 
 def test_a_log_that_cannot_be_opened_is_an_error_that_names_it(record):
     log_file(record.path).mkdir(parents=True)
-    with pytest.raises(AttclError, match=r"log\.txt: not written \(Is a directory\)"):
-        with record.recorded(RunLog(SILENT)):
-            pass
+    message = r"log\.txt: not written \(Is a directory\)"
+    with pytest.raises(AttclError, match=message), record.recorded(RunLog(SILENT)):
+        pass
 
 
 def test_a_full_disk_loses_lines_of_the_log_and_not_the_run(record, monkeypatch):

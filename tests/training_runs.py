@@ -13,8 +13,8 @@ from attcl_cli.data.slices import SliceStore
 from attcl_cli.files import sha256
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WEIGHTS_FILE
-from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.state import STATE_FILE, load_state
+from attcl_cli.training.stats import STATS_FILE
 from attcl_cli.training.trainer import Hooks, train
 
 CPU = torch.device("cpu")

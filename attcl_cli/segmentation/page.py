@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +18,6 @@ from attcl_cli.data.intensities import Array, bounding_box
 from attcl_cli.data.labels import CONVENTIONS, REGIONS, mask_of, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, counted, some
-from attcl_cli.files import parse_json
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
@@ -41,12 +38,12 @@ from attcl_cli.segmentation.metrics import METRICS, POLICY
 from attcl_cli.segmentation.report import FEW_CASES, SCORES_FILE, SUMMARY_FILE, Scores
 from attcl_cli.segmentation.settings import SegmentSettings, explain
 from attcl_cli.segmentation.summary import BY_SLICE, Difference, Figure
+from attcl_cli.training.stats import numbers_in, stats_lines
 
 _PICTURED = 8  # cases with pictures, the worst ones
 _MARGIN = 3  # voxels around the brain, as pictures have
 _OUTLINED = 4  # outlines that a viewer tells apart by their colours
 _NAMED = 5  # cases that a note names
-_LONGEST_LINE = 1 << 16  # of stats.jsonl
 _WHOLE = "WT"
 _TRUTH = "true label map"
 _TITLES = {"dice": "Dice", "sens": "Sensitivity", "iou": "IoU", "hd95": "HD95"}
@@ -402,7 +399,7 @@ def _curves(statistics: Mapping[str, Path]) -> Iterator[Curve]:
     """Yield the curves of the training: each quantity of `stats.jsonl`, a line per input."""
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for name, path in statistics.items():
-        for record in _records(path):
+        for record in filter(None, map(numbers_in, stats_lines(path))):
             for key, value in record.items():
                 if key != "step":
                     of_input = lines.setdefault(key, {}).setdefault(name, [])
@@ -411,22 +408,6 @@ def _curves(statistics: Mapping[str, Path]) -> Iterator[Curve]:
     for key, title in titles.items():
         if key in lines:
             yield Curve(title, "", lines[key])
-
-
-def _records(path: Path) -> Iterator[dict[str, float]]:
-    """Yield the lines of a `stats.jsonl` that hold numbers; a missing file has none, and a kill may have cut one."""
-    with suppress(OSError), path.open("rb") as stream:
-        while line := stream.readline(_LONGEST_LINE):
-            try:
-                record: Any = parse_json(line.decode(), allow_nan=True)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and type(record.get("step")) in {int, float}:
-                yield {
-                    key: float(value)
-                    for key, value in record.items()
-                    if type(value) in {int, float}
-                }
 
 
 # --- Words ----------------------------------------------------------------------------------------

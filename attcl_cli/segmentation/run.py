@@ -338,7 +338,7 @@ def _write_page(
     session: _Session, scores: Scores, described: Mapping[str, Mapping[str, Any]]
 ) -> None:
     from attcl_cli.segmentation.page import write_report
-    from attcl_cli.training.loop import STATS_FILE
+    from attcl_cli.training.stats import STATS_FILE
 
     plan, settings = session.plan, session.settings
     steps = dict.fromkeys(str(facts["steps"]) for facts in described.values())

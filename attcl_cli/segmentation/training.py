@@ -31,10 +31,8 @@ from attcl_cli.segmentation.network import (
 )
 from attcl_cli.segmentation.slices import SegmentationStore, SliceBatch, SliceSampler
 from attcl_cli.training.loop import (
-    STATS_FILE,
     LoopHooks,
     Schedule,
-    log_stats,
     run_loop,
     share_of,
 )
@@ -46,6 +44,7 @@ from attcl_cli.training.state import (
     restore_optimisers,
     save_state,
 )
+from attcl_cli.training.stats import STATS_FILE, log_stats
 
 VALIDATION_DICE = "validation_dice"  # in stats.jsonl
 _NO_HOOKS = LoopHooks()

@@ -6,7 +6,6 @@ continues as if it had not been.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -21,16 +20,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from attcl_cli import run_ends
-from attcl_cli.confined import require_inside
 from attcl_cli.data.sampling import Batch
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
-from attcl_cli.files import parse_json, write_whole
 from attcl_cli.training.feed import feed
 from attcl_cli.training.learning_rates import full_rates, rate_factor, set_rates
-
-STATS_FILE = "stats.jsonl"
-_LONGEST_LINE = 2**20  # bytes of a line that is read at once
+from attcl_cli.training.stats import STATS_FILE, log_stats, trim_stats
 
 
 class Trainee(Protocol):
@@ -245,36 +240,6 @@ def stop_requested(
 
     with run_ends.awaited(request):
         yield stopped
-
-
-def log_stats(path: Path, record: Mapping[str, float]) -> None:
-    """Append a line to `stats.jsonl`."""
-    require_inside(path, in_place=True)
-    with path.open("a", encoding="utf-8") as stats:
-        stats.write(json.dumps({name: round(value, 6) for name, value in record.items()}) + "\n")
-
-
-def trim_stats(path: Path, first: int) -> None:
-    """Drop the lines after step `first`: a run that resumes there writes them again."""
-    if not path.exists():
-        return
-    kept = []
-    with path.open("rb") as lines:
-        while line := lines.readline(_LONGEST_LINE):
-            step = _step_of(line)  # a kill may have cut the last line
-            if step is not None and step <= first:
-                kept.append(line.rstrip(b"\n") + b"\n")
-    write_whole(path, b"".join(kept))
-
-
-def _step_of(line: bytes) -> float | None:
-    """Return the step of a line of `stats.jsonl`; None if it is none."""
-    try:
-        record = parse_json(line.decode(), allow_nan=True)
-    except ValueError:
-        return None
-    step = record.get("step") if isinstance(record, dict) else None
-    return step if type(step) in {int, float} else None
 
 
 def _numbers(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:

@@ -5,10 +5,9 @@ How a page looks is left to `attcl_cli.report`, what a terminal shows to the com
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,7 @@ from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.sections import Curve, Curves, Images, Patterns, Section, Text
-from attcl_cli.training.loop import STATS_FILE
+from attcl_cli.training.stats import STATS_FILE, numbers_in, stats_lines
 from attcl_cli.training.trainer import VALIDATION_SSIM
 
 REFRESH_SECONDS = 30
@@ -61,44 +60,30 @@ class Statistics:
 def read_statistics(folder: Path) -> Statistics:
     """Return the statistics of a run; what cannot be read of them is left out."""
     path = folder / STATS_FILE
-    if not path.is_file():
-        return Statistics()
     mark = f'"{VALIDATION_SSIM}"'.encode()
     judged: list[bytes] = []
     logged: list[bytes] = []
-    with path.open("rb") as lines:
-        for line in lines:
-            (judged if mark in line else logged).append(line)
+    for line in stats_lines(path):
+        (judged if mark in line else logged).append(line)
     # counted from the last: where the run stands is always shown
     thinned = logged[:: -max(1, math.ceil(len(logged) / _MOST_LINES))][::-1]
     losses: dict[str, list[tuple[float, float]]] = {}
     seconds: list[float] = []
-    for record in _records(thinned):
+    for record in filter(None, map(numbers_in, thinned)):
         for name, value in record.items():
             if name == _SECONDS:
                 seconds.append(value)
             elif name != "step":
                 losses.setdefault(name, []).append((record["step"], value))
     return Statistics(
-        [(record["step"], record[VALIDATION_SSIM]) for record in _records(judged)],
+        [
+            (record["step"], record[VALIDATION_SSIM])
+            for record in map(numbers_in, judged)
+            if VALIDATION_SSIM in record
+        ],
         losses,
         median(seconds) if seconds else None,
     )
-
-
-def _records(lines: Iterable[bytes]) -> list[dict[str, float]]:
-    """Return the records of lines of `stats.jsonl`, without what is no number and lines that a kill cut off."""
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            numbers = {name: it for name, it in record.items() if type(it) in {int, float}}
-            if "step" in numbers:
-                records.append(numbers)
-    return records
 
 
 # --- The page -------------------------------------------------------------------------------------

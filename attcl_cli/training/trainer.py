@@ -30,10 +30,8 @@ from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WEIGHTS_FILE, WeightsInfo, save_weights, tensors_below
 from attcl_cli.training import samples
 from attcl_cli.training.loop import (
-    STATS_FILE,
     LoopHooks,
     Schedule,
-    log_stats,
     run_loop,
     share_of,
 )
@@ -46,6 +44,7 @@ from attcl_cli.training.state import (
     restore_optimisers,
     save_state,
 )
+from attcl_cli.training.stats import STATS_FILE, log_stats
 
 VALIDATION_SSIM = "validation_ssim"  # in stats.jsonl
 _SMALLER_STEPS = "--set learning_rate=5e-5"

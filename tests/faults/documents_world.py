@@ -29,8 +29,8 @@ from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import network
 from attcl_cli.segmentation.request import TrainingRequest
 from attcl_cli.segmentation.settings import SegmentSettings
-from attcl_cli.training.loop import trim_stats
 from attcl_cli.training.state import load_state
+from attcl_cli.training.stats import trim_stats
 
 DRY = ("--dry-run", "-d", "cpu")
 SETTINGS = {**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], "steps": 2, "canvas": 32}

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from attcl_cli.cli.app import app
 from attcl_cli.errors import AttclError
 from attcl_cli.segmentation.request import clear
-from attcl_cli.training.loop import trim_stats
+from attcl_cli.training.stats import trim_stats
 
 JSON = [name for name, subject in SUBJECTS.items() if not subject.is_toml]
 FILES = [name for name, subject in SUBJECTS.items() if not subject.key]

@@ -38,7 +38,7 @@ from attcl_cli.files import appended, write_json, write_whole
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.settings import dump
 from attcl_cli.methods.weights import Weights, find_weights
-from attcl_cli.training.loop import log_stats
+from attcl_cli.training.stats import log_stats
 from attcl_cli.training.trainer import Hooks, Trainer
 
 LACKING = (("t2",), ("t1", "t1ce"), (), ("t2",))

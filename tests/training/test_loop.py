@@ -19,13 +19,13 @@ from torch.optim import SGD
 from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.training.loop import (
-    STATS_FILE,
     LoopHooks,
     Schedule,
     run_loop,
     share_of,
     stop_requested,
 )
+from attcl_cli.training.stats import STATS_FILE
 
 CPU = torch.device("cpu")
 SIX = Schedule(steps=6, log_every=1, save_every=3, sample_every=6)

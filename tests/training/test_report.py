@@ -29,10 +29,10 @@ from attcl_cli.report.page import REPORT_FILE
 from attcl_cli.report.sections import Curves, Images, Patterns
 from attcl_cli.run_record import read_record
 from attcl_cli.training import report
-from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.report import RunPage, Words, duration, grouped, phases_of, read_statistics
 from attcl_cli.training.run import train
 from attcl_cli.training.state import STATE_FILE
+from attcl_cli.training.stats import STATS_FILE
 from attcl_cli.training.validation import CopyOfSource, make_validation
 
 SMALL = {**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], "learning_rate_decay": 0.0, "lambda_ds": 0.0}

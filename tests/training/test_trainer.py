@@ -25,8 +25,8 @@ from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, dump
 from attcl_cli.methods.weights import find_weights, load_method, save_weights
 from attcl_cli.training import trainer
-from attcl_cli.training.loop import STATS_FILE
 from attcl_cli.training.state import BEST_FILE, STATE_FILE, load_state
+from attcl_cli.training.stats import STATS_FILE
 from attcl_cli.training.trainer import Hooks
 
 

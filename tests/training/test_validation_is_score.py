@@ -16,7 +16,7 @@ from attcl_cli.data.slices import SliceStore, build
 from attcl_cli.methods.sources import AnyOne
 from attcl_cli.methods.weights import find_weights, load_method
 from attcl_cli.scoring.run import score
-from attcl_cli.training.loop import STATS_FILE
+from attcl_cli.training.stats import STATS_FILE
 from attcl_cli.training.trainer import VALIDATION_SSIM, Hooks, train
 from attcl_cli.training.validation import make_validation
 
