@@ -90,11 +90,12 @@ class Lines:
         if self._every and now - self._last < self._every and self.done < self._total:
             return ""
         self._last = now
-        rate = (now - self._clock) / max(self.done - self._before, 1)
-        left = f" ({_duration(rate * (self._total - self.done))} left)"
-        return f"{self._title} {self.done}/{self._total} {item}".rstrip() + (
-            left if self.done < self._total else ""
-        )
+        line = f"{self._title} {self.done}/{self._total} {item}".rstrip()
+        if self.done >= self._total:
+            return line
+        seconds = (now - self._clock) / max(self.done - self._before, 1)
+        pace = "" if self._every else f"{seconds:.1f} s each, "
+        return f"{line} ({pace}{_duration(seconds * (self._total - self.done))} left)"
 
 
 def _duration(seconds: float) -> str:

@@ -50,7 +50,7 @@ def test_a_log_has_every_line_of_a_run_from_its_arguments_to_its_end(record):
         log.fail(BAD)
     first, *rest, last = lines(record)
     assert (first, rest[0]) == (BEGINS, "weights: brain-many")
-    assert re.fullmatch(r"complete 1/2 P1 \(\d+ s left\)", rest[1])
+    assert re.fullmatch(r"complete 1/2 P1 \(\d+\.\d s each, \d+ s left\)", rest[1])
     assert rest[2:] == [
         "P2: 1.3 s in the network",
         "complete 2/2 P2",

@@ -31,14 +31,15 @@ def test_a_case_done_is_a_line_with_the_time_that_is_left(
     with Terminal().bar(3, "complete") as bar:
         clock.append(seconds)
         bar("P1")
-    assert capsys.readouterr() == ("", f"complete 1/3 P1 ({left} left)\n")
+    line = f"complete 1/3 P1 ({seconds:.1f} s each, {left} left)\n"
+    assert capsys.readouterr() == ("", line)
 
 
 def test_a_resumed_run_counts_only_its_own_steps(clock: list[float], capsys: Captured) -> None:
     with Terminal().bar(1_000, "train") as bar:
         clock.append(2.0)
         bar(to=901)
-    assert "(3 min 18 s left)" in capsys.readouterr().err
+    assert "(2.0 s each, 3 min 18 s left)" in capsys.readouterr().err
 
 
 def test_steps_are_a_line_every_few_seconds_and_one_at_the_end(
