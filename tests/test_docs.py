@@ -50,8 +50,9 @@ EVERY = {**COMMANDS, **SUBCOMMANDS}
 OTHER_OPTIONS = {
     *("--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"),
     *("--methods", "--only-count", "--files"),
+    *("--index-url", "--no-index", "--find-links", "--wheel-dir"),
 }
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, and the scripts in examples/ and benchmarks/."""
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, and the scripts in examples/, benchmarks/."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),

@@ -7,15 +7,27 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers import SMALL_NETWORKS, SMALL_RUN
+from packaging.metadata import Metadata
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from trove_classifiers import classifiers
+
+import attcl_cli
+from attcl_cli.training.request import require_tensorboard
 
 ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PROJECT["project"]["optional-dependencies"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPOSITORY = "https://example.org/group/attcl"
 
@@ -70,11 +82,106 @@ def test_the_package_has_the_marker_of_its_types() -> None:
     assert resources.files("attcl_cli").joinpath("py.typed").is_file()
 
 
+def test_the_classifiers_are_those_of_the_index_and_name_the_oldest_python() -> None:
+    named = PROJECT["project"]["classifiers"]
+    assert set(named) <= classifiers
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    pythons = [line.rsplit(" ", 1)[1] for line in named if "Python :: 3." in line]
+    assert min(pythons, key=lambda it: int(it.removeprefix("3."))) == oldest
+
+
+# --- Extras -------------------------------------------------------------------------------------------------------
+
+
+def test_the_extra_all_holds_every_extra_but_those_of_developers() -> None:
+    (everything,) = map(Requirement, EXTRAS["all"])
+    assert everything.name == "attcl"
+    assert everything.extras == set(EXTRAS) - {"all", "dev", "docs"}
+
+
+def test_without_tensorboard_a_hint_names_an_extra_that_there_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(attcl_cli.AttclError) as caught:
+        require_tensorboard()
+    (extra,) = re.findall(r'pip install "attcl\[(\w+)\]"', caught.value.hint)
+    assert [Requirement(line).name for line in EXTRAS[extra]] == ["tensorboard"]
+
+
+def test_the_extra_tensorboard_is_enough_for_statistics_of_a_training(
+    phantom_root: Path, tmp_path: Path
+) -> None:
+    attcl_cli.train(
+        phantom_root,
+        output=tmp_path / "run",
+        preset="tiny",
+        overrides={**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], "steps": 1},
+        tensorboard=True,
+    )
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+def test_the_constraints_pin_every_package_that_an_installation_brings() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {Requirement(line).name for line in lines if line and not line.startswith("#")}
+    wanted = [Requirement(line) for lines in EXTRAS.values() for line in lines]
+    wanted += [Requirement(line) for line in PROJECT["project"]["dependencies"]]
+    wanted += [Requirement(line) for line in PROJECT["build-system"]["requires"]]
+    known: set[tuple[str, str]] = set()
+    while wanted:
+        requirement = wanted.pop()
+        name = canonicalize_name(requirement.name)
+        for extra in {"", *requirement.extras}:
+            if name == "attcl" or (name, extra) in known:
+                continue
+            known.add((name, extra))
+            below = map(Requirement, metadata.requires(name) or ())
+            wanted += [
+                it for it in below if it.marker is None or it.marker.evaluate({"extra": extra})
+            ]
+    assert {name for name, _ in known} - pins == set()
+
+
+# --- What is published --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an sdist and a wheel, built as they are published: the wheel from the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-W", "error", "-m", "build", "--no-isolation", "-o", str(folder)]
+    ended = subprocess.run([*build, str(ROOT)], check=True, capture_output=True, text=True)
+    assert "warn" not in (ended.stdout + ended.stderr).lower()
+    return folder
+
+
 @pytest.mark.slow
-def test_the_bundled_weights_are_found_from_an_installed_wheel(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(tmp_path)]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
+def test_the_sdist_holds_what_its_tests_and_documents_need(dist: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone: git does not know what belongs to the project")
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames()}
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert set(tracked) - held == {".ci/run", ".pre-commit-config.yaml"}
+
+
+@pytest.mark.slow
+def test_the_metadata_of_the_wheel_are_valid(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        described = Metadata.from_email(archive.read(file), validate=True)
+    assert set(described.provides_extra or ()) == set(EXTRAS)
+    assert described.license_expression == "Apache-2.0"
+
+
+@pytest.mark.slow
+def test_the_bundled_weights_are_found_from_an_installed_wheel(dist: Path, tmp_path: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)

@@ -263,6 +263,6 @@ def require_tensorboard() -> None:
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
             "--tensorboard: the package tensorboard is not installed, expected it",
-            "pip install tensorboard",
+            'pip install "attcl[tensorboard]"',
             code="tensorboard-missing",
         )
