@@ -157,6 +157,40 @@ def test_a_shifted_volume_of_a_patient_is_noticed(shift_mm, axis, cohort, tmp_pa
     assert "_t2.nii: shifted by about" in problem.message
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mirrored_volume_of_a_patient_is_named_as_mirrored(axis, cohort, tmp_path):
+    root = copied(cohort, tmp_path, t2=lambda data: np.flip(data, axis))
+    (problem,) = examine(open_dataset(root)).problems
+    named = ("side to side", "front to back", "foot to head")[axis]
+    assert problem.code == "volume-mirrored"
+    assert f"_t2.nii: mirrored ({named}; " in problem.message
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_half_a_head_of_a_patient_is_refused(axis, cohort, tmp_path):
+    def half(data: np.ndarray) -> np.ndarray:
+        result = data.copy()
+        np.moveaxis(result, axis, 0)[: data.shape[axis] // 2] = 0
+        return result
+
+    root = copied(cohort, tmp_path, t1ce=half)
+    (problem,) = examine(open_dataset(root)).problems
+    assert problem.code == "masks-disagree"
+    assert "_t1ce.nii: masks overlap by 0." in problem.message
+
+
+def test_t1_and_t2_of_a_patient_under_exchanged_names_are_a_note(cohort, tmp_path):
+    root = copied(cohort, tmp_path)
+    (one,), (other,) = (list(root.glob(f"*/*_{name}.nii")) for name in ("t1", "t2"))
+    aside = one.rename(tmp_path / "aside")
+    other.rename(one)
+    aside.rename(other)
+    findings = examine(open_dataset(root))
+    assert findings.problems == []
+    (note,) = findings.notes
+    assert note.startswith(f"1 case with t1 and t2 as if their names were exchanged, such as {one}")
+
+
 def test_backgrounds_of_patients_are_fixed_on_reading(cohort, tmp_path):
     def z_scored(data: np.ndarray) -> np.ndarray:
         return ((data - data.mean()) / data.std()).astype(np.float32)

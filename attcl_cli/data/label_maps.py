@@ -5,15 +5,19 @@ What the numbers mean is left to `labels`, how files are decoded to `volumes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attcl_cli.data import volumes
 from attcl_cli.data.intensities import Array
+from attcl_cli.data.record_cache import key_of, read_cached, write_cached
 from attcl_cli.errors import AttclError
 
+_VERSION = 1  # of the records of `count_labels_beyond`
+_BEYOND = "beyond"  # their only entry
 _TOLERANCE = 1e-3  # of a float that stands for a whole number
 _LARGEST = np.iinfo(np.int16).max
 _USUAL = (np.dtype(np.uint8), np.dtype(np.int16))
@@ -60,6 +64,37 @@ def _grid_beside(paths: Sequence[Path], beside: Sequence[Path]) -> volumes.Grid:
     return grid
 
 
+def count_labels_beyond(paths: Sequence[Path], known: Sequence[int]) -> dict[int, int]:
+    """Return the labels of a map that are none of some -> voxels that have them; unchanged files are read once.
+
+    Raises:
+        AttclError: as `load_labels`.
+    """
+    key = key_of("labels", _VERSION, paths, *known)
+    cached = _counts_in(read_cached(key))
+    if cached is not None:
+        return cached
+    labels = _labels_in(paths)
+    counts: dict[int, int] = {}
+    # Known labels follow each other, so that their ends decide, at a tenth of the cost of `unique`.
+    if not (min(known) <= labels.min() and labels.max() <= max(known) < len(known)):
+        values, numbers = np.unique(labels, return_counts=True)
+        every = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
+        counts = {label: count for label, count in every.items() if label not in known}
+    write_cached(key, {_BEYOND: {str(label): count for label, count in counts.items()}})
+    return counts
+
+
+def _counts_in(document: Mapping[str, Any] | None) -> dict[int, int] | None:
+    """Return the counts that `count_labels_beyond` kept; None if there are none, or something else wrote them."""
+    counts = (document or {}).get(_BEYOND)
+    if not isinstance(counts, dict):
+        return None
+    if not all(it.isdecimal() and type(count) is int for it, count in counts.items()):
+        return None
+    return {int(label): count for label, count in counts.items()}
+
+
 def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:
     """Read a label map into working order: (D, H, W) int16 labels. A map of zeros is a case without tumour.
 
@@ -77,6 +112,11 @@ def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:
     problem = off_grid(paths, beside) if beside else None
     if problem is not None:
         raise problem
+    return _labels_in(paths).astype(np.int16)
+
+
+def _labels_in(paths: Sequence[Path]) -> Array:
+    """Return the labels of a map, whole numbers of any type that int16 holds."""
     values, step = volumes.read_exactly(paths)
     labels = values if values.dtype.kind in "iu" else _whole_numbers(values, step, paths[0])
     for label in (labels.min(), labels.max()):
@@ -86,7 +126,7 @@ def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:
                 "give the label map the values of a BraTS release",
                 code="label-out-of-range",
             )
-    return labels.astype(np.int16)
+    return labels
 
 
 def _whole_numbers(values: Array, step: float, path: Path) -> Array:

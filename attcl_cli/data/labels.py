@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from attcl_cli.data import intensities
-from attcl_cli.errors import AttclError, some
+from attcl_cli.errors import AttclError, counted, some
 
 BACKGROUND, NCR, ED, ET = range(4)
 """The classes that networks predict, whatever values a release uses: background, necrotic and non-enhancing
@@ -45,7 +46,11 @@ CONVENTIONS: Mapping[str, Convention] = {
     "2021": Convention("2021", (0, 1, 2, 4)),  # and all before it
     "2023": Convention("2023", (0, 1, 2, 3)),
 }
+# Other public label maps of brains stay within these values: the challenge of 2012 to 2015 (Menze 2015, 0 to 4),
+# BraTS 2024 after treatment (de Verdier 2024, arXiv 2405.18368, with the resection cavity), the Medical Segmentation
+# Decathlon (Antonelli 2022, 0 to 3), and maps of one kind of lesion (0 and 1).
 KNOWN = sorted({value for item in CONVENTIONS.values() for value in item.values})
+_MASK = 255  # what image programs save for 1
 
 
 def convention_of(values: Iterable[int], *, default: str = "2021") -> Convention:
@@ -68,6 +73,24 @@ def convention_of(values: Iterable[int], *, default: str = "2021") -> Convention
             code="labels-of-no-release",
         )
     return fitting[0] if len(fitting) == 1 else CONVENTIONS[default]
+
+
+def unknown_labels(path: Path, counts: Mapping[int, int]) -> AttclError:
+    """Return the error that a label map has values of no known release.
+
+    Args:
+        path: of the label map.
+        counts: value that is none of `KNOWN` -> voxels that have it; at least one.
+    """
+    named = f"{'label' if len(counts) == 1 else 'labels'} {some(sorted(counts))}"
+    rename = "rename the labels, or move the label map away; or take the data as they are: --force"
+    return AttclError(
+        f"{path}: {named} in {counted(sum(counts.values()), 'voxel')}, expected the labels of BraTS: 0, 1, 2, 3 or 4",
+        f"is it a mask of 0 and 255? save it as 0 and 1; otherwise {rename}"
+        if _MASK in counts
+        else rename,
+        code="label-values-unknown",
+    )
 
 
 def to_classes(labels: NDArray[np.integer], *conventions: Convention) -> NDArray[np.uint8]:

@@ -15,8 +15,10 @@ from itertools import combinations
 from pathlib import Path
 from statistics import median
 
+from attcl_cli.data.contrasts import JUDGED, Swap, find_swap
 from attcl_cli.data.dataset import Case, Dataset, check_case
-from attcl_cli.data.label_maps import check_labels
+from attcl_cli.data.label_maps import count_labels_beyond, off_grid
+from attcl_cli.data.labels import KNOWN, unknown_labels
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.voxels import (
     FEWEST_VOXELS,
@@ -24,6 +26,7 @@ from attcl_cli.data.voxels import (
     Sample,
     VolumeRecord,
     read_pair,
+    read_ranks,
     read_record,
 )
 from attcl_cli.errors import AttclError, counted
@@ -39,7 +42,13 @@ LEAST_ALIGNED = (
     0.005  # mutual information after that shift; 0.009 was the least: below it, noise decides
 )
 CLEAR_GAIN = 1.5  # by a shift that explains why two images look unrelated
-LEAST_OVERLAP = 0.75  # Dice of two masks, whatever lies in them
+LEAST_MIRRORED_GAIN = (
+    1.1  # of mutual information by mirroring; 1 was never reached, 1.17 the least of a mirrored one
+)
+LEAST_MIRRORED_OVERLAP = 0.95  # Dice then; 0.946 was the most of two brains
+LEAST_OVERLAP = 0.9  # Dice of two masks; 0.99 was the least; half a head has 0.67, cut beside its middle up to 0.8
+MOST_APART = 0.15  # of the length along an axis, between the ends of two masks of which one lies in the other; 0.00
+LEAST_SHARED = 0.75  # Dice of two masks below which what lies in them is not asked
 SAME_MASK = 0.97  # Dice of two masks of one brain; 0.99 was the least, 0.95 the most of two brains
 LEAST_INFORMATION = 0.016  # with another mask: 0.013 was the most of two brains
 MOST_FACTOR = 100.0  # between a volume's range and the others' of its modality; 35 was the most
@@ -47,11 +56,14 @@ MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
 
+_AXES = ("foot to head", "front to back", "side to side")
 _MANY_CASES = 50  # take long enough to be counted aloud
 _LEAST_SIDE = 16  # voxels
 _LEAST_FIELD_ML = 500.0
 _STRIP = "strip the skull (HD-BET, SynthStrip) and set the background to 0"
 _REGISTER = "co-register the case's volumes (ANTs, FSL FLIRT, elastix)"
+_MASK = "mask all volumes of the case with one brain mask (HD-BET, SynthStrip)"
+_MIRROR = "convert it anew from its DICOM (dcm2niix), or mirror its voxels back"
 _ANYWAY = "or take the data as they are: --force"
 
 
@@ -133,7 +145,7 @@ def examine(
     findings = Findings(
         {name: problems for name, problems in unusable.items() if problems},
         {name: tuple(problems) for name, problems in wrong.items() if problems},
-        notes_of(volumes),
+        (*notes_of(volumes), *_swaps([it for it in examined if it.swap is not None])),
     )
     return findings.forced() if force else findings
 
@@ -158,8 +170,7 @@ class Examined:
 def judge_volume(volume: Examined) -> list[AttclError]:
     """Return what is wrong with a volume on its own."""
     record, path = volume.record, volume.path
-    small = record.sides < _LEAST_SIDE or (record.field_ml or _LEAST_FIELD_ML) < _LEAST_FIELD_ML
-    if small:  # has no room for a brain
+    if _is_small(record):
         return []
     skull = _skull(volume)
     if skull is not None:
@@ -197,17 +208,26 @@ def judge_volume(volume: Examined) -> list[AttclError]:
 def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
     """Return what is wrong with how the second volume lies on the first one; None if nothing is."""
     between = f"{second.path}: {{}} against {first.modality} ({first.path.name}), expected {{}}"
-    if pair.overlap < LEAST_OVERLAP:
-        found = f"masks overlap by {pair.overlap:.2f} (Dice)"
-        return AttclError(
-            between.format(found, f"at least {LEAST_OVERLAP}"),
-            f"{_REGISTER} and strip all with one mask; {_ANYWAY}",
-            code="masks-disagree",
-        )
+    disagree = _disagree(first, second, pair)
     if pair.voxels < FEWEST_VOXELS:
-        return None
+        return disagree
     shift = max(pair.shift_mm, key=abs)
     aligned = pair.information * pair.gain  # mutual information after that shift
+    fits = pair.mirrored and pair.mirrored_overlap >= LEAST_MIRRORED_OVERLAP
+    least = max(LEAST_MIRRORED_GAIN * aligned, LEAST_ALIGNED)
+    if fits and pair.mirrored_information >= least:
+        axes = " and ".join(_AXES[axis] for axis in pair.mirrored)
+        found = (
+            f"mirrored ({axes}; mutual information {pair.mirrored_information:.3f} mirrored back, "
+            f"{pair.information:.3f} as stored)"
+        )
+        return AttclError(
+            between.format(found, "volumes of one orientation"),
+            f"{_MIRROR}; {_ANYWAY}",
+            code="volume-mirrored",
+        )
+    if disagree and (pair.overlap < LEAST_SHARED or _within(pair)):
+        return disagree
     found_shift = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
     shifted = found_shift and aligned >= LEAST_ALIGNED
     unlike = pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION
@@ -219,14 +239,37 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
             code="images-unrelated",
         )
     if shifted:
-        axis = ("foot to head", "front to back", "side to side")[pair.shift_mm.index(shift)]
-        found = f"shifted by about {abs(shift):.0f} mm ({axis})"
+        found = f"shifted by about {abs(shift):.0f} mm ({_AXES[pair.shift_mm.index(shift)]})"
         return AttclError(
             between.format(found, f"less than {MOST_SHIFT_MM:.0f} mm"),
             f"{_REGISTER}; {_ANYWAY}",
             code="volumes-not-registered",
         )
-    return None
+    return disagree
+
+
+def _disagree(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
+    """Return that the masks of two volumes are not those of one brain; None if they are."""
+    apart = max(pair.apart)
+    cut = apart > MOST_APART and _within(pair)
+    if pair.overlap >= LEAST_OVERLAP and not cut:
+        return None
+    lost, more = (1 - share for share in pair.covered)
+    where = f", they end {_percent(apart)} of their length apart ({_AXES[pair.apart.index(apart)]})"
+    part = "is a part of the other volume empty?" if more > lost else "is a part of it empty?"
+    return AttclError(
+        f"{second.path}: masks overlap by {pair.overlap:.2f} (Dice) against {first.modality} ({first.path.name}), "
+        f"{_percent(lost)} of that brain is background here, {_percent(more)} of this one there"
+        f"{where if cut else ''}; expected an overlap of at least {LEAST_OVERLAP}, "
+        f"and ends at most {_percent(MOST_APART)} apart",
+        f"{part} {_MASK}, or {_REGISTER}; {_ANYWAY}",
+        code="masks-disagree",
+    )
+
+
+def _within(pair: PairRecord) -> bool:
+    """Return whether one mask lies within the other: both are of one brain, of which one may lack a part."""
+    return max(pair.covered) >= SAME_MASK
 
 
 def judge_units(volumes: Sequence[Examined]) -> list[tuple[Examined, AttclError]]:
@@ -291,6 +334,7 @@ class _ExaminedCase:
     volumes: tuple[Examined, ...]
     unusable: tuple[AttclError, ...]
     wrong: tuple[AttclError, ...]
+    swap: Swap | None = None
 
 
 def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCase:
@@ -302,6 +346,7 @@ def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCas
     volumes: dict[str, Examined] = {}
     samples: dict[Path, Sample] = {}
     wrong: list[AttclError] = []
+    swap: Swap | None = None
     for modality in case.files:
         paths = dataset.paths(case, modality)
         try:
@@ -312,14 +357,21 @@ def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCas
             continue
         volumes[modality] = Examined(case.id, modality, paths[0], record)
     if labels and case.segmentation and volumes and not unusable:
-        beside = dataset.paths(case, next(iter(volumes)))
-        problem = check_labels(dataset.paths(case, SEGMENTATION), beside)
+        maps, beside = dataset.paths(case, SEGMENTATION), dataset.paths(case, next(iter(volumes)))
+        problem = off_grid(maps, beside)
+        try:
+            strange = {} if problem else count_labels_beyond(maps, KNOWN)
+        except AttclError as error:
+            problem, strange = error, {}
         unusable += [problem] if problem is not None else []
+        wrong += [unknown_labels(maps[0], strange)] if strange else []
     if dataset.background != "keep":  # without a background nothing can be said
-        wrong += [it for volume in volumes.values() for it in judge_volume(volume)]
-        wrong += _copies(volumes)
-        wrong += [] if wrong else _judge_pairs(dataset, case, volumes, samples)
-    return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong))
+        faults = [it for volume in volumes.values() for it in judge_volume(volume)]
+        faults += _copies(volumes)
+        faults += [] if faults else _judge_pairs(dataset, case, volumes, samples)
+        wrong += faults
+        swap = None if faults else _swap_in(dataset, case, volumes, samples)
+    return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong), swap)
 
 
 def _copies(volumes: Mapping[str, Examined]) -> list[AttclError]:
@@ -335,6 +387,37 @@ def _copies(volumes: Mapping[str, Examined]) -> list[AttclError]:
     ]
 
 
+def _swap_in(
+    dataset: Dataset, case: Case, volumes: Mapping[str, Examined], samples: Mapping[Path, Sample]
+) -> Swap | None:
+    """Return which two volumes of a case have contrasts as if their names were exchanged; None if none have."""
+    chosen = [name for name in JUDGED if name in volumes]
+    if len(chosen) < 2 or any(_is_small(volumes[name].record) for name in chosen):  # noqa: PLR2004
+        return None
+    ranks = read_ranks([dataset.paths(case, name) for name in chosen], dataset.background, samples)
+    if ranks is None:
+        return None
+    return find_swap({name: volumes[name].record for name in chosen}, ranks)
+
+
+def _swaps(cases: Sequence[_ExaminedCase]) -> list[str]:
+    """Return the notes about modalities that look exchanged, a line per pair of them: how many cases, and one."""
+    by_names: dict[tuple[str, str], list[_ExaminedCase]] = defaultdict(list)
+    for it in cases:
+        if it.swap is not None:
+            by_names[it.swap.names].append(it)
+    lines = []
+    for (one, other), members in by_names.items():
+        paths = {volume.modality: volume.path for volume in members[0].volumes}
+        swap = members[0].swap
+        figures = "" if swap is None else f" ({swap.figures})"
+        lines.append(
+            f"{counted(len(members), 'case')} with {one} and {other} as if their names were exchanged, "
+            f"such as {paths[one]} and {paths[other].name}{figures}; look at them, and rename them if they are"
+        )
+    return lines
+
+
 def _judge_pairs(
     dataset: Dataset, case: Case, volumes: Mapping[str, Examined], samples: Mapping[Path, Sample]
 ) -> list[AttclError]:
@@ -346,10 +429,23 @@ def _judge_pairs(
     if len(volumes) < 2:  # noqa: PLR2004
         return []
 
+    covered: dict[tuple[str, str], tuple[float, float]] = {}
+
     def compare(first: str, second: str) -> AttclError | None:
         files = dataset.paths(case, first), dataset.paths(case, second)
         pair = read_pair(*files, dataset.background, samples)
-        return None if pair is None else judge_pair(volumes[first], volumes[second], pair)
+        if pair is None:
+            return None
+        covered[first, second] = pair.covered
+        return judge_pair(volumes[first], volumes[second], pair)
+
+    def lacking(name: str) -> int:
+        """Return of how many other volumes whose masks disagree this one shows but a part."""
+        disagreeing = [pair for pair in found if found[pair].code == "masks-disagree"]
+        return sum(
+            name in pair and covered[pair][pair[1] == name] > covered[pair][pair[0] == name]
+            for pair in disagreeing
+        )
 
     reference, *others = volumes
     against = {(reference, other): compare(reference, other) for other in others}
@@ -362,10 +458,11 @@ def _judge_pairs(
     left = list(volumes)
     while found:
         counts = {name: sum(name in pair for pair in found) for name in left}
-        # Of two that speak against each other alone, the later one is named.
-        worst = max(left, key=lambda name: (counts[name], left.index(name)))
+        # Of two that speak against each other alone, the one that shows less is named, otherwise the later one.
+        worst = max(left, key=lambda name: (counts[name], lacking(name), left.index(name)))
         left.remove(worst)
-        pair = next(pair for pair in found if worst in pair)
+        of_worst = [pair for pair in found if worst in pair]
+        pair = next((it for it in of_worst if found[it].code == "volume-mirrored"), of_worst[0])
         other = pair[0] if pair[1] == worst else pair[1]
         problem = found[pair] if pair[1] == worst else compare(other, worst)
         if (
@@ -395,9 +492,14 @@ def _skull(volume: Examined) -> AttclError | None:
     )
 
 
+def _is_small(record: VolumeRecord) -> bool:
+    """Return whether a volume has no room for a brain."""
+    return record.sides < _LEAST_SIDE or (record.field_ml or _LEAST_FIELD_ML) < _LEAST_FIELD_ML
+
+
 def _range(record: VolumeRecord) -> float:
     return record.percentiles[-1] - record.percentiles[0]
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"  # noqa: PLR2004

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -28,7 +29,7 @@ from attcl_cli.data.background import (
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.record_cache import key_of, read_cached, write_cached
 
-VERSION = 1
+VERSION = 2
 """Of the records; another one makes all of them anew."""
 
 LEVELS = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -47,9 +48,14 @@ _SEARCHED = 4  # sample steps to each side that are searched
 _LOOK_CLOSER = (
     0.8  # of the mutual information as stored: if a shifted one reaches it, all shifts are tried
 )
+_ALIKE = 0.98  # Dice of two masks; below it all mirrored volumes are tried: 0.99 was the least of one brain
+_SIDEWAYS = 2  # axis of left and right; brains are symmetric along this one alone
+_MIRRORED_STEPS = 2  # sample steps to each side by which a mirrored volume may be off
+_FILLED = 0.05  # of the voxels of the fullest slice, that a slice must have at an end of a mask
+_RANKS_EVERY = 2  # sample steps between the voxels that ranks are compared at
 FEWEST_VOXELS = 2000  # in both masks, for mutual information to be more than noise
 
-Record = TypeVar("Record", "VolumeRecord", "PairRecord")
+Record = TypeVar("Record", "VolumeRecord", "PairRecord", "RankRecord")
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,12 @@ class PairRecord:
         gain: the most that a shift makes of it, over that.
         shift_mm: by how much the second is shifted against the first, (D, H, W).
         voxels: of the sample in both masks.
+        covered: share of the first one's mask that the second one's has, and the other way round.
+        apart: by how much the masks end apart along (D, H, W), at the worse of both ends, over the longer of both.
+        mirrored: axes of (D, H, W) along which the second, mirrored, shares the most with the first; none if it shares
+            more as stored or shifted.
+        mirrored_information: what `information` is then.
+        mirrored_overlap: what `overlap` is then.
     """
 
     overlap: float
@@ -106,9 +118,26 @@ class PairRecord:
     gain: float
     shift_mm: tuple[float, float, float]
     voxels: int
+    covered: tuple[float, float]
+    apart: tuple[float, float, float]
+    mirrored: tuple[int, ...] = ()
+    mirrored_information: float = 0.0
+    mirrored_overlap: float = 0.0
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """How brightness goes along with brightness in the volumes of a case.
+
+    Attributes:
+        correlations: rank correlation of each pair of volumes, in the order of `itertools.combinations`.
+    """
+
+    correlations: tuple[float, ...]
 
 
 _VOLUMES, _PAIRS = TypeAdapter(VolumeRecord), TypeAdapter(PairRecord)
+_RANKS = TypeAdapter(RankRecord)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +157,8 @@ class Sample:
         """Return the bin of each voxel, from 1 on with equal counts, and 0 for background; int16."""
         inside = self.data != 0
         values = self.data[inside]
+        if not values.size:
+            return np.zeros(self.data.shape, np.int16)
         edges = np.quantile(values, np.linspace(0, 1, _BINS + 1)[1:-1])
         bins = np.zeros(self.data.shape, np.int16)
         bins[inside] = np.searchsorted(edges, values) + 1
@@ -265,19 +296,66 @@ def read_pair(
     return pair
 
 
+def read_ranks(
+    files: Sequence[Sequence[Path]], background: BackgroundOption, samples: Mapping[Path, Sample]
+) -> RankRecord | None:
+    """Return how brightness goes along with brightness in some volumes of a case, from the cache as `read_pair`.
+
+    Args:
+        files: the files of each volume; all on one grid.
+        background: what is background.
+        samples: coarse copies that are in memory already, by first file; others are read.
+
+    Returns:
+        None if the grids differ.
+
+    Raises:
+        AttclError: as `volumes.load`.
+    """
+    key = key_of("ranks", VERSION, [path for paths in files for path in paths], background)
+    known = _record(_RANKS, read_cached(key))
+    if known is not None and len(known.correlations) == math.comb(len(files), 2):
+        return known
+    every = [samples.get(paths[0]) or measure(paths, background)[1] for paths in files]
+    if len({sample.data.shape for sample in every}) > 1:
+        return None
+    record = RankRecord(tuple(rank_correlation(*pair) for pair in combinations(every, 2)))
+    write_cached(key, asdict(record))
+    return record
+
+
+def rank_correlation(first: Sample, second: Sample) -> float:
+    """Return Spearman's correlation where neither of two coarse copies is background; 0 of too few voxels.
+
+    Ranks are the bins that mutual information is measured with.
+    """
+    some = (slice(None, None, _RANKS_EVERY),) * 3
+    one, two = first.binned[some], second.binned[some]
+    both = (one > 0) & (two > 0)
+    if np.count_nonzero(both) < FEWEST_VOXELS // _RANKS_EVERY**3:
+        return 0.0
+    ranks = one[both].astype(np.float64), two[both].astype(np.float64)
+    if any(it.min() == it.max() for it in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
 def compare(first: Sample, second: Sample) -> PairRecord:
     """Return how two coarse copies of one shape lie on each other.
 
     Mutual information is measured at small shifts along each axis (Maes et al., IEEE TMI 16(2), 1997, without the
     search over rotations), normalised as in Studholme et al., Pattern Recognition 32(1), 1999. Only voxels in both
-    masks count, so that a mask that all volumes share does not hide a shift.
+    masks count, so that a mask that all volumes share does not hide a shift. The same is measured of the second one
+    mirrored: always from side to side, where a brain is symmetric, and along all axes if something is wrong.
     """
     masks = first.data != 0, second.data != 0
     sizes = [int(np.count_nonzero(mask)) for mask in masks]
     both = int(np.count_nonzero(masks[0] & masks[1]))
     overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
+    covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
+    apart = _apart(*masks)
     if both < FEWEST_VOXELS:
-        return PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both)
+        return PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
     box = tuple(
         slice(int(hits[0]), int(hits[-1]) + 1)
         for axis in range(3)
@@ -286,17 +364,68 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     binned = first.binned[box], second.binned[box]
     centre = _information(*binned, (0, 0, 0))
     shifts = [_along(axis, steps) for axis in range(3) for steps in (-_FAR, _FAR)]
-    if max(_information(*binned, shift) for shift in shifts) < _LOOK_CLOSER * centre:
-        return PairRecord(overlap, centre, 1.0, (0.0, 0.0, 0.0), both)
-    best, peaks = centre, []
-    for axis, step_mm in enumerate(first.step_mm):
+    least = _LOOK_CLOSER * centre
+    sound = max(_information(*binned, shift) for shift in shifts) < least
+    sideways = _information(binned[0], np.flip(binned[1], _SIDEWAYS), (0, 0, 0))
+    if sound and sideways < least and overlap >= _ALIKE:
+        return PairRecord(overlap, centre, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
+    best, peaks = centre, [0.0, 0.0, 0.0]
+    for axis, step_mm in enumerate(() if sound else first.step_mm):
         row = [
             _information(*binned, _along(axis, steps)) for steps in range(-_SEARCHED, _SEARCHED + 1)
         ]
         best = max(best, *row)
-        peaks.append(_peak(row) * step_mm)
-    gain = best / centre if centre > 0 else math.inf
-    return PairRecord(overlap, centre, min(gain, 99.0), (peaks[0], peaks[1], peaks[2]), both)
+        peaks[axis] = _peak(row) * step_mm
+    gain = min(best / centre, 99.0) if centre > 0 else 99.0
+    shift_mm = peaks[0], peaks[1], peaks[2]
+    pair = PairRecord(overlap, centre, gain, shift_mm, both, covered, apart)
+    axes, shared, lying = _mirrored(*binned)
+    if shared <= best:
+        return pair
+    return replace(pair, mirrored=axes, mirrored_information=shared, mirrored_overlap=lying)
+
+
+def _apart(first: Array, second: Array) -> tuple[float, float, float]:
+    """Return by how much two masks end apart along each axis, over the longer of both; 0 if one is empty."""
+    if not first.any() or not second.any():
+        return 0.0, 0.0, 0.0
+    z, y, x = (
+        max(abs(low - other_low), abs(high - other_high)) / max(high - low, other_high - other_low)
+        for axis in range(3)
+        for low, high in [_ends(first, axis)]
+        for other_low, other_high in [_ends(second, axis)]
+    )
+    return z, y, x
+
+
+def _ends(mask: Array, axis: int) -> tuple[int, int]:
+    """Return where a mask begins and ends along an axis; slices with next to nothing of it do not count."""
+    counts = np.count_nonzero(mask, axis=_others(axis))
+    filled = np.flatnonzero(counts > _FILLED * counts.max())
+    return int(filled[0]), int(filled[-1]) + 1
+
+
+def _mirrored(first: Array, second: Array) -> tuple[tuple[int, ...], float, float]:
+    """Return the axes along which the second binned array, mirrored, shares most with the first.
+
+    Returns:
+        The axes, the mutual information then, and Dice of the masks then.
+    """
+    flips = [axes for number in (1, 2, 3) for axes in combinations(range(3), number)]
+    shared = [_information(first, np.flip(second, axes), (0, 0, 0)) for axes in flips]
+    axes = flips[int(np.argmax(shared))]
+    turned = np.flip(second, axes)
+    # The middle of the brain is not that of the field, and a sample of a mirrored volume has other voxels.
+    shift, best = (0, 0, 0), max(shared)
+    for axis in range(3):
+        for steps in range(-_MIRRORED_STEPS, _MIRRORED_STEPS + 1):
+            tried = tuple(steps if other == axis else by for other, by in enumerate(shift))
+            value = _information(first, turned, (tried[0], tried[1], tried[2]))
+            if value > best:
+                shift, best = (tried[0], tried[1], tried[2]), value
+    one, two = (part > 0 for part in _shifted(first, turned, shift))
+    sizes = int(np.count_nonzero(one)) + int(np.count_nonzero(two))
+    return axes, best, 2 * int(np.count_nonzero(one & two)) / sizes if sizes else 1.0
 
 
 def _key(paths: Sequence[Path], background: BackgroundOption) -> str | None:
@@ -412,18 +541,7 @@ def _along(axis: int, steps: int) -> tuple[int, int, int]:
 
 def _information(first: Array, second: Array, shift: tuple[int, int, int]) -> float:
     """Return the normalised mutual information less 1 of two binned arrays, the second one shifted, less chance."""
-    one = first[
-        tuple(
-            slice(max(0, -by), side - max(0, by))
-            for by, side in zip(shift, first.shape, strict=True)
-        )
-    ]
-    two = second[
-        tuple(
-            slice(max(0, by), side - max(0, -by))
-            for by, side in zip(shift, first.shape, strict=True)
-        )
-    ]
+    one, two = _shifted(first, second, shift)
     joint = np.bincount((one * (_BINS + 1) + two).ravel(), minlength=(_BINS + 1) ** 2)
     counts = joint.reshape(_BINS + 1, _BINS + 1)[1:, 1:]
     total = int(counts.sum())
@@ -433,6 +551,14 @@ def _information(first: Array, second: Array, shift: tuple[int, int, int]) -> fl
     apart = _entropy(counts.sum(axis=0) / total) + _entropy(counts.sum(axis=1) / total)
     chance = (_BINS - 1) ** 2 / (2 * total)  # of independent images (Miller and Madow)
     return float((apart - together - chance) / together) if together > 0 else 0.0
+
+
+def _shifted(first: Array, second: Array, shift: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Return the part of each array that lies on the other one, the second one shifted."""
+    sides = list(zip(shift, first.shape, strict=True))
+    one = first[tuple(slice(max(0, -by), side - max(0, by)) for by, side in sides)]
+    two = second[tuple(slice(max(0, by), side - max(0, -by)) for by, side in sides)]
+    return one, two
 
 
 def _entropy(shares: Array) -> float:

@@ -58,6 +58,53 @@ def test_info_lists_the_fault_and_ends_with_code_3(noisy, attcl):
     assert [item["code"] for item in json.loads(out)["problems"]] == ["background-noisy"]
 
 
+@pytest.mark.parametrize(
+    ("modality", "how", "code"),
+    [
+        ("t2", lambda data: np.flip(data, 0).copy(), "volume-mirrored"),
+        (
+            "t1ce",
+            lambda data: np.where(np.arange(data.shape[1])[:, None] < 30, data, 0),
+            "masks-disagree",
+        ),
+        ("seg", lambda data: (255 * (data > 0)).astype(np.uint8), "label-values-unknown"),
+    ],
+)
+@pytest.mark.parametrize("command", ["info", "prepare-splits"])
+def test_what_once_passed_in_silence_is_refused_by_its_code(
+    command, modality, how, code, phantom_root, attcl, tmp_path
+):
+    root = tmp_path / "cohort"
+    shutil.copytree(phantom_root, root)
+    path = root / "Phantom_00002" / f"Phantom_00002_{modality}.nii.gz"
+    rewrite(path, how)
+    if command == "info":
+        exit_code, out, _ = attcl("info", root, "--json")
+        assert exit_code == 3
+        assert [item["code"] for item in json.loads(out)["problems"]] == [code]
+    else:
+        arguments = commands(root, tmp_path)[command]
+        refusal(attcl(*arguments), code=1, names=f"{path}: ", hint="--force")
+        exit_code, _, err = attcl(*arguments, "--force")
+        assert exit_code == 0, err
+        assert f"note: taken all the same: {path}: " in err
+
+
+@pytest.mark.parametrize("command", ["prepare-splits", "train", "complete"])
+def test_exchanged_names_are_said_by_every_command(
+    command, incomplete_root, attcl, tmp_path, elsewhere
+):
+    folder = incomplete_root / "Phantom_00002"  # the case that lacks nothing
+    one, other = (folder / f"Phantom_00002_{name}.nii.gz" for name in ("t1", "t2"))
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    exit_code, _, err = attcl(*commands(incomplete_root, tmp_path)[command])
+    assert exit_code == 0, err
+    said = "note: 1 case with t1 and t2 as if their names were exchanged, such as "
+    assert (f"{said}{one}" in err) == (command != "complete")  # which completes the other cases
+
+
 def ratio_file(folder: Path) -> Path:
     path = folder / "ratio.toml"
     path.write_text('hidden = [["t1ce"], ["t1"]]')

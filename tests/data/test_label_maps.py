@@ -154,6 +154,42 @@ def test_a_float_that_is_almost_whole_is_that_number(tmp_path, write_nifti):
     assert np.array_equal(label_maps.load_labels([path]), LABELS.transpose(2, 1, 0))
 
 
+# --- labels of no release ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f4"])
+def test_labels_beyond_some_are_counted(dtype, tmp_path, write_nifti):
+    values = LABELS.astype(dtype)
+    values[0, 0, :2], values[1, 1, 1] = 100, 9
+    path = write_nifti(tmp_path / "seg.nii.gz", values)
+    assert label_maps.count_labels_beyond([path], (0, 1, 2, 3, 4)) == {9: 1, 100: 2}
+    assert label_maps.count_labels_beyond([path], (0, 1, 2, 4, 9, 100)) == {}
+    assert label_maps.count_labels_beyond([path], (0, 1, 2)) == {
+        4: np.count_nonzero(values == 4),
+        9: 1,
+        100: 2,
+    }
+
+
+def test_counts_of_an_unchanged_map_are_kept(tmp_path, write_nifti, monkeypatch):
+    path = write_nifti(tmp_path / "seg.nii.gz", np.where(LABELS == 4, 255, LABELS).astype("u1"))
+    counts = label_maps.count_labels_beyond([path], (0, 1, 2, 3, 4))
+    monkeypatch.setattr(label_maps.volumes, "read_exactly", None)
+    assert label_maps.count_labels_beyond([path], (0, 1, 2, 3, 4)) == counts
+    assert set(counts) == {255}
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"beyond": 1}, {"beyond": {"x": 1}}, {"beyond": {"9": "1"}}]
+)
+def test_counts_that_something_else_wrote_are_counted_again(
+    document, tmp_path, write_nifti, monkeypatch
+):
+    path = write_nifti(tmp_path / "seg.nii.gz", LABELS.astype("u1"))
+    monkeypatch.setattr(label_maps, "read_cached", lambda key: document)
+    assert set(label_maps.count_labels_beyond([path], (0, 1))) == {2, 4}
+
+
 # --- the case's grid --------------------------------------------------------------------------------------------------
 
 

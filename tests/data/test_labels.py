@@ -13,6 +13,7 @@ from attcl_cli.data.labels import (
     shrink_classes,
     to_classes,
     to_labels,
+    unknown_labels,
 )
 from attcl_cli.errors import AttclError
 
@@ -65,6 +66,21 @@ def test_values_of_two_releases_or_of_none_are_refused(values):
     with pytest.raises(AttclError, match="of no release that is known") as caught:
         convention_of(values)
     assert caught.value.code == "labels-of-no-release"
+
+
+@pytest.mark.parametrize(
+    ("counts", "named", "advice"),
+    [
+        ({255: 12}, "label 255 in 12 voxels", "save it as 0 and 1"),
+        ({9: 1}, "label 9 in 1 voxel,", "rename the labels"),
+        ({5: 2, 11: 3}, "labels 5, 11 in 5 voxels", "rename the labels"),
+    ],
+)
+def test_labels_of_no_release_are_named_with_their_voxels(counts, named, advice, tmp_path):
+    error = unknown_labels(tmp_path / "seg.nii.gz", counts)
+    assert error.code == "label-values-unknown"
+    assert f"{tmp_path / 'seg.nii.gz'}: {named}" in error.message
+    assert advice in error.hint
 
 
 def test_a_smaller_map_has_the_class_of_most_voxels():

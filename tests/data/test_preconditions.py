@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from PIL import Image
 
 from attcl_cli.data import preconditions, voxels
 from attcl_cli.data.dataset import Source, open_dataset
+from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.volumes import load
@@ -21,6 +23,7 @@ from attcl_cli.progress import Bar, Silent
 
 Change = Callable[[np.ndarray], np.ndarray]
 MODALITIES = ("flair", "t1", "t1ce", "t2")
+SIDES = ("side to side", "front to back", "foot to head")  # the axes of the phantoms' files
 
 
 @pytest.fixture(autouse=True)
@@ -154,6 +157,188 @@ def test_a_shift_is_refused_and_the_shifted_volume_named(cohort):
     assert message.startswith(f"{path}: shifted by about 12 mm (front to back)")
 
 
+@pytest.mark.parametrize(
+    "modality", ["flair", "t2"]
+)  # the one that all are compared with, and another
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_half_a_head_is_refused_with_how_much_is_missing(axis, upper, modality, cohort):
+    lost: list[float] = []
+
+    def half(data: np.ndarray) -> np.ndarray:
+        """Empty half of the field of view, which is not half of the brain."""
+        result = data.copy()
+        middle = data.shape[axis] // 2
+        np.moveaxis(result, axis, 0)[slice(middle, None) if upper else slice(middle)] = 0
+        lost.append(1 - np.count_nonzero(result) / np.count_nonzero(data))
+        return result
+
+    path = change(cohort, 1, modality, half)
+    code, message = only_problem(cohort)
+    assert code == "masks-disagree"
+    assert message.startswith(f"{path}: masks overlap by 0.")
+    (figure,) = re.findall(
+        r"(\d+) % of that brain is background here, 0 % of this one there", message
+    )
+    assert int(figure) == pytest.approx(100 * lost[0], abs=2)
+    assert f"apart ({SIDES[axis]}); expected an overlap of at least 0.9" in message
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_quarter_of_a_head_that_is_cut_off_is_refused(axis, upper, cohort):
+    """Its masks may still overlap by 0.9: a head is narrow at its ends."""
+
+    def cut(data: np.ndarray) -> np.ndarray:
+        result = np.moveaxis(data.copy(), axis, 0)
+        filled = np.flatnonzero(result.any(axis=(1, 2)))
+        first, length = filled[0], -(-len(filled) // 4)
+        result[slice(filled[-1] + 1 - length, None) if upper else slice(first + length)] = 0
+        return np.moveaxis(result, 0, axis)
+
+    path = change(cohort, 2, "t1ce", cut)
+    code, message = only_problem(cohort)
+    assert (code, message.startswith(f"{path}: masks overlap by 0.")) == ("masks-disagree", True)
+    (share,) = re.findall(r"they end (\d+) % of their length apart", message)
+    assert 20 < int(share) < 32
+    assert f"({SIDES[axis]})" in message
+
+
+def test_a_mask_with_another_rim_passes(cohort):
+    """Another program for brain extraction leaves a voxel less at one side of each surface."""
+
+    def shaved(data: np.ndarray) -> np.ndarray:
+        inner = (data > 0) & (np.roll(data, 1, 0) > 0) & (np.roll(data, 1, 1) > 0)
+        return np.where(inner, data, 0).astype(data.dtype)
+
+    before = np.count_nonzero(nib.load(place(cohort, 0, "flair")).dataobj)
+    path = change(cohort, 0, "flair", shaved)
+    assert 0.8 < np.count_nonzero(nib.load(path).dataobj) / before < 0.96
+    assert examine(open_dataset(cohort)).problems == []
+
+
+def test_of_two_volumes_the_one_that_lacks_a_part_is_named(cohort):
+    for case in range(4):
+        for modality in ("t1", "t1ce"):
+            place(cohort, case, modality).unlink()
+
+    def without_top(data: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(data.shape[2]) < data.shape[2] // 2, data, 0).astype(data.dtype)
+
+    path = change(cohort, 0, "flair", without_top)
+    (problem,) = examine(open_dataset(cohort)).problems
+    assert problem.code == "masks-disagree"
+    assert problem.message.startswith(f"{path}: ")
+    assert "is a part of it empty? mask all volumes" in problem.hint
+
+
+@pytest.mark.parametrize("modality", ["flair", "t1ce", "t2"])
+@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1)])
+def test_a_mirrored_volume_is_said_to_be_mirrored(axes, modality, cohort):
+    path = change(cohort, 0, modality, lambda data: np.flip(data, axes).copy())
+    code, message = only_problem(cohort)
+    assert code == "volume-mirrored"
+    named = " and ".join(SIDES[axis] for axis in sorted(axes, reverse=True))
+    assert message.startswith(f"{path}: mirrored ({named}; mutual information 0.")
+    mirrored, stored = re.findall(r"0\.\d{3}", message)
+    assert float(mirrored) > 3 * float(stored)
+
+
+def test_a_mirrored_volume_that_is_off_by_some_voxels_is_mirrored(cohort):
+    change(cohort, 0, "t2", lambda data: np.roll(np.flip(data, 0), 1, (0, 1)))
+    assert only_problem(cohort)[0] == "volume-mirrored"
+
+
+def with_labels(root: Path, case: int, values: dict[int, int]) -> Path:
+    """Rename the labels of a case."""
+
+    def rename(labels: np.ndarray) -> np.ndarray:
+        result = labels.copy()
+        for old, new in values.items():
+            result[labels == old] = new
+        return result
+
+    return change(root, case, "seg", rename)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({1: 255, 2: 255, 3: 255, 4: 255}, "label 255"),
+        ({2: 7}, "label 7"),
+        ({1: 5, 2: 9}, "labels 5, 9"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_a_label_that_no_release_has_is_counted(dtype, values, named, cohort):
+    change(cohort, 0, "seg", lambda labels: labels.astype(dtype))
+    path = with_labels(cohort, 0, values)
+    labels = np.asanyarray(nib.load(path).dataobj)
+    count = np.count_nonzero(np.isin(labels, list(values.values())))
+    code, message = only_problem(cohort)
+    assert code == "label-values-unknown"
+    assert message.startswith(f"{path}: {named} in {count} voxels, expected the labels of BraTS: 0")
+    hint = examine(open_dataset(cohort)).problems[0].hint
+    assert ("save it as 0 and 1" in hint) == (255 in values.values())
+    findings = examine(open_dataset(cohort), force=True)
+    assert (findings.problems, len(findings.notes)) == ([], 1)
+
+
+@pytest.mark.parametrize("values", [{2: 1, 3: 1, 4: 1}, {4: 3}, {1: 0, 2: 0, 3: 0, 4: 0}, {}])
+def test_labels_of_a_release_or_of_one_lesion_pass(values, cohort):
+    with_labels(cohort, 0, values)
+    assert examine(open_dataset(cohort)).problems == []
+
+
+def test_a_negative_label_is_refused_by_info_too(cohort):
+    path = change(cohort, 0, "seg", lambda labels: -labels.astype(np.int16))
+    code, message = only_problem(cohort)
+    assert (code, f"{path}: label -" in message) == ("label-out-of-range", True)
+
+
+def exchange(root: Path, case: int, one: str, other: str) -> None:
+    """Exchange the names of two volumes."""
+    first, second = place(root, case, one), place(root, case, other)
+    data = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("t1", "t2"), ("t1ce", "t2"), ("flair", "t2"), ("flair", "t1"), ("flair", "t1ce")],
+)
+def test_exchanged_names_are_a_note_with_both_files_and_figures(one, other, cohort):
+    exchange(cohort, 1, one, other)
+    findings = examine(open_dataset(cohort))
+    assert findings.problems == []
+    (note,) = findings.notes
+    paths = f"{place(cohort, 1, one)} and {place(cohort, 1, other).name} ("
+    assert note.startswith(
+        f"1 case with {one} and {other} as if their names were exchanged, such as {paths}"
+    )
+    assert re.search(
+        r": -?\d\.\d\d and -?\d\.\d\d, a difference of -\d\.\d\d; patients have ", note
+    )
+
+
+def test_names_that_a_whole_dataset_exchanges_are_one_note(cohort):
+    for case in range(4):
+        exchange(cohort, case, "t1", "t2")
+    (note,) = examine(open_dataset(cohort)).notes
+    assert note.startswith("4 cases with t1 and t2 as if their names were exchanged")
+
+
+def test_t1_and_t2_alone_are_known_by_their_fluid(cohort):
+    for case in range(4):
+        for modality in ("flair", "t1ce"):
+            place(cohort, case, modality).unlink()
+    assert examine(open_dataset(cohort)).notes == ()
+    exchange(cohort, 2, "t1", "t2")
+    (note,) = examine(open_dataset(cohort)).notes
+    assert note.startswith("1 case with t1 and t2 as if") and "skew of t2 and t1" in note
+
+
 def test_the_volume_of_another_patient_is_refused(cohort):
     shutil.copy(place(cohort, 3, "t2"), place(cohort, 0, "t2"))
     dataset = open_dataset(cohort)
@@ -246,7 +431,7 @@ def test_a_changed_volume_is_read_again(cohort):
 def test_a_damaged_cache_is_made_again(damage, cohort, fresh_cache):
     before = examine(open_dataset(cohort))
     files = list(fresh_cache.rglob("*.json"))
-    assert len(files) == 4 * 4 + 4 * 3
+    assert len(files) == 4 * (4 + 3 + 1 + 1)  # volumes, pairs, ranks, label map
     for file in files:
         file.write_text(damage)
     assert examine(open_dataset(cohort)) == before
@@ -266,6 +451,10 @@ def test_every_bound_lies_between_prepared_and_faulty_figures():
     assert 2.2 < preconditions.MOST_SHIFT_MM < 3.3
     assert 1.04 < preconditions.LEAST_GAIN < 1.17
     assert 0.95 < preconditions.SAME_MASK < 0.99
+    assert 0.84 < preconditions.LEAST_OVERLAP < 0.99
+    assert 0.00 < preconditions.MOST_APART < 0.20
+    assert 0.90 < preconditions.LEAST_MIRRORED_GAIN < 1.17
+    assert 0.946 < preconditions.LEAST_MIRRORED_OVERLAP < 0.96
     assert 35 < preconditions.MOST_FACTOR < 169
 
 
@@ -291,6 +480,66 @@ def test_grey_around_png_slices_is_a_note_and_read_as_0(phantoms, tmp_path):
     )
     assert load(paths).background == 20
     assert np.array_equal(load(paths).data, load(clean).data)
+
+
+@pytest.fixture
+def sliced(phantoms: Callable[[str], Path], tmp_path: Path) -> Path:
+    """The shared cohort as PNG slices that a test may change."""
+    root = tmp_path / "slices"
+    shutil.copytree(phantoms("slices"), root)
+    return root
+
+
+def change_slices(root: Path, modality: str, how: Change) -> str:
+    """Write the slices of the first case's volume anew, as one array (D, H, W); return the name of the first."""
+    dataset = open_dataset(root)
+    paths = dataset.paths(dataset.cases[0], modality)
+    pixels = []
+    for path in paths:
+        with Image.open(path) as image:
+            pixels.append(np.asarray(image))
+    for path, slice_ in zip(paths, how(np.stack(pixels)), strict=True):
+        Image.fromarray(slice_).save(path)
+    return str(paths[0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_mirrored_volume_of_slices_is_said_to_be_mirrored(axis, sliced):
+    first = change_slices(sliced, "t2", lambda pixels: np.flip(pixels, axis).copy())
+    code, message = only_problem(sliced)
+    assert code == "volume-mirrored"
+    assert message.startswith(f"{first}: mirrored ({SIDES[::-1][axis]}; ")
+
+
+def test_slices_of_half_a_head_are_refused(sliced):
+    def half(pixels: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(pixels.shape[2]) < pixels.shape[2] // 2, pixels, 0).astype(
+            pixels.dtype
+        )
+
+    first = change_slices(sliced, "t1", half)
+    code, message = only_problem(sliced)
+    assert (code, message.startswith(f"{first}: masks overlap by 0.6")) == ("masks-disagree", True)
+
+
+def test_slices_of_a_mask_of_0_and_255_are_refused(sliced):
+    first = change_slices(
+        sliced, SEGMENTATION, lambda labels: (255 * (labels > 0)).astype(np.uint8)
+    )
+    code, message = only_problem(sliced)
+    assert (code, message.startswith(f"{first}: label 255 in ")) == ("label-values-unknown", True)
+
+
+def test_slices_under_exchanged_names_are_a_note(sliced):
+    dataset = open_dataset(sliced)
+    for one, other in zip(
+        *(dataset.paths(dataset.cases[0], name) for name in ("t1", "t2")), strict=True
+    ):
+        data = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(data)
+    (note,) = examine(open_dataset(sliced)).notes
+    assert note.startswith("1 case with t1 and t2 as if their names were exchanged")
 
 
 def test_noise_around_png_slices_is_refused(phantoms, tmp_path):
