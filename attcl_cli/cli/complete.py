@@ -19,6 +19,7 @@ from attcl_cli.cli.options import (
     Overwrite,
     Quiet,
     Verbose,
+    Viewer,
     Vocabulary,
     Workers,
 )
@@ -178,6 +179,7 @@ def complete(
     device: Device = "auto",
     workers: Workers = 2,
     overwrite: Overwrite = False,
+    viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -218,6 +220,7 @@ def complete(
         num_workers=workers,
         overwrite=overwrite,
         dry_run=dry_run,
+        viewer=viewer,
         progress=terminal,
     )
     if dry_run:

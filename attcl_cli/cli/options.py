@@ -12,6 +12,7 @@ import typer
 
 from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.devices import Precision
+from attcl_cli.report.viewers import ViewerName
 
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")]
@@ -27,6 +28,13 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace earlier results; originals are never touched.")
 ]
 Workers = Annotated[int, typer.Option("--num-workers", min=0, max=64, help="Cases read ahead.")]
+Viewer = Annotated[
+    ViewerName,
+    typer.Option(
+        "--viewer",
+        help="niivue: the page also has NiiVue, for the worst volumes in whole; 1 MB and these volumes larger.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 LayoutName = Annotated[
     str, typer.Option("--layout", help=f"How files are named: auto, {', '.join(LAYOUTS)}.")

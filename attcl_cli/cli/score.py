@@ -26,6 +26,7 @@ from attcl_cli.cli.options import (
     Ori,
     Quiet,
     Truth,
+    Viewer,
     Vocabulary,
     Workers,
 )
@@ -140,6 +141,7 @@ def score(
     ] = 32,
     device: Device = "auto",
     workers: Workers = 2,
+    viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -173,6 +175,7 @@ def score(
         device=device,
         num_workers=workers,
         dry_run=dry_run,
+        viewer=viewer,
         progress=terminal,
     )
     if dry_run:

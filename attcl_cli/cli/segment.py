@@ -25,6 +25,7 @@ from attcl_cli.cli.options import (
     RunSeed,
     Steps,
     Truth,
+    Viewer,
     Vocabulary,
     Workers,
 )
@@ -97,6 +98,7 @@ def segment(
     precision: PrecisionOption = None,
     workers: Workers = 2,
     overwrite: Overwrite = False,
+    viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -131,6 +133,7 @@ def segment(
         num_workers=workers,
         overwrite=overwrite,
         dry_run=dry_run,
+        viewer=viewer,
         progress=terminal,
     )
     if not result.main:

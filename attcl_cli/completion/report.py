@@ -26,7 +26,8 @@ from attcl_cli.methods.citations import references
 from attcl_cli.methods.weights import Weights
 from attcl_cli.report import pictures
 from attcl_cli.report.page import Page, write_page
-from attcl_cli.report.sections import CaseTable, Cell, Patterns, Text, Viewer
+from attcl_cli.report.sections import CaseTable, Cell, Patterns, Text, Viewer, viewers
+from attcl_cli.report.viewers import SLICES
 
 _SHOWN = 8  # rows of a picture
 _PICTURED = 12  # volumes with pictures: memory and the page do not grow with the dataset
@@ -70,7 +71,13 @@ def page_file(record: Path) -> Path:
     return record.with_name(record.stem.replace("run", "report", 1) + ".html")
 
 
-def write_report(plan: CompletionPlan, record: Path, failed: Mapping[str, AttclError]) -> Path:
+def write_report(
+    plan: CompletionPlan,
+    record: Path,
+    failed: Mapping[str, AttclError],
+    *,
+    viewer: str = SLICES,
+) -> Path:
     """Write the page of a completion: of all volumes that lie in its folder, whichever run made them.
 
     At most 12 volumes are read again, with their sources, for pictures: those with the most doubt. What cannot be read
@@ -80,6 +87,7 @@ def write_report(plan: CompletionPlan, record: Path, failed: Mapping[str, AttclE
         plan: what there was to do.
         record: the `run.json` of the run.
         failed: case id -> why it failed.
+        viewer: one of `viewers.VIEWERS`.
 
     Returns:
         The file.
@@ -102,12 +110,14 @@ def write_report(plan: CompletionPlan, record: Path, failed: Mapping[str, AttclE
             f" Pictures of {len(panels)} of {counted(len(made), 'volume')}, those with the largest "
             "distance or disagreement."
         )
+    order = "largest distance first" if len(panels) > 1 else ""
+    slices = Viewer(panels, order=order, hint=hint)
     page = Page(
         "Completed volumes",
         verdict=_verdict(made, failed),
         facts=_facts(plan, made, failed),
         sections=[
-            Viewer(panels, order="largest distance first" if len(panels) > 1 else "", hint=hint),
+            *viewers(slices, viewer),
             _patterns(plan, made),
             CaseTable(_rows(doubted, failed)),
             Text("How the volumes were made", [_methods_paragraph(plan, made)]),
@@ -227,6 +237,7 @@ def _panel(places: Places, volume: MadeVolume) -> pictures.Panel:
         outlines={} if tumour is None else {"tumour": tumour},
         spacing_mm=synthetic.grid.axial_spacing_mm,
         scores=volume.scores,
+        affine=synthetic.grid.axial_affine,
     )
 
 

@@ -31,6 +31,7 @@ from attcl_cli.errors import AttclError, ProblemsError, UsageError
 from attcl_cli.methods import bundled
 from attcl_cli.methods.weights import Weights, find_weights, load_method
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_ends import reported
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord, read_record
@@ -109,6 +110,7 @@ def complete(
     num_workers: int = 2,
     overwrite: bool = False,
     dry_run: bool = False,
+    viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> CompletionResult:
     """Synthesise every missing volume of a dataset (Algorithm 1); finished files are never made again.
@@ -146,6 +148,8 @@ def complete(
         num_workers: cases read ahead.
         overwrite: make volumes again that exist.
         dry_run: plan and check everything, and write nothing.
+        viewer: `slices`, or `niivue`: the page also has NiiVue, with a few volumes in whole; it is written again even
+            if nothing is left to make.
         progress: hears how it goes.
 
     Raises:
@@ -153,12 +157,8 @@ def complete(
         AttclError: everything that is wrong, together; or, without `keep_going`, what failed on the way.
         InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
-    if not 1 <= part_id <= num_parts:
-        raise UsageError(
-            f"--part-id: {part_id}, expected 1 to --num-parts ({num_parts})",
-            "parts are counted from 1: --num-parts 4 --part-id 1",
-            code="part-out-of-range",
-        )
+    _require_part(part_id, num_parts)
+    require_viewer(viewer)
     source = Source(
         Path(ori),
         layout,
@@ -252,10 +252,19 @@ def complete(
             written, failed = _make(plan, record, items, doubts, progress)
         else:
             _finish_earlier(plan, record, doubts)
-        page = _write_page(plan, record_file, failed, anew=busy)
+        page = _write_page(plan, record_file, failed, anew=busy or viewer != SLICES, viewer=viewer)
     return CompletionResult(
         plan, str(place), record_file, written, linked, tuple(failed.items()), doubts, page
     )
+
+
+def _require_part(part_id: int, num_parts: int) -> None:
+    if not 1 <= part_id <= num_parts:
+        raise UsageError(
+            f"--part-id: {part_id}, expected 1 to --num-parts ({num_parts})",
+            "parts are counted from 1: --num-parts 4 --part-id 1",
+            code="part-out-of-range",
+        )
 
 
 def _record_name(part_id: int, num_parts: int) -> str:
@@ -523,6 +532,7 @@ def _write_page(
     failed: Mapping[str, AttclError],
     *,
     anew: bool,
+    viewer: str,
 ) -> Path | None:
     """Write the page, or keep that of an earlier run if nothing was made since; None if there is nothing to show."""
     from attcl_cli.completion.report import page_file, write_report
@@ -532,7 +542,7 @@ def _write_page(
         return None
     if path.is_file() and not anew:
         return path
-    return write_report(plan, record, failed)
+    return write_report(plan, record, failed, viewer=viewer)
 
 
 def _finish_earlier(

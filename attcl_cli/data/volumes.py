@@ -19,7 +19,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 from attcl_cli.data import nifti_files, png_slices
 from attcl_cli.data.background import BackgroundOption, find_background, subtract
@@ -72,6 +78,15 @@ class Grid:
             self.spacing_mm[int(np.flatnonzero(order[:, 0] == axis)[0])] for axis in range(3)
         )
         return z, y, x
+
+    @property
+    def axial_affine(self) -> Array:
+        """Return (column, row, slice, 1) in working order to RAS+ mm, (4, 4); PNG slices start at the origin."""
+        if self.header is None:
+            return np.diag([-1.0, -1.0, 1.0, 1.0])
+        order = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
+        value: Array = self.affine @ inv_ornt_aff(order, self.shape)
+        return value
 
     @property
     def axial_shape(self) -> tuple[int, int, int]:

@@ -22,9 +22,9 @@ from markupsafe import Markup
 
 from attcl_cli.errors import counted, visible
 from attcl_cli.files import write_whole
-from attcl_cli.report import pictures, plots
+from attcl_cli.report import niivue, pictures, plots
 from attcl_cli.report.pictures import DISCLAIMER, Panel
-from attcl_cli.report.sections import Cell, Section, Viewer
+from attcl_cli.report.sections import Cell, Section, Viewer, WholeVolumes
 
 REPORT_FILE = "report.html"
 
@@ -63,27 +63,37 @@ def write_page(path: Path, page: Page) -> None:
 
     Args:
         path: the file to write.
-        page: what it says; at most one of its sections is a `Viewer`.
+        page: what it says; at most one of its sections is a `Viewer`, and one `WholeVolumes`.
 
     Raises:
         AttclError: the file cannot be written.
     """
     viewers = [each for each in page.sections if isinstance(each, Viewer) and each.panels]
-    if len(viewers) > 1:
-        raise ValueError(f"{page.title}: {len(viewers)} slice viewers, expected one at most")
+    whole = [each for each in page.sections if isinstance(each, WholeVolumes) and each.panels]
+    if len(viewers) > 1 or len(whole) > 1:
+        raise ValueError(
+            f"{page.title}: {len(viewers)} slice viewers and {len(whole)} of whole volumes, "
+            "expected one of each at most"
+        )
     viewer = viewers[0] if viewers else Viewer(())
-    script = _page_file("script.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scripts = [_page_file("script.js"), *([_page_file("niivue.js")] if whole else [])]
+    sources = [*map(_source_of, scripts), *([niivue.policy()] if whole else [])]
     text = _templates(viewer.panels).render(
         page=page,
         disclaimer=DISCLAIMER,
         policy="default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'",
+        f"script-src {' '.join(sources)}",
         style=Markup(_page_file("style.css")),
-        script=Markup(script),
+        scripts=list(map(Markup, scripts)),
         data=Markup(_inert_json(_viewer_data(viewer))),
     )
     write_whole(Path(path), text.encode("utf-8", "replace"))
+
+
+def _source_of(script: str) -> str:
+    """Return a script as a Content Security Policy names it."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
 
 
 def _page_file(name: str) -> str:
@@ -112,6 +122,9 @@ def _templates(panels: Sequence[Panel]) -> Any:
         "most_dots": plots.MOST_DOTS,
         "has_panels": bool(panels),
         "is_shown": _is_shown,
+        "niivue": niivue,
+        "whole_volumes": niivue.document,
+        "inert_json": lambda document: Markup(_inert_json(document)),
     }
     environment.filters |= {"cell": _cell, "link": _link}
     return environment.get_template("page.html")

@@ -76,6 +76,7 @@ class Panel:
         spacing_mm: of the voxels along D, H, W.
         scores: name -> value of the synthetic volume.
         baseline: the same names -> value of a copy of the source.
+        affine: (column, row, slice, 1) of the volumes to RAS+ mm, (4, 4); None: around the middle (`place`).
     """
 
     case: str
@@ -87,6 +88,7 @@ class Panel:
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     scores: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
+    affine: Array | None = None
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` if the shapes differ, or nothing is shown."""
@@ -96,6 +98,16 @@ class Panel:
             raise ValueError(f"{self.case}: shapes {sorted(shapes)}, expected one (D, H, W)")
         if not self.tiles:
             raise ValueError(f"{self.case}: no tile, expected one or more")
+
+    @property
+    def place(self) -> Array:
+        """Return the affine; without one, columns go to the left, rows back and slices up, around the middle."""
+        if self.affine is not None:
+            return self.affine
+        d, h, w = self.spacing_mm
+        affine = np.diag([-w, -h, d, 1.0])
+        affine[:3, 3] = -affine[:3, :3] @ ((np.array(self.brain.shape[::-1]) - 1) / 2)
+        return affine
 
 
 def compared(
@@ -113,13 +125,13 @@ def compared(
     Returns:
         The tiles with grey values, a quarter of the memory: a page has many panels.
     """
-    tiles = [Tile(f"{name}, source", _grey(volume)) for name, volume in sources.items()]
-    tiles.append(Tile(target, _grey(synthetic), SYNTHETIC))
+    tiles = [Tile(f"{name}, source", grey(volume)) for name, volume in sources.items()]
+    tiles.append(Tile(target, grey(synthetic), SYNTHETIC))
     if truth is not None:
         difference = np.where(brain, np.abs(synthetic - truth) / DIFFERENCE_TOP, 0)
         tiles += [
-            Tile(f"{target}, real", _grey(truth), REAL),
-            Tile("difference", _grey(difference), DIFFERENCE),
+            Tile(f"{target}, real", grey(truth), REAL),
+            Tile("difference", grey(difference), DIFFERENCE),
         ]
     return tuple(tiles)
 
@@ -216,7 +228,7 @@ def montage(panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> Image.
         _write(draw, (_EDGE, y + 30), arrow, 15, room=_LABEL_WIDTH - 16)
         depth = panel.brain.shape[0]
         _write(draw, (_EDGE, y + 54), f"slice {index + 1} of {depth}", 13, _MUTED)
-        box = _brain_box(panel.brain[index : index + 1])
+        box = brain_box(panel.brain[index : index + 1])
         for column, (kind, place) in enumerate(columns):
             x = left + column * (_CELL + _GAP)
             draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), fill=(0, 0, 0))
@@ -283,7 +295,7 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
         pixels: the most that one sheet should hold: first there are fewer slices, then smaller
             ones. A sheet of the fewest and smallest ones is made in any case.
     """
-    box = _brain_box(panel.brain)
+    box = brain_box(panel.brain)
     depth, rows, columns = (side.stop - side.start for side in box)
     most = min(_MOST_PIXELS_A_SIDE / max(rows, columns), 1)
     least = min(_LEAST_PIXELS_A_SIDE / max(rows, columns), 1)
@@ -329,11 +341,11 @@ def number(value: Any) -> str:
 
 def _picture(tile: Tile, block: tuple[slice, ...]) -> Array:
     """Return a block of a tile as it is drawn: (D, H, W) uint8, or (D, H, W, 3) for colours."""
-    level = _grey(tile.volume[block])
+    level = grey(tile.volume[block])
     return _colours()[level] if tile.kind == DIFFERENCE else level
 
 
-def _grey(volume: Array) -> Array:
+def grey(volume: Array) -> Array:
     """Return grey values, uint8, of a volume in [0, 1]; grey values stay."""
     if volume.dtype == np.uint8:
         return volume
@@ -373,7 +385,7 @@ def _starts(
     return starts[0], starts[1]
 
 
-def _brain_box(brain: Array) -> tuple[slice, slice, slice]:
+def brain_box(brain: Array) -> tuple[slice, slice, slice]:
     """Return the bounding box of the brain, with a margin within slices; everything if there is no brain."""
     tight = bounding_box(brain) or tuple(slice(0, length) for length in brain.shape)
     wide = bounding_box(brain, margin=_MARGIN) or tight

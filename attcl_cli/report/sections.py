@@ -1,4 +1,4 @@
-"""What a page can show: tables, plots, curves, pictures, patterns of missing modalities, text, and a slice viewer.
+"""What a page can show: tables, plots, curves, pictures, patterns of missing modalities, text, and viewers.
 
 Records alone: how they look is left to `page`, `plots` and the templates. Each section names its template, and the
 attribute (`content`) without which it is left out.
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
 from attcl_cli.report.pictures import Panel
+from attcl_cli.report.viewers import NIIVUE
 
 Cell: TypeAlias = str | float | None
 """A cell of a table: words, or a number that is rounded for people; None and NaN are a dash."""
@@ -124,6 +125,21 @@ class Viewer:
 
 
 @dataclass(frozen=True)
+class WholeVolumes:
+    """Whole volumes of the first panels in NiiVue, which the page embeds; one per page.
+
+    Attributes:
+        panels: as those of the slice viewer; the first few are shown (`niivue.document`), without their difference.
+        order: what their order means, "worst first".
+    """
+
+    template: ClassVar[str] = "niivue.html"
+    content: ClassVar[str] = "panels"
+    panels: Sequence[Panel]
+    order: str = ""
+
+
+@dataclass(frozen=True)
 class Patterns:
     """Which modalities are there together, and in how many cases.
 
@@ -176,4 +192,16 @@ class Text:
     folded: Mapping[str, str] = field(default_factory=dict)
 
 
-Section: TypeAlias = Table | CaseTable | BoxPlots | Curves | Viewer | Patterns | Images | Text
+Section: TypeAlias = (
+    Table | CaseTable | BoxPlots | Curves | Viewer | WholeVolumes | Patterns | Images | Text
+)
+
+
+def viewers(slices: Viewer, name: str) -> list[Section]:
+    """Return the viewers of a page: slices always, and below them what `name` adds.
+
+    Args:
+        slices: the slice viewer.
+        name: one of `viewers.VIEWERS`.
+    """
+    return [slices, WholeVolumes(slices.panels, slices.order)] if name == NIIVUE else [slices]

@@ -15,7 +15,16 @@ from attcl_cli.errors import counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
-from attcl_cli.report.sections import BoxPlots, CaseTable, Cell, Distribution, Table, Viewer
+from attcl_cli.report.sections import (
+    BoxPlots,
+    CaseTable,
+    Cell,
+    Distribution,
+    Table,
+    Viewer,
+    viewers,
+)
+from attcl_cli.report.viewers import SLICES
 from attcl_cli.scoring.metrics import BRAIN, METRICS, WHOLE
 from attcl_cli.scoring.pairs import CasePairs, Comparison
 from attcl_cli.scoring.rows import COPY, SYNTHETIC, Row, Translate, read_in_pictures
@@ -44,6 +53,7 @@ def write_pages(
     facts: Mapping[str, str],
     notes: Sequence[str] = (),
     translate: Translate | None = None,
+    viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> None:
     """Write `report.html` and `montage.png`; the worst volumes are read once more for their pictures.
@@ -57,6 +67,7 @@ def write_pages(
         facts: label -> value, beside those of the comparison.
         notes: paragraphs before those on how each figure was measured.
         translate: makes the volumes that are not on disk (`--directions`).
+        viewer: one of `viewers.VIEWERS`.
         progress: counts the cases that are read.
 
     Raises:
@@ -75,7 +86,7 @@ def write_pages(
         for metric, region in measured(figures)
         if not METRICS[metric].higher_is_better
     ]
-    viewer = Viewer(
+    slices = Viewer(
         panels,
         order="worst first" if rows else "",
         hint=f"Pictures of {len(panels)} of {counted(comparison.volumes, 'volume')}."
@@ -97,7 +108,7 @@ def write_pages(
             "attcl": __version__,
         },
         sections=[
-            viewer,
+            *viewers(slices, viewer),
             Table("Scores", _summary_rows(figures)),
             BoxPlots(_distributions(rows)),
             CaseTable(cases),
@@ -193,6 +204,7 @@ def _panels(
                         spacing_mm=shown.spacing_mm,
                         scores=scores.get(key, {}),
                         baseline=copies.get(key, {}),
+                        affine=shown.affine,
                     )
             bar(f"{case.case} {case.made_from}")
     return [panels[key] for key in chosen]

@@ -203,17 +203,20 @@ class CaseInPictures:
         predictions: its synthetic volumes beside their truths.
         tumour: (D, H, W) bool; None without a label map.
         spacing_mm: of the voxels along D, H, W.
+        affine: (column, row, slice, 1) to RAS+ mm, (4, 4).
     """
 
     sources: Mapping[str, Array]
     predictions: Sequence[Prediction]
     tumour: Array | None
     spacing_mm: tuple[float, float, float]
+    affine: Array
 
 
 def read_in_pictures(case: CasePairs, translate: Translate | None = None) -> CaseInPictures:
     """Read a case again, for pictures."""
     arrays = _read(case)
+    grid = arrays.present[case.source].grid
     return CaseInPictures(
         sources={
             name: in_own_window(volume.data, volume.data != 0)
@@ -221,7 +224,8 @@ def read_in_pictures(case: CasePairs, translate: Translate | None = None) -> Cas
         },
         predictions=list(_predictions(arrays, Measures(metrics=(), translate=translate))),
         tumour=arrays.tumour,
-        spacing_mm=arrays.present[case.source].grid.axial_spacing_mm,
+        spacing_mm=grid.axial_spacing_mm,
+        affine=grid.axial_affine,
     )
 
 

@@ -20,6 +20,7 @@ from attcl_cli.data.originals import folders_of
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.scoring import feature_weights
@@ -113,6 +114,7 @@ def score(
     device: str = "auto",
     num_workers: int = 2,
     dry_run: bool = False,
+    viewer: str = SLICES,
     title: str = "attcl score: synthetic volumes against the truth",
     notes: Sequence[str] = (),
     progress: Progress = SILENT,
@@ -145,6 +147,7 @@ def score(
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases that are read ahead.
         dry_run: check everything, but measure and write nothing.
+        viewer: `slices`, or `niivue`: the page also has NiiVue, with the worst volumes in whole.
         title: the heading of the page.
         notes: paragraphs of the page, before those on how each figure was measured.
         progress: listens.
@@ -160,7 +163,7 @@ def score(
     """
     progress = RunLog(progress)
     names = select(metrics, fid_network=fid_network)
-    _require_samples(samples, names)
+    _require_options(samples, names, viewer)
     vocabulary = None if modalities is None else Path(modalities)
     source = Source(Path(ori), layout, vocabulary, tuple(bids_filter), background)
     folder, completed = Path(output), Path(cpl)
@@ -258,17 +261,19 @@ def score(
             },
             notes=notes,
             translate=measures.translate,
+            viewer=viewer,
             progress=progress,
         )
     return ScoreResult(folder, split, names, comparison, tuple(scored), tuple(figures))
 
 
-def _require_samples(samples: int | None, names: Sequence[str]) -> None:
-    """Refuse a number of samples that no metric can use.
+def _require_options(samples: int | None, names: Sequence[str], viewer: str) -> None:
+    """Refuse an unknown viewer, and a number of samples that no metric can use.
 
     Raises:
-        UsageError: there are fewer than 2, or no metric looks at them.
+        UsageError: there is no such viewer; there are fewer than 2 samples, or no metric looks at them.
     """
+    require_viewer(viewer)
     if samples is None:
         return
     if samples < 2:  # noqa: PLR2004

@@ -20,6 +20,7 @@ from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, counted, some
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
+from attcl_cli.report.niivue import of_block
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.pictures import Panel, Tile
 from attcl_cli.report.sections import (
@@ -32,7 +33,9 @@ from attcl_cli.report.sections import (
     Table,
     Text,
     Viewer,
+    viewers,
 )
+from attcl_cli.report.viewers import SLICES
 from attcl_cli.segmentation.inputs import COMPLETED, EXPLAINED, INCOMPLETE, REAL, USUAL
 from attcl_cli.segmentation.metrics import METRICS, POLICY
 from attcl_cli.segmentation.report import FEW_CASES, SCORES_FILE, SUMMARY_FILE, Scores
@@ -72,6 +75,7 @@ def write_report(
     settings: SegmentSettings | None = None,
     statistics: Mapping[str, Path] | None = None,
     files: Sequence[str] = (),
+    viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> None:
     """Write `report.html`; image and label maps of the worst cases are read once more for their pictures.
@@ -86,6 +90,7 @@ def write_report(
         settings: of the segmenters' training; None if they are unknown.
         statistics: input -> the `stats.jsonl` of its training.
         files: further results, relative to `output`.
+        viewer: one of `viewers.VIEWERS`.
         progress: counts the cases that are read.
 
     Raises:
@@ -104,7 +109,7 @@ def write_report(
             "attcl": __version__,
         },
         sections=[
-            _viewer(panels, scores),
+            *viewers(_viewer(panels, scores), viewer),
             BoxPlots(_distributions(scores)),
             Table("Scores", _score_rows(scores.figures, ""), _region_hint()),
             Table(
@@ -271,6 +276,7 @@ def _panel(
         return whole
 
     shown = (images.normalised(modality)[box] + 1) / 2
+    grid = images.volumes[modality].grid
     outlines = {_TRUTH: outline(data.paths(case, SEGMENTATION))}
     outlines |= {name: outline((path,)) for name, path in predictions.items()}
     return Panel(
@@ -280,8 +286,9 @@ def _panel(
         tiles=(Tile(modality, shown.astype(np.float16)),),
         brain=images.brain[box].copy(),
         outlines=outlines,
-        spacing_mm=images.volumes[modality].grid.axial_spacing_mm,
+        spacing_mm=grid.axial_spacing_mm,
         scores=chips,
+        affine=of_block(grid.axial_affine, box),
     )
 
 

@@ -17,6 +17,7 @@ from attcl_cli.devices import Precision, Processes
 from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
 from attcl_cli.files import write_csv
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord, precision_for, read_record
 from attcl_cli.segmentation import evaluation, report, summary
@@ -104,6 +105,7 @@ def segment(
     num_workers: int = 2,
     overwrite: bool = False,
     dry_run: bool = False,
+    viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> SegmentResult:
     """Train a segmenter per input, and score each on the test split.
@@ -129,6 +131,7 @@ def segment(
         num_workers: cases read ahead.
         overwrite: replace what an earlier run left in `output`.
         dry_run: check everything, train nothing.
+        viewer: `slices`, or `niivue`: the page also has NiiVue, with the worst cases in whole.
         progress: listens.
 
     Raises:
@@ -136,6 +139,7 @@ def segment(
         AttclError: a file is unusable (all problems together), or the training fails.
         InterruptedRun: Ctrl-C; the run can be resumed.
     """
+    require_viewer(viewer)
     request = TrainingRequest(
         ori=str(ori),
         cpl=str(cpl),
@@ -234,6 +238,7 @@ def segment(
         workers=num_workers,
         resume=resume is not None,
         notes=tuple(notes),
+        viewer=viewer,
         progress=progress,
     )
     return replace(result, scores=_train_and_test(session))
@@ -254,6 +259,7 @@ class _Session:
     workers: int
     resume: bool
     notes: tuple[str, ...]
+    viewer: str
     progress: RunLog
 
     @property
@@ -359,6 +365,7 @@ def _write_page(
         },
         settings=settings,
         statistics={name: session.folder(name) / STATS_FILE for name in plan.inputs},
+        viewer=session.viewer,
         progress=session.progress,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,20 +25,6 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 SIZES = [(1366, 768), (390, 844)]
 # SSIM of the cases in the order given: b first, as the worst; two are equal, two have no value.
 SSIM = {"b": 0.5, "a": 0.75, "c": None, "d": 0.75, "e": -0.125, "f": math.nan, HOSTILE: 10.0}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Start a headless Chromium: one of the machine's, or the one that Playwright installed."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path), None)
-    with sync_api.sync_playwright() as playwright:
-        if found is None and not Path(playwright.chromium.executable_path).is_file():
-            pytest.skip("no Chromium: none on the PATH, none of Playwright's own")
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
