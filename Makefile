@@ -14,13 +14,16 @@ PIP_ENV := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	PIP_DISABLE_PIP_VERSION_CHECK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench check clean
+.PHONY: help demo study test lint docs bench check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(READY)  ## complete a simulated cohort end to end; writes the report demo/report.html
 	$(BIN)/attcl demo -o demo
+
+study: $(READY)  ## run the papers' study on simulated patients; writes study-phantom/study.html
+	$(BIN)/snakemake -s examples/study/Snakefile --configfile examples/study/phantom.yaml --cores all
 
 test: $(READY)  ## run all tests except the slow ones
 	$(PYTEST) -m "not slow"
@@ -39,8 +42,8 @@ bench: $(READY)  ## compare the speed of completion with the published algorithm
 check: lint docs  ## run what continuous integration runs: lint, docs and all tests
 	$(PYTEST)
 
-clean:  ## remove .venv, demo/, site/, build products and caches (never data/, out/ or runs/)
-	rm -rf $(VENV) demo site dist build .pytest_cache .ruff_cache .mypy_cache
+clean:  ## remove .venv, demo/, study-phantom/, site/, build products and caches (never data/, out/ or runs/)
+	rm -rf $(VENV) demo study-phantom site dist build .pytest_cache .ruff_cache .mypy_cache
 	find attcl_cli tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(READY): pyproject.toml constraints.txt

@@ -51,8 +51,9 @@ OTHER_OPTIONS = {
     *("--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"),
     *("--methods", "--only-count", "--files"),
     *("--index-url", "--no-index", "--find-links", "--wheel-dir"),
+    *("--configfile", "--cores", "--workflow-profile", "--unlock"),
 }
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, and the scripts in examples/, benchmarks/."""
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, and the scripts in examples/, benchmarks/."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),

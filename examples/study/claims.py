@@ -1,0 +1,198 @@
+"""What the AttCL-GAN paper says of orderings, and what a study shows of each: holds, does not hold, cannot be told.
+
+A claim about cases rests on paired intervals, one about distances of sets on all seeds agreeing. Nothing is claimed
+from a single seed of a distance, from an interval that holds 0, or from fewer than 6 cases.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from plan import Cell, Study, ratio_name, share_name
+from results import SYNTHETIC, Results
+from table import Value
+from tables import PARTS, paired
+
+from attcl_cli.scoring.metrics import METRICS
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
+_DISTANCES = ("fid", "fd-effnet")  # the paper's first; without it ours
+_TWO = 2
+LEAST_CASES = 6
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, and what came out.
+
+    Attributes:
+        words: the claim, with the place in the paper.
+        verdict: `HOLDS`, `FAILS` or `OPEN`.
+        evidence: the figures that decide.
+    """
+
+    words: str
+    verdict: str
+    evidence: str
+
+
+def claims(study: Study, results: Results) -> list[Claim]:
+    """Return every claim that a study can say something about."""
+    reference = study.file.reference
+    found: list[Claim] = []
+    for dataset in study.file.datasets:
+        for ratio in study.file.ratios:
+            for subset in study.file.subsets:
+                cells = [Cell(dataset, ratio, subset, seed).name for seed in study.file.seeds]
+                place = f"{dataset}, {ratio_name(ratio)}, training cases {share_name(subset)}"
+
+                def gap(one: str, two: str, cells: Sequence[str] = cells) -> Value | None:
+                    return paired(results, cells, one, two)
+
+                base = _named(study, "stargan-v2")
+                found += _by_case(
+                    f"Each addition to StarGAN v2 helps segmentation (5.2); {place}",
+                    {
+                        title: gap(name, base)
+                        for part, title in PARTS.items()
+                        if base and (name := _named(study, part))
+                    },
+                )
+                found += _by_case(
+                    f"Completion is better than one modality alone (5.1.2 i); {place}",
+                    {"difference": gap(reference, study.file.without)},
+                )
+                found += _by_case(
+                    f"The reference method is better than every other (5.1.2 v); {place}",
+                    {
+                        f"than {name}": gap(reference, name)
+                        for name in study.methods
+                        if name != reference
+                    },
+                )
+                found += _by_direction(
+                    f"FLAIR to T2 is the easiest direction, FLAIR to T1ce the hardest (5.1.1 vi); {place}",
+                    results,
+                    cells,
+                    reference,
+                    lambda it: it["flair->t2"] < it["flair->t1"] < it["flair->t1ce"],
+                    ("flair->t2", "flair->t1", "flair->t1ce"),
+                )
+                found += _by_direction(
+                    f"From FLAIR is easier than to FLAIR (5.1.1 v); {place}",
+                    results,
+                    cells,
+                    reference,
+                    lambda it: all(
+                        it[f"flair->{name}"] < it[f"{name}->flair"] for name in ("t1", "t1ce", "t2")
+                    ),
+                    tuple(
+                        direction
+                        for name in ("t1", "t1ce", "t2")
+                        for direction in (f"flair->{name}", f"{name}->flair")
+                    ),
+                )
+        found += _by_scenario(study, results, dataset, reference)
+    return found
+
+
+def sign_of(value: Value) -> int:
+    """Return 1 or -1 if a paired difference is clearly above or below 0, otherwise 0.
+
+    Of fewer than 6 cases nothing is clear: even if all point the same way, the sign test has p > 0.05 (two-sided).
+    """
+    if value.n < LEAST_CASES:
+        return 0
+    return (value.low > 0) - (value.high < 0)
+
+
+def _by_case(words: str, gaps: dict[str, Value | None]) -> list[Claim]:
+    """Return the claim that all of these differences are above 0; none if nothing is known."""
+    known = {name: value for name, value in gaps.items() if value is not None}
+    if not known:
+        return []
+    signs = {sign_of(value) for value in known.values()}
+    verdict = HOLDS if signs == {1} else FAILS if -1 in signs else OPEN
+    evidence = "; ".join(f"{name} {value.text} (n {value.n})" for name, value in known.items())
+    return [Claim(words, verdict, f"Dice: {evidence}")]
+
+
+def _by_direction(
+    words: str,
+    results: Results,
+    cells: Sequence[str],
+    name: str,
+    holds: Callable[[dict[str, float]], bool],
+    needed: Sequence[str],
+) -> list[Claim]:
+    """Return a claim about distances of sets, which have no interval: all seeds must agree, and be two or more."""
+    for metric in _DISTANCES:
+        seeds = [
+            {
+                direction: results.figures.get(
+                    (cell, name, direction, metric, SYNTHETIC), (math.nan, 0)
+                )[0]
+                for direction in needed
+            }
+            for cell in cells
+        ]
+        known = [it for it in seeds if not any(math.isnan(value) for value in it.values())]
+        if known:
+            agree = {holds(it) for it in known}
+            verdict = (
+                OPEN if len(known) < _TWO or len(agree) > 1 else HOLDS if True in agree else FAILS
+            )
+            one = ", ".join(f"{direction} {value:.1f}" for direction, value in known[0].items())
+            why = " (one seed)" if len(known) < _TWO else ""
+            return [Claim(words, verdict, f"{METRICS[metric].title}, first seed{why}: {one}")]
+    return []
+
+
+def _by_scenario(study: Study, results: Results, dataset: str, name: str) -> list[Claim]:
+    """Return the claims about fewer missing volumes and fewer training cases: the test cases are the same."""
+    file = study.file
+    seeds, first = file.seeds, file.subsets[0]
+    gaps: dict[str, Value | None] = {}
+    for less, more in pairwise(file.ratios):
+        gaps[f"{ratio_name(more)} - {ratio_name(less)}"] = _across(
+            results,
+            name,
+            *([Cell(dataset, it, first, seed) for seed in seeds] for it in (more, less)),
+        )
+    found = _by_case(f"The fewer volumes are missing, the better (5.3); {dataset}", gaps)
+    gaps = {
+        f"{share_name(first)} - {part}, {ratio_name(ratio)}": _across(
+            results,
+            name,
+            *([Cell(dataset, ratio, it, seed) for seed in seeds] for it in (first, part)),
+        )
+        for part in file.subsets[1:]
+        for ratio in file.ratios
+    }
+    return found + _by_case(f"More training cases are better (5.5); {dataset}", gaps)
+
+
+def _across(results: Results, name: str, one: Sequence[Cell], two: Sequence[Cell]) -> Value | None:
+    """Return the paired difference of the same method in two scenarios."""
+    renamed = Results()
+    for place, cells in (("one", one), ("two", two)):
+        for index, cell in enumerate(cells):
+            for (at, of, region, metric), by_case in results.cases.items():
+                if (at, of) == (cell.name, name):
+                    renamed.cases[str(index), place, region, metric] = by_case
+    return paired(renamed, [str(index) for index in range(len(one))], "one", "two")
+
+
+def _named(study: Study, variant: str) -> str:
+    """Return the row that is this variant of AttCL-GAN; "" if there is none."""
+    return next(
+        (
+            name
+            for name, model in study.file.methods.items()
+            if (model.method, model.variant) == ("attcl-gan", variant) and not model.layers
+        ),
+        "",
+    )

@@ -1,0 +1,229 @@
+"""Write the tables of a study, `tables/*.csv|md|tex`, and its page, `study.html`, from what its jobs have left.
+
+    python examples/study/report.py examples/study/phantom.yaml
+
+Snakemake calls it at the end, also if jobs failed: the page then names what is missing, and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+from charts import critical_difference, dice_of_cases, layers_png, patients
+from claims import LEAST_CASES, claims, sign_of
+from plan import Study, read_study
+from results import Results, as_text, collect, published, runs_of
+from table import Table, as_csv, as_latex, as_markdown
+from tables import REGION, all_tables
+
+from attcl_cli import __version__
+from attcl_cli.errors import EXIT_INCOMPLETE, AttclError, counted
+from attcl_cli.files import write_whole
+from attcl_cli.report import sections
+from attcl_cli.report.page import Page, write_page
+from attcl_cli.report.sections import BoxPlots, Curve, Curves, Distribution, Images, Text, Viewer
+from attcl_cli.training.report import read_statistics
+
+_HERE = Path(__file__).resolve().parent
+_SHOWN_MISSING = 200
+
+
+def main() -> int:
+    """Write everything; return 3 if a job of the study is missing."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("study", type=Path, help="its YAML file")
+    path = parser.parse_args().study
+    try:
+        study = read_study(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, name=str(path))
+        missing = write_study(study)
+    except (AttclError, OSError, yaml.YAMLError) as error:
+        hint = getattr(error, "hint", "")
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {hint}\n" if hint else ""))
+        return getattr(error, "exit_code", 1)
+    sys.stderr.write(f"{study.root / 'study.html'}: open it in a browser\n")
+    return EXIT_INCOMPLETE if missing else 0
+
+
+def write_study(study: Study) -> int:
+    """Write tables and page; return how many jobs are missing.
+
+    Raises:
+        AttclError: a result is damaged, or a file cannot be written.
+    """
+    results = collect(study)
+    tables = all_tables(study, results, published(_HERE / "published.csv"))
+    folder = study.root / "tables"
+    for table in tables:
+        for ending, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
+            write_whole(folder / f"{table.name}.{ending}", render(table).encode())
+    write_page(study.root / "study.html", _page(study, results, tables))
+    return len(results.missing)
+
+
+def _page(study: Study, results: Results, tables: list[Table]) -> Page:
+    jobs = sum(1 for _ in study.jobs())
+    done = jobs - len(results.missing)
+    claimed = claims(study, results)
+    shown = _first_cell(results)
+    return Page(
+        study.file.title,
+        verdict=_verdict(tables)
+        + (f" {counted(len(results.missing), 'job')} missing." if results.missing else ""),
+        facts={
+            "jobs": f"{done} of {jobs}",
+            "methods": str(len(study.methods)),
+            "seeds": str(len(study.file.seeds)),
+            "attcl": __version__,
+        },
+        sections=[
+            Viewer(
+                patients(study, results, shown) if shown else [],
+                hint=f"Figure 3: test patients of {shown}, the volumes of all methods.",
+            ),
+            sections.Table(
+                "What is missing",
+                [
+                    {"cell": it.cell, "job": f"{it.stage} {it.of}".strip(), "why": it.reason}
+                    for it in results.missing[:_SHOWN_MISSING]
+                ],
+            ),
+            Text(
+                "What the paper claims, and what this study shows",
+                [
+                    *(f"{it.words}: {it.verdict.upper()}. {it.evidence}." for it in claimed),
+                    "Claims about Dice rest on paired 95 % intervals over the test cases, of which there must be "
+                    f"{LEAST_CASES} or more; those about distances of sets on two or more seeds that agree.",
+                ],
+            ),
+            *(_shown(table) for table in tables),
+            BoxPlots(_boxes(study, results)),
+            *_images(study, results, tables),
+            *_curves(study, results),
+            Text(
+                "How it was made",
+                [
+                    "Each method was trained on what the scenario leaves of the training cases, completed all missing "
+                    "volumes of all cases, and was scored on the test cases beside the held-out volumes. Segmenters "
+                    "were trained on the completed dataset and tested on the test cases."
+                ],
+                {
+                    "Study": as_text(study.file.model_dump(mode="json")),
+                    "Versions": as_text(
+                        [
+                            {
+                                key: run.get(key)
+                                for key in (
+                                    "cell",
+                                    "method",
+                                    "attcl_version",
+                                    "torch_version",
+                                    "device",
+                                )
+                            }
+                            for run in runs_of(study, results)
+                        ]
+                    ),
+                },
+            ),
+        ],
+        notes=[
+            "Columns called published hold the papers' own figures, of BraTS 2021 with 243 patients: other data, other "
+            "training. They stand there for orientation, and never in a comparison.",
+            "W2GAN and MSA-GAN are re-specifications of ours: neither has public code.",
+        ],
+        files=[
+            f"tables/{table.name}.{ending}" for table in tables for ending in ("csv", "md", "tex")
+        ],
+    )
+
+
+def _verdict(tables: list[Table]) -> str:
+    """Return what the largest question came to: whether completion is better than one modality alone."""
+    table = next((it for it in tables if it.name == "table-3-differences"), None)
+    if table is None:
+        return "No segmenter was scored."
+    words = []
+    for labels, values in table.rows.items():
+        if labels[-1] == "w/o DA":
+            for column, value in values.items():
+                way = {-1: "worse than", 1: "better than"}.get(
+                    sign_of(value), "not clearly different from"
+                )
+                words.append(
+                    f"{labels[1]}, training cases {column}: one modality alone is {way} the completed dataset "
+                    f"(Dice {value.text}, {counted(value.n, 'case')})"
+                )
+    return f"{'; '.join(words)}." if words else "No segmenter was scored."
+
+
+def _shown(table: Table) -> sections.Table:
+    marks = table.marks()
+    rows: list[dict[str, sections.Cell]] = []
+    for labels, values in table.rows.items():
+        row: dict[str, sections.Cell] = dict(zip(table.labels, labels, strict=True))
+        for column in table.columns:
+            text = values[column.heading].text if column.heading in values else "\u2013"
+            row[column.heading] = text + {1: " (best)", 2: " (2nd)"}.get(
+                marks.get((labels, column.heading), 0), ""
+            )
+        rows.append(row)
+    return sections.Table(table.title, rows, hint=" ".join(table.notes))
+
+
+def _boxes(study: Study, results: Results) -> list[Distribution]:
+    """Return box plots of Dice by region, of the first seed of each scenario."""
+    plots = []
+    for cell in study.cells:
+        if cell.seed != study.file.seeds[0]:
+            continue
+        for region in (REGION, "TC", "ET"):
+            groups = {
+                name: list(by_case.values())
+                for (at, name, where, metric), by_case in results.cases.items()
+                if (at, where, metric) == (cell.name, region, "dice")
+            }
+            if groups:
+                plots.append(Distribution(f"Dice, {region}, {cell.name}", "", groups))
+    return plots
+
+
+def _images(study: Study, results: Results, tables: list[Table]) -> list[Images]:
+    images = {}
+    for cell in study.cells:
+        drawn = critical_difference(dice_of_cases(study, results, cell.name))
+        if drawn is not None:
+            picture, words = drawn
+            images[f"{cell.name}. {words}"] = picture
+    found = [Images("Methods ranked by Dice of the whole tumour", images)] if images else []
+    table = next((it for it in tables if it.name == "figure-4-layers"), None)
+    picture = layers_png(table) if table is not None else None
+    return found + (
+        [Images("Figure 4. Layers of the contrastive loss", {"": picture})] if picture else []
+    )
+
+
+def _curves(study: Study, results: Results) -> list[Curves]:
+    """Return how the validation figure of each method grew, a chart per cell."""
+    charts = []
+    for cell in study.cells:
+        lines = {
+            of: points
+            for (at, stage, of) in results.costs
+            if (at, stage) == (cell.name, "train")
+            and (points := list(read_statistics(study.folder(cell.name, "train", of)).validation))
+        }
+        if lines:
+            charts.append(Curve(f"SSIM of validation cases, {cell.name}", "", lines))
+    return [Curves("Training", charts)] if charts else []
+
+
+def _first_cell(results: Results) -> str:
+    """Return the first cell that has completed volumes; "" if none has."""
+    return next((cell for cell, stage, _ in results.costs if stage == "complete"), "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""What the jobs of a study have left: scores of single cases, figures of sets, counts, costs, and what is missing.
+
+Reads `splits.json`, `scores.csv`, `summary.json`, `segment.csv` and `run.json` below the folders that `plan` names.
+What is made of them is left to `tables` and `report`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plan import Study
+
+from attcl_cli.data.splits import read_splits
+from attcl_cli.errors import visible
+from attcl_cli.files import read_csv, read_json
+from attcl_cli.run_record import read_record
+from attcl_cli.segmentation.summary import read_rows
+
+ERROR = "error: "
+SYNTHETIC, COPY = "synthetic", "copy"
+_LONGEST_LOG = 2**20  # bytes at the end of a log that are searched for its error
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A job that is not done.
+
+    Attributes:
+        cell: its name.
+        stage: of the job.
+        of: its method or input.
+        reason: its error, what it waits for, or "not run".
+    """
+
+    cell: str
+    stage: str
+    of: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a job took.
+
+    Attributes:
+        seconds: in all of its parts.
+        memory_mb: most memory of its last part; None if nobody measured it.
+        device: of its networks; "" without.
+    """
+
+    seconds: float
+    memory_mb: float | None = None
+    device: str = ""
+
+
+@dataclass
+class Results:
+    """Everything that tables are made of; keys begin with the name of a cell.
+
+    Attributes:
+        counts: cell -> split -> "cases" and modality -> how many.
+        cases: (cell, method or input, region, metric) -> case -> value, of segmenters.
+        volumes: (cell, method, target, region, metric, prediction) -> case -> value, of completed volumes.
+        figures: (cell, method, group, metric, prediction) -> (mean, n), of translations in every direction; a metric
+            of volumes is that in the brain.
+        costs: (cell, stage, method or input) -> cost.
+        missing: what is not there, and why.
+    """
+
+    counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    cases: dict[tuple[str, str, str, str], dict[str, float]] = field(default_factory=dict)
+    volumes: dict[tuple[str, ...], dict[str, float]] = field(default_factory=dict)
+    figures: dict[tuple[str, ...], tuple[float, int]] = field(default_factory=dict)
+    costs: dict[tuple[str, str, str], Cost] = field(default_factory=dict)
+    missing: list[Missing] = field(default_factory=list)
+
+
+def collect(study: Study) -> Results:
+    """Read what is done of a study.
+
+    Raises:
+        AttclError: a result is damaged.
+    """
+    results = Results()
+    undone: set[tuple[str, str, str]] = set()
+    for job in study.jobs():
+        cell, stage, of = job
+        if not study.done(*job).is_file():
+            undone.add(job)
+            waits = [
+                " ".join(part for part in before if part)
+                for before in study.needed(stage, of)
+                if (cell, *before) in undone
+            ]
+            reason = f"waits for {waits[0]}" if waits else _reason(study.log(study.done(*job)))
+            results.missing.append(Missing(cell, stage, of, reason))
+            continue
+        _READERS[stage](study, results, cell, of)
+        results.costs[job] = _cost(study, *job)
+    return results
+
+
+def _read_splits(study: Study, results: Results, cell: str, _of: str) -> None:
+    splits = read_splits(study.folder(cell, "splits"))
+    if splits is not None:
+        results.counts[cell] = {
+            row["split"]: {name: n for name, n in row.items() if name != "split"}
+            for row in splits.table()
+        }
+
+
+def _read_scores(study: Study, results: Results, cell: str, of: str) -> None:
+    for row in read_csv(study.folder(cell, "score", of) / "scores.csv"):
+        key = (cell, of, row["modality"], row["region"], row["metric"], row["prediction"])
+        results.volumes.setdefault(key, {})[row["case"]] = _number(row["value"])
+
+
+def _read_directions(study: Study, results: Results, cell: str, of: str) -> None:
+    summary = read_json(study.folder(cell, "directions", of) / "summary.json")
+    for figure in summary["scores"]:
+        if figure["region"] in {"", "slices", "brain"}:
+            key = (cell, of, figure["group"], figure["metric"], figure["prediction"])
+            mean = figure["mean"]
+            results.figures[key] = (math.nan if mean is None else mean, figure["n"])
+
+
+def _read_segment(study: Study, results: Results, cell: str, of: str, stage: str) -> None:
+    for row in read_rows(study.folder(cell, stage, of) / "segment.csv"):
+        key = (cell, of, row.region, row.metric)
+        results.cases.setdefault(key, {})[row.case] = row.value
+
+
+def _nothing(_study: Study, _results: Results, _cell: str, _of: str) -> None:
+    """Read nothing: the results of this stage are those of the next."""
+
+
+_READERS = {
+    "splits": _read_splits,
+    "train": _nothing,
+    "complete": _nothing,
+    "score": _read_scores,
+    "directions": _read_directions,
+    "segment": lambda *job: _read_segment(*job, "segment"),
+    "reference": lambda *job: _read_segment(*job, "reference"),
+}
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _cost(study: Study, cell: str, stage: str, of: str) -> Cost:
+    record: Mapping[str, Any] = read_record(study.folder(cell, stage, of))
+    seconds = record.get("seconds_in_all") or record.get("seconds") or 0.0
+    table = study.done(cell, stage, of).with_suffix(".tsv")
+    return Cost(float(seconds), _memory(table), str(record.get("device") or ""))
+
+
+def _memory(table: Path) -> float | None:
+    """Return the most memory that Snakemake's benchmark of a job saw, MB; short jobs have none."""
+    if not table.is_file():
+        return None
+    with table.open(newline="") as stream:
+        values = [row.get("max_rss", "") for row in csv.DictReader(stream, delimiter="\t")]
+    try:
+        return max(float(value) for value in values if value not in {"", "-", "NA"})
+    except ValueError:
+        return None
+
+
+def _reason(log: Path) -> str:
+    """Return why a job is not done: the last error in its log."""
+    if not log.is_file():
+        return "not run"
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - _LONGEST_LOG))
+        lines = stream.read().decode("utf-8", "replace").splitlines()
+    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    if errors:
+        return visible(errors[-1])
+    said = [line for line in lines if line.strip()]
+    return visible(f"broken off; its last words: {said[-1].strip()}") if said else "broken off"
+
+
+def published(path: Path) -> dict[tuple[str, ...], float]:
+    """Return the papers' own figures: (table, ratio, subset, method, group, metric) -> value."""
+    with path.open(newline="") as stream:
+        return {
+            (row["table"], row["ratio"], row["subset"], row["method"], row["group"], row["metric"]):
+            float(row["value"])
+            for row in csv.DictReader(stream)
+        }  # fmt: skip
+
+
+def runs_of(study: Study, results: Results) -> Iterator[dict[str, Any]]:
+    """Yield the records of all trainings, with the name of their method: for versions and settings."""
+    for cell, stage, of in results.costs:
+        if stage == "train":
+            yield {"method": of, "cell": cell} | read_record(study.folder(cell, stage, of))
+
+
+def as_text(document: Any) -> str:
+    """Return a document for people to read."""
+    return json.dumps(document, indent=2, ensure_ascii=False)

@@ -1,0 +1,190 @@
+"""A table as a record: values with deviations and counts, what is best; and as CSV, Markdown and LaTeX (booktabs).
+
+Knows no study and no paper.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+FEW = 10  # cases: fewer are flagged
+MARK = "\u2020"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A cell of a table.
+
+    Attributes:
+        mean: over seeds; NaN if there is none.
+        sd: of the seeds (n - 1); NaN for fewer than two.
+        n: cases, or slices of a distance of sets, of a seed.
+        seeds: how many have a value.
+        low, high: an interval of the mean, if the column is a difference.
+    """
+
+    mean: float
+    sd: float = math.nan
+    n: int = 0
+    seeds: int = 0
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def text(self) -> str:
+        """Return it as a table shows it."""
+        if math.isnan(self.mean):
+            return "\u2013"
+        words = _short(self.mean)
+        if not math.isnan(self.sd):
+            words += f" \u00b1 {_short(self.sd)}"
+        if not math.isnan(self.low):
+            words += f" [{_short(self.low)}, {_short(self.high)}]"
+        return words
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: above it.
+        better: 1 if more is better, -1 if less is; 0: nothing is marked.
+    """
+
+    heading: str
+    better: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper, with our figures.
+
+    Attributes:
+        name: of its files: `table-2-fid`.
+        title: above it.
+        labels: the headings of the first columns.
+        columns: those of values.
+        rows: labels -> column's heading -> value; a missing one is a dash.
+        group: how many labels say what is compared with what: best and second best are marked among rows that have
+            these labels in common.
+        notes: below it.
+        unmarked: last labels of rows that take no part in the comparison: trivial baselines and bounds.
+    """
+
+    name: str
+    title: str
+    labels: Sequence[str]
+    columns: Sequence[Column]
+    rows: Mapping[tuple[str, ...], Mapping[str, Value]]
+    group: int = 0
+    notes: Sequence[str] = ()
+    unmarked: frozenset[str] = frozenset()
+
+    def marks(self) -> dict[tuple[tuple[str, ...], str], int]:
+        """Return (labels, heading) -> 1 for the best value of its group, 2 for the second best."""
+        marks: dict[tuple[tuple[str, ...], str], int] = {}
+        groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for labels in self.rows:
+            if labels[-1] not in self.unmarked:
+                groups.setdefault(labels[: self.group], []).append(labels)
+        for members in groups.values():
+            for column in self.columns:
+                known = {
+                    labels: column.better * self.rows[labels][column.heading].mean
+                    for labels in members
+                    if column.heading in self.rows[labels]
+                }
+                levels = sorted({it for it in known.values() if not math.isnan(it)}, reverse=True)
+                if column.better and len(levels) > 1:
+                    for labels, value in known.items():
+                        if value in levels[:2]:
+                            marks[labels, column.heading] = 1 + levels.index(value)
+        return marks
+
+
+def as_csv(table: Table) -> str:
+    """Return a table in full precision: a line per value, so that nothing has to be parsed out of a cell."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*table.labels, "column", "mean", "sd", "low", "high", "n", "seeds"])
+    for labels, values in table.rows.items():
+        for column in table.columns:
+            value = values.get(column.heading)
+            if value is not None:
+                numbers = (value.mean, value.sd, value.low, value.high)
+                cells = ["" if math.isnan(it) else repr(float(it)) for it in numbers]
+                writer.writerow([*labels, column.heading, *cells, value.n or "", value.seeds or ""])
+    return stream.getvalue()
+
+
+def as_markdown(table: Table) -> str:
+    """Return a table for a page: the best value of each group bold, the second best in italics."""
+    lines = _lines(table, {1: "**{}**".format, 2: "*{}*".format}, str)
+    head = [*table.labels, *(column.heading for column in table.columns)]
+    rows = [head, ["---"] * len(head), *lines]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    notes = "".join(f"\n- {note}" for note in table.notes)
+    return f"### {table.title}\n\n{text}\n{notes}\n"
+
+
+def as_latex(table: Table) -> str:
+    """Return a table for a paper, in booktabs: the best value of each group bold, the second best underlined."""
+    lines = _lines(table, {1: r"\textbf{{{}}}".format, 2: r"\underline{{{}}}".format}, _escaped)
+    head = [_escaped(it) for it in (*table.labels, *(column.heading for column in table.columns))]
+    layout = "l" * len(table.labels) + "r" * len(table.columns)
+    body = "\n".join(f"{' & '.join(row)} \\\\" for row in lines)
+    notes = "\n".join(f"% {note}" for note in table.notes)
+    return (
+        f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{_escaped(table.title)}}}\n"
+        f"\\begin{{tabular}}{{{layout}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{body}\n"
+        f"\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n{notes}\n"
+    )
+
+
+def _lines(
+    table: Table, styles: Mapping[int, Callable[[str], str]], escape: Callable[[str], str]
+) -> list[list[str]]:
+    marks = table.marks()
+    lines = []
+    for labels, values in table.rows.items():
+        line = [escape(label) for label in labels]
+        for column in table.columns:
+            value = values.get(column.heading, Value(math.nan))
+            text = escape(value.text + (MARK if 0 < value.n < FEW else ""))
+            mark = marks.get((labels, column.heading))
+            line.append(styles[mark](text) if mark else text)
+        lines.append(line)
+    return lines
+
+
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "\u2013": "--",
+    "\u00b1": r"$\pm$",
+    MARK: r"$^\dagger$",
+}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def _short(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    size = abs(value)
+    return f"{value:.1f}" if size >= 10 else f"{value:.3f}"

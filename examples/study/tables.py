@@ -1,0 +1,535 @@
+"""The tables of the papers, from the results of a study.
+
+A cell is the mean over seeds of the mean over cases, with the deviation of the seeds. Knows no folders of results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, stdev
+
+import numpy as np
+from plan import INCOMPLETE, REAL, Cell, Study, ratio_name, share_name
+from results import COPY, SYNTHETIC, Results
+from table import FEW, MARK, Column, Table, Value
+
+from attcl_cli.scoring.metrics import METRICS as SCORES
+from attcl_cli.scoring.summary import SIX, SIX_DIRECTIONS
+from attcl_cli.segmentation.metrics import METRICS as SEGMENT
+from attcl_cli.segmentation.summary import bootstrap
+
+WITHOUT = "w/o DA"  # a single modality, as the paper calls it
+REGION = "WT"  # whole tumour
+PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
+"""Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
+_PUBLISHED = "published (other data)"
+
+
+# --- The tables -------------------------------------------------------------------------------------------------------
+
+
+def all_tables(
+    study: Study, results: Results, published: Mapping[tuple[str, ...], float]
+) -> list[Table]:
+    """Return every table that the results have something for, in the order of the papers."""
+    tables = [counts(study, results)]
+    tables += [
+        directions(study, results, published, metric)
+        for metric in ("fid", "fd-effnet", "lpips", "ssim")
+    ]
+    tables += [
+        segmentation(study, results, published),
+        differences(study, results),
+        ablation(study, results, published),
+        layers(study, results),
+        small_data(study, results),
+        completed(study, results, published),
+        costs(study, results),
+    ]
+    return [table for table in tables if any(table.rows.values())]
+
+
+def counts(study: Study, results: Results) -> Table:
+    """Return Table 1 of AttCL-GAN: how many volumes each split keeps, of the first seed."""
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    for cell in _first_seeds(study):
+        for split, numbers in results.counts.get(cell.name, {}).items():
+            for name, number in numbers.items():
+                heading = f"{split} {'total' if name == 'cases' else name}"
+                columns.setdefault(heading, Column(heading))
+                row = rows.setdefault(
+                    (cell.dataset, ratio_name(cell.ratio), share_name(cell.subset)), {}
+                )
+                row[heading] = Value(number)
+    return Table(
+        "table-1-counts",
+        "Table 1. Volumes that are left, by scenario",
+        ("dataset", "ratio", "training cases"),
+        list(columns.values()),
+        rows,
+        notes=["Patients are divided, never slices."],
+    )
+
+
+def directions(
+    study: Study, results: Results, published: Mapping[tuple[str, ...], float], metric: str
+) -> Table:
+    """Return Table 2 of AttCL-GAN for one metric: real volumes of the test cases translated in every direction.
+
+    Args:
+        study: the study.
+        results: its results.
+        published: the paper's figures.
+        metric: a key of the scores' metrics.
+    """
+    better = 1 if SCORES[metric].higher_is_better else -1
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    headings: dict[str, Column] = {}
+    groups = dict.fromkeys(
+        (*(_pair(direction) for direction in SIX_DIRECTIONS), SIX)
+    )  # Flair-T1, Flair-T1ce, Flair-T2 and their mean, as in the paper
+    ways = {_pair(direction): [] for direction in SIX_DIRECTIONS}
+    for direction in SIX_DIRECTIONS:
+        ways[_pair(direction)].append(direction)
+    for pair in groups:
+        for subset in study.file.subsets:
+            for place, direction in enumerate(ways.get(pair, [SIX])):
+                way = "mean" if pair == SIX else ("A to B", "B to A")[place]
+                heading = f"{share_name(subset)}: {way}"
+                for dataset, ratio, cells in _scenarios(study, subset):
+                    for name in (*study.methods, COPY):
+                        value = _of_figures(results, cells, name, direction, metric)
+                        labels = (dataset, ratio, "mean of six" if pair == SIX else pair, name)
+                        known = published.get(
+                            ("2", ratio, subset, _known_as(study, name), direction, metric)
+                        )
+                        if value is not None:
+                            headings.setdefault(heading, Column(heading, better))
+                            rows.setdefault(labels, {})[heading] = value
+                        if value is not None and known is not None:
+                            beside = f"{heading}, {_PUBLISHED}"
+                            headings.setdefault(beside, Column(beside))
+                            rows[labels][beside] = Value(known)
+    title = SCORES[metric].title
+    return Table(
+        f"table-2-{metric}",
+        f"Table 2. Translation in both directions: {title}",
+        ("dataset", "ratio", "A-B", "method"),
+        list(headings.values()),
+        _titled(study, rows),
+        group=3,
+        notes=[
+            "The real volumes of the test cases are translated; A is FLAIR. The mean is that of the six directions.",
+            "A copy of the source is a trivial baseline and is never marked.",
+        ],
+        unmarked=frozenset({COPY}),
+    )
+
+
+def segmentation(
+    study: Study, results: Results, published: Mapping[tuple[str, ...], float]
+) -> Table:
+    """Return Table 3 of AttCL-GAN: the whole tumour of the test cases, segmented on what each method completed."""
+    return _segmented(
+        study,
+        results,
+        published,
+        "3",
+        [study.file.without, INCOMPLETE, *_compared(study), REAL],
+        name="table-3-segmentation",
+        title="Table 3. Segmentation of the whole tumour, by what completed the dataset",
+    )
+
+
+def ablation(study: Study, results: Results, published: Mapping[tuple[str, ...], float]) -> Table:
+    """Return Table 4 of AttCL-GAN: what each of its parts brings to segmentation."""
+    parts = [name for name in study.methods if _is_ablation(study, name)]
+    return _segmented(
+        study,
+        results,
+        published,
+        "4",
+        parts if len(parts) > 1 else [],
+        name="table-4-ablation",
+        title="Table 4. What each part of AttCL-GAN brings to segmentation",
+    )
+
+
+def layers(study: Study, results: Results) -> Table:
+    """Return the values of Figure 4 of AttCL-GAN: the layers of the contrastive loss, with memory and time."""
+    table = _segmented(
+        study,
+        results,
+        {},
+        "",
+        [name for name, model in study.file.methods.items() if model.layers],
+        name="figure-4-layers",
+        title="Figure 4. Layers of the contrastive loss",
+    )
+    rows = {}
+    for labels, values in table.rows.items():
+        dataset, ratio, title = labels
+        (name,) = (it for it in study.methods if _title(study, it) == title)
+        taken = [
+            cost
+            for (cell, stage, of), cost in results.costs.items()
+            if stage == "train"
+            and of == name
+            and study.cell(cell).dataset == dataset
+            and ratio_name(study.cell(cell).ratio) == ratio
+        ]
+        hours = [cost.seconds / 3600 for cost in taken]
+        memory = [cost.memory_mb for cost in taken if cost.memory_mb is not None]
+        chosen = "{" + ", ".join(map(str, study.file.methods[name].layers)) + "}"
+        rows[dataset, ratio, chosen] = {
+            **values,
+            "training, hours": _over_seeds(hours),
+            "memory, MB": _over_seeds(memory),
+        }
+    columns = [*table.columns, Column("training, hours", -1), Column("memory, MB", -1)]
+    return Table(
+        table.name,
+        table.title,
+        ("dataset", "ratio", "layers"),
+        columns,
+        rows,
+        group=2,
+        notes=[*table.notes, "Memory is that of the process on the host (not of a GPU)."],
+    )
+
+
+def small_data(study: Study, results: Results) -> Table:
+    """Return section 5.5 of AttCL-GAN: what is lost with fewer training cases."""
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    whole, *parts = study.file.subsets
+    for part in parts:
+        for dataset, ratio, cells in _scenarios(study, whole):
+            fewer = [_other(study, cell, part) for cell in cells]
+            for name in (study.file.without, *study.methods, REAL):
+                for metric, definition in SEGMENT.items():
+                    gaps = [
+                        _mean(results.cases.get((less, name, REGION, metric), {}))
+                        - _mean(results.cases.get((cell, name, REGION, metric), {}))
+                        for cell, less in zip(cells, fewer, strict=True)
+                    ]
+                    known = [gap for gap in gaps if not math.isnan(gap)]
+                    if known:
+                        better = 1 if definition.higher_is_better else -1
+                        columns.setdefault(metric, Column(metric, better))
+                        labels = (dataset, ratio, f"{part} instead of {share_name(whole)}", name)
+                        rows.setdefault(labels, {})[metric] = _over_seeds(known)
+    return Table(
+        "section-5.5-small-data",
+        "Section 5.5. Segmentation with fewer training cases: the difference",
+        ("dataset", "ratio", "training cases", "method"),
+        list(columns.values()),
+        _titled(study, rows),
+        group=3,
+    )
+
+
+def completed(study: Study, results: Results, published: Mapping[tuple[str, ...], float]) -> Table:
+    """Return Table 1 of PLAVE: the similarity of the completed volumes with the held-out ones, by modality."""
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    targets = list(dict.fromkeys(key[2] for key in results.volumes))
+    for subset in study.file.subsets:
+        for dataset, ratio, cells in _scenarios(study, subset):
+            for name in (*study.methods, COPY):
+                for target in [*targets, "all"]:
+                    value = _of_volumes(study, results, cells, name, target)
+                    if value is None:
+                        continue
+                    columns.setdefault(target, Column(target, 1))
+                    rows.setdefault((dataset, ratio, share_name(subset), name), {})[target] = value
+    known = {key[4]: Value(value) for key, value in published.items() if key[0] == "plave-1"}
+    if rows and any(model.method == "plave" for model in study.file.methods.values()):
+        rows["\u2013", "\u2013", "\u2013", f"PLAVE, {_PUBLISHED}"] = {
+            heading: known[heading] for heading in columns if heading in known
+        }
+    return Table(
+        "plave-table-1-ssim",
+        "Table 1 of PLAVE. SSIM of the whole volume, by missing modality",
+        ("dataset", "ratio", "training cases", "method"),
+        list(columns.values()),
+        _titled(study, rows),
+        group=3,
+        notes=[
+            "Completed volumes of the test cases beside the held-out ones. The whole volume is mostly background, "
+            "so all values are high; scores.csv has the brain alone."
+        ],
+        unmarked=frozenset({COPY}),
+    )
+
+
+def differences(study: Study, results: Results) -> Table:
+    """Return how each input differs from the reference method in Dice, case by case, with its interval."""
+    reference = study.file.reference
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    for subset in study.file.subsets:
+        for dataset, ratio, cells in _scenarios(study, subset):
+            for name in (study.file.without, INCOMPLETE, *study.methods, REAL):
+                value = paired(results, cells, name, reference)
+                if name != reference and value is not None:
+                    columns.setdefault(share_name(subset), Column(share_name(subset)))
+                    rows.setdefault((dataset, ratio, name), {})[share_name(subset)] = value
+    return Table(
+        "table-3-differences",
+        f"Dice of the whole tumour: the difference from {_title(study, reference)}",
+        ("dataset", "ratio", "input"),
+        list(columns.values()),
+        _titled(study, rows),
+        notes=[
+            "Mean of the paired differences over test cases, those of several seeds averaged first, with its 95 % "
+            "interval (percentiles of a paired bootstrap, 10,000 draws). An interval without 0 is no chance of these "
+            "cases; other cases and other trainings are another matter.",
+            *_few(max((value.n for row in rows.values() for value in row.values()), default=0)),
+        ],
+    )
+
+
+def costs(study: Study, results: Results) -> Table:
+    """Return what each method took, mean over its jobs."""
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    for name in study.methods:
+        row = {}
+        for stage in ("train", "complete"):
+            taken = [it for (_, at, of), it in results.costs.items() if (at, of) == (stage, name)]
+            memory = [cost.memory_mb for cost in taken if cost.memory_mb is not None]
+            if taken:
+                row[f"{stage}, minutes"] = Value(fmean(cost.seconds / 60 for cost in taken))
+            if memory:
+                row[f"{stage}, MB"] = Value(max(memory))
+        rows[(name,)] = row
+    columns = [
+        Column(f"{stage}, {unit}", -1)
+        for stage in ("train", "complete")
+        for unit in ("minutes", "MB")
+    ]
+    return Table(
+        "costs",
+        "What each method takes",
+        ("method",),
+        columns,
+        _titled(study, rows),
+        notes=[
+            "Minutes are the mean, memory the most over all jobs, of the process on the host (not of a GPU). They "
+            "differ from call to call, and are no part of the other tables."
+        ],
+    )
+
+
+def _segmented(
+    study: Study,
+    results: Results,
+    published: Mapping[tuple[str, ...], float],
+    number: str,
+    names: Sequence[str],
+    *,
+    name: str,
+    title: str,
+) -> Table:
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    most = 0
+    for subset in study.file.subsets:
+        for metric, definition in SEGMENT.items():
+            heading = f"{share_name(subset)}: {metric}"
+            for dataset, ratio, cells in _scenarios(study, subset):
+                for row in names:
+                    values = [results.cases.get((cell, row, REGION, metric), {}) for cell in cells]
+                    means = [_mean(it) for it in values]
+                    known = [it for it in means if not math.isnan(it)]
+                    if not known:
+                        continue
+                    n = max(len(it) for it in values)
+                    most = max(most, n)
+                    better = 1 if definition.higher_is_better else -1
+                    columns.setdefault(heading, Column(heading, better))
+                    labels = (dataset, ratio, row)
+                    rows.setdefault(labels, {})[heading] = _over_seeds(known, n)
+                    theirs = published.get(
+                        (number, ratio, subset, _known_as(study, row), REGION, metric)
+                    )
+                    if theirs is not None:
+                        beside = f"{heading}, {_PUBLISHED}"
+                        columns.setdefault(beside, Column(beside))
+                        rows[labels][beside] = Value(theirs)
+    return Table(
+        name,
+        title,
+        ("dataset", "ratio", "method"),
+        list(columns.values()),
+        _titled(study, rows),
+        group=2,
+        notes=[
+            "Mean over the test cases, then over seeds, with the deviation of the seeds. The columns before the colon "
+            "say which share of the training cases was used.",
+            f"{WITHOUT}: one modality ({study.file.without}) alone; incomplete: missing channels are 0; real: the "
+            "held-out volumes. These three are never marked.",
+            *_few(most),
+        ],
+        unmarked=frozenset({WITHOUT, INCOMPLETE, REAL}),
+    )
+
+
+# --- Values -----------------------------------------------------------------------------------------------------------
+
+
+def paired(results: Results, cells: Sequence[str], name: str, other: str) -> Value | None:
+    """Return the mean paired difference of two inputs in Dice of the whole tumour, with its interval; None if unknown.
+
+    Args:
+        results: of the study.
+        cells: the seeds of a scenario; the differences of a case are averaged over them.
+        name: method or input.
+        other: what it is compared with.
+    """
+    gaps: dict[str, list[float]] = {}
+    for cell in cells:
+        one = results.cases.get((cell, name, REGION, "dice"), {})
+        two = results.cases.get((cell, other, REGION, "dice"), {})
+        for case in sorted(one.keys() & two.keys()):
+            gap = one[case] - two[case]
+            if not math.isnan(gap):
+                gaps.setdefault(case, []).append(gap)
+    if not gaps:
+        return None
+    means = np.array([fmean(it) for it in gaps.values()])
+    low, high = bootstrap(means)
+    return Value(float(means.mean()), n=len(means), low=low, high=high, seeds=len(cells))
+
+
+def _of_figures(
+    results: Results, cells: Sequence[str], name: str, direction: str, metric: str
+) -> Value | None:
+    """Return the figure of a direction; that of a copy is the same whatever the method, so the first one is taken."""
+    found = []
+    for cell in cells:
+        keys = (
+            [
+                key
+                for key in results.figures
+                if key[0] == cell and key[2:] == (direction, metric, COPY)
+            ][:1]
+            if name == COPY
+            else [(cell, name, direction, metric, SYNTHETIC)]
+        )
+        found += [results.figures[key] for key in keys if key in results.figures]
+    known = [(mean, n) for mean, n in found if not math.isnan(mean)]
+    if not known:
+        return None
+    cases = 0 if direction == SIX else max(n for _, n in known)  # its n counts directions
+    return _over_seeds([mean for mean, _ in known], cases)
+
+
+def _of_volumes(
+    study: Study, results: Results, cells: Sequence[str], name: str, target: str
+) -> Value | None:
+    """Return the mean SSIM of the whole completed volumes; a copy is that of the reference method's sources."""
+    of, prediction = (study.file.reference, COPY) if name == COPY else (name, SYNTHETIC)
+    means, most = [], 0
+    for cell in cells:
+        values = [
+            value
+            for key, by_case in results.volumes.items()
+            if key[:2] == (cell, of)
+            and key[3:] == ("whole", "ssim", prediction)
+            and target in {key[2], "all"}
+            for value in by_case.values()
+            if not math.isnan(value)
+        ]
+        if values:
+            means.append(fmean(values))
+            most = max(most, len(values))
+    return _over_seeds(means, most) if means else None
+
+
+def _over_seeds(values: Sequence[float], n: int = 0) -> Value:
+    if not values:
+        return Value(math.nan)
+    return Value(fmean(values), stdev(values) if len(values) > 1 else math.nan, n, len(values))
+
+
+def _mean(by_case: Mapping[str, float]) -> float:
+    defined = [value for value in by_case.values() if not math.isnan(value)]
+    return fmean(defined) if defined else math.nan
+
+
+def _scenarios(study: Study, subset: str) -> Iterable[tuple[str, str, list[str]]]:
+    """Yield (dataset, name of the ratio, the cells of all seeds)."""
+    for dataset in study.file.datasets:
+        for ratio in study.file.ratios:
+            cells = [Cell(dataset, ratio, subset, seed).name for seed in study.file.seeds]
+            yield dataset, ratio_name(ratio), cells
+
+
+def _first_seeds(study: Study) -> list[Cell]:
+    return [cell for cell in study.cells if cell.seed == study.file.seeds[0]]
+
+
+def _other(study: Study, cell: str, subset: str) -> str:
+    place = study.cell(cell)
+    return Cell(place.dataset, place.ratio, subset, place.seed).name
+
+
+def _pair(direction: str) -> str:
+    """`t1->flair` -> `flair-t1`: FLAIR is A."""
+    return "-".join(sorted(direction.split("->"), key=lambda name: name != "flair"))
+
+
+def _compared(study: Study) -> list[str]:
+    """Return the methods of Table 3: all but those of Table 4 and Figure 4 alone."""
+    return [
+        name
+        for name, model in study.file.methods.items()
+        if not model.layers
+        and (not _is_ablation(study, name) or name in {"attcl-gan", "stargan-v2"})
+    ]
+
+
+def _is_ablation(study: Study, name: str) -> bool:
+    """Return whether a row is AttCL-GAN with some of its parts, as Table 4 has them."""
+    model = study.file.methods[name]
+    return (
+        model.method == "attcl-gan"
+        and not model.layers
+        and (
+            model.variant in {"attcl-gan", "stargan-v2"}
+            or (bool(model.variant) and {*model.variant.split("+")} <= PARTS.keys())
+        )
+    )
+
+
+def _known_as(study: Study, name: str) -> str:
+    """Return what `published.csv` calls a row."""
+    if name == study.file.without:
+        return WITHOUT
+    model = study.file.methods.get(name)
+    return name if model is None else model.published or model.variant or model.method
+
+
+def _title(study: Study, name: str) -> str:
+    if name == study.file.without:
+        return WITHOUT
+    model = study.file.methods.get(name)
+    return name if model is None else model.title or name
+
+
+def _titled(
+    study: Study, rows: Mapping[tuple[str, ...], Mapping[str, Value]]
+) -> dict[tuple[str, ...], Mapping[str, Value]]:
+    """Return rows with the titles of the methods, which are their last label."""
+    return {(*labels[:-1], _title(study, labels[-1])): values for labels, values in rows.items()}
+
+
+def _few(n: int) -> list[str]:
+    return (
+        [f"{MARK} {n} test cases at most: fewer than {FEW}, so that a single one decides."]
+        if 0 < n < FEW
+        else []
+    )

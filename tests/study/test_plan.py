@@ -1,0 +1,156 @@
+"""What a study's YAML file comes to: cells, jobs, commands, and errors that say what is wrong in it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from plan import Study, read_study
+
+from attcl_cli.errors import AttclError
+
+HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
+FILES = ("phantom.yaml", "cohort.yaml", "paper.yaml")
+SMALL = {
+    "title": "A question",
+    "output": "study",
+    "datasets": {"p": {"path": "DATA", "sizes": "4/1/3"}},
+    "methods": {"attcl-gan": {"method": "attcl-gan"}},
+}
+CELL = "p/ratio1/all/seed0"
+
+
+def study(**changes: object) -> Study:
+    return read_study({**SMALL, **changes})
+
+
+def options(command: str) -> list[str]:
+    """Return the arguments of the last attcl in a command."""
+    return shlex.split(command.rsplit(" -m attcl_cli ", 1)[1].removesuffix("; fi"))
+
+
+def test_a_study_has_a_cell_per_dataset_ratio_share_and_seed():
+    plan = study(ratios=["ratio1", "own/rare.toml"], subsets=["1", "1/8"], seeds=[0, 3])
+    assert [cell.name for cell in plan.cells] == [
+        f"p/{ratio}/{share}/seed{seed}"
+        for ratio in ("ratio1", "rare")
+        for share in ("all", "1-of-8")
+        for seed in (0, 3)
+    ]
+
+
+def test_each_job_comes_after_what_it_needs():
+    plan = study(methods={name: {"method": name} for name in ("attcl-gan", "unet")})
+    seen: set[tuple[str, str, str]] = set()
+    for cell, stage, of in plan.jobs():
+        assert {(cell, *before) for before in plan.needed(stage, of)} <= seen
+        seen.add((cell, stage, of))
+    assert len(seen) == 1 + 3 + 2 * 5
+
+
+def test_without_segmentation_no_segmenter_is_trained():
+    stages = {stage for _, stage, _ in study(segment=None).jobs()}
+    assert stages == {"splits", "train", "complete", "score", "directions"}
+
+
+def test_a_method_may_leave_the_directions_out():
+    plan = study(methods={"attcl-gan": {"method": "attcl-gan", "directions": False}})
+    assert "directions" not in {stage for _, stage, _ in plan.jobs()}
+
+
+def test_the_splits_have_the_ratio_the_share_and_the_seed_of_their_cell():
+    plan = study(subsets=["1/8"], seeds=[3])
+    command = plan.command("p/ratio1/1-of-8/seed3", "splits")
+    assert options(command) == shlex.split(
+        "prepare-splits DATA -o study/p/ratio1/1-of-8/seed3/data --ratio ratio1 --subset 1/8 --seed 3 --sizes 4/1/3"
+    )
+
+
+def test_a_training_that_was_begun_is_resumed_and_keeps_its_options():
+    plan = study(
+        methods={
+            "attcl-gan": {
+                "method": "attcl-gan",
+                "variant": "acl",
+                "layers": [1, 2],
+                "options": ["--set", "lambda_pair=1"],
+            }
+        },
+        train={"preset": "small", "steps": 5},
+        device="cpu",
+    )
+    run = f"study/{CELL}/attcl-gan/run"
+    command = plan.command(CELL, "train", "attcl-gan")
+    assert command.startswith(f"if [ -e {run}/config.toml ]; then ")
+    resumed, started = command.split("; else ")
+    assert options(resumed) == ["train", "--resume", run, "-d", "cpu"]
+    assert options(started) == shlex.split(
+        f"train --data study/{CELL}/data -o {run} --method attcl-gan --variant acl --preset small --steps 5 "
+        "--set contrastive_layers=1,2 --set lambda_pair=1 --seed 0 -d cpu"
+    )
+
+
+def test_the_references_see_no_completed_volume():
+    plan = study()
+    assert plan.references == ("flair", "incomplete", "real")
+    for name in plan.references:
+        words = options(plan.command(CELL, "reference", name))
+        assert words[words.index("--input") + 1] == name
+        assert "--cpl" not in words
+
+
+def test_directions_are_scored_with_the_weights_of_the_run():
+    words = options(study().command(CELL, "directions", "attcl-gan"))
+    assert words[words.index("-w") + 1] == f"study/{CELL}/attcl-gan/run"
+    assert "--directions" in words
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_files_that_come_with_it_are_studies(name):
+    plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
+    assert all(plan.command(*job).count(sys.executable) for job in plan.jobs())
+    assert plan.file.reference in plan.methods
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "blue"}, r"colour: no such key, expected one of a study"),
+        ({"methods": {"x": {"method": "gan"}}}, r"unknown method 'gan', expected one of attcl-gan"),
+        ({"reference": "unet"}, r"reference 'unet' is none of the methods"),
+        ({"datasets": {"p": {}}}, r"expected either path or simulate"),
+        ({"datasets": {"../p": {"path": "DATA"}}}, r"pattern"),
+        ({"subsets": ["half"]}, r"found 'half', expected .*pattern"),
+        ({"ratios": ["a/r.toml", "b/r.toml"]}, r"ratios: r, r, expected each name once"),
+        (
+            {"methods": {"flair": {"method": "unet"}}, "reference": "flair"},
+            r"cannot be called flair",
+        ),
+        ({"seeds": []}, r"expected a longer list"),
+        ({"needs": {"cook": {}}}, r"needs.cook"),
+        (
+            {
+                "methods": {
+                    "attcl-gan": {"method": "attcl-gan", "title": "A"},
+                    "b": {"method": "unet", "title": "A"},
+                }
+            },
+            r"titles of methods: A, A, expected each name once",
+        ),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(changes, message):
+    with pytest.raises(AttclError, match=message) as caught:
+        study(**changes)
+    assert caught.value.code == "invalid-study"
+
+
+def test_a_dataset_that_is_not_there_is_named_before_the_first_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AttclError, match=r"datasets: p: DATA, no such folder"):
+        study().require_data()
+    Path("DATA").mkdir()
+    study().require_data()

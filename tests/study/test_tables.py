@@ -1,0 +1,404 @@
+"""The tables of a study, by figures that one can check by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+
+import pytest
+from charts import cliques, critical_difference, layers_png
+from claims import FAILS, HOLDS, OPEN, claims
+from plan import Study, read_study
+from results import COPY, SYNTHETIC, Cost, Results, published
+from table import Column, Table, Value, as_csv, as_latex, as_markdown
+from tables import (
+    ablation,
+    all_tables,
+    completed,
+    costs,
+    counts,
+    differences,
+    directions,
+    layers,
+    paired,
+    segmentation,
+    small_data,
+)
+
+HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
+PUBLISHED = published(HERE / "published.csv")
+
+
+def study(**changes: object) -> Study:
+    return read_study(
+        {
+            "title": "A question",
+            "output": "study",
+            "datasets": {"p": {"path": "DATA"}},
+            "methods": {
+                "attcl-gan": {"method": "attcl-gan", "variant": "attcl-gan", "title": "AttCL-GAN"},
+                "stargan-v2": {
+                    "method": "attcl-gan",
+                    "variant": "stargan-v2",
+                    "title": "StarGAN v2",
+                },
+            },
+            **changes,
+        }
+    )
+
+
+def cell(share: str = "all", seed: int = 0, ratio: str = "ratio1") -> str:
+    return f"p/{ratio}/{share}/seed{seed}"
+
+
+def dice(results: Results, where: str, name: str, *values: float, metric: str = "dice") -> None:
+    results.cases[where, name, "WT", metric] = {f"P{n}": value for n, value in enumerate(values)}
+
+
+# --- Segmentation -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_is_the_mean_over_seeds_of_the_mean_over_cases_with_the_deviation_of_the_seeds():
+    results = Results()
+    dice(results, cell(seed=0), "attcl-gan", 0.2, 0.4)  # 0.3
+    dice(results, cell(seed=1), "attcl-gan", 0.5, math.nan)  # 0.5: the second has no value
+    table = segmentation(study(seeds=[0, 1]), results, {})
+    value = table.rows["p", "ratio1", "AttCL-GAN"]["all: dice"]
+    assert value.mean == pytest.approx(0.4)
+    assert value.sd == pytest.approx(math.sqrt(0.02))
+    assert (value.n, value.seeds) == (2, 2)
+    assert value.text == "0.400 \u00b1 0.141"
+
+
+def test_best_and_second_best_are_marked_among_the_methods_alone():
+    results = Results()
+    for name, value in {
+        "flair": 0.1,
+        "real": 0.9,
+        "attcl-gan": 0.7,
+        "stargan-v2": 0.6,
+    }.items():
+        dice(results, cell(), name, value)
+        dice(results, cell(), name, 10 * value, metric="hd95")  # less is better
+    marks = segmentation(study(), results, {}).marks()
+    assert marks == {
+        (("p", "ratio1", "AttCL-GAN"), "all: dice"): 1,
+        (("p", "ratio1", "StarGAN v2"), "all: dice"): 2,
+        (("p", "ratio1", "AttCL-GAN"), "all: hd95"): 2,
+        (("p", "ratio1", "StarGAN v2"), "all: hd95"): 1,
+    }
+
+
+def test_equal_values_share_their_mark_and_a_single_one_has_none():
+    rows = {("a",): {"x": Value(1.0)}, ("b",): {"x": Value(1.0)}, ("c",): {"x": Value(0.5)}}
+    table = Table("t", "T", ("name",), [Column("x", 1)], rows)
+    assert set(table.marks().values()) == {1, 2}
+    assert table.marks()[("a",), "x"] == table.marks()[("b",), "x"] == 1
+    alone = Table("t", "T", ("name",), [Column("x", 1)], {("a",): {"x": Value(1.0)}})
+    assert alone.marks() == {}
+
+
+def test_the_paper_s_own_figures_stand_beside_ours_and_are_never_marked():
+    results = Results()
+    for name in ("attcl-gan", "stargan-v2", "flair"):
+        dice(results, cell(), name, 0.5 if name == "flair" else 0.6)
+    table = segmentation(study(), results, PUBLISHED)
+    beside = "all: dice, published (other data)"
+    assert table.rows["p", "ratio1", "AttCL-GAN"][beside].mean == 0.7551
+    assert table.rows["p", "ratio1", "StarGAN v2"][beside].mean == 0.7057
+    assert table.rows["p", "ratio1", "w/o DA"][beside].mean == 0.6850
+    assert not any(heading == beside for _, heading in table.marks())
+
+
+def test_the_share_of_the_training_cases_decides_which_published_figure_is_meant():
+    results = Results()
+    dice(results, cell("1-of-8"), "attcl-gan", 0.6)
+    table = segmentation(study(subsets=["1/8"]), results, PUBLISHED)
+    row = table.rows["p", "ratio1", "AttCL-GAN"]
+    assert row["1/8: dice, published (other data)"].mean == 0.6797
+
+
+def test_the_ablation_has_the_variants_of_attcl_gan_and_no_other_method():
+    results = Results()
+    names = ("attcl-gan", "stargan-v2", "acl", "acl+scd", "stargan-v2+cut", "unet")
+    methods = {
+        name: {"method": "attcl-gan", "variant": name} if name != "unet" else {"method": "unet"}
+        for name in names
+    }
+    for name in names:
+        dice(results, cell(), name, 0.5)
+    plan = study(methods=methods)
+    assert {labels[-1] for labels in ablation(plan, results, {}).rows} == {
+        "attcl-gan",
+        "stargan-v2",
+        "acl",
+        "acl+scd",
+    }
+    compared = {labels[-1] for labels in segmentation(plan, results, {}).rows}
+    assert compared == {"attcl-gan", "stargan-v2", "stargan-v2+cut", "unet"}
+
+
+def test_small_data_is_the_difference_of_the_same_seeds():
+    results = Results()
+    dice(results, cell(), "attcl-gan", 0.8)
+    dice(results, cell("1-of-8"), "attcl-gan", 0.6)
+    table = small_data(study(subsets=["1", "1/8"]), results)
+    (labels, values), *others = table.rows.items()
+    assert labels == ("p", "ratio1", "1/8 instead of all", "AttCL-GAN")
+    assert values["dice"].mean == pytest.approx(-0.2)
+    assert not others
+
+
+def test_figure_4_has_a_row_per_choice_of_layers_with_hours_and_memory():
+    results = Results()
+    methods = {
+        "attcl-gan": {"method": "attcl-gan"},
+        "one": {"method": "attcl-gan", "variant": "attcl-gan", "layers": [1]},
+        "both": {"method": "attcl-gan", "variant": "attcl-gan", "layers": [2, 3]},
+    }
+    for name, value in {"one": 0.5, "both": 0.7}.items():
+        dice(results, cell(), name, value)
+        results.costs[cell(), "train", name] = Cost(7200.0, 500.0)
+    table = layers(study(methods=methods), results)
+    assert [labels[-1] for labels in table.rows] == ["{1}", "{2, 3}"]
+    row = table.rows["p", "ratio1", "{2, 3}"]
+    assert (row["training, hours"].mean, row["memory, MB"].mean) == (2.0, 500.0)
+    assert layers_png(table).startswith(b"\x89PNG")
+
+
+# --- Differences ------------------------------------------------------------------------------------------------------
+
+
+def test_a_difference_is_paired_by_case_and_averaged_over_seeds_first():
+    results = Results()
+    dice(results, cell(seed=0), "a", 0.5, 0.7)
+    dice(results, cell(seed=0), "b", 0.4, 0.4)
+    dice(results, cell(seed=1), "a", 0.6)
+    dice(results, cell(seed=1), "b", 0.3)
+    value = paired(results, [cell(seed=0), cell(seed=1)], "a", "b")
+    assert value is not None
+    # P0: (0.1 + 0.3) / 2, P1: 0.3
+    assert value.mean == pytest.approx(0.25)
+    assert value.n == 2
+    assert 0.2 - 1e-9 <= value.low <= value.mean <= value.high <= 0.3 + 1e-9
+
+
+def test_what_has_no_case_in_common_has_no_difference():
+    results = Results()
+    dice(results, cell(), "a", 0.5)
+    assert paired(results, [cell()], "a", "b") is None
+
+
+def test_few_cases_are_flagged_wherever_they_are_shown():
+    results = Results()
+    for name in ("attcl-gan", "stargan-v2", "real"):
+        dice(results, cell(), name, 0.5, 0.6)
+    for table in (segmentation(study(), results, {}), differences(study(), results)):
+        assert "2 test cases at most" in table.notes[-1]
+        assert "\u2020" in as_markdown(table)
+
+
+# --- Synthesis --------------------------------------------------------------------------------------------------------
+
+
+def figures(results: Results, name: str, **by_direction: float) -> None:
+    for pair, value in by_direction.items():
+        direction = pair.replace("_to_", "->")
+        results.figures[cell(), name, direction, "fid", SYNTHETIC] = (value, 94)
+        results.figures[cell(), name, direction, "fid", COPY] = (100.0, 94)
+
+
+def test_table_2_has_both_ways_of_a_pair_in_one_row_and_the_mean_of_six_below():
+    results = Results()
+    figures(results, "attcl-gan", flair_to_t1=40.0, t1_to_flair=60.0)
+    results.figures[cell(), "attcl-gan", "six-directions", "fid", SYNTHETIC] = (50.0, 6)
+    table = directions(study(), results, PUBLISHED, "fid")
+    row = table.rows["p", "ratio1", "flair-t1", "AttCL-GAN"]
+    assert (row["all: A to B"].mean, row["all: B to A"].mean) == (40.0, 60.0)
+    assert row["all: A to B, published (other data)"].mean == 38.6402
+    assert row["all: B to A, published (other data)"].mean == 51.3290
+    assert table.rows["p", "ratio1", "flair-t1", "copy"]["all: A to B"].mean == 100.0
+    mean = table.rows["p", "ratio1", "mean of six", "AttCL-GAN"]["all: mean"]
+    assert (mean.mean, mean.n) == (50.0, 0)  # its n would count directions
+
+
+def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():
+    results = Results()
+    for target, values in {"t1": (0.9, 0.8), "t2": (0.7,)}.items():
+        for prediction, gain in ((SYNTHETIC, 0.0), (COPY, -0.5)):
+            results.volumes[cell(), "attcl-gan", target, "whole", "ssim", prediction] = {
+                f"P{n}": value + gain for n, value in enumerate(values)
+            }
+    rows = completed(study(), results, PUBLISHED).rows
+    assert rows["p", "ratio1", "all", "AttCL-GAN"]["t1"].mean == pytest.approx(0.85)
+    assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].mean == pytest.approx(0.8)
+    assert rows["p", "ratio1", "all", "copy"]["t2"].mean == pytest.approx(0.2)
+    assert not any("PLAVE" in labels[-1] for labels in rows)
+
+
+def test_table_1_counts_what_is_left_of_the_first_seed():
+    results = Results()
+    results.counts[cell()] = {"train": {"cases": 4, "flair": 4, "t1": 0}}
+    (row,) = counts(study(), results).rows.values()
+    assert {heading: value.text for heading, value in row.items()} == {
+        "train total": "4",
+        "train flair": "4",
+        "train t1": "0",
+    }
+
+
+def test_costs_are_minutes_and_memory_of_each_method():
+    results = Results()
+    for seed, seconds in ((0, 60.0), (1, 180.0)):
+        results.costs[cell(seed=seed), "train", "attcl-gan"] = Cost(seconds, 100.0 * (seed + 1))
+    row = costs(study(seeds=[0, 1]), results).rows[("AttCL-GAN",)]
+    assert (row["train, minutes"].mean, row["train, MB"].mean) == (2.0, 200.0)
+
+
+def test_a_table_without_a_value_is_left_out():
+    assert all_tables(study(), Results(), PUBLISHED) == []
+
+
+# --- What the paper published -----------------------------------------------------------------------------------------
+
+
+def test_the_published_figures_agree_with_the_paper_s_own_means():
+    """Table 2 gives six FID values; other-methods.md has their means: 64.42 of StarGAN v2, 48.66 of AttCL-GAN."""
+    for method, mean in {"stargan-v2": 64.42, "attcl-gan": 48.66}.items():
+        six = [
+            value
+            for (table, _, subset, of, _, metric), value in PUBLISHED.items()
+            if (table, subset, of, metric) == ("2", "1", method, "fid")
+        ]
+        assert len(six) == 6
+        assert sum(six) / 6 == pytest.approx(mean, abs=0.005)
+
+
+def test_tables_3_and_4_of_the_paper_agree_where_they_overlap():
+    for method in ("stargan-v2", "attcl-gan"):
+        for metric in ("dice", "sens", "hd95", "iou"):
+            for share in ("1", "1/8"):
+                key = ("ratio1", share, method, "WT", metric)
+                assert PUBLISHED["3", *key] == PUBLISHED["4", *key]
+
+
+# --- Claims -----------------------------------------------------------------------------------------------------------
+
+
+def verdicts(results: Results, plan: Study | None = None) -> dict[str, str]:
+    return {claim.words.split(" (")[0]: claim.verdict for claim in claims(plan or study(), results)}
+
+
+@pytest.mark.parametrize(
+    ("cases", "gain", "expected"), [(6, 0.1, HOLDS), (6, -0.1, FAILS), (5, 0.1, OPEN)]
+)
+def test_a_claim_about_cases_needs_six_of_them_and_an_interval_without_0(cases, gain, expected):
+    results = Results()
+    dice(results, cell(), "attcl-gan", *(0.5 + gain + 0.01 * n for n in range(cases)))
+    dice(results, cell(), "flair", *(0.5 + 0.01 * n for n in range(cases)))
+    assert verdicts(results)["Completion is better than one modality alone"] == expected
+
+
+def test_an_interval_with_0_decides_nothing():
+    results = Results()
+    dice(results, cell(), "attcl-gan", *(0.5 + 0.1 * (-1) ** n for n in range(10)))
+    dice(results, cell(), "flair", *([0.5] * 10))
+    assert verdicts(results)["Completion is better than one modality alone"] == OPEN
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ([(20.0, 30.0, 40.0)], OPEN),  # a single seed
+        ([(20.0, 30.0, 40.0), (21.0, 30.0, 40.0)], HOLDS),
+        ([(20.0, 30.0, 40.0), (50.0, 30.0, 40.0)], OPEN),  # they do not agree
+        ([(50.0, 30.0, 40.0), (50.0, 30.0, 40.0)], FAILS),
+    ],
+)
+def test_a_claim_about_distances_needs_two_seeds_that_agree(seeds, expected):
+    results = Results()
+    for seed, values in enumerate(seeds):
+        for name, value in zip(("t2", "t1", "t1ce"), values, strict=True):
+            key = (cell(seed=seed), "attcl-gan", f"flair->{name}", "fid", SYNTHETIC)
+            results.figures[key] = (value, 94)
+    plan = study(seeds=list(range(len(seeds))))
+    found = verdicts(results, plan)
+    assert found == {"FLAIR to T2 is the easiest direction, FLAIR to T1ce the hardest": expected}
+
+
+def test_scenarios_are_compared_case_by_case():
+    results = Results()
+    for ratio, level in (("ratio1", 0.5), ("ratio3", 0.7)):
+        dice(results, cell(ratio=ratio), "attcl-gan", *(level + 0.01 * n for n in range(6)))
+    found = verdicts(results, study(ratios=["ratio1", "ratio3"]))
+    assert found["The fewer volumes are missing, the better"] == HOLDS
+
+
+# --- Ranks ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_critical_difference_is_that_of_demsar_s_paper():
+    """Demsar 2006, section 3.2.3: 4 methods, 14 data sets, alpha 0.05: 2.569 sqrt(4 5 / (6 14)) = 1.25."""
+    values = {f"m{k}": {f"P{n}": (k + n) % 4 + 0.1 * k for n in range(14)} for k in range(4)}
+    drawn = critical_difference(values)
+    assert drawn is not None
+    picture, words = drawn
+    assert "critical difference 1.25" in words
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_a_bar_joins_the_largest_groups_that_do_not_differ():
+    assert cliques([1.0, 1.5, 2.4, 4.0], 1.0) == [(1.0, 1.5), (1.5, 2.4)]
+    assert cliques([1.0, 2.0, 3.0], 0.5) == []
+    assert cliques([1.0, 1.2, 1.4], 3.0) == [(1.0, 1.4)]
+
+
+def test_too_few_methods_or_cases_are_not_ranked():
+    assert critical_difference({"a": {"P": 1.0}, "b": {"P": 2.0}}) is None
+    assert critical_difference({name: {"P": 1.0} for name in "abc"}) is None
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+TABLE = Table(
+    "t",
+    "A & B",
+    ("method",),
+    [Column("x_1", 1)],
+    {
+        ("50 %",): {"x_1": Value(0.5, sd=0.1, n=12, seeds=2)},
+        ("other",): {"x_1": Value(0.25, n=3, seeds=1)},
+        ("none",): {},
+    },
+)
+
+
+def test_a_csv_has_a_line_per_value_in_full_precision():
+    lines = list(csv.DictReader(io.StringIO(as_csv(TABLE))))
+    assert lines[0] == {
+        **{"method": "50 %", "column": "x_1", "mean": "0.5", "sd": "0.1"},
+        **{"low": "", "high": "", "n": "12", "seeds": "2"},
+    }
+    assert len(lines) == 2
+
+
+def test_markdown_marks_the_best_bold_and_flags_few_cases():
+    assert as_markdown(TABLE).splitlines()[2:7] == [
+        "| method | x_1 |",
+        "| --- | --- |",
+        "| 50 % | **0.500 \u00b1 0.100** |",
+        "| other | *0.250\u2020* |",
+        "| none | \u2013 |",
+    ]
+
+
+def test_latex_is_booktabs_and_escapes_what_tex_reads():
+    text = as_latex(TABLE)
+    assert r"\caption{A \& B}" in text
+    assert r"method & x\_1 \\" in text
+    assert r"50 \% & \textbf{0.500 $\pm$ 0.100} \\" in text
+    assert r"other & \underline{0.250$^\dagger$} \\" in text
+    assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")

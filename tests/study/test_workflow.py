@@ -1,0 +1,206 @@
+"""The study as Snakemake runs it: from simulated patients to tables, killed and run again, with a job that fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from plan import read_study
+from report import write_study
+
+snakemake = pytest.importorskip("snakemake", reason="snakemake is not installed")
+
+HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
+SLURM = HERE / "profiles" / "slurm"
+SNAKEMAKE = [sys.executable, "-m", "snakemake", "-s", str(HERE / "Snakefile")]
+# The smallest study that has every stage.
+TINY = {
+    "title": "A study of a minute",
+    "output": "study",
+    "datasets": {"phantom": {"simulate": 6, "voxel_mm": 8, "sizes": "3/1/2"}},
+    "methods": {"attcl-gan": {"method": "attcl-gan", "title": "AttCL-GAN"}},
+    "train": {
+        "preset": "tiny",
+        "steps": 2,
+        "options": ["--set", "image_size=16", "--set", "canvas=32", "--set", "batch_size=2"],
+    },
+    "segment": {"preset": "tiny", "steps": 2, "options": ["--set", "canvas=32"]},
+    "metrics": ["ssim"],
+    "device": "cpu",
+}
+
+
+def write(path: Path, study: dict) -> Path:
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    return path
+
+
+def command(config: Path, *options: str) -> list[str]:
+    return [*SNAKEMAKE, "--configfile", str(config), "--cores", "2", *options]
+
+
+def run(config: Path, cwd: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return quietly(command(config, *options), cwd)
+
+
+def quietly(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command; what it writes to stderr is in stdout, too: a dry run of Snakemake has its messages there."""
+    return subprocess.run(
+        words, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """Return name -> bytes of all tables but that of the costs, which are times."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted((folder / "study" / "tables").iterdir())
+        if path.stem != "costs"
+    }
+
+
+@pytest.mark.slow
+def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_path):
+    config = write(tmp_path / "tiny.yaml", TINY)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+
+    first = run(config, whole)
+    assert first.returncode == 0, first.stdout
+    found = tables(whole)
+    assert {name.removesuffix(".csv") for name in found if name.endswith(".csv")} >= {
+        "table-1-counts",
+        "table-2-ssim",
+        "table-3-segmentation",
+        "table-3-differences",
+        "plave-table-1-ssim",
+    }
+    page = (whole / "study" / "study.html").read_text()
+    assert "14 of 14" not in page
+    assert "9 of 9" in page
+    assert "What is missing" not in page
+
+    again = run(config, whole)
+    assert "Nothing to be done" in again.stdout
+
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        command(config),
+        cwd=killed,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    trained = killed / "study/phantom/ratio1/all/seed0/attcl-gan/run/config.toml"
+    while not trained.exists() and process.poll() is None and time.monotonic() - begun < 300:
+        time.sleep(0.05)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    unlocked = run(config, killed, "--unlock")
+    assert unlocked.returncode == 0, unlocked.stdout
+    finished = run(config, killed)
+    assert finished.returncode == 0, finished.stdout
+    assert tables(killed) == found
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_leaves_the_others_and_the_page_says_which_and_why(tmp_path):
+    broken = {"method": "unet", "options": ["--set", "no_such_setting=1"]}
+    study = {
+        **TINY,
+        "methods": {**TINY["methods"], "broken": broken},
+        "segment": None,
+    }
+    study["methods"]["attcl-gan"] = {**TINY["methods"]["attcl-gan"], "directions": False}
+    config = write(tmp_path / "broken.yaml", study)
+    outcome = run(config, tmp_path)
+    assert outcome.returncode != 0
+    page = (tmp_path / "study" / "study.html").read_text()
+    assert "What is missing" in page
+    assert "no_such_setting" in page
+    assert "waits for train broken" in page
+    assert "AttCL-GAN" in (tmp_path / "study/tables/plave-table-1-ssim.md").read_text()
+
+
+def test_without_any_result_everything_is_named_as_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = write_study(read_study(TINY))
+    assert missing == 9
+    page = Path("study/study.html").read_text()
+    assert "not run" in page
+    assert "waits for splits" in page
+
+
+def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):
+    study = yaml.safe_load((HERE / "paper.yaml").read_text())
+    folder = tmp_path / "BRATS2021"
+    for number in range(243):  # names alone
+        (folder / f"BraTS2021_{number:05d}").mkdir(parents=True)
+    config = write(tmp_path / "paper.yaml", study)
+    outcome = run(config, tmp_path, "-n", "--quiet", "rules")
+    assert outcome.returncode == 0, outcome.stdout
+    jobs = list(read_study(study).jobs())
+    assert len(jobs) == 18 * (1 + 3 + 23 * 5 - 3)
+    assert f"total {len(jobs) + 2}" in " ".join(outcome.stdout.split())
+
+
+def test_a_missing_dataset_ends_the_plan_with_its_name(tmp_path):
+    shutil.copy(HERE / "cohort.yaml", tmp_path)
+    outcome = run(tmp_path / "cohort.yaml", tmp_path, "-n")
+    assert outcome.returncode == 1
+    assert "datasets: cohort: COHORT, no such folder" in outcome.stdout
+    assert "Traceback" not in outcome.stdout
+
+
+def test_snakemake_without_a_study_says_how_to_name_one(tmp_path):
+    outcome = quietly([*SNAKEMAKE, "-n"], tmp_path)
+    assert outcome.returncode == 1
+    assert "no study: add --configfile" in outcome.stdout
+
+
+def test_the_slurm_profile_passes_the_plugin_s_own_checks(tmp_path):
+    plugin = pytest.importorskip(
+        "snakemake_executor_plugin_slurm", reason="the plugin for Slurm is not installed"
+    )
+    from snakemake_executor_plugin_slurm import utils, validation
+
+    profile = yaml.safe_load((SLURM / "config.yaml").read_text())
+    assert profile["executor"] == "slurm"
+    settings = {
+        key.removeprefix("slurm-").replace("-", "_"): value
+        for key, value in profile.items()
+        if key.startswith("slurm-")
+    }
+    validation.validate_executor_settings(plugin.ExecutorSettings(**settings))
+    needs = read_study(yaml.safe_load((HERE / "paper.yaml").read_text())).needs("train")
+    resources = _Resources(
+        profile["default-resources"] | {"gpu": needs.gpu, "mem_mb": needs.mem_mb}
+    )
+    job = SimpleNamespace(resources=resources, threads=needs.threads)
+    validation.validate_slurm_extra(job)
+    assert utils.set_gres_string(job).strip() == "--gpus=1"
+    (tmp_path / "BRATS2021").mkdir()
+    outcome = run(
+        HERE / "paper.yaml", tmp_path, "-n", "--workflow-profile", str(SLURM), "--quiet", "all"
+    )
+    assert outcome.returncode == 0, outcome.stdout
+
+
+class _Resources(dict):
+    """Resources of a job as Snakemake hands them to a plugin: keys, and attributes."""
+
+    def __getattr__(self, name: str) -> object:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
