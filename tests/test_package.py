@@ -54,6 +54,19 @@ def test_the_repository_is_the_one_that_the_citation_names(hook):
     assert hook.repository_of('title: "attcl"\n') == ""
 
 
+def test_the_citation_agrees_with_the_package(hook):
+    """An address that is yet a comment is none."""
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    lines = citation.splitlines()
+    assert f"version: {attcl_cli.__version__}" in lines
+    assert f"license: {PROJECT['project']['license']}" in lines
+    assert sum("repository-code:" in line for line in lines) == 1
+    assert hook.repository_of('# repository-code: "https://..."\n') == ""
+    assert ("Repository" in hook.urls(hook.repository_of(citation))) == any(
+        line.startswith("repository-code:") for line in lines
+    )
+
+
 def test_with_a_repository_every_link_of_the_readme_is_absolute(hook):
     page = hook.for_index(README, REPOSITORY)
     assert f"]({REPOSITORY}/raw/HEAD/docs/demo.png)" in page
@@ -124,7 +137,11 @@ def test_the_extra_tensorboard_is_enough_for_statistics_of_a_training(
 
 def test_the_constraints_pin_every_package_that_an_installation_brings() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {Requirement(line).name for line in lines if line and not line.startswith("#")}
+    pins = {
+        canonicalize_name(Requirement(line).name)
+        for line in lines
+        if line and not line.startswith("#")
+    }
     wanted = [Requirement(line) for lines in EXTRAS.values() for line in lines]
     wanted += [Requirement(line) for line in PROJECT["project"]["dependencies"]]
     wanted += [Requirement(line) for line in PROJECT["build-system"]["requires"]]

@@ -164,6 +164,16 @@ class Sample:
         bins[inside] = np.searchsorted(edges, values) + 1
         return bins
 
+    @cached_property
+    def ends(self) -> list[tuple[int, int]]:
+        """Return where the mask begins and ends along each axis; slices with next to nothing of it do not count."""
+        inside = self.data != 0
+        flat = inside.sum(axis=0, dtype=np.uint16)
+        slices = np.array([np.count_nonzero(slice_) for slice_ in inside])
+        profiles = slices, flat.sum(axis=1), flat.sum(axis=0)
+        filled = [np.flatnonzero(counts > _FILLED * counts.max()) for counts in profiles]
+        return [(int(it[0]), int(it[-1]) + 1) if it.size else (0, 0) for it in filled]
+
 
 def read_record(
     paths: Sequence[Path],
@@ -353,7 +363,7 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     both = int(np.count_nonzero(masks[0] & masks[1]))
     overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
     covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
-    apart = _apart(*masks)
+    apart = _apart(first, second)
     if both < FEWEST_VOXELS:
         return PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
     box = tuple(
@@ -385,24 +395,14 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     return replace(pair, mirrored=axes, mirrored_information=shared, mirrored_overlap=lying)
 
 
-def _apart(first: Array, second: Array) -> tuple[float, float, float]:
-    """Return by how much two masks end apart along each axis, over the longer of both; 0 if one is empty."""
-    if not first.any() or not second.any():
-        return 0.0, 0.0, 0.0
+def _apart(first: Sample, second: Sample) -> tuple[float, float, float]:
+    """Return by how much two masks end apart along each axis, over the longer of both; 0 if both are empty."""
     z, y, x = (
-        max(abs(low - other_low), abs(high - other_high)) / max(high - low, other_high - other_low)
-        for axis in range(3)
-        for low, high in [_ends(first, axis)]
-        for other_low, other_high in [_ends(second, axis)]
+        max(abs(low - other_low), abs(high - other_high))
+        / max(high - low, other_high - other_low, 1)
+        for (low, high), (other_low, other_high) in zip(first.ends, second.ends, strict=True)
     )
     return z, y, x
-
-
-def _ends(mask: Array, axis: int) -> tuple[int, int]:
-    """Return where a mask begins and ends along an axis; slices with next to nothing of it do not count."""
-    counts = np.count_nonzero(mask, axis=_others(axis))
-    filled = np.flatnonzero(counts > _FILLED * counts.max())
-    return int(filled[0]), int(filled[-1]) + 1
 
 
 def _mirrored(first: Array, second: Array) -> tuple[tuple[int, ...], float, float]:

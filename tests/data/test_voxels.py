@@ -155,9 +155,10 @@ def test_ranks_go_along_or_against_or_neither(second, expected):
     assert rank_correlation(sample_of(data), sample_of(other)) == pytest.approx(expected, abs=0.1)
 
 
-def test_empty_samples_have_no_correlation():
+def test_empty_samples_have_no_correlation_and_no_ends():
     empty = Sample(np.zeros(SHAPE, np.float32), MM)
     assert rank_correlation(empty, empty) == 0
+    assert compare(empty, empty).apart == (0, 0, 0)
 
 
 def test_the_overlap_is_dice():
