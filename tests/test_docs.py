@@ -53,7 +53,7 @@ OTHER_OPTIONS = {
     *("--index-url", "--no-index", "--find-links", "--wheel-dir"),
     *("--configfile", "--cores", "--workflow-profile", "--unlock"),
 }
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, and the scripts in examples/, benchmarks/."""
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, and scripts of the repository."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),

@@ -147,7 +147,7 @@ def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):
     for number in range(243):  # names alone
         (folder / f"BraTS2021_{number:05d}").mkdir(parents=True)
     config = write(tmp_path / "paper.yaml", study)
-    outcome = run(config, tmp_path, "-n", "--quiet", "rules")
+    outcome = run(config, tmp_path, "-n")
     assert outcome.returncode == 0, outcome.stdout
     jobs = list(read_study(study).jobs())
     assert len(jobs) == 18 * (1 + 3 + 23 * 5 - 3)
