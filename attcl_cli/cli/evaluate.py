@@ -18,6 +18,7 @@ from attcl_cli.cli.options import (
     Overwrite,
     Quiet,
     Truth,
+    Viewer,
     Vocabulary,
     Workers,
 )
@@ -78,6 +79,7 @@ def evaluate(
     device: Device = "auto",
     workers: Workers = 2,
     overwrite: Overwrite = False,
+    viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -103,6 +105,7 @@ def evaluate(
         num_workers=workers,
         overwrite=overwrite,
         dry_run=dry_run,
+        viewer=viewer,
         progress=terminal,
     )
     if result.scores is not None:

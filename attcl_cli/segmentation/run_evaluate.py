@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from attcl_cli.errors import AttclError, UsageError, as_note, counted
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import evaluation, page, report
@@ -67,6 +68,7 @@ def evaluate(
     num_workers: int = 2,
     overwrite: bool = False,
     dry_run: bool = False,
+    viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> EvaluateResult:
     """Score label maps of the test split, whatever made them, or a trained segmenter.
@@ -87,6 +89,7 @@ def evaluate(
         num_workers: cases read ahead.
         overwrite: replace what an earlier evaluation left in `output`.
         dry_run: check everything, score nothing.
+        viewer: `slices`, or `niivue`: the page also has NiiVue, with the worst cases in whole.
         progress: listens.
 
     Raises:
@@ -94,6 +97,7 @@ def evaluate(
         AttclError: a file is unusable (all problems together).
         InterruptedRun: Ctrl-C or another signal; finished files are kept.
     """
+    require_viewer(viewer)
     request = Request(
         ori=str(ori),
         cpl=str(cpl),
@@ -103,7 +107,9 @@ def evaluate(
         input=input,
         allow_missing=allow_missing,
     )
-    options = _Options(request, per_slice, num_workers, overwrite, dry_run, RunLog(progress))
+    options = _Options(
+        request, per_slice, num_workers, overwrite, dry_run, viewer, RunLog(progress)
+    )
     if weights is not None and predictions is None:
         folder = Path(output or f"{DEFAULT_OUTPUT}-evaluated")
         return _evaluate_segmenter(Path(weights), folder, device, options)
@@ -133,6 +139,7 @@ class _Options:
     workers: int
     overwrite: bool
     dry_run: bool
+    viewer: str
     progress: RunLog
 
     def config(self, key: str, path: Path) -> dict[str, Any]:
@@ -211,6 +218,7 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
             data=study.data,
             predictions={name: files},
             facts={"labels": str(plan.convention)},
+            viewer=options.viewer,
             progress=options.progress,
         )
     return EvaluateResult(output, len(chosen), scores)
@@ -321,6 +329,7 @@ def _evaluate_segmenter(
                 "device": str(place),
             },
             settings=info.settings,
+            viewer=options.viewer,
             progress=options.progress,
         )
     return EvaluateResult(output, scores.cases, scores)

@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from completers import LACKING, content, phantom_file
+from embedded import centre_of_labels, centre_of_region, embedded
 
 import attcl_cli
 from attcl_cli.completion import report
@@ -193,3 +195,18 @@ def test_what_is_not_there_cannot_be_shown(arguments):
         assert caught.value.code == "nothing-to-show"
         assert "Phantom_0000" in caught.value.message
         assert "attcl complete --ori" in caught.value.hint
+
+
+def test_niivue_is_added_to_the_page_of_what_is_done_already(arguments):
+    first = complete(**arguments)
+    assert embedded(first.page) == {}
+    again = complete(**arguments, viewer="niivue")
+    assert (again.written, again.done_before) == (0, 7)
+    document = embedded(again.page)
+    assert len(document["panels"]) == 3
+    for place, entry in enumerate(document["panels"]):
+        assert [volume["kind"] for volume in entry["volumes"]] == ["source", "synthetic"]
+        labels = arguments["ori"] / entry["case"] / f"{entry['case']}_seg.nii.gz"
+        np.testing.assert_allclose(
+            centre_of_region(document, "tumour", place), centre_of_labels(labels), atol=1e-3
+        )

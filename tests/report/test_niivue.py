@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import panel
 
+import attcl_cli
 from attcl_cli.data.volumes import Grid, load, new_grid, save
 from attcl_cli.errors import UsageError
 from attcl_cli.report import niivue, pictures, sections
@@ -257,3 +258,13 @@ def test_an_unknown_viewer_is_wrong_usage():
         require_viewer("papaya")
     assert caught.value.code == "unknown-viewer"
     assert "expected slices or niivue" in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["score", "complete", "segment", "evaluate"])
+def test_an_unknown_viewer_is_refused_before_anything_is_read(attcl, elsewhere, name):
+    code, _, err = attcl(name, "--viewer", "papaya")
+    assert code == 2
+    assert "'--viewer'" in err or "--viewer:" in err
+    with pytest.raises(UsageError) as caught:
+        getattr(attcl_cli, name)(viewer="papaya")
+    assert caught.value.code == "unknown-viewer"

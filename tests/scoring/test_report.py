@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embedded import centre_of_labels, centre_of_region, embedded
 from score_files import HIDDEN, first_completed, spoil
 
 from attcl_cli.data import volumes
@@ -120,3 +121,24 @@ def test_each_volume_is_shown_beside_its_source_the_truth_and_the_difference(pag
         kinds = [tile["kind"] for tile in panel["tiles"]]
         assert kinds == ["source", "synthetic", "real", "difference"]
         assert [outline["name"] for outline in panel["outlines"]] == ["tumour"]
+
+
+def test_niivue_has_the_worst_volume_in_whole_where_its_file_lies(folders):
+    spoil(first_completed(folders), lambda data: np.where(data > 0, data[::-1], 0))
+    score(
+        folders.ori,
+        folders.cpl,
+        truth=folders.truth,
+        output=folders.scores,
+        metrics=["ssim"],
+        viewer="niivue",
+    )
+    document = embedded(folders.scores / "report.html")
+    worst = document["panels"][0]
+    assert (worst["case"], len(document["panels"])) == ("Phantom_00000", 3)
+    kinds = [volume["kind"] for volume in worst["volumes"]]
+    assert kinds == ["source", "synthetic", "real"]
+    labels = folders.truth / "Phantom_00000" / "Phantom_00000_seg.nii.gz"
+    np.testing.assert_allclose(
+        centre_of_region(document, "tumour"), centre_of_labels(labels), atol=1e-3
+    )

@@ -6,7 +6,9 @@ import dataclasses
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from embedded import centre_of_labels, centre_of_region, embedded
 from segmenters import json_in, perfect_prediction, segment, the_test_case
 
 from attcl_cli.data.dataset import open_dataset
@@ -293,3 +295,16 @@ def test_a_page_that_cannot_be_written_keeps_the_scores(study, monkeypatch):
     folder = study.root / "segment"
     assert (folder / "segment.csv").is_file() and (folder / "summary.json").is_file()
     assert json_in(folder / "run.json")["status"] == "failed"
+
+
+def test_niivue_has_the_worst_case_in_whole_where_its_file_lies(study):
+    maps = perfect_prediction(study, study.root / "maps").parent
+    result = evaluate(maps, viewer="niivue")
+    document = embedded(result.output / "report.html")
+    case = the_test_case(study)
+    assert [entry["case"] for entry in document["panels"]] == [case]
+    labels = study.truth / case / f"{case}_seg.nii.gz"
+    for name in ("true label map", "maps"):
+        np.testing.assert_allclose(
+            centre_of_region(document, name), centre_of_labels(labels), atol=1e-3
+        )
