@@ -25,9 +25,12 @@ SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 MOST_PANELS = 3  # panels of which whole volumes are embedded
 
 _MOST_VOXELS = 4_000_000  # of a volume: a head at 1 mm, cropped to its brain, has 3.5 million
-_MOST_BYTES = 9_000_000  # of all files, if there are several panels: a page stays below 20 MB
+_MOST_BYTES = 10_800_000  # of all files, if there are several panels: a page has 20 MB at most
 _OUTLINE_COLOURS = 4  # as `page/niivue.js` has
 _GZIP_LEVEL = 6
+_GREY_VALUES = (
+    0xFE  # bits that are kept: 128 values look the same, and take a seventh less than 256
+)
 
 
 def program() -> str:
@@ -76,26 +79,32 @@ def document(panels: Sequence[Panel]) -> dict[str, Any]:
 
     Args:
         panels: in this order; `MOST_PANELS` at most are taken, fewer if their files grow too large. The first is always
-            there, and large volumes are thinned, so that the size of a page does not depend on the dataset.
+            there. Large volumes are thinned, so that the size of a page does not depend on the dataset.
     """
     files: dict[str, int] = {}  # a NIfTI file in base64 -> position; two targets share their source
     entries: list[dict[str, Any]] = []
     names = dict.fromkeys(name for panel in panels[:MOST_PANELS] for name in panel.outlines)
     colours = {name: place % _OUTLINE_COLOURS for place, name in enumerate(names)}
     for panel in panels[:MOST_PANELS]:
-        more = dict(files)
-        entry = _entry(panel, more, colours)
-        if entries and sum(map(len, more)) * 3 // 4 > _MOST_BYTES:
+        for most in _MOST_VOXELS, _MOST_VOXELS // 2, _MOST_VOXELS // 4:
+            more = dict(files)
+            entry = _entry(panel, more, colours, most)
+            fits = sum(map(len, more)) * 3 // 4 <= _MOST_BYTES
+            if fits or entries:  # only the first panel is thinned, rather than left out
+                break
+        if entries and not fits:
             break
         files = more
         entries.append(entry)
     return {"files": list(files), "panels": entries}
 
 
-def _entry(panel: Panel, files: dict[str, int], colours: Mapping[str, int]) -> dict[str, Any]:
-    """Return a panel for the script; add its volumes to `files`."""
+def _entry(
+    panel: Panel, files: dict[str, int], colours: Mapping[str, int], most: int
+) -> dict[str, Any]:
+    """Return a panel for the script, with `most` voxels per volume; add its volumes to `files`."""
     box = pictures.brain_box(panel.brain)
-    steps = _steps(tuple(side.stop - side.start for side in box), panel.spacing_mm)
+    steps = _steps(tuple(side.stop - side.start for side in box), panel.spacing_mm, most)
     block = tuple(slice(side.start, side.stop, step) for side, step in zip(box, steps, strict=True))
     affine = of_block(panel.place, block)
 
@@ -111,7 +120,7 @@ def _entry(panel: Panel, files: dict[str, int], colours: Mapping[str, int]) -> d
             {
                 "caption": visible(tile.caption),
                 "kind": tile.kind,
-                "file": place_of(pictures.grey(tile.volume[block])),
+                "file": place_of(pictures.grey(tile.volume[block]) & _GREY_VALUES),
             }
             for tile in panel.tiles
             if tile.kind != DIFFERENCE
@@ -129,10 +138,10 @@ def _entry(panel: Panel, files: dict[str, int], colours: Mapping[str, int]) -> d
     }
 
 
-def _steps(shape: Sequence[int], spacing_mm: Sequence[float]) -> list[int]:
-    """Return a step per axis with which a volume has at most `_MOST_VOXELS`; the finest axis is thinned first."""
+def _steps(shape: Sequence[int], spacing_mm: Sequence[float], most: int) -> list[int]:
+    """Return a step per axis with which a volume has at most so many voxels; the finest axis is thinned first."""
     steps = [1, 1, 1]
-    while math.prod(-(-n // step) for n, step in zip(shape, steps, strict=True)) > _MOST_VOXELS:
+    while math.prod(-(-n // step) for n, step in zip(shape, steps, strict=True)) > most:
         apart = [mm * step for mm, step in zip(spacing_mm, steps, strict=True)]
         steps[apart.index(min(apart))] += 1
     return steps

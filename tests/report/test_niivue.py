@@ -104,15 +104,15 @@ def test_volumes_are_cropped_to_the_brain_and_stay_where_they_were():
     image = volumes_of(niivue.document([shown()]))["flair, source"]
     # columns 4..11 and rows 5..14 with a margin of 3, slices 1..4
     assert image.shape == (14, 16, 4)
-    (bright,) = np.argwhere(np.asarray(image.dataobj) == 255)
+    (bright,) = np.argwhere(np.asarray(image.dataobj) == 254)
     np.testing.assert_allclose(image.affine @ [*bright, 1], AFFINE @ [9, 7, 2, 1])
 
 
 def test_grey_values_are_those_of_the_slices():
     images = volumes_of(niivue.document([shown()]))
     assert set(images) == {"flair, source", "t1", "t1, real", "tumour"}  # and no difference
-    assert set(np.unique(images["flair, source"].dataobj)) == {0, 102, 255}  # 0.4 and 1 of 255
-    assert set(np.unique(images["t1"].dataobj)) == {0, 153}
+    assert set(np.unique(images["flair, source"].dataobj)) == {0, 102, 254}  # 0.4 and 1 of 255
+    assert set(np.unique(images["t1"].dataobj)) == {0, 152}  # 0.6 of 255, even
 
 
 def test_a_region_is_ones_and_zeros():
@@ -152,6 +152,16 @@ def test_of_large_files_only_the_first_panel_is_kept(monkeypatch):
     document = niivue.document([shown("a", source=0.1), shown("b", source=0.2)])
     assert [entry["case"] for entry in document["panels"]] == ["a"]
     assert len(document["files"]) == 4
+
+
+def test_if_the_first_panel_is_too_large_it_is_thinned(monkeypatch):
+    monkeypatch.setattr(niivue, "_MOST_VOXELS", 14 * 16 * 4)
+    whole = niivue.document([shown()])
+    monkeypatch.setattr(niivue, "_MOST_BYTES", sum(map(len, whole["files"])) * 3 // 4 - 1)
+    document = niivue.document([shown()])
+    assert not whole["panels"][0]["thinned"]
+    assert document["panels"][0]["thinned"]
+    assert volumes_of(document)["flair, source"].shape == (7, 16, 4)
 
 
 def test_a_large_volume_is_thinned_on_its_finest_axis_and_stays_in_place(monkeypatch):

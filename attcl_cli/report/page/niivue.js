@@ -5,7 +5,7 @@
   const element = (id) => document.getElementById("niivue-" + id);
   const section = document.getElementById("niivue"), box = element("volumes");
   const COLOURS = [[47, 230, 255], [255, 107, 220], [184, 240, 60], [255, 159, 67]];  // as outlines have
-  const OPACITY = 0.45, MOST_ZOOM = 8;
+  const OPACITY = 0.3, MOST_ZOOM = 8;
   const PLANES = [
     ["three planes", "MULTIPLANAR"], ["axial", "AXIAL"], ["coronal", "CORONAL"],
     ["sagittal", "SAGITTAL"], ["3-D", "RENDER"],
@@ -84,11 +84,15 @@
     box.append(figure);
     const viewer = new niivue.Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [1, 0.6, 0.1, 0.8], crosshairWidth: 0.6, crosshairWidthUnit: "percent", dragAndDropEnabled: false,
-      dragMode: niivue.DRAG_MODE.pan, isRadiologicalConvention: true, loadingText: "", logLevel: "error",
+      dragMode: niivue.DRAG_MODE.measurement, isRadiologicalConvention: true, loadingText: "", logLevel: "error",
+      measureTextColor: [1, 1, 1, 1],
       multiplanarShowRender: niivue.SHOW_RENDER.NEVER, sagittalNoseLeft: true, showLegend: false,
     });
     // Its own double click would stretch the window of one volume alone.
-    viewer.resetBriCon = () => viewer.setPan2Dxyzmm([0, 0, 0, 1]);
+    viewer.resetBriCon = () => {
+      viewer.clearMeasurements();
+      viewer.setPan2Dxyzmm([0, 0, 0, 1]);
+    };
     viewer.onLocationChange = ({ mm }) => { element("place").textContent = placeOf(mm); };
     await viewer.attachToCanvas(canvas);
     // The page can be scrolled over a volume: the wheel and fingers are its own only once it was chosen.
@@ -128,6 +132,7 @@
         name: region.name + ".nii.gz", colormap: "region" + region.colour, cal_max: 1,
         opacity: hidden.has(region.name) ? 0 : OPACITY,
       }));
+    viewer.clearMeasurements();
     viewer.setSliceType(niivue.SLICE_TYPE[plane]);
     viewer.scene.crosshairPos = viewer.mm2frac(panel.start);
     viewer.setPan2Dxyzmm([0, 0, 0, 1]);
@@ -181,11 +186,7 @@
   }
 
   function placeOf(mm) {
-    const sides = [["left", "right"], ["posterior", "anterior"], ["inferior", "superior"]];
-    return sides.map((names, axis) => {
-      const text = Math.abs(mm[axis]).toFixed(1);
-      return text + " mm " + names[Number(mm[axis] >= 0)];
-    }).join(", ");
+    return ["x", "y", "z"].map((name, axis) => name + " " + mm[axis].toFixed(1)).join(", ") + " mm";
   }
 
   // The patient's right is on the left of the screen.
