@@ -51,9 +51,17 @@ OTHER_OPTIONS = {
     *("--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"),
     *("--methods", "--only-count", "--files"),
     *("--index-url", "--no-index", "--find-links", "--wheel-dir"),
-    *("--configfile", "--cores", "--workflow-profile", "--unlock"),
+    *(
+        "--configfile",
+        "--cores",
+        "--workflow-profile",
+        "--unlock",
+        "--head",
+        "--address",
+        "--num-cpus",
+    ),
 }
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, and scripts of the repository."""
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, Ray, and scripts of the repository."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),

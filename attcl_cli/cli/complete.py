@@ -179,6 +179,15 @@ def complete(
     device: Device = "auto",
     workers: Workers = 2,
     overwrite: Overwrite = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="ADDRESS",
+            help="Make the volumes on a Ray cluster: local starts one on this machine for the run, auto takes "
+            "the running one, HOST:PORT another.  [default: in this process]",
+        ),
+    ] = None,
     viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -221,6 +230,7 @@ def complete(
         overwrite=overwrite,
         dry_run=dry_run,
         viewer=viewer,
+        ray=ray,
         progress=terminal,
     )
     if dry_run:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attcl_cli import devices
 from attcl_cli.completion.checks import require_possible
@@ -36,6 +36,9 @@ from attcl_cli.run_ends import reported
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord, read_record
 from attcl_cli.temporaries import sweep
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ def complete(
     overwrite: bool = False,
     dry_run: bool = False,
     viewer: str = SLICES,
+    ray: str | None = None,
     progress: Progress = SILENT,
 ) -> CompletionResult:
     """Synthesise every missing volume of a dataset (Algorithm 1); finished files are never made again.
@@ -150,6 +154,7 @@ def complete(
         dry_run: plan and check everything, and write nothing.
         viewer: `slices`, or `niivue`: the page also has NiiVue, with a few volumes in whole; it is written again even
             if nothing is left to make.
+        ray: make the volumes on this Ray cluster: `local` (started for this run), `auto`, or its address.
         progress: hears how it goes.
 
     Raises:
@@ -193,7 +198,8 @@ def complete(
     dataset, models, chosen = _expect(dataset, names, wanted, progress, force=force)
     for note in dataset.notes:
         progress.say(f"note: {note}")
-    place = devices.select(device)
+    place = devices.select("cpu" if ray is not None else device)  # a cluster has its own
+    on = str(place) if ray is None else f"ray ({device})"
     plan = plan_completion(
         dataset,
         Path(cpl),
@@ -211,10 +217,10 @@ def complete(
     _say_notes(plan, progress)
     record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:
-        return CompletionResult(plan, str(place), record_file, failed=tuple(plan.failed.items()))
+        return CompletionResult(plan, on, record_file, failed=tuple(plan.failed.items()))
     from attcl_cli.completion import making  # loads torch: all is checked
 
-    record = _record(plan, record_file, str(place), source, naming, targets)
+    record = _record(plan, record_file, on, source, naming, targets)
     record.config |= {
         "part": [part_id, num_parts],
         "keep_going": keep_going,
@@ -239,11 +245,11 @@ def complete(
         doubts = _known_doubts(plan)
         written = 0
         failed: dict[str, AttclError] = {}
-        methods = {model.sha256: load_method(model, place) for model in plan.used}
-        items = making.make_volumes(
+        items = _made(
             plan,
-            methods,
-            device=place,
+            place,
+            ray=ray,
+            device=device,
             batch_size=batch_size,
             workers=num_workers,
             keep_going=keep_going,
@@ -254,7 +260,42 @@ def complete(
             _finish_earlier(plan, record, doubts)
         page = _write_page(plan, record_file, failed, anew=busy or viewer != SLICES, viewer=viewer)
     return CompletionResult(
-        plan, str(place), record_file, written, linked, tuple(failed.items()), doubts, page
+        plan, on, record_file, written, linked, tuple(failed.items()), doubts, page
+    )
+
+
+def _made(
+    plan: CompletionPlan,
+    place: torch.device,
+    *,
+    ray: str | None,
+    device: str,
+    batch_size: int,
+    workers: int,
+    keep_going: bool,
+) -> Iterator[Completed]:
+    """Make the volumes here, or on a cluster."""
+    if ray is not None:
+        from attcl_cli.completion.on_ray import make_on_ray
+
+        return make_on_ray(
+            plan,
+            address=ray,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            keep_going=keep_going,
+        )
+    from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
+
+    methods = {model.sha256: load_method(model, place) for model in plan.used}
+    return make_volumes(
+        plan,
+        methods,
+        device=place,
+        batch_size=batch_size,
+        workers=workers,
+        keep_going=keep_going,
     )
 
 
