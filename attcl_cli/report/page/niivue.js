@@ -149,6 +149,7 @@
     press(element("panels"), panel);
     press(element("planes"), plane);
     box.setAttribute("aria-busy", "true");
+    box.dataset.count = panel.volumes.length;
     element("regions").replaceChildren(...panel.regions.map(makeSwitch));
     element("regions").hidden = !panel.regions.length;
     while (views.length < panel.volumes.length) views.push(await makeView());
