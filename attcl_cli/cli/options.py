@@ -32,7 +32,7 @@ Viewer = Annotated[
     ViewerName,
     typer.Option(
         "--viewer",
-        help="niivue: the page also has NiiVue, for the worst volumes in whole; 1 MB and these volumes larger.",
+        help="Of the page: slices; or niivue, which adds NiiVue with the worst volumes in whole (up to 20 MB).",
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import hashlib
 import math
 import struct
 from collections.abc import Mapping, Sequence
@@ -52,19 +51,6 @@ def policy() -> str:
 def licence() -> str:
     """Return the licences of NiiVue and of what it contains, which every copy has to show."""
     return _file("LICENSE").decode()
-
-
-def unpacked() -> bytes:
-    """Return NiiVue as npm has it.
-
-    Raises:
-        ValueError: the package was altered.
-    """
-    text = gzip.decompress(_file("niivue.umd.js.gz"))
-    digest = hashlib.sha256(text).hexdigest()
-    if digest != SHA256:
-        raise ValueError(f"niivue.umd.js: SHA-256 {digest}, expected {SHA256}")
-    return text
 
 
 def _file(name: str) -> bytes:
