@@ -61,7 +61,7 @@ OTHER_OPTIONS = {
         "--num-cpus",
     ),
 }
-"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, Ray, and scripts of the repository."""
+"""Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, Ray, and our own scripts."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from attcl_cli import __version__, run_ends, temporaries
 from attcl_cli.cli import (
@@ -20,6 +22,7 @@ from attcl_cli.cli import (
     evaluate,
     export,
     info,
+    options,
     prepare_splits,
     score,
     segment,
@@ -45,6 +48,29 @@ app = typer.Typer(
 )
 
 
+class _Command(TyperCommand):
+    """A command with options whose value may be left out, which Typer does not have."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put in the values that are left out, and parse."""
+        return super().parse_args(ctx, with_values(args, options.IF_WITHOUT_VALUE))
+
+
+def with_values(arguments: Sequence[str], values: Mapping[str, str]) -> list[str]:
+    """Return the arguments with the value of each option that stands there without one: `--ray` is `--ray local`.
+
+    Args:
+        arguments: of a command.
+        values: option -> its value if another option follows, or nothing.
+    """
+    whole: list[str] = []
+    for argument, following in pairwise([*arguments, "-"]):
+        whole.append(argument)
+        if argument in values and following.startswith("-"):
+            whole.append(values[argument])
+    return whole
+
+
 # Command -> its function, and the examples that end its help; in the order of --help.
 COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "prepare-splits": (prepare_splits.prepare_splits, prepare_splits.EXAMPLES),
@@ -58,7 +84,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], str]] = {
     "info": (info.info, info.EXAMPLES),
 }
 for _name, (_function, _examples) in COMMANDS.items():
-    app.command(_name, epilog=_examples)(_function)
+    app.command(_name, cls=_Command, epilog=_examples)(_function)
 app.add_typer(weights.app, name="weights")
 
 

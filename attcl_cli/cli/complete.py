@@ -183,9 +183,9 @@ def complete(
         str | None,
         typer.Option(
             "--ray",
-            metavar="ADDRESS",
-            help="Make the volumes on a Ray cluster: local starts one on this machine for the run, auto takes "
-            "the running one, HOST:PORT another.  [default: in this process]",
+            metavar="[ADDRESS]",
+            help="Make the volumes on a Ray cluster: without an address (or local) one on this machine is started for "
+            "the run, auto takes the running one, HOST:PORT another.  [default: in this process]",
         ),
     ] = None,
     viewer: Viewer = "slices",

@@ -14,6 +14,9 @@ from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.devices import Precision
 from attcl_cli.report.viewers import ViewerName
 
+IF_WITHOUT_VALUE = {"--ray": "local"}
+"""Option -> its value if it is given without one."""
+
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
 Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Json = Annotated[

@@ -12,7 +12,7 @@ import pytest
 from helpers import fresh_python, states
 
 from attcl_cli import __version__
-from attcl_cli.cli.app import app
+from attcl_cli.cli.app import app, with_values
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.files import sha256
 from attcl_cli.methods.weights import WEIGHTS_FILE
@@ -360,3 +360,12 @@ def test_a_dry_run_of_prepare_splits_refuses_what_the_run_would(here, phantom_ro
     code, _, err = attcl("prepare-splits", phantom_root, "--ratio", "ratio2", "-n")
     assert code == 2
     assert err.startswith("error: --output: data exists already")
+
+
+def test_an_option_may_be_given_without_its_value() -> None:
+    values = {"--ray": "local"}
+    assert with_values(["--ray", "--cpl", "out"], values) == ["--ray", "local", "--cpl", "out"]
+    assert with_values(["--cpl", "out", "--ray"], values) == ["--cpl", "out", "--ray", "local"]
+    assert with_values(["--ray", "auto", "-n"], values) == ["--ray", "auto", "-n"]
+    assert with_values(["--ray=auto", "-n"], values) == ["--ray=auto", "-n"]
+    assert with_values([], values) == []

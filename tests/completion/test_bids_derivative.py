@@ -185,7 +185,11 @@ def test_a_derivative_is_completed_as_a_derivative(gappy, made, tmp_path):
 
 
 def test_the_output_holds_the_volumes_their_side_cars_and_its_description(made):
-    assert set(content(made())) == MADE | SIDE_CARS | NAMING | {"run.json", "log.txt", "report.html"}
+    assert set(content(made())) == MADE | SIDE_CARS | NAMING | {
+        "run.json",
+        "log.txt",
+        "report.html",
+    }
 
 
 def test_the_description_names_what_made_it_and_from_what(gappy, made):

@@ -122,7 +122,7 @@ def test_the_command_starts_a_cluster_and_ends_it(gappy, weights, tmp_path):
     command = [sys.executable, "-m", "attcl_cli", "complete", "-i", str(gappy())]
     out = tmp_path / "out"
     outcome = subprocess.run(
-        [*command, "-o", str(out), "-w", str(weights.path), "-d", "cpu", "--ray", "local"],
+        [*command, "-o", str(out), "-w", str(weights.path), "--ray", "-d", "cpu"],
         capture_output=True,
         text=True,
         check=False,

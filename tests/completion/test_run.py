@@ -68,7 +68,11 @@ def test_paths_may_be_strings(gappy, trained_run, tmp_path):
 
 
 def test_a_finished_output_holds_the_volumes_their_side_cars_run_json_and_the_page(finished):
-    assert set(content(finished["cpl"])) == expected_files() | {"run.json", "log.txt", "report.html"}
+    assert set(content(finished["cpl"])) == expected_files() | {
+        "run.json",
+        "log.txt",
+        "report.html",
+    }
     assert cases_in(finished["cpl"]) == {
         f"Phantom_{case:05d}": ("done", [phantom_file(case, name) for name in names])
         for case, names in enumerate(LACKING)
