@@ -30,9 +30,9 @@ TINY = {
     "train": {
         "preset": "tiny",
         "steps": 2,
-        "options": ["--set", "image_size=16", "--set", "canvas=32", "--set", "batch_size=2"],
+        "options": ["--set", "image_size=32", "--set", "canvas=32", "--set", "batch_size=2"],
     },
-    "segment": {"preset": "tiny", "steps": 2, "options": ["--set", "canvas=32"]},
+    "segment": {"preset": "tiny", "steps": 2},
     "metrics": ["ssim"],
     "device": "cpu",
 }
