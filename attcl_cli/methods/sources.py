@@ -76,6 +76,49 @@ class AllPresent:
 
 
 @dataclass(frozen=True)
+class SeenTogether:
+    """The sources of another rule, but no more of them than a training case had together with the target.
+
+    Cases with FLAIR and T1, and others with FLAIR and T2, teach T2 from FLAIR alone. What a network makes of T2 from
+    FLAIR and T1 it has never been told.
+
+    Attributes:
+        rule: the other rule.
+        patterns: modalities that a training case had.
+    """
+
+    rule: SourceRule
+    patterns: frozenset[frozenset[str]]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """See `SourceRule`."""
+        return self.rule.targets
+
+    def sources_for(self, target: str, present: Sequence[str]) -> tuple[str, ...] | None:
+        """See `SourceRule`: as many sources as any training case had, the preferred ones if others are as many."""
+        sources = self.rule.sources_for(target, present)
+        together = [pattern for pattern in self.patterns if target in pattern]
+        if sources is None or not together:
+            return sources
+
+        def known(pattern: frozenset[str]) -> list[str]:
+            return [name for name in present if name in pattern and name in sources]
+
+        best = max((known(pattern) for pattern in together), key=lambda names: _rank(names, present))
+        return self.rule.sources_for(target, best) if best else sources
+
+    def describe(self, target: str) -> str:
+        """See `SourceRule`."""
+        return self.rule.describe(target)
+
+
+def _rank(names: Sequence[str], present: Sequence[str]) -> tuple[int, list[int]]:
+    """Return how good a choice of sources is: more are better, then earlier ones."""
+    return len(names), [-present.index(name) for name in names]
+
+
+@dataclass(frozen=True)
 class Exactly:
     """A fixed set of sources for each target.
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from attcl_cli.files import parse_json, read_json, sha256, write_json, write_who
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.settings import Settings, parse, parse_first_schema, to_tables
-from attcl_cli.methods.sources import SourceRule
+from attcl_cli.methods.sources import AllPresent, SeenTogether, SourceRule
 
 if TYPE_CHECKING:  # a name of nothing is reported before torch is loaded
     import torch
@@ -110,10 +111,24 @@ class WeightsInfo:
         """The class of the method."""
         return METHODS[self.settings.method]
 
-    @property
+    @cached_property
     def rule(self) -> SourceRule:
-        """The rule that says what these weights make from what."""
-        return self.method.sources(self.settings, self.modalities)
+        """The rule that says what these weights make from what.
+
+        Of several sources, only those are taken that a training case had together with the target.
+        """
+        rule = self.method.sources(self.settings, self.modalities)
+        return SeenTogether(rule, self.patterns) if isinstance(rule, AllPresent) else rule
+
+    @cached_property
+    def patterns(self) -> frozenset[frozenset[str]]:
+        """The modalities of each training case; empty if the file does not say."""
+        cases: dict[str, set[str]] = {}
+        if all(name in self.training_statistics for name in self.modalities):
+            for name, vectors in self.training_statistics.items():
+                for case in vectors:
+                    cases.setdefault(case, set()).add(name)
+        return frozenset(map(frozenset, cases.values()))
 
 
 @dataclass(frozen=True)

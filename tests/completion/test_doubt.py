@@ -135,11 +135,13 @@ def test_a_case_of_another_scanner_is_far(training, knowing, tmp_path):
     """One was smoothed over and noise added, one is of half the size: as other scanners and patients might be."""
     weights, _ = knowing
     root = without_t2(training, tmp_path / "in")
-    for number, change in enumerate((coarse, small)):
-        path = root / phantom_file(number, "flair")
-        image = nib.load(path)
-        values = change(image.get_fdata())
-        nib.save(nib.Nifti1Image(values.astype(np.int16), image.affine, image.header), path)
+    everything = ("flair", "t1", "t1ce")
+    for number, change, names in ((0, coarse, ("flair",)), (1, small, everything)):
+        for name in names:
+            path = root / phantom_file(number, name)
+            image = nib.load(path)
+            values = change(image.get_fdata())
+            nib.save(nib.Nifti1Image(values.astype(np.int16), image.affine, image.header), path)
     said = doubts(root, tmp_path / "out", weights)
     assert [case[-1] for case, doubt in said.items() if doubt.far] == ["0", "1"]
 

@@ -9,6 +9,7 @@ from attcl_cli.methods.sources import (
     AnyOne,
     Exactly,
     HubAndSpokes,
+    SeenTogether,
     made_between,
     takes_one,
 )
@@ -31,6 +32,33 @@ def test_all_present_takes_every_known_modality_in_its_own_order():
     assert rule.targets == FOUR
     assert rule.sources_for("t1", ["t2", "pd", "flair", "t1"]) == ("flair", "t2")
     assert rule.sources_for("t1", ["t2"]) == ("t2",)
+
+
+# What the scenario ratio1 leaves of the training cases: FLAIR and one other modality.
+RATIO1 = frozenset(frozenset({"flair", name}) for name in ("t1", "t1ce", "t2"))
+
+
+def test_sources_that_no_training_case_had_beside_the_target_are_left_out():
+    rule = SeenTogether(AllPresent(FOUR), RATIO1)
+    assert rule.targets == FOUR
+    assert rule.sources_for("t2", ["flair", "t1"]) == ("flair",)
+    assert rule.sources_for("flair", ["t1", "t2"]) == ("t1",)  # one of them, the first in order
+    assert rule.sources_for("flair", ["t2", "t1"]) == ("t2",)
+
+
+def test_as_many_sources_are_taken_as_a_training_case_had():
+    rule = SeenTogether(AllPresent(FOUR), RATIO1 | {frozenset({"flair", "t1", "t2"})})
+    assert rule.sources_for("t2", ["flair", "t1"]) == ("flair", "t1")
+    assert rule.sources_for("t2", ["flair", "t1", "t1ce"]) == ("flair", "t1")
+    assert rule.sources_for("t1ce", ["flair", "t1", "t2"]) == ("flair",)
+
+
+def test_without_any_training_case_of_the_pair_the_other_rule_decides():
+    rule = SeenTogether(AllPresent(FOUR), RATIO1)
+    assert rule.sources_for("t2", ["t1", "t1ce"]) == ("t1", "t1ce")
+    assert SeenTogether(AllPresent(FOUR), frozenset()).sources_for("t2", ["t1"]) == ("t1",)
+    assert rule.sources_for("pd", ["t1"]) is None
+    assert rule.sources_for("t2", ["pd"]) is None
 
 
 def test_exactly_takes_its_sources_if_all_are_present():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import small_settings
+from helpers import changed, small_settings
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -103,6 +103,25 @@ def test_the_background_of_training_comes_back_and_auto_goes_without_saying(
     assert find_weights(str(tmp_path / "w.safetensors")).info.background == background
     stored = "background" in read_metadata(tmp_path / "w.safetensors")
     assert stored == (background != "auto")
+
+
+def test_several_sources_are_those_that_a_training_case_had_together(tiny_settings, tmp_path):
+    vectors = {"t1": "AB", "t2": "AC", "t1ce": "C", "flair": "ABC"}
+    known = {name: {case: (0.5,) for case in cases} for name, cases in vectors.items()}
+    settings = changed(tiny_settings, sources="many")
+    saved_method(tmp_path / "w.safetensors", settings, training_statistics=known)
+    info = find_weights(str(tmp_path / "w.safetensors")).info
+    assert info.patterns == {
+        frozenset({"flair", "t1", "t2"}),
+        frozenset({"flair", "t1"}),
+        frozenset({"flair", "t2", "t1ce"}),
+    }
+    assert info.rule.sources_for("t2", ["flair", "t1", "t1ce"]) == ("flair", "t1")
+    assert info.rule.sources_for("t1", ["flair", "t1ce"]) == ("flair",)
+    del known["t1ce"]  # then nobody knows who had it
+    saved_method(tmp_path / "w.safetensors", settings, training_statistics=known)
+    info = find_weights(str(tmp_path / "w.safetensors")).info
+    assert info.rule.sources_for("t1", ["flair", "t1ce"]) == ("flair", "t1ce")
 
 
 def test_what_was_measured_on_the_training_volumes_comes_back_and_is_not_on_the_card(
