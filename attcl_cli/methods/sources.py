@@ -105,7 +105,9 @@ class SeenTogether:
         def known(pattern: frozenset[str]) -> list[str]:
             return [name for name in present if name in pattern and name in sources]
 
-        best = max((known(pattern) for pattern in together), key=lambda names: _rank(names, present))
+        best = max(
+            (known(pattern) for pattern in together), key=lambda names: _rank(names, present)
+        )
         return self.rule.sources_for(target, best) if best else sources
 
     def describe(self, target: str) -> str:

@@ -329,7 +329,9 @@ class Study:
                 [*model.options, "--seed", str(place.seed), *device],
             )
             return _resumed(
-                folder / "config.toml", ["train", "--resume", str(folder), *device], start
+                folder / "config.toml",
+                ["train", "--resume", str(folder), "--data", str(data), *device],
+                start,
             )
         run, out = self.folder(cell, "train", of), self.folder(cell, "complete", of)
         if stage == "complete":

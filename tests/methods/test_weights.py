@@ -107,7 +107,7 @@ def test_the_background_of_training_comes_back_and_auto_goes_without_saying(
 
 def test_several_sources_are_those_that_a_training_case_had_together(tiny_settings, tmp_path):
     vectors = {"t1": "AB", "t2": "AC", "t1ce": "C", "flair": "ABC"}
-    known = {name: {case: (0.5,) for case in cases} for name, cases in vectors.items()}
+    known = {name: dict.fromkeys(cases, (0.5,)) for name, cases in vectors.items()}
     settings = changed(tiny_settings, sources="many")
     saved_method(tmp_path / "w.safetensors", settings, training_statistics=known)
     info = find_weights(str(tmp_path / "w.safetensors")).info
