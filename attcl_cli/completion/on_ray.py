@@ -174,10 +174,6 @@ class _Worker:
                 keep_going=True,
             )
 
-    def pid(self) -> int:
-        """Return the number of this process."""
-        return os.getpid()
-
 
 @contextmanager
 def _cluster(address: str) -> Iterator[Any]:
