@@ -99,6 +99,11 @@ class InterruptedRun(AttclError):  # noqa: N818 - no error: the user wanted it
     exit_code = EXIT_INTERRUPTED
 
 
+def single_problems(error: AttclError) -> Sequence[AttclError]:
+    """Return the single problems of an error, at least one."""
+    return error.problems if isinstance(error, ProblemsError) else (error,)
+
+
 def all_of(problems: Sequence[AttclError]) -> AttclError | None:
     """Return no error for no problem, the problem itself for one, `ProblemsError` for more."""
     if len(problems) > 1:

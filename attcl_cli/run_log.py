@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attcl_cli import __version__
 from attcl_cli.confined import require_inside
-from attcl_cli.errors import AttclError, ProblemsError, visible
+from attcl_cli.errors import AttclError, single_problems, visible
 from attcl_cli.files import not_written
 from attcl_cli.progress import Bar, Lines, Progress
 
@@ -98,7 +98,7 @@ class RunLog:
         self._note_error(error)
 
     def _note_error(self, error: AttclError) -> None:
-        for single in error.problems if isinstance(error, ProblemsError) else (error,):
+        for single in single_problems(error):
             self._note(f"error: {single.message}")
             if single.hint:
                 self._note(f"hint: {single.hint}")

@@ -17,7 +17,7 @@ from typing import Any, TextIO, cast
 
 import typer
 
-from attcl_cli.errors import UNSEEN, AttclError, ProblemsError, counted, visible
+from attcl_cli.errors import UNSEEN, AttclError, counted, single_problems, visible
 from attcl_cli.progress import Lines
 
 _MAX_PROBLEMS = 50
@@ -215,7 +215,7 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
 
 def show_error(problem: AttclError) -> None:
     """Show an error and its hint on stderr; of several, all, but never more than a screenful."""
-    problems = _single(problem)
+    problems = single_problems(problem)
     for single in problems[:_MAX_PROBLEMS]:
         say(f"error: {single.message}")
         if single.hint:
@@ -235,14 +235,9 @@ def describe(problem: AttclError) -> dict[str, Any]:
     """Return an error as plain data for JSON: the first problem at the top, and all of them in `problems`."""
     every = [
         {"error": single.message, "hint": single.hint, "code": single.code}
-        for single in _single(problem)
+        for single in single_problems(problem)
     ]
     return {**every[0], "exit_code": problem.exit_code, "problems": every}
-
-
-def _single(problem: AttclError) -> Sequence[AttclError]:
-    """Return the single problems of an error, at least one."""
-    return problem.problems if isinstance(problem, ProblemsError) else (problem,)
 
 
 def _cell(value: Any) -> str:
