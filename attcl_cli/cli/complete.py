@@ -130,6 +130,14 @@ def complete(
             "[default: if the weights were trained on squares, in whole volumes]",
         ),
     ] = None,
+    guide: Annotated[
+        bool | None,
+        typer.Option(
+            "--guide/--no-guide",
+            help="Sharpen a volume by modalities of its case that no training case had beside it.  "
+            "[default: as --even]",
+        ),
+    ] = None,
     link_originals: Annotated[
         bool,
         typer.Option(
@@ -220,6 +228,7 @@ def complete(
         average=average,
         intensities=intensities,
         even=even,
+        guide=guide,
         link_originals=link_originals,
         num_parts=num_parts,
         part_id=part_id,
@@ -264,11 +273,13 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
         ", ".join(dict.fromkeys(name for target in job.outputs for name in job.between(target)))
         for job in plan.jobs
     ]
+    guided = any(plan.manner.guides_of(job.makers) for job in plan.jobs)
     jobs = [
         {
             "case": job.case.id,
             "source": ", ".join(job.sources),
             **({"through": through} if any(between) else {}),
+            **({"sharpened by": ", ".join(plan.manner.guides_of(job.makers))} if guided else {}),
             **(
                 {"weights": ", ".join(maker.weights.name for maker in job.makers)}
                 if len(plan.models) > 1

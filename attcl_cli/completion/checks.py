@@ -77,6 +77,8 @@ def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) 
         places.dataset.layout.require_volumes(f"--planes {manner.planes}")
     if manner.even:
         places.dataset.layout.require_volumes("--even")
+    if manner.guide:
+        places.dataset.layout.require_volumes("--guide")
     if places.naming is not None:
         _require_naming(places.dataset, places.naming, manner)
 
@@ -117,12 +119,12 @@ def cannot_make(models: Sequence[Weights], unmade: Mapping[str, Sequence[str]]) 
     return problems
 
 
-def synthetic_sources(dataset: Dataset, jobs: Sequence[Job]) -> list[AttclError]:
+def synthetic_sources(dataset: Dataset, jobs: Sequence[Job], manner: Manner) -> list[AttclError]:
     """Return a problem if a source was synthesised: a volume made from it would be called the patient's own."""
     names = dict.fromkeys(
         f"{name} of {job.case.id}"
         for job in jobs
-        for name in dataset.synthetic(job.case, job.sources)
+        for name in dataset.synthetic(job.case, (*job.sources, *manner.guides_of(job.makers)))
     )
     if not names:
         return []
@@ -331,6 +333,9 @@ def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
 
 
 def _with_another_option(name: str, before: object, value: object) -> str:
+    if isinstance(before, Sequence) and isinstance(value, Sequence) and name == "guides":
+        before, value = (", ".join(it) or "nothing" for it in (before, value))
+        return f"made sharpened by {before}, expected by {value} (--guide, --no-guide)"
     if name in {"mirror", "even"}:
         before, value = (f"--{name}" if it else f"--no-{name}" for it in (before, value))
         return f"made with {before}, expected {value}"

@@ -16,6 +16,7 @@ from torch import nn
 
 from attcl_cli import devices
 from attcl_cli.completion.even_slices import even_out
+from attcl_cli.completion.guided import Guidance, sharpen
 from attcl_cli.completion.jobs import Manner
 from attcl_cli.completion.preparation import AXIAL, SAGITTAL, THREE_PLANES, Prepared, prepare
 from attcl_cli.data import intensities
@@ -272,6 +273,7 @@ def intensities_of(
     target: str,
     *,
     even: bool = False,
+    guidance: Guidance | None = None,
     matched: bool,
     scale: Scale | None = None,
 ) -> Array:
@@ -283,12 +285,15 @@ def intensities_of(
         info: the weights', with their scales, and the quantiles if these are to be matched.
         target: the modality.
         even: even out the steps between slices first.
+        guidance: then sharpen the volume by these modalities of its case.
         matched: give the volume the quantiles of the modality. They were measured on the slices that training uses, and
             so are the volume's own, if it has any of these.
         scale: the intensities that -1 and 1 become; None: those of the weights.
     """
     if even:
         values = even_out(values, inside)
+    if guidance is not None:
+        values = sharpen(values, inside, guidance)
     if matched and values.size:
         span = intensities.training_slices(len(inside))
         ends = np.cumsum([0, *inside.sum(axis=(1, 2))])

@@ -28,10 +28,17 @@ INTENSITIES = ("auto", "network", "matched")
 
 @dataclass(frozen=True)
 class Maker:
-    """Weights, and the modalities of a case that they make a volume from."""
+    """Weights, and the modalities of a case that they make a volume from.
+
+    Attributes:
+        weights: the weights.
+        sources: what their network is given.
+        withheld: what it could be given, but no training case had beside the target (`methods.sources`).
+    """
 
     weights: Weights
     sources: tuple[str, ...]
+    withheld: tuple[str, ...] = ()
 
     def between(self, target: str) -> tuple[str, ...]:
         """Return the modalities that the weights make on the way to the target, and that are not written."""
@@ -87,6 +94,7 @@ class Manner:
             volumes; `auto`: matched if the weights have these and were trained on squares.
         even: whether steps between neighbouring slices are evened out; None: in whole volumes if the weights were
             trained on squares.
+        guide: whether a volume is sharpened by the modalities that were withheld from its network; None: as `even`.
     """
 
     slices: tuple[int, int] | None = None
@@ -97,6 +105,7 @@ class Manner:
     average: bool = False
     intensities: str = "auto"
     even: bool | None = None
+    guide: bool | None = None
 
     def mirrors(self, info: WeightsInfo) -> bool:
         """Return whether a volume of these weights is the mean of a pass and a mirrored one."""
@@ -116,6 +125,19 @@ class Manner:
             return self.even
         return self.slices is None and info.settings.crop > 0
 
+    def guides_of(self, makers: Sequence[Maker]) -> tuple[str, ...]:
+        """Return the modalities that sharpen a volume: those that were withheld from all networks that make it."""
+        if not self.guides(makers[0].weights.info):
+            return ()
+        first, *others = makers
+        return tuple(name for name in first.withheld if all(name in it.withheld for it in others))
+
+    def guides(self, info: WeightsInfo) -> bool:
+        """Return whether a volume of these weights is sharpened, if anything was withheld from them."""
+        if self.guide is not None:
+            return self.guide
+        return self.slices is None and info.settings.crop > 0
+
     def document(self) -> dict[str, Any]:
         """Return what was asked for, as `run.json` says it."""
         return {
@@ -125,6 +147,7 @@ class Manner:
             "average": self.average,
             "intensities": self.intensities,
             "even": "auto" if self.even is None else self.even,
+            "guide": "auto" if self.guide is None else self.guide,
         }
 
     def document_of(self, makers: Sequence[Maker], target: str) -> dict[str, Any]:
@@ -145,6 +168,7 @@ class Manner:
             "planes": self.planes,
             "intensities": "matched" if self.matches(info, target) else "network",
             "even": self.evens(info),
+            "guides": list(self.guides_of(makers)),
             **({"averaged": averaged} if len(averaged) > 1 else {}),
         }
 
@@ -161,6 +185,7 @@ OLD_MANNER: Mapping[str, Any] = {
     "planes": "axial",
     "intensities": "network",
     "even": False,
+    "guides": [],
 }
 """How volumes were made whose side-car, of an earlier version, does not say so."""
 

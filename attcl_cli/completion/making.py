@@ -20,6 +20,7 @@ import torch
 
 from attcl_cli import __version__
 from attcl_cli.completion.doubt import distance, vector_of
+from attcl_cli.completion.guided import Guidance
 from attcl_cli.completion.inference import (
     Made,
     Network,
@@ -111,7 +112,7 @@ def make_volumes(
                 ) from error
             slots.acquire()
             doubts = {target: loaded.doubt(made[target]) for target in job.outputs}
-            writing = writers.submit(_write, plan, job, loaded.frame, made, doubts)
+            writing = writers.submit(_write, plan, job, loaded.frame, loaded.guidance, made, doubts)
             writing.add_done_callback(lambda _future: slots.release())
             pending.append((job, seconds, doubts, writing))
             while pending and pending[0][-1].done():
@@ -179,6 +180,7 @@ class _Loaded:
 
     frame: _Frame
     passes: Sequence[Pass]
+    guidance: Guidance | None
     distance: float | None
     far: bool | None
 
@@ -223,9 +225,23 @@ def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loa
     return _Loaded(
         _Frame(inside, written, images.volumes[job.sources[0]].grid),
         passes,
+        _guidance(images, job.sources, manner.guides_of(job.makers)),
         away.value if away else None,
         away.far if away else None,
     )
+
+
+def _guidance(
+    images: volumes.CaseImages, sources: Sequence[str], unseen: Sequence[str]
+) -> Guidance | None:
+    """Return what the volumes of a case are sharpened by; None if nothing was withheld from the networks."""
+    if not unseen:
+        return None
+    scaled = {
+        name: intensities.normalise(images.volumes[name].data, images.brain, images.scales[name])
+        for name in (*sources, *unseen)
+    }
+    return Guidance([scaled[name] for name in sources], [scaled[name] for name in unseen])
 
 
 def _read(plan: CompletionPlan, job: Job) -> volumes.CaseImages:
@@ -286,6 +302,7 @@ def _write(
     plan: CompletionPlan,
     job: Job,
     frame: _Frame,
+    guidance: Guidance | None,
     made: Mapping[str, Made],
     doubts: Mapping[str, Doubt],
 ) -> tuple[str, ...]:
@@ -299,6 +316,7 @@ def _write(
             info,
             target,
             even=plan.manner.evens(info),
+            guidance=guidance,
             matched=plan.manner.matches(info, target),
             scale=style.scale,
         )
@@ -331,7 +349,7 @@ def _write(
             [plan.output / file for file in files],
             data,
             replace(frame.grid, dtype=style.dtype, scaled=False),
-            description=f"attcl {__version__} synthetic {target} from {_sources_in_words(job, target)}",
+            description=f"attcl {__version__} synthetic {target} from {_sources_in_words(plan, job, target)}",
             made_by=_makers(job),
         )
         outputs += [str(file) for file in files]
@@ -387,10 +405,11 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
     if plan.places.naming is None:
         file = plan.places.files(job.case, target)[0]
         description = (
-            f"Synthetic {target} image made from {_sources_in_words(job, target)} by attcl "
+            f"Synthetic {target} image made from {_sources_in_words(plan, job, target)} by attcl "
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
-        files = [job.case.files[name][0] for name in job.sources]
+        guides = plan.manner.guides_of(job.makers)
+        files = [job.case.files[name][0] for name in (*job.sources, *guides)]
         fields = derivative.image_fields(dataset, files, file, description)
     return {
         **fields,
@@ -410,9 +429,11 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
     }
 
 
-def _sources_in_words(job: Job, target: str) -> str:
-    """Return what a volume is made from: `t1`, or `t1 through flair` if that is made on the way and not written."""
-    return " through ".join([", ".join(job.sources), *job.between(target)])
+def _sources_in_words(plan: CompletionPlan, job: Job, target: str) -> str:
+    """Return what a volume is made from: `t1`; `t1 through flair`; `flair, sharpened by t1`."""
+    words = " through ".join([", ".join(job.sources), *job.between(target)])
+    guides = plan.manner.guides_of(job.makers)
+    return ", sharpened by ".join([words, ", ".join(guides)] if guides else [words])
 
 
 def _rounded(value: float | None) -> float | None:

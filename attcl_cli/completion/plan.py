@@ -19,6 +19,7 @@ from attcl_cli.data.layouts import Layout
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.unchanged import look_at
 from attcl_cli.errors import AttclError, fold, raise_all
+from attcl_cli.methods.sources import withheld
 from attcl_cli.methods.weights import Weights
 from attcl_cli.progress import SILENT, Progress
 
@@ -65,8 +66,8 @@ def plan_completion(
     """
     dataset = dataset.including(targets)
     # The files of a volume of slices may be made at different times.
-    if manner.even is None and dataset.layout.sliced:
-        manner = replace(manner, even=False)
+    if dataset.layout.sliced:
+        manner = replace(manner, even=bool(manner.even), guide=bool(manner.guide))
     places = Places(dataset, output, naming)
     kept = originals if dataset.scattered else (dataset.root, *originals)
     checks.require_sound_request(places, models, manner, kept, targets=targets)
@@ -77,7 +78,7 @@ def plan_completion(
     unmade: dict[str, list[str]] = {}  # case id -> targets that no model can make
     present: dict[str, dict[str, tuple[PurePosixPath, ...]]] = {}
     for case in dataset.cases[part[0] - 1 :: part[1]]:
-        groups: dict[tuple[tuple[str, tuple[str, ...]], ...], Job] = {}
+        groups: dict[tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...], Job] = {}
         for target in dataset.missing(case):
             if targets and target not in targets:
                 continue
@@ -97,7 +98,9 @@ def plan_completion(
             elif not makers:
                 unmade.setdefault(case.id, []).append(target)
             else:
-                key = tuple((maker.weights.sha256, maker.sources) for maker in makers)
+                key = tuple(
+                    (maker.weights.sha256, maker.sources, maker.withheld) for maker in makers
+                )
                 outputs = groups[key].outputs if key in groups else {}
                 groups[key] = Job(case, makers, {**outputs, target: files})
         if groups:  # before anything is read
@@ -105,7 +108,7 @@ def plan_completion(
             seen = look_at(names)
             jobs += [replace(job, seen=seen) for job in groups.values()]
     problems += fold(existing, checks.same_making)
-    problems += checks.synthetic_sources(dataset, jobs)
+    problems += checks.synthetic_sources(dataset, jobs, manner)
     busy = {job.case.id for job in jobs}
     sources = [case for case in dataset.cases if case.id in busy]
     findings = examine(dataset, sources, force=force, progress=progress)
@@ -148,9 +151,10 @@ def choose_makers(
     present = [name for name in modal_list if name in case.files]
     makers: list[Maker] = []
     for weights in models:
-        sources = weights.info.rule.sources_for(target, present)
+        rule = weights.info.rule
+        sources = rule.sources_for(target, present)
         if sources:
-            makers.append(Maker(weights, sources))
+            makers.append(Maker(weights, sources, withheld(rule, target, present)))
             if not average:
                 break
     return tuple(makers)

@@ -19,7 +19,7 @@ from attcl_cli import __version__
 from attcl_cli.completion.doubt import doubt_in
 from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
-from attcl_cli.data.dataset import Case, Source, read_side_car, sources_in
+from attcl_cli.data.dataset import Case, Source, guides_in, read_side_car, sources_in
 from attcl_cli.errors import AttclError, counted, quoted, some
 from attcl_cli.methods import METHODS, bundled
 from attcl_cli.methods.citations import references
@@ -42,9 +42,16 @@ class MadeVolume:
     case: Case
     target: str
     sources: tuple[str, ...]
+    guides: tuple[str, ...]
     weights: str
     sha256: str
     doubt: Doubt
+
+    @property
+    def made_from(self) -> str:
+        """Return what it was made from: `flair+t1`, or `flair, sharpened by t1`."""
+        sources = "+".join(self.sources)
+        return f"{sources}, sharpened by {'+'.join(self.guides)}" if self.guides else sources
 
     @property
     def scores(self) -> dict[str, float]:
@@ -193,6 +200,7 @@ def _made_volume(places: Places, case: Case, target: str) -> MadeVolume | None:
         case=case,
         target=target,
         sources=tuple(str(it["modality"]) for it in sources_in(side_car) if it),
+        guides=guides_in(side_car),
         weights=str(weights.get("name", "")),
         sha256=str(weights.get("sha256", "")),
         doubt=doubt_in(side_car) or Doubt(),
@@ -214,14 +222,15 @@ def _panel(places: Places, volume: MadeVolume) -> pictures.Panel:
     """Return a volume beside its sources, each in its own window."""
     dataset, case = places.dataset, volume.case
     load = partial(volumes.load, background=dataset.background)
-    files = {name: dataset.paths(case, name) for name in volume.sources if name in case.files}
+    names = [name for name in (*volume.sources, *volume.guides) if name in case.files]
+    files = {name: dataset.paths(case, name) for name in names}
     read = {name: load(paths) for name, paths in files.items()}
     synthetic = load([places.output / file for file in places.files(case, volume.target)])
     brain = intensities.brain_of([each.data for each in read.values()] or [synthetic.data])
     tumour = _tumour(places, case, next(iter(files.values()), ()))
     return pictures.Panel(
         case=case.id,
-        source_modality="+".join(volume.sources),
+        source_modality=volume.made_from,
         target_modality=volume.target,
         tiles=pictures.compared(
             volume.target,
@@ -313,7 +322,7 @@ def _rows(made: Sequence[MadeVolume], failed: Mapping[str, AttclError]) -> list[
     for volume in made:
         row: dict[str, Cell] = {
             "case": volume.case.id,
-            "source": "+".join(volume.sources),
+            "source": volume.made_from,
             "modality": volume.target,
             "status": "unlike the training data" if volume.doubt.far else "made",
             **volume.scores,
@@ -341,7 +350,8 @@ def _methods_paragraph(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
             f"{counted(info.steps, 'step')}."
         )
     words.append(_sources_sentence(plan, made))
-    words += _manner_sentences(plan.manner, used, targets)
+    guided = any(volume.guides for volume in made)
+    words += _manner_sentences(plan.manner, used, targets, guided=guided)
     return " ".join(words)
 
 
@@ -357,7 +367,7 @@ def _sources_sentence(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
 
 
 def _manner_sentences(
-    manner: Manner, models: Sequence[Weights], targets: Collection[str]
+    manner: Manner, models: Sequence[Weights], targets: Collection[str], *, guided: bool
 ) -> list[str]:
     """Return how the volumes were made, as asked for and as the weights have it."""
     infos = [model.info for model in models]
@@ -381,6 +391,11 @@ def _manner_sentences(
     )
     if any(manner.evens(info) for info in infos):
         words.append("Steps between neighbouring slices were evened out.")
+    if guided:
+        words.append(
+            "Volumes were sharpened by those modalities of their case that no training case had beside them (guided "
+            "image filter, He, Sun and Tang 2013)."
+        )
     return words
 
 

@@ -104,6 +104,7 @@ def complete(
     average: bool = False,
     intensities: str = "auto",
     even: bool | None = None,
+    guide: bool | None = None,
     link_originals: bool = False,
     num_parts: int = 1,
     part_id: int = 1,
@@ -142,6 +143,7 @@ def complete(
         intensities: `network`, `matched` (to the quantiles of the target's training volumes) or `auto`.
         even: even out steps between neighbouring slices, which are made one by one; None: in whole volumes, if the
             weights were trained on squares.
+        guide: sharpen a volume by modalities of its case that no training case had beside it; None: as `even`.
         link_originals: also link the originals, so that `cpl` is a whole dataset.
         num_parts: share the cases among this many runs.
         part_id: which share this run does, from 1: every `num_parts`-th case, starting with this one.
@@ -190,6 +192,7 @@ def complete(
         average=average,
         intensities=intensities,
         even=even,
+        guide=guide,
     )
     kept = originals.folders_of(dataset)
     require_possible(Places(dataset, Path(cpl), naming), manner, kept)

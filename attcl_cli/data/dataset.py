@@ -186,6 +186,11 @@ def sources_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(side_car.get("sources") or [side_car.get("source") or {}])
 
 
+def guides_in(side_car: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the modalities that a side-car says its volume was sharpened by, beside its sources."""
+    return tuple(side_car.get("guides", ()))
+
+
 def open_dataset(
     root: Path,
     *,

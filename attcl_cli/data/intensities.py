@@ -67,6 +67,15 @@ def denormalise(normalised: Array, scale: Scale) -> Array:
     return unit * np.float32(scale.high - scale.low) + np.float32(scale.low)
 
 
+def correlation(one: Array, other: Array) -> float:
+    """Return Pearson's correlation of two lists of voxels, (V,); 0 if either is constant."""
+    # No dot product: its digits would hang on the number of threads.
+    one = one.astype(np.float64) - one.mean(dtype=np.float64)
+    other = other.astype(np.float64) - other.mean(dtype=np.float64)
+    power = float(np.mean(one**2)) * float(np.mean(other**2))
+    return float(np.mean(one * other)) / power**0.5 if power > 0 else 0.0
+
+
 def to_unit(volume: Array, low: float, high: float) -> Array:
     """Clip to [low, high] and scale that window to [0, 1].
 

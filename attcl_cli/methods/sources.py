@@ -189,6 +189,20 @@ def made_between(rule: SourceRule, target: str, sources: Sequence[str]) -> tuple
     return (rule.hub,)
 
 
+def withheld(rule: SourceRule, target: str, present: Sequence[str]) -> tuple[str, ...]:
+    """Return the sources that a model would take, and is not given: no training case had them beside the target.
+
+    Args:
+        rule: of the model.
+        target: what is made.
+        present: as of `SourceRule.sources_for`.
+    """
+    if not isinstance(rule, SeenTogether):
+        return ()
+    given = rule.sources_for(target, present) or ()
+    return tuple(name for name in rule.rule.sources_for(target, present) or () if name not in given)
+
+
 def takes_one(rule: SourceRule, present: Sequence[str]) -> bool:
     """Return whether the model makes every target from a single source, whichever of `present` that is."""
     return all(

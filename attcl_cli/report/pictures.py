@@ -75,7 +75,7 @@ class Panel:
         outlines: name -> the same shape, bool; regions whose borders can be drawn, such as the tumour.
         spacing_mm: of the voxels along D, H, W.
         scores: name -> value of the synthetic volume.
-        baseline: the same names -> value of a copy of the source.
+        baseline: the same names -> value of a copy of the most similar source.
         affine: (column, row, slice, 1) of the volumes to RAS+ mm, (4, 4); None: around the middle (`place`).
     """
 

@@ -57,7 +57,7 @@ class Distribution:
         title: the score and its region.
         unit: the label of the axis; may be empty.
         groups: name -> values; NaN and infinity are left out and counted.
-        baseline: the same names -> the values of a copy of the source.
+        baseline: the same names -> the values of a copy of the most similar source.
     """
 
     title: str

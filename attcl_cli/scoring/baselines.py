@@ -1,4 +1,4 @@
-"""The quantile-matched copy: the source's intensities, distributed as those of the target modality are elsewhere.
+"""The quantile-matched copy: the intensities of another modality, distributed as the target's are elsewhere.
 
 Needs the volumes of other patients, which are read once. The baselines that need nothing but the case itself are in
 `rows`.

@@ -57,7 +57,7 @@ class CasePairs:
 
     @property
     def source(self) -> str:
-        """The source that stands for all if one is needed: the baseline `copy` is a copy of it."""
+        """The source that stands for all if one is needed."""
         return self.sources[0]
 
     @property

@@ -124,7 +124,7 @@ def _verdict(
     copies: Mapping[_Key, Mapping[str, float]],
     lower_is_better: Sequence[str],
 ) -> str:
-    """Return in how many volumes the first score is better than that of a copy of the source; "" without any."""
+    """Return in how many volumes the first score is better than that of a copy; "" without any."""
     label = next((name for values in scores.values() for name in values), "")
     pairs = [
         (values[label], copies[key][label])
@@ -136,8 +136,8 @@ def _verdict(
         return ""
     sign = -1 if label in lower_is_better else 1
     better = sum(sign * made > sign * copy for made, copy in known)
-    copied = "first source" if any("+" in made_from for _, made_from, _ in scores) else "source"
-    return f"Better than a copy of the {copied} in {better} of {counted(len(known), 'volume')} ({label})."
+    volumes = counted(len(known), "volume")
+    return f"Better than a copy of the most similar source in {better} of {volumes} ({label})."
 
 
 def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from attcl_cli.data import intensities, label_maps, volumes
-from attcl_cli.data.intensities import Array, in_own_window
+from attcl_cli.data.intensities import Array, correlation, in_own_window
 from attcl_cli.errors import AttclError
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.scoring.baselines import Quantiles, matched_copy
@@ -98,7 +98,7 @@ class Measures:
         metrics: names, keys of `METRICS`.
         baselines: score the trivial baselines by the networks, too; without a network they always are.
         only: names of the predictions that are scored; empty: all.
-        quantiles: of other patients, for the baseline that is a quantile-matched copy of the source.
+        quantiles: of other patients, for the baseline that is a quantile-matched copy.
         embed: the network of metrics that see sets.
         perceptual: the network of metrics that see slices or samples.
         translate: makes the volumes that are not on disk (`--directions`), and style samples.
@@ -301,21 +301,30 @@ def _predictions(arrays: _CaseArrays, measures: Measures) -> Iterator[Prediction
             )
         predictions = {SYNTHETIC: synthetic[pair.modality]}
         if with_baselines:
-            predictions |= _baselines(arrays, pair, measures.quantiles)
+            predictions |= _baselines(arrays, pair, truth, measures.quantiles)
         for name, raw in predictions.items():
             if measures.only and name not in measures.only:
                 continue
             yield Prediction(name, pair, truth.beside(raw), truth)
 
 
-def _baselines(arrays: _CaseArrays, pair: Pair, quantiles: Quantiles | None) -> dict[str, Array]:
-    """Return the trivial baselines of a pair by name, in the order of the tables."""
-    source = arrays.present[arrays.case.source].data
-    made = {COPY: source}
+def _baselines(
+    arrays: _CaseArrays, pair: Pair, truth: TrueVolume, quantiles: Quantiles | None
+) -> dict[str, Array]:
+    """Return the trivial baselines of a pair by name, in the order of the tables.
+
+    Copied is the volume of the case that is most like the truth, whether or not the prediction was made from it: what
+    copying could reach at best.
+    """
+    copied = max(
+        (volume.data for volume in arrays.present.values()),
+        key=lambda data: correlation(data[truth.brain], truth.raw[truth.brain]),
+    )
+    made = {COPY: copied}
     others = quantiles.of_others(arrays.case.case, pair.modality) if quantiles else None
     if others is not None:
-        made[MATCHED] = matched_copy(source, others)
-    return {**made, MEAN: arrays.mean_of_sources, ZEROS: np.zeros_like(source)}
+        made[MATCHED] = matched_copy(copied, others)
+    return {**made, MEAN: arrays.mean_of_sources, ZEROS: np.zeros_like(copied)}
 
 
 # --- Scores of one prediction -------------------------------------------------------------------------------------

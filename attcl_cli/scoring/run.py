@@ -128,7 +128,7 @@ def score(
         output: the folder for the results; those of an earlier run are replaced.
         metrics: the command line's flags without dashes, such as "ssim" and "fid"; none: those without a network.
         fid_network: `inception`, or `effnet-lite0`, which needs no download and is reported as fd-effnet and kd-effnet.
-        baselines: score the trivial baselines by the networks, too, and with them a copy of the source whose quantiles
+        baselines: score the trivial baselines by the networks, too, and with them a copy whose quantiles
             are matched to those of other patients' volumes of the target modality.
         directions: translate the real volumes in every direction instead of reading completed ones (Table 2).
         samples: style samples per volume. "fid", "kid" and "lpips" then also score these samples, as the prediction

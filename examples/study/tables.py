@@ -122,7 +122,7 @@ def directions(
         group=3,
         notes=[
             "The real volumes of the test cases are translated; A is FLAIR. The mean is that of the six directions.",
-            "A copy of the source is a trivial baseline and is never marked.",
+            "A copy of the most similar source is a trivial baseline and is never marked.",
         ],
         unmarked=frozenset({COPY}),
     )

@@ -278,6 +278,7 @@ def test_the_record_holds_the_options(gappy, weights, tmp_path):
         "average": False,
         "intensities": "auto",
         "even": "auto",
+        "guide": "auto",
         "part": [1, 1],
         "keep_going": True,
         "overwrite": False,

@@ -285,6 +285,8 @@ WRONG = {
         ("doubt", {"disagreement": "much"}),
         ("doubt", {"far": 1}),
         ("averaged", [1]),
+        ("guides", "t1"),
+        ("guides", [1]),
         ("stored", 3),
         ("synthetic", 1),
     ],

@@ -92,16 +92,16 @@ def test_the_verdict_counts_the_volumes_that_are_better_than_a_copy(page, folder
     }
     volumes_scored = [key[1:] for key in ssim if key[0] == "synthetic"]
     better = sum(ssim["synthetic", *key] > ssim["copy", *key] for key in volumes_scored)
-    words = f"Better than a copy of the source in {better} of {len(volumes_scored)} volumes (SSIM brain)."
+    words = f"Better than a copy of the most similar source in {better} of {len(volumes_scored)} volumes (SSIM brain)."
     assert f'<p class="verdict">{words}</p>' in page
 
 
 @pytest.mark.parametrize(
     ("made", "copy", "lower", "words"),
     [
-        ({"flair": 0.5}, {"flair": 0.4}, [], "the source in 1 of 1 volume (SSIM)"),
-        ({"flair": 0.5}, {"flair": 0.4}, ["SSIM"], "the source in 0 of 1 volume (SSIM)"),
-        ({"flair+t1": 0.5}, {"flair+t1": 0.6}, [], "the first source in 0 of 1 volume (SSIM)"),
+        ({"flair": 0.5}, {"flair": 0.4}, [], "source in 1 of 1 volume (SSIM)"),
+        ({"flair": 0.5}, {"flair": 0.4}, ["SSIM"], "source in 0 of 1 volume (SSIM)"),
+        ({"flair+t1": 0.5}, {"flair+t1": 0.6}, [], "source in 0 of 1 volume (SSIM)"),
         ({"flair": 0.5, "t1": math.nan}, {"flair": 0.5, "t1": 0.1}, [], "in 0 of 1 volume"),
         ({"flair": 0.5}, {}, [], ""),
     ],

@@ -72,6 +72,20 @@ def test_some_predictions_alone_have_the_scores_that_they_have_among_all(only, c
     assert some == [row for row in rows if row.prediction in only]
 
 
+def test_the_copy_is_of_the_volume_that_is_most_like_the_truth(case, write_nifti, tmp_path):
+    data = np.asarray(nib.load(case.pairs[0].truth[0]).dataobj).astype(float)
+    noise = np.random.default_rng(1).normal(0, 50, SHAPE)
+    near = (write_nifti(tmp_path / "near.nii.gz", (9000 - 3 * data).astype(np.int16)),)
+    nearer = (write_nifti(tmp_path / "nearer.nii.gz", (5 * data + noise).astype(np.int16)),)
+    pairs = case.pairs[:1]
+    with_it = replace(case, pairs=pairs, present={**case.present, "pd": near, "t1ce": nearer})
+    alone = replace(case, pairs=pairs, sources=("t1ce",), present={"t1ce": nearer})
+    measures = Measures(("ssim", "psnr"), only=("copy",))
+    values = [[row.value for row in rows_for(it, measures, tmp_path)] for it in (with_it, alone)]
+    assert values[0] == values[1]
+    assert values[0][0] > 0.9
+
+
 def test_reading_ahead_changes_nothing(case, tmp_path):
     case = replace(case, pairs=case.pairs[:1])
     measures = Measures(("ssim", "psnr"))
@@ -88,6 +102,7 @@ def test_a_volume_that_is_not_on_disk_is_translated_from_the_source(case, tmp_pa
         calls.append((name, tuple(targets), source.data.shape, bool(brain.all()), sample))
         return dict.fromkeys(targets, source.data)
 
+    case = replace(case, present={"flair": case.present["flair"]})
     rows = rows_for(case, Measures(("ssim",), translate=translate), tmp_path)
     assert calls == [("flair", ("t1ce",), SHAPE[::-1], True, None)]
     values = {(row.modality, row.prediction): row.value for row in rows if row.region == "brain"}
