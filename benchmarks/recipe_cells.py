@@ -194,7 +194,7 @@ def _shown_part(
 
 
 def baselines(part: Part, place: Place) -> dict[str, Any]:
-    """Score the trivial baselines of a part: a copy of the most similar source, a matched one, the mean of several sources."""
+    """Score the trivial baselines of a part: the best copy, its quantiles matched, the mean of several sources."""
     folder = place.folder / part.name / BASELINES
     wanted = [name for name in part.trees if not _is_scored(folder / f"{name}.json", place)]
     measures = _measures(place)
