@@ -1,7 +1,7 @@
 """Which device networks run on, in which precision, and which other processes take part.
 
 What runs there is left to the stages. Several processes are started by `torchrun` or `accelerate launch`; accelerate
-finds out what they are.
+finds out what they are if they train together, `launched` if each does cases of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -26,6 +28,8 @@ Precision = Literal["fp32", "bf16"]
 
 MOST_AT_ONCE = 16
 """Items that a CPU works on at once: each needs memory of its own."""
+
+_LOOK_SECONDS = 0.2  # between two looks at what other processes have done
 
 Value = TypeVar("Value")
 Item = TypeVar("Item")
@@ -143,8 +147,14 @@ def select(name: str) -> torch.device:
         name: auto, cpu, mps, cuda or cuda:N.
 
     Raises:
-        UsageError: there is no such device on this machine.
+        UsageError: there is no such device on this machine, or several are named.
     """
+    if "," in name:
+        raise UsageError(
+            f"--device: {name!r} names several devices, expected one",
+            "name one of them; attcl complete alone divides its cases among several",
+            code="several-devices",
+        )
     kind, _, index = name.partition(":")
     if kind not in {"auto", "cpu", "cuda", "mps"} or (kind == "auto" and index):
         raise UsageError(
@@ -216,3 +226,73 @@ def join(name: str) -> tuple[torch.device, Processes]:
 
     state = PartialState(cpu=device.type == "cpu")
     return state.device, Processes(state)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One of several processes that `torchrun` started, each of which does cases of its own.
+
+    Attributes:
+        rank: its number among all, from 0.
+        count: how many there are.
+        local: its number among those of this machine, from 0.
+    """
+
+    rank: int
+    count: int
+    local: int
+
+
+def launched() -> Launch | None:
+    """Return which process of `torchrun` this is; None: it was started alone."""
+    values = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    if not all(value.isdigit() for value in values[:2]):
+        return None
+    rank, count, local = (int(value) if value.isdigit() else 0 for value in values)
+    return Launch(rank, count, local) if count > 1 else None
+
+
+def own_device(name: str, launch: Launch) -> str:
+    """Return the device of one process: `auto` and `cuda` are the GPU of its number, if the machine has GPUs.
+
+    Raises:
+        UsageError: the machine has fewer GPUs than processes.
+    """
+    if name not in {"auto", "cuda"}:
+        return name
+    import torch  # noqa: PLC0415
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        return name
+    if launch.local >= gpus:
+        raise UsageError(
+            f"torchrun: process {launch.local + 1} of this machine has no GPU of its own, "
+            f"expected {gpus} at most, as there are GPUs",
+            f"--nproc-per-node {gpus}; -d cpu needs no GPU",
+            code="too-many-processes",
+        )
+    return f"cuda:{launch.local}"
+
+
+def leave(launch: Launch, *, after_all: bool) -> None:
+    """Announce that this process has done its cases; wait until all have if it will end with an error.
+
+    As soon as one process ends with an error, `torchrun` ends the others.
+
+    Args:
+        launch: this process.
+        after_all: wait for the others.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # nobody ends the others
+        return
+    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
+
+    try:
+        store, _, _ = next(rendezvous("env://", launch.rank, launch.count))
+        store.set(f"attcl/{launch.rank}", "done")
+        names = [f"attcl/{rank}" for rank in range(launch.count)]
+        while after_all and not store.check(names):
+            time.sleep(_LOOK_SECONDS)  # signals break in here, unlike in `store.wait`
+    except RuntimeError:  # the store is gone, and with it torchrun
+        return

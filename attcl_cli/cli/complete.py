@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attcl_cli import devices
 from attcl_cli.cli.options import (
     BackgroundText,
     BidsFilter,
@@ -145,7 +147,12 @@ def complete(
         ),
     ] = False,
     num_parts: Annotated[
-        int, typer.Option("--num-parts", min=1, help="Divide the cases among this many runs.")
+        int,
+        typer.Option(
+            "--num-parts",
+            min=1,
+            help="Divide the cases among this many runs. Processes of torchrun divide them by themselves.",
+        ),
     ] = 1,
     part_id: Annotated[
         int, typer.Option("--part-id", min=1, help="The part that this run does, from 1.")
@@ -207,7 +214,15 @@ def complete(
     from attcl_cli.completion import run
     from attcl_cli.data.background import parse_background
 
+    launch = devices.launched()
     terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
+    progress = terminal
+    if launch is not None:
+        _require_divided_once(launch, device, ray=ray, parts=(part_id, num_parts))
+        device = devices.own_device(device, launch)
+        part_id, num_parts = launch.rank + 1, launch.count
+        terminal = replace(terminal, title=f"part {part_id} of {num_parts}: ")
+        progress = replace(terminal, quiet=quiet or launch.rank > 0)
     result = run.complete(
         ori,
         cpl,
@@ -240,8 +255,10 @@ def complete(
         dry_run=dry_run,
         viewer=viewer,
         ray=ray,
-        progress=terminal,
+        progress=progress,
     )
+    if launch is not None:
+        devices.leave(launch, after_all=bool(result.failed) and not dry_run)
     if dry_run:
         _show_plan(result.plan, terminal)
         return
@@ -253,7 +270,26 @@ def complete(
             f"see {result.record}; fix the cases and run the same command again",
             code="cases-failed",
         )
-    _show_outcome(result, terminal, incomplete)
+    _show_outcome(result, terminal, incomplete, launch)
+
+
+def _require_divided_once(
+    launch: devices.Launch, device: str, *, ray: str | None, parts: tuple[int, int]
+) -> None:
+    """Refuse to divide among others the cases that the processes of torchrun divide among themselves."""
+    given = {
+        "--num-parts": parts != (1, 1),
+        "--ray": ray is not None,
+        f"--device {device}": "," in device,
+    }
+    for option, taken in given.items():
+        if taken:
+            raise UsageError(
+                f"{option}: given to {launch.count} processes of torchrun, which divide the cases among themselves, "
+                "expected one of the two",
+                f"leave {option} out, or run attcl complete without torchrun",
+                code="divided-twice",
+            )
 
 
 def _image(text: str) -> tuple[str, Path]:
@@ -308,7 +344,10 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
 
 
 def _show_outcome(
-    result: CompletionResult, terminal: Terminal, incomplete: IncompleteError | None
+    result: CompletionResult,
+    terminal: Terminal,
+    incomplete: IncompleteError | None,
+    launch: devices.Launch | None,
 ) -> None:
     """Show what was made, then raise the error, if any."""
     output = result.output
@@ -322,6 +361,7 @@ def _show_outcome(
             f"training data ({some(result.far)}): check these volumes first"
         )
     content = {
+        **({"part": [launch.rank + 1, launch.count]} if launch else {}),
         "output": str(output),
         "written": result.written,
         "done_before": result.done_before,

@@ -101,11 +101,13 @@ class Terminal:
         as_json: the result is one JSON document, shown by the command itself.
         quiet: show errors and JSON documents only.
         verbose: also show details.
+        title: begins each line but those of errors, bars and tables: which of several processes it comes from.
     """
 
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
+    title: str = ""
 
     @contextmanager
     def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[TerminalBar]:
@@ -118,11 +120,11 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """See `Progress`: a line on stderr."""
-        say(text, quiet=self.quiet)
+        say(f"{self.title}{text}", quiet=self.quiet)
 
     def detail(self, text: str) -> None:
         """See `Progress`: a line on stderr, with --verbose."""
-        say(text, quiet=self.quiet or not self.verbose)
+        say(f"{self.title}{text}", quiet=self.quiet or not self.verbose)
 
     def fail(self, error: AttclError) -> None:
         """See `Progress`: shown also with --quiet."""
@@ -131,7 +133,7 @@ class Terminal:
     def result(self, *lines: str) -> None:
         """Show lines of the result on stdout, unless --quiet."""
         if not self.quiet:
-            result(*lines)
+            result(*(f"{self.title}{line}" for line in lines))
 
     def table(self, rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         """Show a table of the result on stdout, unless --quiet."""

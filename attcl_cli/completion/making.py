@@ -137,7 +137,8 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                     continue
                 try:
                     link.parent.mkdir(parents=True, exist_ok=True)
-                    link.symlink_to((dataset.root / file).resolve())
+                    with contextlib.suppress(FileExistsError):  # another part was faster
+                        link.symlink_to((dataset.root / file).resolve())
                 except OSError as error:
                     raise AttclError(
                         f"{link}: not linked ({error.strerror}), "
