@@ -172,18 +172,53 @@ def select(name: str) -> torch.device:
         "cpu": not index,
         "mps": torch.backends.mps.is_available() and not index,
         "cuda": torch.cuda.is_available()
-        and (not index or (index.isdigit() and int(index) < torch.cuda.device_count())),
+        and (not index or (index.isdecimal() and int(index) < torch.cuda.device_count())),
     }
     if not present.get(kind, False):
-        names = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UsageError(
-            f"--device: {name!r} is not on this machine, expected auto, {', '.join(names)}",
+            f"--device: {name!r} is not on this machine, expected auto, {', '.join(_present())}",
             "-d auto takes the best there is",
             code="device-absent",
         )
     if kind == "cpu":
         keep_freed_memory()
-    return torch.device(name)
+    return torch.device(kind, int(index)) if index else torch.device(name)
+
+
+def _present() -> list[str]:
+    """Return the names of the CPU and of all GPUs."""
+    import torch  # noqa: PLC0415
+
+    return ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+
+
+def several(name: str) -> tuple[str, ...]:
+    """Return the GPUs that a list names: `cuda:0,cuda:1`; () if the name is no list.
+
+    Raises:
+        UsageError: the list has something else than GPUs of this machine, or one of them twice.
+    """
+    if "," not in name:
+        return ()
+    names = [part.strip() for part in name.split(",")]
+    for one in names:
+        kind, _, index = one.partition(":")
+        if kind != "cuda" or not index.isdecimal():
+            raise UsageError(
+                f"--device: {one!r} among several devices, expected cuda:N, of GPUs",
+                f"this machine has {', '.join(_present())}; for example -d cuda:0,cuda:1",
+                code="device-list",
+            )
+        select(one)
+    numbers = [int(one.partition(":")[2]) for one in names]
+    for number in numbers:
+        if numbers.count(number) > 1:
+            raise UsageError(
+                f"--device: cuda:{number} is named twice, expected each GPU once",
+                "leave one of them out",
+                code="device-list",
+            )
+    return tuple(f"cuda:{number}" for number in numbers)
 
 
 def in_turn(

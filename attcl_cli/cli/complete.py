@@ -14,7 +14,6 @@ from attcl_cli.cli.options import (
     BackgroundText,
     BidsFilter,
     Debug,
-    Device,
     DryRun,
     Json,
     Ori,
@@ -191,7 +190,15 @@ def complete(
             "no mark]",
         ),
     ] = None,
-    device: Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            "-d",
+            "--device",
+            help="auto, cpu, cuda, cuda:N or mps; or several GPUs, each in a process of its own: "
+            "cuda:0,cuda:1.",
+        ),
+    ] = "auto",
     workers: Workers = 2,
     overwrite: Overwrite = False,
     ray: Annotated[

@@ -6,6 +6,7 @@ Knows no terminal: talk goes to `progress`, the outcome is returned.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ class CompletionResult:
 
     Attributes:
         plan: what there was to do.
-        device: where the networks ran.
+        device: where the networks ran; several with commas.
         record: the `run.json` of this run.
         written: volumes made.
         linked: originals linked.
@@ -150,8 +151,8 @@ def complete(
         keep_going: do the sound cases; the others are in the result's `failed`.
         force: use weights that know phantoms alone also on others, and take volumes that a check of their voxels
             refuses.
-        device: auto, cpu, cuda, cuda:N or mps.
-        num_workers: cases read ahead.
+        device: auto, cpu, cuda, cuda:N or mps; or several GPUs, `cuda:0,cuda:1`: a process for each divides the cases.
+        num_workers: cases read ahead, per device.
         overwrite: make volumes again that exist.
         dry_run: plan and check everything, and write nothing.
         viewer: `slices`, or `niivue`: the page also has NiiVue, with a few volumes in whole; it is written again even
@@ -201,8 +202,7 @@ def complete(
     dataset, models, chosen = _expect(dataset, names, wanted, progress, force=force)
     for note in dataset.notes:
         progress.say(f"note: {note}")
-    place = devices.select("cpu" if ray is not None else device)  # a cluster has its own
-    on = str(place) if ray is None else f"ray ({device})"
+    place, several, on = _places(device, ray)
     plan = plan_completion(
         dataset,
         Path(cpl),
@@ -248,17 +248,18 @@ def complete(
         doubts = _known_doubts(plan)
         written = 0
         failed: dict[str, AttclError] = {}
-        items = _made(
-            plan,
-            place,
-            ray=ray,
-            device=device,
-            batch_size=batch_size,
-            workers=num_workers,
-            keep_going=keep_going,
-        )
         if busy:
-            written, failed = _make(plan, record, items, doubts, progress)
+            with _made(
+                plan,
+                place,
+                several=several,
+                ray=ray,
+                device=device,
+                batch_size=batch_size,
+                workers=num_workers,
+                keep_going=keep_going,
+            ) as items:
+                written, failed = _make(plan, record, items, doubts, progress)
         else:
             _finish_earlier(plan, record, doubts)
         page = _write_page(plan, record_file, failed, anew=busy or viewer != SLICES, viewer=viewer)
@@ -267,21 +268,23 @@ def complete(
     )
 
 
+@contextmanager
 def _made(
     plan: CompletionPlan,
     place: torch.device,
     *,
+    several: Sequence[str],
     ray: str | None,
     device: str,
     batch_size: int,
     workers: int,
     keep_going: bool,
-) -> Iterator[Completed]:
-    """Make the volumes here, or on a cluster."""
+) -> Iterator[Iterator[Completed]]:
+    """Make the volumes here, in a process per device, or on a cluster."""
     if ray is not None:
         from attcl_cli.completion.on_ray import make_on_ray
 
-        return make_on_ray(
+        yield make_on_ray(
             plan,
             address=ray,
             device=device,
@@ -289,10 +292,22 @@ def _made(
             workers=workers,
             keep_going=keep_going,
         )
+        return
+    if several:
+        from attcl_cli.completion.on_devices import make_on_devices
+
+        # No process writes any more when the record of the run ends.
+        with closing(
+            make_on_devices(
+                plan, several, batch_size=batch_size, workers=workers, keep_going=keep_going
+            )
+        ) as items:
+            yield items
+        return
     from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
 
     methods = {model.sha256: load_method(model, place) for model in plan.used}
-    return make_volumes(
+    yield make_volumes(
         plan,
         methods,
         device=place,
@@ -300,6 +315,27 @@ def _made(
         workers=workers,
         keep_going=keep_going,
     )
+
+
+def _places(device: str, ray: str | None) -> tuple[torch.device, tuple[str, ...], str]:
+    """Return the device of this process, those of other processes that make the volumes, and how the record names them.
+
+    Raises:
+        UsageError: there is no such device on this machine, or a cluster is to make the volumes besides.
+    """
+    several = devices.several(device)
+    if several and ray is not None:
+        raise UsageError(
+            f"--ray: given with --device {device}, expected one of them",
+            "leave one of them out; -d cuda takes all GPUs of a cluster",
+            code="options-exclude-each-other",
+        )
+    if several:
+        return devices.select("cpu"), several, ",".join(several)
+    if ray is not None:
+        return devices.select("cpu"), (), f"ray ({device})"
+    place = devices.select(device)
+    return place, (), str(place)
 
 
 def _require_part(part_id: int, num_parts: int) -> None:
