@@ -21,6 +21,7 @@ ROOT = {
     "errors": set(),
     "confined": {"errors"},
     "run_ends": {"errors"},
+    "cluster": {"errors", "run_ends"},
     "temporaries": set(),
     "files": {"confined", "errors", "run_ends", "temporaries"},
     "documents": {"errors"},

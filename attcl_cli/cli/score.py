@@ -141,6 +141,15 @@ def score(
     ] = 32,
     device: Device = "auto",
     workers: Workers = 2,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Measure the cases on a Ray cluster: without an address (or local) one on this machine is started for "
+            "the run, auto takes the running one, HOST:PORT another.  [default: in this process]",
+        ),
+    ] = None,
     viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -174,6 +183,7 @@ def score(
         batch_size=batch_size,
         device=device,
         num_workers=workers,
+        ray=ray,
         dry_run=dry_run,
         viewer=viewer,
         progress=terminal,

@@ -85,6 +85,21 @@ class FeatureSet:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """The features of a prediction's slices, on their way to the store.
+
+    Attributes:
+        origin: what the slices are: `source`, `modality` and `prediction`.
+        real: name in the cache and features (N, dim) of the real slices; None as in `FeatureStore.add`.
+        predicted: features (N, dim) of the predicted ones.
+    """
+
+    origin: Mapping[str, str]
+    real: tuple[str, Array] | None
+    predicted: Array
+
+
 @dataclass
 class FeatureStore:
     """Features of real and of predicted slices.
@@ -110,16 +125,22 @@ class FeatureStore:
             real: (N, H, W) uint8; None for one more prediction of a volume whose real slices were added already.
             predicted: (N, H, W) uint8.
         """
-        prediction = self.folder / f"{self._count:07d}.npy"
         truth = None
         if real is not None:
-            truth = self.cache / f"{_digest(self.embed.sha256, real)}.npy"
+            truth = self.cache / _name_of(self.embed, real)
             if not truth.exists():
-                self._embed(truth, real)
-        self._embed(prediction, predicted)
-        note = {**origin, "real": None if truth is None else str(truth)}
-        write_json(prediction.with_suffix(".json"), note)
-        self._count += 1
+                _write(truth, _embed(self.embed, real, self.batch_size))
+        self._note(origin, truth, _embed(self.embed, predicted, self.batch_size))
+
+    def keep(self, item: Embedded) -> None:
+        """Take the features that a `FeatureCollector` elsewhere made, as if the slices were added here."""
+        truth = None
+        if item.real is not None:
+            name, features = item.real
+            truth = self.cache / name
+            if not truth.exists():
+                _write(truth, features)
+        self._note(item.origin, truth, item.predicted)
 
     def distances(
         self,
@@ -165,12 +186,54 @@ class FeatureStore:
             )
         return values
 
-    def _embed(self, path: Path, slices: Array) -> None:
-        parts = [self.embed(block).numpy() for block in batches(slices, self.batch_size)]
-        features = np.concatenate(parts) if parts else np.empty((0, self.embed.dim), np.float32)
-        stream = io.BytesIO()
-        np.save(stream, features)
-        write_whole(path, stream.getvalue())
+    def _note(self, origin: Mapping[str, str], truth: Path | None, predicted: Array) -> None:
+        """Write the features of a prediction, and where those of its real slices are."""
+        prediction = self.folder / f"{self._count:07d}.npy"
+        _write(prediction, predicted)
+        note = {**origin, "real": None if truth is None else str(truth)}
+        write_json(prediction.with_suffix(".json"), note)
+        self._count += 1
+
+
+@dataclass
+class FeatureCollector:
+    """Embeds slices as a `FeatureStore` does, and writes nothing: for a store in another process.
+
+    Attributes:
+        embed: the network.
+        cache: features of real slices that earlier runs left; it is only read.
+        batch_size: slices that the network sees at once.
+
+    It remembers the features of all real slices that it saw: make a new one for the next few cases.
+    """
+
+    embed: Embedding
+    cache: Path
+    batch_size: int = 32
+    _items: list[Embedded] = field(default_factory=list, init=False)
+    _real: dict[str, Array] = field(default_factory=dict, init=False)
+
+    def add(self, origin: Mapping[str, str], real: Array | None, predicted: Array) -> None:
+        """Embed the slices of a volume and of its prediction; arguments as of `FeatureStore.add`."""
+        known = None if real is None else self._features_of(real)
+        features = _embed(self.embed, predicted, self.batch_size)
+        self._items.append(Embedded(dict(origin), known, features))
+
+    def take(self) -> list[Embedded]:
+        """Return what was added since the last call."""
+        items, self._items = self._items, []
+        return items
+
+    def _features_of(self, real: Array) -> tuple[str, Array]:
+        name = _name_of(self.embed, real)
+        if name not in self._real:
+            path = self.cache / name
+            self._real[name] = (
+                np.array(_features(path))
+                if path.exists()
+                else _embed(self.embed, real, self.batch_size)
+            )
+        return name, self._real[name]
 
 
 def shown_slices(brain: Array) -> Array:
@@ -192,10 +255,23 @@ def batches(slices: Array, size: int) -> Iterator[torch.Tensor]:
         yield torch.from_numpy(slices[start : start + size].astype(np.float32) / 255)[:, None]
 
 
-def _digest(network: str, slices: Array) -> str:
-    content = hashlib.sha256(f"{network} {slices.shape}".encode())
+def _embed(network: Embedding, slices: Array, batch_size: int) -> Array:
+    """Return the features of slices (N, H, W) uint8, (N, dim) float32."""
+    parts = [network(block).numpy() for block in batches(slices, batch_size)]
+    return np.concatenate(parts) if parts else np.empty((0, network.dim), np.float32)
+
+
+def _write(path: Path, features: Array) -> None:
+    stream = io.BytesIO()
+    np.save(stream, features)
+    write_whole(path, stream.getvalue())
+
+
+def _name_of(network: Embedding, slices: Array) -> str:
+    """Return the name that the features of real slices have in the cache."""
+    content = hashlib.sha256(f"{network.sha256} {slices.shape}".encode())
     content.update(slices.tobytes())
-    return content.hexdigest()[:32]
+    return f"{content.hexdigest()[:32]}.npy"
 
 
 def _length(path: Path) -> int:

@@ -22,6 +22,7 @@ from attcl_cli.prefetch import read_ahead
 from attcl_cli.scoring.baselines import Quantiles, matched_copy
 from attcl_cli.scoring.feature_store import (
     Embedding,
+    FeatureCollector,
     FeatureStore,
     batches,
     shown_slices,
@@ -136,6 +137,13 @@ class Measures:
             return None
         return FeatureStore(self.embed, folder, self.cache or folder / "real", self.batch_size)
 
+    def collector(self) -> FeatureCollector | None:
+        """Return what takes the features of slices for a store in another process; None if no metric sees sets."""
+        if self.embed is None:
+            return None
+        assert self.cache is not None  # passed with every recipe that travels
+        return FeatureCollector(self.embed, self.cache, self.batch_size)
+
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
@@ -171,7 +179,25 @@ def score_cases(
     Raises:
         AttclError: a file cannot be read, or the shapes of a case differ.
     """
-    networks = _Networks(measures, measures.store(folder))
+    yield from rows_of(comparison.cases, measures, measures.store(folder), num_workers=num_workers)
+
+
+def rows_of(
+    cases: Sequence[CasePairs],
+    measures: Measures,
+    features: FeatureStore | FeatureCollector | None,
+    *,
+    num_workers: int = 2,
+) -> Iterator[list[Row]]:
+    """Yield the rows of each case; as `score_cases`, but for where the features of slices go.
+
+    Args:
+        cases: entries of a comparison.
+        measures: what is measured.
+        features: takes the features of slices; None if no metric sees sets.
+        num_workers: cases that are read ahead.
+    """
+    networks = _Networks(measures, features)
 
     def measure(case: CasePairs) -> list[_Measured]:
         arrays = _read(case)
@@ -179,7 +205,7 @@ def score_cases(
             _measure(arrays, prediction, measures) for prediction in _predictions(arrays, measures)
         ]
 
-    for case, future in read_ahead(measure, comparison.cases, depth=num_workers):
+    for case, future in read_ahead(measure, cases, depth=num_workers):
         rows: list[Row] = []
         for item in future.result():
             scored = {
@@ -379,7 +405,7 @@ class _Networks:
     """Computes what networks score, one prediction after the other."""
 
     measures: Measures
-    store: FeatureStore | None
+    store: FeatureStore | FeatureCollector | None
     # The latest truth and its features: these are kept while its predictions are compared.
     _latest: tuple[Pair | None, list[Any]] = field(default=(None, []), init=False)
 

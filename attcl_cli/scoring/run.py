@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attcl_cli import cluster
 from attcl_cli.data import splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
@@ -28,14 +29,10 @@ from attcl_cli.scoring.metrics import METRICS, select
 from attcl_cli.scoring.pairs import Comparison, plan_comparison, plan_directions
 from attcl_cli.temporaries import temporary_folder
 
-SAMPLES_OF_DIVERSITY = 10  # StarGAN v2, appendix C: 10 outputs per source, the mean of the 45 pairs
-
 if TYPE_CHECKING:
-    import torch
-
-    from attcl_cli.completion.inference import InMemory
     from attcl_cli.methods.weights import Weights
     from attcl_cli.scoring.baselines import Quantiles
+    from attcl_cli.scoring.recipe import Recipe
     from attcl_cli.scoring.rows import Measures, Row
     from attcl_cli.scoring.summary import Figure
 
@@ -113,6 +110,7 @@ def score(
     batch_size: int = 32,
     device: str = "auto",
     num_workers: int = 2,
+    ray: str | None = None,
     dry_run: bool = False,
     viewer: str = SLICES,
     title: str = "attcl score: synthetic volumes against the truth",
@@ -146,6 +144,7 @@ def score(
         batch_size: slices that a feature network sees at once.
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases that are read ahead.
+        ray: measure the cases on this Ray cluster: `local` (started for this run), `auto`, or its address. None: here.
         dry_run: check everything, but measure and write nothing.
         viewer: `slices`, or `niivue`: the page also has NiiVue, with the worst volumes in whole.
         title: the heading of the page.
@@ -163,7 +162,7 @@ def score(
     """
     progress = RunLog(progress)
     names = select(metrics, fid_network=fid_network)
-    _require_options(samples, names, viewer)
+    _require_options(samples, names, viewer, ray)
     vocabulary = None if modalities is None else Path(modalities)
     source = Source(Path(ori), layout, vocabulary, tuple(bids_filter), background)
     folder, completed = Path(output), Path(cpl)
@@ -202,45 +201,54 @@ def score(
         },
     )
     from attcl_cli import devices
-    from attcl_cli.completion.inference import InMemory
-    from attcl_cli.methods.weights import load_method
     from attcl_cli.scoring import report, rows, summary
+    from attcl_cli.scoring.recipe import Recipe
 
-    place = devices.select(device)
-    record.device = str(place)
-    model = None
+    place = devices.select("cpu" if ray is not None else device)  # a cluster has its own
+    record.device = str(place) if ray is None else f"ray ({device})"
+    chosen = None
     draws = samples is not None or any(METRICS[name].sees == "samples" for name in names)
     if directions or draws:
         chosen = _find_weights(weights, complete, comparison, directions=directions, draws=draws)
-        model = InMemory(load_method(chosen, place), chosen, place)
         record.weights = {"name": chosen.name, "sha256": chosen.sha256}
         progress.say(f"weights: {chosen.path}")
     else:
         record.extra["completed_by"] = [
             {"name": name, "sha256": sha256} for sha256, name in comparison.weights.items()
         ]
-    measures = _load_measures(
+    recipe = Recipe(
         names,
-        record,
+        folder / "features",
         fid_network=fid_network,
         baselines=baselines,
-        model=model,
+        weights=chosen,
         samples=samples,
         offline=offline,
-        device=place,
         batch_size=batch_size,
-        cache=folder / "features",
     )
+    # With a cluster, too: for the pictures, and so that a network which cannot be loaded is an error early.
+    measures = recipe.load(place)
+    record.extra["networks"] = {
+        network.name: network.sha256
+        for network in (measures.embed, measures.perceptual)
+        if network is not None
+    }
     _report_what_is_replaced(folder, progress)
     if baselines:
-        quantiles = _quantiles(complete, comparison, num_workers, progress)
-        measures = replace(measures, quantiles=quantiles)
+        recipe = replace(recipe, quantiles=_quantiles(complete, comparison, num_workers, progress))
+        measures = replace(measures, quantiles=recipe.quantiles)
     scored: list[Row] = []
     with record.recorded(progress), temporary_folder(_temporary_place()) as features:
-        rows_by_case = rows.score_cases(
-            comparison, measures, folder=features, num_workers=num_workers
+        rows_by_case = _rows(
+            comparison,
+            recipe,
+            measures,
+            folder=features,
+            num_workers=num_workers,
+            ray=ray,
+            device=device,
         )
-        with progress.bar(len(comparison.cases), "score") as bar:
+        with closing(rows_by_case), progress.bar(len(comparison.cases), "score") as bar:
             for case, rows_of_case in zip(comparison.cases, rows_by_case, strict=True):
                 scored += rows_of_case
                 record.add(case.case, "done", seconds=0, outputs=[])
@@ -267,13 +275,45 @@ def score(
     return ScoreResult(folder, split, names, comparison, tuple(scored), tuple(figures))
 
 
-def _require_options(samples: int | None, names: Sequence[str], viewer: str) -> None:
-    """Refuse an unknown viewer, and a number of samples that no metric can use.
+def _rows(
+    comparison: Comparison,
+    recipe: Recipe,
+    measures: Measures,
+    *,
+    folder: Path,
+    num_workers: int,
+    ray: str | None,
+    device: str,
+) -> Generator[list[Row], None, None]:
+    """Yield the rows of each case, measured here or on a cluster."""
+    from attcl_cli.scoring.rows import score_cases
+
+    if ray is None:
+        yield from score_cases(comparison, measures, folder=folder, num_workers=num_workers)
+        return
+    from attcl_cli.scoring.on_ray import score_on_ray
+
+    yield from score_on_ray(
+        comparison.cases,
+        recipe,
+        measures.store(folder),
+        address=ray,
+        device=device,
+        num_workers=num_workers,
+    )
+
+
+def _require_options(
+    samples: int | None, names: Sequence[str], viewer: str, ray: str | None
+) -> None:
+    """Refuse an unknown viewer, a cluster that is not there, and a number of samples that no metric can use.
 
     Raises:
-        UsageError: there is no such viewer; there are fewer than 2 samples, or no metric looks at them.
+        UsageError: there is no such viewer or cluster; there are fewer than 2 samples, or no metric looks at them.
     """
     require_viewer(viewer)
+    if ray is not None:
+        cluster.require(ray)
     if samples is None:
         return
     if samples < 2:  # noqa: PLR2004
@@ -310,45 +350,6 @@ def _locate_networks(names: Sequence[str], *, offline: bool, progress: Progress)
             except AttclError as error:
                 problems.append(error)
     raise_all(problems)
-
-
-def _load_measures(
-    names: tuple[str, ...],
-    record: RunRecord,
-    *,
-    fid_network: str,
-    baselines: bool,
-    model: InMemory | None,
-    samples: int | None,
-    offline: bool,
-    device: torch.device,
-    batch_size: int,
-    cache: Path,
-) -> Measures:
-    """Load the feature networks that are needed, and note them in the record."""
-    from attcl_cli.scoring import feature_networks
-    from attcl_cli.scoring.rows import Measures
-
-    needed = {METRICS[name].sees for name in names}
-    embed = perceptual = None
-    if "sets" in needed:
-        embed = feature_networks.load_network(fid_network, offline=offline, device=device)
-    if needed & {"slices", "samples"}:
-        perceptual = feature_networks.load_perceptual(offline=offline, device=device)
-    record.extra["networks"] = {
-        network.name: network.sha256 for network in (embed, perceptual) if network is not None
-    }
-    return Measures(
-        metrics=names,
-        baselines=baselines,
-        embed=embed,
-        perceptual=perceptual,
-        translate=model.volumes if model else None,
-        samples=samples or 0,
-        draw=partial(model.samples, count=samples or SAMPLES_OF_DIVERSITY) if model else None,
-        batch_size=batch_size,
-        cache=cache,
-    )
 
 
 def _find_weights(

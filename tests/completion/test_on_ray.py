@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from completers import LACKING, outputs
+from helpers import pids_of
 
 from attcl_cli.completion.run import complete
 from attcl_cli.errors import AttclError, UsageError
@@ -102,20 +102,6 @@ def test_a_worker_that_is_killed_changes_nothing(gappy, weights, tmp_path):
     killer.join()
     assert killed
     assert outputs(tmp_path / "there") == outputs(tmp_path / "here")
-
-
-def pids_of(title: str) -> list[int]:
-    """Return the processes that call themselves so; Ray names its workers after what they run."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                line = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if line.startswith(b"ray::" + title.encode()):
-                found.append(int(folder.name))
-    return found
 
 
 def test_the_command_starts_a_cluster_and_ends_it(gappy, weights, tmp_path):

@@ -1,0 +1,226 @@
+"""A Ray cluster: starts or joins it, and gives the workers of a stage their items, a few at a time and in order.
+
+Survives workers that die. What a worker does with its items, and what becomes of those that are lost, is left to the
+stage. What the stage reads and writes must lie at the same paths on every machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.run_ends import in_main_thread
+
+LOCAL = "local"
+"""The address of a cluster that is started on this machine, and ends with the run."""
+
+TRIES = 3
+"""Of a group of items whose worker died; stages try an item that failed as often."""
+
+_WAITING = 2  # groups of a worker: one that it makes, and one that it takes up at once
+_PATIENCE_SECONDS = 5.0
+_MOST = 4  # groups per worker that the driver knows of
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+Taken_contra = TypeVar("Taken_contra", contravariant=True)
+Made_co = TypeVar("Made_co", covariant=True)
+
+
+class Worker(Protocol[Taken_contra, Made_co]):
+    """A process of the cluster; made of what all groups share and of further arguments."""
+
+    def work(self, group: tuple[Taken_contra, ...]) -> Made_co:
+        """Return what becomes of a group; an item that fails is part of it, and no exception."""
+
+
+def work_on_ray(
+    kind: type[Worker[Item, Outcome]],
+    groups: Sequence[Sequence[Item]],
+    lost: Callable[[Sequence[Item], str], Outcome],
+    *,
+    shared: object,
+    arguments: Sequence[object],
+    address: str,
+    device: str,
+    share_of_gpu: float = 1.0,
+) -> Generator[Outcome, None, None]:
+    """Yield what becomes of each group, in order; close the generator to leave the cluster before its end.
+
+    The driver holds a few groups per worker, however many there are. A worker that dies is started again and its group
+    done again, three times; then the group is lost.
+
+    Args:
+        kind: the class of the workers, called with `shared` and `arguments`.
+        groups: what each worker is given at once.
+        lost: (group, reason) -> what becomes of a group whose workers died.
+        shared: the large part of the arguments; travels once.
+        arguments: the others.
+        address: `local`, `auto` (the cluster of this machine) or that of a cluster.
+        device: auto, cpu or cuda; of each worker.
+        share_of_gpu: of a GPU, for each worker on one.
+
+    Raises:
+        UsageError: Ray is not installed, there is no such cluster, or no GPU that is asked for.
+    """
+    with _joined(address) as ray:
+        count, needs = _places(ray, device, share_of_gpu)
+        handle = ray.put(shared)
+        actor = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **needs)(kind)
+        pool = [actor.remote(handle, *arguments) for _ in range(min(count, len(groups)))]
+        yield from _in_order(ray, pool, groups, lost)
+
+
+def worker_died(name: str, reason: str) -> AttclError:
+    """Return the error of an item whose workers died again and again."""
+    return AttclError(
+        f"{name}: its worker died {TRIES} times ({reason}), expected one that lives",
+        "look at the memory of the machines, then run the same command again",
+        code="worker-died",
+    )
+
+
+def enter(folder: str) -> None:
+    """Work in the driver's folder, to which paths are relative.
+
+    Raises:
+        AttclError: this machine has no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise AttclError(
+            f"{folder}: not on {os.uname().nodename}, expected the folder in which the command was started",
+            "use folders that every machine of the cluster has at the same path",
+            code="no-shared-folder",
+        )
+    os.chdir(folder)
+
+
+def require(address: str) -> None:
+    """Raise an error unless Ray is installed and somebody answers at the address; starts and joins nothing."""
+    if not _library().is_initialized():
+        _require_address(address)
+
+
+def _in_order(
+    ray: Any,
+    pool: Sequence[Any],
+    groups: Sequence[Sequence[Item]],
+    lost: Callable[[Sequence[Item], str], Outcome],
+) -> Iterator[Outcome]:
+    """Yield what becomes of each group, in order; each worker has one that it makes and one that waits for it."""
+    left = deque(enumerate(groups))
+    running: dict[Any, tuple[int, int]] = {}  # reference -> (number of the group, of the worker)
+    finished: dict[int, Outcome] = {}
+    busy = [0] * len(pool)
+    shown = 0
+    while left or running:
+        for place, worker in enumerate(pool):
+            # Groups that are done and cannot be shown yet count, too: memory does not grow behind a slow one.
+            while (
+                left and busy[place] < _WAITING and len(running) + len(finished) < _MOST * len(pool)
+            ):
+                number, group = left.popleft()
+                running[worker.work.remote(tuple(group))] = number, place
+                busy[place] += 1
+        (done, *_), _ = ray.wait(list(running))
+        number, place = running.pop(done)
+        busy[place] -= 1
+        try:
+            finished[number] = ray.get(done)
+        except ray.exceptions.RayActorError as error:
+            finished[number] = lost(groups[number], _first_line(error))
+        del done  # or the cluster keeps what it refers to
+        while shown in finished:
+            yield finished.pop(shown)
+            shown += 1
+
+
+def _library() -> Any:
+    """Import Ray, an optional package."""
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise UsageError(
+            "--ray: Ray is not installed, expected the package ray",
+            'install it: pip install "attcl[ray]"',
+            code="no-ray",
+        ) from error
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[Any]:
+    """Connect to a cluster, or start one on this machine; disconnect, or end it, however the block ends."""
+    ray = _library()
+    if ray.is_initialized():  # by the caller, to whom the cluster belongs
+        yield ray
+        return
+    _require_address(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(
+            address=None if address == LOCAL else address,
+            include_dashboard=False if address == LOCAL else None,
+            configure_logging=False,
+            log_to_driver=False,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address, _first_line(error)) from error
+    try:
+        if in_main_thread():  # Ray's own handler of SIGTERM would end the run without its record
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _require_address(address: str) -> None:
+    """Raise an error unless the address is a word that Ray knows, or somebody listens there: Ray tries for minutes."""
+    if address in {LOCAL, "auto"}:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in address:
+        raise _no_cluster(address, "no address HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, f"nobody answers ({_first_line(error)})") from error
+
+
+def _no_cluster(address: str, reason: str) -> UsageError:
+    return UsageError(
+        f"--ray: {address}: {reason.rstrip('.')}, expected a Ray cluster",
+        "--ray local starts one on this machine; ray start --head starts one that other machines join",
+        code="no-cluster",
+    )
+
+
+def _places(ray: Any, device: str, share_of_gpu: float) -> tuple[int, dict[str, float]]:
+    """Return how many workers the cluster has room for, and what each needs.
+
+    A worker without a GPU has one core: that is how many a call of a network uses (`completion.inference`).
+    """
+    resources = ray.cluster_resources()
+    gpus = resources.get("GPU", 0.0)
+    if device == "cuda" and not gpus:
+        raise UsageError(
+            "--device: cuda, but no machine of the cluster has a GPU that Ray knows",
+            "ray start --num-gpus N tells it; -d cpu needs none",
+            code="device-absent",
+        )
+    if gpus and device != "cpu":
+        return max(int(gpus / share_of_gpu), 1), {"num_gpus": share_of_gpu, "num_cpus": 1}
+    return max(int(resources.get("CPU", 1)), 1), {"num_cpus": 1}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,86 @@
+"""How groups reach the workers of a cluster, and what is said if there is none; Ray itself is played here."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from attcl_cli import cluster
+from attcl_cli.errors import AttclError, UsageError
+
+
+class DiedError(Exception):
+    """Stands for Ray's error about a worker that died."""
+
+
+class Workers:
+    """Workers that finish their groups in the reverse order; those that hold "dead" die."""
+
+    exceptions = SimpleNamespace(RayActorError=DiedError)
+
+    def __init__(self, count: int) -> None:
+        self.pool = [SimpleNamespace(work=SimpleNamespace(remote=self.start)) for _ in range(count)]
+        self.given = 0
+        self.groups: dict[int, tuple[str, ...]] = {}
+
+    def start(self, group: tuple[str, ...]) -> int:
+        self.given += 1
+        self.groups[self.given] = group
+        return self.given
+
+    def wait(self, running: list[int]) -> tuple[list[int], list[int]]:
+        return [max(running)], []
+
+    def get(self, reference: int) -> str:
+        if "dead" in self.groups[reference]:
+            raise DiedError("killed\nby somebody")
+        return "+".join(self.groups[reference])
+
+
+def outcomes(workers: Workers, groups: list[list[str]]):
+    return cluster._in_order(
+        workers, workers.pool, groups, lambda group, reason: f"lost {'+'.join(group)}: {reason}"
+    )
+
+
+def test_groups_come_back_in_their_order_whichever_is_done_first():
+    groups = [[f"{number}a", f"{number}b"] for number in range(30)]
+    assert list(outcomes(Workers(3), groups)) == ["+".join(group) for group in groups]
+
+
+def test_no_more_than_four_groups_per_worker_are_given_out_behind_one_that_is_slow():
+    workers = Workers(2)
+    next(outcomes(workers, [[str(number)] for number in range(100)]))
+    assert workers.given <= 4 * 2
+
+
+def test_a_group_whose_workers_died_is_lost_with_the_reason_and_the_others_are_not():
+    assert list(outcomes(Workers(2), [["a"], ["dead"], ["b"]])) == ["a", "lost dead: killed", "b"]
+
+
+def test_a_worker_that_died_is_an_error_with_the_name_of_its_case():
+    error = cluster.worker_died("Case_1", "killed")
+    assert error.code == "worker-died"
+    assert error.message.startswith("Case_1: its worker died 3 times (killed)")
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match="--ray: Ray is not installed") as caught:
+        cluster.require("local")
+    assert (caught.value.code, "attcl[ray]" in caught.value.hint) == ("no-ray", True)
+
+
+def test_an_address_where_nobody_answers_is_refused_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1: nobody answers"):
+        cluster.require("127.0.0.1:1")
+    cluster.require("local")
+
+
+def test_a_machine_without_the_drivers_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AttclError, match="expected the folder in which the command was started"):
+        cluster.enter(str(tmp_path / "elsewhere"))
