@@ -273,8 +273,8 @@ def intensities_of(
     target: str,
     *,
     even: bool = False,
-    guidance: Guidance | None = None,
     matched: bool,
+    guidance: Guidance | None = None,
     scale: Scale | None = None,
 ) -> Array:
     """Return the voxels of a volume that was made, (V,), as intensities in the scale of its modality.
@@ -285,15 +285,14 @@ def intensities_of(
         info: the weights', with their scales, and the quantiles if these are to be matched.
         target: the modality.
         even: even out the steps between slices first.
-        guidance: then sharpen the volume by these modalities of its case.
-        matched: give the volume the quantiles of the modality. They were measured on the slices that training uses, and
-            so are the volume's own, if it has any of these.
+        matched: then give the volume the quantiles of the modality. They were measured on the slices that training
+            uses, and so are the volume's own, if it has any of these.
+        guidance: sharpen the volume in the end by these modalities of its case; matching quantiles once more would
+            undo a part of it.
         scale: the intensities that -1 and 1 become; None: those of the weights.
     """
     if even:
         values = even_out(values, inside)
-    if guidance is not None:
-        values = sharpen(values, inside, guidance)
     if matched and values.size:
         span = intensities.training_slices(len(inside))
         ends = np.cumsum([0, *inside.sum(axis=(1, 2))])
@@ -301,6 +300,8 @@ def intensities_of(
         goal = info.quantiles[target]
         own = intensities.quantiles(middle if middle.size else values, len(goal))
         values = intensities.match_quantiles(values, own, goal)
+    if guidance is not None:
+        values = sharpen(values, inside, guidance)
     return intensities.denormalise(values, scale or info.scales[target])
 
 

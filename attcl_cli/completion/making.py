@@ -317,8 +317,8 @@ def _write(
             info,
             target,
             even=plan.manner.evens(info),
-            guidance=guidance,
             matched=plan.manner.matches(info, target),
+            guidance=guidance,
             scale=style.scale,
         )
         first = plan.output / files[0]
