@@ -135,8 +135,8 @@ def complete(
         bool | None,
         typer.Option(
             "--guide/--no-guide",
-            help="Sharpen a volume by modalities of its case that no training case had beside it.  "
-            "[default: as --even]",
+            help="Sharpen a volume by modalities that its network was not given, since no training case had them "
+            "together with the others.  [default: in whole volumes, if the weights were trained on squares]",
         ),
     ] = None,
     link_originals: Annotated[

@@ -23,7 +23,7 @@ from attcl_cli.completion.jobs import (
 )
 from attcl_cli.confined import leads_out
 from attcl_cli.data import volumes
-from attcl_cli.data.dataset import Case, Dataset, read_side_car, sources_in
+from attcl_cli.data.dataset import Case, Dataset, guides_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
@@ -229,7 +229,7 @@ def _of_another_patient(document: Mapping[str, Any], dataset: Dataset, case: Cas
 
     Asked if names do not tell whose a volume is: two patients completed into one folder would have one volume.
     """
-    for source in sources_in(document):
+    for source in (*sources_in(document), *guides_in(document)):
         name = str(source.get("modality"))
         if name not in case.files:
             return f"made from a {name}, expected sources that {case.id} has"
@@ -322,6 +322,8 @@ def _made_otherwise(
         )
     for name, value in expected.items():
         before = document.get(name, OLD_MANNER.get(name))
+        if name == "sharpened_by":
+            before = [guide.get("modality") for guide in guides_in(document)]
         if name != "averaged" and before != value:
             return _with_another_option(name, before, value)
     return ""
@@ -333,7 +335,7 @@ def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
 
 
 def _with_another_option(name: str, before: object, value: object) -> str:
-    if isinstance(before, Sequence) and isinstance(value, Sequence) and name == "guides":
+    if isinstance(before, Sequence) and isinstance(value, Sequence) and name == "sharpened_by":
         before, value = (", ".join(it) or "nothing" for it in (before, value))
         return f"made sharpened by {before}, expected by {value} (--guide, --no-guide)"
     if name in {"mirror", "even"}:

@@ -1,4 +1,4 @@
-"""Volumes sharpened by what their network was not given: modalities that no training case had beside the target.
+"""Volumes sharpened by what was withheld from their network: no training case had it together with the others.
 
 Knows numbers only; which modalities these are is said by `methods.sources`, when it is done by `jobs.Manner`.
 """
@@ -23,22 +23,21 @@ class Guidance:
 
     Attributes:
         sources: what the volume was made from.
-        unseen: the others; one at least.
+        withheld: those that its network was not given; one at least.
     """
 
     sources: Sequence[Array]
-    unseen: Sequence[Array]
+    withheld: Sequence[Array]
 
 
 def sharpen(values: Array, inside: Array, guidance: Guidance) -> Array:
-    """Return the voxels of a volume with the detail of all modalities that its case has.
+    """Return the voxels of a volume with the detail of its sources and of what was withheld.
 
-    Around each voxel the volume is fitted by a linear function of the modalities, and these functions are averaged: the
-    guided image filter (He, Sun and Tang 2013, Guided image filtering, Eq 11 to 15 and 19 to 21), in three dimensions,
-    within the brain, as the mean of three radii. So contrast comes from the volume and detail from the modalities; one
-    whose contrast is the opposite counts with the opposite sign. The unseen modality that resembles the volume most
-    then has a share of the result, its correlation r with the volume in the brain, if that is above 0 (ours): T1 is a
-    better witness of T1ce than a smooth guess.
+    Around each voxel the volume is fitted by a linear function of these guides, and the functions are averaged: the
+    guided filter (He, Sun and Tang 2010, Guided Image Filtering, ECCV, Eq 14 to 16), in three dimensions, within the
+    brain, as the mean of three radii. So contrast comes from the volume and detail from the guides, also from one whose
+    contrast is inverted. Then the withheld modality that correlates best with the volume in the brain, with r, has the
+    share r of the result if r is above 0 (ours): T1 is a better witness of T1ce than a smooth guess.
 
     Args:
         values: (V,) in [-1, 1], of the voxels `inside`.
@@ -54,14 +53,14 @@ def sharpen(values: Array, inside: Array, guidance: Guidance) -> Array:
     mask = inside[box]
     volume = np.zeros(mask.shape, dtype=np.float32)
     volume[mask] = values
-    unseen, sources = (
+    withheld, sources = (
         [np.where(mask, guide[box], np.float32(0)) for guide in guides]
-        for guides in (guidance.unseen, guidance.sources)
+        for guides in (guidance.withheld, guidance.sources)
     )
-    fits = [_Window(mask, radius).fit(volume, [*unseen, *sources])[mask] for radius in _RADII]
+    fits = [_Window(mask, radius).fit(volume, [*withheld, *sources])[mask] for radius in _RADII]
     fitted = np.mean(fits, axis=0)
     alike, most = max(
-        ((correlation(values, guide[mask]), guide[mask]) for guide in unseen),
+        ((correlation(values, guide[mask]), guide[mask]) for guide in withheld),
         key=lambda item: item[0],
     )
     share = np.float32(max(alike, 0.0))

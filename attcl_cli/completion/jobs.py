@@ -33,7 +33,8 @@ class Maker:
     Attributes:
         weights: the weights.
         sources: what their network is given.
-        withheld: what it could be given, but no training case had beside the target (`methods.sources`).
+        withheld: what it could be given, but no training case had together with those and the target
+            (`methods.sources`).
     """
 
     weights: Weights
@@ -94,7 +95,8 @@ class Manner:
             volumes; `auto`: matched if the weights have these and were trained on squares.
         even: whether steps between neighbouring slices are evened out; None: in whole volumes if the weights were
             trained on squares.
-        guide: whether a volume is sharpened by the modalities that were withheld from its network; None: as `even`.
+        guide: whether a volume is sharpened by the modalities that were withheld from its network; None: if it is made
+            in whole, by weights that were trained on squares.
     """
 
     slices: tuple[int, int] | None = None
@@ -168,7 +170,7 @@ class Manner:
             "planes": self.planes,
             "intensities": "matched" if self.matches(info, target) else "network",
             "even": self.evens(info),
-            "guides": list(self.guides_of(makers)),
+            "sharpened_by": list(self.guides_of(makers)),
             **({"averaged": averaged} if len(averaged) > 1 else {}),
         }
 
@@ -185,7 +187,7 @@ OLD_MANNER: Mapping[str, Any] = {
     "planes": "axial",
     "intensities": "network",
     "even": False,
-    "guides": [],
+    "sharpened_by": [],
 }
 """How volumes were made whose side-car, of an earlier version, does not say so."""
 

@@ -40,7 +40,7 @@ from attcl_cli.completion.jobs import (
 )
 from attcl_cli.confined import leads_out, require_inside
 from attcl_cli.data import derivative, intensities, volumes
-from attcl_cli.data.dataset import Dataset, read_side_car
+from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.unchanged import change_of
 from attcl_cli.data.volumes import Grid
@@ -233,16 +233,16 @@ def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loa
 
 
 def _guidance(
-    images: volumes.CaseImages, sources: Sequence[str], unseen: Sequence[str]
+    images: volumes.CaseImages, sources: Sequence[str], withheld: Sequence[str]
 ) -> Guidance | None:
     """Return what the volumes of a case are sharpened by; None if nothing was withheld from the networks."""
-    if not unseen:
+    if not withheld:
         return None
     scaled = {
         name: intensities.normalise(images.volumes[name].data, images.brain, images.scales[name])
-        for name in (*sources, *unseen)
+        for name in (*sources, *withheld)
     }
-    return Guidance([scaled[name] for name in sources], [scaled[name] for name in unseen])
+    return Guidance([scaled[name] for name in sources], [scaled[name] for name in withheld])
 
 
 def _read(plan: CompletionPlan, job: Job) -> volumes.CaseImages:
@@ -388,18 +388,8 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
     """Return what the JSON file beside a volume says."""
     weights = job.weights
     dataset = plan.dataset
-    sources = [
-        {
-            "modality": name,
-            "files": [str(file) for file in job.case.files[name][:1]],
-            **(
-                {}
-                if dataset.layout.names_cases
-                else {"sha256": sha256(dataset.paths(job.case, name)[0])}
-            ),
-        }
-        for name in job.sources
-    ]
+    sources = [_made_from(dataset, job.case, name) for name in job.sources]
+    guides = plan.manner.guides_of(job.makers)
     between = job.between(target)
     said = doubt.document()
     fields: dict[str, Any] = {}
@@ -409,7 +399,6 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
             f"Synthetic {target} image made from {_sources_in_words(plan, job, target)} by attcl "
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
-        guides = plan.manner.guides_of(job.makers)
         files = [job.case.files[name][0] for name in (*job.sources, *guides)]
         fields = derivative.image_fields(dataset, files, file, description)
     return {
@@ -419,6 +408,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         **({"source": sources[0]} if len(sources) == 1 else {"sources": sources}),
         **({"through": list(between)} if between else {}),
         **plan.manner.document_of(job.makers, target),
+        "sharpened_by": [_made_from(dataset, job.case, name) for name in guides],
         "background": dataset.background,
         "stored": job.styles[target].document(),
         **({"doubt": said} if said else {}),
@@ -427,6 +417,16 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "seed": weights.info.settings.seed,
         "attcl_version": __version__,
         "note": "Synthesised by attcl; research use only, not for diagnosis.",
+    }
+
+
+def _made_from(dataset: Dataset, case: Case, name: str) -> dict[str, Any]:
+    """Return a modality that a volume was made from, as side-cars name it; by content if names tell no patient."""
+    named = dataset.layout.names_cases
+    return {
+        "modality": name,
+        "files": [str(file) for file in case.files[name][:1]],
+        **({} if named else {"sha256": sha256(dataset.paths(case, name)[0])}),
     }
 
 

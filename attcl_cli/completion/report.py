@@ -200,7 +200,7 @@ def _made_volume(places: Places, case: Case, target: str) -> MadeVolume | None:
         case=case,
         target=target,
         sources=tuple(str(it["modality"]) for it in sources_in(side_car) if it),
-        guides=guides_in(side_car),
+        guides=tuple(str(it["modality"]) for it in guides_in(side_car)),
         weights=str(weights.get("name", "")),
         sha256=str(weights.get("sha256", "")),
         doubt=doubt_in(side_car) or Doubt(),
@@ -393,8 +393,8 @@ def _manner_sentences(
         words.append("Steps between neighbouring slices were evened out.")
     if guided:
         words.append(
-            "Volumes were sharpened by those modalities of their case that no training case had beside them (guided "
-            "image filter, He, Sun and Tang 2013)."
+            "Volumes were sharpened by those modalities of their case that the network was not given, since no "
+            "training case had them together with the others (guided filter, He, Sun and Tang 2010)."
         )
     return words
 

@@ -144,7 +144,8 @@ def complete(
         intensities: `network`, `matched` (to the quantiles of the target's training volumes) or `auto`.
         even: even out steps between neighbouring slices, which are made one by one; None: in whole volumes, if the
             weights were trained on squares.
-        guide: sharpen a volume by modalities of its case that no training case had beside it; None: as `even`.
+        guide: sharpen a volume by modalities that its network was not given, since no training case had them together
+            with the others; None: in whole volumes, if the weights were trained on squares.
         link_originals: also link the originals, so that `cpl` is a whole dataset.
         num_parts: share the cases among this many runs.
         part_id: which share this run does, from 1: every `num_parts`-th case, starting with this one.

@@ -186,9 +186,9 @@ def sources_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(side_car.get("sources") or [side_car.get("source") or {}])
 
 
-def guides_in(side_car: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the modalities that a side-car says its volume was sharpened by, beside its sources."""
-    return tuple(side_car.get("guides", ()))
+def guides_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a side-car says that its volume was sharpened by, beside its sources; as `sources_in`."""
+    return list(side_car.get("sharpened_by") or [])
 
 
 def open_dataset(

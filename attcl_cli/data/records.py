@@ -117,7 +117,7 @@ class SideCarRecord(Document):
     source: SourceRecord | None = None
     sources: Items[SourceRecord] = ()
     weights: MakerRecord | None = None
-    guides: Items[str] = ()
+    sharpened_by: Items[SourceRecord] = ()
     averaged: Items[MakerRecord] = ()
     doubt: DoubtRecord | None = None
     stored: dict[str, Any] | None = None

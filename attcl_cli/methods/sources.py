@@ -190,7 +190,7 @@ def made_between(rule: SourceRule, target: str, sources: Sequence[str]) -> tuple
 
 
 def withheld(rule: SourceRule, target: str, present: Sequence[str]) -> tuple[str, ...]:
-    """Return the sources that a model would take, and is not given: no training case had them beside the target.
+    """Return the sources that a model would take, and is not given: no training case had them with the others.
 
     Args:
         rule: of the model.

@@ -1,9 +1,10 @@
-"""Volumes are sharpened by modalities that no training case had beside the target, and by no others."""
+"""Volumes are sharpened by modalities that were withheld from their network, and by no others."""
 
 from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +13,7 @@ from completers import FOUR, Echo, completed, content, echo_weights, images, pha
 from scipy.ndimage import gaussian_filter
 
 from attcl_cli.completion.guided import Guidance, sharpen
+from attcl_cli.data.dataset import Source
 from attcl_cli.errors import AttclError
 
 SHAPE = (40, 36, 36)
@@ -30,9 +32,9 @@ def anatomy(seed: int) -> np.ndarray:
     return np.where(brain(), noise / np.abs(noise).max() * 0.9, 0).astype(np.float32)
 
 
-def sharpened(volume, *, unseen, sources=()) -> np.ndarray:
+def sharpened(volume, *, withheld, sources=()) -> np.ndarray:
     inside = brain()
-    return sharpen(volume[inside], inside, Guidance(list(sources), list(unseen)))
+    return sharpen(volume[inside], inside, Guidance(list(sources), list(withheld)))
 
 
 def unlike(values: np.ndarray, true: np.ndarray) -> float:
@@ -46,50 +48,50 @@ def error(values: np.ndarray, true: np.ndarray) -> float:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_detail_comes_from_the_other_modality_whatever_its_contrast(sign):
-    unseen = anatomy(0)
-    true = sign * unseen
+    withheld = anatomy(0)
+    true = sign * withheld
     blurred = gaussian_filter(true, 1.0)
-    result = sharpened(blurred, unseen=[unseen])
+    result = sharpened(blurred, withheld=[withheld])
     assert unlike(result, true) < 0.5 * unlike(blurred[brain()], true)
 
 
 def test_the_sources_are_guides_too():
-    source, unseen = anatomy(0), anatomy(1)
-    true = 0.5 * source - 0.5 * unseen
+    source, withheld = anatomy(0), anatomy(1)
+    true = 0.5 * source - 0.5 * withheld
     blurred = gaussian_filter(true, 1.0)
-    alone = sharpened(blurred, unseen=[unseen])
-    both = sharpened(blurred, unseen=[unseen], sources=[source])
+    alone = sharpened(blurred, withheld=[withheld])
+    both = sharpened(blurred, withheld=[withheld], sources=[source])
     assert unlike(both, true) < 0.5 * unlike(alone, true)
 
 
 def test_the_modality_that_is_most_alike_has_its_correlation_as_its_share():
-    unseen, other = anatomy(0), anatomy(1)
-    volume = 0.5 * unseen + 0.5 * anatomy(2)
+    withheld, other = anatomy(0), anatomy(1)
+    volume = 0.5 * withheld + 0.5 * anatomy(2)
     inside = brain()
-    alike = float(np.corrcoef(volume[inside], unseen[inside])[0, 1])
+    alike = float(np.corrcoef(volume[inside], withheld[inside])[0, 1])
     assert 0.3 < alike < 0.9
     # The fits are the same with the opposite contrast, which has no share.
-    fits = sharpened(volume, unseen=[-unseen, -other])
+    fits = sharpened(volume, withheld=[-withheld, -other])
     if np.corrcoef(volume[inside], -other[inside])[0, 1] > 0:
-        fits = sharpened(volume, unseen=[-unseen, other])
-    expected = (1 - alike) * fits + alike * unseen[inside]
-    np.testing.assert_allclose(sharpened(volume, unseen=[unseen, other]), expected, atol=1e-5)
+        fits = sharpened(volume, withheld=[-withheld, other])
+    expected = (1 - alike) * fits + alike * withheld[inside]
+    np.testing.assert_allclose(sharpened(volume, withheld=[withheld, other]), expected, atol=1e-5)
 
 
 def test_a_modality_without_contrast_leaves_what_is_smooth():
     smooth = np.where(brain(), np.linspace(-0.8, 0.8, SHAPE[0])[:, None, None], 0)
-    result = sharpened(smooth.astype(np.float32), unseen=[np.zeros(SHAPE, np.float32)])
+    result = sharpened(smooth.astype(np.float32), withheld=[np.zeros(SHAPE, np.float32)])
     assert error(result, smooth) < 0.1
 
 
 def test_nothing_leaves_the_range_and_what_lies_outside_the_brain_has_no_part():
     volume = np.where(brain(), np.sign(anatomy(0)), 0).astype(np.float32)
-    unseen = anatomy(0)
-    result = sharpened(volume, unseen=[unseen])
+    withheld = anatomy(0)
+    result = sharpened(volume, withheld=[withheld])
     assert result.dtype == np.float32
     assert np.abs(result).max() <= 1
-    around = np.where(brain(), unseen, np.float32(0.9))
-    np.testing.assert_array_equal(sharpened(volume, unseen=[around]), result)
+    around = np.where(brain(), withheld, np.float32(0.9))
+    np.testing.assert_array_equal(sharpened(volume, withheld=[around]), result)
 
 
 def test_no_voxel_gives_no_voxel():
@@ -124,12 +126,12 @@ def test_what_is_withheld_from_the_network_sharpens_the_volume(gappy, tiny_setti
     completed(root, tmp_path / "out", weights, methods=methods)
     assert {source for source, _ in echo.asked} == {"flair"}
     document = side_car(tmp_path / "out", "t2")
-    assert document["guides"] == ["t1"]
+    assert document["sharpened_by"] == [{"modality": "t1", "files": [phantom_file(0, "t1")]}]
     assert document["source"]["modality"] == "flair"
     image = nib.load(tmp_path / "out" / phantom_file(0, "t2"))
     assert image.header["descrip"].item().decode().endswith("t2 from flair, sharpened by t1")
     completed(root, tmp_path / "plain", weights, methods=methods, guide=False)
-    assert side_car(tmp_path / "plain", "t2")["guides"] == []
+    assert side_car(tmp_path / "plain", "t2")["sharpened_by"] == []
     t1, sharp, plain = (
         nib.load(path).get_fdata()
         for path in (
@@ -211,3 +213,20 @@ def test_two_runs_write_the_same_bytes(gappy, tiny_settings, tmp_path):
         methods = {weights.sha256: Echo(weights.info.settings)}
         completed(root, tmp_path / name, weights, methods=methods)
     assert all(one == two for one, two in pairwise(content(tmp_path / it) for it in ("one", "two")))
+
+
+def test_where_names_tell_no_patient_the_guide_of_another_one_is_noticed(
+    gappy, tiny_settings, tmp_path
+):
+    root, weights = gappy(lacking=LACKING), of_patterns(tiny_settings)
+    methods = {weights.sha256: Echo(weights.info.settings)}
+    files = {name: root / phantom_file(0, name) for name in ("flair", "t1")}
+    dataset = Source(Path("data"), images=tuple(files.items())).open()
+    completed(dataset, tmp_path / "out", weights, methods=methods, targets=["t2"])
+    assert plan_of(dataset, tmp_path / "out", weights, targets=["t2"]).jobs == ()
+    other = Source(
+        Path("data"), images=(("flair", files["flair"]), ("t1", root / phantom_file(2, "t1")))
+    ).open()
+    with pytest.raises(AttclError, match="made from another t1") as caught:
+        plan_of(other, tmp_path / "out", weights, targets=["t2"])
+    assert caught.value.code == "made-in-another-way"

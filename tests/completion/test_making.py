@@ -415,7 +415,7 @@ def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
         "planes": "axial",
         "intensities": "network",
         "even": False,
-        "guides": [],
+        "sharpened_by": [],
         "background": "auto",
         "stored": {
             "number_type": "int16",

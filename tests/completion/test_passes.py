@@ -244,7 +244,7 @@ def test_side_cars_of_before_mean_that_nothing_was_averaged(gappy, tiny_settings
     completed(root, tmp_path / "out", weights, methods=methods)
     side_car = tmp_path / "out/Phantom_00000/Phantom_00000_t2.json"
     document = json.loads(side_car.read_text())
-    keys = {"mirror", "planes", "intensities", "even", "guides", "background"}
+    keys = {"mirror", "planes", "intensities", "even", "sharpened_by", "background"}
     side_car.write_text(json.dumps({key: it for key, it in document.items() if key not in keys}))
     assert plan_of(root, tmp_path / "out", weights).jobs == ()
     for options, message in (
