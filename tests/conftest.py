@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +36,10 @@ from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.data.splits import read_splits
 from attcl_cli.methods.settings import Settings
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts what runs in the background so; the tests send Ctrl-C, here and to processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
