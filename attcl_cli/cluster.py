@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, first_line
 from attcl_cli.run_ends import in_main_thread
 
 LOCAL = "local"
@@ -136,7 +136,7 @@ def _in_order(
         try:
             finished[number] = ray.get(done)
         except ray.exceptions.RayActorError as error:
-            finished[number] = lost(groups[number], _first_line(error))
+            finished[number] = lost(groups[number], first_line(error))
         del done  # or the cluster keeps what it refers to
         while shown in finished:
             yield finished.pop(shown)
@@ -173,7 +173,7 @@ def _joined(address: str) -> Iterator[Any]:
             log_to_driver=False,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _no_cluster(address, _first_line(error)) from error
+        raise _no_cluster(address, first_line(error)) from error
     try:
         if in_main_thread():  # Ray's own handler of SIGTERM would end the run without its record
             for number, handler in handlers.items():
@@ -193,7 +193,7 @@ def _require_address(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise _no_cluster(address, f"nobody answers ({_first_line(error)})") from error
+        raise _no_cluster(address, f"nobody answers ({first_line(error)})") from error
 
 
 def _no_cluster(address: str, reason: str) -> UsageError:
@@ -220,7 +220,3 @@ def _places(ray: Any, device: str, share_of_gpu: float) -> tuple[int, dict[str, 
     if gpus and device != "cpu":
         return max(int(gpus / share_of_gpu), 1), {"num_gpus": share_of_gpu, "num_cpus": 1}
     return max(int(resources.get("CPU", 1)), 1), {"num_cpus": 1}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

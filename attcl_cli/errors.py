@@ -145,6 +145,12 @@ def refusal(error: OSError, expected: str, hint: str) -> tuple[str, str]:
     return _REFUSALS.get(error.errno or 0, (expected, hint))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an exception of a library says, or its type if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def fold(problems: Sequence[AttclError], key: Callable[[AttclError], str]) -> list[AttclError]:
     """Return one problem for all with the same `key`: a whole folder may have it."""
     groups: dict[str, list[AttclError]] = {}

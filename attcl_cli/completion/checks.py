@@ -320,11 +320,14 @@ def _made_otherwise(
         return (
             f"made by {_names(averaged, weights)}, expected {_names(others, weights)} (--average)"
         )
+    guides = [str(it.get("modality")) for it in guides_in(document)]
+    wanted = [str(name) for name in expected["sharpened_by"]]
+    if guides != wanted:
+        before, after = (", ".join(names) or "nothing" for names in (guides, wanted))
+        return f"made sharpened by {before}, expected by {after} (--guide, --no-guide)"
     for name, value in expected.items():
         before = document.get(name, OLD_MANNER.get(name))
-        if name == "sharpened_by":
-            before = [guide.get("modality") for guide in guides_in(document)]
-        if name != "averaged" and before != value:
+        if name not in {"averaged", "sharpened_by"} and before != value:
             return _with_another_option(name, before, value)
     return ""
 
@@ -335,9 +338,6 @@ def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
 
 
 def _with_another_option(name: str, before: object, value: object) -> str:
-    if isinstance(before, Sequence) and isinstance(value, Sequence) and name == "sharpened_by":
-        before, value = (", ".join(it) or "nothing" for it in (before, value))
-        return f"made sharpened by {before}, expected by {value} (--guide, --no-guide)"
     if name in {"mirror", "even"}:
         before, value = (f"--{name}" if it else f"--no-{name}" for it in (before, value))
         return f"made with {before}, expected {value}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter, gaussian_filter1d
 
-from attcl_cli.data.intensities import Array, bounding_box
+from attcl_cli.data.intensities import Array, bounding_box, volume_of
 
 _AROUND = 6.0  # slices, standard deviation of the weights that a slice's neighbours have
 _WITHIN, _ACROSS = 2.0, 1.0  # voxels and slices, standard deviations of what is smoothed
@@ -33,9 +33,7 @@ def even_out(values: Array, inside: Array) -> Array:
     if box is None:
         return values
     mask = inside[box]
-    volume = np.zeros(mask.shape, dtype=np.float32)
-    volume[mask] = values
-    volume = _at_one_level(volume, mask)
+    volume = _at_one_level(volume_of(values, mask), mask)
     weights = mask.astype(np.float32)
     smooth = _smoothed(volume, weights, (0.0, _WITHIN, _WITHIN))
     smooth[~mask] = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from attcl_cli.data.intensities import Array, bounding_box, correlation
+from attcl_cli.data.intensities import Array, bounding_box, correlation, volume_of
 
 _RADII = (2, 5, 10)  # voxels
 _LEAST_VARIANCE = 0.004  # of a guide, in [-1, 1]: below it, what the guide shows counts as noise
@@ -51,8 +51,7 @@ def sharpen(values: Array, inside: Array, guidance: Guidance) -> Array:
     if box is None:
         return values
     mask = inside[box]
-    volume = np.zeros(mask.shape, dtype=np.float32)
-    volume[mask] = values
+    volume = volume_of(values, mask)
     withheld, sources = (
         [np.where(mask, guide[box], np.float32(0)) for guide in guides]
         for guides in (guidance.withheld, guidance.sources)
@@ -80,21 +79,20 @@ class _Window:
         """Return the guided filter of a volume, (D, H, W); volume and guides are 0 outside the mask."""
         means = [self._mean(guide) for guide in guides]
         mean = self._mean(volume)
-        count, places = len(guides), np.flatnonzero(self._mask)
-        spread = np.empty((len(places), count, count), dtype=np.float32)
-        common = np.empty((len(places), count, 1), dtype=np.float32)
+        count, voxels = len(guides), int(self._mask.sum())
+        spread = np.empty((voxels, count, count), dtype=np.float32)
+        common = np.empty((voxels, count, 1), dtype=np.float32)
         for row, guide in enumerate(guides):
-            common[:, row, 0] = (self._mean(guide * volume) - means[row] * mean).flat[places]
+            common[:, row, 0] = (self._mean(guide * volume) - means[row] * mean)[self._mask]
             for column in range(row, count):
                 both = self._mean(guide * guides[column]) - means[row] * means[column]
-                spread[:, row, column] = spread[:, column, row] = both.flat[places]
+                spread[:, row, column] = spread[:, column, row] = both[self._mask]
             spread[:, row, row] += _LEAST_VARIANCE
         slopes = np.linalg.solve(spread, common)[..., 0]
         fitted = np.zeros_like(volume)
         offset = mean
         for place, guide in enumerate(guides):
-            slope = np.zeros_like(volume)
-            slope.flat[places] = slopes[:, place]
+            slope = volume_of(slopes[:, place], self._mask)
             offset = offset - slope * means[place]
             fitted += self._mean(slope) * guide
         fitted += self._mean(np.where(self._mask, offset, np.float32(0)))

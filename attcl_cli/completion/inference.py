@@ -305,13 +305,6 @@ def intensities_of(
     return intensities.denormalise(values, scale or info.scales[target])
 
 
-def volume_of(values: Array, inside: Array) -> Array:
-    """Return a whole volume, (D, H, W) float32: the values (V,) of the voxels `inside`, 0 elsewhere."""
-    data = np.zeros(inside.shape, dtype=np.float32)
-    data[inside] = values
-    return data
-
-
 @dataclass(frozen=True)
 class InMemory:
     """Completes volumes in memory and writes nothing: for scores of what is not on disk.
@@ -365,7 +358,7 @@ class InMemory:
                     even=manner.evens(info),
                     matched=manner.matches(info, target),
                 )
-                volumes[target] = volume_of(values, inside)
+                volumes[target] = intensities.volume_of(values, inside)
         return volumes
 
     def samples(
@@ -384,7 +377,7 @@ class InMemory:
         inside[indices] = intensities.brain_of([data[indices] for data in taken.values()])
         passes = self._passes(taken, inside, brain)
         drawn = (self._make(passes, [target], number)[target] for number in range(count))
-        return [volume_of((made.mean + 1) / 2, inside)[indices] for made in drawn]
+        return [intensities.volume_of((made.mean + 1) / 2, inside)[indices] for made in drawn]
 
     def _passes(self, sources: Mapping[str, Array], inside: Array, brain: Array) -> list[Pass]:
         scales: dict[str, Scale] = {}

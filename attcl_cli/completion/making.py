@@ -28,7 +28,6 @@ from attcl_cli.completion.inference import (
     intensities_of,
     make,
     passes_of,
-    volume_of,
 )
 from attcl_cli.completion.jobs import (
     OLD_MANNER,
@@ -170,7 +169,7 @@ class _Frame:
 
     def volume(self, values: Array) -> Array:
         """Return values of the voxels `inside` as a whole volume, 0 in what is not written."""
-        data = volume_of(values, self.inside)
+        data = intensities.volume_of(values, self.inside)
         data[~self.written] = 0
         return data
 

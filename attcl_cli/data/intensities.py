@@ -76,6 +76,13 @@ def correlation(one: Array, other: Array) -> float:
     return float(np.mean(one * other)) / power**0.5 if power > 0 else 0.0
 
 
+def volume_of(values: Array, inside: Array) -> Array:
+    """Return a whole volume, (D, H, W) float32: the values (V,) of the voxels `inside`, 0 elsewhere."""
+    data = np.zeros(inside.shape, dtype=np.float32)
+    data[inside] = values
+    return data
+
+
 def to_unit(volume: Array, low: float, high: float) -> Array:
     """Clip to [low, high] and scale that window to [0, 1].
 

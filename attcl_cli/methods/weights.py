@@ -22,7 +22,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.records import ScaleDocument
 from attcl_cli.documents import Count, Document, Finite, Items, Name, shown, validated
-from attcl_cli.errors import UNSEEN, AttclError, UsageError
+from attcl_cli.errors import UNSEEN, AttclError, UsageError, first_line
 from attcl_cli.files import parse_json, read_json, sha256, write_json, write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.finite import require_finite_tensors
@@ -224,7 +224,7 @@ def load_method(weights: Weights, device: torch.device) -> Method:
         try:
             network.load_state_dict(tensors_below(f"{name}.", tensors))
         except RuntimeError as error:
-            raise _misfit(weights, _first_line(error)) from error
+            raise _misfit(weights, first_line(error)) from error
         # As the slices are (`completion.inference`): a sixth faster on a CPU than rearranging them in every layer.
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.eval().requires_grad_(requires_grad=False)
@@ -287,7 +287,7 @@ def _require_plausible(weights: Weights, stored: Mapping[str, Tensor]) -> None:
         with torch.device("meta"):
             method = info.method(info.settings, info.modalities)
     except Exception as error:  # torch raises what it likes on impossible sizes
-        raise _misfit(weights, _first_line(error)) from error
+        raise _misfit(weights, first_line(error)) from error
     for name, network in method.stored_networks().items():
         expected = {key: value.shape for key, value in network.state_dict().items()}
         if expected != {
@@ -307,10 +307,6 @@ def _misfit(weights: Weights, why: str) -> AttclError:
 
 def _known_names() -> str:
     return ", ".join(named_weights()) or "(none bundled)"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _info_to_json(info: WeightsInfo) -> dict[str, Any]:
@@ -401,7 +397,7 @@ def opened(path: Path) -> Iterator[Any]:
     except Exception as error:  # what the library raises on a damaged file is not documented
         permission = isinstance(error, PermissionError)
         raise AttclError(
-            f"{path}: not readable as safetensors ({_first_line(error)}), expected weights that attcl wrote",
+            f"{path}: not readable as safetensors ({first_line(error)}), expected weights that attcl wrote",
             "allow yourself to read it (chmod u+r)"
             if permission
             else "copy the file again from its source",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from attcl_cli.errors import AttclError, refusal
+from attcl_cli.errors import AttclError, first_line, refusal
 from attcl_cli.files import sha256
 from attcl_cli.scoring.feature_weights import FILES, OnBytes, locate
 from attcl_cli.scoring.metrics import require_fid_network
@@ -327,7 +327,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         if isinstance(error, OSError):
             expected, hint = refusal(error, expected, hint)
         raise AttclError(
-            f"{path}: not loaded ({_first_line(error)}), {expected}",
+            f"{path}: not loaded ({first_line(error)}), {expected}",
             hint,
             code="feature-weights-unreadable",
         ) from error
@@ -348,14 +348,10 @@ def _fill(module: nn.Module, state: dict[str, Any], path: Path) -> None:
 
 def _unfit(path: Path, error: Exception) -> AttclError:
     return AttclError(
-        f"{path}: its tensors do not fit the network ({_first_line(error)}), expected the published file",
+        f"{path}: its tensors do not fit the network ({first_line(error)}), expected the published file",
         "remove it: it is downloaded again",
         code="feature-weights-do-not-fit",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 @contextlib.contextmanager
