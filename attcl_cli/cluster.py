@@ -13,6 +13,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -27,12 +28,50 @@ TRIES = 3
 
 _WAITING = 2  # groups of a worker: one that it makes, and one that it takes up at once
 _PATIENCE_SECONDS = 5.0
+_ROUNDING = 1e-9  # 1 / 0.1 is not always 10
 _MOST = 4  # groups per worker that the driver knows of
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 Taken_contra = TypeVar("Taken_contra", contravariant=True)
 Made_co = TypeVar("Made_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster, and what a worker on it has.
+
+    Attributes:
+        address: `local`, `auto` (the cluster of this machine) or that of a cluster.
+        device: auto, cpu or cuda; of each worker.
+        share_of_gpu: of a GPU, for each worker on one.
+    """
+
+    address: str
+    device: str
+    share_of_gpu: float = 1.0
+
+
+def asked_for(ray: str | None, device: str, gpu_share: float | None) -> Cluster | None:
+    """Return the cluster that options ask for; None if they ask for none.
+
+    Raises:
+        UsageError: a share of a GPU without a cluster, or one that is none.
+    """
+    if ray is None and gpu_share is not None:
+        raise UsageError(
+            "--gpu-share: given without --ray, expected both or none",
+            "attcl complete --ray --gpu-share 0.5 puts two workers on each GPU of a cluster",
+            code="options-belong-together",
+        )
+    share = 1.0 if gpu_share is None else gpu_share
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"--gpu-share: {share:g}, expected more than 0 and at most 1",
+            "--gpu-share 0.5 puts two workers on each GPU",
+            code="gpu-share-out-of-range",
+        )
+    return None if ray is None else Cluster(ray, device, share)
 
 
 class Worker(Protocol[Taken_contra, Made_co]):
@@ -49,9 +88,7 @@ def work_on_ray(
     *,
     shared: object,
     arguments: Sequence[object],
-    address: str,
-    device: str,
-    share_of_gpu: float = 1.0,
+    on: Cluster,
 ) -> Generator[Outcome, None, None]:
     """Yield what becomes of each group, in order; close the generator to leave the cluster before its end.
 
@@ -64,15 +101,13 @@ def work_on_ray(
         lost: (group, reason) -> what becomes of a group whose workers died.
         shared: the large part of the arguments; travels once.
         arguments: the others.
-        address: `local`, `auto` (the cluster of this machine) or that of a cluster.
-        device: auto, cpu or cuda; of each worker.
-        share_of_gpu: of a GPU, for each worker on one.
+        on: where the workers are.
 
     Raises:
         UsageError: Ray is not installed, there is no such cluster, or no GPU that is asked for.
     """
-    with _joined(address) as ray:
-        count, needs = _places(ray, device, share_of_gpu)
+    with _joined(on.address) as ray:
+        count, needs = _places(ray, on)
         handle = ray.put(shared)
         actor = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **needs)(kind)
         pool = [actor.remote(handle, *arguments) for _ in range(min(count, len(groups)))]
@@ -204,19 +239,23 @@ def _no_cluster(address: str, reason: str) -> UsageError:
     )
 
 
-def _places(ray: Any, device: str, share_of_gpu: float) -> tuple[int, dict[str, float]]:
+def _places(ray: Any, on: Cluster) -> tuple[int, dict[str, float]]:
     """Return how many workers the cluster has room for, and what each needs.
 
     A worker without a GPU has one core: that is how many a call of a network uses (`completion.inference`).
     """
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0.0)
-    if device == "cuda" and not gpus:
+    if on.device == "cuda" and not gpus:
         raise UsageError(
             "--device: cuda, but no machine of the cluster has a GPU that Ray knows",
             "ray start --num-gpus N tells it; -d cpu needs none",
             code="device-absent",
         )
-    if gpus and device != "cpu":
-        return max(int(gpus / share_of_gpu), 1), {"num_gpus": share_of_gpu, "num_cpus": 1}
+    if gpus and on.device != "cpu":
+        per_gpu = int(
+            1 / on.share_of_gpu + _ROUNDING
+        )  # a worker is on one GPU: of 0.4 each, two fit
+        count = int(gpus) * per_gpu
+        return max(count, 1), {"num_gpus": on.share_of_gpu, "num_cpus": 1}
     return max(int(resources.get("CPU", 1)), 1), {"num_cpus": 1}

@@ -144,7 +144,7 @@ def _speed(
     root = folder / "cohort"
     write_cohort(root, cases=options.cases, voxel_mm=options.voxel_mm, missing=RATIOS["ratio1"])
     dataset = open_dataset(root)
-    weights = _untrained(folder / "untrained.safetensors", options.preset)
+    weights = untrained_weights(folder / "untrained.safetensors", options.preset)
     first, stop = (
         (int(part) for part in options.slices.split(":")) if ":" in options.slices else (0, None)
     )
@@ -231,7 +231,7 @@ def _literal(
 
 def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Measure the peak of a process each, with the smallest network: does memory grow with the cases?"""
-    weights = _untrained(folder / "tiny.safetensors", "tiny")
+    weights = untrained_weights(folder / "tiny.safetensors", "tiny")
     peaks, growths = [], []
     for count in options.memory_cases:
         root = folder / f"memory-{count}"
@@ -254,7 +254,7 @@ def _memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, st
 
 def _freed_memory(folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Complete two cases in processes that keep freed memory and in such that give it back, in turns."""
-    weights = _untrained(folder / "kept.safetensors", options.preset)
+    weights = untrained_weights(folder / "kept.safetensors", options.preset)
     root = folder / "kept"
     write_cohort(root, cases=2, voxel_mm=options.memory_voxel_mm, missing=[["t1"], ["t2"]])
     figures: dict[str, list[tuple[float, float]]] = {"kept": [], "--give-back": []}
@@ -301,7 +301,8 @@ def _complete_and_print_memory(
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _untrained(path: Path, preset: str) -> Weights:
+def untrained_weights(path: Path, preset: str) -> Weights:
+    """Save weights of AttCL-GAN at its random start, and return them."""
     settings = resolve(preset=preset, overrides={"context": 0})  # Algorithm 1 sees no neighbours
     torch.manual_seed(settings.seed)
     method = METHODS[settings.method](settings, MODALITIES)

@@ -45,6 +45,7 @@ from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.presets import PRESETS, parse_override
 from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.processes import Processes
 from attcl_cli.training import planning
 
 YARDSTICK = "unet"
@@ -169,7 +170,7 @@ def measure(settings: Settings, options: argparse.Namespace) -> Times:
             Path(folder),
             device=device,
             precision=options.precision,
-            processes=devices.Processes(),
+            processes=Processes(),
             validate=None,
         )
     steps_alone = replace(costs, checkpoint=0.0, picture=0.0)

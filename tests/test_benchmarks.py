@@ -95,3 +95,35 @@ def test_the_benchmark_of_variants_prints_a_line_per_variant(tmp_path):
         for name in ("attcl-gan", "stargan-v2+cut"):
             (line,) = (line for line in output.splitlines() if line.startswith(f"{name} "))
             assert re.search(r"yes +\d\.\d+ -> \d\.\d+ +-?\d\.\d+ +\d+\.\d+ / \d+\.\d+", line)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_many_cases_measures_each_command():
+    output = fresh_python("benchmarks/many_cases.py", "--cases", 8, 16, "--whole")
+    rows = [re.split(r"  +", line.strip()) for line in output.splitlines()[1:]]
+    pages = [row for row in rows if row[0] == "page of complete"]
+    assert [row[1] for row in pages] == ["8", "16"]
+    costs = [row for row in rows if row not in pages]
+    assert {row[0] for row in costs} == {
+        "info", "info, again", "prepare-splits", "complete --dry-run", "train --dry-run",
+        "complete", "complete, again", "score",
+    }  # fmt: skip
+    for _name, cases, seconds, milliseconds, megabytes in costs:
+        assert float(milliseconds) == pytest.approx(1000 * float(seconds) / int(cases), rel=0.1)
+        assert float(megabytes) > 20
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_cluster_prints_its_rates_and_its_model():
+    pytest.importorskip("ray", reason="Ray is not installed")
+    options = (
+        "--cases 16 --voxel-mm 8 --memory-cases 8 16 --full-voxel-mm 8 "
+        "--patients 1000 --gpus 1 8 --gpu-seconds 100 --disk-mb 1000"
+    )
+    output = fresh_python("benchmarks/scale.py", *options.split())
+    assert re.search(r"^1 workers: [\d,]+ cases per hour, efficiency 1.00", output, re.MULTILINE)
+    assert re.search(r"^2 workers: [\d,]+ cases per hour, efficiency [\d.]+", output, re.MULTILINE)
+    assert re.search(r"^driver, peak of many / few cases: [01]\.\d+$", output, re.MULTILINE)
+    # nothing but the GPUs limits, at 100 s per case
+    assert "1,000 patients on 1 GPUs: 1,666.7 minutes, limited by workers" in output
+    assert "1,000 patients on 8 GPUs: 208.3 minutes, limited by workers" in output

@@ -84,3 +84,29 @@ def test_a_machine_without_the_drivers_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AttclError, match="expected the folder in which the command was started"):
         cluster.enter(str(tmp_path / "elsewhere"))
+
+
+def test_a_share_of_a_gpu_puts_several_workers_on_each():
+    def places(gpus: float, on: cluster.Cluster) -> tuple[int, dict[str, float]]:
+        resources = {"CPU": 16.0, **({"GPU": gpus} if gpus else {})}
+        return cluster._places(SimpleNamespace(cluster_resources=lambda: resources), on)
+
+    assert places(3, cluster.Cluster("auto", "auto")) == (3, {"num_gpus": 1.0, "num_cpus": 1})
+    assert places(3, cluster.Cluster("auto", "cuda", 0.5)) == (6, {"num_gpus": 0.5, "num_cpus": 1})
+    assert places(3, cluster.Cluster("auto", "cuda", 0.4))[0] == 6  # not 7: none is on two GPUs
+    assert places(1, cluster.Cluster("auto", "cuda", 0.1))[0] == 10
+    assert places(3, cluster.Cluster("auto", "cpu", 0.5)) == (16, {"num_cpus": 1})
+    assert places(0, cluster.Cluster("auto", "auto", 0.5)) == (16, {"num_cpus": 1})
+    with pytest.raises(UsageError, match="no machine of the cluster has a GPU"):
+        places(0, cluster.Cluster("auto", "cuda"))
+
+
+def test_a_share_that_is_none_or_has_no_cluster_is_refused():
+    assert cluster.asked_for(None, "auto", None) is None
+    assert cluster.asked_for("local", "cpu", None) == cluster.Cluster("local", "cpu", 1.0)
+    assert cluster.asked_for("auto", "cuda", 0.25) == cluster.Cluster("auto", "cuda", 0.25)
+    with pytest.raises(UsageError, match="--gpu-share: given without --ray"):
+        cluster.asked_for(None, "cuda", 0.5)
+    for share in (0.0, -1.0, 1.5):
+        with pytest.raises(UsageError, match=r"--gpu-share: .*expected more than 0 and at most 1"):
+            cluster.asked_for("auto", "cuda", share)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +181,9 @@ class Together:
         self.barrier = threading.Barrier(2, timeout=60)
         self.slots: list[list[Tensor]] = [[], []]
 
-    def average(self, rank: int, parameters: Sequence[nn.Parameter]) -> None:
+    @contextmanager
+    def averaging(self, rank: int, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        yield
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -202,7 +206,7 @@ def step_of_two(
     def work(rank: int) -> None:
         method = methods[rank]
         method.runtime = Runtime(
-            rank=rank, processes=2, average=lambda parameters: together.average(rank, parameters)
+            rank=rank, processes=2, averaging=partial(together.averaging, rank)
         )
         losses[rank] = method.training_step(batch.part(method.runtime.share(len(batch))), step)
 

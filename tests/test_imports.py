@@ -26,6 +26,8 @@ ROOT = {
     "files": {"confined", "errors", "run_ends", "temporaries"},
     "documents": {"errors"},
     "devices": {"errors", "prefetch"},
+    "gradients": set(),
+    "processes": {"devices", "errors", "gradients"},
     "prefetch": set(),
     "progress": {"errors"},
     "run_log": {"__init__", "confined", "errors", "files", "progress"},

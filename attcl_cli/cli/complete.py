@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from attcl_cli import devices
 from attcl_cli.cli.options import (
     BackgroundText,
     BidsFilter,
     Debug,
     DryRun,
+    GpuShare,
     Json,
     Ori,
     Overwrite,
@@ -27,6 +27,7 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.errors import IncompleteError, UsageError, counted, some
+from attcl_cli.processes import Launch, launched, leave, own_device
 
 if TYPE_CHECKING:
     from attcl_cli.completion.jobs import CompletionPlan
@@ -210,6 +211,7 @@ def complete(
             "the run, auto takes the running one, HOST:PORT another.  [default: in this process]",
         ),
     ] = None,
+    gpu_share: GpuShare = None,
     viewer: Viewer = "slices",
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -221,12 +223,12 @@ def complete(
     from attcl_cli.completion import run
     from attcl_cli.data.background import parse_background
 
-    launch = devices.launched()
+    launch = launched()
     terminal = Terminal(as_json=as_json, quiet=quiet, verbose=verbose)
     progress = terminal
     if launch is not None:
         _require_divided_once(launch, device, ray=ray, parts=(part_id, num_parts))
-        device = devices.own_device(device, launch)
+        device = own_device(device, launch)
         part_id, num_parts = launch.rank + 1, launch.count
         terminal = replace(terminal, title=f"part {part_id} of {num_parts}: ")
         progress = replace(terminal, quiet=quiet or launch.rank > 0)
@@ -262,10 +264,11 @@ def complete(
         dry_run=dry_run,
         viewer=viewer,
         ray=ray,
+        gpu_share=gpu_share,
         progress=progress,
     )
     if launch is not None:
-        devices.leave(launch, after_all=bool(result.failed) and not dry_run)
+        leave(launch, after_all=bool(result.failed) and not dry_run)
     if dry_run:
         _show_plan(result.plan, terminal)
         return
@@ -281,7 +284,7 @@ def complete(
 
 
 def _require_divided_once(
-    launch: devices.Launch, device: str, *, ray: str | None, parts: tuple[int, int]
+    launch: Launch, device: str, *, ray: str | None, parts: tuple[int, int]
 ) -> None:
     """Refuse to divide among others the cases that the processes of torchrun divide among themselves."""
     given = {
@@ -354,7 +357,7 @@ def _show_outcome(
     result: CompletionResult,
     terminal: Terminal,
     incomplete: IncompleteError | None,
-    launch: devices.Launch | None,
+    launch: Launch | None,
 ) -> None:
     """Show what was made, then raise the error, if any."""
     output = result.output

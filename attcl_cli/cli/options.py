@@ -82,6 +82,12 @@ Truth = Annotated[
         "--truth", help="The complete dataset.  [default: the one that splits.json names]"
     ),
 ]
+GpuShare = Annotated[
+    float | None,
+    typer.Option(
+        "--gpu-share", help="With --ray: of a GPU, for each worker on one.  [default: a whole one]"
+    ),
+]
 # Of commands that train; None if the option was not given.
 Overrides = Annotated[
     list[str] | None,

@@ -21,13 +21,11 @@ _GROUP = 4  # jobs that a worker has at once: one is read while another is compu
 
 def make_on_ray(
     plan: CompletionPlan,
+    on: cluster.Cluster,
     *,
-    address: str,
-    device: str,
     batch_size: int = 64,
     workers: int = 2,
     keep_going: bool = False,
-    share_of_gpu: float = 1.0,
 ) -> Iterator[Completed]:
     """Make the planned volumes on a Ray cluster; the same contract as `making.make_volumes`.
 
@@ -36,12 +34,10 @@ def make_on_ray(
 
     Args:
         plan: what is to be done.
-        address: `local`, `auto` (the cluster of this machine) or that of a cluster.
-        device: auto, cpu or cuda; of each worker.
+        on: where the workers are.
         batch_size: slices on the device at once; never changes results.
         workers: cases that a worker reads ahead.
         keep_going: yield a failed case and continue; otherwise its error is raised.
-        share_of_gpu: of a GPU, for each worker on one.
 
     Yields:
         Each job when its files are on the disk, in the plan's order.
@@ -56,10 +52,8 @@ def make_on_ray(
         groups,
         _lost,
         shared=replace(plan, jobs=()),
-        arguments=(str(Path.cwd()), device, batch_size, workers),
-        address=address,
-        device=device,
-        share_of_gpu=share_of_gpu,
+        arguments=(str(Path.cwd()), on.device, batch_size, workers),
+        on=on,
     )
     with closing(outcomes):
         for outcome in outcomes:

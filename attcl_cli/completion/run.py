@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attcl_cli import devices
+from attcl_cli import cluster, devices
 from attcl_cli.completion.checks import require_possible
 from attcl_cli.completion.doubt import read_doubt
 from attcl_cli.completion.jobs import (
@@ -117,6 +117,7 @@ def complete(
     dry_run: bool = False,
     viewer: str = SLICES,
     ray: str | None = None,
+    gpu_share: float | None = None,
     progress: Progress = SILENT,
 ) -> CompletionResult:
     """Synthesise every missing volume of a dataset (Algorithm 1); finished files are never made again.
@@ -159,6 +160,7 @@ def complete(
         viewer: `slices`, or `niivue`: the page also has NiiVue, with a few volumes in whole; it is written again even
             if nothing is left to make.
         ray: make the volumes on this Ray cluster: `local` (started for this run), `auto`, or its address.
+        gpu_share: of a GPU, for each worker of the cluster; None: a whole one.
         progress: hears how it goes.
 
     Raises:
@@ -203,6 +205,7 @@ def complete(
     dataset, models, chosen = _expect(dataset, names, wanted, progress, force=force)
     for note in dataset.notes:
         progress.say(f"note: {note}")
+    on_cluster = cluster.asked_for(ray, device, gpu_share)
     place, several, on = _places(device, ray)
     plan = plan_completion(
         dataset,
@@ -254,8 +257,7 @@ def complete(
                 plan,
                 place,
                 several=several,
-                ray=ray,
-                device=device,
+                on_cluster=on_cluster,
                 batch_size=batch_size,
                 workers=num_workers,
                 keep_going=keep_going,
@@ -275,23 +277,17 @@ def _made(
     place: torch.device,
     *,
     several: Sequence[str],
-    ray: str | None,
-    device: str,
+    on_cluster: cluster.Cluster | None,
     batch_size: int,
     workers: int,
     keep_going: bool,
 ) -> Iterator[Iterator[Completed]]:
     """Make the volumes here, in a process per device, or on a cluster."""
-    if ray is not None:
+    if on_cluster is not None:
         from attcl_cli.completion.on_ray import make_on_ray
 
         yield make_on_ray(
-            plan,
-            address=ray,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            keep_going=keep_going,
+            plan, on_cluster, batch_size=batch_size, workers=workers, keep_going=keep_going
         )
         return
     if several:

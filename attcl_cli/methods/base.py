@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -43,14 +43,16 @@ class Runtime:
         precision: `bf16` computes networks in bfloat16 if that is safe; weights and losses stay float32.
         micro_batch: slices that go through the networks at once; gradients of the parts are added up. 0: all.
         rank, processes: this process' number, and how many there are; each has its share of every batch.
-        average: replaces the gradients of these parameters by their mean over all processes.
+        averaging: encloses a backward pass, after which the gradients of these parameters are means over all processes.
     """
 
     precision: Precision = "fp32"
     micro_batch: int = 0
     rank: int = 0
     processes: int = 1
-    average: Callable[[Sequence[nn.Parameter]], None] = lambda _parameters: None
+    averaging: Callable[[Sequence[nn.Parameter]], AbstractContextManager[None]] = (
+        lambda _parameters: nullcontext()
+    )
 
     def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context in which networks are called."""
@@ -267,6 +269,12 @@ class Method(nn.Module, ABC):
         stepping = [optimisers[name] for name in networks if name in optimisers]
         for optimiser in stepping:
             optimiser.zero_grad(set_to_none=True)
+        moved = [
+            parameter
+            for optimiser in stepping
+            for group in optimiser.param_groups
+            for parameter in group["params"]
+        ]
         total = sum(len(part) for part in parts)
         logged: dict[str, Tensor] = {}
         for part in parts:
@@ -276,18 +284,12 @@ class Method(nn.Module, ABC):
             objective = torch.stack(
                 [weight * value.float() for weight, value in losses.values()]
             ).sum()
-            (share * objective).backward()
+            # The gradients of the last part complete those of the batch, which then travel.
+            with self.runtime.averaging(moved) if part is parts[-1] else nullcontext():
+                (share * objective).backward()
             for name, (_, value) in losses.items():
                 key = f"{path}_{name}"
                 logged[key] = logged.get(key, 0) + share * value.detach().float()
-        self.runtime.average(
-            [
-                parameter
-                for optimiser in stepping
-                for group in optimiser.param_groups
-                for parameter in group["params"]
-            ]
-        )
         for optimiser in stepping:
             optimiser.step()
         return logged

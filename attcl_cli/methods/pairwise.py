@@ -407,7 +407,8 @@ class Pairwise(Method):
         whole = nn.Parameter(own.new_zeros(len(own) * count, *own.shape[1:]))
         whole.grad = torch.zeros_like(whole)
         whole.grad[self.runtime.share(len(whole))] = count * own
-        self.runtime.average([whole])  # the mean over processes of what only one of them has
+        with self.runtime.averaging([whole]):  # of what only one of them has
+            pass
         return whole.grad
 
 

@@ -48,9 +48,8 @@ def score_on_ray(
     cases: Sequence[CasePairs],
     recipe: Recipe,
     store: FeatureStore | None,
+    on: cluster.Cluster,
     *,
-    address: str,
-    device: str,
     num_workers: int = 2,
 ) -> Generator[list[Row], None, None]:
     """Yield the rows of each case, measured on a Ray cluster; the same contract as `rows.score_cases`.
@@ -62,8 +61,7 @@ def score_on_ray(
         cases: of a comparison.
         recipe: what is measured; travels once.
         store: of the driver, for the features of slices; None if no metric sees sets.
-        address: `local`, `auto` (the cluster of this machine) or that of a cluster.
-        device: auto, cpu or cuda; of each worker.
+        on: where the workers are.
         num_workers: cases that a worker reads ahead.
 
     Raises:
@@ -78,11 +76,10 @@ def score_on_ray(
         arguments=(
             str(Path.cwd()),
             {name: os.environ[name] for name in _VARIABLES if name in os.environ},
-            device,
+            on.device,
             num_workers,
         ),
-        address=address,
-        device=device,
+        on=on,
     )
     with closing(outcomes):
         for outcome in outcomes:

@@ -111,6 +111,7 @@ def score(
     device: str = "auto",
     num_workers: int = 2,
     ray: str | None = None,
+    gpu_share: float | None = None,
     dry_run: bool = False,
     viewer: str = SLICES,
     title: str = "attcl score: synthetic volumes against the truth",
@@ -145,6 +146,7 @@ def score(
         device: auto, cpu, cuda, cuda:N or mps.
         num_workers: cases that are read ahead.
         ray: measure the cases on this Ray cluster: `local` (started for this run), `auto`, or its address. None: here.
+        gpu_share: of a GPU, for each worker of the cluster; None: a whole one.
         dry_run: check everything, but measure and write nothing.
         viewer: `slices`, or `niivue`: the page also has NiiVue, with the worst volumes in whole.
         title: the heading of the page.
@@ -162,9 +164,15 @@ def score(
     """
     progress = RunLog(progress)
     names = select(metrics, fid_network=fid_network)
-    _require_options(samples, names, viewer, ray)
-    vocabulary = None if modalities is None else Path(modalities)
-    source = Source(Path(ori), layout, vocabulary, tuple(bids_filter), background)
+    _require_options(samples, names, viewer)
+    on_cluster = _cluster(ray, device, gpu_share)
+    source = Source(
+        Path(ori),
+        layout,
+        None if modalities is None else Path(modalities),
+        tuple(bids_filter),
+        background,
+    )
     folder, completed = Path(output), Path(cpl)
     data = source.open()
     known_splits = splits.read_splits(data.root)
@@ -204,7 +212,7 @@ def score(
     from attcl_cli.scoring import report, rows, summary
     from attcl_cli.scoring.recipe import Recipe
 
-    place = devices.select("cpu" if ray is not None else device)  # a cluster has its own
+    place = devices.select(device if on_cluster is None else "cpu")  # a cluster has its own
     record.device = str(place) if ray is None else f"ray ({device})"
     chosen = None
     draws = samples is not None or any(METRICS[name].sees == "samples" for name in names)
@@ -245,8 +253,7 @@ def score(
             measures,
             folder=features,
             num_workers=num_workers,
-            ray=ray,
-            device=device,
+            on=on_cluster,
         )
         with closing(rows_by_case), progress.bar(len(comparison.cases), "score") as bar:
             for case, rows_of_case in zip(comparison.cases, rows_by_case, strict=True):
@@ -282,13 +289,12 @@ def _rows(
     *,
     folder: Path,
     num_workers: int,
-    ray: str | None,
-    device: str,
+    on: cluster.Cluster | None,
 ) -> Generator[list[Row], None, None]:
     """Yield the rows of each case, measured here or on a cluster."""
     from attcl_cli.scoring.rows import score_cases
 
-    if ray is None:
+    if on is None:
         yield from score_cases(comparison, measures, folder=folder, num_workers=num_workers)
         return
     from attcl_cli.scoring.on_ray import score_on_ray
@@ -297,23 +303,26 @@ def _rows(
         comparison.cases,
         recipe,
         measures.store(folder),
-        address=ray,
-        device=device,
+        on,
         num_workers=num_workers,
     )
 
 
-def _require_options(
-    samples: int | None, names: Sequence[str], viewer: str, ray: str | None
-) -> None:
-    """Refuse an unknown viewer, a cluster that is not there, and a number of samples that no metric can use.
+def _cluster(ray: str | None, device: str, gpu_share: float | None) -> cluster.Cluster | None:
+    """Return the cluster that is asked for, if somebody answers there."""
+    on = cluster.asked_for(ray, device, gpu_share)
+    if on is not None:
+        cluster.require(on.address)
+    return on
+
+
+def _require_options(samples: int | None, names: Sequence[str], viewer: str) -> None:
+    """Refuse an unknown viewer, and a number of samples that no metric can use.
 
     Raises:
-        UsageError: there is no such viewer or cluster; there are fewer than 2 samples, or no metric looks at them.
+        UsageError: there is no such viewer; there are fewer than 2 samples, or no metric looks at them.
     """
     require_viewer(viewer)
-    if ray is not None:
-        cluster.require(ray)
     if samples is None:
         return
     if samples < 2:  # noqa: PLR2004

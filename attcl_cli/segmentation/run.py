@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.devices import Precision, Processes
+from attcl_cli.devices import Precision
 from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
 from attcl_cli.files import write_csv
+from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
@@ -189,7 +190,7 @@ def segment(
             resume=resume is not None,
             overwrite=overwrite,
         )
-    place, processes = devices.join(device)
+    place, processes = join(device)
     share_of(resolved.batch_size, processes)
     progress = RunLog(progress if processes.main else SILENT)
     plan = plan_inputs(

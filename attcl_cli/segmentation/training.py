@@ -16,10 +16,11 @@ from torch.optim import SGD, Optimizer
 
 from attcl_cli.data.labels import REGIONS, mask_of
 from attcl_cli.data.slices import STEPS
-from attcl_cli.devices import Precision, Processes
+from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError
 from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.weights import WEIGHTS_FILE, tensors_below
+from attcl_cli.processes import Processes
 from attcl_cli.segmentation.metrics import dice
 from attcl_cli.segmentation.network import (
     SegmenterInfo,
@@ -187,8 +188,8 @@ class SegmenterTrainer:
             logits = self.network(images)
         loss: Tensor = self.criterion(logits.float(), classes)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.processes.average_gradients(list(self.network.parameters()))
+        with self.processes.averaging(list(self.network.parameters())):
+            loss.backward()
         self.optimiser.step()
         return {"loss": loss.detach()}
 

@@ -21,8 +21,8 @@ from torch.optim import Optimizer
 
 from attcl_cli import run_ends
 from attcl_cli.data.sampling import Batch
-from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.processes import Processes
 from attcl_cli.training.feed import feed
 from attcl_cli.training.learning_rates import full_rates, rate_factor, set_rates
 from attcl_cli.training.stats import STATS_FILE, log_stats, trim_stats

@@ -15,11 +15,12 @@ from statistics import mean
 import torch
 
 from attcl_cli.data.slices import SliceStore
-from attcl_cli.devices import Precision, Processes
+from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
 from attcl_cli.methods.settings import Settings
+from attcl_cli.processes import Processes
 from attcl_cli.report import pictures
 from attcl_cli.temporaries import temporary_folder
 from attcl_cli.training.feed import feed

@@ -23,6 +23,7 @@ from attcl_cli.errors import UsageError, as_note, counted, raise_all
 from attcl_cli.files import sha256
 from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
+from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import finish_killed, precision_for, read_record
@@ -168,7 +169,7 @@ def train(
     first = step_of(resume) if resume is not None else 0
     if resume is not None and minutes is None and not {"steps", "epochs"} & chosen.keys():
         minutes = minutes_of(resume)  # of a run that is planned again, since it has no checkpoint
-    place, processes = devices.join(device)
+    place, processes = join(device)
     progress = RunLog(progress if processes.main else SILENT)
     if resume is not None and first >= settings.steps and minutes is None and epochs is None:
         return _finished_before(
@@ -257,7 +258,7 @@ def _finished_before(
     data: Path,
     step: int,
     progress: Progress,
-    processes: devices.Processes,
+    processes: Processes,
     *,
     dry_run: bool,
 ) -> TrainingResult:

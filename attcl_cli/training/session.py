@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
@@ -26,6 +25,7 @@ from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, dump
+from attcl_cli.processes import Processes
 from attcl_cli.report import pictures
 from attcl_cli.report.page import REPORT_FILE
 from attcl_cli.run_log import RunLog
@@ -44,7 +44,7 @@ class Session:
     settings: Settings
     folder: Path
     device: torch.device
-    processes: devices.Processes
+    processes: Processes
     precision: Precision
     resume: bool
     first: int  # the step of the checkpoint to resume from; 0: none

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.data.volume_statistics import Described, describe_store
-from attcl_cli.devices import Precision, Processes
+from attcl_cli.devices import Precision
 from attcl_cli.errors import UsageError, quoted
 from attcl_cli.files import copy_whole
 from attcl_cli.methods import METHODS
@@ -28,6 +28,7 @@ from attcl_cli.methods.base import Method, Runtime
 from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import WEIGHTS_FILE, WeightsInfo, save_weights, tensors_below
+from attcl_cli.processes import Processes
 from attcl_cli.training import samples
 from attcl_cli.training.loop import (
     LoopHooks,
@@ -104,7 +105,7 @@ def train(
         micro_batch=settings.micro_batch,
         rank=processes.rank,
         processes=processes.count,
-        average=processes.average_gradients,
+        averaging=processes.averaging,
     )
     _require_whole_batches(trainer.method, settings, processes)
     first = trainer.restore() if resume else 0

@@ -13,7 +13,7 @@ import torch
 from completers import LACKING, content, phantom_file
 from helpers import REPOSITORY
 
-from attcl_cli import devices
+from attcl_cli import processes
 from attcl_cli.completion import making
 from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import open_dataset
@@ -113,29 +113,29 @@ def test_a_process_takes_the_gpu_of_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     names = ("auto", "cuda", "cpu", "cuda:0")
-    launch = devices.Launch(rank=3, count=4, local=1)
-    assert [devices.own_device(name, launch) for name in names] == [
+    launch = processes.Launch(rank=3, count=4, local=1)
+    assert [processes.own_device(name, launch) for name in names] == [
         *("cuda:1", "cuda:1", "cpu", "cuda:0")
     ]
     with pytest.raises(UsageError, match=r"process 3 .* no GPU of its own, expected 2") as caught:
-        devices.own_device("auto", devices.Launch(rank=2, count=3, local=2))
+        processes.own_device("auto", processes.Launch(rank=2, count=3, local=2))
     assert caught.value.code == "too-many-processes"
 
 
 def test_without_a_gpu_a_process_takes_what_there_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert devices.own_device("auto", devices.Launch(rank=1, count=2, local=1)) == "auto"
+    assert processes.own_device("auto", processes.Launch(rank=1, count=2, local=1)) == "auto"
 
 
 @pytest.mark.parametrize(
     ("rank", "count", "expected"),
-    [("1", "2", devices.Launch(1, 2, 0)), ("0", "1", None), ("", "2", None), ("x", "y", None)],
+    [("1", "2", processes.Launch(1, 2, 0)), ("0", "1", None), ("", "2", None), ("x", "y", None)],
 )
 def test_a_process_alone_is_no_part(rank, count, expected, monkeypatch):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", count)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert devices.launched() == expected
+    assert processes.launched() == expected
 
 
 def test_a_link_that_another_part_makes_at_the_same_time_is_no_error(gappy, tmp_path, monkeypatch):

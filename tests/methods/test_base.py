@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,12 +135,14 @@ def test_an_update_moves_the_named_networks_alone_and_passes_over_one_without_we
 def test_gradients_are_averaged_over_processes_before_the_step(line):
     seen: list[float] = []
 
-    def average(parameters: Any) -> None:
+    @contextmanager
+    def averaging(parameters: Any) -> Iterator[None]:
+        yield
         seen.extend(parameter.grad.item() for parameter in parameters)
         for parameter in parameters:
             parameter.grad.neg_()
 
-    line.runtime = Runtime(average=average)
+    line.runtime = Runtime(averaging=averaging)
     line.update(line.parts(BATCH), ["slope"], line.losses, path="g")
     assert seen == pytest.approx([-41.0])
     assert line.slope.weight.item() < 2.0

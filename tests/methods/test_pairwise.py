@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -257,7 +259,9 @@ def test_the_pool_of_two_processes_is_that_of_one():
         whole.training_step(batch, step)
     barrier, slots = threading.Barrier(2, timeout=60), [[], []]
 
-    def average(rank: int, parameters: Sequence[nn.Parameter]) -> None:
+    @contextmanager
+    def averaging(rank: int, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        yield
         slots[rank] = [parameter.grad.clone() for parameter in parameters]
         barrier.wait()
         for parameter, one, two in zip(parameters, *slots, strict=True):
@@ -268,7 +272,7 @@ def test_the_pool_of_two_processes_is_that_of_one():
 
     def work(rank: int) -> None:
         method = methods[rank]
-        method.runtime = Runtime(rank=rank, processes=2, average=lambda them: average(rank, them))
+        method.runtime = Runtime(rank=rank, processes=2, averaging=partial(averaging, rank))
         for step, batch in enumerate(batches):
             method.training_step(batch.part(method.runtime.share(4)), step)
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from attcl_cli.devices import Processes
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.processes import Processes
 from attcl_cli.training.loop import (
     LoopHooks,
     Schedule,

@@ -11,9 +11,9 @@ import torch
 from helpers import SMALL_NETWORKS, SMALL_RUN, changed, small_settings
 
 from attcl_cli.data.slices import SliceStore
-from attcl_cli.devices import Processes
 from attcl_cli.errors import UsageError
 from attcl_cli.methods.settings import Settings, read_run_settings
+from attcl_cli.processes import Processes
 from attcl_cli.training import planning
 from attcl_cli.training.planning import Costs, Pace
 from attcl_cli.training.run import train
