@@ -262,7 +262,7 @@ class CompletionPlan:
         present: case id -> target -> files of the volumes that it lacked and that lie complete in the output folder.
         manner: how volumes are made.
         failed: case id -> problem, of cases that `keep_going` leaves out.
-        notes: what is fixed on reading the sources (`preconditions.examine`).
+        notes: what is fixed on reading the sources (`preconditions.examine`), and weights trained otherwise.
     """
 
     places: Places

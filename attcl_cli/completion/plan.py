@@ -135,8 +135,21 @@ def plan_completion(
         present=present,
         manner=manner,
         failed=failed,
-        notes=findings.notes,
+        notes=(*findings.notes, *_other_backgrounds(dataset, models, sound)),
     )
+
+
+def _other_backgrounds(
+    dataset: Dataset, models: Sequence[Weights], jobs: Sequence[Job]
+) -> list[str]:
+    """Name the weights in use that were trained with another --background."""
+    used = {maker.weights.sha256 for job in jobs for maker in job.makers}
+    own = dataset.background
+    return [
+        f"{weights.path}: trained with --background {weights.info.background}, used with {own}"
+        for weights in models
+        if weights.sha256 in used and weights.info.background != own
+    ]
 
 
 def choose_makers(

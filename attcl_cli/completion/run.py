@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attcl_cli import cluster, devices
 from attcl_cli.completion.checks import require_possible
-from attcl_cli.completion.doubt import read_doubt
+from attcl_cli.completion.expected import canonical_targets, expect
 from attcl_cli.completion.jobs import (
     DEFAULT_DATA,
     Completed,
@@ -23,19 +23,18 @@ from attcl_cli.completion.jobs import (
     Places,
 )
 from attcl_cli.completion.plan import plan_completion
+from attcl_cli.completion.recording import finish_earlier, known_doubts, make_all, new_record
 from attcl_cli.confined import confined
 from attcl_cli.data import derivative, originals
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Case, Dataset, Source
-from attcl_cli.data.layouts import SUBMISSIONS, Layout, canonical
-from attcl_cli.errors import AttclError, ProblemsError, UsageError
-from attcl_cli.methods import bundled
-from attcl_cli.methods.weights import Weights, find_weights, load_method
+from attcl_cli.data.dataset import Source
+from attcl_cli.data.layouts import SUBMISSIONS, Layout
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.methods.weights import load_method
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_ends import reported
 from attcl_cli.run_log import RunLog
-from attcl_cli.run_record import RunRecord, read_record
 from attcl_cli.temporaries import sweep
 
 if TYPE_CHECKING:
@@ -201,8 +200,8 @@ def complete(
     kept = originals.folders_of(dataset)
     require_possible(Places(dataset, Path(cpl), naming), manner, kept)
     names = [weights] if isinstance(weights, Path | str) else list(weights)
-    wanted = _canonical(targets, dataset)
-    dataset, models, chosen = _expect(dataset, names, wanted, progress, force=force)
+    wanted = canonical_targets(targets, dataset)
+    dataset, models, chosen = expect(dataset, names, wanted, progress, force=force)
     for note in dataset.notes:
         progress.say(f"note: {note}")
     on_cluster = cluster.asked_for(ray, device, gpu_share)
@@ -221,13 +220,14 @@ def complete(
         force=force,
         progress=progress,
     )
-    _say_notes(plan, progress)
+    for note in plan.notes:
+        progress.say(f"note: {note}")
     record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:
         return CompletionResult(plan, on, record_file, failed=tuple(plan.failed.items()))
     from attcl_cli.completion import making  # loads torch: all is checked
 
-    record = _record(plan, record_file, on, source, naming, targets)
+    record = new_record(plan, record_file, on, source, naming, targets)
     record.config |= {
         "part": [part_id, num_parts],
         "keep_going": keep_going,
@@ -249,7 +249,7 @@ def complete(
             made = dataset.cases if link_originals else [*done, *(job.case for job in plan.jobs)]
             derivative.write_description(dataset, plan.output, made)
         linked = making.link_originals(dataset, plan.output) if link_originals else 0
-        doubts = _known_doubts(plan)
+        doubts = known_doubts(plan)
         written = 0
         failed: dict[str, AttclError] = {}
         if busy:
@@ -262,9 +262,9 @@ def complete(
                 workers=num_workers,
                 keep_going=keep_going,
             ) as items:
-                written, failed = _make(plan, record, items, doubts, progress)
+                written, failed = make_all(plan, record, items, doubts, progress)
         else:
-            _finish_earlier(plan, record, doubts)
+            finish_earlier(plan, record, doubts)
         page = _write_page(plan, record_file, failed, anew=busy or viewer != SLICES, viewer=viewer)
     return CompletionResult(
         plan, on, record_file, written, linked, tuple(failed.items()), doubts, page
@@ -383,226 +383,6 @@ def _submission(layout: str, *, link_originals: bool) -> Layout | None:
     return naming
 
 
-def _expect(
-    dataset: Dataset,
-    names: Sequence[Path | str],
-    targets: Sequence[str],
-    progress: Progress,
-    *,
-    force: bool,
-) -> tuple[Dataset, list[Weights], str]:
-    """Return the dataset with all that its cases should have, the weights for it, and how these were chosen.
-
-    A case should have the targets that were named. A single case cannot show what others have: it should have all that
-    the weights can make.
-
-    Raises:
-        AttclError: no weights will do; together with what is wrong with the names of files.
-    """
-    of_one_case = dataset.alone and not targets
-    dataset = dataset.including(dataset.absent if of_one_case and not names else targets)
-    if not names and not any(_asked_for(dataset, case, targets) for case in dataset.cases):
-        return dataset, [], "none"
-    try:
-        models, chosen = _choose_models(names, dataset, targets, progress, force=force)
-    except AttclError as error:
-        if not dataset.problems:
-            raise
-        raise ProblemsError([*dataset.problems, error]) from error
-    if of_one_case:
-        known = {target for model in models for target in model.info.rule.targets}
-        dataset = dataset.including(known.intersection(dataset.absent))
-    return dataset, models, chosen
-
-
-def _choose_models(
-    names: Sequence[Path | str],
-    dataset: Dataset,
-    targets: Sequence[str],
-    progress: Progress,
-    *,
-    force: bool,
-) -> tuple[list[Weights], str]:
-    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen."""
-    if not names:
-        choice = bundled.choose_weights(dataset, targets)
-        progress.say(f"weights: {choice.title}")
-        for note in choice.notes:
-            progress.say(f"not taken: {note}")
-        return [choice.weights], choice.origin
-    named = [find_weights(str(name)) for name in names]
-    models = list({model.sha256: model for model in named}.values())  # named twice is named once
-    warning = bundled.refuse_patients(models, dataset, force=force)
-    if warning:
-        progress.say(warning)
-    return models, "named"
-
-
-def _asked_for(dataset: Dataset, case: Case, targets: Sequence[str]) -> list[str]:
-    """Return the modalities that a case lacks, of those that are to be made."""
-    return [name for name in dataset.missing(case) if not targets or name in targets]
-
-
-def _say_notes(plan: CompletionPlan, progress: Progress) -> None:
-    """Say what is fixed on reading the sources, and if weights were trained with another --background."""
-    own = plan.dataset.background
-    otherwise = [
-        f"{weights.path}: trained with --background {weights.info.background}, used with {own}"
-        for weights in plan.used
-        if weights.info.background != own
-    ]
-    for note in (*plan.notes, *otherwise):
-        progress.say(f"note: {note}")
-
-
-def _canonical(names: Sequence[str], dataset: Dataset) -> list[str]:
-    try:
-        return [canonical(name, dataset.vocabulary) for name in names]
-    except UsageError as error:
-        raise UsageError(
-            f"--target: {error.message}", "name one of these", code=error.code
-        ) from error
-
-
-def _record(
-    plan: CompletionPlan,
-    path: Path,
-    device: str,
-    source: Source,
-    naming: Layout | None,
-    targets: Sequence[str],
-) -> RunRecord:
-    first = plan.models[0] if plan.models else None
-    trained_on = {case for model in plan.models for case in model.info.trained_on}
-    return RunRecord(
-        path,
-        "complete",
-        config={
-            **(
-                {"images": {name: str(path) for name, path in source.images}}
-                if source.images
-                else {"ori": str(source.folder)}
-            ),
-            "cpl": str(plan.output),
-            "layout": naming.name if naming else plan.dataset.layout.name,
-            "targets": list(targets),
-            **({"bids_filter": list(source.bids_filter)} if source.bids_filter else {}),
-            **({"bids_desc": plan.dataset.desc} if plan.dataset.desc else {}),
-            **plan.manner.document(),
-        },
-        seed=first.info.settings.seed if first else 0,
-        device=device,
-        weights=_named(first) if first else {},
-        extra={
-            "trained_on": sorted(trained_on),  # `segment` warns if test patients are among them
-            **(
-                {"further_weights": [_named(it) for it in plan.models[1:]]}
-                if len(plan.models) > 1
-                else {}
-            ),
-        },
-    )
-
-
-def _named(weights: Weights) -> dict[str, str]:
-    return {"name": weights.name, "sha256": weights.sha256}
-
-
-def _known_doubts(plan: CompletionPlan) -> dict[str, dict[str, Doubt]]:
-    """Return case id -> target -> doubt of the volumes that an earlier run made, as their side-cars say."""
-    doubts: dict[str, dict[str, Doubt]] = {}
-    for case in plan.dataset.cases:
-        for target in plan.present.get(case.id, {}):
-            doubt = read_doubt(plan.places, case, target)
-            if doubt is not None:
-                doubts.setdefault(case.id, {})[target] = doubt
-    return doubts
-
-
-def _make(
-    plan: CompletionPlan,
-    record: RunRecord,
-    items: Iterator[Completed],
-    doubts: dict[str, dict[str, Doubt]],
-    progress: Progress,
-) -> tuple[int, dict[str, AttclError]]:
-    """Run the plan with its progress and `run.json`; return how many volumes were made, and which cases failed.
-
-    The doubts of the volumes that are made are added to `doubts`.
-    """
-    written = 0
-    failed = dict(plan.failed)
-    for case, error in plan.failed.items():
-        record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
-        progress.fail(error)
-    _note_present(plan, record, doubts)
-    left = {job.case.id: 0 for job in plan.jobs}
-    for job in plan.jobs:
-        left[job.case.id] += 1
-    parts: dict[str, list[Completed]] = {}
-    with progress.bar(len(left), "complete") as bar:
-        for item in items:
-            if item.error:
-                failed[item.case] = item.error
-                progress.fail(item.error)
-            else:
-                written += len(item.job.outputs)
-                said = {name: it for name, it in item.doubts.items() if it.document()}
-                if said:
-                    doubts.setdefault(item.case, {}).update(said)
-            progress.detail(f"{item.case}: {item.seconds:.1f} s in the network")
-            parts.setdefault(item.case, []).append(item)
-            left[item.case] -= 1
-            if left[item.case] == 0:
-                _note(plan, record, parts.pop(item.case), doubts)
-                bar(item.case)
-    record.require_outputs(plan.output)
-    return written, failed
-
-
-def _note(
-    plan: CompletionPlan,
-    record: RunRecord,
-    items: Sequence[Completed],
-    doubts: Mapping[str, Mapping[str, Doubt]],
-) -> None:
-    """Note what became of a case, of which several models may have made volumes."""
-    case = items[0].case
-    error = next((item.error for item in items if item.error), None)
-    outputs = [*_present(plan, case), *(file for item in items for file in item.outputs)]
-    record.add(
-        case,
-        "failed" if error else "done",
-        seconds=sum(item.seconds for item in items),
-        outputs=outputs,
-        error=error,
-        further=_doubted(doubts, case),
-    )
-
-
-def _doubted(doubts: Mapping[str, Mapping[str, Doubt]], case: str) -> dict[str, Any]:
-    """Return the key of a case's record about doubt; {} if nothing is known."""
-    known = {target: doubt.document() for target, doubt in doubts.get(case, {}).items()}
-    return {"doubt": known} if known else {}
-
-
-def _present(plan: CompletionPlan, case: str) -> list[str]:
-    """Return the files of a case that an earlier run made."""
-    return [str(file) for files in plan.present.get(case, {}).values() for file in files]
-
-
-def _note_present(
-    plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
-) -> None:
-    """Note the cases of which nothing is left to do: the record names everything that lies in the folder."""
-    busy = {*plan.failed, *(job.case.id for job in plan.jobs)}
-    for case in plan.present:
-        if case not in busy:
-            outputs = _present(plan, case)
-            further = _doubted(doubts, case)
-            record.add(case, "present", seconds=0, outputs=outputs, further=further)
-
-
 def _write_page(
     plan: CompletionPlan,
     record: Path,
@@ -620,12 +400,3 @@ def _write_page(
     if path.is_file() and not anew:
         return path
     return write_report(plan, record, failed, viewer=viewer)
-
-
-def _finish_earlier(
-    plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
-) -> None:
-    """Finish the record of a run that was broken off after its last file; a finished one is not touched."""
-    if read_record(record.path.parent, record.path.name).get("status", "done") != "done":
-        _note_present(plan, record, doubts)
-        record.finish(0)

@@ -206,10 +206,12 @@ def test_z_scores_are_completed_and_scored_end_to_end(phantom_root, attcl, tmp_p
 
 
 def test_another_background_than_in_training_is_said(incomplete_root, attcl, tmp_path):
-    arguments = ("--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", "phantom-tiny", "-n")
+    arguments = ("--ori", incomplete_root, "--cpl", tmp_path / "out", "-w", "phantom-tiny")
     code, _, err = attcl("complete", *arguments, "--background", "0")
     assert code == 0, err
     assert "trained with --background auto, used with 0" in err
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "trained with --background auto, used with 0" in page
 
 
 @pytest.mark.parametrize(

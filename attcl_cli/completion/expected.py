@@ -1,0 +1,87 @@
+"""What the cases of a dataset should have, and the weights that make what they lack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.layouts import canonical
+from attcl_cli.errors import AttclError, ProblemsError, UsageError
+from attcl_cli.methods import bundled
+from attcl_cli.methods.weights import Weights, find_weights
+from attcl_cli.progress import Progress
+
+
+def expect(
+    dataset: Dataset,
+    names: Sequence[Path | str],
+    targets: Sequence[str],
+    progress: Progress,
+    *,
+    force: bool,
+) -> tuple[Dataset, list[Weights], str]:
+    """Return the dataset with all that its cases should have, the weights for it, and how these were chosen.
+
+    A case should have the targets that were named. A single case cannot show what others have: it should have all that
+    the weights can make.
+
+    Raises:
+        AttclError: no weights will do; together with what is wrong with the names of files.
+    """
+    of_one_case = dataset.alone and not targets
+    dataset = dataset.including(dataset.absent if of_one_case and not names else targets)
+    if not names and not any(_asked_for(dataset, case, targets) for case in dataset.cases):
+        return dataset, [], "none"
+    try:
+        models, chosen = _choose_models(names, dataset, targets, progress, force=force)
+    except AttclError as error:
+        if not dataset.problems:
+            raise
+        raise ProblemsError([*dataset.problems, error]) from error
+    if of_one_case:
+        known = {target for model in models for target in model.info.rule.targets}
+        dataset = dataset.including(known.intersection(dataset.absent))
+    return dataset, models, chosen
+
+
+def _choose_models(
+    names: Sequence[Path | str],
+    dataset: Dataset,
+    targets: Sequence[str],
+    progress: Progress,
+    *,
+    force: bool,
+) -> tuple[list[Weights], str]:
+    """Return the weights by name, in this order, or those that the dataset takes; and how they were chosen."""
+    if not names:
+        choice = bundled.choose_weights(dataset, targets)
+        progress.say(f"weights: {choice.title}")
+        for note in choice.notes:
+            progress.say(f"not taken: {note}")
+        return [choice.weights], choice.origin
+    named = [find_weights(str(name)) for name in names]
+    models = list({model.sha256: model for model in named}.values())  # named twice is named once
+    warning = bundled.refuse_patients(models, dataset, force=force)
+    if warning:
+        progress.say(warning)
+    return models, "named"
+
+
+def _asked_for(dataset: Dataset, case: Case, targets: Sequence[str]) -> list[str]:
+    """Return the modalities that a case lacks, of those that are to be made."""
+    return [name for name in dataset.missing(case) if not targets or name in targets]
+
+
+def canonical_targets(names: Sequence[str], dataset: Dataset) -> list[str]:
+    """Return the modalities that `--target` names, by their canonical names.
+
+    Raises:
+        UsageError: a name is no modality.
+    """
+    try:
+        return [canonical(name, dataset.vocabulary) for name in names]
+    except UsageError as error:
+        raise UsageError(
+            f"--target: {error.message}", "name one of these", code=error.code
+        ) from error

@@ -1,0 +1,165 @@
+"""Keeps the record of a completion, `run.json`: what was asked for, and what became of each case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attcl_cli.completion.doubt import read_doubt
+from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt
+from attcl_cli.data.dataset import Source
+from attcl_cli.data.layouts import Layout
+from attcl_cli.errors import AttclError
+from attcl_cli.methods.weights import Weights
+from attcl_cli.progress import Progress
+from attcl_cli.run_record import RunRecord, read_record
+
+
+def new_record(
+    plan: CompletionPlan,
+    path: Path,
+    device: str,
+    source: Source,
+    naming: Layout | None,
+    targets: Sequence[str],
+) -> RunRecord:
+    """Return the record of a completion that begins: its options, its weights, and the cases these were trained on."""
+    first = plan.models[0] if plan.models else None
+    trained_on = {case for model in plan.models for case in model.info.trained_on}
+    return RunRecord(
+        path,
+        "complete",
+        config={
+            **(
+                {"images": {name: str(path) for name, path in source.images}}
+                if source.images
+                else {"ori": str(source.folder)}
+            ),
+            "cpl": str(plan.output),
+            "layout": naming.name if naming else plan.dataset.layout.name,
+            "targets": list(targets),
+            **({"bids_filter": list(source.bids_filter)} if source.bids_filter else {}),
+            **({"bids_desc": plan.dataset.desc} if plan.dataset.desc else {}),
+            **plan.manner.document(),
+        },
+        seed=first.info.settings.seed if first else 0,
+        device=device,
+        weights=_named(first) if first else {},
+        extra={
+            "trained_on": sorted(trained_on),  # `segment` warns if test patients are among them
+            **(
+                {"further_weights": [_named(it) for it in plan.models[1:]]}
+                if len(plan.models) > 1
+                else {}
+            ),
+        },
+    )
+
+
+def _named(weights: Weights) -> dict[str, str]:
+    return {"name": weights.name, "sha256": weights.sha256}
+
+
+def known_doubts(plan: CompletionPlan) -> dict[str, dict[str, Doubt]]:
+    """Return case id -> target -> doubt of the volumes that an earlier run made, as their side-cars say."""
+    doubts: dict[str, dict[str, Doubt]] = {}
+    for case in plan.dataset.cases:
+        for target in plan.present.get(case.id, {}):
+            doubt = read_doubt(plan.places, case, target)
+            if doubt is not None:
+                doubts.setdefault(case.id, {})[target] = doubt
+    return doubts
+
+
+def make_all(
+    plan: CompletionPlan,
+    record: RunRecord,
+    items: Iterator[Completed],
+    doubts: dict[str, dict[str, Doubt]],
+    progress: Progress,
+) -> tuple[int, dict[str, AttclError]]:
+    """Run the plan with its progress and `run.json`; return how many volumes were made, and which cases failed.
+
+    The doubts of the volumes that are made are added to `doubts`.
+    """
+    written = 0
+    failed = dict(plan.failed)
+    for case, error in plan.failed.items():
+        record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
+        progress.fail(error)
+    _note_present(plan, record, doubts)
+    left = {job.case.id: 0 for job in plan.jobs}
+    for job in plan.jobs:
+        left[job.case.id] += 1
+    parts: dict[str, list[Completed]] = {}
+    with progress.bar(len(left), "complete") as bar:
+        for item in items:
+            if item.error:
+                failed[item.case] = item.error
+                progress.fail(item.error)
+            else:
+                written += len(item.job.outputs)
+                said = {name: it for name, it in item.doubts.items() if it.document()}
+                if said:
+                    doubts.setdefault(item.case, {}).update(said)
+            progress.detail(f"{item.case}: {item.seconds:.1f} s in the network")
+            parts.setdefault(item.case, []).append(item)
+            left[item.case] -= 1
+            if left[item.case] == 0:
+                _note(plan, record, parts.pop(item.case), doubts)
+                bar(item.case)
+    record.require_outputs(plan.output)
+    return written, failed
+
+
+def _note(
+    plan: CompletionPlan,
+    record: RunRecord,
+    items: Sequence[Completed],
+    doubts: Mapping[str, Mapping[str, Doubt]],
+) -> None:
+    """Note what became of a case, of which several models may have made volumes."""
+    case = items[0].case
+    error = next((item.error for item in items if item.error), None)
+    outputs = [*_present(plan, case), *(file for item in items for file in item.outputs)]
+    record.add(
+        case,
+        "failed" if error else "done",
+        seconds=sum(item.seconds for item in items),
+        outputs=outputs,
+        error=error,
+        further=_doubted(doubts, case),
+    )
+
+
+def _doubted(doubts: Mapping[str, Mapping[str, Doubt]], case: str) -> dict[str, Any]:
+    """Return the key of a case's record about doubt; {} if nothing is known."""
+    known = {target: doubt.document() for target, doubt in doubts.get(case, {}).items()}
+    return {"doubt": known} if known else {}
+
+
+def _present(plan: CompletionPlan, case: str) -> list[str]:
+    """Return the files of a case that an earlier run made."""
+    return [str(file) for files in plan.present.get(case, {}).values() for file in files]
+
+
+def _note_present(
+    plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
+) -> None:
+    """Note the cases of which nothing is left to do: the record names everything that lies in the folder."""
+    busy = {*plan.failed, *(job.case.id for job in plan.jobs)}
+    for case in plan.present:
+        if case not in busy:
+            outputs = _present(plan, case)
+            further = _doubted(doubts, case)
+            record.add(case, "present", seconds=0, outputs=outputs, further=further)
+
+
+def finish_earlier(
+    plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
+) -> None:
+    """Finish the record of a run that was broken off after its last file; a finished one is not touched."""
+    if read_record(record.path.parent, record.path.name).get("status", "done") != "done":
+        _note_present(plan, record, doubts)
+        record.finish(0)
