@@ -48,7 +48,7 @@ SUBCOMMANDS = {
 SINGLE = {name: command for name, command in COMMANDS.items() if not hasattr(command, "commands")}
 EVERY = {**COMMANDS, **SUBCOMMANDS}
 OTHER_OPTIONS = {
-    *("--nnodes", "--node-rank", "--rdzv-endpoint"),
+    *("--nnodes", "--node-rank", "--master-addr", "--rdzv-endpoint"),
     *("--nproc-per-node", "--array", "--image-size", "--part-mb", "--card", "--help"),
     *("--methods", "--only-count", "--files"),
     *("--index-url", "--no-index", "--find-links", "--wheel-dir"),

@@ -213,14 +213,17 @@ def show(
     incomplete: IncompleteError | None = None,
 ) -> None:
     """Show the figures as tables, or the content of `summary.json` as one document; then raise the error, if any."""
+    from attcl_cli.report.page import REPORT_FILE
+
     if not terminal.as_json:
         _show_tables(figures, output, terminal)
-    files = {name: str(output / name) for name in ("report.html", "scores.csv", "summary.json")}
+    files = {name: str(output / name) for name in (REPORT_FILE, "scores.csv", "summary.json")}
     summary = read_json(output / "summary.json")
     terminal.end({"output": str(output), "files": files, **summary}, incomplete)
 
 
 def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) -> None:
+    from attcl_cli.report.page import REPORT_FILE
     from attcl_cli.scoring.summary import left_out_of_tumour, measured, warn_of_few_slices
 
     columns = [
@@ -243,7 +246,7 @@ def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) ->
         terminal.say(f"lower is better: {', '.join(lower)}; of all others higher")
     for note in [*left_out_of_tumour(figures), *warn_of_few_slices(figures)]:
         terminal.say(f"note: {note}")
-    terminal.result(f"{output / 'report.html'}: open it in a browser")
+    terminal.result(f"{output / REPORT_FILE}: open it in a browser")
 
 
 def _table(figures: Sequence[Figure], columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -109,6 +109,7 @@ def train(
     """Train a model on the modalities that the cases have. Write runs/<run>/ with its weights."""
     from attcl_cli.data.background import parse_background
     from attcl_cli.methods.settings import explain
+    from attcl_cli.report.page import REPORT_FILE
     from attcl_cli.training import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -139,7 +140,7 @@ def train(
     )
     if not result.main or (result.finished_before and not as_json):
         return
-    page = result.run_dir / "report.html"
+    page = result.run_dir / REPORT_FILE
     described = {
         "run": str(result.run_dir),
         "device": str(result.device),
