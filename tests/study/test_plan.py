@@ -11,9 +11,11 @@ import yaml
 from plan import Study, read_study
 
 from attcl_cli.errors import AttclError
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.settings import resolve
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
-FILES = ("phantom.yaml", "cohort.yaml", "paper.yaml")
+FILES = ("phantom.yaml", "cohort.yaml", "methods.yaml", "methods-cohort.yaml", "paper.yaml")
 SMALL = {
     "title": "A question",
     "output": "study",
@@ -113,6 +115,14 @@ def test_the_files_that_come_with_it_are_studies(name):
     plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
     assert all(plan.command(*job).count(sys.executable) for job in plan.jobs())
     assert plan.file.reference in plan.methods
+    for model in plan.file.methods.values():
+        resolve(preset=plan.file.train.preset, method=model.method, variant=model.variant)
+
+
+@pytest.mark.parametrize("name", ["methods.yaml", "methods-cohort.yaml"])
+def test_the_studies_of_methods_leave_none_out(name):
+    plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
+    assert {model.method for model in plan.file.methods.values()} == set(METHODS)
 
 
 @pytest.mark.parametrize(
