@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from attcl_cli.data.voxels import RankRecord, VolumeRecord
+from attcl_cli.data.alignment import RankRecord
+from attcl_cli.data.voxels import VolumeRecord
 
 JUDGED = ("flair", "t1", "t1ce", "t2")
 """The modalities that contrasts are known of."""

@@ -15,20 +15,13 @@ from itertools import combinations
 from pathlib import Path
 from statistics import median
 
+from attcl_cli.data.alignment import FEWEST_VOXELS, PairRecord, read_pair, read_ranks
 from attcl_cli.data.contrasts import JUDGED, Swap, find_swap
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.label_maps import count_labels_beyond, off_grid
 from attcl_cli.data.labels import KNOWN, unknown_labels
 from attcl_cli.data.layouts import SEGMENTATION
-from attcl_cli.data.voxels import (
-    FEWEST_VOXELS,
-    PairRecord,
-    Sample,
-    VolumeRecord,
-    read_pair,
-    read_ranks,
-    read_record,
-)
+from attcl_cli.data.voxels import Sample, VolumeRecord, read_record
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.progress import SILENT, Progress
 

@@ -11,7 +11,9 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from attcl_cli.errors import AttclError
 from attcl_cli.files import read_json
@@ -19,6 +21,8 @@ from attcl_cli.temporaries import sweep_beside, temporary_file
 
 FOLDER_VARIABLE = "ATTCL_CACHE"
 _MOST_BYTES = 2**16  # of a record; ours have less than a hundredth of it
+
+Record = TypeVar("Record")
 
 
 def cache_folder() -> Path:
@@ -55,6 +59,17 @@ def read_cached(key: str | None) -> dict[str, Any] | None:
     except (AttclError, RuntimeError):  # damaged, or nowhere to look: a user without a home
         return None
     return document if isinstance(document, dict) else None
+
+
+def read_known(key: str | None, kind: TypeAdapter[Record]) -> Record | None:
+    """Return the record with this key as a dataclass; None if there is none, or it was written by something else."""
+    document = read_cached(key)
+    if document is None:
+        return None
+    try:
+        return kind.validate_python(document)
+    except ValidationError:
+        return None
 
 
 def write_cached(key: str | None, document: Mapping[str, Any]) -> None:

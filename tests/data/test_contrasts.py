@@ -6,8 +6,9 @@ from itertools import combinations, permutations
 
 import pytest
 
+from attcl_cli.data.alignment import RankRecord
 from attcl_cli.data.contrasts import JUDGED, find_swap
-from attcl_cli.data.voxels import RankRecord, VolumeRecord
+from attcl_cli.data.voxels import VolumeRecord
 
 # 0.5, 5, 50, 95 and 99.5 %: dark fluid makes a long dark tail, bright fluid a bright one, and so does contrast medium.
 PERCENTILES = {

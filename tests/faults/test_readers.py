@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from attcl_cli.cli.app import main
-from attcl_cli.data import label_maps, nifti_files, record_cache, volumes, voxels
+from attcl_cli.data import alignment, label_maps, nifti_files, record_cache, volumes, voxels
 from attcl_cli.data.image_files import MOST_VOXELS
 from attcl_cli.errors import AttclError
 
@@ -53,7 +53,7 @@ READERS: dict[str, Callable[[Paths, Paths], Any]] = {
     "check_labels": lambda paths, good: refuse(label_maps.check_labels(paths, good)),
     "load_labels": lambda paths, good: label_maps.load_labels(paths),
     "read_record": lambda paths, good: voxels.read_record(paths),
-    "read_pair": lambda paths, good: voxels.read_pair(good, paths, "auto", {}),
+    "read_pair": lambda paths, good: alignment.read_pair(good, paths, "auto", {}),
 }
 NIFTI_READERS = {
     **READERS,

@@ -1,0 +1,282 @@
+"""How the volumes of a case lie on each other, in a few figures: overlap, shift, mirroring, ranks of brightness.
+
+Measured on the coarse copies that `voxels` makes, and cached as its figures are. What they must be is left to
+`preconditions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from attcl_cli.data.background import BackgroundOption
+from attcl_cli.data.intensities import Array
+from attcl_cli.data.record_cache import key_of, read_known, write_cached
+from attcl_cli.data.voxels import BINS, VERSION, Sample, measure
+
+FEWEST_VOXELS = 2000  # in both masks, for mutual information to be more than noise
+
+_FAR = 2  # sample steps at which a first look is taken
+_SEARCHED = 4  # sample steps to each side that are searched
+_LOOK_CLOSER = (
+    0.8  # of the mutual information as stored: if a shifted one reaches it, all shifts are tried
+)
+_ALIKE = 0.98  # Dice of two masks; below it all mirrored volumes are tried: 0.99 was the least of one brain
+_SIDEWAYS = 2  # axis of left and right; brains are symmetric along this one alone
+_MIRRORED_STEPS = 2  # sample steps to each side by which a mirrored volume may be off
+_RANKS_EVERY = 2  # sample steps between the voxels that ranks are compared at
+
+
+@dataclass(frozen=True)
+class PairRecord:
+    """How well two volumes of a case lie on each other.
+
+    Attributes:
+        overlap: Dice of what is not background in either.
+        information: normalised mutual information where neither is background, less what chance gives: 0 for
+            unrelated images.
+        gain: the most that a shift makes of it, over that.
+        shift_mm: by how much the second is shifted against the first, (D, H, W).
+        voxels: of the sample in both masks.
+        covered: share of the first one's mask that the second one's has, and the other way round.
+        apart: by how much the masks end apart along (D, H, W), at the worse of both ends, over the longer of both.
+        mirrored: axes of (D, H, W) along which the second, mirrored, shares the most with the first; none if it shares
+            more as stored or shifted.
+        mirrored_information: what `information` is then.
+        mirrored_overlap: what `overlap` is then.
+    """
+
+    overlap: float
+    information: float
+    gain: float
+    shift_mm: tuple[float, float, float]
+    voxels: int
+    covered: tuple[float, float]
+    apart: tuple[float, float, float]
+    mirrored: tuple[int, ...] = ()
+    mirrored_information: float = 0.0
+    mirrored_overlap: float = 0.0
+
+
+@dataclass(frozen=True)
+class RankRecord:
+    """How brightness goes along with brightness in the volumes of a case.
+
+    Attributes:
+        correlations: rank correlation of each pair of volumes, in the order of `itertools.combinations`.
+    """
+
+    correlations: tuple[float, ...]
+
+
+_PAIRS, _RANKS = TypeAdapter(PairRecord), TypeAdapter(RankRecord)
+
+
+def read_pair(
+    first: Sequence[Path],
+    second: Sequence[Path],
+    background: BackgroundOption,
+    samples: Mapping[Path, Sample],
+) -> PairRecord | None:
+    """Return how two volumes lie on each other, from the cache if their files did not change.
+
+    Args:
+        first: the files of a volume.
+        second: those of another one of the same case, on the same grid.
+        background: what is background.
+        samples: coarse copies that are in memory already, by first file; others are read.
+
+    Returns:
+        None if the grids differ.
+
+    Raises:
+        AttclError: as `volumes.load`.
+    """
+    key = key_of("pair", VERSION, [*first, *second], background)
+    known = read_known(key, _PAIRS)
+    if known is not None:
+        return known
+    one, two = (samples.get(paths[0]) or measure(paths, background)[1] for paths in (first, second))
+    if one.data.shape != two.data.shape:
+        return None
+    pair = compare(one, two)
+    write_cached(key, asdict(pair))
+    return pair
+
+
+def read_ranks(
+    files: Sequence[Sequence[Path]], background: BackgroundOption, samples: Mapping[Path, Sample]
+) -> RankRecord | None:
+    """Return how brightness goes along with brightness in some volumes of a case, from the cache as `read_pair`.
+
+    Args:
+        files: the files of each volume; all on one grid.
+        background: what is background.
+        samples: coarse copies that are in memory already, by first file; others are read.
+
+    Returns:
+        None if the grids differ.
+
+    Raises:
+        AttclError: as `volumes.load`.
+    """
+    key = key_of("ranks", VERSION, [path for paths in files for path in paths], background)
+    known = read_known(key, _RANKS)
+    if known is not None and len(known.correlations) == math.comb(len(files), 2):
+        return known
+    every = [samples.get(paths[0]) or measure(paths, background)[1] for paths in files]
+    if len({sample.data.shape for sample in every}) > 1:
+        return None
+    record = RankRecord(tuple(rank_correlation(*pair) for pair in combinations(every, 2)))
+    write_cached(key, asdict(record))
+    return record
+
+
+def compare(first: Sample, second: Sample) -> PairRecord:
+    """Return how two coarse copies of one shape lie on each other.
+
+    Mutual information is measured at small shifts along each axis (Maes et al., IEEE TMI 16(2), 1997, without the
+    search over rotations), normalised as in Studholme et al., Pattern Recognition 32(1), 1999. Only voxels in both
+    masks count, so that a mask that all volumes share does not hide a shift. The same is measured of the second one
+    mirrored: always from side to side, where a brain is symmetric, and along all axes if something is wrong.
+    """
+    masks = first.data != 0, second.data != 0
+    sizes = [int(np.count_nonzero(mask)) for mask in masks]
+    both = int(np.count_nonzero(masks[0] & masks[1]))
+    overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
+    covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
+    apart = _apart(first, second)
+    if both < FEWEST_VOXELS:
+        return PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
+    box = tuple(
+        slice(int(hits[0]), int(hits[-1]) + 1)
+        for axis in range(3)
+        for hits in [np.flatnonzero((masks[0] | masks[1]).any(axis=_others(axis)))]
+    )
+    binned = first.binned[box], second.binned[box]
+    centre = _information(*binned, (0, 0, 0))
+    shifts = [_along(axis, steps) for axis in range(3) for steps in (-_FAR, _FAR)]
+    least = _LOOK_CLOSER * centre
+    sound = max(_information(*binned, shift) for shift in shifts) < least
+    sideways = _information(binned[0], np.flip(binned[1], _SIDEWAYS), (0, 0, 0))
+    if sound and sideways < least and overlap >= _ALIKE:
+        return PairRecord(overlap, centre, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
+    best, peaks = centre, [0.0, 0.0, 0.0]
+    for axis, step_mm in enumerate(() if sound else first.step_mm):
+        row = [
+            _information(*binned, _along(axis, steps)) for steps in range(-_SEARCHED, _SEARCHED + 1)
+        ]
+        best = max(best, *row)
+        peaks[axis] = _peak(row) * step_mm
+    gain = min(best / centre, 99.0) if centre > 0 else 99.0
+    shift_mm = peaks[0], peaks[1], peaks[2]
+    pair = PairRecord(overlap, centre, gain, shift_mm, both, covered, apart)
+    axes, shared, lying = _mirrored(*binned)
+    if shared <= best:
+        return pair
+    return replace(pair, mirrored=axes, mirrored_information=shared, mirrored_overlap=lying)
+
+
+def rank_correlation(first: Sample, second: Sample) -> float:
+    """Return Spearman's correlation where neither of two coarse copies is background; 0 of too few voxels.
+
+    Ranks are the bins that mutual information is measured with.
+    """
+    some = (slice(None, None, _RANKS_EVERY),) * 3
+    one, two = first.binned[some], second.binned[some]
+    both = (one > 0) & (two > 0)
+    if np.count_nonzero(both) < FEWEST_VOXELS // _RANKS_EVERY**3:
+        return 0.0
+    ranks = one[both].astype(np.float64), two[both].astype(np.float64)
+    if any(it.min() == it.max() for it in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _apart(first: Sample, second: Sample) -> tuple[float, float, float]:
+    """Return by how much two masks end apart along each axis, over the longer of both; 0 if both are empty."""
+    z, y, x = (
+        max(abs(low - other_low), abs(high - other_high))
+        / max(high - low, other_high - other_low, 1)
+        for (low, high), (other_low, other_high) in zip(first.ends, second.ends, strict=True)
+    )
+    return z, y, x
+
+
+def _mirrored(first: Array, second: Array) -> tuple[tuple[int, ...], float, float]:
+    """Return the axes along which the second binned array, mirrored, shares most with the first.
+
+    Returns:
+        The axes, the mutual information then, and Dice of the masks then.
+    """
+    flips = [axes for number in (1, 2, 3) for axes in combinations(range(3), number)]
+    shared = [_information(first, np.flip(second, axes), (0, 0, 0)) for axes in flips]
+    axes = flips[int(np.argmax(shared))]
+    turned = np.flip(second, axes)
+    # The middle of the brain is not that of the field, and a sample of a mirrored volume has other voxels.
+    shift, best = (0, 0, 0), max(shared)
+    for axis in range(3):
+        for steps in range(-_MIRRORED_STEPS, _MIRRORED_STEPS + 1):
+            tried = tuple(steps if other == axis else by for other, by in enumerate(shift))
+            value = _information(first, turned, (tried[0], tried[1], tried[2]))
+            if value > best:
+                shift, best = (tried[0], tried[1], tried[2]), value
+    one, two = (part > 0 for part in _shifted(first, turned, shift))
+    sizes = int(np.count_nonzero(one)) + int(np.count_nonzero(two))
+    return axes, best, 2 * int(np.count_nonzero(one & two)) / sizes if sizes else 1.0
+
+
+def _others(axis: int) -> tuple[int, int]:
+    first, second = (other for other in range(3) if other != axis)
+    return first, second
+
+
+def _along(axis: int, steps: int) -> tuple[int, int, int]:
+    z, y, x = (steps if other == axis else 0 for other in range(3))
+    return z, y, x
+
+
+def _information(first: Array, second: Array, shift: tuple[int, int, int]) -> float:
+    """Return the normalised mutual information less 1 of two binned arrays, the second one shifted, less chance."""
+    one, two = _shifted(first, second, shift)
+    joint = np.bincount((one * (BINS + 1) + two).ravel(), minlength=(BINS + 1) ** 2)
+    counts = joint.reshape(BINS + 1, BINS + 1)[1:, 1:]
+    total = int(counts.sum())
+    if total < FEWEST_VOXELS // 2:
+        return 0.0
+    together = _entropy(counts.ravel() / total)
+    apart = _entropy(counts.sum(axis=0) / total) + _entropy(counts.sum(axis=1) / total)
+    chance = (BINS - 1) ** 2 / (2 * total)  # of independent images (Miller and Madow)
+    return float((apart - together - chance) / together) if together > 0 else 0.0
+
+
+def _shifted(first: Array, second: Array, shift: tuple[int, int, int]) -> tuple[Array, Array]:
+    """Return the part of each array that lies on the other one, the second one shifted."""
+    sides = list(zip(shift, first.shape, strict=True))
+    one = first[tuple(slice(max(0, -by), side - max(0, by)) for by, side in sides)]
+    two = second[tuple(slice(max(0, by), side - max(0, -by)) for by, side in sides)]
+    return one, two
+
+
+def _entropy(shares: Array) -> float:
+    """Return the entropy of a distribution, in nats."""
+    some = shares[shares > 0]
+    return float(-(some * np.log(some)).sum())
+
+
+def _peak(row: Sequence[float]) -> float:
+    """Return where a row of values at -n to n has its greatest one, between the steps through a parabola."""
+    place = int(np.argmax(row))
+    steps = float(place - len(row) // 2)
+    if 0 < place < len(row) - 1:
+        before, here, after = row[place - 1 : place + 2]
+        curve = before - 2 * here + after
+        if curve < 0:
+            steps += 0.5 * (before - after) / curve
+    return steps
