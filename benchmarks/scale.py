@@ -34,15 +34,13 @@ from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.splits import RATIOS
 from attcl_cli.methods.weights import find_weights, load_method
 
-_CASES_AT_ONCE = 4  # of a worker: what comes out with the first ones contains its start
-
 
 @dataclass(frozen=True)
 class ClusterRun:
     """What a completion on a cluster took.
 
     Attributes:
-        rate: cases per second after the workers had started.
+        rate: cases per second, after each worker had finished its first one.
         seconds: of the whole, with the start of the cluster.
         driver_seconds: of a core, in the driver, per case.
         peak: of the driver, in MB.
@@ -162,16 +160,19 @@ def _complete_on_ray(root: Path, output: Path, weights_file: Path, workers: int)
     plan = plan_completion(open_dataset(root), output, [weights])
     begun, driver = time.perf_counter(), time.process_time()
     ray.init(num_cpus=workers, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    ends: list[float] = []
     for item in make_on_ray(plan, Cluster("local", "cpu")):
         if item.error is not None:
             raise item.error
-        ends.append(time.perf_counter())
-    first = _CASES_AT_ONCE * workers
-    rate = (len(ends) - first) / (ends[-1] - ends[first - 1])
     seconds, used = time.perf_counter() - begun, time.process_time() - driver
     ray.shutdown()
+    ends = sorted(_written(output / case) for case in {job.case.id for job in plan.jobs})
+    rate = (len(ends) - workers) / (ends[-1] - ends[workers - 1])
     print(rate, seconds, used / len(ends), peak_megabytes())
+
+
+def _written(folder: Path) -> float:
+    """Return when the last file of a case was written; a cluster yields its cases in order, hence in bursts."""
+    return max(path.stat().st_mtime for path in folder.iterdir())
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def test_the_benchmark_of_a_cluster_prints_its_rates_and_its_model():
     )
     output = fresh_python("benchmarks/scale.py", *options.split())
     assert re.search(r"^1 workers: [\d,]+ cases per hour, efficiency 1.00", output, re.MULTILINE)
-    assert re.search(r"^2 workers: [\d,]+ cases per hour, efficiency [\d.]+", output, re.MULTILINE)
+    two = re.search(r"^2 workers: [\d,]+ cases per hour, efficiency ([\d.]+)", output, re.MULTILINE)
+    assert two and float(two[1]) < 4  # more than 1 by chance alone: 16 cases, a busy machine
     assert re.search(r"^driver, peak of many / few cases: [01]\.\d+$", output, re.MULTILINE)
     # nothing but the GPUs limits, at 100 s per case
     assert "1,000 patients on 1 GPUs: 1,666.7 minutes, limited by workers" in output
