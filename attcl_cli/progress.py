@@ -17,8 +17,14 @@ from attcl_cli.errors import AttclError
 class Bar(Protocol):
     """Counts the items of one task."""
 
-    def __call__(self, item: str = "", *, to: int | None = None) -> None:
-        """Count one more item as done (or all up to number `to`), and show `item` beside it."""
+    def __call__(self, item: str = "", *, to: int | None = None, left: float | None = None) -> None:
+        """Count one more item as done (or all up to number `to`), and show `item` beside it.
+
+        Args:
+            item: what is done.
+            to: its number, from 1.
+            left: seconds to the end, if the caller knows better than the pace so far.
+        """
 
 
 class Progress(Protocol):
@@ -60,6 +66,8 @@ class Silent:
 
 SILENT = Silent()
 
+_LONG_MINUTES = 10  # from which on nobody asks for seconds
+
 
 class Lines:
     """Counts the items of a task in lines of text: for a listener that draws no bar.
@@ -81,8 +89,8 @@ class Lines:
         self._before = 0  # items of an earlier run
         self._clock = self._last = time.monotonic()
 
-    def count(self, item: str = "", *, to: int | None = None) -> str:
-        """Count one more item as done (or all up to number `to`); return its line, "" if none is due."""
+    def count(self, item: str = "", *, to: int | None = None, left: float | None = None) -> str:
+        """Count as a `Bar` does; return the line of the item, "" if none is due."""
         if to is not None and self.done == 0:
             self._before = self.done = to - 1
         self.done = self.done + 1 if to is None else to
@@ -95,17 +103,19 @@ class Lines:
             return line
         seconds = (now - self._clock) / max(self.done - self._before, 1)
         pace = "" if self._every else f"{seconds:.1f} s each, "
-        return f"{line} ({pace}{_duration(seconds * (self._total - self.done))} left)"
+        if left is None:
+            left = seconds * (self._total - self.done)
+        return f"{line} ({pace}{duration(left)} left)"
 
 
-def _duration(seconds: float) -> str:
-    """Return a time in words: `41 s`, `2 min 05 s`, `1 h 30 min`."""
+def duration(seconds: float) -> str:
+    """Return a time in words, as exact as people need it: `41 s`, `2 min 05 s`, `12 min`, `1 h 30 min`."""
     minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
+    if minutes >= _LONG_MINUTES:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _count_nothing(item: str = "", *, to: int | None = None) -> None:
-    del item, to
+def _count_nothing(item: str = "", *, to: int | None = None, left: float | None = None) -> None:
+    del item, to, left

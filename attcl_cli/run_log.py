@@ -75,9 +75,9 @@ class RunLog:
         lines = Lines(total, title, every_seconds=every_seconds and _STEPS_SECONDS)
         with self._progress.bar(total, title, every_seconds=every_seconds) as bar:
 
-            def count(item: str = "", *, to: int | None = None) -> None:
-                bar(item, to=to)
-                if line := lines.count(item, to=to):
+            def count(item: str = "", *, to: int | None = None, left: float | None = None) -> None:
+                bar(item, to=to, left=left)
+                if line := lines.count(item, to=to, left=left):
                     self._note(line)
 
             yield count

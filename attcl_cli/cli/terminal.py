@@ -18,9 +18,10 @@ from typing import Any, TextIO, cast
 import typer
 
 from attcl_cli.errors import UNSEEN, AttclError, counted, single_problems, visible
-from attcl_cli.progress import Lines
+from attcl_cli.progress import Lines, duration
 
 _MAX_PROBLEMS = 50
+_WITHOUT_PACE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # of tqdm
 
 
 class TerminalBar:
@@ -46,10 +47,10 @@ class TerminalBar:
                 total=total, desc=visible(title), file=stream, dynamic_ncols=True, smoothing=0.05
             )
 
-    def __call__(self, item: str = "", *, to: int | None = None) -> None:
-        """Count one more item as done (or all up to number `to`), and show `item` beside it."""
+    def __call__(self, item: str = "", *, to: int | None = None, left: float | None = None) -> None:
+        """See `Bar`."""
         previous = self._lines.done
-        line = self._lines.count(item, to=to)
+        line = self._lines.count(item, to=to, left=left)
         if self._bar is None:
             if line:
                 say(line, quiet=self._quiet)
@@ -58,6 +59,9 @@ class TerminalBar:
             self._bar.update(to - 1)
             self._bar.unpause()
             previous = to - 1
+        if left is not None:  # in the place of what follows from the pace
+            self._bar.bar_format = _WITHOUT_PACE
+            item = f"{duration(left)} left  {item}".rstrip()
         if item:
             self._bar.set_postfix_str(visible(item), refresh=False)
         self._bar.update(self._lines.done - previous)

@@ -19,7 +19,7 @@ from attcl_cli.methods import METHODS
 from attcl_cli.methods.citations import references
 from attcl_cli.methods.settings import Settings, dump
 from attcl_cli.methods.weights import WEIGHTS_FILE
-from attcl_cli.progress import SILENT, Progress
+from attcl_cli.progress import SILENT, Progress, duration
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.sections import Curve, Curves, Images, Patterns, Section, Text
 from attcl_cli.training.stats import STATS_FILE, numbers_in, stats_lines
@@ -432,11 +432,3 @@ def phases_of(settings: Settings) -> list[tuple[int, str]]:
     phases = METHODS[settings.method].phases_in_words(settings)
     begins = [(round(share * settings.steps), words) for share, words in phases]
     return [(begin, words) for begin, words in begins if begin < settings.steps]
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: 45 s, 12 min, 2 h 05 min."""
-    if seconds < 60:  # noqa: PLR2004 - a minute
-        return f"{round(seconds)} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"

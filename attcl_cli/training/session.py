@@ -272,7 +272,7 @@ def _loop(
     ):
 
         def on_step(step: int, _losses: Mapping[str, float]) -> None:
-            bar(to=step)
+            bar(to=step, left=seconds_left(step) if pace is not None else None)
             if step < steps:
                 say_phase(step)
             record.live()

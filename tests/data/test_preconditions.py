@@ -561,7 +561,7 @@ class Listener(Silent):
     def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[Bar]:
         assert (total, title) == (51, "check")
 
-        def count(item: str = "", *, to: int | None = None) -> None:
+        def count(item: str = "", **_: object) -> None:
             self.counted.append(item)
 
         yield count

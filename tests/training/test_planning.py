@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError
 from attcl_cli.methods.settings import Settings, read_run_settings
 from attcl_cli.processes import Processes
+from attcl_cli.progress import Bar, Silent
 from attcl_cli.training import planning
 from attcl_cli.training.planning import Costs, Pace
 from attcl_cli.training.run import train
@@ -228,6 +230,31 @@ def test_a_run_without_time_takes_one_step_and_keeps_what_was_measured(phantom_r
     assert record["measured_seconds"]["phases"][0][0] == 0
     again = train(resume=tmp_path / "run", minutes=0.001, device="cpu")
     assert again.weights_step == 2
+
+
+class Listener(Silent):
+    """Keeps the time left that the bar of a training is told."""
+
+    def __init__(self) -> None:
+        self.left: list[float | None] = []
+
+    @contextmanager
+    def bar(self, total: int, title: str, *, every_seconds: float = 0) -> Iterator[Bar]:
+        def count(item: str = "", *, to: int | None = None, left: float | None = None) -> None:
+            if title == "train":
+                self.left.append(left)
+
+        yield count
+
+
+def test_a_run_of_minutes_counts_down_its_own_time(phantom_root, tmp_path):
+    listener = Listener()
+    start(phantom_root, tmp_path / "timed", minutes=0.02, progress=listener)
+    assert all(left is not None and left <= 1.2 for left in listener.left)
+    assert listener.left == sorted(listener.left, reverse=True)
+    listener.left.clear()
+    start(phantom_root, tmp_path / "counted", epochs=1, progress=listener)
+    assert set(listener.left) == {None}  # nobody has measured its steps
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from attcl_cli.report.page import REPORT_FILE
 from attcl_cli.report.sections import Curves, Images, Patterns
 from attcl_cli.run_record import read_record
 from attcl_cli.training import report
-from attcl_cli.training.report import RunPage, Words, duration, grouped, phases_of, read_statistics
+from attcl_cli.training.report import RunPage, Words, grouped, phases_of, read_statistics
 from attcl_cli.training.run import train
 from attcl_cli.training.state import STATE_FILE
 from attcl_cli.training.stats import STATS_FILE
@@ -401,10 +401,6 @@ def test_methods_name_their_phases(method, overrides, expected):
     assert [begin for begin, _ in phases] == begins
     if expected and not isinstance(expected[0], int):
         assert phases == expected
-
-
-def test_times_are_said_as_people_do():
-    assert [duration(it) for it in (45.2, 720, 7500)] == ["45 s", "12 min", "2 h 05 min"]
 
 
 def test_a_copy_scores_as_its_middle_slices_do(store):
