@@ -125,10 +125,11 @@ def dice_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[s
     }
 
 
-def patients(study: Study, results: Results, cell: str) -> list[Panel]:
+def patients(study: Study, results: Results, cell: str) -> tuple[list[Panel], list[str]]:
     """Return Figure 3: a row per test patient, his sources, the real volume and what each method made of them.
 
-    Methods whose volumes are missing are left out. All volumes of a row are shown in the window of the real one.
+    All volumes of a row are shown in the window of the real one. Methods whose volumes are missing or cannot be read
+    are left out; the second value says which, and why.
     """
     done = [
         of
@@ -136,11 +137,15 @@ def patients(study: Study, results: Results, cell: str) -> list[Panel]:
         if (at, stage) == (cell, "complete") and of in study.file.methods
     ]
     data = study.folder(cell, "splits")
-    splits = read_splits(data)
     source = Source(data)
-    dataset = source.open()
-    truth = open_truth(source, splits, None)
+    try:
+        splits = read_splits(data)
+        dataset = source.open()
+        truth = open_truth(source, splits, None)
+    except AttclError as error:
+        return [], [f"No pictures of patients: {error.message}."]
     panels: dict[tuple[str, str], Panel] = {}
+    unread: list[str] = []
     for name in done:
         title = study.file.methods[name].title or name
         try:
@@ -152,13 +157,18 @@ def patients(study: Study, results: Results, cell: str) -> list[Panel]:
                 split="test",
                 allow_missing=True,
             )
-        except AttclError:
-            continue  # the table of what is missing names it
+        except AttclError as error:
+            unread.append(f"No pictures of what {title} made: {error.message}.")
+            continue
         chosen = list(dict.fromkeys(case.case for case in comparison.cases))[:_PATIENTS]
         for pairs in comparison.cases:
             if pairs.case not in chosen:
                 continue
-            shown = read_in_pictures(pairs)
+            try:
+                shown = read_in_pictures(pairs)
+            except AttclError as error:
+                unread.append(f"No picture of what {title} made of {pairs.case}: {error.message}.")
+                continue
             prediction = shown.predictions[0]
             target = prediction.pair.modality
             key = pairs.case, target
@@ -191,7 +201,7 @@ def patients(study: Study, results: Results, cell: str) -> list[Panel]:
                     outlines={} if shown.tumour is None else {"tumour": shown.tumour},
                     spacing_mm=shown.spacing_mm,
                 )
-    return list(panels.values())
+    return list(panels.values()), unread
 
 
 def _with(panel: Panel, made: Tile) -> Panel:

@@ -22,6 +22,10 @@ from attcl_cli.methods import METHODS
 STAGES = ("splits", "train", "complete", "score", "directions", "segment", "reference")
 """The kinds of job, in the order of the data; `reference` trains the segmenters that need no completion."""
 
+LOGGED = """( {params.command} ) > /dev/null 2> {log} || {{
+    code=$?; echo "exit status $code" >> {log} || true; exit $code; }}"""
+"""The shell of a job as Snakemake formats it: messages go to the log, and so does how a job ended that failed."""
+
 REAL, INCOMPLETE = "real", "incomplete"
 _ATTCL = f"{shlex.quote(sys.executable)} -m attcl_cli"
 _HERE = Path(__file__).resolve().parent
@@ -241,6 +245,10 @@ class Study:
     def done(self, cell: str, stage: str, of: str = "") -> Path:
         """Return the file that says that a job is done: empty, written by Snakemake after it."""
         return self.root / "jobs" / cell / (f"{stage}-{of}.done" if of else f"{stage}.done")
+
+    def simulated(self, dataset: str) -> Path | None:
+        """Return the file that says that the patients of a dataset are simulated; None if they are real."""
+        return self.root / "jobs" / f"{dataset}.done" if self.simulation(dataset) else None
 
     def log(self, done: Path) -> Path:
         """Return where the messages of a job are."""

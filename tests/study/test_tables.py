@@ -150,6 +150,8 @@ def test_small_data_is_the_difference_of_the_same_seeds():
     assert labels == ("p", "ratio1", "1/8 instead of all", "AttCL-GAN")
     assert values["dice"].mean == pytest.approx(-0.2)
     assert not others
+    assert "1 test cases at most" in table.notes[-1]
+    assert "-0.200\u2020" in as_markdown(table)
 
 
 def test_figure_4_has_a_row_per_choice_of_layers_with_hours_and_memory():
@@ -184,6 +186,18 @@ def test_a_difference_is_paired_by_case_and_averaged_over_seeds_first():
     assert value.mean == pytest.approx(0.25)
     assert value.n == 2
     assert 0.2 - 1e-9 <= value.low <= value.mean <= value.high <= 0.3 + 1e-9
+
+
+def test_a_cell_without_all_of_its_seeds_says_how_many_it_has():
+    results = Results()
+    for seed in (0, 1):
+        dice(results, cell(seed=seed), "attcl-gan", 0.5)
+    dice(results, cell(seed=0), "stargan-v2", 0.4)
+    tables = {it.name: it for it in all_tables(study(seeds=[0, 1]), results, {})}
+    text = as_markdown(tables["table-3-segmentation"])
+    assert "| StarGAN v2 | *0.400\u2020 (1 of 2 seeds)* |" in text
+    assert text.count("seeds)") == 1
+    assert "(1 of 2 seeds)" in as_latex(tables["table-3-differences"])
 
 
 def test_what_has_no_case_in_common_has_no_difference():
@@ -221,6 +235,10 @@ def test_table_2_has_both_ways_of_a_pair_in_one_row_and_the_mean_of_six_below():
     assert row["all: A to B, published (other data)"].mean == 38.6402
     assert row["all: B to A, published (other data)"].mean == 51.3290
     assert table.rows["p", "ratio1", "flair-t1", "copy"]["all: A to B"].mean == 100.0
+    assert not any("test cases at most" in note for note in table.notes)
+    results.counts[cell()] = {"test": {"cases": 4}}
+    table = directions(study(), results, PUBLISHED, "fid")
+    assert table.notes[-1].startswith("4 test cases at most: fewer than 10")
     mean = table.rows["p", "ratio1", "mean of six", "AttCL-GAN"]["all: mean"]
     assert (mean.mean, mean.n) == (50.0, 0)  # its n would count directions
 
@@ -235,6 +253,7 @@ def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():
     rows = completed(study(), results, PUBLISHED).rows
     assert rows["p", "ratio1", "all", "AttCL-GAN"]["t1"].mean == pytest.approx(0.85)
     assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].mean == pytest.approx(0.8)
+    assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].n == 2  # cases, not volumes
     assert rows["p", "ratio1", "all", "copy"]["t2"].mean == pytest.approx(0.2)
     assert not any("PLAVE" in labels[-1] for labels in rows)
 
