@@ -33,6 +33,7 @@ from attcl_cli.report.sections import (
     Table,
     Text,
     Viewer,
+    patterns_of,
     viewers,
 )
 from attcl_cli.report.viewers import SLICES
@@ -123,6 +124,11 @@ def write_report(
                 f"Case by case, the first input minus the second; n: cases that both have a value for. {_INTERVALS}",
             ),
             CaseTable(_case_rows(scores, ranked)),
+            patterns_of(
+                (case.files for case in data.cases),
+                data.modalities,
+                heading="Missing modalities, before completion",
+            ),
             Curves("Training", list(_curves(statistics or {}))),
             _about(scores, settings),
             Text("How to cite", _citations(settings)),

@@ -63,6 +63,20 @@ def test_the_notes_are_the_policies(page):
         assert f"{metric.title}: {metric.policy}."[:60] in page.replace("&#39;", "'")
 
 
+def test_a_paragraph_and_the_publications_are_those_of_what_was_computed(page):
+    paragraph = page.partition("<h2>Methods, for a paper</h2>")[2].partition("</p>")[0]
+    count, cases = len(HIDDEN) - 1, len({case for case, _ in HIDDEN})
+    assert f"{count} volumes of {cases} cases, synthesised, were compared" in paragraph
+    assert "by SSIM, NMSE, SSIM (BraSyn) (attcl" in paragraph
+    cited = page.partition("<h2>How to cite</h2>")[2].partition("</section>")[0]
+    assert cited.count("Wang Z") == 1
+    assert "Heusel" not in cited
+
+
+def test_every_publication_is_of_a_metric():
+    assert set(report._CITED) == set(METRICS) - {"psnr", "nmse"}
+
+
 def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, monkeypatch):
     reads: list[Path] = []
     load = volumes.load

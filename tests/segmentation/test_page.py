@@ -18,6 +18,7 @@ from attcl_cli.report.sections import (
     BoxPlots,
     CaseTable,
     Curves,
+    Patterns,
     Section,
     Table,
     Text,
@@ -145,6 +146,16 @@ def test_a_run_leaves_a_page_of_its_worst_cases_scores_training_and_settings(stu
     assert about.folded["Settings"].startswith("seed = 0")
     assert any("Each trained for 2 steps" in text for text in about.paragraphs)
     assert page.files == ["segment.csv", "summary.json"]
+
+
+def test_the_page_shows_which_modalities_were_missing_in_how_many_cases(study, written):
+    segment(compare=True)
+    cases = open_dataset(study.root / "data").cases
+    patterns = section(written[0], Patterns, "Missing modalities, before completion")
+    assert patterns.modalities == ("flair", "t1", "t1ce", "t2")
+    assert sum(patterns.counts.values()) == len(cases)
+    for present, count in patterns.counts.items():
+        assert count == sum(set(case.files) == set(present) for case in cases)
 
 
 def test_the_outlines_are_the_true_tumour_and_the_predictions_on_a_real_image(study, written):
