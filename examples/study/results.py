@@ -25,6 +25,7 @@ from attcl_cli.segmentation.summary import read_rows
 
 ERROR, STATUS = "error: ", "exit status "
 SYNTHETIC, COPY = "synthetic", "copy"
+_PARTLY = ("score", "directions")  # stages whose failed jobs may have left some of their results
 _LONGEST_LOG = 2**20  # bytes at the end of a log that are searched for its error
 
 
@@ -89,7 +90,10 @@ class Results:
 
 
 def collect(study: Study) -> Results:
-    """Read what is done of a study; of a job whose results are damaged or gone, nothing is taken."""
+    """Read what is done of a study; of a job whose results are damaged or gone, nothing is taken.
+
+    Of a job of scores that failed, what it left is taken: without a network of FID, the other scores.
+    """
     results = Results()
     undone: set[tuple[str, str, str]] = set()
     for job in study.jobs():
@@ -105,19 +109,37 @@ def collect(study: Study) -> Results:
             simulated = study.simulated(study.cell(cell).dataset)
             if stage == "splits" and simulated is not None and not simulated.is_file():
                 reason = f"waits for simulated patients: {_reason(study.log(simulated))}"
+            left = study.folder(*job) / "scores.csv"
+            found, damage = (
+                _read(study, *job) if stage in _PARTLY and left.is_file() else (Results(), "")
+            )
+            if found.volumes or found.figures:
+                reason += (
+                    "; what an earlier call or the metrics without a network have left is shown"
+                )
+                found.costs.clear()
+                results.add(found)
             results.missing.append(Missing(cell, stage, of, reason))
             continue
-        found = Results()
-        try:
-            _READERS[stage](study, found, cell, of)
-            found.costs[job] = _cost(study, *job)
-        except (AttclError, KeyError, TypeError, ValueError) as error:
-            damage = getattr(error, "message", f"its results are not read ({error!r})")
-            reason = f"done, but {visible(damage)}; remove {study.done(*job)} to run it again"
+        found, damage = _read(study, *job)
+        if damage:
+            reason = f"done, but {damage}; remove {study.done(*job)} to run it again"
             results.missing.append(Missing(cell, stage, of, reason))
-            continue
-        results.add(found)
+        else:
+            results.add(found)
     return results
+
+
+def _read(study: Study, cell: str, stage: str, of: str) -> tuple[Results, str]:
+    """Return what a job has left, and what is wrong with it; "" if nothing is."""
+    found = Results()
+    try:
+        _READERS[stage](study, found, cell, of)
+        found.costs[cell, stage, of] = _cost(study, cell, stage, of)
+    except (AttclError, KeyError, TypeError, ValueError) as error:
+        damage = getattr(error, "message", f"its results are not read ({error!r})")
+        return Results(), visible(damage)
+    return found, ""
 
 
 def _read_splits(study: Study, results: Results, cell: str, _of: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,6 +107,41 @@ def test_directions_are_scored_with_the_weights_of_the_run():
     words = options(study().command(CELL, "directions", "attcl-gan"))
     assert words[words.index("-w") + 1] == f"study/{CELL}/attcl-gan/run"
     assert "--directions" in words
+
+
+@pytest.mark.parametrize(
+    ("status", "left", "calls"),
+    [
+        (0, False, ["--ssim --fid"]),
+        (1, False, ["--ssim --fid", "--ssim"]),
+        (1, True, ["--ssim --fid"]),  # an earlier call has left scores
+        (137, False, ["--ssim --fid"]),  # killed: not even tried
+    ],
+)
+def test_without_a_network_the_other_metrics_are_scored_and_the_job_fails(
+    status, left, calls, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    plan = study(metrics=["ssim", "fid"])
+    scores = plan.folder(CELL, "score", "attcl-gan") / "scores.csv"
+    if left:
+        scores.parent.mkdir(parents=True)
+        scores.touch()
+    Path("attcl").write_text(f'echo "$*" >> called; exit {status}\n')
+    command = plan.command(CELL, "score", "attcl-gan")
+    command = command.replace(f"{sys.executable} -m attcl_cli", "sh attcl")
+    ended = subprocess.run(["bash", "-c", f"set -euo pipefail; ( {command} )"], check=False)
+    assert ended.returncode == status
+    called = Path("called").read_text().splitlines()
+    assert len(called) == len(calls)
+    for line, flags in zip(called, calls, strict=True):
+        assert f" {flags}" in line
+        assert ("--fid-network inception" in line) == ("--fid" in flags)
+
+
+@pytest.mark.parametrize("metrics", [["fid"], ["ssim", "psnr"]])
+def test_metrics_that_all_need_a_network_or_none_are_scored_once(metrics):
+    assert study(metrics=metrics).command(CELL, "score", "attcl-gan").count(" score ") == 1
 
 
 @pytest.mark.parametrize("name", FILES)

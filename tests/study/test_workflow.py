@@ -120,12 +120,17 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_leaves_the_others_and_the_page_says_which_and_why(tmp_path):
+def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_path, monkeypatch):
+    """A method that crashes, and a network of FID that may not be downloaded."""
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     broken = {"method": "unet", "options": ["--set", "no_such_setting=1"]}
     study = {
         **TINY,
         "methods": {**TINY["methods"], "broken": broken},
         "segment": None,
+        "metrics": ["ssim", "fid"],
+        "offline": True,
     }
     study["methods"]["attcl-gan"] = {**TINY["methods"]["attcl-gan"], "directions": False}
     config = write(tmp_path / "broken.yaml", study)
@@ -135,6 +140,8 @@ def test_a_job_that_fails_leaves_the_others_and_the_page_says_which_and_why(tmp_
     assert "What is missing" in page
     assert "no_such_setting" in page
     assert "waits for train broken" in page
+    assert "not downloaded (the run is offline)" in page
+    assert "<dd>3 of 8</dd>" in page
     assert "AttCL-GAN" in (tmp_path / "study/tables/plave-table-1-ssim.md").read_text()
 
 
@@ -205,10 +212,18 @@ def test_a_missing_network_for_fid_is_named(study, monkeypatch, capsys, tmp_path
     reason = logged(study, capsys.readouterr().err + "exit status 1\n", "score", "attcl-gan")
     assert FILES["inception"].name in reason
     assert "not downloaded (the run is offline)" in reason
+    # what needs no network was scored all the same
+    scores = study.folder(CELL, "score", "attcl-gan") / "scores.csv"
+    scores.parent.mkdir(parents=True)
+    scores.write_text(
+        "case,source,modality,prediction,metric,region,value\nP,flair,t1,synthetic,ssim,whole,0.75\n"
+    )
     write_study(study)
     page = Path("study/study.html").read_text()
     row = page.partition("<td>score attcl-gan</td>")[2].partition("</tr>")[0]
     assert "not downloaded (the run is offline)" in row
+    assert "the metrics without a network have left is shown" in row
+    assert "0.750" in Path("study/tables/plave-table-1-ssim.md").read_text()
 
 
 @pytest.mark.parametrize(
