@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from charts import critical_difference, dice_of_cases, layers_png, patients
+from charts import critical_difference, dice_of_cases, figure_3, layers_png, patients
 from claims import LEAST_CASES, claims, sign_of
 from plan import Study, read_study
 from results import Results, as_text, collect, published, runs_of
@@ -82,7 +82,12 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
         sections=[
             Viewer(
                 pictured,
-                hint=f"Figure 3: test patients of {shown}, the volumes of all methods.",
+                hint=f"Test patients of {shown}, the volumes of all methods.",
+            ),
+            Images(
+                "Figure 3. Patients in rows, methods in columns",
+                figure_3(pictured),
+                "The slice with most brain of each patient; each volume in its own window, as the scores see it.",
             ),
             sections.Table(
                 "What is missing",

@@ -7,9 +7,11 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-from charts import cliques, critical_difference, layers_png
+from charts import cliques, critical_difference, figure_3, layers_png
 from claims import FAILS, HOLDS, OPEN, claims
+from PIL import Image
 from plan import Study, read_study
 from results import COPY, SYNTHETIC, Cost, Results, published
 from table import Column, Table, Value, as_csv, as_latex, as_markdown
@@ -26,6 +28,10 @@ from tables import (
     segmentation,
     small_data,
 )
+
+from attcl_cli.report.pictures import REAL as REAL_TILE
+from attcl_cli.report.pictures import SYNTHETIC as SYNTHETIC_TILE
+from attcl_cli.report.pictures import Panel, Tile
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
 PUBLISHED = published(HERE / "published.csv")
@@ -421,3 +427,36 @@ def test_latex_is_booktabs_and_escapes_what_tex_reads():
     assert r"50 \% & \textbf{0.500 $\pm$ 0.100} \\" in text
     assert r"other & \underline{0.250$^\dagger$} \\" in text
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+# --- Figure 3 ---------------------------------------------------------------------------------------------------------
+
+
+def head(case: str, *methods: str) -> Panel:
+    """Return a head of one bright slice, with what these methods made of it."""
+    brain = np.zeros((3, 8, 8), bool)
+    brain[1, 2:6, 2:6] = True
+    level = np.where(brain, 200, 0).astype(np.uint8)
+    made = [Tile(f"t1, {name}", level, SYNTHETIC_TILE) for name in methods]
+    tiles = [Tile("flair, source", level), *made, Tile("t1, real", level, REAL_TILE)]
+    return Panel(case, "flair", "t1", tiles, brain)
+
+
+def test_figure_3_has_a_row_per_patient_and_a_column_per_method():
+    one = figure_3([head("P$1$_", "AttCL-GAN", "PLAVE")])
+    assert list(one) == ["AttCL-GAN, PLAVE"]
+    width, height = size_of(one["AttCL-GAN, PLAVE"])
+    # a method that lacks one patient has its column all the same
+    (two,) = figure_3([head("P1", "AttCL-GAN", "PLAVE"), head("P2", "PLAVE")]).values()
+    assert size_of(two)[0] == width
+    assert size_of(two)[1] > 1.8 * height
+    assert figure_3([]) == {}
+
+
+def test_figure_3_of_many_methods_is_several_pictures():
+    names = [f"m{number}" for number in range(8)]
+    assert list(figure_3([head("P1", *names)])) == ["m0, m1, m2, m3, m4, m5", "m6, m7"]
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(png)).size

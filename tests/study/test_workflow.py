@@ -142,6 +142,7 @@ def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_pat
     assert "waits for train broken" in page
     assert "not downloaded (the run is offline)" in page
     assert "<dd>3 of 8</dd>" in page
+    assert "Figure 3. Patients in rows, methods in columns" in page
     assert "AttCL-GAN" in (tmp_path / "study/tables/plave-table-1-ssim.md").read_text()
 
 
