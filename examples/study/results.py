@@ -52,13 +52,15 @@ class Cost:
 
     Attributes:
         seconds: in all of its parts.
-        memory_mb: most memory of its last part; None if nobody measured it.
+        memory_mb: most memory of its last part on the host; None if nobody measured it.
+        gpu_mb: most memory of its last part on a GPU, of a training; None without one.
         device: of its networks; "" without.
     """
 
     seconds: float
     memory_mb: float | None = None
     device: str = ""
+    gpu_mb: float | None = None
 
 
 @dataclass
@@ -197,7 +199,8 @@ def _cost(study: Study, cell: str, stage: str, of: str) -> Cost:
     record: Mapping[str, Any] = read_record(study.folder(cell, stage, of))
     seconds = record.get("seconds_in_all") or record.get("seconds") or 0.0
     table = study.done(cell, stage, of).with_suffix(".tsv")
-    return Cost(float(seconds), _memory(table), str(record.get("device") or ""))
+    device = str(record.get("device") or "")
+    return Cost(float(seconds), _memory(table), device, record.get("gpu_memory_mb"))
 
 
 def _memory(table: Path) -> float | None:

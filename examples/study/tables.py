@@ -25,6 +25,8 @@ REGION = "WT"  # whole tumour
 PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
 """Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
 _PUBLISHED = "published (other data)"
+_GPU = "GPU memory, MB"
+_MEMORY = "Memory is that of the process on the host; that of a GPU has a column of its own."
 
 
 # --- The tables -------------------------------------------------------------------------------------------------------
@@ -184,14 +186,21 @@ def layers(study: Study, results: Results) -> Table:
             and ratio_name(study.cell(cell).ratio) == ratio
         ]
         hours = [cost.seconds / 3600 for cost in taken]
-        memory = [cost.memory_mb for cost in taken if cost.memory_mb is not None]
+        memory = {
+            "memory, MB": [cost.memory_mb for cost in taken if cost.memory_mb is not None],
+            _GPU: [cost.gpu_mb for cost in taken if cost.gpu_mb is not None],
+        }
         chosen = "{" + ", ".join(map(str, study.file.methods[name].layers)) + "}"
         rows[dataset, ratio, chosen] = {
             **values,
             "training, hours": _over_seeds(hours),
-            "memory, MB": _over_seeds(memory),
+            **{heading: _over_seeds(values) for heading, values in memory.items() if values},
         }
-    columns = [*table.columns, Column("training, hours", -1), Column("memory, MB", -1)]
+    further = ("training, hours", "memory, MB", _GPU)
+    columns = [
+        *table.columns,
+        *(Column(name, -1) for name in further if any(name in row for row in rows.values())),
+    ]
     return Table(
         table.name,
         table.title,
@@ -199,7 +208,7 @@ def layers(study: Study, results: Results) -> Table:
         columns,
         rows,
         group=2,
-        notes=[*table.notes, "Memory is that of the process on the host (not of a GPU)."],
+        notes=[*table.notes, _MEMORY],
     )
 
 
@@ -315,11 +324,15 @@ def costs(study: Study, results: Results) -> Table:
                 row[f"{stage}, minutes"] = Value(fmean(cost.seconds / 60 for cost in taken))
             if memory:
                 row[f"{stage}, MB"] = Value(max(memory))
+            gpu = [cost.gpu_mb for cost in taken if cost.gpu_mb is not None]
+            if gpu:
+                row[f"{stage}, GPU, MB"] = Value(max(gpu))
         rows[(name,)] = row
     columns = [
         Column(f"{stage}, {unit}", -1)
         for stage in ("train", "complete")
-        for unit in ("minutes", "MB")
+        for unit in ("minutes", "MB", "GPU, MB")
+        if unit != "GPU, MB" or any(f"{stage}, {unit}" in row for row in rows.values())
     ]
     return Table(
         "costs",
@@ -328,8 +341,8 @@ def costs(study: Study, results: Results) -> Table:
         columns,
         _titled(study, rows),
         notes=[
-            "Minutes are the mean, memory the most over all jobs, of the process on the host (not of a GPU). They "
-            "differ from call to call, and are no part of the other tables."
+            f"Minutes are the mean, memory the most over all jobs. {_MEMORY} They differ from call to call, and are "
+            "no part of the other tables."
         ],
     )
 

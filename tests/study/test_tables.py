@@ -174,6 +174,13 @@ def test_figure_4_has_a_row_per_choice_of_layers_with_hours_and_memory():
     assert [labels[-1] for labels in table.rows] == ["{1}", "{2, 3}"]
     row = table.rows["p", "ratio1", "{2, 3}"]
     assert (row["training, hours"].mean, row["memory, MB"].mean) == (2.0, 500.0)
+    assert "GPU memory, MB" not in row
+    assert layers_png(table).startswith(b"\x89PNG")
+    results.costs[cell(), "train", "both"] = Cost(7200.0, 500.0, "cuda:0", 2048.5)
+    table = layers(study(methods=methods), results)
+    assert table.columns[-1].heading == "GPU memory, MB"
+    assert table.rows["p", "ratio1", "{2, 3}"]["GPU memory, MB"].mean == 2048.5
+    assert "GPU memory, MB" not in table.rows["p", "ratio1", "{1}"]
     assert layers_png(table).startswith(b"\x89PNG")
 
 
@@ -279,8 +286,14 @@ def test_costs_are_minutes_and_memory_of_each_method():
     results = Results()
     for seed, seconds in ((0, 60.0), (1, 180.0)):
         results.costs[cell(seed=seed), "train", "attcl-gan"] = Cost(seconds, 100.0 * (seed + 1))
-    row = costs(study(seeds=[0, 1]), results).rows[("AttCL-GAN",)]
+    table = costs(study(seeds=[0, 1]), results)
+    assert "train, GPU, MB" not in [column.heading for column in table.columns]
+    row = table.rows[("AttCL-GAN",)]
     assert (row["train, minutes"].mean, row["train, MB"].mean) == (2.0, 200.0)
+    results.costs[cell(), "train", "attcl-gan"] = Cost(60.0, 100.0, "cuda:0", 4096.0)
+    table = costs(study(seeds=[0, 1]), results)
+    assert table.rows[("AttCL-GAN",)]["train, GPU, MB"].mean == 4096.0
+    assert "train, GPU, MB" in [column.heading for column in table.columns]
 
 
 def test_a_table_without_a_value_is_left_out():
