@@ -129,6 +129,7 @@ def write_pages(
         verdict=_verdict(scores, copies, lower_is_better),
         facts={
             "volumes": str(comparison.volumes),
+            **_worst(ranked, scores),
             "missing": (missing + (f" and {more} more" if more > 0 else "")) or "none",
             **facts,
             "attcl": __version__,
@@ -184,6 +185,16 @@ def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:
         if (row.metric, row.region) == (first.metric, first.region) and not math.isnan(row.value):
             ranks[row.case, row.source, row.modality] = sign * row.value
     return sorted(ranks, key=lambda key: ranks[key])
+
+
+def _worst(ranked: Sequence[_Key], scores: Mapping[_Key, Mapping[str, float]]) -> dict[str, str]:
+    """Return the volume to look at first, as a fact of the page; {} if no volume has a score."""
+    for case, source, modality in ranked[:1]:
+        label, value = next(iter(scores.get((case, source, modality), {}).items()), ("", math.nan))
+        if not math.isnan(value):
+            number = pictures.number(value)
+            return {"worst": f"{modality} of {case} from {source}, {label} {number}"}
+    return {}
 
 
 def _labelled(rows: Sequence[Row], prediction: str) -> dict[_Key, dict[str, float]]:

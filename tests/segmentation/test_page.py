@@ -219,6 +219,7 @@ def test_the_worst_cases_come_first_and_only_so_many_have_pictures(study, writte
     viewer = section(written[0], Viewer)
     assert [panel.case for panel in viewer.panels] == worst_first[:2]
     assert "Pictures of 2 of 4 cases" in viewer.hint
+    assert written[0].facts["worst"] == f"{cases[3]}, Dice 0.250 (maps)"
 
 
 def test_a_case_without_a_readable_image_has_no_picture_and_is_named(study, written):
