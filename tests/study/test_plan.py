@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import yaml
 from plan import Study, read_study
 
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.splits import make_splits
 from attcl_cli.errors import AttclError
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
@@ -149,6 +152,24 @@ def test_the_files_that_come_with_it_are_studies(name):
     plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
     assert all(plan.command(*job).count(sys.executable) for job in plan.jobs())
     assert plan.file.reference in plan.methods
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("*.yaml")))
+def test_the_splits_of_every_cell_of_a_file_can_be_drawn(name, tmp_path):
+    """A scenario may leave too few training cases nothing to learn a modality from."""
+    plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
+    for number, source in enumerate(plan.file.datasets.values()):
+        sizes = tuple(map(int, source.sizes.split("/"))) if source.sizes else None
+        for case in (f"Case_{index:05d}" for index in range(source.simulate or sum(sizes))):
+            folder = tmp_path / str(number) / case
+            folder.mkdir(parents=True)
+            for modality in ("flair", "t1", "t1ce", "t2", "seg"):  # names alone
+                (folder / f"{case}_{modality}.nii.gz").touch()
+        dataset = open_dataset(tmp_path / str(number))
+        for cell in plan.cells:
+            share = {"subset": Fraction(cell.subset), "seed": cell.seed}
+            splits = make_splits(dataset, ratio=cell.ratio, sizes=sizes, **share)
+            assert splits.names("train") and splits.names("test")
 
 
 @pytest.mark.parametrize(
