@@ -138,6 +138,15 @@ def several(name: str) -> tuple[str, ...]:
     return tuple(f"cuda:{number}" for number in numbers)
 
 
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Return the most memory of a GPU that tensors of this process have held, in MB (10^6 bytes); None on a CPU."""
+    import torch  # noqa: PLC0415
+
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+
+
 def in_turn(
     work: Callable[[Item], Result], items: Iterable[Item], device: torch.device
 ) -> Iterator[Result]:

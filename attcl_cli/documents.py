@@ -138,6 +138,7 @@ class RunDocument(Document):
     simulated: bool | None = None
     device: str | None = None
     processes: Count | None = None
+    gpu_memory_mb: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     present: Items[RunPattern] = ()
     validation: RunValidation | None = None
     trained_on: Items[str] | None = None

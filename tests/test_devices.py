@@ -93,3 +93,9 @@ def test_other_devices_work_on_one_item_after_the_other() -> None:
         lambda _item: threading.current_thread(), range(3), torch.device("meta")
     )
     assert list(threads) == [here, here, here]
+
+
+def test_memory_of_a_gpu_is_in_megabytes_and_a_cpu_has_none(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: device.index * 2_500_000)
+    assert devices.peak_memory_mb(torch.device("cuda", 2)) == 5.0
+    assert devices.peak_memory_mb(torch.device("cpu")) is None

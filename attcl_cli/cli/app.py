@@ -7,9 +7,11 @@ Each command is a file beside this one; a stage, and with it torch, is loaded wh
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +33,7 @@ from attcl_cli.cli import (
     train,
     weights,
 )
-from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError
+from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError, quoted
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
 _ParserError: type[Exception] = next(
@@ -131,9 +133,8 @@ def _run(arguments: list[str]) -> int:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context else "attcl"
         message = error.format_message()  # type: ignore[attr-defined]
-        return _report(
-            UsageError(message, f"see: {help_of} --help", code="command-line-invalid"), arguments
-        )
+        hint = f"see: {help_of} --help{_meant(help_of, message)}"
+        return _report(UsageError(message, hint, code="command-line-invalid"), arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except Exception as error:
@@ -147,6 +148,16 @@ def _run(arguments: list[str]) -> int:
     if code == EXIT_INTERRUPTED:  # Typer turns Ctrl-C, and so each signal, into this code by itself
         return _report(run_ends.stopped(), arguments)
     return code
+
+
+def _meant(command: str, message: str) -> str:
+    """Return the command for a path that stands alone after `attcl complete`, as after other tools; "" otherwise."""
+    extra = re.fullmatch(r"Got unexpected extra argument(?:\(s\))? \((.+)\)", message)
+    if command != "attcl complete" or extra is None or not Path(extra[1]).exists():
+        return ""
+    if Path(extra[1]).is_dir():
+        return f"; for the dataset or patient in this folder: attcl complete -i {quoted(extra[1])} -o out"
+    return f"; for this image: attcl complete --image MODALITY={quoted(extra[1])} --target MODALITY -o out"
 
 
 def _bug(error: Exception) -> AttclError:

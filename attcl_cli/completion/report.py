@@ -26,7 +26,15 @@ from attcl_cli.methods.citations import references
 from attcl_cli.methods.weights import Weights
 from attcl_cli.report import pictures
 from attcl_cli.report.page import Page, write_page
-from attcl_cli.report.sections import CaseTable, Cell, Patterns, Text, Viewer, viewers
+from attcl_cli.report.sections import (
+    CaseTable,
+    Cell,
+    Patterns,
+    Text,
+    Viewer,
+    patterns_of,
+    viewers,
+)
 from attcl_cli.report.viewers import SLICES
 
 _SHOWN = 8  # rows of a picture
@@ -299,15 +307,11 @@ def _facts(
 
 def _patterns(plan: CompletionPlan, made: Sequence[MadeVolume]) -> Patterns:
     """Return which modalities the cases have together, and what was made of each."""
-    modalities = plan.dataset.modalities
-    counts = Counter(
-        tuple(name for name in modalities if name in case.files) for case in plan.dataset.cases
-    )
     targets = Counter(volume.target for volume in made)
     words = ", ".join(f"{counted(targets[name], 'volume')} of {name}" for name in targets)
-    return Patterns(
-        modalities,
-        dict(sorted(counts.items(), key=lambda it: (-it[1], it[0]))),
+    return patterns_of(
+        (case.files for case in plan.dataset.cases),
+        plan.dataset.modalities,
         heading="Missing modalities, before completion",
         hint=f"Made: {words}." if words else "",
     )

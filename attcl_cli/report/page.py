@@ -31,6 +31,7 @@ REPORT_FILE = "report.html"
 # A page of a hundred panels stays below about 6 MB: all pictures together hold no more pixels than
 # this (a compressed one takes about a tenth of a byte), down to the fewest and smallest slices.
 _PAGE_PIXELS = 36_000_000
+_FIRST_ROWS = 1_000  # of the table of cases; the others are shown on a click, since their layout takes seconds
 _OUTLINE_COLOURS = 4  # the script and the style sheet have so many
 _NUMBER = (int, float, np.integer, np.floating)
 
@@ -120,6 +121,7 @@ def _templates(panels: Sequence[Panel]) -> Any:
         "panel_of": _panel_finder(panels),
         "png": _png,
         "most_dots": plots.MOST_DOTS,
+        "first_rows": _FIRST_ROWS,
         "has_panels": bool(panels),
         "is_shown": _is_shown,
         "niivue": niivue,

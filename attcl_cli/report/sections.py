@@ -6,7 +6,8 @@ attribute (`content`) without which it is left out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
 
@@ -156,6 +157,22 @@ class Patterns:
     counts: Mapping[tuple[str, ...], int]
     heading: str = "Missing modalities"
     hint: str = ""
+
+
+def patterns_of(
+    present: Iterable[Collection[str]], modalities: Sequence[str], *, heading: str, hint: str = ""
+) -> Patterns:
+    """Return which modalities cases have together, the most frequent pattern first.
+
+    Args:
+        present: the modalities that are there, per case.
+        modalities: the columns.
+        heading: above it.
+        hint: a line below it.
+    """
+    counts = Counter(tuple(name for name in modalities if name in names) for names in present)
+    ordered = sorted(counts.items(), key=lambda it: (-it[1], it[0]))
+    return Patterns(modalities, dict(ordered), heading, hint)
 
 
 @dataclass(frozen=True)

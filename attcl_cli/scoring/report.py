@@ -21,6 +21,7 @@ from attcl_cli.report.sections import (
     Cell,
     Distribution,
     Table,
+    Text,
     Viewer,
     viewers,
 )
@@ -41,6 +42,31 @@ _Key = tuple[str, str, str]  # case, source, modality
 _HEAD = ("modality", "prediction", "volumes", "slices", "directions")
 _NAMED = 5  # missing volumes that the page names
 _PICTURED = 24  # volumes with pictures, the worst ones
+_DISTANCE = (
+    "Heusel M, Ramsauer H, Unterthiner T, Nessler B, Hochreiter S. GANs trained by a two time-scale update rule "
+    "converge to a local Nash equilibrium. NeurIPS 2017."
+)
+_KERNEL = "Binkowski M, Sutherland DJ, Arbel M, Gretton A. Demystifying MMD GANs. ICLR 2018."
+_PERCEPTUAL = (
+    "Zhang R, Isola P, Efros AA, Shechtman E, Wang O. The unreasonable effectiveness of deep features as a perceptual "
+    "metric. CVPR 2018, 586-595."
+)
+_SIMILARITY = (
+    "Wang Z, Bovik AC, Sheikh HR, Simoncelli EP. Image quality assessment: from error visibility to structural "
+    "similarity. IEEE Transactions on Image Processing 13(4), 600-612, 2004."
+)
+_CITED = {
+    "ssim": _SIMILARITY,
+    "ssim-brasyn": _SIMILARITY,
+    "gms": "Xue W, Zhang L, Mou X, Bovik AC. Gradient magnitude similarity deviation: a highly efficient perceptual "
+    "image quality index. IEEE Transactions on Image Processing 23(2), 684-695, 2014.",
+    "lpips": _PERCEPTUAL,
+    "lpips-diversity": _PERCEPTUAL,
+    "fid": _DISTANCE,
+    "fd-effnet": _DISTANCE,
+    "kid": _KERNEL,
+    "kd-effnet": _KERNEL,
+}
 
 
 def write_pages(
@@ -103,6 +129,7 @@ def write_pages(
         verdict=_verdict(scores, copies, lower_is_better),
         facts={
             "volumes": str(comparison.volumes),
+            **_worst(ranked, scores),
             "missing": (missing + (f" and {more} more" if more > 0 else "")) or "none",
             **facts,
             "attcl": __version__,
@@ -112,6 +139,8 @@ def write_pages(
             Table("Scores", _summary_rows(figures)),
             BoxPlots(_distributions(rows)),
             CaseTable(cases),
+            Text("Methods, for a paper", [_methods_paragraph(comparison, figures)]),
+            Text("How to cite", _citations(figures)),
         ],
         notes=[*notes, *_notes(figures)],
         files=[name for name in names if (output / name).exists()],
@@ -156,6 +185,16 @@ def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:
         if (row.metric, row.region) == (first.metric, first.region) and not math.isnan(row.value):
             ranks[row.case, row.source, row.modality] = sign * row.value
     return sorted(ranks, key=lambda key: ranks[key])
+
+
+def _worst(ranked: Sequence[_Key], scores: Mapping[_Key, Mapping[str, float]]) -> dict[str, str]:
+    """Return the volume to look at first, as a fact of the page; {} if no volume has a score."""
+    for case, source, modality in ranked[:1]:
+        label, value = next(iter(scores.get((case, source, modality), {}).items()), ("", math.nan))
+        if not math.isnan(value):
+            number = pictures.number(value)
+            return {"worst": f"{modality} of {case} from {source}, {label} {number}"}
+    return {}
 
 
 def _labelled(rows: Sequence[Row], prediction: str) -> dict[_Key, dict[str, float]]:
@@ -275,3 +314,26 @@ def _notes(figures: Sequence[Figure]) -> list[str]:
             for name, network in networks.items()
         ]
     )
+
+
+def _methods_paragraph(comparison: Comparison, figures: Sequence[Figure]) -> str:
+    """Return what a paper may say of how the volumes were scored."""
+    cases = counted(len({case.case for case in comparison.cases}), "case")
+    titles = ", ".join(METRICS[name].title for name in dict.fromkeys(it.metric for it in figures))
+    volumes = counted(comparison.volumes, "volume")
+    what = (
+        f"Real volumes of {cases} were translated in every direction and compared with the real targets ({volumes})"
+        if comparison.by_direction
+        else f"{volumes[0].upper()}{volumes[1:]} of {cases}, synthesised, were compared with the held-out real ones"
+    )
+    return f"{what} by {titles} (attcl {__version__}); the notes below say how each is measured."
+
+
+def _citations(figures: Sequence[Figure]) -> list[str]:
+    """Return what to cite: the metrics that were computed, and attcl."""
+    cited = dict.fromkeys(_CITED[it.metric] for it in figures if it.metric in _CITED)
+    return [
+        *cited,
+        f"attcl {__version__} (CITATION.cff).",
+        "Cite the method that made the volumes as well: the page of attcl complete names it.",
+    ]

@@ -33,6 +33,7 @@ from attcl_cli.report.sections import (
     Table,
     Text,
     Viewer,
+    patterns_of,
     viewers,
 )
 from attcl_cli.report.viewers import SLICES
@@ -105,6 +106,7 @@ def write_report(
         facts={
             "inputs": ", ".join(scores.inputs),
             "test cases": str(scores.cases),
+            **_worst(ranked, scores),
             **facts,
             "attcl": __version__,
         },
@@ -123,6 +125,11 @@ def write_report(
                 f"Case by case, the first input minus the second; n: cases that both have a value for. {_INTERVALS}",
             ),
             CaseTable(_case_rows(scores, ranked)),
+            patterns_of(
+                (case.files for case in data.cases),
+                data.modalities,
+                heading="Missing modalities, before completion",
+            ),
             Curves("Training", list(_curves(statistics or {}))),
             _about(scores, settings),
             Text("How to cite", _citations(settings)),
@@ -226,6 +233,15 @@ def _worst_first(scores: Scores) -> list[str]:
         if wanted and not math.isnan(row.value):
             ranks[row.case] = row.value
     return sorted(ranks, key=lambda case: ranks[case])
+
+
+def _worst(ranked: Sequence[str], scores: Scores) -> dict[str, str]:
+    """Return the case to look at first, as a fact of the page; {} if no case has a Dice."""
+    key = (*ranked[:1], _ranking_input(scores), _WHOLE, "dice")
+    for row in scores.rows:
+        if (row.case, row.input, row.region, row.metric) == key and not math.isnan(row.value):
+            return {"worst": f"{row.case}, Dice {pictures.number(row.value)} ({row.input})"}
+    return {}
 
 
 def _outlined(scores: Scores) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
@@ -277,16 +278,20 @@ def _loop(
                 say_phase(step)
             record.live()
 
-        return trainer.train(
-            run.settings,
-            store,
-            run.folder,
-            device=run.device,
-            precision=run.precision,
-            processes=run.processes,
-            resume=run.first > 0,
-            hooks=replace(hooks, on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint),
-        )
+        try:
+            return trainer.train(
+                run.settings,
+                store,
+                run.folder,
+                device=run.device,
+                precision=run.precision,
+                processes=run.processes,
+                resume=run.first > 0,
+                hooks=replace(hooks, on_step=on_step, on_log=on_log, on_checkpoint=on_checkpoint),
+            )
+        finally:
+            if (memory := devices.peak_memory_mb(run.device)) is not None:
+                record.extra["gpu_memory_mb"] = memory
 
 
 def _page(run: Session, record: RunRecord) -> report.RunPage:

@@ -20,12 +20,22 @@ from tables import REGION
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.splits import open_truth, read_splits
 from attcl_cli.errors import AttclError
-from attcl_cli.report.pictures import REAL, SYNTHETIC, Panel, Tile, compared
+from attcl_cli.report.pictures import (
+    REAL,
+    SOURCE,
+    SYNTHETIC,
+    Panel,
+    Tile,
+    brain_box,
+    compared,
+)
 from attcl_cli.scoring.pairs import plan_comparison
 from attcl_cli.scoring.rows import read_in_pictures
 
 _LEAST_METHODS, _LEAST_CASES = 3, 5
 _PATIENTS = 4  # rows of Figure 3
+_MOST_METHODS = 6  # columns of a picture of it
+_SOURCE, _REAL = "source", "real"
 _ALPHA = 0.05
 
 
@@ -125,10 +135,11 @@ def dice_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[s
     }
 
 
-def patients(study: Study, results: Results, cell: str) -> list[Panel]:
+def patients(study: Study, results: Results, cell: str) -> tuple[list[Panel], list[str]]:
     """Return Figure 3: a row per test patient, his sources, the real volume and what each method made of them.
 
-    Methods whose volumes are missing are left out. All volumes of a row are shown in the window of the real one.
+    Each volume is shown in its own window, as the scores see it. Methods whose volumes are missing or cannot be read
+    are left out; the second value says which, and why.
     """
     done = [
         of
@@ -136,11 +147,15 @@ def patients(study: Study, results: Results, cell: str) -> list[Panel]:
         if (at, stage) == (cell, "complete") and of in study.file.methods
     ]
     data = study.folder(cell, "splits")
-    splits = read_splits(data)
     source = Source(data)
-    dataset = source.open()
-    truth = open_truth(source, splits, None)
+    try:
+        splits = read_splits(data)
+        dataset = source.open()
+        truth = open_truth(source, splits, None)
+    except AttclError as error:
+        return [], [f"No pictures of patients: {error.message}."]
     panels: dict[tuple[str, str], Panel] = {}
+    unread: list[str] = []
     for name in done:
         title = study.file.methods[name].title or name
         try:
@@ -152,13 +167,18 @@ def patients(study: Study, results: Results, cell: str) -> list[Panel]:
                 split="test",
                 allow_missing=True,
             )
-        except AttclError:
-            continue  # the table of what is missing names it
+        except AttclError as error:
+            unread.append(f"No pictures of what {title} made: {error.message}.")
+            continue
         chosen = list(dict.fromkeys(case.case for case in comparison.cases))[:_PATIENTS]
         for pairs in comparison.cases:
             if pairs.case not in chosen:
                 continue
-            shown = read_in_pictures(pairs)
+            try:
+                shown = read_in_pictures(pairs)
+            except AttclError as error:
+                unread.append(f"No picture of what {title} made of {pairs.case}: {error.message}.")
+                continue
             prediction = shown.predictions[0]
             target = prediction.pair.modality
             key = pairs.case, target
@@ -191,7 +211,57 @@ def patients(study: Study, results: Results, cell: str) -> list[Panel]:
                     outlines={} if shown.tumour is None else {"tumour": shown.tumour},
                     spacing_mm=shown.spacing_mm,
                 )
-    return list(panels.values())
+    return list(panels.values()), unread
+
+
+def figure_3(panels: Sequence[Panel]) -> dict[str, bytes]:
+    """Draw Figure 3: a row per patient, a column per method, between the first source and the real volume.
+
+    All pictures of a row are of one slice, that with most brain, cropped to it. What a method lacks is left white.
+
+    Args:
+        panels: of `patients`.
+
+    Returns:
+        Caption -> PNG; of many methods, several pictures. {} without a panel.
+    """
+    rows = [{_column(tile): tile for tile in reversed(panel.tiles)} for panel in panels]
+    methods = list(dict.fromkeys(name for row in rows for name in reversed(row)))
+    methods = [name for name in methods if name not in {_SOURCE, _REAL}]
+    figures: dict[str, bytes] = {}
+    for first in range(0, len(methods), _MOST_METHODS):
+        columns = [_SOURCE, *methods[first : first + _MOST_METHODS], _REAL]
+        size = (1.6 * len(columns), 1.75 * len(rows) + 0.3)
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
+        grid = figure.subplots(len(rows), len(columns), squeeze=False)
+        for line, panel, row in zip(grid, panels, rows, strict=True):
+            index = int(panel.brain.sum(axis=(1, 2)).argmax())
+            box = brain_box(panel.brain[index : index + 1])[1:]
+            for axes, name in zip(line, columns, strict=True):
+                axes.axis("off")
+                if panel is panels[0]:
+                    made = "" if name in {_SOURCE, _REAL} else "\nSYNTHETIC"
+                    axes.set_title(f"{name}{made}", fontsize=8, parse_math=False)
+                if name in row:
+                    slice_ = row[name].volume[index][box]
+                    axes.imshow(slice_, cmap="gray", vmin=0, vmax=255)
+            words = f"{panel.case}\n{panel.source_modality} to {panel.target_modality}, slice {index + 1}"
+            line[0].text(
+                x=0,
+                y=-0.02,
+                s=words,
+                fontsize=6,
+                va="top",
+                transform=line[0].transAxes,
+                parse_math=False,
+            )
+        figures[", ".join(columns[1:-1])] = _png(figure)
+    return figures
+
+
+def _column(tile: Tile) -> str:
+    """Return the heading of a tile's column: that of a synthetic one is its method."""
+    return {SOURCE: _SOURCE, REAL: _REAL}.get(tile.kind) or tile.caption.partition(", ")[2]
 
 
 def _with(panel: Panel, made: Tile) -> Panel:

@@ -18,9 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from attcl_cli.documents import validated
 from attcl_cli.errors import AttclError
 from attcl_cli.methods import METHODS
+from attcl_cli.scoring.metrics import METRICS
 
 STAGES = ("splits", "train", "complete", "score", "directions", "segment", "reference")
 """The kinds of job, in the order of the data; `reference` trains the segmenters that need no completion."""
+
+LOGGED = """( {params.command} ) > /dev/null 2> {log} || {{
+    code=$?; echo "exit status $code" >> {log} || true; exit $code; }}"""
+"""The shell of a job as Snakemake formats it: messages go to the log, and so does how a job ended that failed."""
 
 REAL, INCOMPLETE = "real", "incomplete"
 _ATTCL = f"{shlex.quote(sys.executable)} -m attcl_cli"
@@ -242,6 +247,10 @@ class Study:
         """Return the file that says that a job is done: empty, written by Snakemake after it."""
         return self.root / "jobs" / cell / (f"{stage}-{of}.done" if of else f"{stage}.done")
 
+    def simulated(self, dataset: str) -> Path | None:
+        """Return the file that says that the patients of a dataset are simulated; None if they are real."""
+        return self.root / "jobs" / f"{dataset}.done" if self.simulation(dataset) else None
+
     def log(self, done: Path) -> Path:
         """Return where the messages of a job are."""
         return done.with_suffix(".log")
@@ -337,13 +346,20 @@ class Study:
         if stage == "complete":
             return _attcl(["complete", "-i", str(data), "-o", str(out), "-w", str(run), *device])
         if stage in {"score", "directions"}:
-            return _attcl(
-                ["score", "-i", str(data), "-o", str(folder), "--split", "test", *device],
-                ["--directions", "-w", str(run)] if stage == "directions" else ["--cpl", str(out)],
+            places = ["score", "-i", str(data), "-o", str(folder), "--split", "test", *device]
+            places += (
+                ["--directions", "-w", str(run)] if stage == "directions" else ["--cpl", str(out)]
+            )
+            command = _attcl(
+                places,
                 [f"--{name}" for name in file.metrics],
                 ["--fid-network", file.fid_network] if {"fid", "kid"} & {*file.metrics} else [],
                 ["--offline"] if file.offline else [],
             )
+            bare = [f"--{name}" for name in file.metrics if not METRICS[name].network]
+            if not 0 < len(bare) < len(file.metrics):
+                return command
+            return _without_networks(command, _attcl(places, bare), folder / "scores.csv")
         assert file.segment is not None, "`jobs` yields no such stage"
         seen = ["--input", of] if stage == "reference" else ["--cpl", str(out)]
         start = _attcl(
@@ -386,6 +402,15 @@ def _attcl(*arguments: Sequence[str]) -> str:
 
 def _shell(*arguments: Sequence[str]) -> str:
     return shlex.join([each for group in arguments for each in group])
+
+
+def _without_networks(whole: str, bare: str, scores: Path) -> str:
+    """Return a command that fails as `whole` does, but leaves what needs no network if a network could not be had.
+
+    Nothing is scored a second time if the job was killed, or if an earlier call has left scores.
+    """
+    there = f"[ $code -gt 128 ] || [ -e {shlex.quote(str(scores))} ]"
+    return f"{{ {whole}; }} || {{ code=$?; {there} || {bare}; exit $code; }}"
 
 
 def _resumed(begun: Path, resume: Sequence[str], start: str) -> str:

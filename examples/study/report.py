@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from charts import critical_difference, dice_of_cases, layers_png, patients
+from charts import critical_difference, dice_of_cases, figure_3, layers_png, patients
 from claims import LEAST_CASES, claims, sign_of
 from plan import Study, read_study
 from results import Results, as_text, collect, published, runs_of
@@ -68,6 +68,7 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
     done = jobs - len(results.missing)
     claimed = claims(study, results)
     shown = _first_cell(results)
+    pictured, unread = patients(study, results, shown) if shown else ([], [])
     return Page(
         study.file.title,
         verdict=_verdict(tables)
@@ -80,8 +81,13 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
         },
         sections=[
             Viewer(
-                patients(study, results, shown) if shown else [],
-                hint=f"Figure 3: test patients of {shown}, the volumes of all methods.",
+                pictured,
+                hint=f"Test patients of {shown}, the volumes of all methods.",
+            ),
+            Images(
+                "Figure 3. Patients in rows, methods in columns",
+                figure_3(pictured),
+                "The slice with most brain of each patient; each volume in its own window, as the scores see it.",
             ),
             sections.Table(
                 "What is missing",
@@ -89,6 +95,9 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
                     {"cell": it.cell, "job": f"{it.stage} {it.of}".strip(), "why": it.reason}
                     for it in results.missing[:_SHOWN_MISSING]
                 ],
+                f"The first {_SHOWN_MISSING} of {len(results.missing)}."
+                if len(results.missing) > _SHOWN_MISSING
+                else "",
             ),
             Text(
                 "What the paper claims, and what this study shows",
@@ -133,6 +142,7 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
             "Columns called published hold the papers' own figures, of BraTS 2021 with 243 patients: other data, other "
             "training. They stand there for orientation, and never in a comparison.",
             "W2GAN and MSA-GAN are re-specifications of ours: neither has public code.",
+            *unread,
         ],
         files=[
             f"tables/{table.name}.{ending}" for table in tables for ending in ("csv", "md", "tex")
@@ -162,13 +172,13 @@ def _verdict(tables: list[Table]) -> str:
 def _shown(table: Table) -> sections.Table:
     marks = table.marks()
     rows: list[dict[str, sections.Cell]] = []
-    for labels, values in table.rows.items():
+    for labels in table.rows:
         row: dict[str, sections.Cell] = dict(zip(table.labels, labels, strict=True))
         for column in table.columns:
-            text = values[column.heading].text if column.heading in values else "\u2013"
-            row[column.heading] = text + {1: " (best)", 2: " (2nd)"}.get(
-                marks.get((labels, column.heading), 0), ""
-            )
+            row[column.heading] = table.text(labels, column.heading) + {
+                1: " (best)",
+                2: " (2nd)",
+            }.get(marks.get((labels, column.heading), 0), "")
         rows.append(row)
     return sections.Table(table.title, rows, hint=" ".join(table.notes))
 

@@ -10,20 +10,22 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from plan import Study
 
 from attcl_cli.data.splits import read_splits
-from attcl_cli.errors import visible
+from attcl_cli.errors import AttclError, visible
 from attcl_cli.files import read_csv, read_json
 from attcl_cli.run_record import read_record
 from attcl_cli.segmentation.summary import read_rows
 
-ERROR = "error: "
+ERROR, STATUS = "error: ", "exit status "
 SYNTHETIC, COPY = "synthetic", "copy"
+_PARTLY = ("score", "directions")  # stages whose failed jobs may have left some of their results
 _LONGEST_LOG = 2**20  # bytes at the end of a log that are searched for its error
 
 
@@ -35,7 +37,7 @@ class Missing:
         cell: its name.
         stage: of the job.
         of: its method or input.
-        reason: its error, what it waits for, or "not run".
+        reason: its error, how it ended, what it waits for, what cannot be read of it, or "not run".
     """
 
     cell: str
@@ -50,13 +52,15 @@ class Cost:
 
     Attributes:
         seconds: in all of its parts.
-        memory_mb: most memory of its last part; None if nobody measured it.
+        memory_mb: most memory of its last part on the host; None if nobody measured it.
+        gpu_mb: most memory of its last part on a GPU, of a training; None without one.
         device: of its networks; "" without.
     """
 
     seconds: float
     memory_mb: float | None = None
     device: str = ""
+    gpu_mb: float | None = None
 
 
 @dataclass
@@ -80,12 +84,17 @@ class Results:
     costs: dict[tuple[str, str, str], Cost] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
 
+    def add(self, other: Results) -> None:
+        """Take what another job has; no two have a key in common."""
+        for each in fields(self):
+            ours, theirs = getattr(self, each.name), getattr(other, each.name)
+            ours.extend(theirs) if each.name == "missing" else ours.update(theirs)
+
 
 def collect(study: Study) -> Results:
-    """Read what is done of a study.
+    """Read what is done of a study; of a job whose results are damaged or gone, nothing is taken.
 
-    Raises:
-        AttclError: a result is damaged.
+    Of a job of scores that failed, what it left is taken: without a network of FID, the other scores.
     """
     results = Results()
     undone: set[tuple[str, str, str]] = set()
@@ -99,20 +108,51 @@ def collect(study: Study) -> Results:
                 if (cell, *before) in undone
             ]
             reason = f"waits for {waits[0]}" if waits else _reason(study.log(study.done(*job)))
+            simulated = study.simulated(study.cell(cell).dataset)
+            if stage == "splits" and simulated is not None and not simulated.is_file():
+                reason = f"waits for simulated patients: {_reason(study.log(simulated))}"
+            left = study.folder(*job) / "scores.csv"
+            found, damage = (
+                _read(study, *job) if stage in _PARTLY and left.is_file() else (Results(), "")
+            )
+            if found.volumes or found.figures:
+                reason += (
+                    "; what an earlier call or the metrics without a network have left is shown"
+                )
+                found.costs.clear()
+                results.add(found)
             results.missing.append(Missing(cell, stage, of, reason))
             continue
-        _READERS[stage](study, results, cell, of)
-        results.costs[job] = _cost(study, *job)
+        found, damage = _read(study, *job)
+        if damage:
+            reason = f"done, but {damage}; remove {study.done(*job)} to run it again"
+            results.missing.append(Missing(cell, stage, of, reason))
+        else:
+            results.add(found)
     return results
 
 
+def _read(study: Study, cell: str, stage: str, of: str) -> tuple[Results, str]:
+    """Return what a job has left, and what is wrong with it; "" if nothing is."""
+    found = Results()
+    try:
+        _READERS[stage](study, found, cell, of)
+        found.costs[cell, stage, of] = _cost(study, cell, stage, of)
+    except (AttclError, KeyError, TypeError, ValueError) as error:
+        damage = getattr(error, "message", f"its results are not read ({error!r})")
+        return Results(), visible(damage)
+    return found, ""
+
+
 def _read_splits(study: Study, results: Results, cell: str, _of: str) -> None:
-    splits = read_splits(study.folder(cell, "splits"))
-    if splits is not None:
-        results.counts[cell] = {
-            row["split"]: {name: n for name, n in row.items() if name != "split"}
-            for row in splits.table()
-        }
+    folder = study.folder(cell, "splits")
+    splits = read_splits(folder)
+    if splits is None:
+        raise ValueError(f"{folder} has no splits.json")
+    results.counts[cell] = {
+        row["split"]: {name: n for name, n in row.items() if name != "split"}
+        for row in splits.table()
+    }
 
 
 def _read_scores(study: Study, results: Results, cell: str, of: str) -> None:
@@ -159,7 +199,8 @@ def _cost(study: Study, cell: str, stage: str, of: str) -> Cost:
     record: Mapping[str, Any] = read_record(study.folder(cell, stage, of))
     seconds = record.get("seconds_in_all") or record.get("seconds") or 0.0
     table = study.done(cell, stage, of).with_suffix(".tsv")
-    return Cost(float(seconds), _memory(table), str(record.get("device") or ""))
+    device = str(record.get("device") or "")
+    return Cost(float(seconds), _memory(table), device, record.get("gpu_memory_mb"))
 
 
 def _memory(table: Path) -> float | None:
@@ -175,7 +216,7 @@ def _memory(table: Path) -> float | None:
 
 
 def _reason(log: Path) -> str:
-    """Return why a job is not done: the last error in its log."""
+    """Return why a job is not done: the last error in its log, otherwise how it ended and its last words."""
     if not log.is_file():
         return "not run"
     with log.open("rb") as stream:
@@ -184,8 +225,23 @@ def _reason(log: Path) -> str:
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     if errors:
         return visible(errors[-1])
-    said = [line for line in lines if line.strip()]
-    return visible(f"broken off; its last words: {said[-1].strip()}") if said else "broken off"
+    words = [line.strip() for line in lines if line.strip() and not line.startswith(STATUS)]
+    ends = [line.removeprefix(STATUS) for line in lines if line.startswith(STATUS)]
+    end = _ended(ends[-1]) if ends else "broken off"
+    if not words:
+        return f"{end}, without a message: the disk may be full"
+    return visible(f"{end}; its last words: {words[-1]}")
+
+
+def _ended(status: str) -> str:
+    """Return what a shell's exit status says of a job that did not say it itself."""
+    try:
+        number = int(status) - 128
+        name = Signals(number).name
+    except ValueError:
+        return f"failed with exit status {status}"
+    why = ": out of memory, or stopped by the cluster" if number == Signals.SIGKILL else ""
+    return f"killed by {name}{why}"
 
 
 def published(path: Path) -> dict[tuple[str, ...], float]:

@@ -74,6 +74,7 @@ class Table:
             these labels in common.
         notes: below it.
         unmarked: last labels of rows that take no part in the comparison: trivial baselines and bounds.
+        seeds: how many a value should have; of fewer, the cell says how many it has.
     """
 
     name: str
@@ -84,6 +85,15 @@ class Table:
     group: int = 0
     notes: Sequence[str] = ()
     unmarked: frozenset[str] = frozenset()
+    seeds: int = 0
+
+    def text(self, labels: tuple[str, ...], heading: str) -> str:
+        """Return a cell as it is shown: a dagger for few cases, the number of seeds if some are missing."""
+        value = self.rows[labels].get(heading, Value(math.nan))
+        words = value.text + (MARK if 0 < value.n < FEW else "")
+        if 0 < value.seeds < self.seeds:
+            words += f" ({value.seeds} of {self.seeds} seeds)"
+        return words
 
     def marks(self) -> dict[tuple[tuple[str, ...], str], int]:
         """Return (labels, heading) -> 1 for the best value of its group, 2 for the second best."""
@@ -151,11 +161,10 @@ def _lines(
 ) -> list[list[str]]:
     marks = table.marks()
     lines = []
-    for labels, values in table.rows.items():
+    for labels in table.rows:
         line = [escape(label) for label in labels]
         for column in table.columns:
-            value = values.get(column.heading, Value(math.nan))
-            text = escape(value.text + (MARK if 0 < value.n < FEW else ""))
+            text = escape(table.text(labels, column.heading))
             mark = marks.get((labels, column.heading))
             line.append(styles[mark](text) if mark else text)
         lines.append(line)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -24,6 +25,8 @@ REGION = "WT"  # whole tumour
 PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
 """Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
 _PUBLISHED = "published (other data)"
+_GPU = "GPU memory, MB"
+_MEMORY = "Memory is that of the process on the host; that of a GPU has a column of its own."
 
 
 # --- The tables -------------------------------------------------------------------------------------------------------
@@ -47,7 +50,8 @@ def all_tables(
         completed(study, results, published),
         costs(study, results),
     ]
-    return [table for table in tables if any(table.rows.values())]
+    seeds = len(study.file.seeds)
+    return [replace(table, seeds=seeds) for table in tables if any(table.rows.values())]
 
 
 def counts(study: Study, results: Results) -> Table:
@@ -123,6 +127,7 @@ def directions(
         notes=[
             "The real volumes of the test cases are translated; A is FLAIR. The mean is that of the six directions.",
             "A copy of the most similar source is a trivial baseline and is never marked.",
+            *_few_tested(results),
         ],
         unmarked=frozenset({COPY}),
     )
@@ -181,14 +186,21 @@ def layers(study: Study, results: Results) -> Table:
             and ratio_name(study.cell(cell).ratio) == ratio
         ]
         hours = [cost.seconds / 3600 for cost in taken]
-        memory = [cost.memory_mb for cost in taken if cost.memory_mb is not None]
+        memory = {
+            "memory, MB": [cost.memory_mb for cost in taken if cost.memory_mb is not None],
+            _GPU: [cost.gpu_mb for cost in taken if cost.gpu_mb is not None],
+        }
         chosen = "{" + ", ".join(map(str, study.file.methods[name].layers)) + "}"
         rows[dataset, ratio, chosen] = {
             **values,
             "training, hours": _over_seeds(hours),
-            "memory, MB": _over_seeds(memory),
+            **{heading: _over_seeds(values) for heading, values in memory.items() if values},
         }
-    columns = [*table.columns, Column("training, hours", -1), Column("memory, MB", -1)]
+    further = ("training, hours", "memory, MB", _GPU)
+    columns = [
+        *table.columns,
+        *(Column(name, -1) for name in further if any(name in row for row in rows.values())),
+    ]
     return Table(
         table.name,
         table.title,
@@ -196,7 +208,7 @@ def layers(study: Study, results: Results) -> Table:
         columns,
         rows,
         group=2,
-        notes=[*table.notes, "Memory is that of the process on the host (not of a GPU)."],
+        notes=[*table.notes, _MEMORY],
     )
 
 
@@ -204,6 +216,7 @@ def small_data(study: Study, results: Results) -> Table:
     """Return section 5.5 of AttCL-GAN: what is lost with fewer training cases."""
     rows: dict[tuple[str, ...], dict[str, Value]] = {}
     columns: dict[str, Column] = {}
+    most = 0
     whole, *parts = study.file.subsets
     for part in parts:
         for dataset, ratio, cells in _scenarios(study, whole):
@@ -220,7 +233,12 @@ def small_data(study: Study, results: Results) -> Table:
                         better = 1 if definition.higher_is_better else -1
                         columns.setdefault(metric, Column(metric, better))
                         labels = (dataset, ratio, f"{part} instead of {share_name(whole)}", name)
-                        rows.setdefault(labels, {})[metric] = _over_seeds(known)
+                        n = max(
+                            len(results.cases.get((cell, name, REGION, metric), {}))
+                            for cell in cells
+                        )
+                        most = max(most, n)
+                        rows.setdefault(labels, {})[metric] = _over_seeds(known, n)
     return Table(
         "section-5.5-small-data",
         "Section 5.5. Segmentation with fewer training cases: the difference",
@@ -228,6 +246,7 @@ def small_data(study: Study, results: Results) -> Table:
         list(columns.values()),
         _titled(study, rows),
         group=3,
+        notes=_few(most),
     )
 
 
@@ -259,7 +278,8 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
         group=3,
         notes=[
             "Completed volumes of the test cases beside the held-out ones. The whole volume is mostly background, "
-            "so all values are high; scores.csv has the brain alone."
+            "so all values are high; scores.csv has the brain alone.",
+            *_few(max((it.n for row in rows.values() for it in row.values()), default=0)),
         ],
         unmarked=frozenset({COPY}),
     )
@@ -304,11 +324,15 @@ def costs(study: Study, results: Results) -> Table:
                 row[f"{stage}, minutes"] = Value(fmean(cost.seconds / 60 for cost in taken))
             if memory:
                 row[f"{stage}, MB"] = Value(max(memory))
+            gpu = [cost.gpu_mb for cost in taken if cost.gpu_mb is not None]
+            if gpu:
+                row[f"{stage}, GPU, MB"] = Value(max(gpu))
         rows[(name,)] = row
     columns = [
         Column(f"{stage}, {unit}", -1)
         for stage in ("train", "complete")
-        for unit in ("minutes", "MB")
+        for unit in ("minutes", "MB", "GPU, MB")
+        if unit != "GPU, MB" or any(f"{stage}, {unit}" in row for row in rows.values())
     ]
     return Table(
         "costs",
@@ -317,8 +341,8 @@ def costs(study: Study, results: Results) -> Table:
         columns,
         _titled(study, rows),
         notes=[
-            "Minutes are the mean, memory the most over all jobs, of the process on the host (not of a GPU). They "
-            "differ from call to call, and are no part of the other tables."
+            f"Minutes are the mean, memory the most over all jobs. {_MEMORY} They differ from call to call, and are "
+            "no part of the other tables."
         ],
     )
 
@@ -390,6 +414,7 @@ def paired(results: Results, cells: Sequence[str], name: str, other: str) -> Val
         other: what it is compared with.
     """
     gaps: dict[str, list[float]] = {}
+    seeds: set[str] = set()
     for cell in cells:
         one = results.cases.get((cell, name, REGION, "dice"), {})
         two = results.cases.get((cell, other, REGION, "dice"), {})
@@ -397,11 +422,12 @@ def paired(results: Results, cells: Sequence[str], name: str, other: str) -> Val
             gap = one[case] - two[case]
             if not math.isnan(gap):
                 gaps.setdefault(case, []).append(gap)
+                seeds.add(cell)
     if not gaps:
         return None
     means = np.array([fmean(it) for it in gaps.values()])
     low, high = bootstrap(means)
-    return Value(float(means.mean()), n=len(means), low=low, high=high, seeds=len(cells))
+    return Value(float(means.mean()), n=len(means), low=low, high=high, seeds=len(seeds))
 
 
 def _of_figures(
@@ -435,17 +461,17 @@ def _of_volumes(
     means, most = [], 0
     for cell in cells:
         values = [
-            value
+            (case, value)
             for key, by_case in results.volumes.items()
             if key[:2] == (cell, of)
             and key[3:] == ("whole", "ssim", prediction)
             and target in {key[2], "all"}
-            for value in by_case.values()
+            for case, value in by_case.items()
             if not math.isnan(value)
         ]
         if values:
-            means.append(fmean(values))
-            most = max(most, len(values))
+            means.append(fmean(value for _, value in values))
+            most = max(most, len({case for case, _ in values}))
     return _over_seeds(means, most) if means else None
 
 
@@ -530,6 +556,16 @@ def _titled(
 def _few(n: int) -> list[str]:
     return (
         [f"{MARK} {n} test cases at most: fewer than {FEW}, so that a single one decides."]
+        if 0 < n < FEW
+        else []
+    )
+
+
+def _few_tested(results: Results) -> list[str]:
+    """Return the remark on few test cases for a table whose n counts slices."""
+    n = max((counts["test"]["cases"] for counts in results.counts.values()), default=0)
+    return (
+        [f"{n} test cases at most: fewer than {FEW}, so that a single one decides."]
         if 0 < n < FEW
         else []
     )

@@ -127,5 +127,11 @@ def test_the_command_line_reads_images_and_points_to_them(files, trained_run, at
     ), err
     code, _, err = attcl("complete", "--image", "flair", *options)
     assert code == 2 and "expected MODALITY=FILE" in err
+    code, _, err = attcl("complete", "flair-0.nii.gz", *options)
+    assert code == 2 and "complete --image MODALITY=flair-0.nii.gz --target MODALITY -o out" in err
+    code, _, err = attcl("complete", "x", *options)
+    assert code == 2 and "this folder: attcl complete -i x -o out" in err
+    code, _, err = attcl("complete", "nowhere", *options)
+    assert code == 2 and "-o out" not in err
     code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)
     assert code == 1 and "attcl complete --image MODALITY=flair-0.nii.gz" in err

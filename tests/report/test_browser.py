@@ -540,6 +540,72 @@ def test_the_difference_has_its_legend(opened):
     assert tab.locator(".tiles figure").last.inner_text().split() == ["difference", "0", "0.5"]
 
 
+# --- Many cases -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a page of 1,250 cases in 12 directions, 24 of them with pictures."""
+    path = tmp_path_factory.mktemp("many") / "report.html"
+    cases = [
+        {
+            "case": f"Patient_{number}",
+            "source": f"from {place}",
+            "modality": "t1",
+            "SSIM brain": -number,
+            **{f"score {each}": number / 7 for each in range(6)},
+        }
+        for number in range(1_250)
+        for place in range(12)
+    ]
+    panels = [volume(f"Patient_{number}") for number in range(24)]
+    write_page(path, Page("Many", sections=[sections.Viewer(panels), sections.CaseTable(cases)]))
+    return path
+
+
+@pytest.fixture
+def tab_of_many(browser: Any, many: Path) -> Iterator[Any]:
+    tab = browser.new_page(viewport={"width": 1366, "height": 768})
+    session = tab.context.new_cdp_session(tab)
+    # the time that its thread has on a core: other programs do not count
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    tab.goto(many.as_uri())
+    ready(tab)
+    tab.taken = {
+        it["name"]: it["value"] for it in session.send("Performance.getMetrics")["metrics"]
+    }
+    yield tab
+    tab.close()
+
+
+def test_a_page_of_1250_cases_in_12_directions_opens_in_less_than_3_seconds(tab_of_many):
+    assert tab_of_many.locator("#cases tbody tr").count() == 15_000
+    assert 0 < tab_of_many.taken["TaskDuration"] < 3
+    assert tab_of_many.taken["ScriptDuration"] < 1
+
+
+def test_of_many_rows_a_heading_sorts_all_and_a_button_shows_all(tab_of_many):
+    visible = "all => all.filter(each => each.offsetHeight).map(each => each.cells[0].innerText)"
+    rows = tab_of_many.locator("#cases tbody tr")
+    assert len(rows.evaluate_all(visible)) == 1_000
+    tab_of_many.locator("#cases th button", has_text="SSIM brain").click()
+    shown_rows = rows.evaluate_all(visible)
+    assert len(shown_rows) == 1_000
+    assert shown_rows[::12][:3] == ["Patient_1249", "Patient_1248", "Patient_1247"]
+    tab_of_many.locator("#all-rows").focus()
+    tab_of_many.keyboard.press("Enter")
+    assert len(rows.evaluate_all(visible)) == 15_000
+    assert tab_of_many.locator("#all-rows").count() == 0
+    assert tab_of_many.evaluate("document.activeElement.getAttribute('aria-label')") == "Cases"
+
+
+def test_paper_has_all_of_many_rows_and_no_button(tab_of_many):
+    tab_of_many.emulate_media(media="print")
+    last = tab_of_many.locator("#cases tbody tr").last
+    assert last.is_visible()
+    assert tab_of_many.locator("#all-rows").is_hidden()
+
+
 # --- Without a mouse, on light ground, on paper ---------------------------------------------------
 
 

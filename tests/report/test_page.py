@@ -504,6 +504,33 @@ def test_the_columns_of_the_cases_are_all_keys_in_order(tmp_path):
     assert re.findall(r"<th[^>]*>([^<]*)", heads) == ["case", "x", "y"]
 
 
+def test_of_many_rows_the_first_thousand_are_shown_and_all_of_them_are_there(tmp_path):
+    for count, later in ((1_000, 0), (1_001, 1)):
+        text = page(tmp_path, cases=[{"case": f"P{number}", "x": 0.5} for number in range(count)])
+        rows = rows_of(text)
+        assert len(rows) == count
+        assert [row.count("later") for row in rows] == [0] * 1_000 + [1] * later
+        assert ("Show all 1,001 rows" in text) == bool(later)
+
+
+def test_a_page_of_1250_cases_in_12_directions_leaves_room_for_its_pictures(tmp_path):
+    """Pictures take about 6 MB, whatever the number of volumes: a page stays under 20 MB."""
+    scores = {
+        f"{metric} {region}": 1 / 3 for metric in ("SSIM", "PSNR", "NMSE") for region in "abc"
+    }
+    cases = [
+        {"case": f"BraTS2021_{number:05d}", "source": source, "modality": target, **scores}
+        for number in range(1_250)
+        for source in ("flair", "t1", "t1ce", "t2")
+        for target in ("flair", "t1", "t1ce", "t2")
+        if source != target
+    ]
+    values = {target: [1 / 3] * 3_750 for target in ("flair", "t1", "t1ce", "t2")}
+    plots = [report.Distribution(name, "", values, values) for name in scores]
+    page(tmp_path, cases=cases, distributions=plots)
+    assert (tmp_path / "report.html").stat().st_size < 14_000_000
+
+
 def test_a_page_without_cases_or_distributions_has_no_such_section(tmp_path):
     text = page(tmp_path)
     assert 'id="cases"' not in text

@@ -43,6 +43,24 @@ def test_the_page_shows_the_worst_volume_first_and_names_what_is_missing(page):
     assert "t1 of Phantom_00001" in page
 
 
+def test_the_page_names_the_worst_volume_with_its_score(page, folders):
+    rows = read_csv(folders.scores / "scores.csv")
+    ssim = {
+        (row["modality"], row["case"], row["source"]): float(row["value"])
+        for row in rows
+        if (row["metric"], row["region"], row["prediction"]) == ("ssim", "brain", "synthetic")
+    }
+    worst = min(ssim, key=lambda key: ssim[key])
+    words = "{} of {} from {}".format(*worst)
+    assert f"<dt>worst</dt><dd>{words}, SSIM brain {ssim[worst]:.3f}</dd>" in page
+
+
+@pytest.mark.parametrize("values", [{}, {"SSIM brain": math.nan}])
+def test_without_a_score_no_volume_is_the_worst(values):
+    assert report._worst([("A", "flair", "t1")], {("A", "flair", "t1"): values}) == {}
+    assert report._worst([], {}) == {}
+
+
 def test_the_table_has_a_row_per_modality_and_prediction_and_no_background(page):
     table = page.partition("<h2>Scores</h2>")[2].partition("</table>")[0]
     heads = re.findall(r'<th scope="col">([^<]*)', table)
@@ -61,6 +79,20 @@ def test_the_notes_are_the_policies(page):
     for name in ("ssim", "nmse", "ssim-brasyn"):
         metric = METRICS[name]
         assert f"{metric.title}: {metric.policy}."[:60] in page.replace("&#39;", "'")
+
+
+def test_a_paragraph_and_the_publications_are_those_of_what_was_computed(page):
+    paragraph = page.partition("<h2>Methods, for a paper</h2>")[2].partition("</p>")[0]
+    count, cases = len(HIDDEN) - 1, len({case for case, _ in HIDDEN})
+    assert f"{count} volumes of {cases} cases, synthesised, were compared" in paragraph
+    assert "by SSIM, NMSE, SSIM (BraSyn) (attcl" in paragraph
+    cited = page.partition("<h2>How to cite</h2>")[2].partition("</section>")[0]
+    assert cited.count("Wang Z") == 1
+    assert "Heusel" not in cited
+
+
+def test_every_publication_is_of_a_metric():
+    assert set(report._CITED) == set(METRICS) - {"psnr", "nmse"}
 
 
 def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, monkeypatch):

@@ -18,6 +18,7 @@ from attcl_cli.report.sections import (
     BoxPlots,
     CaseTable,
     Curves,
+    Patterns,
     Section,
     Table,
     Text,
@@ -147,6 +148,16 @@ def test_a_run_leaves_a_page_of_its_worst_cases_scores_training_and_settings(stu
     assert page.files == ["segment.csv", "summary.json"]
 
 
+def test_the_page_shows_which_modalities_were_missing_in_how_many_cases(study, written):
+    segment(compare=True)
+    cases = open_dataset(study.root / "data").cases
+    patterns = section(written[0], Patterns, "Missing modalities, before completion")
+    assert patterns.modalities == ("flair", "t1", "t1ce", "t2")
+    assert sum(patterns.counts.values()) == len(cases)
+    for present, count in patterns.counts.items():
+        assert count == sum(set(case.files) == set(present) for case in cases)
+
+
 def test_the_outlines_are_the_true_tumour_and_the_predictions_on_a_real_image(study, written):
     segment(compare=True)
     case = the_test_case(study)
@@ -208,6 +219,7 @@ def test_the_worst_cases_come_first_and_only_so_many_have_pictures(study, writte
     viewer = section(written[0], Viewer)
     assert [panel.case for panel in viewer.panels] == worst_first[:2]
     assert "Pictures of 2 of 4 cases" in viewer.hint
+    assert written[0].facts["worst"] == f"{cases[3]}, Dice 0.250 (maps)"
 
 
 def test_a_case_without_a_readable_image_has_no_picture_and_is_named(study, written):

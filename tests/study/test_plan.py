@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import yaml
 from plan import Study, read_study
 
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.splits import make_splits
 from attcl_cli.errors import AttclError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.settings import resolve
@@ -110,6 +114,41 @@ def test_directions_are_scored_with_the_weights_of_the_run():
     assert "--directions" in words
 
 
+@pytest.mark.parametrize(
+    ("status", "left", "calls"),
+    [
+        (0, False, ["--ssim --fid"]),
+        (1, False, ["--ssim --fid", "--ssim"]),
+        (1, True, ["--ssim --fid"]),  # an earlier call has left scores
+        (137, False, ["--ssim --fid"]),  # killed: not even tried
+    ],
+)
+def test_without_a_network_the_other_metrics_are_scored_and_the_job_fails(
+    status, left, calls, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    plan = study(metrics=["ssim", "fid"])
+    scores = plan.folder(CELL, "score", "attcl-gan") / "scores.csv"
+    if left:
+        scores.parent.mkdir(parents=True)
+        scores.touch()
+    Path("attcl").write_text(f'echo "$*" >> called; exit {status}\n')
+    command = plan.command(CELL, "score", "attcl-gan")
+    command = command.replace(f"{sys.executable} -m attcl_cli", "sh attcl")
+    ended = subprocess.run(["bash", "-c", f"set -euo pipefail; ( {command} )"], check=False)
+    assert ended.returncode == status
+    called = Path("called").read_text().splitlines()
+    assert len(called) == len(calls)
+    for line, flags in zip(called, calls, strict=True):
+        assert f" {flags}" in line
+        assert ("--fid-network inception" in line) == ("--fid" in flags)
+
+
+@pytest.mark.parametrize("metrics", [["fid"], ["ssim", "psnr"]])
+def test_metrics_that_all_need_a_network_or_none_are_scored_once(metrics):
+    assert study(metrics=metrics).command(CELL, "score", "attcl-gan").count(" score ") == 1
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_the_files_that_come_with_it_are_studies(name):
     plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
@@ -123,6 +162,24 @@ def test_the_files_that_come_with_it_are_studies(name):
 def test_the_studies_of_methods_leave_none_out(name):
     plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
     assert {model.method for model in plan.file.methods.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in HERE.glob("*.yaml")))
+def test_the_splits_of_every_cell_of_a_file_can_be_drawn(name, tmp_path):
+    """A scenario may leave too few training cases nothing to learn a modality from."""
+    plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
+    for number, source in enumerate(plan.file.datasets.values()):
+        sizes = tuple(map(int, source.sizes.split("/"))) if source.sizes else None
+        for case in (f"Case_{index:05d}" for index in range(source.simulate or sum(sizes))):
+            folder = tmp_path / str(number) / case
+            folder.mkdir(parents=True)
+            for modality in ("flair", "t1", "t1ce", "t2", "seg"):  # names alone
+                (folder / f"{case}_{modality}.nii.gz").touch()
+        dataset = open_dataset(tmp_path / str(number))
+        for cell in plan.cells:
+            share = {"subset": Fraction(cell.subset), "seed": cell.seed}
+            splits = make_splits(dataset, ratio=cell.ratio, sizes=sizes, **share)
+            assert splits.names("train") and splits.names("test")
 
 
 @pytest.mark.parametrize(

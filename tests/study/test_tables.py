@@ -7,9 +7,11 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
-from charts import cliques, critical_difference, layers_png
+from charts import cliques, critical_difference, figure_3, layers_png
 from claims import FAILS, HOLDS, OPEN, claims
+from PIL import Image
 from plan import Study, read_study
 from results import COPY, SYNTHETIC, Cost, Results, published
 from table import Column, Table, Value, as_csv, as_latex, as_markdown
@@ -26,6 +28,10 @@ from tables import (
     segmentation,
     small_data,
 )
+
+from attcl_cli.report.pictures import REAL as REAL_TILE
+from attcl_cli.report.pictures import SYNTHETIC as SYNTHETIC_TILE
+from attcl_cli.report.pictures import Panel, Tile
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
 PUBLISHED = published(HERE / "published.csv")
@@ -150,6 +156,8 @@ def test_small_data_is_the_difference_of_the_same_seeds():
     assert labels == ("p", "ratio1", "1/8 instead of all", "AttCL-GAN")
     assert values["dice"].mean == pytest.approx(-0.2)
     assert not others
+    assert "1 test cases at most" in table.notes[-1]
+    assert "-0.200\u2020" in as_markdown(table)
 
 
 def test_figure_4_has_a_row_per_choice_of_layers_with_hours_and_memory():
@@ -166,6 +174,13 @@ def test_figure_4_has_a_row_per_choice_of_layers_with_hours_and_memory():
     assert [labels[-1] for labels in table.rows] == ["{1}", "{2, 3}"]
     row = table.rows["p", "ratio1", "{2, 3}"]
     assert (row["training, hours"].mean, row["memory, MB"].mean) == (2.0, 500.0)
+    assert "GPU memory, MB" not in row
+    assert layers_png(table).startswith(b"\x89PNG")
+    results.costs[cell(), "train", "both"] = Cost(7200.0, 500.0, "cuda:0", 2048.5)
+    table = layers(study(methods=methods), results)
+    assert table.columns[-1].heading == "GPU memory, MB"
+    assert table.rows["p", "ratio1", "{2, 3}"]["GPU memory, MB"].mean == 2048.5
+    assert "GPU memory, MB" not in table.rows["p", "ratio1", "{1}"]
     assert layers_png(table).startswith(b"\x89PNG")
 
 
@@ -184,6 +199,18 @@ def test_a_difference_is_paired_by_case_and_averaged_over_seeds_first():
     assert value.mean == pytest.approx(0.25)
     assert value.n == 2
     assert 0.2 - 1e-9 <= value.low <= value.mean <= value.high <= 0.3 + 1e-9
+
+
+def test_a_cell_without_all_of_its_seeds_says_how_many_it_has():
+    results = Results()
+    for seed in (0, 1):
+        dice(results, cell(seed=seed), "attcl-gan", 0.5)
+    dice(results, cell(seed=0), "stargan-v2", 0.4)
+    tables = {it.name: it for it in all_tables(study(seeds=[0, 1]), results, {})}
+    text = as_markdown(tables["table-3-segmentation"])
+    assert "| StarGAN v2 | *0.400\u2020 (1 of 2 seeds)* |" in text
+    assert text.count("seeds)") == 1
+    assert "(1 of 2 seeds)" in as_latex(tables["table-3-differences"])
 
 
 def test_what_has_no_case_in_common_has_no_difference():
@@ -221,6 +248,10 @@ def test_table_2_has_both_ways_of_a_pair_in_one_row_and_the_mean_of_six_below():
     assert row["all: A to B, published (other data)"].mean == 38.6402
     assert row["all: B to A, published (other data)"].mean == 51.3290
     assert table.rows["p", "ratio1", "flair-t1", "copy"]["all: A to B"].mean == 100.0
+    assert not any("test cases at most" in note for note in table.notes)
+    results.counts[cell()] = {"test": {"cases": 4}}
+    table = directions(study(), results, PUBLISHED, "fid")
+    assert table.notes[-1].startswith("4 test cases at most: fewer than 10")
     mean = table.rows["p", "ratio1", "mean of six", "AttCL-GAN"]["all: mean"]
     assert (mean.mean, mean.n) == (50.0, 0)  # its n would count directions
 
@@ -235,6 +266,7 @@ def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():
     rows = completed(study(), results, PUBLISHED).rows
     assert rows["p", "ratio1", "all", "AttCL-GAN"]["t1"].mean == pytest.approx(0.85)
     assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].mean == pytest.approx(0.8)
+    assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].n == 2  # cases, not volumes
     assert rows["p", "ratio1", "all", "copy"]["t2"].mean == pytest.approx(0.2)
     assert not any("PLAVE" in labels[-1] for labels in rows)
 
@@ -254,8 +286,14 @@ def test_costs_are_minutes_and_memory_of_each_method():
     results = Results()
     for seed, seconds in ((0, 60.0), (1, 180.0)):
         results.costs[cell(seed=seed), "train", "attcl-gan"] = Cost(seconds, 100.0 * (seed + 1))
-    row = costs(study(seeds=[0, 1]), results).rows[("AttCL-GAN",)]
+    table = costs(study(seeds=[0, 1]), results)
+    assert "train, GPU, MB" not in [column.heading for column in table.columns]
+    row = table.rows[("AttCL-GAN",)]
     assert (row["train, minutes"].mean, row["train, MB"].mean) == (2.0, 200.0)
+    results.costs[cell(), "train", "attcl-gan"] = Cost(60.0, 100.0, "cuda:0", 4096.0)
+    table = costs(study(seeds=[0, 1]), results)
+    assert table.rows[("AttCL-GAN",)]["train, GPU, MB"].mean == 4096.0
+    assert "train, GPU, MB" in [column.heading for column in table.columns]
 
 
 def test_a_table_without_a_value_is_left_out():
@@ -402,3 +440,36 @@ def test_latex_is_booktabs_and_escapes_what_tex_reads():
     assert r"50 \% & \textbf{0.500 $\pm$ 0.100} \\" in text
     assert r"other & \underline{0.250$^\dagger$} \\" in text
     assert text.index(r"\toprule") < text.index(r"\midrule") < text.index(r"\bottomrule")
+
+
+# --- Figure 3 ---------------------------------------------------------------------------------------------------------
+
+
+def head(case: str, *methods: str) -> Panel:
+    """Return a head of one bright slice, with what these methods made of it."""
+    brain = np.zeros((3, 8, 8), bool)
+    brain[1, 2:6, 2:6] = True
+    level = np.where(brain, 200, 0).astype(np.uint8)
+    made = [Tile(f"t1, {name}", level, SYNTHETIC_TILE) for name in methods]
+    tiles = [Tile("flair, source", level), *made, Tile("t1, real", level, REAL_TILE)]
+    return Panel(case, "flair", "t1", tiles, brain)
+
+
+def test_figure_3_has_a_row_per_patient_and_a_column_per_method():
+    one = figure_3([head("P$1$_", "AttCL-GAN", "PLAVE")])
+    assert list(one) == ["AttCL-GAN, PLAVE"]
+    width, height = size_of(one["AttCL-GAN, PLAVE"])
+    # a method that lacks one patient has its column all the same
+    (two,) = figure_3([head("P1", "AttCL-GAN", "PLAVE"), head("P2", "PLAVE")]).values()
+    assert size_of(two)[0] == width
+    assert size_of(two)[1] > 1.8 * height
+    assert figure_3([]) == {}
+
+
+def test_figure_3_of_many_methods_is_several_pictures():
+    names = [f"m{number}" for number in range(8)]
+    assert list(figure_3([head("P1", *names)])) == ["m0, m1, m2, m3, m4, m5", "m6, m7"]
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    return Image.open(io.BytesIO(png)).size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from plan import read_study
+from plan import LOGGED, Study, read_study
 from report import write_study
+from results import collect
+
+from attcl_cli.cli.terminal import show_error
+from attcl_cli.errors import AttclError
+from attcl_cli.scoring.feature_weights import FILES, locate
 
 snakemake = pytest.importorskip("snakemake", reason="snakemake is not installed")
 
@@ -114,12 +120,17 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_leaves_the_others_and_the_page_says_which_and_why(tmp_path):
+def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_path, monkeypatch):
+    """A method that crashes, and a network of FID that may not be downloaded."""
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     broken = {"method": "unet", "options": ["--set", "no_such_setting=1"]}
     study = {
         **TINY,
         "methods": {**TINY["methods"], "broken": broken},
         "segment": None,
+        "metrics": ["ssim", "fid"],
+        "offline": True,
     }
     study["methods"]["attcl-gan"] = {**TINY["methods"]["attcl-gan"], "directions": False}
     config = write(tmp_path / "broken.yaml", study)
@@ -129,6 +140,9 @@ def test_a_job_that_fails_leaves_the_others_and_the_page_says_which_and_why(tmp_
     assert "What is missing" in page
     assert "no_such_setting" in page
     assert "waits for train broken" in page
+    assert "not downloaded (the run is offline)" in page
+    assert "<dd>3 of 8</dd>" in page
+    assert "Figure 3. Patients in rows, methods in columns" in page
     assert "AttCL-GAN" in (tmp_path / "study/tables/plave-table-1-ssim.md").read_text()
 
 
@@ -139,6 +153,144 @@ def test_without_any_result_everything_is_named_as_missing(tmp_path, monkeypatch
     page = Path("study/study.html").read_text()
     assert "not run" in page
     assert "waits for splits" in page
+
+
+# --- What is missing, and why -----------------------------------------------------------------------------------------
+
+CELL = "phantom/ratio1/all/seed0"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Study:
+    """Return a study whose patients are simulated, but of which nothing else was run."""
+    monkeypatch.chdir(tmp_path)
+    plan = read_study(TINY)
+    end(plan.simulated("phantom"))
+    return plan
+
+
+def end(done: Path) -> Path:
+    """Say that a job is done; return the file."""
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.touch()
+    return done
+
+
+def logged(study: Study, text: str, *job: str) -> str:
+    """Write the log of a job of the cell; return why the job is missing."""
+    log = study.log(study.done(CELL, *job))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text(text)
+    return why(study, *job)
+
+
+def why(study: Study, stage: str, of: str = "") -> str:
+    (found,) = [it for it in collect(study).missing if (it.stage, it.of) == (stage, of)]
+    return found.reason
+
+
+def run_logged(command: str, log: Path) -> int:
+    """Run a job's shell as Snakemake does."""
+    text = LOGGED.format(params=SimpleNamespace(command=command), log=log)
+    return subprocess.run(
+        ["bash", "-c", f"set -euo pipefail; {text}"], check=False, capture_output=True
+    ).returncode
+
+
+def test_a_method_that_crashes_is_named_with_its_last_error(study):
+    text = "error: first\nhint: x\nerror: steps: no memory\nhint: y\nexit status 1\n"
+    assert logged(study, text, "splits") == "steps: no memory"
+
+
+def test_a_missing_network_for_fid_is_named(study, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for job in (("splits", ""), ("train", "attcl-gan"), ("complete", "attcl-gan")):
+        end(study.done(CELL, *job))
+    with pytest.raises(AttclError) as caught:
+        locate(FILES["inception"], offline=True)
+    show_error(caught.value)
+    reason = logged(study, capsys.readouterr().err + "exit status 1\n", "score", "attcl-gan")
+    assert FILES["inception"].name in reason
+    assert "not downloaded (the run is offline)" in reason
+    # what needs no network was scored all the same
+    scores = study.folder(CELL, "score", "attcl-gan") / "scores.csv"
+    scores.parent.mkdir(parents=True)
+    scores.write_text(
+        "case,source,modality,prediction,metric,region,value\nP,flair,t1,synthetic,ssim,whole,0.75\n"
+    )
+    write_study(study)
+    page = Path("study/study.html").read_text()
+    row = page.partition("<td>score attcl-gan</td>")[2].partition("</tr>")[0]
+    assert "not downloaded (the run is offline)" in row
+    assert "the metrics without a network have left is shown" in row
+    assert "0.750" in Path("study/tables/plave-table-1-ssim.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "reason"),
+    [
+        ("echo step 7 >&2; kill -9 $BASHPID", 137, "killed by SIGKILL: out of memory, or stopped"),
+        ("echo step 7 >&2; kill -15 $BASHPID", 143, "killed by SIGTERM; its last words: step 7"),
+        ("echo step 7 >&2; exit 5", 5, "failed with exit status 5; its last words: step 7"),
+        ("exit 5", 5, "failed with exit status 5, without a message: the disk may be full"),
+    ],
+)
+def test_a_job_that_said_nothing_is_named_with_how_it_ended(study, command, status, reason):
+    log = study.log(study.done(CELL, "splits"))
+    log.parent.mkdir(parents=True)
+    assert run_logged(command, log) == status
+    assert why(study, "splits").startswith(reason)
+
+
+def test_on_a_full_disk_a_job_fails_with_its_own_status_and_the_page_says_so(study):
+    assert run_logged("echo error: x >&2; exit 4", Path("/dev/full")) == 4
+    reason = logged(study, "", "splits")
+    assert reason == "broken off, without a message: the disk may be full"
+
+
+def test_splits_that_wait_for_their_simulated_patients_say_why(study):
+    done = study.simulated("phantom")
+    done.unlink()
+    study.log(done).write_text("OSError: No space left on device\nexit status 1\n")
+    assert why(study, "splits") == (
+        "waits for simulated patients: failed with exit status 1; its last words: OSError: No space left on device"
+    )
+    assert why(study, "train", "attcl-gan") == "waits for splits"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, r"done, but .*scores\.csv: not readable as CSV .*; remove .*score-attcl-gan.done"),
+        ("case,metric\nP,ssim\n", r"done, but its results are not read \(KeyError\('modality'\)\)"),
+    ],
+    ids=["gone", "damaged"],
+)
+def test_results_that_are_damaged_or_gone_are_named_and_cost_no_other_its_place(
+    study, text, reason
+):
+    end(study.done(CELL, "score", "attcl-gan"))
+    if text is not None:
+        path = study.folder(CELL, "score", "attcl-gan") / "scores.csv"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    end(study.done(CELL, "reference", "real"))
+    path = study.folder(CELL, "reference", "real") / "segment.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("case,region,metric,value,input\nP,WT,dice,0.5,real\n")
+    results = collect(study)
+    (found,) = [it for it in results.missing if (it.stage, it.of) == ("score", "attcl-gan")]
+    assert re.match(reason, found.reason)
+    assert results.cases == {(CELL, "real", "WT", "dice"): {"P": 0.5}}
+    assert write_study(study) == 8
+
+
+def test_of_many_missing_jobs_the_page_says_how_many_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = write_study(read_study({**TINY, "seeds": [*range(30)]}))
+    assert missing == 30 * 9
+    assert "The first 200 of 270." in Path("study/study.html").read_text()
 
 
 def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):

@@ -17,6 +17,7 @@ from helpers import SMALL_NETWORKS, SMALL_RUN, small_settings
 from PIL import Image
 from training_runs import require_same_runs
 
+from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.errors import AttclError, InterruptedRun
@@ -264,6 +265,14 @@ def test_a_run_leaves_a_page_and_its_record_says_what_a_copy_reaches(data):
     )
     assert spoken[1].startswith("step 4 of 4: ") and "left" not in spoken[1]
     assert any(line.startswith("run/report.html: ") for line in said)
+
+
+def test_the_record_says_how_much_memory_of_a_gpu_a_run_held(data, monkeypatch):
+    begin(data)
+    assert "gpu_memory_mb" not in read_record(Path("run"))
+    monkeypatch.setattr(devices, "peak_memory_mb", lambda device: 512.5)
+    begin(data, output="second")
+    assert read_record(Path("second"))["gpu_memory_mb"] == 512.5
 
 
 def test_a_page_that_cannot_be_written_is_said_once_and_changes_no_result(data, monkeypatch):

@@ -31,6 +31,13 @@
 
   function makeSortable(table) {
     const body = table.tBodies[0], headings = [...table.tHead.rows[0].cells];
+    let most = body.querySelectorAll("tr:not(.later)").length;  // rows that are shown
+    element("all-rows")?.addEventListener("click", () => {
+      most = Infinity;
+      for (const row of body.rows) row.classList.remove("later");
+      document.querySelector("#cases .scroll").focus();
+      document.querySelector("#cases .more").remove();
+    });
     headings.forEach((heading, column) => {
       const button = make("button", heading.textContent);
       button.type = "button";
@@ -40,7 +47,8 @@
         heading.setAttribute("aria-sort", up ? "ascending" : "descending");
         const keyed = [...body.rows].map((row) => ({ row, key: keyOf(row.cells[column]) }));
         keyed.sort((one, other) => compare(one.key, other.key, up ? 1 : -1));
-        body.append(...keyed.map((each) => each.row));
+        keyed.forEach(({ row }, place) => row.classList.toggle("later", place >= most));
+        body.replaceChildren(...keyed.map((each) => each.row));
       });
       heading.replaceChildren(button);
     });
