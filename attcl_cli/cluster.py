@@ -26,6 +26,7 @@ LOCAL = "local"
 TRIES = 3
 """Of a group of items whose worker died; stages try an item that failed as often."""
 
+_DEVICES = ("auto", "cpu", "cuda")
 _WAITING = 2  # groups of a worker: one that it makes, and one that it takes up at once
 _PATIENCE_SECONDS = 5.0
 _ROUNDING = 1e-9  # 1 / 0.1 is not always 10
@@ -56,7 +57,7 @@ def asked_for(ray: str | None, device: str, gpu_share: float | None) -> Cluster 
     """Return the cluster that options ask for; None if they ask for none.
 
     Raises:
-        UsageError: a share of a GPU without a cluster, or one that is none.
+        UsageError: a share of a GPU without a cluster, or one that is none; a device that only one machine can have.
     """
     if ray is None and gpu_share is not None:
         raise UsageError(
@@ -71,7 +72,15 @@ def asked_for(ray: str | None, device: str, gpu_share: float | None) -> Cluster 
             "--gpu-share 0.5 puts two workers on each GPU",
             code="gpu-share-out-of-range",
         )
-    return None if ray is None else Cluster(ray, device, share)
+    if ray is None:
+        return None
+    if device not in _DEVICES:
+        raise UsageError(
+            f"--ray: given with --device {device}, expected {', '.join(_DEVICES)}",
+            "Ray chooses the GPU of each worker: -d cuda",
+            code="options-exclude-each-other",
+        )
+    return Cluster(ray, device, share)
 
 
 class Worker(Protocol[Taken_contra, Made_co]):
@@ -83,35 +92,43 @@ class Worker(Protocol[Taken_contra, Made_co]):
 
 def work_on_ray(
     kind: type[Worker[Item, Outcome]],
-    groups: Sequence[Sequence[Item]],
+    items: Sequence[Item],
     lost: Callable[[Sequence[Item], str], Outcome],
     *,
+    at_once: int,
     shared: object,
     arguments: Sequence[object],
     on: Cluster,
 ) -> Generator[Outcome, None, None]:
-    """Yield what becomes of each group, in order; close the generator to leave the cluster before its end.
+    """Yield what becomes of each group of items, in order; close the generator to leave the cluster before its end.
 
     The driver holds a few groups per worker, however many there are. A worker that dies is started again and its group
     done again, three times; then the group is lost.
 
     Args:
         kind: the class of the workers, called with `shared` and `arguments`.
-        groups: what each worker is given at once.
+        items: what there is to do.
         lost: (group, reason) -> what becomes of a group whose workers died.
+        at_once: items that a worker is given at once; fewer if there are not enough for all workers.
         shared: the large part of the arguments; travels once.
         arguments: the others.
         on: where the workers are.
 
     Raises:
         UsageError: Ray is not installed, there is no such cluster, or no GPU that is asked for.
+        Exception: what a worker raised.
     """
     with _joined(on.address) as ray:
         count, needs = _places(ray, on)
+        groups = _divided(items, count, at_once)
         handle = ray.put(shared)
         actor = ray.remote(max_restarts=-1, max_task_retries=TRIES - 1, **needs)(kind)
         pool = [actor.remote(handle, *arguments) for _ in range(min(count, len(groups)))]
-        yield from _in_order(ray, pool, groups, lost)
+        try:
+            yield from _in_order(ray, pool, groups, lost)
+        finally:
+            for worker in pool:  # otherwise one does all that it was given, after the run has ended
+                ray.kill(worker)
 
 
 def worker_died(name: str, reason: str) -> AttclError:
@@ -144,6 +161,12 @@ def require(address: str) -> None:
         _require_address(address)
 
 
+def _divided(items: Sequence[Item], workers: int, most: int) -> list[Sequence[Item]]:
+    """Return the items in groups of `most`, or smaller ones, so that each worker has two if there are enough."""
+    size = max(1, min(most, len(items) // (_WAITING * workers)))
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
 def _in_order(
     ray: Any,
     pool: Sequence[Any],
@@ -170,8 +193,10 @@ def _in_order(
         busy[place] -= 1
         try:
             finished[number] = ray.get(done)
-        except ray.exceptions.RayActorError as error:
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
             finished[number] = lost(groups[number], first_line(error))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # Ray's own copy lacks the number and the file of an OSError
         del done  # or the cluster keeps what it refers to
         while shown in finished:
             yield finished.pop(shown)
@@ -256,6 +281,7 @@ def _places(ray: Any, on: Cluster) -> tuple[int, dict[str, float]]:
         per_gpu = int(
             1 / on.share_of_gpu + _ROUNDING
         )  # a worker is on one GPU: of 0.4 each, two fit
-        count = int(gpus) * per_gpu
+        cores = int(resources.get("CPU", 0.0))
+        count = min(int(gpus) * per_gpu, cores)  # one without a core would never start
         return max(count, 1), {"num_gpus": on.share_of_gpu, "num_cpus": 1}
     return max(int(resources.get("CPU", 1)), 1), {"num_cpus": 1}

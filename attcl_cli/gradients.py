@@ -63,6 +63,10 @@ class GradientMean:
         """Return what counts a complete gradient of a message, and sends all that is complete."""
 
         def count(_parameter: Tensor) -> None:
+            if number < len(self._sent):
+                raise RuntimeError(
+                    "a gradient changed after it had left: one backward pass at a time"
+                )
             self._awaited[number] -= 1
             while len(self._sent) < len(self._messages) and not self._awaited[len(self._sent)]:
                 self._send_next()

@@ -106,11 +106,18 @@ def join(name: str) -> tuple[torch.device, Processes]:
     """Return the device of this process, and the processes it was started with.
 
     Raises:
-        UsageError: there is no such device on this machine.
+        UsageError: there is no such device on this machine, or only a part of what `torchrun` sets is set.
     """
     device = select(name)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if count == "1":
         return device, Processes()
+    if launched() is None or not os.environ.get("LOCAL_RANK", "").isdigit():
+        raise UsageError(
+            f"WORLD_SIZE: {count}, expected RANK and LOCAL_RANK beside it, as torchrun sets them",
+            "start the processes with torchrun; to train in one process, unset WORLD_SIZE",
+            code="processes-unknown",
+        )
     from accelerate import PartialState  # noqa: PLC0415
 
     state = PartialState(cpu=device.type == "cpu")

@@ -1,7 +1,8 @@
 """Completion against the paper's Algorithm 1 to the letter, and its memory: figures measured side by side in one run.
 
-Prints ratios. Seconds and megabytes depend on the machine, ratios hardly do; networks are untrained, since weights
-change no time. `--help` lists the options that make it small.
+Prints ratios, and the shares of the time in which a thread is in the network, decodes or encodes files, and in which
+the network waits for them. Seconds and megabytes depend on the machine, ratios hardly do; networks are untrained, since
+weights change no time. `--help` lists the options that make it small.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from memory import peak_megabytes
+from shares import DECODE, ENCODE, NETWORK, Clock, finish
 
 from attcl_cli import devices
 from attcl_cli.completion import inference, preparation
@@ -50,13 +52,12 @@ MODALITIES = ("flair", "t1", "t1ce", "t2")
 
 
 class Clocked(Method):
-    """A method that counts the seconds in which at least one thread is in another one's networks."""
+    """A method whose clock counts the seconds in which at least one thread is in another one's networks."""
 
     def __init__(self, method: Method) -> None:
         super().__init__(method.settings, method.modalities)
         self.method = method
-        self.seconds = 0.0
-        self._lock, self._inside, self._since = threading.Lock(), 0, 0.0
+        self.clock = Clock(DECODE, ENCODE)
 
     @classmethod
     def sources(cls, settings: Any, modalities: Sequence[str]) -> SourceRule:
@@ -85,15 +86,9 @@ class Clocked(Method):
         sample: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """See `Method`."""
-        with self._lock:
-            self._since = self._since if self._inside else time.perf_counter()
-            self._inside += 1
-        fakes = self.method.synthesise(sources, targets, sample=sample)
-        _wait(next(iter(sources.values())).device)
-        with self._lock:
-            self._inside -= 1
-            self.seconds += 0 if self._inside else time.perf_counter() - self._since
-        return fakes
+        device = next(iter(sources.values())).device
+        synthesise = self.clock.timed(NETWORK, self.method.synthesise, device)
+        return synthesise(sources, targets, sample=sample)
 
 
 def main() -> None:
@@ -152,14 +147,19 @@ def _speed(
     size = weights.info.settings.image_size
     for batch in (1, inference.slices_per_call(size, device)):  # first calls also choose kernels
         method.synthesise({"flair": torch.zeros(batch, 1, size, size, device=device)}, ["t1"])
-    _wait(device)
+    finish(device)
 
     clocked = Clocked(method)
+    clock = clocked.clock
     start = time.perf_counter()
     manner = Manner(slices=(first, stop) if stop else None)
     plan = plan_completion(dataset, folder / "ours", [weights], manner=manner)
-    items = make_volumes(plan, {weights.sha256: clocked}, device=device)
-    count = sum(len(item.outputs) for item in items)
+    with (
+        mock.patch.object(volumes, "load_case", clock.timed(DECODE, volumes.load_case)),
+        mock.patch.object(volumes, "save", clock.timed(ENCODE, volumes.save)),
+    ):
+        items = make_volumes(plan, {weights.sha256: clocked}, device=device)
+        count = sum(len(item.outputs) for item in items)
     ours = time.perf_counter() - start
 
     every = [
@@ -182,7 +182,8 @@ def _speed(
     )
     yield "network", f"preset {options.preset}, untrained, {size}x{size}"
     yield "ours", f"{ours:.1f} s for {count} volumes"
-    yield "  of that not in the network", f"{1 - clocked.seconds / ours:.1%}"
+    yield "  of that not in the network", f"{1 - clock.seconds[NETWORK] / ours:.1%}"
+    yield "  shares, which overlap", clock.shares(ours)
     how = (
         "measured whole"
         if len(chosen) == len(every)
@@ -221,7 +222,7 @@ def _literal(
             if not (dataset.root / name).exists() and not corr_path_cpl.exists():
                 corr_path_cpl.parent.mkdir(parents=True, exist_ok=True)
                 np.save(corr_path_cpl, x_fake.cpu().numpy())
-        _wait(device)
+        finish(device)
         seconds += time.perf_counter() - start
     return seconds
 
@@ -321,11 +322,6 @@ def untrained_weights(path: Path, preset: str) -> Weights:
 
 def _references(size: int, device: torch.device) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(1, 1, size, size, device=device) for name in MODALITIES}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

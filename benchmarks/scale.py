@@ -24,6 +24,7 @@ import torch
 from complete import Clocked, untrained_weights
 from many_cases import write_cases
 from memory import peak_megabytes
+from shares import NETWORK
 
 from attcl_cli.cluster import Cluster
 from attcl_cli.completion.making import make_volumes
@@ -139,7 +140,7 @@ def _full_size(folder: Path, weights_file: Path, voxel_mm: float) -> tuple[float
     plan = plan_completion(open_dataset(root), output, [weights])
     for _ in make_volumes(plan, {weights.sha256: method}, device=torch.device("cpu"), workers=1):
         pass
-    rest = time.perf_counter() - begun - method.seconds
+    rest = time.perf_counter() - begun - method.clock.seconds[NETWORK]
     files = [path for place in (root, output) for path in place.rglob("*.nii.gz")]
     return rest / cases, sum(path.stat().st_size for path in files) / 2**20 / cases
 

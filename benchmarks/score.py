@@ -1,7 +1,9 @@
 """Compare the seconds per score with pytorch-fid, lpips and monai as people call them, on the same slices, in one run.
 
 The feature networks have random weights (the time does not depend on them, and nothing is downloaded), the same on both
-sides, so that the figures can be compared, too. The volumes are simulated; the predictions are blurred truths.
+sides, so that the figures can be compared, too. The volumes are simulated; the predictions are blurred truths. The last
+line scores such volumes from files, as `attcl score` does: the shares of the time in which a thread is in the feature
+networks, decodes or encodes files or computes the other metrics, and in which the networks wait for the others.
 
     python benchmarks/score.py
 """
@@ -25,10 +27,18 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
+from shares import CPU, DECODE, ENCODE, NETWORK, Clock
 
+from attcl_cli import devices
+from attcl_cli.data import volumes as volume_files
+from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.phantom import make_case
-from attcl_cli.scoring import feature_networks, feature_weights, formulas
+from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.scoring import feature_networks, feature_store, feature_weights, formulas, rows
 from attcl_cli.scoring.feature_store import FeatureStore, shown_slices, to_bytes
+from attcl_cli.scoring.metrics import default_metrics
+from attcl_cli.scoring.pairs import plan_comparison
+from attcl_cli.scoring.recipe import Recipe
 from attcl_cli.scoring.windows import in_own_window
 
 ROW = "{:<34} {:>9} {:>9} {:>7}   {:>12} {:>12}"
@@ -202,12 +212,49 @@ def compare_ssim(cases: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> None
     line("SSIM, 3-D (ours: brain, too)", timed(theirs), timed(ours))
 
 
+def shares(folder: Path, cases: int, voxel_mm: float, device: torch.device) -> str:
+    """Score volumes from files by all metrics of a volume, LPIPS and fd-effnet; return the shares of the time."""
+    data, truth, completed = (folder / name for name in ("data", "truth", "completed"))
+    write_cohort(truth, cases=cases, voxel_mm=voxel_mm)
+    write_cohort(data, cases=cases, voxel_mm=voxel_mm, missing=[["t2"]])
+    for file in truth.rglob("*_t2.nii.gz"):
+        volume = volume_files.load([file])
+        blurred = np.where(volume.data != 0, ndimage.gaussian_filter(volume.data, 1.5), 0)
+        made = completed / file.relative_to(truth)
+        volume_files.save([made], blurred, volume.grid, description="blurred")
+    complete = open_dataset(truth)
+    incomplete = open_dataset(data).including(complete.modalities)
+    comparison = plan_comparison(incomplete, complete, completed, None)
+    metrics = (*default_metrics(), "lpips", "fd-effnet")
+    recipe = Recipe(metrics, folder / "cache", fid_network="effnet-lite0", offline=True)
+    measures = recipe.load(device)
+    (folder / "features").mkdir()
+    clock = Clock(DECODE, ENCODE, "metrics")
+    whole, network = feature_networks.FeatureNetwork, feature_networks.Perceptual
+    timed_parts: list[tuple[Any, str, str, torch.device]] = [
+        (whole, "__call__", NETWORK, device),
+        (network, "embed", NETWORK, device),
+        (volume_files, "load", DECODE, CPU),
+        (feature_store, "write_whole", ENCODE, CPU),
+        (rows, "_measure", "metrics", CPU),
+    ]
+    with contextlib.ExitStack() as patches:
+        for owner, name, phase, where in timed_parts:
+            function = clock.timed(phase, getattr(owner, name), where)
+            patches.enter_context(mock.patch.object(owner, name, function))
+        seconds, _ = timed(
+            lambda: list(rows.score_cases(comparison, measures, folder=folder / "features"))
+        )
+    return f"{seconds:.2f} s for {comparison.volumes} volumes on {device}: {clock.shares(seconds)}"
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the table, and the shares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=2)
     parser.add_argument("--voxel-mm", type=float, default=2.0)
     parser.add_argument("--without-fid", action="store_true", help="its matrix root takes a minute")
+    parser.add_argument("--device", default="cpu", help="of the last line; the table is the CPU's")
     options = parser.parse_args()
     cases = volumes(options.cases, options.voxel_mm)
     pairs = []
@@ -225,7 +272,9 @@ def main() -> None:
         if not options.without_fid:
             compare_fid(pairs, Path(name))
         compare_lpips(pairs, Path(name))
-    compare_ssim(cases)
+        compare_ssim(cases)
+        device = devices.select(options.device)
+        print(f"from files: {shares(Path(name), options.cases, options.voxel_mm, device)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ import pytest
 from helpers import fresh_python
 
 
+def shares_in(line: str) -> dict[str, float]:
+    """Return the shares that a line lists, in per cent."""
+    return {name: float(part) for name, part in re.findall(r"(\w+) (\d+\.\d)%", line)}
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_completion_prints_its_ratios():
     options = (
@@ -20,6 +25,10 @@ def test_the_benchmark_of_completion_prints_its_ratios():
     # 3 cases have 2 modalities of 8 slices each; all 4 modalities are made of each
     assert "extrapolated from 6 of 48 source slices" in rows["Algorithm 1 to the letter"]
     assert 0 < float(rows["of that not in the network"].rstrip("%")) < 100
+    parts = shares_in(rows["shares, which overlap"])
+    assert list(parts) == ["network", "decode", "encode", "wait"]
+    assert all(0 < part < 100 for part in parts.values())
+    assert parts["network"] + parts["wait"] <= 100.1  # never at the same time; each is rounded
     assert float(rows["Algorithm 1 / ours"]) > 1
     assert 0.8 < float(rows["memory 6 / 2 cases"]) < 1.25
     for figure in ("seconds", "peak"):
@@ -31,8 +40,13 @@ def test_the_benchmark_of_completion_prints_its_ratios():
 @pytest.mark.slow
 def test_the_benchmark_of_scores_finds_the_figures_of_the_other_tools():
     output = fresh_python("benchmarks/score.py", "--cases", 1, "--voxel-mm", 4, "--without-fid")
-    rows = [re.split(r"  +", line.strip()) for line in output.splitlines()[2:]]
+    *lines, last = output.splitlines()[2:]
+    rows = [re.split(r"  +", line.strip()) for line in lines]
     assert len(rows) == 3
+    assert re.match(r"from files: \d+\.\d\d s for 1 volumes on cpu: ", last)
+    parts = shares_in(last)
+    assert list(parts) == ["network", "decode", "encode", "metrics", "wait"]
+    assert all(0 < part < 100 for part in parts.values())
     for _name, _theirs, _ours, ratio, *figures in rows:
         assert float(ratio) > 0
         assert float(figures[0]) == pytest.approx(float(figures[1]), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import SimpleNamespace
 
@@ -15,10 +16,24 @@ class DiedError(Exception):
     """Stands for Ray's error about a worker that died."""
 
 
+class LostError(Exception):
+    """Stands for Ray's error about a result that was on a machine which died."""
+
+
+class RaisedError(Exception):
+    """Stands for Ray's error about what a worker raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a traceback")
+        self.cause = cause
+
+
 class Workers:
     """Workers that finish their groups in the reverse order; those that hold "dead" die."""
 
-    exceptions = SimpleNamespace(RayActorError=DiedError)
+    exceptions = SimpleNamespace(
+        RayActorError=DiedError, ObjectLostError=LostError, RayTaskError=RaisedError
+    )
 
     def __init__(self, count: int) -> None:
         self.pool = [SimpleNamespace(work=SimpleNamespace(remote=self.start)) for _ in range(count)]
@@ -36,6 +51,10 @@ class Workers:
     def get(self, reference: int) -> str:
         if "dead" in self.groups[reference]:
             raise DiedError("killed\nby somebody")
+        if "gone" in self.groups[reference]:
+            raise LostError("not found")
+        if "full" in self.groups[reference]:
+            raise RaisedError(OSError(errno.ENOSPC, "No space left on device", "out/a"))
         return "+".join(self.groups[reference])
 
 
@@ -58,6 +77,30 @@ def test_no_more_than_four_groups_per_worker_are_given_out_behind_one_that_is_sl
 
 def test_a_group_whose_workers_died_is_lost_with_the_reason_and_the_others_are_not():
     assert list(outcomes(Workers(2), [["a"], ["dead"], ["b"]])) == ["a", "lost dead: killed", "b"]
+
+
+def test_a_result_that_went_with_its_machine_is_lost_and_the_others_are_not():
+    assert list(outcomes(Workers(2), [["a"], ["gone"], ["b"]])) == [
+        "a",
+        "lost gone: not found",
+        "b",
+    ]
+
+
+def test_what_a_worker_raises_is_raised_here_with_all_that_it_says():
+    with pytest.raises(OSError, match="No space left") as caught:
+        list(outcomes(Workers(1), [["a"], ["full"]]))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "out/a")
+
+
+@pytest.mark.parametrize(
+    ("items", "workers", "sizes"),
+    [(0, 2, []), (3, 8, [1, 1, 1]), (16, 2, [4] * 4), (8, 2, [2] * 4), (17, 2, [4, 4, 4, 4, 1])],
+)
+def test_few_items_are_divided_among_all_workers(items, workers, sizes):
+    groups = cluster._divided(range(items), workers, 4)
+    assert [len(group) for group in groups] == sizes
+    assert [item for group in groups for item in group] == list(range(items))
 
 
 def test_a_worker_that_died_is_an_error_with_the_name_of_its_case():
@@ -87,18 +130,62 @@ def test_a_machine_without_the_drivers_folder_is_named(tmp_path, monkeypatch):
 
 
 def test_a_share_of_a_gpu_puts_several_workers_on_each():
-    def places(gpus: float, on: cluster.Cluster) -> tuple[int, dict[str, float]]:
-        resources = {"CPU": 16.0, **({"GPU": gpus} if gpus else {})}
+    def places(
+        gpus: float, on: cluster.Cluster, cores: float = 16.0
+    ) -> tuple[int, dict[str, float]]:
+        resources = {"CPU": cores, **({"GPU": gpus} if gpus else {})}
         return cluster._places(SimpleNamespace(cluster_resources=lambda: resources), on)
 
     assert places(3, cluster.Cluster("auto", "auto")) == (3, {"num_gpus": 1.0, "num_cpus": 1})
     assert places(3, cluster.Cluster("auto", "cuda", 0.5)) == (6, {"num_gpus": 0.5, "num_cpus": 1})
     assert places(3, cluster.Cluster("auto", "cuda", 0.4))[0] == 6  # not 7: none is on two GPUs
     assert places(1, cluster.Cluster("auto", "cuda", 0.1))[0] == 10
+    assert places(8, cluster.Cluster("auto", "cuda"), 2.0)[0] == 2  # each has a core, too
     assert places(3, cluster.Cluster("auto", "cpu", 0.5)) == (16, {"num_cpus": 1})
     assert places(0, cluster.Cluster("auto", "auto", 0.5)) == (16, {"num_cpus": 1})
     with pytest.raises(UsageError, match="no machine of the cluster has a GPU"):
         places(0, cluster.Cluster("auto", "cuda"))
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0,cuda:1", "mps", "tpu"])
+def test_a_device_that_only_one_machine_can_have_is_refused(device):
+    with pytest.raises(UsageError, match=f"--ray: given with --device {device}") as caught:
+        cluster.asked_for("auto", device, None)
+    assert caught.value.code == "options-exclude-each-other"
+
+
+class Actor:
+    """Stands for a class of workers."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+
+    def remote(self, *_given: object) -> SimpleNamespace:
+        return self.workers.pool.pop()
+
+
+def test_workers_are_ended_with_the_run_though_the_cluster_goes_on(monkeypatch):
+    workers = Workers(2)
+    pool, killed = list(workers.pool), []
+    ray = SimpleNamespace(
+        cluster_resources=lambda: {"CPU": 2.0},
+        put=lambda shared: shared,
+        remote=lambda **_needs: lambda _kind: Actor(workers),
+        kill=killed.append,
+        wait=workers.wait,
+        get=workers.get,
+        exceptions=workers.exceptions,
+        is_initialized=lambda: True,
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    on = cluster.Cluster("local", "cpu")
+    made = cluster.work_on_ray(
+        object, ["a", "b", "c"], lambda *_: "lost", at_once=1, shared=None, arguments=(), on=on
+    )
+    assert next(made) == "a"
+    assert not killed
+    made.close()
+    assert sorted(map(id, killed)) == sorted(map(id, pool))
 
 
 def test_a_share_that_is_none_or_has_no_cluster_is_refused():

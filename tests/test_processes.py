@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from attcl_cli.errors import UsageError
+from attcl_cli.gradients import GradientMean
 from attcl_cli.processes import join
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
@@ -174,3 +176,68 @@ def test_one_process_alone_is_the_main_one_and_changes_nothing():
     assert [processes.any(flag, device) for flag in (True, False)] == [True, False]
     processes.wait()
     processes.leave()
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        {"WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "many", "RANK": "0", "LOCAL_RANK": "0"},
+    ],
+)
+def test_processes_that_do_not_know_each_other_do_not_train_each_alone(environment, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=r"WORLD_SIZE: .*expected RANK and LOCAL_RANK") as caught:
+        join("cpu")
+    assert caught.value.code == "processes-unknown"
+    assert "torchrun" in caught.value.hint
+
+
+class Arrived:
+    """A message to another process that has the same gradients."""
+
+    def __init__(self, total: torch.Tensor) -> None:
+        self.total = total
+
+    def wait(self) -> None:
+        self.total *= 2
+
+
+def all_reduce(total: torch.Tensor, *, async_op: bool) -> Arrived:
+    assert async_op
+    return Arrived(total)
+
+
+def test_a_gradient_that_changes_after_it_has_left_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    weight = torch.nn.Parameter(torch.ones(2))
+    with (
+        pytest.raises(RuntimeError, match="changed after it had left"),
+        GradientMean([weight], 2).sending(),
+    ):
+        weight.sum().backward()
+        weight.sum().backward()
+
+
+def test_the_gradient_of_a_weight_that_is_used_twice_leaves_once_and_keeps_its_memory_format(
+    monkeypatch,
+):
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    layer = torch.nn.Conv2d(3, 3, 3, padding=1).to(memory_format=torch.channels_last)
+    image = torch.arange(96.0).reshape(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    layer(layer(image)).square().mean().backward()
+    alone = {name: item.grad.clone() for name, item in layer.named_parameters()}
+    layer.zero_grad(set_to_none=True)
+    mean = GradientMean(list(layer.parameters()), 2)
+    with mean.sending():
+        layer(layer(image)).square().mean().backward()
+        assert len(mean._sent) == 1
+    mean.receive()
+    assert layer.weight.grad.is_contiguous(memory_format=torch.channels_last)
+    for name, item in layer.named_parameters():
+        assert torch.equal(item.grad, alone[name])

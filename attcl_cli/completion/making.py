@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -61,8 +61,8 @@ def make_volumes(
     batch_size: int = 64,
     workers: int = 2,
     keep_going: bool = False,
-) -> Iterator[Completed]:
-    """Make the planned volumes.
+) -> Generator[Completed, None, None]:
+    """Make the planned volumes; close the generator to end before all are made.
 
     While the network works on one case the next ones are read and the last ones written; memory holds a handful of
     cases, however many there are.

@@ -12,19 +12,18 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
 from threading import Thread
 
-from attcl_cli import devices, run_ends
+from attcl_cli import run_ends
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt, Job
-from attcl_cli.confined import confined
+from attcl_cli.completion.warm import GROUP, WarmModels, shared_by_jobs
 from attcl_cli.errors import AttclError
 from attcl_cli.temporaries import sweep
 
-_GROUP = 4  # jobs that a worker has at once: one is read while another is computed and a third is written
 _WAITING = 2  # groups of a worker: one that it makes, and one that it takes up at once
 _MOST = 4  # groups per worker that this process knows of
 _PATIENCE_SECONDS = 30.0  # for workers to finish the files that they are writing
@@ -60,7 +59,7 @@ def make_on_devices(
     Raises:
         AttclError: a case failed, or no worker is left. What was finished stays.
     """
-    size = max(1, min(_GROUP, len(plan.jobs) // (_WAITING * len(names))))
+    size = max(1, min(GROUP, len(plan.jobs) // (_WAITING * len(names))))
     groups = [plan.jobs[at : at + size] for at in range(0, len(plan.jobs), size)]
     with _started(plan, names[: len(groups)], batch_size, workers) as pool:
         for item in _in_order(pool, groups):
@@ -178,7 +177,7 @@ def _started(
 ) -> Iterator[list[_Worker]]:
     """Start a worker per device, and end all of them however the block ends."""
     pool: list[_Worker] = []
-    shared = replace(plan, jobs=(), present={}, failed={})
+    shared = shared_by_jobs(plan)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     try:
         for name in names:
@@ -237,9 +236,9 @@ def _work(pipe: Connection, plan: CompletionPlan, name: str, batch_size: int, wo
     with suppress(run_ends.Stop), run_ends.signals():
         groups: SimpleQueue[tuple[Job, ...]] = SimpleQueue()
         Thread(target=_listen, args=(pipe, groups), daemon=True).start()
-        maker = _Maker(plan, name, batch_size, workers)
+        models = WarmModels(plan, name, batch_size=batch_size, workers=workers)
         while True:
-            pipe.send(maker.answer(groups.get()))
+            pipe.send(_answer(models, name, groups.get()))
 
 
 def _listen(pipe: Connection, groups: SimpleQueue[tuple[Job, ...]]) -> None:
@@ -251,42 +250,13 @@ def _listen(pipe: Connection, groups: SimpleQueue[tuple[Job, ...]]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-class _Maker:
-    """Makes the jobs of a worker, and keeps its models, which are loaded when the first job needs them."""
-
-    def __init__(self, plan: CompletionPlan, name: str, batch_size: int, workers: int) -> None:
-        from attcl_cli.methods.base import Method  # noqa: PLC0415 - loads torch, in the worker alone
-
-        self._plan, self._name = plan, name
-        self._batch_size, self._workers = batch_size, workers
-        self._methods: dict[str, Method] = {}
-
-    def answer(self, jobs: tuple[Job, ...]) -> list[_Outcome] | AttclError:
-        """Return what became of each job, or what is no matter of a single case."""
-        try:
-            return [(it.outputs, it.seconds, it.error, it.doubts) for it in self._made(jobs)]
-        except Exception as error:  # noqa: BLE001 - raised by the process that asked
-            return run_ends.explained(error) or AttclError(
-                f"{self._name}: unexpected {type(error).__name__} ({error}); finished files are kept",
-                f"this is a bug: please report what the same command with -d {self._name} prints",
-                code="unexpected",
-            )
-
-    def _made(self, jobs: tuple[Job, ...]) -> Iterator[Completed]:
-        from attcl_cli.completion.making import make_volumes  # noqa: PLC0415 - as above
-        from attcl_cli.methods.weights import load_method  # noqa: PLC0415 - as above
-
-        device = devices.select(self._name)
-        plan = replace(self._plan, jobs=jobs)
-        for model in plan.used:
-            if model.sha256 not in self._methods:
-                self._methods[model.sha256] = load_method(model, device)
-        with confined(plan.output, plan.places.records):
-            yield from make_volumes(
-                plan,
-                self._methods,
-                device=device,
-                batch_size=self._batch_size,
-                workers=self._workers,
-                keep_going=True,
-            )
+def _answer(models: WarmModels, name: str, jobs: tuple[Job, ...]) -> list[_Outcome] | AttclError:
+    """Return what became of each job on a device, or what is no matter of a single case."""
+    try:
+        return [(it.outputs, it.seconds, it.error, it.doubts) for it in models.made(jobs)]
+    except Exception as error:  # noqa: BLE001 - raised by the process that asked
+        return run_ends.explained(error) or AttclError(
+            f"{name}: unexpected {type(error).__name__} ({error}); finished files are kept",
+            f"this is a bug: please report what the same command with -d {name} prints",
+            code="unexpected",
+        )

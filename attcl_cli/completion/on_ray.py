@@ -6,17 +6,14 @@ Dataset, output folder and weights must lie at the same paths on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from attcl_cli import cluster
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Job
-from attcl_cli.confined import confined
-
-_GROUP = 4  # jobs that a worker has at once: one is read while another is computed and a third is written
+from attcl_cli.completion.warm import GROUP, WarmModels, shared_by_jobs
+from attcl_cli.temporaries import sweep
 
 
 def make_on_ray(
@@ -26,7 +23,7 @@ def make_on_ray(
     batch_size: int = 64,
     workers: int = 2,
     keep_going: bool = False,
-) -> Iterator[Completed]:
+) -> Generator[Completed, None, None]:
     """Make the planned volumes on a Ray cluster; the same contract as `making.make_volumes`.
 
     The driver holds a few groups of jobs per worker, however many cases there are. A worker that dies is started again
@@ -44,23 +41,27 @@ def make_on_ray(
 
     Raises:
         UsageError: Ray is not installed, or there is no such cluster.
-        AttclError: a case failed. What was finished stays.
+        AttclError: a case failed, or a machine lacks the folder of the driver. What was finished stays.
     """
-    groups = [plan.jobs[at : at + _GROUP] for at in range(0, len(plan.jobs), _GROUP)]
     outcomes = cluster.work_on_ray(
         _Worker,
-        groups,
+        plan.jobs,
         _lost,
-        shared=replace(plan, jobs=()),
+        at_once=GROUP,
+        shared=shared_by_jobs(plan),
         arguments=(str(Path.cwd()), on.device, batch_size, workers),
         on=on,
     )
-    with closing(outcomes):
-        for outcome in outcomes:
-            for item in outcome:
-                if item.error is not None and not keep_going:
-                    raise item.error
-                yield item
+    try:
+        with closing(outcomes):
+            for outcome in outcomes:
+                for item in outcome:
+                    if item.error is not None and not keep_going:
+                        raise item.error
+                    yield item
+    finally:
+        if plan.output.is_dir():
+            sweep(plan.output)  # what a worker that died was writing
 
 
 def _lost(group: Sequence[Job], reason: str) -> list[Completed]:
@@ -74,39 +75,24 @@ class _Worker:
     def __init__(
         self, plan: CompletionPlan, cwd: str, device: str, batch_size: int, workers: int
     ) -> None:
-        """Take what all jobs share; paths of the plan are relative to the driver's folder."""
-        cluster.enter(cwd)
-        from attcl_cli import devices  # noqa: PLC0415 - the driver needs no torch
-
-        self._plan = plan
-        self._device = devices.select(device)
-        self._batch_size, self._workers = batch_size, workers
-        self._methods: dict[str, Any] = {}
+        """Take what all jobs share; an error here would be that of a worker which died."""
+        self._cwd = cwd
+        self._models = WarmModels(plan, device, batch_size=batch_size, workers=workers)
 
     def work(self, group: tuple[Job, ...]) -> list[Completed]:
-        """Make the volumes of a few jobs; those that fail are tried again."""
-        outcome = list(self._made(group))
+        """Make the volumes of a few jobs; those that fail are tried again.
+
+        Raises:
+            AttclError: this machine lacks the driver's folder, to which paths of the plan are relative; or what is no
+                matter of a single case.
+        """
+        cluster.enter(self._cwd)
+        outcome = list(self._models.made(group))
         for _ in range(cluster.TRIES - 1):
             failed = [place for place, item in enumerate(outcome) if item.error is not None]
-            again = self._made(tuple(group[place] for place in failed))
+            if not failed:
+                break
+            again = self._models.made([group[place] for place in failed])
             for place, item in zip(failed, again, strict=True):
                 outcome[place] = item
         return outcome
-
-    def _made(self, jobs: tuple[Job, ...]) -> Iterator[Completed]:
-        from attcl_cli.completion.making import make_volumes  # noqa: PLC0415 - as above
-        from attcl_cli.methods.weights import load_method  # noqa: PLC0415 - as above
-
-        plan = replace(self._plan, jobs=jobs)
-        for model in plan.used:
-            if model.sha256 not in self._methods:
-                self._methods[model.sha256] = load_method(model, self._device)
-        with confined(plan.output, plan.places.records):
-            yield from make_volumes(
-                plan,
-                self._methods,
-                device=self._device,
-                batch_size=self._batch_size,
-                workers=self._workers,
-                keep_going=True,
-            )

@@ -5,7 +5,7 @@ Knows no terminal: talk goes to `progress`, the outcome is returned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -204,8 +204,8 @@ def complete(
     dataset, models, chosen = expect(dataset, names, wanted, progress, force=force)
     for note in dataset.notes:
         progress.say(f"note: {note}")
-    on_cluster = cluster.asked_for(ray, device, gpu_share)
     place, several, on = _places(device, ray)
+    on_cluster = cluster.asked_for(ray, device, gpu_share)
     plan = plan_completion(
         dataset,
         Path(cpl),
@@ -283,35 +283,33 @@ def _made(
     keep_going: bool,
 ) -> Iterator[Iterator[Completed]]:
     """Make the volumes here, in a process per device, or on a cluster."""
+    made: Generator[Completed, None, None]
     if on_cluster is not None:
         from attcl_cli.completion.on_ray import make_on_ray
 
-        yield make_on_ray(
+        made = make_on_ray(
             plan, on_cluster, batch_size=batch_size, workers=workers, keep_going=keep_going
         )
-        return
-    if several:
+    elif several:
         from attcl_cli.completion.on_devices import make_on_devices
 
-        # No process writes any more when the record of the run ends.
-        with closing(
-            make_on_devices(
-                plan, several, batch_size=batch_size, workers=workers, keep_going=keep_going
-            )
-        ) as items:
-            yield items
-        return
-    from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
+        made = make_on_devices(
+            plan, several, batch_size=batch_size, workers=workers, keep_going=keep_going
+        )
+    else:
+        from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
 
-    methods = {model.sha256: load_method(model, place) for model in plan.used}
-    yield make_volumes(
-        plan,
-        methods,
-        device=place,
-        batch_size=batch_size,
-        workers=workers,
-        keep_going=keep_going,
-    )
+        methods = {model.sha256: load_method(model, place) for model in plan.used}
+        made = make_volumes(
+            plan,
+            methods,
+            device=place,
+            batch_size=batch_size,
+            workers=workers,
+            keep_going=keep_going,
+        )
+    with closing(made):  # nobody writes any more when the record of the run ends
+        yield made
 
 
 def _places(device: str, ray: str | None) -> tuple[torch.device, tuple[str, ...], str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -201,6 +202,25 @@ def find_weights(name: str, *, flag: str = "--weights") -> Weights:
             )
     name = path.parent.name if path.name == WEIGHTS_FILE else path.stem
     return Weights(name=name, path=path, sha256=digest, info=_read_info(path))
+
+
+def require_same_file(weights: Weights) -> None:
+    """Raise an error if the file of weights is no more the one that was found: of another machine, or changed since.
+
+    Volumes would name other weights than those that made them.
+
+    Raises:
+        AttclError: its bytes are others.
+    """
+    if not weights.path.is_file():  # which loading reports
+        return
+    digest = sha256(weights.path)
+    if digest != weights.sha256:
+        raise AttclError(
+            f"{weights.path}: SHA-256 {digest} on {platform.node()}, expected {weights.sha256}",
+            "put the same file at this path on every machine, and run the same command again",
+            code="weights-differ",
+        )
 
 
 def load_method(weights: Weights, device: torch.device) -> Method:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from attcl_cli import cluster
 from attcl_cli.errors import AttclError
-from attcl_cli.files import sha256
+from attcl_cli.methods.weights import require_same_file
 from attcl_cli.scoring.pairs import CasePairs
 from attcl_cli.scoring.rows import Row, rows_of
 
@@ -70,8 +70,9 @@ def score_on_ray(
     """
     outcomes = cluster.work_on_ray(
         _Worker,
-        [cases[at : at + _GROUP] for at in range(0, len(cases), _GROUP)],
+        cases,
         _lost,
+        at_once=_GROUP,
         shared=recipe,
         arguments=(
             str(Path.cwd()),
@@ -138,13 +139,6 @@ class _Worker:
 
         cluster.enter(self._cwd)
         os.environ.update(self._variables)
-        weights = self._recipe.weights
-        if weights is not None and weights.path.is_file():
-            found = sha256(weights.path)
-            if found != weights.sha256:
-                raise AttclError(
-                    f"{weights.path}: SHA-256 {found} on {os.uname().nodename}, expected {weights.sha256}",
-                    "put the same file at this path on every machine of the cluster",
-                    code="weights-differ",
-                )
+        if self._recipe.weights is not None:
+            require_same_file(self._recipe.weights)
         return self._recipe.load(devices.select(self._device))

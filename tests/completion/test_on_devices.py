@@ -23,6 +23,7 @@ from helpers import REPOSITORY
 from attcl_cli import devices
 from attcl_cli.completion import making, on_devices
 from attcl_cli.completion.run import complete
+from attcl_cli.completion.warm import WarmModels
 from attcl_cli.errors import AttclError, UsageError
 
 __all__ = ["LACKING"]  # of the fixture gappy
@@ -237,7 +238,8 @@ def test_a_bug_in_a_worker_is_an_error_that_names_its_device(gappy, weights, tmp
 
     monkeypatch.setattr(making, "make_volumes", broken)
     plan = plan_of(gappy(), tmp_path / "out", weights)
-    answer = on_devices._Maker(plan, "cpu", 1, 0).answer(plan.jobs)
+    models = WarmModels(plan, "cpu", batch_size=1, workers=0)
+    answer = on_devices._answer(models, "cpu", plan.jobs)
     assert isinstance(answer, AttclError)
     assert answer.code == "unexpected"
     assert answer.message.startswith("cpu: unexpected TypeError (no such thing)")

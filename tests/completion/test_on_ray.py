@@ -102,6 +102,7 @@ def test_a_worker_that_is_killed_changes_nothing(gappy, weights, tmp_path):
     killer.join()
     assert killed
     assert outputs(tmp_path / "there") == outputs(tmp_path / "here")
+    assert not list((tmp_path / "there").rglob("*.attcl-tmp"))
 
 
 def test_the_command_starts_a_cluster_and_ends_it(gappy, weights, tmp_path):
@@ -117,7 +118,7 @@ def test_the_command_starts_a_cluster_and_ends_it(gappy, weights, tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     assert f"{out}: 7 volumes written" in outcome.stdout
     assert "Traceback" not in outcome.stderr
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob("*.attcl-tmp"))
 
 
 @pytest.mark.usefixtures("cluster")
