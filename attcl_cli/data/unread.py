@@ -46,6 +46,15 @@ KINDS: Mapping[str, Kind] = {
     "nrrd": Kind("NRRD", (".nrrd", ".nhdr"), _CONVERT),
     "mgh": Kind("FreeSurfer's format", (".mgz", ".mgh"), "convert it to NIfTI with mri_convert"),
     "minc": Kind("MINC", (".mnc", ".mnc.gz"), "convert it to NIfTI with mnc2nii"),
+    "philips": Kind(
+        "Philips' PAR/REC", (".par", ".rec"), "convert it to NIfTI with dcm2niix, then prepare it"
+    ),
+    "afni": Kind(
+        "AFNI's format", (".head", ".brik", ".brik.gz"), "convert it to NIfTI with 3dAFNItoNIFTI"
+    ),
+    "tiff": Kind("TIFF", (".tif", ".tiff"), "write it as NIfTI with its affine (nibabel)"),
+    "hdf5": Kind("HDF5", (".h5", ".hdf5"), "write it as NIfTI with its affine (nibabel)"),
+    "matlab": Kind("MATLAB", (), "write it as NIfTI with its affine (niftiwrite, nibabel)"),
     "numpy": Kind("a NumPy array", (".npy", ".npz"), "write it as NIfTI with its affine (nibabel)"),
     "packed": Kind("another ending", (".gz", ".bz2", ".xz", ".zst"), "unpack or rename it"),
     "picture": Kind("a picture", (".png",), "move it to another folder", image=False),
@@ -67,7 +76,9 @@ _REFERENCES = re.compile(
 )
 _MOST_PATTERNS = 8
 _LONG = 4  # letters of a spelling that may begin a longer word: flairreg
+_PAIRS = {"analyze", "philips", "afni"}  # of a header and its voxels
 _MAGIC_AT, _MAGIC = 128, b"DICM"  # DICOM part 10, section 7.1
+_MATLAB = b"MATLAB"  # FSL and ANTs call matrices .mat, too, and begin them otherwise
 
 
 @dataclass(frozen=True)
@@ -136,12 +147,12 @@ def find_unread(root: Path, files: Iterable[PurePosixPath]) -> list[Unread]:
             groups[as_file, kind].append(path)
         elif kind == "dicom":
             groups[path.parent, kind].append(path)
-        elif kind == "analyze":
+        elif kind in _PAIRS:
             groups[path.with_name(_stem(path.name)), kind].append(path)
         elif kind:
             groups[path, kind].append(path)
     return [
-        Unread(members[0] if kind == "analyze" else path, kind, tuple(members))
+        Unread(members[0] if kind in _PAIRS else path, kind, tuple(members))
         for (path, kind), members in sorted(groups.items())
     ]
 
@@ -236,8 +247,14 @@ def _kind(root: Path, path: PurePosixPath) -> str:
     if file.is_symlink() and not file.exists():
         return "broken"
     kind = kind_of_name(path.name)
-    if not kind and (not path.suffix or path.suffix[1:].isdigit()) and _is_dicom(file):
+    if (
+        not kind
+        and (not path.suffix or path.suffix[1:].isdigit())
+        and _has(file, _MAGIC_AT, _MAGIC)
+    ):
         return "dicom"
+    if path.suffix.lower() == ".mat" and _has(file, 0, _MATLAB):
+        return "matlab"
     return kind
 
 
@@ -255,10 +272,11 @@ def _is_named_as_file(folder: PurePosixPath) -> bool:
     return bool(kind) and kind not in _NAMELESS_FOLDERS
 
 
-def _is_dicom(file: Path) -> bool:
+def _has(file: Path, place: int, magic: bytes) -> bool:
+    """Return whether a file holds these bytes at this place."""
     try:
         with file.open("rb") as stream:
-            return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+            return stream.read(place + len(magic))[place:] == magic
     except OSError:
         return False
 
@@ -365,7 +383,7 @@ def _patient_not_read(
 
 def _ignoring(items: Iterable[Unread]) -> str:
     """Return the line of `modalities.toml` that leaves files out, both of a pair; of many, the first eight."""
-    paths = [path for it in items for path in (it.files if it.kind == "analyze" else (it.path,))]
+    paths = [path for it in items for path in (it.files if it.kind in _PAIRS else (it.path,))]
     return f"ignore = [{', '.join(map(_pattern, paths[:_MOST_PATTERNS]))}]"
 
 

@@ -78,6 +78,12 @@ def test_a_new_file_has_its_ending_in_small_letters(tmp_path):
         ("Case_000/Case_000_t1.mgz", "FreeSurfer", "mri_convert"),
         ("Case_000/Case_000_t1.mnc", "MINC", "mnc2nii"),
         ("Case_000/Case_000_t1.npy", "a NumPy array", "affine"),
+        ("Case_000/Case_000_t1.PAR", "Philips' PAR/REC", "dcm2niix"),
+        ("Case_000/Case_000_t1.rec", "Philips' PAR/REC", "dcm2niix"),
+        ("Case_000/Case_000_t1+orig.HEAD", "AFNI", "3dAFNItoNIFTI"),
+        ("Case_000/Case_000_t1+orig.BRIK.gz", "AFNI", "3dAFNItoNIFTI"),
+        ("Case_000/Case_000_t1.tif", "TIFF", "affine"),
+        ("Case_000/Case_000_t1.H5", "HDF5", "affine"),
         ("Case_000/Case_000_t1.dcm", "DICOM", "dcm2niix"),
         ("Case_000/T1_AX/IM0001.dcm", "DICOM", "dcm2niix"),
         ("Case_000/dicom/t1w/1.2.3.IMA", "DICOM", "dcm2niix"),
@@ -137,6 +143,21 @@ def test_a_dicom_file_without_an_ending_is_found_by_its_first_bytes(tmp_path):
     path.write_bytes(bytes(128) + b"DICM" + bytes(10))
     (problem,) = lacking_t1(tmp_path).problems
     assert "Case_000/series: looks like t1 of Case_000 and is not read (DICOM)" in problem.message
+
+
+def test_a_matlab_file_is_found_by_its_first_bytes_and_a_matrix_is_none(tmp_path):
+    dataset = lacking_t1(tmp_path, "Case_000/Case_000_t1.mat", "Case_000/t1_to_flair.mat")
+    assert dataset.problems == ()
+    (tmp_path / "Case_000/Case_000_t1.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform: GLNXA64")
+    (tmp_path / "Case_000/t1_to_flair.mat").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    (problem,) = open_dataset(tmp_path).problems
+    assert "Case_000_t1.mat: looks like t1 of Case_000 and is not read (MATLAB)" in problem.message
+
+
+@pytest.mark.parametrize("endings", [(".PAR", ".REC"), ("+orig.HEAD", "+orig.BRIK")])
+def test_the_two_files_of_another_format_are_one_problem(endings, tmp_path):
+    (problem,) = lacking_t1(tmp_path, *(f"Case_000/x_t1{ending}" for ending in endings)).problems
+    assert all(f"x_t1{ending}'" in problem.hint for ending in endings)
 
 
 def test_dicom_files_of_a_folder_are_one_problem(tmp_path):
