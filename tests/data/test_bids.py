@@ -54,7 +54,16 @@ def refused(root: Path, *filters: str, **options: object) -> UsageError:
 
 
 @pytest.mark.parametrize(
-    "folder", ["derivatives/tool/", "derivatives/", "sourcedata/", "code/", "sourcedata/a/b/"]
+    "folder",
+    [
+        "derivatives/tool/",
+        "derivatives/",
+        "sourcedata/",
+        "code/",
+        "sourcedata/a/b/",
+        "Derivatives/tool/",
+        "SOURCEDATA/",
+    ],
 )
 def test_what_lies_beside_the_raw_data_is_not_read_and_said(folder, tmp_path):
     names = [*subject("00", ["flair", "t1"]), *subject("01")]
@@ -66,6 +75,15 @@ def test_what_lies_beside_the_raw_data_is_not_read_and_said(folder, tmp_path):
     assert str(tmp_path / folder.split("/")[0]) in note
     assert "1 image," in note
     assert dataset_info(tmp_path)["notes"] == [note]
+
+
+@pytest.mark.parametrize("name", ["a/IM0001.dcm", "sub-00_T2w.NII.GZ", "sub-00_T2w.mgz"])
+def test_what_is_not_read_is_counted_in_every_format(name, tmp_path):
+    dataset = open_dataset(
+        touch(tmp_path, [*subject("00"), f"sourcedata/sub-00/{name}", "code/code.zip"])
+    )
+    (note,) = dataset.notes
+    assert f"1 image, no raw data in BIDS and not read, such as {Path(name).name}" in note
 
 
 def test_a_preprocessed_image_is_no_second_file(tmp_path):
