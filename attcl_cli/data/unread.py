@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from attcl_cli.data.layouts import SEGMENTATION_NAMES
@@ -382,9 +383,15 @@ def _patient_not_read(
 
 
 def _ignoring(items: Iterable[Unread]) -> str:
-    """Return the line of `modalities.toml` that leaves files out, both of a pair; of many, the first eight."""
-    paths = [path for it in items for path in (it.files if it.kind in _PAIRS else (it.path,))]
-    return f"ignore = [{', '.join(map(_pattern, paths[:_MOST_PATTERNS]))}]"
+    """Return the line of `modalities.toml` that leaves files out, both of a pair."""
+    return ignoring(
+        path for it in items for path in (it.files if it.kind in _PAIRS else (it.path,))
+    )
+
+
+def ignoring(paths: Iterable[PurePosixPath]) -> str:
+    """Return the line of `modalities.toml` that leaves files out; of many, the first eight."""
+    return f"ignore = [{', '.join(map(_pattern, islice(paths, _MOST_PATTERNS)))}]"
 
 
 def _pattern(path: PurePosixPath) -> str:
