@@ -335,7 +335,11 @@ def _assemble(
     by_case: dict[str, list[_Name]] = defaultdict(list)
     for name in read.names.values():
         by_case[name.case].append(name)
-    patients = find_patients(by_case, layout, said.patient)
+    folders = {
+        it: names[0].prefix.rstrip("/") if layout.case_folders else ""
+        for it, names in by_case.items()
+    }
+    patients = find_patients(by_case, layout, said.patient, folders)
     wrong: dict[str, tuple[AttclError, ...]] = {}
     cases = []
     for case_id in sorted(by_case):

@@ -271,6 +271,14 @@ def test_the_patient_is_read_from_the_case(name, case, patient, tmp_path):
     assert (parsed.id, parsed.patient) == (case, patient or case)
 
 
+def test_dates_in_the_folder_of_a_patient_are_visits_of_this_patient(tmp_path):
+    visits = ["pat1/20190521", "pat1/20200604", "pat2/20181130"]
+    names = [f"{visit}/{name}.nii.gz" for visit in visits for name in ("T1", "T2")]
+    dataset = open_dataset(touch(tmp_path, names))
+    assert [case.patient for case in dataset.cases] == ["pat2", "pat1", "pat1"]
+    assert dataset.problems == ()
+
+
 def test_bids_sessions_are_cases_of_their_own(tmp_path):
     names = [f"sub-01/ses-{n}/anat/sub-01_ses-{n}_T1w.nii.gz" for n in (1, 2)]
     dataset = open_dataset(touch(tmp_path, names))
