@@ -384,6 +384,21 @@ def ambiguity(root: Path, case: str, modality: str, paths: Sequence[PurePosixPat
     )
 
 
+def misplaced(root: Path, case: str, paths: Iterable[PurePosixPath]) -> AttclError | None:
+    """Return the error about an image whose name has another subject or session than its folder; None if none has."""
+    for path in paths:
+        folders = [part for part in path.parts[:-1] if part.startswith(("sub-", "ses-"))]
+        subject = max(i for i, part in enumerate(folders) if part.startswith("sub-"))
+        place = "_".join(folders[subject:])
+        if place != case:
+            return AttclError(
+                f"{root / path}: lies in the folder of {place}, expected {place} in its name, or the folder of {case}",
+                f"rename or move it; or name it in a {IGNORE_FILE} file in the dataset's root",
+                code="bids-name-and-folder",
+            )
+    return None
+
+
 def _wanted(filters: Iterable[Filter], modality: str) -> dict[str, list[str]]:
     """Return entity -> accepted values, for one modality; a filter of the modality alone replaces those of all."""
     wanted: dict[str, list[str]] = {}

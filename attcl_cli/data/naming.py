@@ -31,6 +31,7 @@ from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 
 _NAMINGS_SHOWN = 3  # of those that an error lists; the documentation has them all
+_EXPLAINING = {"modality-twice", "bids-name-and-folder"}  # why a case is in several folders
 _MOST_OF_A_PATIENT = 6  # images
 
 
@@ -357,12 +358,14 @@ def _assemble(
                     code="case-empty",
                 )
             )
+        if layout.name == bids.LAYOUT:
+            paths = sorted(name.path for name in by_case[case_id] if not name.elsewhere)
+            misplaced = bids.misplaced(root, case_id, paths)
+            problems += [misplaced] if misplaced is not None else []
         problems += _not_utf8(root, by_case[case_id])
         if problems:
             wrong[case_id] = tuple(problems)
-    twice = {
-        it for it, problems in wrong.items() if any(p.code == "modality-twice" for p in problems)
-    }
+    twice = {it for it, problems in wrong.items() if any(p.code in _EXPLAINING for p in problems)}
     others = {case_id: names for case_id, names in by_case.items() if case_id not in twice}
     for case_id, problem in (
         *_spelt_alike(root, by_case),

@@ -328,6 +328,25 @@ def test_a_filter_of_another_layout_is_refused(tmp_path):
     assert refused(tmp_path, "run=1").code == "bids-filter-without-bids"
 
 
+@pytest.mark.parametrize(
+    ("path", "place", "case"),
+    [
+        ("sub-01/anat/sub-02_T2w.nii.gz", "sub-01", "sub-02"),
+        ("sub-01/ses-1/anat/sub-01_ses-2_T2w.nii.gz", "sub-01_ses-1", "sub-01_ses-2"),
+        ("sub-01/ses-2/anat/sub-01_T2w.nii.gz", "sub-01_ses-2", "sub-01"),
+        ("sub-01/anat/sub-01_ses-2_T2w.nii.gz", "sub-01", "sub-01_ses-2"),
+    ],
+)
+def test_a_name_of_another_subject_or_session_than_its_folder_is_a_problem(
+    path, place, case, tmp_path
+):
+    names = [*subject("01", ["t1"]), *subject("02", ["flair", "t1"])]
+    (problem,) = open_dataset(touch(tmp_path, [*names, path])).problems
+    assert problem.code == "bids-name-and-folder"
+    assert f"{path}: lies in the folder of {place}, expected {place} in its name" in problem.message
+    assert problem.message.endswith(f"or the folder of {case}")
+
+
 @pytest.mark.parametrize("part", ["phase", "real", "imag"])
 def test_a_phase_image_is_no_image_of_the_modality(part, tmp_path):
     names = [image("01", "part-mag_T2w"), image("01", f"part-{part}_T2w")]
