@@ -407,7 +407,8 @@ def _judge(
     chosen_by_user: bool,
 ) -> unread.Verdict:
     """Divide the files that are not read into problems and what is harmless."""
-    items = unread.find_unread(root, [path for path in files if path not in read.names])
+    rest = [path for path in files if path not in read.names]
+    items = unread.find_unread(root, rest, sliced=reading.layout.sliced)
     if not items:
         return unread.Verdict({}, (), ())
     left = [path for item in items for path in item.files]

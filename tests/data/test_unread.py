@@ -137,6 +137,35 @@ def test_a_volume_among_the_files_of_another_case_is_a_problem_of_its_own_case(b
     assert problem.hint.startswith("move it to where Case_000 has its files; or leave it out")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["t1/P_{}.jpg", "t1/P_{}.TIF", "T1_new/P_{}.png", "t1/P-{}.png", "t1/P/{}.png", "P/t1/{}.bmp"],
+)
+def test_slices_of_another_name_or_format_are_one_problem(name, tmp_path):
+    slices = [f"{it}/{case}_{number}.png" for it in FOUR for case in "PQ" for number in range(3)]
+    names = [it for it in slices if not it.startswith("t1/P_")]
+    touch(
+        tmp_path,
+        [*names, *(name.format(number) for number in range(3)), "t1/preview.txt", "overview.jpg"],
+    )
+    (problem,) = open_dataset(tmp_path).problems
+    assert problem.code == "volume-not-read"
+    assert f"{name.format(0)}: looks like t1 of P and is not read (slices of" in problem.message
+    assert ", 3 files), expected a file named as t1/P_{slice}.png" in problem.message
+    line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
+    (tmp_path / "modalities.toml").write_text(line, encoding="utf-8")
+    assert open_dataset(tmp_path).problems == ()
+
+
+def test_a_patient_of_pictures_of_another_format_is_a_problem(tmp_path):
+    slices = [f"{it}/{case}_{number}.png" for it in FOUR for case in "PQ" for number in range(3)]
+    problems = open_dataset(
+        touch(tmp_path, [it.replace(".png", ".jpg") if "/Q_" in it else it for it in slices])
+    ).problems
+    assert {problem.code for problem in problems} == {"case-not-read"}
+    assert len(problems) == len(FOUR)
+
+
 def test_a_dicom_file_without_an_ending_is_found_by_its_first_bytes(tmp_path):
     path = tmp_path / "Case_000" / "series" / "IM000001"
     path.parent.mkdir(parents=True)
