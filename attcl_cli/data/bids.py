@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from attcl_cli.data.layouts import SEGMENTATION, ending_of
 from attcl_cli.data.records import MOST_BYTES
+from attcl_cli.data.unread import kind_of_name
 from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import read_json, read_lines
@@ -25,7 +26,10 @@ LAYOUT = "bids"
 DESCRIPTION_FILE = "dataset_description.json"
 IGNORE_FILE = ".bidsignore"
 NO_RAW_DATA = ("derivatives", "sourcedata", "code")
-"""Folders of a dataset that hold no raw data (BIDS 1.10, "Storage of raw data" and "Storage of derived datasets")."""
+"""Folders of a dataset that hold no raw data (BIDS 1.10, "Storage of raw data" and "Storage of derived datasets").
+
+In other letters (`Derivatives`) they are taken for the same.
+"""
 
 # In the order in which names have them (BIDS 1.10, appendix "Entity table"), as far as images may have them.
 ENTITIES = (
@@ -50,6 +54,7 @@ _LONG_NAMES: Mapping[str, str] = {  # as filters of PyBIDS and fMRIPrep call the
 }
 _NUMBERED = ("run", "echo", "flip", "inv", "split", "chunk")  # run-1 and run-01 are one
 _OF_THE_GRID = ("space", "res", "den")  # a new volume lies on the grid of its case
+_NO_IMAGES = ("", "archive", "packed", "odd")  # kinds of files that may hold anything
 _SUBJECT = re.compile(r"(?P<top>(?:.*?/)?)sub-[A-Za-z0-9]+/(?:ses-[A-Za-z0-9]+/)?anat/[^/]+")
 
 
@@ -158,11 +163,15 @@ def set_aside(files: Sequence[PurePosixPath], root: Path) -> dict[PurePosixPath,
     if not tops:
         return {}
     aside: dict[PurePosixPath, str] = {}
-    open_tops = {top for top in tops if not set(top.parts) & set(NO_RAW_DATA)}
+    open_tops = {top for top in tops if not any(map(_is_no_raw_data, top.parts))}
     derived = {top for top in open_tops if is_derivative(root / top)}
     folders = {top: str(top) for top in derived} if open_tops - derived else {}
     folders |= {top: _folder_of(top) for top in tops - open_tops}
-    folders |= {top / name: str(top / name) for top in open_tops for name in NO_RAW_DATA}
+    folders |= {
+        folder: str(folder)
+        for folder in {folder for path in files for folder in path.parents}
+        if _is_no_raw_data(folder.name) and folder.parent in open_tops
+    }
     folders.pop(PurePosixPath(), None)  # what the user named is read, whatever it is
     rules = {
         top: ignore_rules(read_lines(file), named=str(file))
@@ -185,7 +194,7 @@ def notes_of(aside: Mapping[PurePosixPath, str], root: Path) -> tuple[str, ...]:
     """Return a sentence for each reason why images were set aside."""
     counts: dict[str, list[PurePosixPath]] = defaultdict(list)
     for path, reason in sorted(aside.items()):
-        if path.name.endswith((".nii", ".nii.gz", ".png")):
+        if kind_of_name(path.name) not in _NO_IMAGES:
             counts[reason].append(path)
     return tuple(
         f"{root}: {counted(len(paths), 'image')} set aside by {IGNORE_FILE}, such as {paths[0]}"
@@ -279,9 +288,13 @@ def ignore_rules(
     return ignored
 
 
+def _is_no_raw_data(folder: str) -> bool:
+    return folder.lower() in NO_RAW_DATA
+
+
 def _folder_of(top: PurePosixPath) -> str:
     """Return the folder among the parents of a dataset that makes it no raw data."""
-    index = next(i for i, part in enumerate(top.parts) if part in NO_RAW_DATA)
+    index = next(i for i, part in enumerate(top.parts) if _is_no_raw_data(part))
     return str(PurePosixPath(*top.parts[: index + 1]))
 
 
@@ -369,6 +382,21 @@ def ambiguity(root: Path, case: str, modality: str, paths: Sequence[PurePosixPat
         hint,
         code="modality-twice",
     )
+
+
+def misplaced(root: Path, case: str, paths: Iterable[PurePosixPath]) -> AttclError | None:
+    """Return the error about an image whose name has another subject or session than its folder; None if none has."""
+    for path in paths:
+        folders = [part for part in path.parts[:-1] if part.startswith(("sub-", "ses-"))]
+        subject = max(i for i, part in enumerate(folders) if part.startswith("sub-"))
+        place = "_".join(folders[subject:])
+        if place != case:
+            return AttclError(
+                f"{root / path}: lies in the folder of {place}, expected {place} in its name, or the folder of {case}",
+                f"rename or move it; or name it in a {IGNORE_FILE} file in the dataset's root",
+                code="bids-name-and-folder",
+            )
+    return None
 
 
 def _wanted(filters: Iterable[Filter], modality: str) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
@@ -31,6 +31,7 @@ from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 
 _NAMINGS_SHOWN = 3  # of those that an error lists; the documentation has them all
+_EXPLAINING = {"modality-twice", "bids-name-and-folder"}  # why a case is in several folders
 _MOST_OF_A_PATIENT = 6  # images
 
 
@@ -335,7 +336,11 @@ def _assemble(
     by_case: dict[str, list[_Name]] = defaultdict(list)
     for name in read.names.values():
         by_case[name.case].append(name)
-    patients = find_patients(by_case, layout, said.patient)
+    folders = {
+        it: names[0].prefix.rstrip("/") if layout.case_folders else ""
+        for it, names in by_case.items()
+    }
+    patients = find_patients(by_case, layout, said.patient, folders)
     wrong: dict[str, tuple[AttclError, ...]] = {}
     cases = []
     for case_id in sorted(by_case):
@@ -353,31 +358,21 @@ def _assemble(
                     code="case-empty",
                 )
             )
+        if layout.name == bids.LAYOUT:
+            paths = sorted(name.path for name in by_case[case_id] if not name.elsewhere)
+            misplaced = bids.misplaced(root, case_id, paths)
+            problems += [misplaced] if misplaced is not None else []
         problems += _not_utf8(root, by_case[case_id])
         if problems:
             wrong[case_id] = tuple(problems)
-    spellings_of: dict[str, list[str]] = defaultdict(list)
-    for case_id in by_case:
-        spellings_of[unicodedata.normalize("NFC", case_id).lower()].append(case_id)
-    for ids in spellings_of.values():
-        alone = "capitals"
-        if len({unicodedata.normalize("NFC", it) for it in ids}) == 1:
-            alone = "how accents are encoded (NFC, NFD)"
-        for case_id in ids if len(ids) > 1 else ():
-            problem = AttclError(
-                f"{root / by_case[case_id][0].path}: {' and '.join(sorted(ids))} differ in {alone} alone, "
-                "expected one name per case",
-                "rename the files of one of them",
-                code="case-in-two-spellings",
-            )
-            wrong[case_id] = (*wrong.get(case_id, ()), problem)
-    for folder in _empty_folders(root, layout, by_case):
-        problem = AttclError(
-            f"{folder}: a case with no modality, expected its images",
-            "add its images or remove the folder",
-            code="case-empty",
-        )
-        wrong[folder.name] = (*wrong.get(folder.name, ()), problem)
+    twice = {it for it, problems in wrong.items() if any(p.code in _EXPLAINING for p in problems)}
+    others = {case_id: names for case_id, names in by_case.items() if case_id not in twice}
+    for case_id, problem in (
+        *_spelt_alike(root, by_case),
+        *_in_several_folders(root, others),
+        *_without_images(root, layout, by_case),
+    ):
+        wrong[case_id] = (*wrong.get(case_id, ()), problem)
     tokens: dict[str, Counter[str]] = defaultdict(Counter)
     for name in read.names.values():
         if not name.elsewhere:
@@ -412,7 +407,8 @@ def _judge(
     chosen_by_user: bool,
 ) -> unread.Verdict:
     """Divide the files that are not read into problems and what is harmless."""
-    items = unread.find_unread(root, [path for path in files if path not in read.names])
+    rest = [path for path in files if path not in read.names]
+    items = unread.find_unread(root, rest, sliced=reading.layout.sliced)
     if not items:
         return unread.Verdict({}, (), ())
     left = [path for item in items for path in item.files]
@@ -486,7 +482,8 @@ def _case(
                 AttclError(
                     f"{root / twins[0]}: a second file for {modality} of {case_id} is {twins[1]}, "
                     "expected one",
-                    "remove or rename one of them",
+                    "if these are two cases, give each a name of its own; "
+                    f"or leave one out, with {unread.ignoring(map(PurePosixPath, twins[1:]))} in modalities.toml",
                     code="modality-twice",
                 )
             )
@@ -516,6 +513,78 @@ def _case(
         segmentation=segmentation,
         prefix=next((name.prefix for name in names if not name.elsewhere), ""),
     ), problems
+
+
+def _spelt_alike(
+    root: Path, cases: Mapping[str, Sequence[_Name]]
+) -> Iterator[tuple[str, AttclError]]:
+    """Return the cases whose ids differ in capitals or encodings alone: some file systems take them for one."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for case_id in cases:
+        spellings[unicodedata.normalize("NFC", case_id).lower()].append(case_id)
+    for ids in spellings.values():
+        alone = "capitals"
+        if len({unicodedata.normalize("NFC", it) for it in ids}) == 1:
+            alone = "how accents are encoded (NFC, NFD)"
+        for case_id in ids if len(ids) > 1 else ():
+            yield (
+                case_id,
+                AttclError(
+                    f"{root / cases[case_id][0].path}: {' and '.join(sorted(ids))} differ in {alone} alone, "
+                    "expected one name per case",
+                    "rename the files of one of them",
+                    code="case-in-two-spellings",
+                ),
+            )
+
+
+def _without_images(
+    root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]
+) -> Iterator[tuple[str, AttclError]]:
+    for folder in _empty_folders(root, layout, cases):
+        yield (
+            folder.name,
+            AttclError(
+                f"{folder}: a case with no modality, expected its images",
+                "add its images or remove the folder",
+                code="case-empty",
+            ),
+        )
+
+
+def _in_several_folders(
+    root: Path, cases: Mapping[str, Sequence[_Name]]
+) -> Iterator[tuple[str, AttclError]]:
+    """Return the cases whose images lie in several folders, which may be two patients of one name: `a/1/`, `b/1/`.
+
+    A folder per modality (`T1/Case_000/Case_000_t1.nii.gz`) is a habit of the dataset, and no problem.
+    """
+    images = {
+        case_id: [name for name in names if not name.elsewhere and name.modality != SEGMENTATION]
+        for case_id, names in cases.items()
+    }
+    usual: dict[str, Counter[str]] = defaultdict(Counter)
+    for names in images.values():
+        for name in names:
+            usual[name.modality][name.prefix] += 1
+    homes = {counts.most_common(1)[0][0] for counts in usual.values()}
+    if len(homes) == len(usual):
+        return
+    for case_id, names in images.items():
+        places: dict[str, _Name] = {}
+        for name in names:
+            places.setdefault(name.prefix, name)
+        if len(places) > 1:
+            first, second, *_ = places.values()
+            others = [name.path for name in names if name.prefix != first.prefix]
+            problem = AttclError(
+                f"{root / first.path}: {case_id} is in {root / second.path.parent}, too, "
+                f"which has its {second.modality}, expected all images of a case in one folder",
+                "if these are two cases, give each a name of its own; otherwise move them together, or leave some "
+                f"out, with {unread.ignoring(others)} in modalities.toml",
+                code="case-in-two-folders",
+            )
+            yield case_id, problem
 
 
 def _not_utf8(root: Path, names: Sequence[_Name]) -> list[AttclError]:

@@ -6,7 +6,7 @@ Knows ids of cases only. Which patient goes into which split is left to `splits`
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,13 +102,19 @@ class Patients:
     notes: tuple[str, ...] = ()
 
 
-def find_patients(cases: Iterable[str], layout: Layout, pattern: str | None = None) -> Patients:
+def find_patients(
+    cases: Iterable[str],
+    layout: Layout,
+    pattern: str | None = None,
+    folders: Mapping[str, str] | None = None,
+) -> Patients:
     """Return the patient of each case: what the user says, otherwise a public dataset, the layout, or a guess.
 
     Args:
         cases: ids of all cases of a dataset.
         layout: its naming.
         pattern: the regular expression of the user; its first group, found in a case's id, names the patient.
+        folders: case id -> the folder above its own; "": none.
 
     Raises:
         UsageError: a case's id does not fit `pattern`.
@@ -120,7 +126,7 @@ def find_patients(cases: Iterable[str], layout: Layout, pattern: str | None = No
     titles: dict[str, None] = {}
     for case in ids:
         for names in PUBLIC_NAMES:
-            match = re.fullmatch(names.case, case)
+            match = re.fullmatch(names.case, case, re.IGNORECASE)
             if match:
                 patients[case] = match[1]
                 titles[names.title] = None
@@ -128,9 +134,17 @@ def find_patients(cases: Iterable[str], layout: Layout, pattern: str | None = No
         else:
             if re.match(layout.patient, case) and layout.patient != Layout.patient:
                 patients[case] = layout.patient_of(case)
-    guesses = _visits([case for case in ids if case not in patients])
-    whole = {case: patients.get(case) or guesses.get(case, case) for case in ids}
-    return Patients(whole, tuple(titles), _notes(guesses))
+    unknown = [case for case in ids if case not in patients]
+    above = {
+        case: folder
+        for case in unknown
+        if (folder := (folders or {}).get(case)) and _VISIT_ALONE.fullmatch(case)
+    }
+    members = Counter(above.values())
+    above = {case: it for case, it in above.items() if members[it] <= _MOST_VISITS}  # no train/
+    guesses = _visits([case for case in unknown if case not in above])
+    whole = {case: patients.get(case) or above.get(case) or guesses.get(case, case) for case in ids}
+    return Patients(whole, tuple(titles), (*_notes(guesses), *_notes_on_folders(above)))
 
 
 def leaks(
@@ -185,6 +199,11 @@ _NAMED_VISIT = re.compile(
     re.IGNORECASE,
 )
 _YEAR = re.compile(r"(?:19|20)\d{2}")
+_VISIT_ALONE = re.compile(  # without a patient's name: pat1/2019-05-21/, pat1/ses-1/
+    r"(?:19|20)\d{2}[-_.]?\d{2}[-_.]?\d{2}(?:[-_.T]?\d{4,6})?|"
+    + _NAMED_VISIT.pattern.split("(?P<visit>")[1][:-1],
+    re.IGNORECASE,
+)
 _MOST_VISITS = 9  # of one patient, if few patients show what is a visit
 
 
@@ -218,6 +237,17 @@ def _is_visit(match: re.Match[str]) -> bool:
     if number is None:
         return match["patient"][-1].isdigit()
     return len(match["visit"]) < len(number) and not _YEAR.fullmatch(number)
+
+
+def _notes_on_folders(above: Mapping[str, str]) -> tuple[str, ...]:
+    if not above:
+        return ()
+    first = min(above)
+    return (
+        f"{counted(len(above), 'case')} named as visits: the folder above is taken for the patient "
+        f"({first} of {above[first]}), and the cases of a patient stay in one split; "
+        "if this is wrong, say what names a patient in modalities.toml: patient = '^(.*)$'",
+    )
 
 
 def _notes(guesses: Mapping[str, str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from attcl_cli.data.layouts import SEGMENTATION_NAMES
@@ -46,9 +47,19 @@ KINDS: Mapping[str, Kind] = {
     "nrrd": Kind("NRRD", (".nrrd", ".nhdr"), _CONVERT),
     "mgh": Kind("FreeSurfer's format", (".mgz", ".mgh"), "convert it to NIfTI with mri_convert"),
     "minc": Kind("MINC", (".mnc", ".mnc.gz"), "convert it to NIfTI with mnc2nii"),
+    "philips": Kind(
+        "Philips' PAR/REC", (".par", ".rec"), "convert it to NIfTI with dcm2niix, then prepare it"
+    ),
+    "afni": Kind(
+        "AFNI's format", (".head", ".brik", ".brik.gz"), "convert it to NIfTI with 3dAFNItoNIFTI"
+    ),
+    "tiff": Kind("TIFF", (".tif", ".tiff"), "write it as NIfTI with its affine (nibabel)"),
+    "hdf5": Kind("HDF5", (".h5", ".hdf5"), "write it as NIfTI with its affine (nibabel)"),
+    "matlab": Kind("MATLAB", (), "write it as NIfTI with its affine (niftiwrite, nibabel)"),
     "numpy": Kind("a NumPy array", (".npy", ".npz"), "write it as NIfTI with its affine (nibabel)"),
     "packed": Kind("another ending", (".gz", ".bz2", ".xz", ".zst"), "unpack or rename it"),
     "picture": Kind("a picture", (".png",), "move it to another folder", image=False),
+    "slice": Kind("slices of another name or format", (), "save them as PNG under this name"),
     "odd": Kind("another ending", (), "rename it, if it is whole"),  # x.nii.gz.part
     "broken": Kind("a broken link", (), "restore the file that the link leads to"),
     "folder": Kind("a folder", (), "move the image out of the folder of this name"),
@@ -65,9 +76,13 @@ _OTHER_IMAGES = re.compile(r"(?:star|s|rho|map|maps|mapping)w?")  # T2star, T1ma
 _REFERENCES = re.compile(
     r"(?<![A-Za-z0-9])(?:space|from|to|ref|template)[-_][A-Za-z0-9]+", re.IGNORECASE
 )
+_MANY = {"dicom", "slice"}  # of a volume
 _MOST_PATTERNS = 8
 _LONG = 4  # letters of a spelling that may begin a longer word: flairreg
+_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
+_PAIRS = {"analyze", "philips", "afni"}  # of a header and its voxels
 _MAGIC_AT, _MAGIC = 128, b"DICM"  # DICOM part 10, section 7.1
+_MATLAB = b"MATLAB"  # FSL and ANTs call matrices .mat, too, and begin them otherwise
 
 
 @dataclass(frozen=True)
@@ -119,7 +134,9 @@ class Verdict:
     ignored: tuple[PurePosixPath, ...]
 
 
-def find_unread(root: Path, files: Iterable[PurePosixPath]) -> list[Unread]:
+def find_unread(
+    root: Path, files: Iterable[PurePosixPath], *, sliced: bool = False
+) -> list[Unread]:
     """Return what looks like an image among files that were not read; all other files are harmless.
 
     A folder that is named as a file stands for all that it holds, a folder for its DICOM files.
@@ -127,21 +144,26 @@ def find_unread(root: Path, files: Iterable[PurePosixPath]) -> list[Unread]:
     Args:
         root: the dataset's folder.
         files: their paths, relative to it.
+        sliced: a volume of the dataset is a picture per slice; then pictures that differ in a last number are one.
     """
     groups: dict[tuple[PurePosixPath, str], list[PurePosixPath]] = defaultdict(list)
     for path in files:
         as_file = next((it for it in reversed(path.parents) if _is_named_as_file(it)), None)
         kind = "folder" if as_file is not None else _kind(root, path)
+        if sliced and kind in ("", "picture", "tiff") and path.suffix.lower() in _PICTURES:
+            kind = "slice"
         if as_file is not None:
             groups[as_file, kind].append(path)
         elif kind == "dicom":
             groups[path.parent, kind].append(path)
-        elif kind == "analyze":
+        elif kind == "slice":
+            groups[PurePosixPath(_without_number(path) + "#"), kind].append(path)
+        elif kind in _PAIRS:
             groups[path.with_name(_stem(path.name)), kind].append(path)
         elif kind:
             groups[path, kind].append(path)
     return [
-        Unread(members[0] if kind == "analyze" else path, kind, tuple(members))
+        Unread(members[0] if kind in {*_PAIRS, "slice"} else path, kind, tuple(members))
         for (path, kind), members in sorted(groups.items())
     ]
 
@@ -236,8 +258,14 @@ def _kind(root: Path, path: PurePosixPath) -> str:
     if file.is_symlink() and not file.exists():
         return "broken"
     kind = kind_of_name(path.name)
-    if not kind and (not path.suffix or path.suffix[1:].isdigit()) and _is_dicom(file):
+    if (
+        not kind
+        and (not path.suffix or path.suffix[1:].isdigit())
+        and _has(file, _MAGIC_AT, _MAGIC)
+    ):
         return "dicom"
+    if path.suffix.lower() == ".mat" and _has(file, 0, _MATLAB):
+        return "matlab"
     return kind
 
 
@@ -255,10 +283,11 @@ def _is_named_as_file(folder: PurePosixPath) -> bool:
     return bool(kind) and kind not in _NAMELESS_FOLDERS
 
 
-def _is_dicom(file: Path) -> bool:
+def _has(file: Path, place: int, magic: bytes) -> bool:
+    """Return whether a file holds these bytes at this place."""
     try:
         with file.open("rb") as stream:
-            return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+            return stream.read(place + len(magic))[place:] == magic
     except OSError:
         return False
 
@@ -329,7 +358,7 @@ def _volume_not_read(
     root: Path, item: Unread, case: str, modalities: Sequence[str], known: Known
 ) -> AttclError:
     kind = KINDS[item.kind]
-    count = f", {len(item.files)} files" if item.kind == "dicom" and len(item.files) > 1 else ""
+    count = f", {len(item.files)} files" if item.kind in _MANY and len(item.files) > 1 else ""
     place = known.places[modalities[0]].replace("{case}", case)
     host = next((known.folders[it] for it in item.path.parents if it in known.folders), case)
     title, hint = kind.title, kind.hint
@@ -364,13 +393,31 @@ def _patient_not_read(
 
 
 def _ignoring(items: Iterable[Unread]) -> str:
-    """Return the line of `modalities.toml` that leaves files out, both of a pair; of many, the first eight."""
-    paths = [path for it in items for path in (it.files if it.kind == "analyze" else (it.path,))]
-    return f"ignore = [{', '.join(map(_pattern, paths[:_MOST_PATTERNS]))}]"
+    """Return the line of `modalities.toml` that leaves files out, both of a pair."""
+    return ignoring(
+        f"{_without_number(it.path)}*" if it.kind == "slice" else path
+        for it in items
+        for path in (it.files if it.kind in _PAIRS else (it.path,))
+    )
 
 
-def _pattern(path: PurePosixPath) -> str:
+def ignoring(paths: Iterable[PurePosixPath | str]) -> str:
+    """Return the line of `modalities.toml` that leaves files out; of many, the first eight.
+
+    Args:
+        paths: relative to the root; a text may end in `*`.
+    """
+    return f"ignore = [{', '.join(map(_pattern, islice(paths, _MOST_PATTERNS)))}]"
+
+
+def _without_number(path: PurePosixPath) -> str:
+    """Return a path without its ending and the number before it: `t1/P_`."""
+    return re.sub(r"\d+$", "", str(path).removesuffix(path.suffix))
+
+
+def _pattern(path: PurePosixPath | str) -> str:
     """Return a path as a pattern of `ignore`, in TOML; a character that it cannot hold becomes a `?`, which is any."""
-    text = re.sub(r"[\\*?[]|^[!#]", r"\\\g<0>", str(path))
+    star = "*" if isinstance(path, str) and path.endswith("*") else ""
+    text = re.sub(r"[\\*?[]|^[!#]", r"\\\g<0>", str(path).removesuffix(star)) + star
     text = re.sub(r"'|^\s|\s$", "?", UNSEEN.sub("?", text))
     return f"'{text}'"

@@ -54,7 +54,16 @@ def refused(root: Path, *filters: str, **options: object) -> UsageError:
 
 
 @pytest.mark.parametrize(
-    "folder", ["derivatives/tool/", "derivatives/", "sourcedata/", "code/", "sourcedata/a/b/"]
+    "folder",
+    [
+        "derivatives/tool/",
+        "derivatives/",
+        "sourcedata/",
+        "code/",
+        "sourcedata/a/b/",
+        "Derivatives/tool/",
+        "SOURCEDATA/",
+    ],
 )
 def test_what_lies_beside_the_raw_data_is_not_read_and_said(folder, tmp_path):
     names = [*subject("00", ["flair", "t1"]), *subject("01")]
@@ -66,6 +75,15 @@ def test_what_lies_beside_the_raw_data_is_not_read_and_said(folder, tmp_path):
     assert str(tmp_path / folder.split("/")[0]) in note
     assert "1 image," in note
     assert dataset_info(tmp_path)["notes"] == [note]
+
+
+@pytest.mark.parametrize("name", ["a/IM0001.dcm", "sub-00_T2w.NII.GZ", "sub-00_T2w.mgz"])
+def test_what_is_not_read_is_counted_in_every_format(name, tmp_path):
+    dataset = open_dataset(
+        touch(tmp_path, [*subject("00"), f"sourcedata/sub-00/{name}", "code/code.zip"])
+    )
+    (note,) = dataset.notes
+    assert f"1 image, no raw data in BIDS and not read, such as {Path(name).name}" in note
 
 
 def test_a_preprocessed_image_is_no_second_file(tmp_path):
@@ -308,6 +326,25 @@ def test_a_filter_of_another_form_is_refused(text, code):
 def test_a_filter_of_another_layout_is_refused(tmp_path):
     touch(tmp_path, [f"A/A_{name}.nii.gz" for name in FOUR])
     assert refused(tmp_path, "run=1").code == "bids-filter-without-bids"
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "case"),
+    [
+        ("sub-01/anat/sub-02_T2w.nii.gz", "sub-01", "sub-02"),
+        ("sub-01/ses-1/anat/sub-01_ses-2_T2w.nii.gz", "sub-01_ses-1", "sub-01_ses-2"),
+        ("sub-01/ses-2/anat/sub-01_T2w.nii.gz", "sub-01_ses-2", "sub-01"),
+        ("sub-01/anat/sub-01_ses-2_T2w.nii.gz", "sub-01", "sub-01_ses-2"),
+    ],
+)
+def test_a_name_of_another_subject_or_session_than_its_folder_is_a_problem(
+    path, place, case, tmp_path
+):
+    names = [*subject("01", ["t1"]), *subject("02", ["flair", "t1"])]
+    (problem,) = open_dataset(touch(tmp_path, [*names, path])).problems
+    assert problem.code == "bids-name-and-folder"
+    assert f"{path}: lies in the folder of {place}, expected {place} in its name" in problem.message
+    assert problem.message.endswith(f"or the folder of {case}")
 
 
 @pytest.mark.parametrize("part", ["phase", "real", "imag"])

@@ -271,6 +271,14 @@ def test_the_patient_is_read_from_the_case(name, case, patient, tmp_path):
     assert (parsed.id, parsed.patient) == (case, patient or case)
 
 
+def test_dates_in_the_folder_of_a_patient_are_visits_of_this_patient(tmp_path):
+    visits = ["pat1/20190521", "pat1/20200604", "pat2/20181130"]
+    names = [f"{visit}/{name}.nii.gz" for visit in visits for name in ("T1", "T2")]
+    dataset = open_dataset(touch(tmp_path, names))
+    assert [case.patient for case in dataset.cases] == ["pat2", "pat1", "pat1"]
+    assert dataset.problems == ()
+
+
 def test_bids_sessions_are_cases_of_their_own(tmp_path):
     names = [f"sub-01/ses-{n}/anat/sub-01_ses-{n}_T1w.nii.gz" for n in (1, 2)]
     dataset = open_dataset(touch(tmp_path, names))
@@ -360,6 +368,49 @@ def test_two_files_for_one_modality_of_a_case_are_a_problem(second, tmp_path):
     assert "a second file for t1 of A" in problem.message
     assert second in problem.message
     assert "A/A_t1.nii.gz" in problem.message
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["pat1/v1/T1.nii.gz", "pat1/v1/T2.nii.gz", "pat2/v1/FLAIR.nii.gz", "pat2/v1/T1c.nii.gz"],
+        ["a/1/1_t1.nii.gz", "a/1/1_t2.nii.gz", "b/1/1_flair.nii.gz", "b/2/2_t1.nii.gz"],
+        ["a/sub-1/anat/sub-1_T1w.nii.gz", "a/sub-1/anat/sub-1_T2w.nii.gz", "b/sub-1/anat/sub-1_FLAIR.nii.gz"],
+        ["a/t1/P_1.png", "a/t2/P_1.png", "b/flair/P_1.png"],
+        ["a/IXI-T1/IXI002-Guys-1-T1.nii.gz", "a/IXI-T2/IXI002-Guys-1-T2.nii.gz", "b/IXI-PD/IXI002-Guys-1-PD.nii.gz"],
+    ],
+    ids=lambda names: names[0],
+)  # fmt: skip
+def test_two_cases_of_one_name_are_a_problem_though_no_modality_is_there_twice(names, tmp_path):
+    (problem,) = open_dataset(touch(tmp_path, names)).problems
+    assert problem.code == "case-in-two-folders"
+    (tmp_path / "modalities.toml").write_text(
+        problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
+    )
+    assert open_dataset(tmp_path).problems == ()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["T1/A/A_t1.nii.gz", "T2/A/A_t2.nii.gz", "T1/B/B_t1.nii.gz", "T2/B/B_t2.nii.gz"],
+        ["images/A/A_t1.nii.gz", "images/A/A_t2.nii.gz", "labels/A/A_seg.nii.gz"],
+        ["HGG/A/A_t1.nii.gz", "HGG/A/A_t2.nii.gz", "LGG/B/B_t1.nii.gz"],
+    ],
+    ids=["a folder per modality", "label maps elsewhere", "grades"],
+)
+def test_folders_that_are_a_habit_of_the_dataset_are_no_problem(names, tmp_path):
+    assert open_dataset(touch(tmp_path, names)).problems == ()
+
+
+def test_the_hint_about_a_second_file_leaves_it_out_and_deletes_nothing(tmp_path):
+    names = ["pat1/v1/T1.nii.gz", "pat1/v1/T2.nii.gz", "pat2/v1/T1.nii.gz"]
+    (problem,) = open_dataset(touch(tmp_path, names)).problems
+    assert problem.hint.startswith("if these are two cases, give each a name of its own; or leave")
+    assert "remove" not in problem.hint
+    line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
+    (tmp_path / "modalities.toml").write_text(line)
+    assert open_dataset(tmp_path).problems == ()
 
 
 def test_one_slice_under_two_numbers_is_a_problem(tmp_path):

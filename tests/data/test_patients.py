@@ -44,6 +44,8 @@ def patients(*cases: str, layout: str = "brats", pattern: str | None = None) -> 
         ("TCGA-02-0006_1996.08.23", "TCGA-02-0006", "TCGA"),
         ("TCGA-CS-4941-01A", "TCGA-CS-4941", "TCGA"),
         ("IXI002-Guys-0828", "IXI002", "IXI"),
+        ("upenn-gbm-00001_21", "upenn-gbm-00001", "UPENN-GBM"),
+        ("tcga-02-0006_1996.08.23", "tcga-02-0006", "TCGA"),
     ],
 )
 def test_the_names_of_public_datasets_say_the_patient(case, patient, title):
@@ -146,6 +148,40 @@ def test_ids_that_number_patients_are_no_visits(cases):
     found = find_patients(cases, BRATS)
     assert dict(found.of) == {case: case for case in cases}
     assert found.notes == ()
+
+
+@pytest.mark.parametrize(
+    "visits",
+    [
+        ("20190521", "20200604"),
+        ("2019-05-21", "2020-06-04_101500"),
+        ("v1", "ses-2"),
+        ("pre", "post"),
+    ],
+)
+def test_the_folder_above_a_visit_is_the_patient(visits):
+    first, second = visits
+    found = find_patients(
+        [*visits, "P7"], BRATS, None, {first: "pat1", second: "pat1", "P7": "site"}
+    )
+    assert dict(found.of) == {first: "pat1", second: "pat1", "P7": "P7"}
+    (note,) = found.notes
+    assert note.startswith("2 cases named as visits: the folder above is taken for the patient (")
+
+
+def test_visits_without_a_folder_above_and_numbers_are_their_own_patients():
+    ids = ["20190521", "20200604", "001", "12345678"]
+    folders = {"20190521": "", "20200604": "", "001": "siteA", "12345678": "siteA"}
+    found = find_patients(ids, BRATS, None, folders)
+    assert dict(found.of) == {case: case for case in ids}
+    assert found.notes == ()
+
+
+def test_a_folder_of_many_visits_is_no_patient():
+    visits = [f"201905{day:02d}" for day in range(1, 11)]
+    folders = dict.fromkeys(visits, "train")
+    assert set(find_patients(visits, BRATS, None, folders).of.values()) == {*visits}
+    assert set(find_patients(visits[1:], BRATS, None, folders).of.values()) == {"train"}
 
 
 # --- leaks ------------------------------------------------------------------------------------------------------------

@@ -78,6 +78,12 @@ def test_a_new_file_has_its_ending_in_small_letters(tmp_path):
         ("Case_000/Case_000_t1.mgz", "FreeSurfer", "mri_convert"),
         ("Case_000/Case_000_t1.mnc", "MINC", "mnc2nii"),
         ("Case_000/Case_000_t1.npy", "a NumPy array", "affine"),
+        ("Case_000/Case_000_t1.PAR", "Philips' PAR/REC", "dcm2niix"),
+        ("Case_000/Case_000_t1.rec", "Philips' PAR/REC", "dcm2niix"),
+        ("Case_000/Case_000_t1+orig.HEAD", "AFNI", "3dAFNItoNIFTI"),
+        ("Case_000/Case_000_t1+orig.BRIK.gz", "AFNI", "3dAFNItoNIFTI"),
+        ("Case_000/Case_000_t1.tif", "TIFF", "affine"),
+        ("Case_000/Case_000_t1.H5", "HDF5", "affine"),
         ("Case_000/Case_000_t1.dcm", "DICOM", "dcm2niix"),
         ("Case_000/T1_AX/IM0001.dcm", "DICOM", "dcm2niix"),
         ("Case_000/dicom/t1w/1.2.3.IMA", "DICOM", "dcm2niix"),
@@ -131,12 +137,56 @@ def test_a_volume_among_the_files_of_another_case_is_a_problem_of_its_own_case(b
     assert problem.hint.startswith("move it to where Case_000 has its files; or leave it out")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["t1/P_{}.jpg", "t1/P_{}.TIF", "T1_new/P_{}.png", "t1/P-{}.png", "t1/P/{}.png", "P/t1/{}.bmp"],
+)
+def test_slices_of_another_name_or_format_are_one_problem(name, tmp_path):
+    slices = [f"{it}/{case}_{number}.png" for it in FOUR for case in "PQ" for number in range(3)]
+    names = [it for it in slices if not it.startswith("t1/P_")]
+    touch(
+        tmp_path,
+        [*names, *(name.format(number) for number in range(3)), "t1/preview.txt", "overview.jpg"],
+    )
+    (problem,) = open_dataset(tmp_path).problems
+    assert problem.code == "volume-not-read"
+    assert f"{name.format(0)}: looks like t1 of P and is not read (slices of" in problem.message
+    assert ", 3 files), expected a file named as t1/P_{slice}.png" in problem.message
+    line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
+    (tmp_path / "modalities.toml").write_text(line, encoding="utf-8")
+    assert open_dataset(tmp_path).problems == ()
+
+
+def test_a_patient_of_pictures_of_another_format_is_a_problem(tmp_path):
+    slices = [f"{it}/{case}_{number}.png" for it in FOUR for case in "PQ" for number in range(3)]
+    problems = open_dataset(
+        touch(tmp_path, [it.replace(".png", ".jpg") if "/Q_" in it else it for it in slices])
+    ).problems
+    assert {problem.code for problem in problems} == {"case-not-read"}
+    assert len(problems) == len(FOUR)
+
+
 def test_a_dicom_file_without_an_ending_is_found_by_its_first_bytes(tmp_path):
     path = tmp_path / "Case_000" / "series" / "IM000001"
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(128) + b"DICM" + bytes(10))
     (problem,) = lacking_t1(tmp_path).problems
     assert "Case_000/series: looks like t1 of Case_000 and is not read (DICOM)" in problem.message
+
+
+def test_a_matlab_file_is_found_by_its_first_bytes_and_a_matrix_is_none(tmp_path):
+    dataset = lacking_t1(tmp_path, "Case_000/Case_000_t1.mat", "Case_000/t1_to_flair.mat")
+    assert dataset.problems == ()
+    (tmp_path / "Case_000/Case_000_t1.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform: GLNXA64")
+    (tmp_path / "Case_000/t1_to_flair.mat").write_text("1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n")
+    (problem,) = open_dataset(tmp_path).problems
+    assert "Case_000_t1.mat: looks like t1 of Case_000 and is not read (MATLAB)" in problem.message
+
+
+@pytest.mark.parametrize("endings", [(".PAR", ".REC"), ("+orig.HEAD", "+orig.BRIK")])
+def test_the_two_files_of_another_format_are_one_problem(endings, tmp_path):
+    (problem,) = lacking_t1(tmp_path, *(f"Case_000/x_t1{ending}" for ending in endings)).problems
+    assert all(f"x_t1{ending}'" in problem.hint for ending in endings)
 
 
 def test_dicom_files_of_a_folder_are_one_problem(tmp_path):
