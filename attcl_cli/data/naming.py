@@ -568,7 +568,9 @@ def _in_several_folders(
         for name in names:
             usual[name.modality][name.prefix] += 1
     homes = {counts.most_common(1)[0][0] for counts in usual.values()}
-    if len(homes) == len(usual):
+    folders = {name.prefix for names in images.values() for name in names}
+    # Completed volumes lie in the folder of the case's first modality, and may outnumber the originals of theirs.
+    if len(homes) == len(usual) or (len(homes) > 1 and len(folders) == len(usual)):
         return
     for case_id, names in images.items():
         places: dict[str, _Name] = {}

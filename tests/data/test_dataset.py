@@ -394,10 +394,18 @@ def test_two_cases_of_one_name_are_a_problem_though_no_modality_is_there_twice(n
     "names",
     [
         ["T1/A/A_t1.nii.gz", "T2/A/A_t2.nii.gz", "T1/B/B_t1.nii.gz", "T2/B/B_t2.nii.gz"],
+        [
+            *(
+                f"{name.upper()}/{case}/{case}_{name}.nii.gz"
+                for name in ("t1", "flair")
+                for case in "ABC"
+            ),
+            *("T2/C/C_t2.nii.gz", "T1/A/A_t2.nii.gz", "T1/B/B_t2.nii.gz"),
+        ],
         ["images/A/A_t1.nii.gz", "images/A/A_t2.nii.gz", "labels/A/A_seg.nii.gz"],
         ["HGG/A/A_t1.nii.gz", "HGG/A/A_t2.nii.gz", "LGG/B/B_t1.nii.gz"],
     ],
-    ids=["a folder per modality", "label maps elsewhere", "grades"],
+    ids=["a folder per modality", "the same, completed", "label maps elsewhere", "grades"],
 )
 def test_folders_that_are_a_habit_of_the_dataset_are_no_problem(names, tmp_path):
     assert open_dataset(touch(tmp_path, names)).problems == ()
