@@ -65,6 +65,12 @@ def asked_for(ray: str | None, device: str, gpu_share: float | None) -> Cluster 
             "attcl complete --ray --gpu-share 0.5 puts two workers on each GPU of a cluster",
             code="options-belong-together",
         )
+    if device == "cpu" and gpu_share is not None:
+        raise UsageError(
+            "--gpu-share: given with --device cpu, expected one of them",
+            "leave one of them out",
+            code="options-exclude-each-other",
+        )
     share = 1.0 if gpu_share is None else gpu_share
     if not 0 < share <= 1:
         raise UsageError(
@@ -271,6 +277,12 @@ def _places(ray: Any, on: Cluster) -> tuple[int, dict[str, float]]:
     """
     resources = ray.cluster_resources()
     gpus = resources.get("GPU", 0.0)
+    if on.share_of_gpu < 1 and not gpus:
+        raise UsageError(
+            f"--gpu-share: {on.share_of_gpu:g}, but no machine of the cluster has a GPU that Ray knows",
+            "leave it out; ray start --num-gpus N tells Ray of GPUs",
+            code="device-absent",
+        )
     if on.device == "cuda" and not gpus:
         raise UsageError(
             "--device: cuda, but no machine of the cluster has a GPU that Ray knows",

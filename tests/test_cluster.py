@@ -141,8 +141,12 @@ def test_a_share_of_a_gpu_puts_several_workers_on_each():
     assert places(3, cluster.Cluster("auto", "cuda", 0.4))[0] == 6  # not 7: none is on two GPUs
     assert places(1, cluster.Cluster("auto", "cuda", 0.1))[0] == 10
     assert places(8, cluster.Cluster("auto", "cuda"), 2.0)[0] == 2  # each has a core, too
-    assert places(3, cluster.Cluster("auto", "cpu", 0.5)) == (16, {"num_cpus": 1})
-    assert places(0, cluster.Cluster("auto", "auto", 0.5)) == (16, {"num_cpus": 1})
+    assert places(3, cluster.Cluster("auto", "cpu")) == (16, {"num_cpus": 1})
+    assert places(0, cluster.Cluster("auto", "auto")) == (16, {"num_cpus": 1})
+    with pytest.raises(
+        UsageError, match=r"--gpu-share: 0\.5, but no machine of the cluster has a GPU"
+    ):
+        places(0, cluster.Cluster("auto", "auto", 0.5))
     with pytest.raises(UsageError, match="no machine of the cluster has a GPU"):
         places(0, cluster.Cluster("auto", "cuda"))
 
@@ -194,6 +198,8 @@ def test_a_share_that_is_none_or_has_no_cluster_is_refused():
     assert cluster.asked_for("auto", "cuda", 0.25) == cluster.Cluster("auto", "cuda", 0.25)
     with pytest.raises(UsageError, match="--gpu-share: given without --ray"):
         cluster.asked_for(None, "cuda", 0.5)
+    with pytest.raises(UsageError, match="--gpu-share: given with --device cpu"):
+        cluster.asked_for("local", "cpu", 0.5)
     for share in (0.0, -1.0, 1.5):
         with pytest.raises(UsageError, match=r"--gpu-share: .*expected more than 0 and at most 1"):
             cluster.asked_for("auto", "cuda", share)

@@ -24,7 +24,7 @@ SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 MOST_PANELS = 3  # panels of which whole volumes are embedded
 
 _MOST_VOXELS = 4_000_000  # of a volume: a head at 1 mm, cropped to its brain, has 3.5 million
-_MOST_BYTES = 10_800_000  # of all files, if there are several panels: a page has 20 MB at most
+_MOST_BYTES = 9_000_000  # of all files, if there are several panels: a page has 20 MB at most
 _OUTLINE_COLOURS = 4  # as `page/niivue.js` has
 _GZIP_LEVEL = 6
 _GREY_VALUES = (
