@@ -19,10 +19,10 @@ from typing import Any
 from attcl_cli import __version__, run_ends
 from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
-from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError
-from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json
+from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError, UsageError
+from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json, write_whole
 from attcl_cli.run_log import LOG_FILE, RunLog
-from attcl_cli.temporaries import close_temporary, open_temporary, sweep
+from attcl_cli.temporaries import close_temporary, is_being_written, open_temporary, sweep
 
 SCHEMA_VERSION = 1
 
@@ -59,6 +59,7 @@ class RunRecord:
         extra: further keys of this command.
         earlier: the parts of the run before this one, oldest first: their arguments, times and ends (`resume`).
         again: how the run is resumed if it does not end well, an imperative.
+        alone: the file must be new: of runs that begin in one folder at the same time, one goes on.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class RunRecord:
     extra: dict[str, Any] = field(default_factory=dict)
     earlier: list[dict[str, Any]] = field(default_factory=list)
     again: str = run_ends.AGAIN
+    alone: bool = False
     _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
     _lived: float | None = (
@@ -149,7 +151,8 @@ class RunRecord:
     def start(self) -> None:
         """Write the record with status "running", and keep some room for its end."""
         self._require_kept()
-        write_json(self.path, self._document("running", None))
+        new = self.alone and self._begun is None
+        write_whole(self.path, encoded(self._document("running", None)), new=new)
         self._lived, self._begun = time.monotonic(), self.path
         if self._reserve is None:
             self._reserve = _reserved(self.path)
@@ -366,6 +369,21 @@ def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
 def was_broken_off(record: Mapping[str, Any]) -> bool:
     """Return whether the run of a record was killed, stopped or failed, so that it may be begun again."""
     return record.get("exit_code") in {None, EXIT_FAILED, EXIT_INTERRUPTED}
+
+
+def require_no_other_run(folder: Path, *, flag: str) -> None:
+    """Raise a `UsageError` if a living run, seen by the room that it keeps for its record, writes into a folder.
+
+    Args:
+        folder: the folder.
+        flag: what names it.
+    """
+    if is_being_written(folder / "run.json"):
+        raise UsageError(
+            f"{flag}: {folder} is being written by another run, expected a folder for one run",
+            f"wait until it ends, or choose another {flag}",
+            code="output-in-use",
+        )
 
 
 def finish_killed(folder: Path) -> None:

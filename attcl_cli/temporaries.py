@@ -160,12 +160,32 @@ def remove_leftover(place: Path) -> bool:
     return free
 
 
+def is_being_written(path: Path) -> bool:
+    """Return whether a living process holds a temporary neighbour of `path`; False where there are no locks."""
+    try:
+        places = [it for it in path.parent.iterdir() if it.name.startswith(_stem(path))]
+    except OSError:
+        return False
+    return any(_NAME.match(place.name) and _is_held(place) for place in places)
+
+
 def discard_all() -> None:
     """Remove what this process holds: it must end at once, and threads of it may still write."""
     for place in list(_ours.values()):
         with contextlib.suppress(OSError):
             place.unlink()
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_held(place: Path) -> bool:
+    try:
+        handle = os.open(place, os.O_RDONLY | _flag("O_NOFOLLOW") | _flag("O_NONBLOCK"))
+    except OSError:
+        return False
+    try:
+        return _lock(handle) is False
+    finally:
+        os.close(handle)
 
 
 def _stem(path: Path) -> str:

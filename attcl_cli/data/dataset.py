@@ -28,10 +28,11 @@ from attcl_cli.data.layouts import (
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
 from attcl_cli.data.naming import read_folder
+from attcl_cli.data.record_cache import FOLDER_VARIABLE, cache_folder
 from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
-from attcl_cli.files import read_json
+from attcl_cli.files import read_json, refuse_inside
 
 SPLITS_FILE = "splits.json"
 """What prepare-splits writes into a data tree; `splits` reads it."""
@@ -351,7 +352,7 @@ class Source:
 
         Raises:
             AttclError: there is no such folder, or nothing in it fits a layout.
-            UsageError: see `open_dataset` and `dataset_of_images`.
+            UsageError: see `open_dataset` and `dataset_of_images`; or ATTCL_CACHE lies among the originals.
         """
         if self.images:
             dataset = dataset_of_images(self.images, self.modalities)
@@ -368,7 +369,20 @@ class Source:
             modalities=self.modalities,
             bids_filter=self.bids_filter,
         )
+        _refuse_cache_inside(dataset)
         return replace(dataset, background=self.background)
+
+
+def _refuse_cache_inside(dataset: Dataset) -> None:
+    """Raise a `UsageError` if the user put the cache among the originals, where records would be written."""
+    if not os.environ.get(FOLDER_VARIABLE):
+        return
+    folders = {dataset.root: None}
+    for file in (file for case in dataset.cases for files in case.files.values() for file in files):
+        real, count = Path(os.path.realpath(dataset.root / file)), len(file.parts)
+        same_names = real.parts[-count:] == file.parts  # as `originals.folders_of`, which knows us
+        folders[real.parents[count - 1] if same_names else real.parent] = None
+    refuse_inside(cache_folder(), folders, flag=FOLDER_VARIABLE)
 
 
 def check_case(dataset: Dataset, case: Case) -> list[AttclError]:

@@ -23,7 +23,7 @@ from attcl_cli.documents import Document, Items, PathText, validated
 from attcl_cli.errors import UsageError, quoted
 from attcl_cli.files import is_within, refuse_inside, require_empty, require_folder
 from attcl_cli.run_log import LOG_FILE
-from attcl_cli.run_record import read_record, was_broken_off
+from attcl_cli.run_record import read_record, require_no_other_run, was_broken_off
 from attcl_cli.segmentation.evaluation import PREDICTIONS
 from attcl_cli.segmentation.inputs import (
     COMPLETED,
@@ -264,6 +264,7 @@ def require_free(
         flag: what names the folder.
     """
     require_folder(output, flag=flag)
+    require_no_other_run(output, flag=flag)
     if resume or not output.exists() or is_empty(output):
         return
     for path in reads:
@@ -294,15 +295,25 @@ def require_free(
 
 
 def clear(
-    output: Path, *, command: str, remove: Callable[[Path], None] = lambda _folder: None
+    output: Path,
+    *,
+    command: str,
+    config: Mapping[str, Any],
+    overwrite: bool = False,
+    flag: str = "--output",
+    remove: Callable[[Path], None] = lambda _folder: None,
 ) -> None:
     """Remove what an earlier run of this command wrote, and nothing else that a user may have put there.
 
     Args:
-        output: the folder.
+        output: the folder; checked again (`require_free`), since another run may have begun there meanwhile.
         command: the command.
+        config: as `require_free`.
+        overwrite: as `require_free`.
+        flag: what names the folder.
         remove: removes what this module does not know; called only if there was such a run.
     """
+    require_free(output, command=command, config=config, overwrite=overwrite, flag=flag)
     record = read_record(output)
     if maker_of(record) != command:
         return

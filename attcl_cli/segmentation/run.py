@@ -238,6 +238,7 @@ def segment(
         precision=precision_for(precision, Path(resume) if resume is not None else None),
         workers=num_workers,
         resume=resume is not None,
+        overwrite=overwrite,
         notes=tuple(notes),
         viewer=viewer,
         progress=progress,
@@ -259,6 +260,7 @@ class _Session:
     precision: Precision
     workers: int
     resume: bool
+    overwrite: bool
     notes: tuple[str, ...]
     viewer: str
     progress: RunLog
@@ -285,12 +287,18 @@ def _train_and_test(session: _Session) -> Scores | None:
     if session.resume:
         _require_same_cases(output, lists)
     elif main:
-        clear(output, command="segment")
+        clear(
+            output,
+            command="segment",
+            config=session.request.config,
+            overwrite=session.overwrite,
+        )
     warnings = report.leaks(session.study.provenance, tuple(plan.inputs))
     record = RunRecord(
         output / "run.json",
         "segment",
         again=f"resume with: {session.resume_hint}",
+        alone=not session.resume,
         config=session.request.config,
         seed=settings.seed,
         device=str(session.device),

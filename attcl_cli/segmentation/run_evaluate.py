@@ -201,11 +201,12 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
         for of_case in scored:
             rows += of_case
             bar(of_case[0].case)
-    clear(output, command="evaluate")
+    clear(output, command="evaluate", config=config, overwrite=options.overwrite)
     record = RunRecord(
         output / "run.json",
         "evaluate",
         config=config,
+        alone=True,
         extra={"tested_on": [sample.case for sample in chosen]},
     )
     with record.recorded(options.progress):
@@ -269,6 +270,7 @@ def _evaluate_segmenter(
         output / "run.json",
         "evaluate",
         config=config,
+        alone=True,
         seed=info.settings.seed,
         device=str(place),
         weights={"name": str(file), "sha256": described["sha256"]},
@@ -283,7 +285,7 @@ def _evaluate_segmenter(
             "inputs": {name: described},
         },
     )
-    clear(output, command="evaluate")
+    clear(output, command="evaluate", config=config, overwrite=options.overwrite)
     with record.recorded(options.progress):
         rows: list[Row] = []
         with options.progress.bar(item.counts["test"], f"test {name}") as bar:

@@ -138,8 +138,15 @@ def export(
         return ExportResult(
             folder, name, chosen.counts, left_out=plan.unlabelled, notes=tuple(refusals)
         )
-    clear(folder, command="export", remove=exporter.remove)
-    record = RunRecord(folder / "run.json", "export", config=config)
+    clear(
+        folder,
+        command="export",
+        config=config,
+        overwrite=overwrite,
+        flag="DIR",
+        remove=exporter.remove,
+    )
+    record = RunRecord(folder / "run.json", "export", config=config, alone=True)
     with record.recorded():
         with progress.bar(sum(chosen.counts.values()), "export") as bar:
             exported = exporter.export(

@@ -474,7 +474,7 @@ def test_nothing_is_removed_outside_of_what_is_overwritten(world, tmp_path):
     for inputs in ({"../victim": {}}, {str(victim): {}}, {"linked": {}}):
         (folder / "run.json").write_text(json.dumps({**document, "inputs": inputs}))
         try:
-            clear(folder, command="segment")
+            clear(folder, command="segment", config={}, overwrite=True)
         except AttclError as error:
             assert error.code == "invalid-record"
         assert (victim / "a.safetensors").read_text() == "mine"

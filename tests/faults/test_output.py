@@ -258,6 +258,24 @@ def test_no_command_writes_where_the_links_of_a_dataset_lead(
     assert states(source) == before
 
 
+@pytest.mark.parametrize("place", ["data/cache", "source/cache"])
+def test_no_records_are_kept_among_originals_wherever_the_links_lead(
+    place, phantom_root, attcl, monkeypatch, elsewhere, tmp_path
+):
+    shutil.copytree(phantom_root, tmp_path / "source")
+    linked(tmp_path / "source", tmp_path / "data")
+    before = states(tmp_path)
+    monkeypatch.setenv("ATTCL_CACHE", str(tmp_path / place))
+    folder = tmp_path / place
+    refusal(
+        attcl("info", tmp_path / "data"),
+        code=2,
+        names=f"ATTCL_CACHE: {folder} lies inside {folder.parent}",
+        hint="choose another ATTCL_CACHE",
+    )
+    assert states(tmp_path) == before
+
+
 def test_the_hint_names_a_place_outside_that_is_taken(phantoms, trained_run, attcl, tmp_path):
     root = tmp_path / "bids"
     shutil.copytree(phantoms("bids"), root)
@@ -559,6 +577,39 @@ def test_of_trainings_that_begin_in_one_folder_one_goes_on(phantom_root, limited
         ]
         assert sorted(set(steps)) == [1, 2, 3, 4]
         require_whole(run)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+def test_scores_of_runs_at_the_same_time_are_those_of_one(study, limited):
+    command = ("score", "--ori", "data", "--cpl", "out", "-d", "cpu", "-q", "-o")
+    assert limited(2**40, *command, "alone") == (0, "")
+    tables = ("scores.csv", "summary.json")
+    for attempt in range(examples(1)):
+        folder = study.root / f"scores-{attempt}"
+        code, said = limited(2**40, *command, folder, count=2)
+        assert code == 0, said
+        for name in tables:
+            assert (folder / name).read_bytes() == (study.root / "alone" / name).read_bytes()
+        assert json.loads((folder / "run.json").read_text())["status"] == "done"
+        require_whole(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+@pytest.mark.parametrize("command", ["export", pytest.param("segment", marks=pytest.mark.slow)])
+def test_of_two_runs_that_begin_in_one_folder_one_goes_on(command, study, limited):
+    both = ("--ori", "data", "--cpl", "out")
+    arguments = {
+        "segment": (*both, "--preset", "tiny", *FLAGS, "-d", "cpu", "-o"),
+        "export": (*both, "nnunet"),
+    }[command]
+    for attempt in range(examples(1)):
+        folder = study.root / f"Dataset{attempt:03d}_x"
+        code, said = limited(2**40, command, *arguments, folder, "-q", count=2)
+        assert code == 2, said
+        assert said.count("error: ") == 1, said
+        assert "another run" in said or "is not empty" in said
+        assert json.loads((folder / "run.json").read_text())["status"] == "done"
+        require_whole(folder)
 
 
 def test_a_new_file_is_not_written_over_another(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from helpers import fingerprint
 
 from attcl_cli.errors import UsageError
-from attcl_cli.run_record import RunRecord
+from attcl_cli.run_record import RunRecord, read_record
 from attcl_cli.segmentation.request import (
     Request,
     TrainingRequest,
@@ -30,7 +30,11 @@ REQUEST = TrainingRequest(input="flair", overrides=(("steps", 2), ("canvas", 40)
 def run_in(folder: Path, command: str, config: dict[str, Any], code: int | None = 0) -> Path:
     """Write the record of a run that ended with an exit code; None: that was killed."""
     record = RunRecord(folder / "run.json", command, config=config)
-    record.start() if code is None else record.finish(code)
+    if code is None:
+        record.start()
+        record._release()  # as the system does with what a killed process holds
+    else:
+        record.finish(code)
     return folder
 
 
@@ -196,6 +200,36 @@ def test_what_is_to_be_read_is_not_replaced(tmp_path):
     assert code_of(error) == "output-holds-input"
 
 
+def test_what_a_living_run_writes_is_neither_taken_nor_cleared_nor_resumed(tmp_path):
+    """A run that was killed holds nothing; one that lives is on record as running, too."""
+    record = RunRecord(tmp_path / "run.json", "export", config={})
+    with record.recorded():
+        before = fingerprint(tmp_path)
+        for options in ({}, {"overwrite": True}, {"resume": True}):
+            with pytest.raises(UsageError, match="is being written by another run") as error:
+                require_free(tmp_path, command="export", config={}, **options)
+            assert code_of(error) == "output-in-use"
+        with pytest.raises(UsageError, match="is being written by another run"):
+            clear(tmp_path, command="export", config={})
+        assert fingerprint(tmp_path) == before
+    with pytest.raises(UsageError, match="is not empty"):  # a run that ended meanwhile is kept
+        clear(tmp_path, command="export", config={})
+    assert (tmp_path / "run.json").exists()
+
+
+def test_of_runs_that_begin_in_one_folder_one_gets_the_record(tmp_path):
+    record = RunRecord(tmp_path / "run.json", "export", config={}, alone=True)
+    second = RunRecord(tmp_path / "run.json", "export", config={}, alone=True)
+    with record.recorded():
+        with (
+            pytest.raises(UsageError, match="written by another run meanwhile"),
+            second.recorded(),
+        ):
+            pass
+        assert read_record(tmp_path)["status"] == "running"
+    assert read_record(tmp_path)["status"] == "done"
+
+
 def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
     record = RunRecord(tmp_path / "run.json", "segment", extra={"inputs": {"flair": {}}})
     record.finish(0)
@@ -208,9 +242,10 @@ def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
         (folder / "slices").mkdir()
         for name in (*ours, "predictions/a.nii.gz", "slices/images.int16", "notes.txt"):
             (folder / name).touch()
-    clear(tmp_path, command="evaluate")
+    with pytest.raises(UsageError, match="was not made by attcl evaluate"):
+        clear(tmp_path, command="evaluate", config={}, overwrite=True)
     assert len(fingerprint(tmp_path)) == 19
-    clear(tmp_path, command="segment")
+    clear(tmp_path, command="segment", config={}, overwrite=True)
     assert set(fingerprint(tmp_path)) == {"notes.txt", "flair/notes.txt"}
 
 
