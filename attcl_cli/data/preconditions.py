@@ -21,7 +21,7 @@ from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.label_maps import count_labels_beyond, off_grid
 from attcl_cli.data.labels import KNOWN, unknown_labels
 from attcl_cli.data.layouts import SEGMENTATION
-from attcl_cli.data.voxels import Sample, VolumeRecord, read_record
+from attcl_cli.data.voxels import LEVELS, Sample, VolumeRecord, read_record
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.progress import SILENT, Progress
 
@@ -49,6 +49,7 @@ MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
 
+_NEARLY_ALL = LEVELS.index(95.0)
 _AXES = ("foot to head", "front to back", "side to side")
 _MANY_CASES = 50  # take long enough to be counted aloud
 _LEAST_SIDE = 16  # voxels
@@ -161,41 +162,51 @@ class Examined:
 
 
 def judge_volume(volume: Examined) -> list[AttclError]:
-    """Return what is wrong with a volume on its own."""
-    record, path = volume.record, volume.path
-    if _is_small(record):
+    """Return what is wrong with a volume on its own: one problem at most, the first that explains the others."""
+    if _is_small(volume.record):
         return []
-    skull = _skull(volume)
-    if skull is not None:
-        return [skull]
+    found = _skull(volume) or _around_the_brain(volume) or _in_the_brain(volume)
+    return [] if found is None else [found]
+
+
+def _around_the_brain(volume: Examined) -> AttclError | None:
+    """Return the error about a border that is no background."""
+    record = volume.record
     if record.background == "noise":
-        return [
-            AttclError(
-                f"{path}: {_percent(record.noise)} of the border is noise around {record.border:.4g}, "
-                "expected one background value around a skull-stripped brain",
-                f"{_STRIP}; {_ANYWAY}",
-                code="background-noisy",
-            )
-        ]
+        return AttclError(
+            f"{volume.path}: {_percent(record.noise)} of the border is noise around {record.border:.4g}, "
+            "expected one background value around a skull-stripped brain",
+            f"{_STRIP}; {_ANYWAY}",
+            code="background-noisy",
+        )
     if record.background == "none":
-        return [
-            AttclError(
-                f"{path}: the border holds many values (median {record.border:.4g}), "
-                "expected one background value around a skull-stripped brain",
-                f"{_STRIP}; name it with --background VALUE; {_ANYWAY}",
-                code="background-missing",
-            )
-        ]
+        return AttclError(
+            f"{volume.path}: the border holds many values (median {record.border:.4g}), "
+            "expected one background value around a skull-stripped brain",
+            f"{_STRIP}; name it with --background VALUE; {_ANYWAY}",
+            code="background-missing",
+        )
+    return None
+
+
+def _in_the_brain(volume: Examined) -> AttclError | None:
+    """Return the error about intensities that are no image's."""
+    record = volume.record
+    if record.percentiles[_NEARLY_ALL] < 0:
+        return AttclError(
+            f"{volume.path}: nearly all of its image is darker than the background {record.value:.4g}, "
+            "expected a brain that is brighter",
+            f"an inverted image? multiply it by -1, or name its background with --background VALUE; {_ANYWAY}",
+            code="image-inverted",
+        )
     if record.commonest > MOST_OF_ONE_VALUE:
-        return [
-            AttclError(
-                f"{path}: {_percent(record.commonest)} of the voxels that are not background have one value, "
-                f"expected an image ({_percent(MOST_OF_ONE_VALUE)} at most)",
-                f"a label map, or a saturated image? replace or remove it; {_ANYWAY}",
-                code="volume-of-one-value",
-            )
-        ]
-    return []
+        return AttclError(
+            f"{volume.path}: {_percent(record.commonest)} of the voxels that are not background have one value, "
+            f"expected an image ({_percent(MOST_OF_ONE_VALUE)} at most)",
+            f"a label map, or a saturated image? replace or remove it; {_ANYWAY}",
+            code="volume-of-one-value",
+        )
+    return None
 
 
 def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:

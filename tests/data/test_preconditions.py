@@ -379,6 +379,16 @@ def test_one_volume_in_other_units_is_refused(cohort):
     assert message.startswith(f"{path}: intensities from ")
 
 
+@pytest.mark.parametrize(
+    "how", [lambda data: -data, lambda data: data.max() - data], ids=["negated", "black on white"]
+)
+def test_an_inverted_image_is_refused(how, cohort):
+    path = change(cohort, 0, "t1", how)
+    code, message = only_problem(cohort)
+    assert code == "image-inverted"
+    assert message.startswith(f"{path}: nearly all of its image is darker than the background")
+
+
 def test_a_label_map_in_place_of_an_image_is_refused(cohort):
     change(cohort, 0, "t1", lambda data: (data > 0).astype(np.int16))
     assert only_problem(cohort)[0] == "volume-of-one-value"
