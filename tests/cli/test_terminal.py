@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 @pytest.mark.parametrize(
     ("seconds", "left"),
-    [(10.0, "20 s"), (30.0, "1 min 00 s"), (1800.0, "1 h 00 min"), (2000.0, "1 h 06 min")],
+    [(10.0, "20 s"), (30.0, "1 min 00 s"), (1800.0, "1 h 00 min"), (2000.0, "1 h 07 min")],
 )
 def test_a_case_done_is_a_line_with_the_time_that_is_left(
     seconds: float, left: str, clock: list[float], capsys: Captured

@@ -223,11 +223,11 @@ def test_a_run_that_was_killed_before_its_record_is_begun_by_resuming_it(
 def test_a_run_whose_record_cannot_be_written_leaves_its_folder_free(
     phantom_root, here, monkeypatch
 ):
-    def full(*arguments):
+    def full(*_: object, **__: object):
         raise AttclError("run.json: No space left on device", "free some", code="file-not-written")
 
     with monkeypatch.context() as patch, pytest.raises(AttclError):
-        patch.setattr("attcl_cli.run_record.write_json", full)
+        patch.setattr("attcl_cli.run_record.write_whole", full)
         start(phantom_root)
     assert list((here / "run").iterdir()) == []
     start(phantom_root)
