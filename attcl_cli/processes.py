@@ -106,7 +106,8 @@ def join(name: str) -> tuple[torch.device, Processes]:
     """Return the device of this process, and the processes it was started with.
 
     Raises:
-        UsageError: there is no such device on this machine, or only a part of what `torchrun` sets is set.
+        UsageError: there is no such device on this machine, one GPU is named for several processes, or only a part of
+            what `torchrun` sets is set.
     """
     device = select(name)
     count = os.environ.get("WORLD_SIZE") or "1"
@@ -117,6 +118,12 @@ def join(name: str) -> tuple[torch.device, Processes]:
             f"WORLD_SIZE: {count}, expected RANK and LOCAL_RANK beside it, as torchrun sets them",
             "start the processes with torchrun; to train in one process, unset WORLD_SIZE",
             code="processes-unknown",
+        )
+    if device.index is not None:  # accelerate gives each process the GPU of its number
+        raise UsageError(
+            f"--device: {name}, given to {count} processes, expected cuda, of which each takes one",
+            f"-d cuda; CUDA_VISIBLE_DEVICES={device.index} shows them that GPU alone",
+            code="device-of-one-process",
         )
     from accelerate import PartialState  # noqa: PLC0415
 

@@ -241,3 +241,12 @@ def test_the_gradient_of_a_weight_that_is_used_twice_leaves_once_and_keeps_its_m
     assert layer.weight.grad.is_contiguous(memory_format=torch.channels_last)
     for name, item in layer.named_parameters():
         assert torch.equal(item.grad, alone[name])
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("attcl_cli.processes.select", torch.device)
+    with pytest.raises(UsageError, match="--device: cuda:1, given to 2 processes") as caught:
+        join("cuda:1")
+    assert caught.value.code == "device-of-one-process"
