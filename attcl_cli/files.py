@@ -315,9 +315,12 @@ def another_place(originals: Sequence[Path]) -> str:
     """Return the end of a hint that names a folder outside of all these, `, such as data-attcl`; "" if none is free."""
     for original in originals:
         real = Path(os.path.realpath(original))
-        for place in (original.with_name(f"{original.name}-attcl"), Path(f"{real}-attcl")):
+        beside = (
+            [original.with_name(f"{original.name}-attcl")] if original.name else []
+        )  # not of `.`
+        for place in (*beside, Path(f"{real}-attcl")):
             clear = not any(is_within(place, it) or is_within(it, place) for it in originals)
-            if original.name and clear and os.access(_first_existing(place), os.W_OK):
+            if clear and os.access(_first_existing(place), os.W_OK):
                 return f", such as {place}"
     return ""
 

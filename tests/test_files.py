@@ -308,3 +308,11 @@ def test_a_folder_inside_the_originals_is_refused_also_through_a_link(tmp_path):
     with pytest.raises(UsageError, match=r"expected a folder outside of the truths") as caught:
         refuse_inside(tmp_path / "link/out", originals, flag="--output", kept="truths")
     assert caught.value.code == "output-inside-originals"
+
+
+def test_a_folder_inside_the_current_one_is_refused_with_a_place_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "patient").mkdir()
+    monkeypatch.chdir(tmp_path / "patient")
+    with pytest.raises(UsageError, match="out lies inside") as caught:
+        refuse_inside(Path("out"), [Path()], flag="--cpl")
+    assert caught.value.hint.endswith(f"such as {tmp_path / 'patient-attcl'}")

@@ -380,7 +380,7 @@ def _show_outcome(
         "far": list(result.far),
         **({"report": str(result.page)} if result.page else {}),
     }
-    if result.page and result.written and not terminal.as_json:
+    if result.page and not terminal.as_json:
         terminal.result(f"{result.page}: open it in a browser")
     terminal.end(content, incomplete)
 
@@ -399,7 +399,7 @@ def _show_counts(result: CompletionResult, terminal: Terminal) -> None:
             f"{output}: nothing to do, {counted(plan.done, 'volume is', 'volumes are')} there already"
         )
     else:
-        terminal.result(f"{plan.dataset.root}: no volume asked for is missing, nothing to do")
+        terminal.result(f"{plan.dataset.root}: no volume is missing, nothing to do")
         if plan.dataset.absent:
             terminal.say(
                 f"note: no case has {', '.join(plan.dataset.absent)}; --target makes such a modality, "

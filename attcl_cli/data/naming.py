@@ -138,7 +138,7 @@ def read_folder(
     explained = {*verdict.reported, *passed, *(verdict.ignored if chosen_by_user else ())}
     passed_over = (
         (
-            f"{counted(len(verdict.ignored), 'image that no case lacks is', 'images that no case lacks are')} ignored: "
+            f"{counted(len(verdict.ignored), 'image is', 'images are')} of no modality that a case lacks, and ignored: "
             f"{some(verdict.ignored, most=4)}",
         )
         if verdict.ignored

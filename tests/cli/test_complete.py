@@ -86,7 +86,10 @@ def test_verbose_says_how_long_each_case_was_in_the_network(
 def test_running_again_says_that_nothing_is_left(incomplete_root, trained_run, attcl, here):
     command = ("complete", "--ori", incomplete_root, "-w", trained_run)
     assert attcl(*command)[0] == 0
-    assert attcl(*command)[:2] == (0, "out: nothing to do, 4 volumes are there already\n")
+    assert attcl(*command)[:2] == (
+        0,
+        "out: nothing to do, 4 volumes are there already\nout/report.html: open it in a browser\n",
+    )
     (here / "out/Phantom_00003/Phantom_00003_t2.nii.gz").unlink()
     assert attcl(*command)[:2] == (
         0,
@@ -98,7 +101,7 @@ def test_a_dataset_without_missing_modalities_is_told_apart_from_a_finished_outp
     phantom_root, attcl, trained_run, here
 ):
     code, out, _ = attcl("complete", "--ori", phantom_root, "-w", trained_run)
-    assert (code, out) == (0, f"{phantom_root}: no volume asked for is missing, nothing to do\n")
+    assert (code, out) == (0, f"{phantom_root}: no volume is missing, nothing to do\n")
 
 
 def test_linked_originals_are_counted(incomplete_root, trained_run, attcl, here):

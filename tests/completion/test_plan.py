@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from completers import (
@@ -18,6 +19,7 @@ from attcl_cli.completion.jobs import Maker
 from attcl_cli.completion.plan import choose_makers
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, ProblemsError
+from attcl_cli.methods import bundled
 
 ORDER = ("t2", "flair", "t1", "t1ce")
 
@@ -49,6 +51,23 @@ def test_the_plan_holds_what_is_missing_and_nothing_else(gappy, weights, tmp_pat
     assert files == {name for name in expected_files() if name.endswith(".gz")}
     assert (plan.volumes, plan.done) == (7, 0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("kind", "said"), [("patients", True), ("run", False)])
+def test_patients_that_published_weights_were_trained_on_are_named(
+    kind, said, gappy, weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(bundled, "kind_of", lambda _path: kind)
+    info = replace(weights.info, trained_on=("Phantom_00000", "Phantom_00001", "Phantom_09999"))
+    learned = replace(weights, info=info)
+    notes = plan_of(gappy(), tmp_path / "out", learned).notes
+    assert (
+        any(
+            note.startswith("Phantom_00000, Phantom_00001: by their names among the patients that")
+            for note in notes
+        )
+        == said
+    )  # a run of one's own completes the cases that it learned from
 
 
 def test_volumes_of_one_source_and_one_model_are_one_job(gappy, weights, tmp_path):

@@ -125,7 +125,7 @@ def test_complete_makes_what_no_case_has_only_if_it_is_named(two, trained_run, a
 def test_a_complete_dataset_needs_no_weights(gappy, attcl, elsewhere):
     whole = gappy(lacking=[("flair", "t1ce")] * 4)
     code, out, err = attcl("complete", "--ori", whole)
-    assert (code, out) == (0, f"{whole}: no volume asked for is missing, nothing to do\n")
+    assert (code, out) == (0, f"{whole}: no volume is missing, nothing to do\n")
     assert err.startswith("note: no case has flair, t1ce; --target makes such a modality")
     assert attcl("complete", "--ori", whole, "-n")[0] == 0
     assert attcl("complete", "--ori", whole, "--target", "flair")[0] == 2  # weights are needed

@@ -313,7 +313,9 @@ def test_a_layout_that_was_asked_for_leaves_the_other_out_with_a_note(tmp_path):
     dataset = open_dataset(touch(tmp_path, names), layout="brats2023")
     assert dataset.problems == ()
     (note,) = dataset.notes
-    assert note.startswith("4 images that no case lacks are ignored: A/A_flair.nii.gz")
+    assert note.startswith(
+        "4 images are of no modality that a case lacks, and ignored: A/A_flair.nii.gz"
+    )
 
 
 def test_a_link_to_a_patient_that_is_gone_is_a_problem(tmp_path):
@@ -417,7 +419,7 @@ def test_an_image_that_no_case_lacks_is_ignored_and_named(name, tmp_path):
         assert dataset.problems == ()
     (path,) = dataset.ignored
     assert (tmp_path / name).is_relative_to(tmp_path / path)
-    assert dataset.notes == (f"1 image that no case lacks is ignored: {path}",)
+    assert dataset.notes == (f"1 image is of no modality that a case lacks, and ignored: {path}",)
 
 
 @pytest.mark.parametrize(
