@@ -5,6 +5,7 @@ How names are read is left to `naming`, what files hold to `volumes`, which case
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections import Counter
@@ -33,6 +34,8 @@ from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
 from attcl_cli.files import read_json, refuse_inside
+
+_DEFAULT = Path("data")  # of every command that names none
 
 SPLITS_FILE = "splits.json"
 """What prepare-splits writes into a data tree; `splits` reads it."""
@@ -359,8 +362,8 @@ class Source:
             return replace(dataset, background=self.background)
         if not self.folder.exists():
             raise AttclError(
-                f"{self.folder}: no such folder, expected a dataset or what prepare-splits wrote",
-                "check the path; data/ is what attcl prepare-splits DATASET writes",
+                f"{self.folder}: no such folder, expected a dataset, or the folder of a patient",
+                _where_else(self.folder),
                 code="dataset-not-found",
             )
         dataset = open_dataset(
@@ -371,6 +374,18 @@ class Source:
         )
         _refuse_cache_inside(dataset)
         return replace(dataset, background=self.background)
+
+
+def _where_else(folder: Path) -> str:
+    """Return what to do about a folder that is not there: the name that was meant, if a neighbour's is like it."""
+    if folder == _DEFAULT:
+        return "name yours, such as -i PATIENT/; data/, the default, is what attcl prepare-splits DATASET writes"
+    try:
+        neighbours = [path.name for path in folder.parent.iterdir() if path.is_dir()]
+    except OSError:
+        neighbours = []
+    close = difflib.get_close_matches(folder.name, neighbours, n=1)
+    return f"did you mean {quoted(folder.with_name(close[0]))}?" if close else "check the path"
 
 
 def _refuse_cache_inside(dataset: Dataset) -> None:

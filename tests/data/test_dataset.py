@@ -15,7 +15,7 @@ import pytest
 from helpers import touch
 from PIL import Image
 
-from attcl_cli.data.dataset import Case, Dataset, check_case, open_dataset
+from attcl_cli.data.dataset import Case, Dataset, Source, check_case, open_dataset
 from attcl_cli.data.layouts import LAYOUTS, SEGMENTATION
 from attcl_cli.data.phantom_cohort import COHORT_LAYOUTS
 from attcl_cli.data.preconditions import examine
@@ -603,3 +603,17 @@ def test_nan_is_found_by_reading_the_voxels(tmp_path, write_nifti):
     assert check_case(dataset, dataset.cases[0]) == []
     (problem,) = check(dataset)
     assert "1 voxel is NaN" in problem.message
+
+
+def test_a_folder_that_is_not_there_has_a_neighbour_that_was_meant(tmp_path, monkeypatch):
+    (tmp_path / "BraTS2021_00006").mkdir()
+    with pytest.raises(AttclError) as caught:
+        Source(tmp_path / "BraTS2021_0006").open()
+    assert caught.value.hint == f"did you mean {tmp_path / 'BraTS2021_00006'}?"
+    with pytest.raises(AttclError) as caught:
+        Source(tmp_path / "other").open()
+    assert caught.value.hint == "check the path"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AttclError) as caught:
+        Source(Path("data")).open()
+    assert caught.value.hint.startswith("name yours, such as -i PATIENT/; data/, the default, is")
