@@ -7,7 +7,7 @@ Measured on the coarse copies that `voxels` makes, and cached as its figures are
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -102,10 +102,10 @@ def read_pair(
     known = read_known(key, _PAIRS)
     if known is not None:
         return known
-    one, two = (samples.get(paths[0]) or measure(paths, background)[1] for paths in (first, second))
-    if one.data.shape != two.data.shape:
+    both = _on_one_grid((first, second), background, samples)
+    if both is None:
         return None
-    pair = compare(one, two)
+    pair = compare(*both)
     write_cached(key, asdict(pair))
     return pair
 
@@ -130,12 +130,20 @@ def read_ranks(
     known = read_known(key, _RANKS)
     if known is not None and len(known.correlations) == math.comb(len(files), 2):
         return known
-    every = [samples.get(paths[0]) or measure(paths, background)[1] for paths in files]
-    if len({sample.data.shape for sample in every}) > 1:
+    every = _on_one_grid(files, background, samples)
+    if every is None:
         return None
     record = RankRecord(tuple(rank_correlation(*pair) for pair in combinations(every, 2)))
     write_cached(key, asdict(record))
     return record
+
+
+def _on_one_grid(
+    files: Iterable[Sequence[Path]], background: BackgroundOption, samples: Mapping[Path, Sample]
+) -> list[Sample] | None:
+    """Return the coarse copy of each volume, read if it is not in `samples`; None if their grids differ."""
+    every = [samples.get(paths[0]) or measure(paths, background)[1] for paths in files]
+    return every if len({sample.data.shape for sample in every}) <= 1 else None
 
 
 def compare(first: Sample, second: Sample) -> PairRecord:
