@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from helpers import fresh_python
+from helpers import REPOSITORY, fresh_python
 
 
 def shares_in(line: str) -> dict[str, float]:
@@ -125,6 +125,17 @@ def test_the_benchmark_of_many_cases_measures_each_command():
     for _name, cases, seconds, milliseconds, megabytes in costs:
         assert float(milliseconds) == pytest.approx(1000 * float(seconds) / int(cases), rel=0.1)
         assert float(megabytes) > 20
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_files_compares_every_side_with_attcl():
+    options = ("--rounds", 2, "--shape", 24, 24, 16, "--against", REPOSITORY)
+    output = fresh_python("benchmarks/files.py", *options)
+    names = [re.split("  +", line)[0] for line in output.splitlines()[1:]]
+    assert names == ["attcl", "nibabel", "other checkout"]
+    ratios = [re.findall(r"\d s +(\d+\.\d+)", line) for line in output.splitlines()[1:]]
+    assert ratios[0] == ["1.00", "1.00"]
+    assert all(float(ratio) > 0 for line in ratios for ratio in line)
 
 
 @pytest.mark.slow

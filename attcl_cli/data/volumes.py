@@ -363,7 +363,8 @@ def save(
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
     header["descrip"] = description.encode("ascii", "replace")[:79]
-    image = type_of_image(header)(np.ascontiguousarray(stored).astype(dtype), like.affine, header)
+    # in the file's order, so that nothing is transposed when it becomes bytes
+    image = type_of_image(header)(stored.astype(dtype, order="F"), like.affine, header)
     raw = image.to_bytes()
     _check_written(raw, like, paths[0])
     write_whole(
