@@ -99,11 +99,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
         _copy_to(copy)
-        for file in dict.fromkeys(mutant.file for mutant in chosen):
-            tests = options.tests or TESTS[file]
-            outcome, test, _ = _run(copy, tests, {}, options.seconds)
-            if outcome != _PASSED:
-                sys.exit(f"{file}: its tests fail without a change: {test}")
+        files = list(dict.fromkeys(mutant.file for mutant in chosen))
+        tests = options.tests or list(dict.fromkeys(test for file in files for test in TESTS[file]))
+        outcome, test, _ = _run(copy, tests, {}, options.seconds * len(tests))
+        if outcome != _PASSED:
+            sys.exit(f"the tests fail without a change: {test}")
         sys.dont_write_bytecode = True  # of a mutant, it would be taken for the original's
         for number, mutant in enumerate(chosen, 1):
             record = _try(copy, mutant, before, options)
