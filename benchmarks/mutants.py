@@ -224,6 +224,8 @@ def _weights(node: ast.AST, _scope: _Scope) -> Iterator[Change]:
     for value in values:
         if isinstance(value, ast.Tuple) and len(value.elts) == 2:
             weight = value.elts[0]
+            if isinstance(weight, ast.Constant) and not weight.value:
+                continue  # a figure that is reported and not minimised
             yield "sign", weight, f"-({ast.unparse(weight)})"
             yield "drop", weight, f"0 * ({ast.unparse(weight)})"
 

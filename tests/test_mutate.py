@@ -109,6 +109,11 @@ def test_every_file_of_methods_and_losses_has_mutants_and_tests():
         assert all((REPOSITORY / "tests" / name).is_file() for name in tests), file
 
 
+def test_the_weight_0_of_a_figure_that_is_only_reported_is_left():
+    source = SOURCE.replace("(self.weight, losses", "(0.0, losses")
+    assert changes("sign", source) == changes("drop", source) == set()
+
+
 def test_every_weight_of_a_loss_is_changed():
     source = (REPOSITORY / mutate.METHODS / "attcl_gan.py").read_text()
     found = [one.before for one in mutants.mutants_of("attcl_gan.py", source) if one.kind == "sign"]
