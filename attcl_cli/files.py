@@ -313,6 +313,12 @@ def refuse_inside(
 
 def another_place(originals: Sequence[Path]) -> str:
     """Return the end of a hint that names a folder outside of all these, `, such as data-attcl`; "" if none is free."""
+    place = place_beside(originals)
+    return "" if place is None else f", such as {place}"
+
+
+def place_beside(originals: Sequence[Path]) -> Path | None:
+    """Return a folder outside of all these, beside one of them; None if none is free."""
     for original in originals:
         real = Path(os.path.realpath(original))
         beside = (
@@ -321,8 +327,8 @@ def another_place(originals: Sequence[Path]) -> str:
         for place in (*beside, Path(f"{real}-attcl")):
             clear = not any(is_within(place, it) or is_within(it, place) for it in originals)
             if clear and os.access(_first_existing(place), os.W_OK):
-                return f", such as {place}"
-    return ""
+                return place
+    return None
 
 
 def require_folder(path: Path, *, flag: str) -> None:

@@ -12,6 +12,7 @@ import typer
 from attcl_cli import __version__
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import BackgroundText, BidsFilter, Debug, Json, LayoutName, Vocabulary
+from attcl_cli.data.suggested import complete_folder
 from attcl_cli.errors import EXIT_INCOMPLETE, counted
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
@@ -76,21 +77,10 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     counts = content["volumes"].items()
     terminal.table([{"modality": name, "volumes": n, "missing": cases - n} for name, n in counts])
     terminal.result("")
-    patterns = content["patterns"]
-    terminal.table(
-        [
-            {"cases": item["cases"], "missing": ", ".join(item["missing"]) or "nothing"}
-            for item in patterns
-        ]
-    )
-    if content["absent"]:
-        lacking = ", ".join(content["absent"])
-        terminal.result(
-            "",
-            f"no case has {lacking}: not counted as missing, and made only if complete --target names them"
-            if cases > 1
-            else f"the case has no {lacking}: complete makes what its weights can make",
-        )
+    if cases == 1:
+        terminal.result(_missing_of_one(folder, content))
+    else:
+        _show_patterns(content)
     if "splits" in content:
         splits = content["splits"]
         terminal.result("")
@@ -102,6 +92,30 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     for problem in problems:
         hint = [f"  {problem['hint']}"] if problem["hint"] else []
         terminal.result(f"- {problem['error']}", *hint)
+
+
+def _missing_of_one(folder: Path, content: Mapping[str, Any]) -> str:
+    """Return what a single case lacks, and the command that makes it, unless something has to be fixed first."""
+    missing = ", ".join(content["patterns"][0]["missing"])
+    if not missing or content["problems"]:
+        return f"missing: {missing or 'nothing'}"
+    return f"missing: {missing}; what the weights can make: {complete_folder(folder)}"
+
+
+def _show_patterns(content: Mapping[str, Any]) -> None:
+    patterns = content["patterns"]
+    terminal.table(
+        [
+            {"cases": item["cases"], "missing": ", ".join(item["missing"]) or "nothing"}
+            for item in patterns
+        ]
+    )
+    if content["absent"]:
+        terminal.result(
+            "",
+            f"no case has {', '.join(content['absent'])}: not counted as missing, and made only if "
+            "complete --target names them",
+        )
 
 
 def _show_installation(*, as_json: bool) -> None:

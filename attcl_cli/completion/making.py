@@ -48,6 +48,7 @@ from attcl_cli.errors import AttclError
 from attcl_cli.files import copy_whole, is_within, sha256, write_json
 from attcl_cli.methods.base import Method
 from attcl_cli.prefetch import read_ahead
+from attcl_cli.report.rounding import rounded
 
 WRITERS = 2
 """Threads that write; each holds a case in memory."""
@@ -437,8 +438,8 @@ def _sources_in_words(plan: CompletionPlan, job: Job, target: str) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Return a figure of doubt with the digits that its side-car has."""
-    return None if value is None else round(value, 5)
+    """Return a figure of doubt with the digits that its side-car has, which are those of the page."""
+    return None if value is None else rounded(value)
 
 
 def _failed(job: Job, error: AttclError, *, keep_going: bool) -> Completed:

@@ -40,7 +40,6 @@ from attcl_cli.report.viewers import SLICES
 _SHOWN = 8  # rows of a picture
 _PICTURED = 12  # volumes with pictures: memory and the page do not grow with the dataset
 _SHA_SHOWN = 12  # digits
-_DECIMALS = {"disagreement": 4, "distance": 2}
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,7 @@ class MadeVolume:
     def scores(self) -> dict[str, float]:
         """Return the figures of doubt by name."""
         figures = {"disagreement": self.doubt.disagreement, "distance": self.doubt.distance}
-        return {
-            name: round(value, _DECIMALS[name])
-            for name, value in figures.items()
-            if value is not None
-        }
+        return {name: value for name, value in figures.items() if value is not None}
 
     @property
     def rank(self) -> tuple[bool, float, float]:

@@ -31,6 +31,7 @@ from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a
 from attcl_cli.data.naming import read_folder
 from attcl_cli.data.record_cache import FOLDER_VARIABLE, cache_folder
 from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
+from attcl_cli.data.suggested import complete_images
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
 from attcl_cli.files import read_json, refuse_inside
@@ -219,7 +220,7 @@ def open_dataset(
         raise AttclError(
             f"{root}: {'a file' if root.exists() else 'no such folder'}, "
             "expected the folder of a dataset",
-            f"name its folder, or complete it alone: attcl complete --image MODALITY={quoted(root)}"
+            f"name its folder, or complete it alone: {complete_images([root])}"
             if root.is_file()
             else "check the path",
             code="dataset-not-found",

@@ -61,6 +61,10 @@ def dataset_info(
 
 def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]:
     """Return what a dataset holds, as plain data for a table or JSON."""
+    if (
+        dataset.alone
+    ):  # it cannot show what others have: all that is known is expected of it, as by `complete`
+        dataset = dataset.including(dataset.absent)
     patterns = Counter(dataset.missing(case) for case in dataset.cases)
     return {
         "root": str(dataset.root),

@@ -24,6 +24,7 @@ from attcl_cli.errors import counted, visible
 from attcl_cli.files import write_whole
 from attcl_cli.report import niivue, pictures, plots
 from attcl_cli.report.pictures import DISCLAIMER, Panel
+from attcl_cli.report.rounding import number
 from attcl_cli.report.sections import Cell, Section, Viewer, WholeVolumes
 
 REPORT_FILE = "report.html"
@@ -159,7 +160,7 @@ def _word_columns(rows: Sequence[Mapping[str, Cell]]) -> set[str]:
 def _cell(value: object) -> str:
     """Return a cell as it is shown: words as they are, numbers rounded for people."""
     if value is None or isinstance(value, _NUMBER):
-        return pictures.number(value)
+        return number(value)
     return str(value)
 
 
@@ -266,8 +267,8 @@ def _viewer_entry(
         "scores": [
             {
                 "name": visible(name),
-                "value": pictures.number(value),
-                "copy": pictures.number(panel.baseline[name]) if name in panel.baseline else None,
+                "value": number(value),
+                "copy": number(panel.baseline[name]) if name in panel.baseline else None,
                 "better": _better(value, panel.baseline.get(name), lower=name in lower_is_better),
             }
             for name, value in panel.scores.items()

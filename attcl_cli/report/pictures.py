@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from attcl_cli.data.intensities import bounding_box
 from attcl_cli.errors import visible
 from attcl_cli.files import write_whole
+from attcl_cli.report.rounding import number
 
 Array = NDArray[Any]
 
@@ -33,7 +34,6 @@ _COLUMNS = {
     DIFFERENCE: "|synthetic - real|",
 }
 DIFFERENCE_TOP = 0.5  # differences from here on, in units of the window, have the brightest colour
-DASH = "\u2013"
 
 _MOST_SLICES, _LEAST_SLICES = 52, 12
 _MOST_PIXELS_A_SIDE, _LEAST_PIXELS_A_SIDE = 160, 72
@@ -322,18 +322,6 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
         spacing_mm=(mm[0] * step, mm[1] * rows / size[1], mm[2] * columns / size[0]),
         starts=(slices.index(largest), *_starts(regions.values(), (rows, columns), size)),
     )
-
-
-def number(value: Any) -> str:
-    """Format a number for people: three decimals below 2, one above; a dash for NaN and None."""
-    if value is None or math.isnan(value):
-        return DASH
-    if math.isinf(value):
-        return "\u221e" if value > 0 else "-\u221e"
-    if isinstance(value, int | np.integer):
-        return str(value)
-    # An SSIM or a Dice needs the third decimal, a PSNR in dB or a distance in mm does not have it.
-    return f"{value:.1f}" if abs(value) >= 2 else f"{value:.3f}"  # noqa: PLR2004
 
 
 # --- Arrays to pictures ---------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import numpy as np
 from markupsafe import Markup
 
 from attcl_cli.errors import counted, visible
-from attcl_cli.report import pictures
-from attcl_cli.report.pictures import DASH, Array
+from attcl_cli.report.pictures import Array
+from attcl_cli.report.rounding import DASH, number
 from attcl_cli.report.sections import Curve, Distribution
 
 # In pixels; a chart takes a column of the page, or, if that is too narrow, all three.
@@ -124,7 +124,7 @@ def _without_value(distribution: Distribution) -> str:
 
 
 def _median(values: Array) -> str:
-    return pictures.number(float(np.median(values))) if values.size else DASH
+    return number(float(np.median(values))) if values.size else DASH
 
 
 def curve_plot(curve: Curve, name: str) -> Markup:
@@ -171,7 +171,7 @@ def curve_plot(curve: Curve, name: str) -> Markup:
             f'<g class="line line-{place % _LINE_KINDS}"><title>{_escape(label)}</title>{drawn}</g>'
         )
     ends = "; ".join(
-        f"{label}: {pictures.number(each[-1, 1])} at {each[-1, 0]:g}"
+        f"{label}: {number(each[-1, 1])} at {each[-1, 0]:g}"
         for label, each in finite.items()
         if len(each)
     )
@@ -207,7 +207,7 @@ def _legend(curve: Curve) -> str:
         for place, label in enumerate(curve.lines)
     ]
     keys += [
-        f'<i class="level"></i>{_escape(label)} {pictures.number(value)}'
+        f'<i class="level"></i>{_escape(label)} {number(value)}'
         for label, value in curve.level.items()
     ]
     spans = "".join(f"<span>{key}</span>" for key in keys)

@@ -15,6 +15,7 @@ from attcl_cli.errors import counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
+from attcl_cli.report.rounding import number
 from attcl_cli.report.sections import (
     BoxPlots,
     CaseTable,
@@ -192,8 +193,7 @@ def _worst(ranked: Sequence[_Key], scores: Mapping[_Key, Mapping[str, float]]) -
     for case, source, modality in ranked[:1]:
         label, value = next(iter(scores.get((case, source, modality), {}).items()), ("", math.nan))
         if not math.isnan(value):
-            number = pictures.number(value)
-            return {"worst": f"{modality} of {case} from {source}, {label} {number}"}
+            return {"worst": f"{modality} of {case} from {source}, {label} {number(value)}"}
     return {}
 
 
@@ -279,7 +279,7 @@ def _cell(figure: Figure) -> Cell:
         return math.inf
     if math.isnan(figure.sd):
         return figure.mean
-    mean = pictures.number(figure.mean)
+    mean = number(figure.mean)
     decimals = len(mean.partition(".")[2])
     return f"{mean} \u00b1 {figure.sd:.{decimals}f}"
 

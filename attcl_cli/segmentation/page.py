@@ -19,10 +19,10 @@ from attcl_cli.data.labels import CONVENTIONS, REGIONS, mask_of, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, counted, some
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.report import pictures
 from attcl_cli.report.niivue import of_block
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.pictures import Panel, Tile
+from attcl_cli.report.rounding import number
 from attcl_cli.report.sections import (
     BoxPlots,
     CaseTable,
@@ -240,7 +240,7 @@ def _worst(ranked: Sequence[str], scores: Scores) -> dict[str, str]:
     key = (*ranked[:1], _ranking_input(scores), _WHOLE, "dice")
     for row in scores.rows:
         if (row.case, row.input, row.region, row.metric) == key and not math.isnan(row.value):
-            return {"worst": f"{row.case}, Dice {pictures.number(row.value)} ({row.input})"}
+            return {"worst": f"{row.case}, Dice {number(row.value)} ({row.input})"}
     return {}
 
 
@@ -369,7 +369,7 @@ def _score_rows(figures: Sequence[Figure], suffix: str) -> list[dict[str, Cell]]
 def _mean_and_sd(figure: Figure) -> Cell:
     if math.isnan(figure.sd):
         return figure.mean
-    mean = pictures.number(figure.mean)
+    mean = number(figure.mean)
     return f"{mean} \u00b1 {figure.sd:.{len(mean.partition('.')[2])}f}"
 
 

@@ -22,6 +22,7 @@ from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.slices import build
 from attcl_cli.data.volume_statistics import NAMES, describe_store
 from attcl_cli.methods.weights import Weights, load_method, save_weights
+from attcl_cli.report import rounding
 
 CASES = 6
 
@@ -173,6 +174,8 @@ def test_the_side_car_says_it_and_weights_without_statistics_say_nothing(
             "distance": doubt.distance,
             "far": False,
         }
+        shown = tuple(float(rounding.number(it)) for it in (doubt.disagreement, doubt.distance))
+        assert shown == (doubt.disagreement, doubt.distance)  # the page says the same
     silent = replace(weights, info=replace(weights.info, training_statistics={}))
     nothing = doubts(root, tmp_path / "silent", silent, mirror=False)
     assert set(nothing.values()) == {Doubt()}

@@ -14,6 +14,7 @@ from helpers import fingerprint
 from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.originals import folders_of
+from attcl_cli.data.suggested import complete_images
 from attcl_cli.errors import AttclError, UsageError
 
 NAMES = ("Phantom_00000", "Phantom_00001")
@@ -128,10 +129,45 @@ def test_the_command_line_reads_images_and_points_to_them(files, trained_run, at
     code, _, err = attcl("complete", "--image", "flair", *options)
     assert code == 2 and "expected MODALITY=FILE" in err
     code, _, err = attcl("complete", "flair-0.nii.gz", *options)
-    assert code == 2 and "complete --image MODALITY=flair-0.nii.gz --target MODALITY -o out" in err
+    assert code == 2
+    assert "for this image: attcl complete --image flair=flair-0.nii.gz -o out; " in err
+    code, _, err = attcl("complete", "flair-0.nii.gz", "x/t1-0.nii.gz", *options)
+    images = "--image flair=flair-0.nii.gz --image t1=x/t1-0.nii.gz"
+    assert code == 2 and f"for these images: attcl complete {images} -o out; " in err
     code, _, err = attcl("complete", "x", *options)
     assert code == 2 and "this folder: attcl complete -i x -o out" in err
     code, _, err = attcl("complete", "nowhere", *options)
     assert code == 2 and "-o out" not in err
     code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)
-    assert code == 1 and "attcl complete --image MODALITY=flair-0.nii.gz" in err
+    assert code == 1 and "attcl complete --image flair=flair-0.nii.gz -o out; " in err
+
+
+@pytest.mark.parametrize(
+    ("names", "modalities"),
+    [
+        (["BraTS2021_00006_t1ce.nii.gz"], ["t1ce"]),
+        (["BraTS-GLI-00000-000-t2f.nii.gz"], ["flair"]),
+        (["sub-01_ce-gadolinium_T1w.nii.gz"], ["t1ce"]),
+        (["BraTS2021_00006_seg.nii.gz", "scan.nii"], ["MODALITY", "MODALITY"]),
+        (["a_t1.nii.gz", "b_t1.nii.gz", "flair.nii.gz"], ["MODALITY", "MODALITY", "flair"]),
+    ],
+)
+def test_the_command_for_images_names_a_modality_that_the_name_tells(names, modalities):
+    command = complete_images([Path(name) for name in names])
+    images = [f"--image {it}={name}" for name, it in zip(names, modalities, strict=True)]
+    assert command.startswith(f"attcl complete {' '.join(images)} -o out")
+    assert ("MODALITY is one of flair, t1, t1ce, t2" in command) == ("MODALITY" in modalities)
+
+
+def test_an_error_names_options_as_they_were_typed(files, phantom_root, attcl):
+    folder = phantom_root / NAMES[0]
+    inside = folder / "out"
+    message = f": {inside} lies inside {folder}, expected a folder outside of the originals"
+    _, _, err = attcl("complete", "-i", folder, "-o", inside)
+    assert err.startswith(f"error: -o{message}") and "choose another -o, such as" in err
+    assert attcl("complete", "--ori", folder, "--cpl", inside)[2].startswith(
+        f"error: --cpl{message}"
+    )
+    image = ("--image", "flair=flair-0.nii.gz")
+    assert "error: --image: given with -i x," in attcl("complete", *image, "-i", "x")[2]
+    assert "given with --ori x," in attcl("complete", *image, "--ori", "x", "-o", "out")[2]

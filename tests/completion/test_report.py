@@ -108,6 +108,19 @@ def test_the_largest_distance_comes_first_and_what_is_far_is_named(arguments):
     assert "1 case unlike the training data (Phantom_00001): check these first." in text
 
 
+def test_figures_of_doubt_are_rounded_once(arguments):
+    """Not to 0.87 first and then to 0.870."""
+    complete(**arguments)
+    set_doubt(arguments["cpl"], phantom_file(1, "t1"), disagreement=0.0126, distance=0.8734)
+    (arguments["cpl"] / "report.html").unlink()
+    page = complete(**arguments).page
+    first = data_of(page)["panels"][0]["scores"]
+    assert {it["name"]: it["value"] for it in first} == {
+        "disagreement": "0.013",
+        "distance": "0.873",
+    }
+
+
 def test_only_so_many_volumes_are_read_for_pictures(arguments, monkeypatch):
     complete(**arguments)
     (arguments["cpl"] / "report.html").unlink()

@@ -151,4 +151,27 @@ def test_of_a_single_case_all_is_made_that_the_weights_can_make(gappy, trained_r
     code, out, err = attcl("complete", "--ori", root, "-w", trained_run, "-n", "--json")
     assert code == 0, err
     assert [job["targets"] for job in json.loads(out)["jobs"]] == [["flair", "t1ce"]]
-    assert "the case has no flair, t1ce: complete makes what its weights" in attcl("info", root)[1]
+
+
+def test_info_counts_as_missing_what_a_single_case_lacks_and_names_the_command(
+    gappy, attcl, elsewhere, monkeypatch
+):
+    root: Path = gappy()
+    for case in open_dataset(root).cases[1:]:
+        shutil.rmtree(root / case.id)
+    out = attcl("info", root)[1]
+    rows = [line.split() for line in out.splitlines()]
+    for row in ("flair 0 1", "t1 1 0", "t1ce 0 1", "t2 1 0"):
+        assert row.split() in rows
+    command = f"attcl complete -i {root} -o out"
+    assert f"missing: flair, t1ce; what the weights can make: {command}" in out
+    content = json.loads(attcl("info", root, "--json")[1])
+    assert content["patterns"] == [{"missing": ["flair", "t1ce"], "cases": 1}]
+    assert content["absent"] == []
+    monkeypatch.chdir(root)  # where out/ would lie among the originals
+    assert f"attcl complete -i . -o {root}-attcl" in attcl("info", ".")[1]
+
+
+def test_info_of_a_whole_case_names_no_command(phantom_root, attcl):
+    out = attcl("info", phantom_root / "Phantom_00000")[1]
+    assert "missing: nothing\n" in out and "attcl complete" not in out

@@ -22,6 +22,13 @@ HTMLCanvasElement.prototype.getContext = function (kind, ...more) {
 """
 
 
+NO_FRAMES = """
+const held = [], frame = requestAnimationFrame.bind(window);
+window.requestAnimationFrame = (draw) => held.push(draw);
+window.release = () => { window.requestAnimationFrame = frame; held.forEach(frame); };
+"""
+
+
 def head(case: str) -> pictures.Panel:
     """Return a ball whose right side (of the patient) is bright, with a tumour in the dark part."""
     shape = (24, 40, 32)
@@ -89,6 +96,27 @@ def test_every_volume_is_drawn_and_what_is_synthetic_is_marked(tab):
     assert captions == ["flair, source", "t1\nSYNTHETIC"]
     for place in range(2):
         assert (pixels(tab, place).sum(axis=2) > 300).mean() > 0.05  # the bright half
+
+
+def test_a_volume_that_is_not_yet_drawn_says_so_instead_of_being_black(browser_with_webgl, address):
+    opened = browser_with_webgl.new_page(viewport={"width": 1366, "height": 1600})
+    opened.set_default_timeout(60_000)
+    opened.add_init_script(NO_FRAMES)
+    opened.goto(address)
+    figures = opened.locator("#niivue-volumes figure.waiting")
+    figures.nth(1).wait_for()
+    assert opened.locator("#niivue-volumes figcaption").all_inner_texts() == [
+        "flair, source", "t1\nSYNTHETIC",
+    ]  # fmt: skip
+    for place in range(2):
+        written = pixels(opened, place).max(axis=2) < 150
+        top, bottom = np.split(written[:-12], [len(written) // 5])  # but for round corners
+        assert 0.0005 < top.mean() < 0.02 and not bottom.any()  # a word at the top
+    opened.evaluate("release()")
+    opened.locator("#niivue-keys").wait_for()
+    assert figures.count() == 0
+    assert (pixels(opened, 1).sum(axis=2) > 300).mean() > 0.05
+    opened.close()
 
 
 def test_the_right_of_the_patient_is_on_the_left_as_in_the_slices(tab):

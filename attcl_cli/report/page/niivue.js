@@ -55,6 +55,8 @@
       element("keys").hidden = false;
       say("");
     } catch (error) {
+      box.replaceChildren();
+      element("controls").hidden = element("regions").hidden = true;
       say("NiiVue did not start (" + error.message + "). The slices above show the same volumes.");
     }
   }
@@ -77,11 +79,16 @@
 
   // A volume and its regions.
 
-  async function makeView() {
+  function makeView() {
     const figure = make("figure"), frame = make("div"), canvas = make("canvas");
     frame.append(canvas);
     figure.append(frame, make("figcaption"));
     box.append(figure);
+    return { figure, canvas, volume: null, viewer: null };
+  }
+
+  // Without a graphics card, its programs take seconds to compile, and nothing else happens then.
+  async function attach({ figure, canvas }) {
     const viewer = new niivue.Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [1, 0.6, 0.1, 0.8], crosshairWidth: 0.6, crosshairWidthUnit: "percent", dragAndDropEnabled: false,
       dragMode: niivue.DRAG_MODE.measurement, isRadiologicalConvention: true, loadingText: "", logLevel: "error",
@@ -105,24 +112,32 @@
     COLOURS.forEach(([red, green, blue], place) => viewer.addColormap("region" + place, {
       R: [red, red], G: [green, green], B: [blue, blue], A: [0, 255], I: [0, 255],
     }));
-    return { figure, canvas, viewer };
+    return viewer;
   }
 
   const read = (file, options) => niivue.NVImage.loadFromBase64({
     base64: data.files[file], cal_min: 0, colorbarVisible: false, ...options,
   });
 
-  async function fill({ figure, canvas, viewer }, volume) {
+  // A figure says that it waits until its volume is drawn: WebGL alone would leave it black.
+  function announce(view, volume) {
+    const { figure, canvas } = view;
+    view.volume = volume;
     figure.hidden = !volume;
     if (!volume) return;
     const synthetic = volume.kind === "synthetic";
-    figure.className = volume.kind;
+    figure.className = volume.kind + " waiting";
     const caption = figure.querySelector("figcaption");
     caption.replaceChildren(make("span", volume.caption));
     if (synthetic) caption.append(make("b", "SYNTHETIC", "badge"));
     canvas.setAttribute("role", "application");
     canvas.setAttribute("aria-label",
       volume.caption + (synthetic ? ", synthetic" : "") + ": whole volume with a crosshair");
+  }
+
+  async function fill(view) {
+    const { figure, volume } = view;
+    const viewer = view.viewer ??= await attach(view);
     for (const old of [...viewer.volumes].reverse()) viewer.removeVolume(old);
     viewer.addVolume(await read(volume.file, {
       name: "volume.nii.gz", colormap: "gray", cal_max: 255,
@@ -136,7 +151,12 @@
     viewer.setSliceType(niivue.SLICE_TYPE[plane]);
     viewer.scene.crosshairPos = viewer.mm2frac(panel.start);
     viewer.setPan2Dxyzmm([0, 0, 0, 1]);
+    viewer.drawScene();
+    await onScreen();
+    figure.classList.remove("waiting");
   }
+
+  const onScreen = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
   // One after the other: a click while volumes are read waits for them.
   function show(next) {
@@ -152,8 +172,10 @@
     box.dataset.count = panel.volumes.length;
     element("regions").replaceChildren(...panel.regions.map(makeSwitch));
     element("regions").hidden = !panel.regions.length;
-    while (views.length < panel.volumes.length) views.push(await makeView());
-    for (const [place, view] of views.entries()) await fill(view, panel.volumes[place]);
+    while (views.length < panel.volumes.length) views.push(makeView());
+    for (const [place, view] of views.entries()) announce(view, panel.volumes[place]);
+    await onScreen();
+    for (const view of shown()) await fill(view);
     const viewers = shown().map((view) => view.viewer);
     for (const viewer of viewers) viewer.broadcastTo(viewers, { "2d": true, "3d": true });
     element("place").textContent = placeOf(panel.start);
@@ -169,7 +191,8 @@
     input.addEventListener("change", () => {
       hidden[input.checked ? "delete" : "add"](region.name);
       const place = 1 + panel.regions.indexOf(region);
-      for (const { viewer } of shown()) viewer.setOpacity(place, input.checked ? OPACITY : 0);
+      for (const { viewer } of shown())
+        if (viewer?.volumes[place]) viewer.setOpacity(place, input.checked ? OPACITY : 0);
     });
     const colour = document.createElement("i");
     colour.style.borderColor = "rgb(" + COLOURS[region.colour].join(" ") + ")";
@@ -183,7 +206,7 @@
   function setPlane(next) {
     plane = next;
     press(element("planes"), plane);
-    for (const { viewer } of views) viewer.setSliceType(niivue.SLICE_TYPE[plane]);
+    for (const { viewer } of views) viewer?.setSliceType(niivue.SLICE_TYPE[plane]);
   }
 
   function placeOf(mm) {
