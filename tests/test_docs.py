@@ -56,6 +56,7 @@ OTHER_OPTIONS = {
         "--configfile",
         "--cores",
         "--workflow-profile",
+        "--resources",
         "--unlock",
         "--head",
         "--address",

@@ -15,7 +15,7 @@ from plan import Study
 from results import Results
 from scipy import stats
 from table import Table
-from tables import REGION
+from tables import REGION, ssim_of_cases
 
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.splits import open_truth, read_splits
@@ -133,6 +133,15 @@ def dice_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[s
         for name, model in study.file.methods.items()
         if (cell, name, REGION, "dice") in results.cases
     }
+
+
+def similarity_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[str, float]]:
+    """Return title -> case -> SSIM in the brain of the completed volumes, of all methods of a cell."""
+    values = {
+        model.title or name: ssim_of_cases(results, cell, name)
+        for name, model in study.file.methods.items()
+    }
+    return {title: by_case for title, by_case in values.items() if by_case}
 
 
 def patients(study: Study, results: Results, cell: str) -> tuple[list[Panel], list[str]]:

@@ -1,7 +1,8 @@
 """What the AttCL-GAN paper says of orderings, and what a study shows of each: holds, does not hold, cannot be told.
 
 A claim about cases rests on paired intervals, one about distances of sets on all seeds agreeing. Nothing is claimed
-from a single seed of a distance, from an interval that holds 0, or from fewer than 6 cases.
+from a single seed of a distance, from an interval that holds 0, or from fewer than 6 cases. No claim holds before all
+of its comparisons are there; one of them is enough to contradict it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Claim:
 
 
 def claims(study: Study, results: Results) -> list[Claim]:
-    """Return every claim that a study can say something about."""
+    """Return every claim that a study asks about, whether or not it has results of it yet."""
     reference = study.file.reference
+    segments = study.file.segment is not None
     found: list[Claim] = []
     for dataset in study.file.datasets:
         for ratio in study.file.ratios:
@@ -52,27 +54,30 @@ def claims(study: Study, results: Results) -> list[Claim]:
                 def gap(one: str, two: str, cells: Sequence[str] = cells) -> Value | None:
                     return paired(results, cells, one, two)
 
-                base = _named(study, "stargan-v2")
-                found += _by_case(
-                    f"Each addition to StarGAN v2 helps segmentation (5.2); {place}",
-                    {
-                        title: gap(name, base)
-                        for part, title in PARTS.items()
-                        if base and (name := _named(study, part))
-                    },
-                )
-                found += _by_case(
-                    f"Completion is better than one modality alone (5.1.2 i); {place}",
-                    {"difference": gap(reference, study.file.without)},
-                )
-                found += _by_case(
-                    f"The reference method is better than every other (5.1.2 v); {place}",
-                    {
-                        f"than {name}": gap(reference, name)
-                        for name in study.methods
-                        if name != reference
-                    },
-                )
+                if segments:
+                    base = _named(study, "stargan-v2")
+                    found += _by_case(
+                        f"Each addition to StarGAN v2 helps segmentation (5.2); {place}",
+                        {
+                            title: gap(_named(study, part), base)
+                            for part, title in PARTS.items()
+                            if base
+                        },
+                    )
+                    found += _by_case(
+                        f"Completion is better than one modality alone (5.1.2 i); {place}",
+                        {"difference": gap(reference, study.file.without)},
+                    )
+                    found += _by_case(
+                        f"The reference method is better than every other (5.1.2 v); {place}",
+                        {
+                            f"than {name}": gap(reference, name)
+                            for name in study.methods
+                            if name != reference
+                        },
+                    )
+                if "fid" not in study.file.metrics or not study.file.methods[reference].directions:
+                    continue
                 found += _by_direction(
                     f"FLAIR to T2 is the easiest direction, FLAIR to T1ce the hardest (5.1.1 vi); {place}",
                     results,
@@ -95,7 +100,8 @@ def claims(study: Study, results: Results) -> list[Claim]:
                         for direction in (f"flair->{name}", f"{name}->flair")
                     ),
                 )
-        found += _by_scenario(study, results, dataset, reference)
+        if segments:
+            found += _by_scenario(study, results, dataset, reference)
     return found
 
 
@@ -110,13 +116,20 @@ def sign_of(value: Value) -> int:
 
 
 def _by_case(words: str, gaps: dict[str, Value | None]) -> list[Claim]:
-    """Return the claim that all of these differences are above 0; none if nothing is known."""
-    known = {name: value for name, value in gaps.items() if value is not None}
-    if not known:
+    """Return the claim that all of these differences are above 0; none if the study has no such difference.
+
+    Args:
+        words: of the claim.
+        gaps: name -> difference; None: there is no result of it, so that the claim does not hold yet.
+    """
+    if not gaps:
         return []
-    signs = {sign_of(value) for value in known.values()}
+    signs = {0 if value is None else sign_of(value) for value in gaps.values()}
     verdict = HOLDS if signs == {1} else FAILS if -1 in signs else OPEN
-    evidence = "; ".join(f"{name} {value.text} (n {value.n})" for name, value in known.items())
+    evidence = "; ".join(
+        f"{name}: no result" if value is None else f"{name} {value.text} (n {value.n})"
+        for name, value in gaps.items()
+    )
     return [Claim(words, verdict, f"Dice: {evidence}")]
 
 
@@ -146,9 +159,10 @@ def _by_direction(
                 OPEN if len(known) < _TWO or len(agree) > 1 else HOLDS if True in agree else FAILS
             )
             one = ", ".join(f"{direction} {value:.1f}" for direction, value in known[0].items())
-            why = " (one seed)" if len(known) < _TWO else ""
+            why = f" ({len(known)} of {len(cells)})" if len(known) < len(cells) else ""
+            why = " (one seed)" if len(known) < _TWO else why
             return [Claim(words, verdict, f"{METRICS[metric].title}, first seed{why}: {one}")]
-    return []
+    return [Claim(words, OPEN, "No seed has a result of all of these directions")]
 
 
 def _by_scenario(study: Study, results: Results, dataset: str, name: str) -> list[Claim]:

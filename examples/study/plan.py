@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from attcl_cli.documents import validated
 from attcl_cli.errors import AttclError
+from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.scoring.metrics import METRICS
 
@@ -214,6 +216,16 @@ class Study:
             for seed in file.seeds
         ]
         self._cells = {cell.name: cell for cell in self.cells}
+
+    @property
+    def record(self) -> Path:
+        """Return the file that holds the study as it is run."""
+        return self.root / "study.yaml"
+
+    def keep(self) -> None:
+        """Write that file: what the YAML file says, with what the command line changed."""
+        text = yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
+        write_whole(self.record, text.encode())
 
     @property
     def methods(self) -> tuple[str, ...]:

@@ -1,20 +1,29 @@
-"""Write the tables of a study, `tables/*.csv|md|tex`, and its page, `study.html`, from what its jobs have left.
+"""Write the tables of a study, `tables/*.csv|md|tex`, its page, `study.html`, and all tables as one text, `study.md`.
 
-    python examples/study/report.py examples/study/phantom.yaml
+    python examples/study/report.py study-phantom/study.yaml
 
-Snakemake calls it at the end, also if jobs failed: the page then names what is missing, and why.
+Made from what its jobs have left. Snakemake calls it at the end, also if jobs failed: page and text then name what is
+missing, and why.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from charts import critical_difference, dice_of_cases, figure_3, layers_png, patients
-from claims import LEAST_CASES, claims, sign_of
-from plan import Study, read_study
+from charts import (
+    critical_difference,
+    dice_of_cases,
+    figure_3,
+    layers_png,
+    patients,
+    similarity_of_cases,
+)
+from claims import LEAST_CASES, Claim, claims, sign_of
+from plan import Study, Training, read_study
 from results import Results, as_text, collect, published, runs_of
 from table import Table, as_csv, as_latex, as_markdown
 from tables import REGION, all_tables
@@ -29,6 +38,13 @@ from attcl_cli.training.report import read_statistics
 
 _HERE = Path(__file__).resolve().parent
 _SHOWN_MISSING = 200
+_MISSING = "What is missing"
+_CLAIMS = "What the paper claims, and what this study shows"
+_HOW_CLAIMED = (
+    "Claims about Dice rest on paired 95 % intervals over the test cases, of which there must be "
+    f"{LEAST_CASES} or more; those about distances of sets on two or more seeds that agree. "
+    "No claim holds before all of its comparisons are there."
+)
 
 
 def main() -> int:
@@ -59,22 +75,81 @@ def write_study(study: Study) -> int:
     for table in tables:
         for ending, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
             write_whole(folder / f"{table.name}.{ending}", render(table).encode())
-    write_page(study.root / "study.html", _page(study, results, tables))
+    claimed = claims(study, results)
+    text = _document(study, results, tables, claimed)
+    write_whole(study.root / "study.md", text.encode("utf-8", "replace"))
+    write_page(study.root / "study.html", _page(study, results, tables, claimed))
     return len(results.missing)
 
 
-def _page(study: Study, results: Results, tables: list[Table]) -> Page:
+def _document(study: Study, results: Results, tables: list[Table], claimed: Sequence[Claim]) -> str:
+    """Return everything but pictures as Markdown, below a heading of the second level: for a page of many studies."""
+    file = study.file
+    versions = {
+        f"attcl {run.get('attcl_version')}, torch {run.get('torch_version')}, {run.get('device')}"
+        for run in runs_of(study, results)
+    }
+    segment = "none" if file.segment is None else _as_options(file.segment)
+    parts = [
+        f"## {file.title}",
+        _verdict(study, tables),
+        "\n".join(
+            [
+                f"- Training: {_as_options(file.train)}; steps and minutes of each method stand in the last table.",
+                f"- Segmentation: {segment}.",
+                f"- Seeds: {', '.join(map(str, file.seeds))}. Jobs that are done: {_done(study, results)}.",
+                f"- Machine: {'; '.join(sorted(versions)) or 'no training is done'}.",
+            ]
+        ),
+        f"### {_CLAIMS}",
+        _grid(
+            ("claim", "verdict", "evidence"),
+            [(it.words, f"**{it.verdict}**", it.evidence) for it in claimed],
+        ),
+        _HOW_CLAIMED,
+        *(as_markdown(table) for table in tables),
+    ]
+    if results.missing:
+        rows = [
+            (it.cell, f"{it.stage} {it.of}".strip(), it.reason)
+            for it in results.missing[:_SHOWN_MISSING]
+        ]
+        parts += [f"### {_MISSING}", _grid(("cell", "job", "why"), rows), _not_shown(results)]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _as_options(training: Training) -> str:
+    """Return common options of training as code."""
+    return f"`{' '.join(training.arguments)}`"
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; "" without a row."""
+    lines = [head, ["---"] * len(head), *rows] if rows else []
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
+
+
+def _done(study: Study, results: Results) -> str:
     jobs = sum(1 for _ in study.jobs())
-    done = jobs - len(results.missing)
-    claimed = claims(study, results)
+    return f"{jobs - len(results.missing)} of {jobs}"
+
+
+def _not_shown(results: Results) -> str:
+    missing = len(results.missing)
+    return f"The first {_SHOWN_MISSING} of {missing}." if missing > _SHOWN_MISSING else ""
+
+
+def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence[Claim]) -> Page:
     shown = _first_cell(results)
     pictured, unread = patients(study, results, shown) if shown else ([], [])
     return Page(
         study.file.title,
-        verdict=_verdict(tables)
+        verdict=_verdict(study, tables)
         + (f" {counted(len(results.missing), 'job')} missing." if results.missing else ""),
         facts={
-            "jobs": f"{done} of {jobs}",
+            "jobs": _done(study, results),
             "methods": str(len(study.methods)),
             "seeds": str(len(study.file.seeds)),
             "attcl": __version__,
@@ -90,21 +165,18 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
                 "The slice with most brain of each patient; each volume in its own window, as the scores see it.",
             ),
             sections.Table(
-                "What is missing",
+                _MISSING,
                 [
                     {"cell": it.cell, "job": f"{it.stage} {it.of}".strip(), "why": it.reason}
                     for it in results.missing[:_SHOWN_MISSING]
                 ],
-                f"The first {_SHOWN_MISSING} of {len(results.missing)}."
-                if len(results.missing) > _SHOWN_MISSING
-                else "",
+                _not_shown(results),
             ),
             Text(
-                "What the paper claims, and what this study shows",
+                _CLAIMS,
                 [
                     *(f"{it.words}: {it.verdict.upper()}. {it.evidence}." for it in claimed),
-                    "Claims about Dice rest on paired 95 % intervals over the test cases, of which there must be "
-                    f"{LEAST_CASES} or more; those about distances of sets on two or more seeds that agree.",
+                    *([_HOW_CLAIMED] if claimed else []),
                 ],
             ),
             *(_shown(table) for table in tables),
@@ -145,18 +217,19 @@ def _page(study: Study, results: Results, tables: list[Table]) -> Page:
             *unread,
         ],
         files=[
-            f"tables/{table.name}.{ending}" for table in tables for ending in ("csv", "md", "tex")
+            "study.md",
+            *(f"tables/{it.name}.{ending}" for it in tables for ending in ("csv", "md", "tex")),
         ],
     )
 
 
-def _verdict(tables: list[Table]) -> str:
+def _verdict(study: Study, tables: list[Table]) -> str:
     """Return what the largest question came to: whether completion is better than one modality alone."""
+    if study.file.segment is None:
+        return "No segmenter is part of this study."
     table = next((it for it in tables if it.name == "table-3-differences"), None)
-    if table is None:
-        return "No segmenter was scored."
     words = []
-    for labels, values in table.rows.items():
+    for labels, values in table.rows.items() if table is not None else ():
         if labels[-1] == "w/o DA":
             for column, value in values.items():
                 way = {-1: "worse than", 1: "better than"}.get(
@@ -166,7 +239,8 @@ def _verdict(tables: list[Table]) -> str:
                     f"{labels[1]}, training cases {column}: one modality alone is {way} the completed dataset "
                     f"(Dice {value.text}, {counted(value.n, 'case')})"
                 )
-    return f"{'; '.join(words)}." if words else "No segmenter was scored."
+    unknown = "One modality alone and the completed dataset cannot be compared: their segmenters are missing."
+    return f"{'; '.join(words)}." if words else unknown
 
 
 def _shown(table: Table) -> sections.Table:
@@ -201,13 +275,19 @@ def _boxes(study: Study, results: Results) -> list[Distribution]:
 
 
 def _images(study: Study, results: Results, tables: list[Table]) -> list[Images]:
-    images = {}
-    for cell in study.cells:
-        drawn = critical_difference(dice_of_cases(study, results, cell.name))
-        if drawn is not None:
-            picture, words = drawn
-            images[f"{cell.name}. {words}"] = picture
-    found = [Images("Methods ranked by Dice of the whole tumour", images)] if images else []
+    found = []
+    for what, values_of in (
+        ("SSIM of completed volumes, in the brain", similarity_of_cases),
+        ("Dice of the whole tumour", dice_of_cases),
+    ):
+        images = {}
+        for cell in study.cells:
+            drawn = critical_difference(values_of(study, results, cell.name))
+            if drawn is not None:
+                picture, words = drawn
+                images[f"{cell.name}. {words}"] = picture
+        if images:
+            found.append(Images(f"Methods ranked by {what}", images))
     table = next((it for it in tables if it.name == "figure-4-layers"), None)
     picture = layers_png(table) if table is not None else None
     return found + (

@@ -54,6 +54,7 @@ class Cost:
         seconds: in all of its parts.
         memory_mb: most memory of its last part on the host; None if nobody measured it.
         gpu_mb: most memory of its last part on a GPU, of a training; None without one.
+        steps: of a training.
         device: of its networks; "" without.
     """
 
@@ -61,6 +62,7 @@ class Cost:
     memory_mb: float | None = None
     device: str = ""
     gpu_mb: float | None = None
+    steps: int | None = None
 
 
 @dataclass
@@ -200,7 +202,8 @@ def _cost(study: Study, cell: str, stage: str, of: str) -> Cost:
     seconds = record.get("seconds_in_all") or record.get("seconds") or 0.0
     table = study.done(cell, stage, of).with_suffix(".tsv")
     device = str(record.get("device") or "")
-    return Cost(float(seconds), _memory(table), device, record.get("gpu_memory_mb"))
+    steps = (record.get("config") or {}).get("steps") if stage == "train" else None
+    return Cost(float(seconds), _memory(table), device, record.get("gpu_memory_mb"), steps)
 
 
 def _memory(table: Path) -> float | None:

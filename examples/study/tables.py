@@ -6,7 +6,7 @@ A cell is the mean over seeds of the mean over cases, with the deviation of the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, stdev
 
@@ -26,6 +26,11 @@ PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
 """Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
 _PUBLISHED = "published (other data)"
 _GPU = "GPU memory, MB"
+_INTERVAL = (
+    "Mean of the paired differences over test cases, those of several seeds averaged first, with its 95 % interval "
+    "(percentiles of a paired bootstrap, 10,000 draws). An interval without 0 is no chance of these cases; other cases "
+    "and other trainings are another matter."
+)
 _MEMORY = "Memory is that of the process on the host; that of a GPU has a column of its own."
 
 
@@ -48,6 +53,7 @@ def all_tables(
         layers(study, results),
         small_data(study, results),
         completed(study, results, published),
+        completed_differences(study, results),
         costs(study, results),
     ]
     seeds = len(study.file.seeds)
@@ -216,29 +222,24 @@ def small_data(study: Study, results: Results) -> Table:
     """Return section 5.5 of AttCL-GAN: what is lost with fewer training cases."""
     rows: dict[tuple[str, ...], dict[str, Value]] = {}
     columns: dict[str, Column] = {}
-    most = 0
     whole, *parts = study.file.subsets
     for part in parts:
         for dataset, ratio, cells in _scenarios(study, whole):
             fewer = [_other(study, cell, part) for cell in cells]
             for name in (study.file.without, *study.methods, REAL):
                 for metric, definition in SEGMENT.items():
-                    gaps = [
-                        _mean(results.cases.get((less, name, REGION, metric), {}))
-                        - _mean(results.cases.get((cell, name, REGION, metric), {}))
+                    value = _paired(
+                        (
+                            results.cases.get((less, name, REGION, metric), {}),
+                            results.cases.get((cell, name, REGION, metric), {}),
+                        )
                         for cell, less in zip(cells, fewer, strict=True)
-                    ]
-                    known = [gap for gap in gaps if not math.isnan(gap)]
-                    if known:
+                    )
+                    if value is not None:
                         better = 1 if definition.higher_is_better else -1
                         columns.setdefault(metric, Column(metric, better))
                         labels = (dataset, ratio, f"{part} instead of {share_name(whole)}", name)
-                        n = max(
-                            len(results.cases.get((cell, name, REGION, metric), {}))
-                            for cell in cells
-                        )
-                        most = max(most, n)
-                        rows.setdefault(labels, {})[metric] = _over_seeds(known, n)
+                        rows.setdefault(labels, {})[metric] = value
     return Table(
         "section-5.5-small-data",
         "Section 5.5. Segmentation with fewer training cases: the difference",
@@ -246,7 +247,7 @@ def small_data(study: Study, results: Results) -> Table:
         list(columns.values()),
         _titled(study, rows),
         group=3,
-        notes=_few(most),
+        notes=[_INTERVAL, *_few(_most(rows))],
     )
 
 
@@ -279,7 +280,7 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
         notes=[
             "Completed volumes of the test cases beside the held-out ones. The whole volume is mostly background, "
             "so all values are high; scores.csv has the brain alone.",
-            *_few(max((it.n for row in rows.values() for it in row.values()), default=0)),
+            *_few(_most(rows)),
         ],
         unmarked=frozenset({COPY}),
     )
@@ -288,27 +289,34 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
 def differences(study: Study, results: Results) -> Table:
     """Return how each input differs from the reference method in Dice, case by case, with its interval."""
     reference = study.file.reference
-    rows: dict[tuple[str, ...], dict[str, Value]] = {}
-    columns: dict[str, Column] = {}
-    for subset in study.file.subsets:
-        for dataset, ratio, cells in _scenarios(study, subset):
-            for name in (study.file.without, INCOMPLETE, *study.methods, REAL):
-                value = paired(results, cells, name, reference)
-                if name != reference and value is not None:
-                    columns.setdefault(share_name(subset), Column(share_name(subset)))
-                    rows.setdefault((dataset, ratio, name), {})[share_name(subset)] = value
-    return Table(
-        "table-3-differences",
-        f"Dice of the whole tumour: the difference from {_title(study, reference)}",
-        ("dataset", "ratio", "input"),
-        list(columns.values()),
-        _titled(study, rows),
-        notes=[
-            "Mean of the paired differences over test cases, those of several seeds averaged first, with its 95 % "
-            "interval (percentiles of a paired bootstrap, 10,000 draws). An interval without 0 is no chance of these "
-            "cases; other cases and other trainings are another matter.",
-            *_few(max((value.n for row in rows.values() for value in row.values()), default=0)),
-        ],
+    return _compared_with_reference(
+        study,
+        [study.file.without, INCOMPLETE, *study.methods, REAL],
+        lambda cells, name: paired(results, cells, name, reference),
+        name="table-3-differences",
+        title="Dice of the whole tumour",
+        label="input",
+    )
+
+
+def completed_differences(study: Study, results: Results) -> Table:
+    """Return how each method differs from the reference method in SSIM, case by case, with its interval."""
+    reference = study.file.reference
+
+    def gap(cells: Sequence[str], name: str) -> Value | None:
+        of, prediction = (reference, COPY) if name == COPY else (name, SYNTHETIC)
+        return _paired(
+            (ssim_of_cases(results, cell, of, prediction), ssim_of_cases(results, cell, reference))
+            for cell in cells
+        )
+
+    return _compared_with_reference(
+        study,
+        [*study.methods, COPY],
+        gap,
+        name="plave-table-1-differences",
+        title="SSIM of completed volumes, in the brain",
+        label="method",
     )
 
 
@@ -327,12 +335,15 @@ def costs(study: Study, results: Results) -> Table:
             gpu = [cost.gpu_mb for cost in taken if cost.gpu_mb is not None]
             if gpu:
                 row[f"{stage}, GPU, MB"] = Value(max(gpu))
+            steps = [cost.steps for cost in taken if cost.steps is not None]
+            if steps:
+                row[f"{stage}, steps"] = Value(round(fmean(steps)))
         rows[(name,)] = row
     columns = [
-        Column(f"{stage}, {unit}", -1)
+        Column(f"{stage}, {unit}", 0 if unit == "steps" else -1)
         for stage in ("train", "complete")
-        for unit in ("minutes", "MB", "GPU, MB")
-        if unit != "GPU, MB" or any(f"{stage}, {unit}" in row for row in rows.values())
+        for unit in ("steps", "minutes", "MB", "GPU, MB")
+        if unit in {"minutes", "MB"} or any(f"{stage}, {unit}" in row for row in rows.values())
     ]
     return Table(
         "costs",
@@ -341,9 +352,48 @@ def costs(study: Study, results: Results) -> Table:
         columns,
         _titled(study, rows),
         notes=[
-            f"Minutes are the mean, memory the most over all jobs. {_MEMORY} They differ from call to call, and are "
-            "no part of the other tables."
+            f"Steps and minutes are the mean, memory the most over all jobs. {_MEMORY} They differ from call to call, "
+            "and are no part of the other tables."
         ],
+    )
+
+
+def _compared_with_reference(
+    study: Study,
+    names: Sequence[str],
+    gap: Callable[[Sequence[str], str], Value | None],
+    *,
+    name: str,
+    title: str,
+    label: str,
+) -> Table:
+    """Return a table of differences from the reference method.
+
+    Args:
+        study: the study.
+        names: of the rows; the reference method is left out.
+        gap: (the cells of all seeds, name) -> difference; None if unknown.
+        name: of the table.
+        title: of what is compared.
+        label: the heading of the names.
+    """
+    reference = study.file.reference
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    for subset in study.file.subsets:
+        for dataset, ratio, cells in _scenarios(study, subset):
+            for row in names:
+                value = None if row == reference else gap(cells, row)
+                if value is not None:
+                    columns.setdefault(share_name(subset), Column(share_name(subset)))
+                    rows.setdefault((dataset, ratio, row), {})[share_name(subset)] = value
+    return Table(
+        name,
+        f"{title}: the difference from {_title(study, reference)}",
+        ("dataset", "ratio", label),
+        list(columns.values()),
+        _titled(study, rows),
+        notes=[_INTERVAL, *_few(_most(rows))],
     )
 
 
@@ -359,19 +409,17 @@ def _segmented(
 ) -> Table:
     rows: dict[tuple[str, ...], dict[str, Value]] = {}
     columns: dict[str, Column] = {}
-    most = 0
     for subset in study.file.subsets:
         for metric, definition in SEGMENT.items():
             heading = f"{share_name(subset)}: {metric}"
             for dataset, ratio, cells in _scenarios(study, subset):
                 for row in names:
                     values = [results.cases.get((cell, row, REGION, metric), {}) for cell in cells]
-                    means = [_mean(it) for it in values]
+                    means = [_mean(it.values()) for it in values]
                     known = [it for it in means if not math.isnan(it)]
                     if not known:
                         continue
                     n = max(len(it) for it in values)
-                    most = max(most, n)
                     better = 1 if definition.higher_is_better else -1
                     columns.setdefault(heading, Column(heading, better))
                     labels = (dataset, ratio, row)
@@ -395,7 +443,7 @@ def _segmented(
             "say which share of the training cases was used.",
             f"{WITHOUT}: one modality ({study.file.without}) alone; incomplete: missing channels are 0; real: the "
             "held-out volumes. These three are never marked.",
-            *_few(most),
+            *_few(_most(rows)),
         ],
         unmarked=frozenset({WITHOUT, INCOMPLETE, REAL}),
     )
@@ -413,21 +461,46 @@ def paired(results: Results, cells: Sequence[str], name: str, other: str) -> Val
         name: method or input.
         other: what it is compared with.
     """
+    return _paired(
+        (
+            results.cases.get((cell, name, REGION, "dice"), {}),
+            results.cases.get((cell, other, REGION, "dice"), {}),
+        )
+        for cell in cells
+    )
+
+
+def ssim_of_cases(
+    results: Results, cell: str, name: str, prediction: str = SYNTHETIC
+) -> dict[str, float]:
+    """Return case -> mean SSIM in the brain of the volumes that a method completed."""
+    values: dict[str, list[float]] = {}
+    for key, by_case in results.volumes.items():
+        if key[:2] == (cell, name) and key[3:] == ("brain", "ssim", prediction):
+            for case, value in by_case.items():
+                values.setdefault(case, []).append(value)
+    return {case: _mean(of_case) for case, of_case in values.items()}
+
+
+def _paired(seeds: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -> Value | None:
+    """Return the mean paired difference, the first minus the second, with its interval; None without a common case.
+
+    Args:
+        seeds: (case -> value, case -> value) of each seed; the differences of a case are averaged over them.
+    """
     gaps: dict[str, list[float]] = {}
-    seeds: set[str] = set()
-    for cell in cells:
-        one = results.cases.get((cell, name, REGION, "dice"), {})
-        two = results.cases.get((cell, other, REGION, "dice"), {})
-        for case in sorted(one.keys() & two.keys()):
-            gap = one[case] - two[case]
-            if not math.isnan(gap):
-                gaps.setdefault(case, []).append(gap)
-                seeds.add(cell)
+    known = 0
+    for one, two in seeds:
+        of_seed = {case: one[case] - two[case] for case in sorted(one.keys() & two.keys())}
+        defined = {case: gap for case, gap in of_seed.items() if not math.isnan(gap)}
+        known += bool(defined)
+        for case, gap in defined.items():
+            gaps.setdefault(case, []).append(gap)
     if not gaps:
         return None
     means = np.array([fmean(it) for it in gaps.values()])
     low, high = bootstrap(means)
-    return Value(float(means.mean()), n=len(means), low=low, high=high, seeds=len(seeds))
+    return Value(float(means.mean()), n=len(means), low=low, high=high, seeds=known)
 
 
 def _of_figures(
@@ -481,8 +554,8 @@ def _over_seeds(values: Sequence[float], n: int = 0) -> Value:
     return Value(fmean(values), stdev(values) if len(values) > 1 else math.nan, n, len(values))
 
 
-def _mean(by_case: Mapping[str, float]) -> float:
-    defined = [value for value in by_case.values() if not math.isnan(value)]
+def _mean(values: Iterable[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
     return fmean(defined) if defined else math.nan
 
 
@@ -549,8 +622,26 @@ def _title(study: Study, name: str) -> str:
 def _titled(
     study: Study, rows: Mapping[tuple[str, ...], Mapping[str, Value]]
 ) -> dict[tuple[str, ...], Mapping[str, Value]]:
-    """Return rows with the titles of the methods, which are their last label."""
-    return {(*labels[:-1], _title(study, labels[-1])): values for labels, values in rows.items()}
+    """Return rows with the titles of the methods, which are their last label, in the study's order in each group.
+
+    Of a study that is partly done, the rows were found in another order.
+    """
+    names = [study.file.without, INCOMPLETE, *study.methods, REAL, COPY]
+    groups = [*dict.fromkeys(labels[:-1] for labels in rows)]
+
+    def place(labels: tuple[str, ...]) -> tuple[int, int]:
+        name = labels[-1]
+        return groups.index(labels[:-1]), names.index(name) if name in names else len(names)
+
+    return {
+        (*labels[:-1], _title(study, labels[-1])): rows[labels]
+        for labels in sorted(rows, key=place)
+    }
+
+
+def _most(rows: Mapping[tuple[str, ...], Mapping[str, Value]]) -> int:
+    """Return the most cases that a value of a table has."""
+    return max((value.n for row in rows.values() for value in row.values()), default=0)
 
 
 def _few(n: int) -> list[str]:

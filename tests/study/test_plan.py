@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 from plan import Study, read_study
 
+from attcl_cli.cli.app import app
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.splits import make_splits
 from attcl_cli.errors import AttclError
@@ -27,6 +30,7 @@ SMALL = {
     "methods": {"attcl-gan": {"method": "attcl-gan"}},
 }
 CELL = "p/ratio1/all/seed0"
+COMMANDS = typer.main.get_command(app).commands
 
 
 def study(**changes: object) -> Study:
@@ -156,6 +160,27 @@ def test_the_files_that_come_with_it_are_studies(name):
     assert plan.file.reference in plan.methods
     for model in plan.file.methods.values():
         resolve(preset=plan.file.train.preset, method=model.method, variant=model.variant)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_command_of_the_files_that_come_with_it_parses(name):
+    plan = read_study(yaml.safe_load((HERE / name).read_text()), name=name)
+    seen = 0
+    for cell, *job in plan.jobs():
+        if cell == plan.cells[0].name:
+            for part in plan.command(cell, *job).split(" -m attcl_cli ")[1:]:
+                command, *words = shlex.split(re.split(r"; | \|\| ", part)[0])
+                COMMANDS[command].make_context(command, words)
+                seen += 1
+    assert seen > len(plan.methods)
+
+
+def test_a_study_that_is_kept_is_read_as_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = study(segment=None, ratios=["own/rare.toml"], train={"options": ["--minutes", "2"]})
+    plan.keep()
+    assert plan.record == Path("study/study.yaml")
+    assert read_study(yaml.safe_load(plan.record.read_text())).file == plan.file
 
 
 @pytest.mark.parametrize("name", ["methods.yaml", "methods-cohort.yaml"])

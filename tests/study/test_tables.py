@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from charts import cliques, critical_difference, figure_3, layers_png
+from charts import cliques, critical_difference, figure_3, layers_png, similarity_of_cases
 from claims import FAILS, HOLDS, OPEN, claims
 from PIL import Image
 from plan import Study, read_study
@@ -19,6 +19,7 @@ from tables import (
     ablation,
     all_tables,
     completed,
+    completed_differences,
     costs,
     counts,
     differences,
@@ -155,9 +156,20 @@ def test_small_data_is_the_difference_of_the_same_seeds():
     (labels, values), *others = table.rows.items()
     assert labels == ("p", "ratio1", "1/8 instead of all", "AttCL-GAN")
     assert values["dice"].mean == pytest.approx(-0.2)
+    assert math.isnan(values["dice"].low)  # of a single case nothing can be drawn
     assert not others
     assert "1 test cases at most" in table.notes[-1]
     assert "-0.200\u2020" in as_markdown(table)
+
+
+def test_the_difference_of_fewer_training_cases_has_a_paired_interval():
+    results = Results()
+    dice(results, cell(), "attcl-gan", 0.8, 0.7, math.nan)
+    dice(results, cell("1-of-8"), "attcl-gan", 0.6, 0.6, 0.1)
+    (row,) = small_data(study(subsets=["1", "1/8"]), results).rows.values()
+    value = row["dice"]
+    assert (value.mean, value.n) == (pytest.approx(-0.15), 2)
+    assert (value.low, value.high) == (pytest.approx(-0.2), pytest.approx(-0.1))
 
 
 def test_figure_4_has_a_row_per_choice_of_layers_with_hours_and_memory():
@@ -211,6 +223,14 @@ def test_a_cell_without_all_of_its_seeds_says_how_many_it_has():
     assert "| StarGAN v2 | *0.400\u2020 (1 of 2 seeds)* |" in text
     assert text.count("seeds)") == 1
     assert "(1 of 2 seeds)" in as_latex(tables["table-3-differences"])
+
+
+def test_the_rows_of_a_study_that_is_partly_done_stand_in_the_study_s_order():
+    results = Results()
+    for where, name in ((cell(), "stargan-v2"), (cell(), "real"), (cell("1-of-8"), "attcl-gan")):
+        dice(results, where, name, 0.5)
+    rows = segmentation(study(subsets=["1", "1/8"]), results, {}).rows
+    assert [labels[-1] for labels in rows] == ["AttCL-GAN", "StarGAN v2", "real"]
 
 
 def test_what_has_no_case_in_common_has_no_difference():
@@ -271,6 +291,43 @@ def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():
     assert not any("PLAVE" in labels[-1] for labels in rows)
 
 
+def volumes(
+    results: Results, name: str, prediction: str = SYNTHETIC, **by_target: list[float]
+) -> None:
+    for target, values in by_target.items():
+        key = (cell(), name, target, "brain", "ssim", prediction)
+        results.volumes[key] = {f"P{n}": value for n, value in enumerate(values)}
+
+
+def test_completed_volumes_are_compared_case_by_case_in_the_brain():
+    results = Results()
+    volumes(results, "attcl-gan", t1=[0.8, 0.6], t2=[0.6])  # P0: 0.7, P1: 0.6
+    volumes(results, "attcl-gan", COPY, t1=[0.5, 0.5], t2=[0.5])
+    volumes(results, "stargan-v2", t1=[0.6, 0.4], t2=[0.6])  # P0: 0.6, P1: 0.4
+    table = completed_differences(study(), results)
+    found = {labels[-1]: row["all"] for labels, row in table.rows.items()}
+    assert found["StarGAN v2"].mean == pytest.approx(-0.15)
+    assert found["StarGAN v2"].low == pytest.approx(-0.2)
+    assert found["StarGAN v2"].high == pytest.approx(-0.1)
+    assert found["copy"].mean == pytest.approx(-0.15)
+    assert [*found] == ["StarGAN v2", "copy"]  # the reference method differs from itself by nothing
+    assert "2 test cases at most" in table.notes[-1]
+
+
+def test_methods_are_ranked_by_what_they_completed_also_without_a_segmenter():
+    results = Results()
+    plan = study(
+        methods={name: {"method": "unet", "title": name.upper()} for name in "abc"}, reference="a"
+    )
+    for place, name in enumerate("abc"):
+        volumes(results, name, t1=[0.1 * place + 0.01 * n for n in range(5)])
+    ranked = similarity_of_cases(plan, results, cell())
+    assert [*ranked] == ["A", "B", "C"]
+    drawn = critical_difference(ranked)
+    assert drawn is not None
+    assert "Mean ranks over 5 cases" in drawn[1]
+
+
 def test_table_1_counts_what_is_left_of_the_first_seed():
     results = Results()
     results.counts[cell()] = {"train": {"cases": 4, "flair": 4, "t1": 0}}
@@ -290,10 +347,14 @@ def test_costs_are_minutes_and_memory_of_each_method():
     assert "train, GPU, MB" not in [column.heading for column in table.columns]
     row = table.rows[("AttCL-GAN",)]
     assert (row["train, minutes"].mean, row["train, MB"].mean) == (2.0, 200.0)
-    results.costs[cell(), "train", "attcl-gan"] = Cost(60.0, 100.0, "cuda:0", 4096.0)
+    assert "train, steps" not in row
+    results.costs[cell(), "train", "attcl-gan"] = Cost(60.0, 100.0, "cuda:0", 4096.0, 250)
     table = costs(study(seeds=[0, 1]), results)
     assert table.rows[("AttCL-GAN",)]["train, GPU, MB"].mean == 4096.0
-    assert "train, GPU, MB" in [column.heading for column in table.columns]
+    assert [column.heading for column in table.columns][:4] == [
+        *("train, steps", "train, minutes", "train, MB", "train, GPU, MB")
+    ]
+    assert table.rows[("AttCL-GAN",)]["train, steps"].text == "250"
 
 
 def test_a_table_without_a_value_is_left_out():
@@ -362,9 +423,45 @@ def test_a_claim_about_distances_needs_two_seeds_that_agree(seeds, expected):
         for name, value in zip(("t2", "t1", "t1ce"), values, strict=True):
             key = (cell(seed=seed), "attcl-gan", f"flair->{name}", "fid", SYNTHETIC)
             results.figures[key] = (value, 94)
-    plan = study(seeds=list(range(len(seeds))))
-    found = verdicts(results, plan)
-    assert found == {"FLAIR to T2 is the easiest direction, FLAIR to T1ce the hardest": expected}
+    plan = study(seeds=list(range(len(seeds))), metrics=["fid"], segment=None)
+    assert verdicts(results, plan) == {
+        "FLAIR to T2 is the easiest direction, FLAIR to T1ce the hardest": expected,
+        "From FLAIR is easier than to FLAIR": OPEN,  # no direction to FLAIR has a result
+    }
+
+
+@pytest.mark.parametrize(
+    ("gains", "expected"),
+    [
+        ({"acl": 0.1, "att-adain": 0.1, "scd": 0.1}, HOLDS),
+        ({"acl": 0.1, "att-adain": 0.1}, OPEN),
+        ({"acl": 0.1, "att-adain": -0.1}, FAILS),
+        ({}, OPEN),
+    ],
+)
+def test_a_claim_about_many_does_not_hold_before_all_are_there(gains, expected):
+    plan = study(
+        methods={
+            name: {"method": "attcl-gan", "variant": name}
+            for name in ("attcl-gan", "stargan-v2", "acl", "att-adain", "scd")
+        }
+    )
+    results = Results()
+    for name, gain in {"stargan-v2": 0.0, **gains}.items():
+        dice(results, cell(), name, *(0.5 + gain + 0.01 * n for n in range(6)))
+    (claim,) = [it for it in claims(plan, results) if it.words.startswith("Each addition")]
+    assert claim.verdict == expected
+    assert claim.evidence.count("no result") == 3 - len(gains)
+
+
+def test_each_claim_of_a_study_without_results_cannot_be_told():
+    plan = study(ratios=["ratio1", "ratio3"], subsets=["1", "1/8"], metrics=["ssim", "fid"])
+    found = claims(plan, Results())
+    assert {claim.verdict for claim in found} == {OPEN}
+    assert {claim.words.partition(" (")[2].partition(")")[0] for claim in found} == {
+        *("5.2", "5.1.2 i", "5.1.2 v", "5.1.1 vi", "5.1.1 v", "5.3", "5.5")
+    }
+    assert claims(study(segment=None), Results()) == []
 
 
 def test_scenarios_are_compared_case_by_case():

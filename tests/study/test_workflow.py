@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,8 @@ TINY = {
     "device": "cpu",
 }
 
+CELL = "phantom/ratio1/all/seed0"
+
 
 def write(path: Path, study: dict) -> Path:
     path.write_text(yaml.safe_dump(study, sort_keys=False))
@@ -64,13 +67,39 @@ def quietly(words: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def tables(folder: Path) -> dict[str, bytes]:
-    """Return name -> bytes of all tables but that of the costs, which are times."""
+def results(folder: Path) -> dict[str, bytes]:
+    """Return name -> bytes of all tables, the page and the text, but for the costs, which are times."""
+    heading = "What each method takes"
+    page = (folder / "study" / "study.html").read_text()
+    page, costs = re.subn(rf"<section><h2>{heading}</h2>.*?</section>", "", page, flags=re.DOTALL)
+    assert costs == 1
+    text, costs, _ = (folder / "study" / "study.md").read_text().partition(f"### {heading}")
+    assert costs
+    tables = (folder / "study" / "tables").iterdir()
     return {
-        path.name: path.read_bytes()
-        for path in sorted((folder / "study" / "tables").iterdir())
-        if path.stem != "costs"
+        "study.html": page.encode(),
+        "study.md": text.encode(),
+        **{path.name: path.read_bytes() for path in sorted(tables) if path.stem != "costs"},
     }
+
+
+def kill_once(begun: Path, config: Path, cwd: Path) -> None:
+    """Run a study, and kill it with all of its jobs as soon as a file is there."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command(config),
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not begun.exists() and process.poll() is None and time.monotonic() - started < 300:
+        time.sleep(0.05)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    unlocked = run(config, cwd, "--unlock")
+    assert unlocked.returncode == 0, unlocked.stdout
 
 
 @pytest.mark.slow
@@ -82,41 +111,28 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
 
     first = run(config, whole)
     assert first.returncode == 0, first.stdout
-    found = tables(whole)
-    assert {name.removesuffix(".csv") for name in found if name.endswith(".csv")} >= {
-        "table-1-counts",
-        "table-2-ssim",
-        "table-3-segmentation",
-        "table-3-differences",
-        "plave-table-1-ssim",
+    found = results(whole)
+    assert {*found} == {"study.html", "study.md"} | {
+        f"{table}.{ending}"
+        for ending in ("csv", "md", "tex")
+        for table in (
+            *("table-1-counts", "table-2-ssim", "table-3-segmentation", "table-3-differences"),
+            *("plave-table-1-ssim", "plave-table-1-differences"),
+        )
     }
-    page = (whole / "study" / "study.html").read_text()
-    assert "14 of 14" not in page
-    assert "9 of 9" in page
-    assert "What is missing" not in page
+    for text in (found["study.html"].decode(), found["study.md"].decode()):
+        assert "9 of 9" in text
+        assert "What is missing" not in text
 
     again = run(config, whole)
     assert "Nothing to be done" in again.stdout
 
-    begun = time.monotonic()
-    process = subprocess.Popen(
-        command(config),
-        cwd=killed,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    trained = killed / "study/phantom/ratio1/all/seed0/attcl-gan/run/config.toml"
-    while not trained.exists() and process.poll() is None and time.monotonic() - begun < 300:
-        time.sleep(0.05)
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    unlocked = run(config, killed, "--unlock")
-    assert unlocked.returncode == 0, unlocked.stdout
+    cell = killed / "study" / CELL
+    for begun in ("run/config.toml", "out/run.json", "segment/run.json"):
+        kill_once(cell / "attcl-gan" / begun, config, killed)
     finished = run(config, killed)
     assert finished.returncode == 0, finished.stdout
-    assert tables(killed) == found
+    assert results(killed) == found
 
 
 @pytest.mark.slow
@@ -133,17 +149,53 @@ def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_pat
         "offline": True,
     }
     study["methods"]["attcl-gan"] = {**TINY["methods"]["attcl-gan"], "directions": False}
+    study["train"] = {**TINY["train"], "steps": 50}
     config = write(tmp_path / "broken.yaml", study)
-    outcome = run(config, tmp_path)
+    changes = ["output=changed", "train={steps: 2}"]
+    outcome = run(config, tmp_path, "--config", *changes)
     assert outcome.returncode != 0
-    page = (tmp_path / "study" / "study.html").read_text()
+    assert "report.py" not in outcome.stdout  # no error of its own, beside those of the jobs
+    # what the command line changed is what the page reads
+    assert not (tmp_path / "study").exists()
+    kept = yaml.safe_load((tmp_path / "changed" / "study.yaml").read_text())
+    assert kept["train"] == TINY["train"]
+    page = (tmp_path / "changed" / "study.html").read_text()
     assert "What is missing" in page
     assert "no_such_setting" in page
     assert "waits for train broken" in page
     assert "not downloaded (the run is offline)" in page
     assert "<dd>3 of 8</dd>" in page
     assert "Figure 3. Patients in rows, methods in columns" in page
-    assert "AttCL-GAN" in (tmp_path / "study/tables/plave-table-1-ssim.md").read_text()
+    assert "AttCL-GAN" in (tmp_path / "changed/tables/plave-table-1-ssim.md").read_text()
+    text = (tmp_path / "changed" / "study.md").read_text()
+    assert f"| {CELL} | complete broken | waits for train broken |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not os.environ.get("ATTCL_STUDY"), reason="takes many minutes: set ATTCL_STUDY=1 to run it"
+)
+def test_the_study_of_make_study_has_every_job_done_and_its_tables(tmp_path):
+    """`phantom.yaml` from end to end, as it is but for coarser phantoms and two steps in place of sixty."""
+    config = HERE / "phantom.yaml"
+    changes = ["datasets={phantom: {voxel_mm: 8}}", "train={steps: 2}", "segment={steps: 2}"]
+    outcome = run(config, tmp_path, "--config", *changes)
+    assert outcome.returncode == 0, outcome.stdout
+    study = yaml.safe_load(config.read_text())
+    folder = tmp_path / study["output"]
+    jobs = len(list(read_study(study).jobs()))
+    assert f"<dd>{jobs} of {jobs}</dd>" in (folder / "study.html").read_text()
+    assert f"{jobs} of {jobs}." in (folder / "study.md").read_text()
+    assert {path.name for path in (folder / "tables").iterdir()} == {
+        f"{table}.{ending}"
+        for ending in ("csv", "md", "tex")
+        for table in (
+            *("table-1-counts", "table-2-fd-effnet", "table-2-ssim", "table-3-segmentation"),
+            *("table-3-differences", "section-5.5-small-data", "plave-table-1-ssim"),
+            *("plave-table-1-differences", "costs"),
+        )
+    }
+    assert "Nothing to be done" in run(config, tmp_path, "--config", *changes).stdout
 
 
 def test_without_any_result_everything_is_named_as_missing(tmp_path, monkeypatch):
@@ -153,11 +205,10 @@ def test_without_any_result_everything_is_named_as_missing(tmp_path, monkeypatch
     page = Path("study/study.html").read_text()
     assert "not run" in page
     assert "waits for splits" in page
+    assert "their segmenters are missing" in page
 
 
 # --- What is missing, and why -----------------------------------------------------------------------------------------
-
-CELL = "phantom/ratio1/all/seed0"
 
 
 @pytest.fixture
@@ -293,6 +344,17 @@ def test_of_many_missing_jobs_the_page_says_how_many_it_names(tmp_path, monkeypa
     assert "The first 200 of 270." in Path("study/study.html").read_text()
 
 
+def test_the_study_of_make_study_plans_every_job(tmp_path):
+    makefile = (HERE.parents[1] / "Makefile").read_text()
+    assert "--configfile examples/study/phantom.yaml --cores all" in makefile
+    outcome = run(HERE / "phantom.yaml", tmp_path, "-n")
+    assert outcome.returncode == 0, outcome.stdout
+    jobs = list(read_study(yaml.safe_load((HERE / "phantom.yaml").read_text())).jobs())
+    assert len(jobs) == 2 * (1 + 3 + 3 * 5)
+    assert f"total {len(jobs) + 3}" in " ".join(outcome.stdout.split())
+    assert not (tmp_path / "study-phantom").exists()
+
+
 def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):
     study = yaml.safe_load((HERE / "paper.yaml").read_text())
     folder = tmp_path / "BRATS2021"
@@ -304,6 +366,21 @@ def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):
     jobs = list(read_study(study).jobs())
     assert len(jobs) == 18 * (1 + 3 + 23 * 5 - 3)
     assert f"total {len(jobs) + 2}" in " ".join(outcome.stdout.split())
+
+
+def test_the_short_study_of_the_guide_plans_with_its_minutes_and_steps(tmp_path):
+    guide = (HERE.parents[1] / "docs" / "guides" / "study.md").read_text()
+    (line,) = re.findall(r"^snakemake .*cohort\.yaml.*$", guide, flags=re.MULTILINE)
+    words = [word.replace("examples/study", str(HERE)) for word in shlex.split(line)[1:]]
+    (tmp_path / "COHORT").mkdir()
+    shown = ["-n", "-p", "--quiet", "host"]
+    outcome = quietly([sys.executable, "-m", "snakemake", *words, *shown], tmp_path)
+    assert outcome.returncode == 0, outcome.stdout
+    assert "total 31" in " ".join(outcome.stdout.split())  # one scenario of five methods
+    assert outcome.stdout.count("--preset small --minutes 10 ") == 5
+    assert outcome.stdout.count("--preset small --steps 300 ") == 5 + 3
+    assert "-o study-short/cohort/ratio1/all/seed0/data" in outcome.stdout
+    assert not (tmp_path / "study-short").exists()
 
 
 def test_a_missing_dataset_ends_the_plan_with_its_name(tmp_path):
