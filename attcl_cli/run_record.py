@@ -149,7 +149,7 @@ class RunRecord:
                 raise problem or ended
 
     def start(self) -> None:
-        """Write the record with status "running", and keep some room for its end."""
+        """Write the record with status "running", also anew with what was found since; keep some room for its end."""
         self._require_kept()
         new = self.alone and self._begun is None
         write_whole(self.path, encoded(self._document("running", None)), new=new)

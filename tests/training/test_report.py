@@ -267,6 +267,14 @@ def test_a_run_leaves_a_page_and_its_record_says_what_a_copy_reaches(data):
     assert any(line.startswith("run/report.html: ") for line in said)
 
 
+def test_what_a_copy_reaches_outlives_a_kill_after_the_last_step(data, monkeypatch):
+    killed = []
+    monkeypatch.setattr(slices, "remove_caches", lambda folder: killed.append(read_record(folder)))
+    begin(data)
+    assert killed[0]["status"] == "running"
+    assert killed[0]["validation"] == read_record(Path("run"))["validation"]
+
+
 def test_the_record_says_how_much_memory_of_a_gpu_a_run_held(data, monkeypatch):
     begin(data)
     assert "gpu_memory_mb" not in read_record(Path("run"))
