@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from attcl_cli.data import volumes
-from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.intensities import Scale
-from attcl_cli.data.voxels import VolumeRecord, read_record
+from attcl_cli.data.voxels import Look, VolumeRecord, read_record
 from attcl_cli.errors import AttclError
 
 LEAST_STEPS = 64
@@ -29,6 +29,7 @@ _THREADS = 8
 
 FLOAT = np.dtype(np.float32)
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -109,12 +110,12 @@ class Styles:
 
 def _own_style(dataset: Dataset, target: str) -> Style | None:
     """Return how the dataset's own volumes of a modality are stored; None if none can be read."""
-    files = [dataset.paths(case, target) for case in dataset.cases if target in case.files]
-    types = _map(_type_of, files)
+    cases = [case for case in dataset.cases if target in case.files]
+    types = _map(lambda case: _type_of(dataset.paths(case, target)), cases)
     for dtype in _by_frequency([it for it in types if it is not None]):
-        alike = [paths for paths, own in zip(files, types, strict=True) if own == dtype]
+        alike = [case for case, own in zip(cases, types, strict=True) if own == dtype]
         places = np.unique(np.linspace(0, len(alike) - 1, _LOOKED_AT).round().astype(int))
-        records = _map(lambda paths: _record_of(paths, dataset), [alike[it] for it in places])
+        records = _map(lambda case: _record_of(dataset, case, target), [alike[it] for it in places])
         seen = [record for record in records if record is not None]
         if not seen:
             continue
@@ -151,9 +152,10 @@ def _type_of(paths: Sequence[Path]) -> np.dtype[Any] | None:
     return FLOAT if grid.scaled or grid.dtype.kind == "f" else grid.dtype.newbyteorder("=")
 
 
-def _record_of(paths: Sequence[Path], dataset: Dataset) -> VolumeRecord | None:
+def _record_of(dataset: Dataset, case: Case, target: str) -> VolumeRecord | None:
     try:
-        return read_record(paths, dataset.background)
+        with dataset.records(case) as records:
+            return read_record(dataset.paths(case, target), Look(records, dataset.background))
     except AttclError:
         return None
 
@@ -174,9 +176,7 @@ def _holds(dtype: np.dtype[Any], scale: Scale, background: float, *, least_steps
     return inside and scale.high - scale.low >= least_steps
 
 
-def _map(
-    function: Callable[[Sequence[Path]], Value], items: Sequence[Sequence[Path]]
-) -> list[Value]:
+def _map(function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
     """Return the results of a function that waits for disks, in order."""
     with ThreadPoolExecutor(max_workers=_THREADS) as pool:
         return list(pool.map(function, items))

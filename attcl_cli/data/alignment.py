@@ -7,18 +7,16 @@ Measured on the coarse copies that `voxels` makes, and cached as its figures are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
 
-from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Array
-from attcl_cli.data.record_cache import key_of, read_known, write_cached
-from attcl_cli.data.voxels import BINS, VERSION, Sample, measure
+from attcl_cli.data.voxels import BINS, Look, Sample, read_sample
 
 FEWEST_VOXELS = 2000  # in both masks, for mutual information to be more than noise
 
@@ -78,19 +76,13 @@ class RankRecord:
 _PAIRS, _RANKS = TypeAdapter(PairRecord), TypeAdapter(RankRecord)
 
 
-def read_pair(
-    first: Sequence[Path],
-    second: Sequence[Path],
-    background: BackgroundOption,
-    samples: Mapping[Path, Sample],
-) -> PairRecord | None:
+def read_pair(first: Sequence[Path], second: Sequence[Path], look: Look) -> PairRecord | None:
     """Return how two volumes lie on each other, from the cache if their files did not change.
 
     Args:
         first: the files of a volume.
-        second: those of another one of the same case, on the same grid.
-        background: what is background.
-        samples: coarse copies that are in memory already, by first file; others are read.
+        second: those of another one of the same case.
+        look: at the case.
 
     Returns:
         None if the grids differ.
@@ -98,27 +90,24 @@ def read_pair(
     Raises:
         AttclError: as `volumes.load`.
     """
-    key = key_of("pair", VERSION, [*first, *second], background)
-    known = read_known(key, _PAIRS)
+    key = look.key_of("pair", [*first, *second])
+    known = look.records.read(key, _PAIRS)
     if known is not None:
         return known
-    both = _on_one_grid((first, second), background, samples)
+    both = _on_one_grid((first, second), look)
     if both is None:
         return None
     pair = compare(*both)
-    write_cached(key, asdict(pair))
+    look.records.add(key, vars(pair))
     return pair
 
 
-def read_ranks(
-    files: Sequence[Sequence[Path]], background: BackgroundOption, samples: Mapping[Path, Sample]
-) -> RankRecord | None:
+def read_ranks(files: Sequence[Sequence[Path]], look: Look) -> RankRecord | None:
     """Return how brightness goes along with brightness in some volumes of a case, from the cache as `read_pair`.
 
     Args:
-        files: the files of each volume; all on one grid.
-        background: what is background.
-        samples: coarse copies that are in memory already, by first file; others are read.
+        files: the files of each volume.
+        look: at the case.
 
     Returns:
         None if the grids differ.
@@ -126,23 +115,21 @@ def read_ranks(
     Raises:
         AttclError: as `volumes.load`.
     """
-    key = key_of("ranks", VERSION, [path for paths in files for path in paths], background)
-    known = read_known(key, _RANKS)
+    key = look.key_of("ranks", [path for paths in files for path in paths])
+    known = look.records.read(key, _RANKS)
     if known is not None and len(known.correlations) == math.comb(len(files), 2):
         return known
-    every = _on_one_grid(files, background, samples)
+    every = _on_one_grid(files, look)
     if every is None:
         return None
     record = RankRecord(tuple(rank_correlation(*pair) for pair in combinations(every, 2)))
-    write_cached(key, asdict(record))
+    look.records.add(key, vars(record))
     return record
 
 
-def _on_one_grid(
-    files: Iterable[Sequence[Path]], background: BackgroundOption, samples: Mapping[Path, Sample]
-) -> list[Sample] | None:
-    """Return the coarse copy of each volume, read if it is not in `samples`; None if their grids differ."""
-    every = [samples.get(paths[0]) or measure(paths, background)[1] for paths in files]
+def _on_one_grid(files: Iterable[Sequence[Path]], look: Look) -> list[Sample] | None:
+    """Return the coarse copy of each volume; None if their grids differ."""
+    every = [read_sample(paths, look) for paths in files]
     return every if len({sample.data.shape for sample in every}) <= 1 else None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from attcl_cli.data.intensities import Array
+from attcl_cli.data.intensities import Array, percentiles_of
 from attcl_cli.errors import UsageError
 
 BackgroundOption = float | Literal["auto", "keep"]
@@ -73,8 +73,8 @@ def find_background(data: Array, wanted: BackgroundOption = "auto") -> Backgroun
         return AS_STORED
     step = max(1, math.ceil((data.size / _SAMPLED) ** (1 / 3)))
     sample = data[::step, ::step, ::step].astype(np.float32)
-    low, high = np.percentile(sample, (0.5, 99.5))
-    contrast = float(high - low)
+    low, high = percentiles_of(np.sort(sample, axis=None), (0.5, 99.5))
+    contrast = high - low
     border = _border(data)
     kind, value = (
         _kind_and_value(border, sample, contrast) if wanted == "auto" else ("none", wanted)
@@ -92,7 +92,7 @@ def find_background(data: Array, wanted: BackgroundOption = "auto") -> Backgroun
         tolerance = _ROUNDING * contrast
     centre = float(np.median(border)) if kind == "none" else value
     distance = np.abs(border - centre)
-    noise = float(np.mean((distance > RINGING * contrast) & (distance < NOISE * contrast)))
+    noise = _share((distance > RINGING * contrast) & (distance < NOISE * contrast))
     if noise > (_MOST_OF_BORDER if kind == "none" else MOST_NOISE) and wanted == "auto":
         kind = "noise"
     return Background(kind, float(value), tolerance, contrast, noise)
@@ -161,14 +161,19 @@ def _border(data: Array) -> Array:
 
 def _kind_and_value(border: Array, sample: Array, contrast: float) -> tuple[Kind, float]:
     """Return the kind of the background that the border shows, and its value, 0 if it shows none."""
-    zeros = float(np.mean(border == 0))
+    zeros = _share(border == 0)
     if zeros >= _MOST_OF_BORDER:
         other = np.abs(sample[sample != 0])
-        traces = float(np.mean(other <= _TRACES * contrast)) if other.size else 0.0
+        traces = _share(other <= _TRACES * contrast) if other.size else 0.0
         return "ringing" if traces > _TINY else "zero", 0.0
     middle = float(np.median(border))
-    if np.mean(border == np.float32(middle)) >= _MOST_OF_BORDER:
+    if _share(border == np.float32(middle)) >= _MOST_OF_BORDER:
         return "constant", middle
-    if np.mean(np.abs(border - middle) <= RINGING * contrast) >= _MOST_OF_BORDER:
+    if _share(np.abs(border - middle) <= RINGING * contrast) >= _MOST_OF_BORDER:
         return "ringing", 0.0 if abs(middle) <= RINGING * contrast else middle
     return "zero" if zeros >= _SOME_OF_BORDER else "none", 0.0
+
+
+def _share(flags: Array) -> float:
+    """Return the share of True; the mean takes several times as long."""
+    return int(np.count_nonzero(flags)) / flags.size

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -29,7 +29,8 @@ from attcl_cli.data.layouts import (
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
 from attcl_cli.data.naming import read_folder
-from attcl_cli.data.record_cache import FOLDER_VARIABLE, cache_folder
+from attcl_cli.data.places import led_to
+from attcl_cli.data.record_cache import FOLDER_VARIABLE, Records, cache_folder
 from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
 from attcl_cli.data.suggested import complete_images
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
@@ -107,6 +108,19 @@ class Dataset:
         """Return the files of a modality that the case has, or of its label map (`SEGMENTATION`)."""
         files = case.segmentation if modality == SEGMENTATION else case.files[modality]
         return tuple(self.root / file for file in files)
+
+    def records(self, case: Case) -> Records:
+        """Return what the cache knows of the case's files."""
+        file = next(file for files in (*case.files.values(), case.segmentation) for file in files)
+        return Records(self.root, case.id, file)
+
+    def every_file(self) -> Iterator[PurePosixPath]:
+        """Yield every file that is read, relative to the root."""
+        for case in self.cases:
+            for files in case.files.values():
+                yield from files
+            yield from case.segmentation
+        yield from self.naming_files
 
     def missing(self, case: Case) -> tuple[str, ...]:
         """Return the modalities that the case lacks."""
@@ -391,14 +405,9 @@ def _where_else(folder: Path) -> str:
 
 def _refuse_cache_inside(dataset: Dataset) -> None:
     """Raise a `UsageError` if the user put the cache among the originals, where records would be written."""
-    if not os.environ.get(FOLDER_VARIABLE):
-        return
-    folders = {dataset.root: None}
-    for file in (file for case in dataset.cases for files in case.files.values() for file in files):
-        real, count = Path(os.path.realpath(dataset.root / file)), len(file.parts)
-        same_names = real.parts[-count:] == file.parts  # as `originals.folders_of`, which knows us
-        folders[real.parents[count - 1] if same_names else real.parent] = None
-    refuse_inside(cache_folder(), folders, flag=FOLDER_VARIABLE)
+    if os.environ.get(FOLDER_VARIABLE):
+        originals = [dataset.root, *led_to(dataset.root, dataset.every_file(), [dataset.root])]
+        refuse_inside(cache_folder(), originals, flag=FOLDER_VARIABLE)
 
 
 def check_case(dataset: Dataset, case: Case) -> list[AttclError]:
@@ -408,17 +417,22 @@ def check_case(dataset: Dataset, case: Case) -> list[AttclError]:
     """
     if case.id in dataset.wrong:  # which file is meant is not clear: more would only confuse
         return list(dataset.wrong[case.id])
+    return read_grids(dataset.paths(case, modality) for modality in case.files)[1]
+
+
+def read_grids(
+    images: Iterable[Sequence[Path]],
+) -> tuple[dict[Path, volumes.Grid], list[AttclError]]:
+    """Return the grids of a case's images that can be read, by first file, and what is wrong with the headers."""
+    grids: dict[Path, volumes.Grid] = {}
     problems: list[AttclError] = []
-    grids: dict[str, volumes.Grid] = {}
-    for modality in case.files:
-        paths = dataset.paths(case, modality)
+    for paths in images:
         try:
-            grids[modality] = volumes.read_grid(paths)
+            grids[paths[0]] = volumes.read_grid(paths)
         except AttclError as error:
             problems.append(error)
-    names = list(grids)
-    for modality in names[1:]:
-        first, path = (dataset.paths(case, name)[0] for name in (names[0], modality))
-        problem = volumes.other_grid(path, grids[modality], first, grids[names[0]])
+    places = list(grids)
+    for path in places[1:]:
+        problem = volumes.other_grid(path, grids[path], places[0], grids[places[0]])
         problems += [problem] if problem is not None else []
-    return problems
+    return grids, problems

@@ -5,19 +5,20 @@ What the numbers mean is left to `labels`, how files are decoded to `volumes`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from attcl_cli.data import volumes
 from attcl_cli.data.intensities import Array
-from attcl_cli.data.record_cache import key_of, read_cached, write_cached
+from attcl_cli.data.record_cache import Records
 from attcl_cli.errors import AttclError
 
 _VERSION = 1  # of the records of `count_labels_beyond`
-_BEYOND = "beyond"  # their only entry
+_COUNTS = TypeAdapter(dict[NonNegativeInt, Annotated[int, Field(strict=True, gt=0)]])
 _TOLERANCE = 1e-3  # of a float that stands for a whole number
 _LARGEST = np.iinfo(np.int16).max
 _USUAL = (np.dtype(np.uint8), np.dtype(np.int16))
@@ -64,14 +65,21 @@ def _grid_beside(paths: Sequence[Path], beside: Sequence[Path]) -> volumes.Grid:
     return grid
 
 
-def count_labels_beyond(paths: Sequence[Path], known: Sequence[int]) -> dict[int, int]:
+def count_labels_beyond(
+    paths: Sequence[Path], known: Sequence[int], records: Records
+) -> dict[int, int]:
     """Return the labels of a map that are none of some -> voxels that have them; unchanged files are read once.
+
+    Args:
+        paths: one NIfTI file, or the PNG slices of one volume in slice order.
+        known: the labels that are not counted.
+        records: what the cache knows of the case.
 
     Raises:
         AttclError: as `load_labels`.
     """
-    key = key_of("labels", _VERSION, paths, *known)
-    cached = _counts_in(read_cached(key))
+    key = records.key_of("labels", _VERSION, paths, *known)
+    cached = records.read(key, _COUNTS)
     if cached is not None:
         return cached
     labels = _labels_in(paths)
@@ -81,18 +89,8 @@ def count_labels_beyond(paths: Sequence[Path], known: Sequence[int]) -> dict[int
         values, numbers = np.unique(labels, return_counts=True)
         every = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
         counts = {label: count for label, count in every.items() if label not in known}
-    write_cached(key, {_BEYOND: {str(label): count for label, count in counts.items()}})
+    records.add(key, {str(label): count for label, count in counts.items()})
     return counts
-
-
-def _counts_in(document: Mapping[str, Any] | None) -> dict[int, int] | None:
-    """Return the counts that `count_labels_beyond` kept; None if there are none, or something else wrote them."""
-    counts = (document or {}).get(_BEYOND)
-    if not isinstance(counts, dict):
-        return None
-    if not all(it.isdecimal() and type(count) is int for it, count in counts.items()):
-        return None
-    return {int(label): count for label, count in counts.items()}
 
 
 def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:

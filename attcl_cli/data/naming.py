@@ -622,9 +622,9 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
     """
     if not re.search(r"\{case\}[^/{]*/", layout.template):
         return []
-    read = [name for names in cases.values() for name in names if not name.elsewhere]
-    parents = {root / name.path.parent.parent for name in read}
-    filled = {root / name.path.parent for name in read}
+    read = {name.path.parent for names in cases.values() for name in names if not name.elsewhere}
+    parents = {root / folder for folder in {folder.parent for folder in read}}
+    filled = {root / folder for folder in read}
     shapes = {re.sub(r"\d+", "0", case_id) for case_id in cases}
 
     def is_case(folder: Path) -> bool:

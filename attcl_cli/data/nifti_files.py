@@ -66,17 +66,30 @@ def is_packed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def read_header(path: Path) -> Any:
-    """Read a NIfTI-1 or NIfTI-2 header; that it is of one 3-D volume of numbers with a place in space is certain then.
-
-    Extensions are not read, nothing here needs them.
+def read_start(path: Path) -> bytes:
+    """Return the bytes of a NIfTI-1 or NIfTI-2 header, as they are stored. Extensions are not read, nothing needs them.
 
     Raises:
-        AttclError: the file is missing, empty, no NIfTI, or its header makes no sense.
+        AttclError: the file is missing, empty, or damaged before the header ends.
     """
     require_bytes(path, _KIND)
+    with gate(path, _KIND, partial(_no_nifti, path)):
+        block = _first_bytes(path)
+        return block[: _kind_of(block).template_dtype.itemsize]
+
+
+def parse_header(start: bytes, path: Path) -> Any:
+    """Return a header; that it is of one 3-D volume of numbers with a place in space is certain then.
+
+    Args:
+        start: of `read_start`.
+        path: named in errors.
+
+    Raises:
+        AttclError: it is no NIfTI, or makes no sense.
+    """
     with gate(path, _KIND, partial(_no_nifti, path)), np.errstate(all="ignore"):
-        header = _parse(path)
+        header = _parse(start)
         shorten_quaternion(header, path)
         _require_volume(header, path)
         _require_start(header, path)
@@ -93,7 +106,7 @@ def read_description(path: Path) -> str:
     """
     require_bytes(path, _KIND)
     with gate(path, _KIND, partial(_no_nifti, path)):
-        return bytes(_parse(path)["descrip"]).rstrip(b"\0").decode("latin-1")
+        return bytes(_parse(_first_bytes(path))["descrip"]).rstrip(b"\0").decode("latin-1")
 
 
 def shape_of(header: Any) -> tuple[int, int, int]:
@@ -126,7 +139,7 @@ def read_stored(path: Path, header: Any) -> Array:
 
     Args:
         path: a NIfTI file.
-        header: of `read_header`.
+        header: of `parse_header`.
 
     Raises:
         AttclError: the file is cut off, damaged, or goes on for too long.
@@ -156,7 +169,7 @@ def scaled(stored: Array, header: Any, dtype: DTypeLike, path: Path) -> Array:
 
     Args:
         stored: of `read_stored`.
-        header: of `read_header`.
+        header: of `parse_header`.
         dtype: the number type of the result.
         path: named in errors.
 
@@ -176,7 +189,7 @@ def read_bytes(path: Path, header: Any) -> bytes:
 
     Args:
         path: a NIfTI file.
-        header: of `read_header`.
+        header: of `parse_header`.
 
     Raises:
         AttclError: the file is cut off, damaged, or goes on for too long.
@@ -194,14 +207,18 @@ def _opened(path: Path) -> BinaryIO:
     return cast("BinaryIO", gzip_codec.open(path) if is_packed(path) else path.open("rb"))
 
 
-def _parse(path: Path) -> Any:
-    """Read a header as nibabel checks and repairs it."""
-    block = _first_bytes(path)
-    of_version_2 = _NIFTI2_HEADER in (struct.unpack(order, block[:4])[0] for order in ("<i", ">i"))
-    kind: Any = nib.Nifti2Header if of_version_2 else nib.Nifti1Header
-    header = kind(block[: kind.template_dtype.itemsize], check=False)
+def _parse(start: bytes) -> Any:
+    """Return a header as nibabel checks and repairs it."""
+    kind = _kind_of(start)
+    header = kind(start[: kind.template_dtype.itemsize], check=False)
     header.check_fix(logger=_SILENT)
     return header
+
+
+def _kind_of(start: bytes) -> Any:
+    """Return nibabel's class for a header that begins so."""
+    of_version_2 = _NIFTI2_HEADER in (struct.unpack(order, start[:4])[0] for order in ("<i", ">i"))
+    return nib.Nifti2Header if of_version_2 else nib.Nifti1Header
 
 
 def _first_bytes(path: Path) -> bytes:

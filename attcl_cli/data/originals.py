@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.places import led_to
 from attcl_cli.data.splits import originals_of
 from attcl_cli.errors import UsageError
 from attcl_cli.files import another_place, is_within, refuse_inside
@@ -24,11 +25,11 @@ def folders_of(*datasets: Dataset) -> list[Path]:
     folders: dict[Path, None] = {}
     for dataset in datasets:
         if dataset.scattered:
-            real = (Path(os.path.realpath(dataset.root / file)) for file in _files(dataset))
+            real = (Path(os.path.realpath(dataset.root / file)) for file in dataset.every_file())
             folders |= dict.fromkeys(real)
             continue
         known = originals_of(dataset.root)
-        folders |= dict.fromkeys([*known, *_led_to(dataset, known)])
+        folders |= dict.fromkeys([*known, *led_to(dataset.root, dataset.every_file(), known)])
     return list(folders)
 
 
@@ -43,32 +44,3 @@ def refuse_among_originals(folder: Path, originals: Iterable[Path], *, flag: str
                 f"originals are never touched; choose another {flag}{another_place(originals)}",
                 code="output-holds-originals",
             )
-
-
-def _led_to(dataset: Dataset, known: Iterable[Path]) -> list[Path]:
-    """Return the real folders of the files that lie in none of the known ones."""
-    parents: dict[PurePosixPath, Path] = {}
-    inside = [Path(os.path.realpath(folder)) for folder in known]
-    found: list[Path] = []
-    checked: set[Path] = set()
-    for file in _files(dataset):
-        if file.parent not in parents:
-            parents[file.parent] = Path(os.path.realpath(dataset.root / file.parent))
-        real = parents[file.parent] / file.name
-        if real.is_symlink():
-            real = Path(os.path.realpath(real))
-        if real.parent in checked:
-            continue
-        checked.add(real.parent)
-        if not any(real.is_relative_to(folder) for folder in (*inside, *found)):
-            same_names = real.parts[-len(file.parts) :] == file.parts
-            found.append(real.parents[len(file.parts) - 1] if same_names else real.parent)
-    return found
-
-
-def _files(dataset: Dataset) -> Iterable[PurePosixPath]:
-    for case in dataset.cases:
-        for files in case.files.values():
-            yield from files
-        yield from case.segmentation
-    yield from dataset.naming_files

@@ -17,11 +17,11 @@ from statistics import median
 
 from attcl_cli.data.alignment import FEWEST_VOXELS, PairRecord, read_pair, read_ranks
 from attcl_cli.data.contrasts import JUDGED, Swap, find_swap
-from attcl_cli.data.dataset import Case, Dataset, check_case
+from attcl_cli.data.dataset import Case, Dataset, read_grids
 from attcl_cli.data.label_maps import count_labels_beyond, off_grid
 from attcl_cli.data.labels import KNOWN, unknown_labels
 from attcl_cli.data.layouts import SEGMENTATION
-from attcl_cli.data.voxels import LEVELS, Sample, VolumeRecord, read_record
+from attcl_cli.data.voxels import LEVELS, Look, VolumeRecord, read_record
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.progress import SILENT, Progress
 
@@ -343,38 +343,58 @@ class _ExaminedCase:
 
 def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCase:
     """Return the volumes of a case that can be read, with what is wrong with them, and with its label map if asked."""
-    unusable = check_case(dataset, case)
     if case.id in dataset.wrong:  # which file is meant is not clear
-        return _ExaminedCase((), tuple(unusable), ())
+        return _ExaminedCase((), dataset.wrong[case.id], ())
+    files = {modality: dataset.paths(case, modality) for modality in case.files}
+    maps = dataset.paths(case, SEGMENTATION) if labels else ()
+    grids, unusable = read_grids(files.values())
+    with dataset.records(case) as records:
+        look = Look(records, dataset.background, grids)
+        return _examine_files(case.id, files, maps, unusable, look)
+
+
+def _examine_files(
+    case: str,
+    files: Mapping[str, Sequence[Path]],
+    maps: Sequence[Path],
+    unusable: list[AttclError],
+    look: Look,
+) -> _ExaminedCase:
+    """Return what `_examine_case` does.
+
+    Args:
+        case: its id.
+        files: modality -> the files of its volume.
+        maps: those of its label map, if it is asked for.
+        unusable: what is wrong with the headers of the volumes.
+        look: at the case.
+    """
     reported = {problem.message for problem in unusable}
     volumes: dict[str, Examined] = {}
-    samples: dict[Path, Sample] = {}
     wrong: list[AttclError] = []
     swap: Swap | None = None
-    for modality in case.files:
-        paths = dataset.paths(case, modality)
+    for modality, paths in files.items():
         try:
-            record = read_record(paths, dataset.background, samples)
+            record = read_record(paths, look)
         except AttclError as error:
             if error.message not in reported:
                 unusable.append(error)
             continue
-        volumes[modality] = Examined(case.id, modality, paths[0], record)
-    if labels and case.segmentation and volumes and not unusable:
-        maps, beside = dataset.paths(case, SEGMENTATION), dataset.paths(case, next(iter(volumes)))
-        problem = off_grid(maps, beside)
+        volumes[modality] = Examined(case, modality, paths[0], record)
+    if maps and volumes and not unusable:
+        problem = off_grid(maps, files[next(iter(volumes))])
         try:
-            strange = {} if problem else count_labels_beyond(maps, KNOWN)
+            strange = {} if problem else count_labels_beyond(maps, KNOWN, look.records)
         except AttclError as error:
             problem, strange = error, {}
         unusable += [problem] if problem is not None else []
         wrong += [unknown_labels(maps[0], strange)] if strange else []
-    if dataset.background != "keep":  # without a background nothing can be said
+    if look.background != "keep":  # without a background nothing can be said
         faults = [it for volume in volumes.values() for it in judge_volume(volume)]
         faults += _copies(volumes)
-        faults += [] if faults else _judge_pairs(dataset, case, volumes, samples)
+        faults += [] if faults else _judge_pairs(files, volumes, look)
         wrong += faults
-        swap = None if faults else _swap_in(dataset, case, volumes, samples)
+        swap = None if faults else _swap_in(files, volumes, look)
     return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong), swap)
 
 
@@ -392,13 +412,13 @@ def _copies(volumes: Mapping[str, Examined]) -> list[AttclError]:
 
 
 def _swap_in(
-    dataset: Dataset, case: Case, volumes: Mapping[str, Examined], samples: Mapping[Path, Sample]
+    files: Mapping[str, Sequence[Path]], volumes: Mapping[str, Examined], look: Look
 ) -> Swap | None:
     """Return which two volumes of a case have contrasts as if their names were exchanged; None if none have."""
     chosen = [name for name in JUDGED if name in volumes]
     if len(chosen) < 2 or any(_is_small(volumes[name].record) for name in chosen):  # noqa: PLR2004
         return None
-    ranks = read_ranks([dataset.paths(case, name) for name in chosen], dataset.background, samples)
+    ranks = read_ranks([files[name] for name in chosen], look)
     if ranks is None:
         return None
     return find_swap({name: volumes[name].record for name in chosen}, ranks)
@@ -423,7 +443,7 @@ def _swaps(cases: Sequence[_ExaminedCase]) -> list[str]:
 
 
 def _judge_pairs(
-    dataset: Dataset, case: Case, volumes: Mapping[str, Examined], samples: Mapping[Path, Sample]
+    files: Mapping[str, Sequence[Path]], volumes: Mapping[str, Examined], look: Look
 ) -> list[AttclError]:
     """Return which volumes of a case do not lie on the others.
 
@@ -436,8 +456,7 @@ def _judge_pairs(
     covered: dict[tuple[str, str], tuple[float, float]] = {}
 
     def compare(first: str, second: str) -> AttclError | None:
-        files = dataset.paths(case, first), dataset.paths(case, second)
-        pair = read_pair(*files, dataset.background, samples)
+        pair = read_pair(files[first], files[second], look)
         if pair is None:
             return None
         covered[first, second] = pair.covered

@@ -6,8 +6,8 @@ What the figures must be is left to `preconditions`, how volumes lie on each oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
@@ -25,13 +25,14 @@ from attcl_cli.data.background import (
     find_background,
     subtract,
 )
-from attcl_cli.data.intensities import Array
-from attcl_cli.data.record_cache import key_of, read_known, write_cached
+from attcl_cli.data.intensities import Array, percentiles_of
+from attcl_cli.data.record_cache import Records
 
 VERSION = 2
 """Of the records; another one makes all of them anew."""
 
 LEVELS = (0.5, 5.0, 50.0, 95.0, 99.5)
+_BRIGHT = LEVELS.index(95.0)
 
 _SAMPLE_MM = 3.0  # spacing of the sample
 _SAMPLE_SIDE = 80  # most voxels along a side of the sample if the spacing is not known
@@ -119,42 +120,59 @@ class Sample:
         return [(int(it[0]), int(it[-1]) + 1) if it.size else (0, 0) for it in filled]
 
 
-def read_record(
-    paths: Sequence[Path],
-    background: BackgroundOption = "auto",
-    samples: dict[Path, Sample] | None = None,
-) -> VolumeRecord:
+@dataclass(frozen=True)
+class Look:
+    """What is at hand while the volumes of a case are measured, so that nothing is read twice.
+
+    Attributes:
+        records: what the cache knows of the case's files.
+        background: what is background.
+        grids: first file -> the grid of a volume, if it was read.
+        samples: first file -> coarse copy of a volume that had to be read.
+    """
+
+    records: Records
+    background: BackgroundOption = "auto"
+    grids: Mapping[Path, volumes.Grid] = field(default_factory=dict)
+    samples: dict[Path, Sample] = field(default_factory=dict)
+
+    def key_of(self, kind: str, paths: Sequence[Path]) -> str | None:
+        """Return the key of a record about files (`Records.key_of`)."""
+        return self.records.key_of(kind, VERSION, paths, self.background)
+
+
+def read_record(paths: Sequence[Path], look: Look) -> VolumeRecord:
     """Return the figures of a volume, from the cache if its files did not change.
 
-    Args:
-        paths: its files.
-        background: what is background.
-        samples: first file -> coarse copy; gets that of a volume that had to be read.
+    Raises:
+        AttclError: as `volumes.load`.
+    """
+    record = look.records.read(look.key_of("volume", paths), _VOLUMES)
+    return measure(paths, look)[0] if record is None else record
+
+
+def read_sample(paths: Sequence[Path], look: Look) -> Sample:
+    """Return a coarse copy of a volume, which is read if it was not yet.
 
     Raises:
         AttclError: as `volumes.load`.
     """
-    record = read_known(_key(paths, background), _VOLUMES)
-    if record is not None:
-        return record
-    record, sample = measure(paths, background)
-    if samples is not None:
-        samples[paths[0]] = sample
-    return record
+    return look.samples.get(paths[0]) or measure(paths, look)[1]
 
 
-def measure(paths: Sequence[Path], background: BackgroundOption) -> tuple[VolumeRecord, Sample]:
-    """Read a volume; return its figures and a coarse copy. The figures are kept in the cache.
+def measure(paths: Sequence[Path], look: Look) -> tuple[VolumeRecord, Sample]:
+    """Read a volume; return its figures and a coarse copy, and keep both at hand.
 
     Raises:
         AttclError: as `volumes.load`.
     """
-    key = _key(paths, background)
-    grid = volumes.read_grid(paths)
-    data, _ = volumes.read_exactly(paths)
+    key = look.key_of("volume", paths)
+    grid = look.grids.get(paths[0]) or volumes.read_grid(paths)
+    data, _ = volumes.read_exactly(paths, grid)
     spacing = None if grid.header is None else grid.axial_spacing_mm
-    record, sample = describe(data, spacing, background, path=paths[0])
-    write_cached(key, asdict(record))
+    record, sample = describe(data, spacing, look.background, path=paths[0])
+    look.records.add(key, vars(record))
+    look.samples[paths[0]] = sample
     return record, sample
 
 
@@ -191,8 +209,9 @@ def describe(
         else (1.0, 1.0, 1.0)
     )
     inside = coarse != 0
-    values = coarse[inside]
-    bright = float(np.percentile(values, 95)) if values.size else 0.0
+    values = np.sort(coarse[inside])
+    levels = percentiles_of(values, LEVELS) if values.size else [0.0] * len(LEVELS)
+    bright = levels[_BRIGHT]
     tissue = coarse > _AIR * bright
 
     def volume(count: int) -> float | None:
@@ -209,17 +228,11 @@ def describe(
         volume_ml=volume(values.size),
         tissue_ml=volume(int(np.count_nonzero(tissue))),
         rim=_rim(data, ground, tissue, steps, spacing_mm, bright),
-        percentiles=tuple(float(value) for value in np.percentile(values, LEVELS))
-        if values.size
-        else (0.0,) * len(LEVELS),
+        percentiles=tuple(levels),
         commonest=_commonest(values),
         floating=floating,
     )
     return record, Sample(coarse, (z, y, x))
-
-
-def _key(paths: Sequence[Path], background: BackgroundOption) -> str | None:
-    return key_of("volume", VERSION, paths, background)
 
 
 def _steps(
@@ -241,12 +254,13 @@ def _clipped(data: Array, stored: Array, ground: Background) -> float:
     return float(max(share, 1 / data.size)) if share <= MOST_BELOW else 0.0
 
 
-def _commonest(values: Array) -> float:
-    """Return the share of the most frequent value."""
-    if not values.size:
+def _commonest(ordered: Array) -> float:
+    """Return the share of the most frequent value of sorted ones."""
+    if not ordered.size:
         return 0.0
-    _, counts = np.unique(values, return_counts=True)
-    return float(counts.max() / values.size)
+    steps = np.flatnonzero(ordered[1:] != ordered[:-1])
+    counts = np.diff(steps, prepend=-1, append=ordered.size - 1)
+    return float(counts.max() / ordered.size)
 
 
 def _rim(

@@ -195,3 +195,16 @@ def test_to_unit_clips_and_scales_the_window():
 def test_to_unit_refuses_an_empty_window(low, high):
     with pytest.raises(ValueError, match="expected low < high"):
         intensities.to_unit(np.zeros(3), low, high)
+
+
+# --- percentiles ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 511, 512, 30_000])
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e6])
+def test_percentiles_are_those_of_numpy_to_the_bit(size, scale):
+    rng = np.random.default_rng(size)
+    values = (scale * rng.normal(size=size)).astype(np.float32)
+    levels = (0, 0.5, 5, 33.3, 50, 95, 99.5, 100)
+    found = intensities.percentiles_of(np.sort(values), levels)
+    assert found == np.percentile(values, levels).tolist()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from attcl_cli.data import label_maps
+from attcl_cli.data.record_cache import Records
 from attcl_cli.errors import AttclError
 
 LPS = np.array([[-2.0, 0, 0, 90], [0, -3, 0, 120], [0, 0, 5, -70], [0, 0, 0, 1]])
@@ -157,37 +158,36 @@ def test_a_float_that_is_almost_whole_is_that_number(tmp_path, write_nifti):
 # --- labels of no release ---------------------------------------------------------------------------------------------
 
 
+def counted(path: Path, known: tuple[int, ...]) -> dict[int, int]:
+    """Count through the cache, as the only map of a case."""
+    with Records(path.parent, "case", PurePosixPath(path.name)) as records:
+        return label_maps.count_labels_beyond([path], known, records)
+
+
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f4"])
 def test_labels_beyond_some_are_counted(dtype, tmp_path, write_nifti):
     values = LABELS.astype(dtype)
     values[0, 0, :2], values[1, 1, 1] = 100, 9
     path = write_nifti(tmp_path / "seg.nii.gz", values)
-    assert label_maps.count_labels_beyond([path], (0, 1, 2, 3, 4)) == {9: 1, 100: 2}
-    assert label_maps.count_labels_beyond([path], (0, 1, 2, 4, 9, 100)) == {}
-    assert label_maps.count_labels_beyond([path], (0, 1, 2)) == {
-        4: np.count_nonzero(values == 4),
-        9: 1,
-        100: 2,
-    }
+    assert counted(path, (0, 1, 2, 3, 4)) == {9: 1, 100: 2}
+    assert counted(path, (0, 1, 2, 4, 9, 100)) == {}
+    assert counted(path, (0, 1, 2)) == {4: np.count_nonzero(values == 4), 9: 1, 100: 2}
 
 
 def test_counts_of_an_unchanged_map_are_kept(tmp_path, write_nifti, monkeypatch):
     path = write_nifti(tmp_path / "seg.nii.gz", np.where(LABELS == 4, 255, LABELS).astype("u1"))
-    counts = label_maps.count_labels_beyond([path], (0, 1, 2, 3, 4))
+    counts = counted(path, (0, 1, 2, 3, 4)), counted(path, (0, 1, 2, 255))
+    assert counts == ({255: np.count_nonzero(LABELS == 4)}, {})
     monkeypatch.setattr(label_maps.volumes, "read_exactly", None)
-    assert label_maps.count_labels_beyond([path], (0, 1, 2, 3, 4)) == counts
-    assert set(counts) == {255}
+    assert (counted(path, (0, 1, 2, 3, 4)), counted(path, (0, 1, 2, 255))) == counts
 
 
-@pytest.mark.parametrize(
-    "document", [{}, {"beyond": 1}, {"beyond": {"x": 1}}, {"beyond": {"9": "1"}}]
-)
-def test_counts_that_something_else_wrote_are_counted_again(
-    document, tmp_path, write_nifti, monkeypatch
-):
+@pytest.mark.parametrize("document", [[], 1, {"x": 1}, {"9": "1"}, {"9": 0}, {"-1": 2}])
+def test_counts_that_something_else_wrote_are_counted_again(document, tmp_path, write_nifti):
     path = write_nifti(tmp_path / "seg.nii.gz", LABELS.astype("u1"))
-    monkeypatch.setattr(label_maps, "read_cached", lambda key: document)
-    assert set(label_maps.count_labels_beyond([path], (0, 1))) == {2, 4}
+    with Records(path.parent, "case", PurePosixPath(path.name)) as records:
+        records.add(records.key_of("labels", label_maps._VERSION, [path], 0, 1), document)
+        assert set(label_maps.count_labels_beyond([path], (0, 1), records)) == {2, 4}
 
 
 # --- the case's grid --------------------------------------------------------------------------------------------------

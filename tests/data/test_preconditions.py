@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attcl_cli.data import preconditions, voxels
+from attcl_cli.data import nifti_files, preconditions, voxels
 from attcl_cli.data.dataset import Source, open_dataset
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.phantom_cohort import write_cohort
@@ -431,6 +433,54 @@ def test_unchanged_volumes_are_not_read_again(cohort, monkeypatch):
     assert examine(open_dataset(cohort)) == before
 
 
+def test_nothing_of_a_case_is_read_twice(cohort, monkeypatch):
+    """Header and voxels of a volume are read once, and neither of an unchanged one but its header later."""
+    read: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., object]:
+        original = getattr(nifti_files, name)
+
+        def count(path: Path, *arguments: object) -> object:
+            if "seg" not in path.name:  # whose header is read before its voxels
+                read[name] += 1
+            return original(path, *arguments)
+
+        return count
+
+    for name in ("read_start", "read_stored"):
+        monkeypatch.setattr(nifti_files, name, counting(name))
+    examine(open_dataset(cohort))
+    assert read["read_stored"] == 4 * 4
+    assert read["read_start"] == 4 * 4 + 4  # of the image beside each label map
+    read.clear()
+    examine(open_dataset(cohort))
+    assert read == {"read_start": 4 * 4 + 4}
+
+
+def test_a_tree_of_links_shares_the_records_of_its_source(cohort, tmp_path, monkeypatch):
+    """Also if the cases lack the modality that comes first."""
+    before = examine(open_dataset(cohort))
+    for path in cohort.rglob("*.nii.gz"):
+        link = tmp_path / "data" / path.relative_to(cohort)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if "flair" not in path.name or "00000" in path.name:
+            link.symlink_to(path)
+    read: list[Path] = []
+    original = nifti_files.read_stored
+    monkeypatch.setattr(
+        nifti_files,
+        "read_stored",
+        lambda path, header: read.append(path) or original(path, header),
+    )
+    assert examine(open_dataset(tmp_path / "data")).problems == before.problems == []
+    # Pairs with another first modality are new, for which each volume is read once.
+    assert len(read) == len(set(read)) == 3 * 3
+    read.clear()
+    examine(open_dataset(tmp_path / "data"))
+    examine(open_dataset(cohort))
+    assert read == []
+
+
 def test_a_changed_volume_is_read_again(cohort):
     examine(open_dataset(cohort))
     change(cohort, 0, "t1", with_noise)
@@ -441,7 +491,9 @@ def test_a_changed_volume_is_read_again(cohort):
 def test_a_damaged_cache_is_made_again(damage, cohort, fresh_cache):
     before = examine(open_dataset(cohort))
     files = list(fresh_cache.rglob("*.json"))
-    assert len(files) == 4 * (4 + 3 + 1 + 1)  # volumes, pairs, ranks, label map
+    assert len(files) == 4
+    for file in files:  # volumes, pairs, ranks, label map
+        assert len(json.loads(file.read_bytes())) == 4 + 3 + 1 + 1
     for file in files:
         file.write_text(damage)
     assert examine(open_dataset(cohort)) == before

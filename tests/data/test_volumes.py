@@ -81,6 +81,34 @@ def test_an_oblique_volume_takes_the_nearest_orientation(tmp_path, write_nifti):
     assert np.array_equal(volume.data, ramp().transpose(2, 1, 0))
 
 
+def test_files_with_one_header_share_a_grid_that_nobody_can_change(tmp_path, write_nifti):
+    first, second, other = (tmp_path / name for name in ("a.nii.gz", "b.nii", "c.nii"))
+    write_nifti(first, ramp(), affine=LPS)
+    write_nifti(second, ramp() + 1, affine=LPS)
+    write_nifti(other, ramp(), affine=2 * LPS)
+    grid = volumes.read_grid([first])
+    assert volumes.read_grid([second]) is grid
+    assert volumes.read_grid([other]) is not grid
+    assert grid.differs_from(volumes.read_grid([second])) == ""
+    assert "affine off" in grid.differs_from(volumes.read_grid([other]))
+    with pytest.raises(ValueError, match="read-only"):
+        grid.affine[0, 0] = 1
+    with pytest.raises(ValueError, match="read-only"):
+        grid.header["descrip"] = b"changed"
+    header = grid.header.copy()
+    header["descrip"] = b"changed"
+    assert volumes.read_description([first]) != "changed"
+
+
+def test_no_more_than_some_grids_are_remembered(tmp_path, write_nifti, monkeypatch):
+    monkeypatch.setattr(volumes, "_MOST_GRIDS", 2)
+    monkeypatch.setattr(volumes, "_grids", {})
+    for number in range(5):
+        path = write_nifti(tmp_path / "a.nii", ramp(), affine=LPS * (number + 1))
+        assert volumes.read_grid([path]).spacing_mm[0] == pytest.approx(2 * (number + 1))
+        assert len(volumes._grids) <= 2
+
+
 def test_spacing_is_in_stored_order_and_mm(tmp_path, write_nifti):
     grid = volumes.read_grid([write_nifti(tmp_path / "a.nii.gz", ramp(), affine=LPS)])
     assert grid.spacing_mm == pytest.approx((2, 3, 5))

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest import mock
 
@@ -52,14 +52,26 @@ READERS: dict[str, Callable[[Paths, Paths], Any]] = {
     "off_grid of it": lambda paths, good: refuse(label_maps.off_grid(good, paths)),
     "check_labels": lambda paths, good: refuse(label_maps.check_labels(paths, good)),
     "load_labels": lambda paths, good: label_maps.load_labels(paths),
-    "read_record": lambda paths, good: voxels.read_record(paths),
-    "read_pair": lambda paths, good: alignment.read_pair(good, paths, "auto", {}),
+    "read_record": lambda paths, good: figures_of(paths),
+    "read_pair": lambda paths, good: alignment.read_pair(good, paths, look_at(good)),
 }
 NIFTI_READERS = {
     **READERS,
     "axes_of": lambda paths, good: volumes.axes_of(paths[0]),
     "read_as_3d": lambda paths, good: volumes.read_as_3d(paths[0]),
 }
+
+
+def look_at(paths: Paths) -> voxels.Look:
+    """Return a look at a volume as the only one of its case."""
+    return voxels.Look(record_cache.Records(paths[0].parent, "case", PurePosixPath(paths[0].name)))
+
+
+def figures_of(paths: Paths) -> voxels.VolumeRecord:
+    """Return the figures of a volume as the only one of its case, through the cache."""
+    look = look_at(paths)
+    with look.records:
+        return voxels.read_record(paths, look)
 
 
 def refuse(problem: AttclError | None) -> None:
@@ -283,9 +295,7 @@ def test_intensities_beyond_all_images_are_refused(slope, code, place):
     path = place(".nii")
     path.write_bytes(nifti(scl_slope=slope))
     assert code_of(volumes.load, path) == code
-    assert (
-        code_of(voxels.read_record, path) == "intensities-too-large"
-    )  # in float64, which holds them
+    assert code_of(figures_of, path) == "intensities-too-large"  # in float64, which holds them
 
 
 @ENDINGS
@@ -373,12 +383,16 @@ def test_a_file_that_goes_on_is_refused_before_it_is_read_to_its_end(place):
 
 BOMBS = """
 import resource, sys, time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from attcl_cli.data import volumes, label_maps, voxels
+from attcl_cli.data.record_cache import Records
 from attcl_cli.errors import AttclError
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
-readers = volumes.read_grid, volumes.load, volumes.read_exactly, label_maps.load_labels, voxels.read_record
+measure = lambda paths: voxels.read_record(
+    paths, voxels.Look(Records(paths[0].parent, "case", PurePosixPath(paths[0].name)))
+)
+readers = volumes.read_grid, volumes.load, volumes.read_exactly, label_maps.load_labels, measure
 for path in map(Path, sys.argv[1:]):
     for read in readers:
         try:
@@ -504,16 +518,16 @@ def test_a_slice_that_promises_too_much_is_refused(width, height, place):
         b"\xff\xfe",
         b'{"a": ' * 100_000,
         b'{"value": ' + b"9" * 5000 + b"}",
-        b" " * 2**20,
+        b" " * 2**21,
     ],
 )
 def test_a_damaged_cache_is_computed_again(content, good_nifti, tmp_path, monkeypatch):
     monkeypatch.setenv(record_cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
-    before = voxels.read_record(good_nifti)
+    before = figures_of(good_nifti)
     (record,) = (tmp_path / "cache").rglob("*.json")
     record.write_bytes(content)
-    assert voxels.read_record(good_nifti) == before
-    assert voxels.read_record(good_nifti) == before
+    assert figures_of(good_nifti) == before
+    assert len(json.loads(record.read_bytes())) == 1
 
 
 @pytest.mark.parametrize(
@@ -521,18 +535,20 @@ def test_a_damaged_cache_is_computed_again(content, good_nifti, tmp_path, monkey
 )
 def test_a_record_of_other_types_is_computed_again(value, good_nifti, tmp_path, monkeypatch):
     monkeypatch.setenv(record_cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
-    before = voxels.read_record(good_nifti)
+    before = figures_of(good_nifti)
     (path,) = (tmp_path / "cache").rglob("*.json")
+    ((key, record),) = json.loads(path.read_text()).items()
+    assert record == json.loads(json.dumps(asdict(before)))
     for field in ("background", "percentiles"):
-        path.write_text(json.dumps({**asdict(before), field: value}))
-        assert voxels.read_record(good_nifti) == before, field
+        path.write_text(json.dumps({key: {**record, field: value}}))
+        assert figures_of(good_nifti) == before, field
 
 
 def test_a_user_without_a_home_has_no_cache(good_nifti, monkeypatch):
     for name in (record_cache.FOLDER_VARIABLE, "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", mock.Mock(side_effect=KeyError))
-    assert voxels.read_record(good_nifti).sides == min(images.SHAPE)
+    assert figures_of(good_nifti).sides == min(images.SHAPE)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
