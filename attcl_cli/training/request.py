@@ -24,6 +24,8 @@ from attcl_cli.methods.settings import (
     read_run_settings,
     read_settings,
     resolve,
+    settings_of,
+    validated,
 )
 from attcl_cli.methods.sources import takes_one
 from attcl_cli.run_record import read_record
@@ -105,12 +107,25 @@ def data_of(run_dir: Path | None) -> Path:
 
 def require_run(run_dir: Path) -> None:
     """Check that a folder to resume is that of a run: it has settings."""
-    if not (run_dir / "config.toml").is_file():
+    if not ((run_dir / "config.toml").is_file() or _just_begun(run_dir)):
         raise UsageError(
             f"--resume: {run_dir} has no config.toml, expected the folder of a run",
             "start without --resume, or name another run",
             code="nothing-to-resume",
         )
+
+
+def _just_begun(run_dir: Path) -> bool:
+    """Return whether a run was broken off between its record, which comes first, and its settings."""
+    return read_record(run_dir).get("command") == "train" and not step_of(run_dir)
+
+
+def _settings_before(run_dir: Path) -> Settings:
+    file = run_dir / "config.toml"
+    if file.is_file():
+        return read_run_settings(file)
+    recorded = read_record(run_dir).get("config") or {}
+    return validated(settings_of(str(recorded.get("method"))), recorded)
 
 
 def resumed_settings(
@@ -133,7 +148,7 @@ def resumed_settings(
             code="options-exclude-each-other",
         )
     require_run(run_dir)
-    before = read_run_settings(run_dir / "config.toml")
+    before = _settings_before(run_dir)
     was = before.model_dump()
     if method in (None, before.method):
         after = resolve(

@@ -124,6 +124,7 @@ def _record(run: Session) -> RunRecord:
                 else {}
             ),
         },
+        alone=not run.resume,
     )
     if run.resume:
         record.resume()
@@ -132,21 +133,14 @@ def _record(run: Session) -> RunRecord:
 
 @contextmanager
 def _begun(run: Session, record: RunRecord) -> Iterator[None]:
-    """Write settings and record of a run. The settings of a new one claim its folder: no second run begins there.
-
-    If the record cannot be written, the settings go, too: there is nothing to resume, and the folder is free again.
-    """
-    _write_settings(run, new=not run.resume)
-    try:
-        with record.recorded(run.progress):
-            yield
-    finally:
-        if not (run.resume or record.begun or record.path.exists()):
-            (run.folder / "config.toml").unlink(missing_ok=True)
+    """Write record and settings of a run. The record of a new one claims its folder: no second run begins there."""
+    with record.recorded(run.progress):
+        _write_settings(run)
+        yield
 
 
-def _write_settings(run: Session, *, new: bool = False) -> None:
-    write_whole(run.folder / "config.toml", dump(run.settings).encode(), new=new)
+def _write_settings(run: Session) -> None:
+    write_whole(run.folder / "config.toml", dump(run.settings).encode())
 
 
 def _settled(run: Session, store: SliceStore) -> Session:

@@ -63,7 +63,7 @@ class Command:
     def next(self, cwd: Path) -> tuple[object, ...]:
         """Return the arguments of the run after a broken one, as its message says."""
         folder = cwd / self.output
-        begun = (folder / "run.json").exists() or (folder / "config.toml").exists()
+        begun = (folder / "run.json").exists()
         return self.again if self.again is not None and begun else self.arguments
 
 
@@ -205,7 +205,7 @@ def require_true(ended: Ended, folder: Path, number: int) -> str:
     if not (folder / "run.json").exists():
         # before the first file; in the milliseconds after the fork, handlers are not ours yet
         assert ended.code in {130, -number}, ended
-        assert {path.name for path in folder.rglob("*")} <= {"config.toml"}
+        assert list(folder.rglob("*")) == []
         return "nothing"
     record = record_in(folder)
     if record["status"] == "done":
