@@ -121,6 +121,16 @@ class held:  # noqa: N801 - reads as a function in a `with`
 
 
 @contextmanager
+def last_words() -> Iterator[None]:
+    """Say within the block how the run ended; no signal breaks into it, and none that came is raised after it."""
+    STATE.ending, STATE.held = True, STATE.held + 1
+    try:
+        yield
+    finally:
+        STATE.held -= 1
+
+
+@contextmanager
 def awaited(on_request: Callable[[], None]) -> Iterator[None]:
     """Call a function on the first signal within the block, instead of raising `Stop`; the second one raises it."""
     with signals():
@@ -219,7 +229,8 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
         if error.code == "file-not-written" and again != AGAIN:
             return AttclError(error.message, error.hint.replace(AGAIN, again), code=error.code)
         return error
-    if isinstance(error, Stop) or (isinstance(error, GeneratorExit) and STATE.number is not None):
+    # Not every library lets `Stop` through: locks and compiled code raise errors of their own in its place.
+    if isinstance(error, Stop) or (STATE.number is not None and not STATE.heard):
         return stopped(again)
     # torch has an error of its own for memory of the processor, and names it in the text alone
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from attcl_cli import run_ends
+from attcl_cli.cli.app import main
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.run_ends import (
     Stop,
@@ -195,6 +196,34 @@ def test_what_a_user_can_act_on_is_told_apart_from_a_bug():
         FileNotFoundError(2, ""),
     ):
         assert explained(bug) is None
+
+
+def test_an_error_that_a_library_makes_of_a_signal_is_the_signal():
+    with signals():
+        with pytest.raises(RuntimeError) as caught:
+            try:
+                send()
+            finally:
+                raise RuntimeError("release unlocked lock")
+        assert explained(caught.value).code == "interrupted"
+        run_ends.STATE.ending = True
+    with signals(), awaited(lambda: None):  # which is no error of its own: the work ends by itself
+        send()
+        assert explained(RuntimeError("a bug in the last step")) is None
+
+
+def test_a_signal_before_the_command_begins_is_reported(monkeypatch, capsys):
+    def told_to_stop(_: list[str]) -> int:
+        send()
+        return 0
+
+    monkeypatch.setattr("attcl_cli.cli.app._run", told_to_stop)
+    with pytest.raises(SystemExit) as caught:
+        main(["info"])
+    assert caught.value.code == 130
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: interrupted (SIGTERM)")
+    assert hint.strip().startswith("hint: ")
 
 
 def test_work_without_a_record_ends_with_an_error_all_the_same():

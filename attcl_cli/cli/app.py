@@ -110,8 +110,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 code = _run(arguments)
         except AttclError as error:  # results that could not be shown
             code = _report(error, ())
-        except KeyboardInterrupt:  # while the end was being reported
-            code = run_ends.stopped().exit_code
+        except KeyboardInterrupt:  # before the command began, or while its end was being reported
+            with run_ends.last_words(), streams.watched():
+                code = _report(run_ends.stopped(), arguments)
         if run_ends.is_urgent():  # nothing is waited for, such as a thread that writes
             temporaries.discard_all()
             os._exit(code)

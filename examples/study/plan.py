@@ -350,7 +350,7 @@ class Study:
                 [*model.options, "--seed", str(place.seed), *device],
             )
             return _resumed(
-                folder / "config.toml",
+                folder / "run.json",
                 ["train", "--resume", str(folder), "--data", str(data), *device],
                 start,
             )

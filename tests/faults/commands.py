@@ -45,6 +45,7 @@ def forked(task, streams):
         main(task["argv"])
     except SystemExit as end:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(end.code)  # the libraries take seconds to go, in which nothing happens
 
 for line in sys.stdin:

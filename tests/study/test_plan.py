@@ -94,7 +94,7 @@ def test_a_training_that_was_begun_is_resumed_and_keeps_its_options():
     )
     run = f"study/{CELL}/attcl-gan/run"
     command = plan.command(CELL, "train", "attcl-gan")
-    assert command.startswith(f"if [ -e {run}/config.toml ]; then ")
+    assert command.startswith(f"if [ -e {run}/run.json ]; then ")
     resumed, started = command.split("; else ")
     assert options(resumed) == shlex.split(f"train --resume {run} --data study/{CELL}/data -d cpu")
     assert options(started) == shlex.split(
