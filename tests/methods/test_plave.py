@@ -126,6 +126,12 @@ def test_without_a_segmentation_the_segmenter_stays_as_it_is(settings):
     assert "segmenter" not in moved(method, before)
 
 
+def test_weights_hold_what_makes_volumes_and_segmentations_and_nothing_else(settings):
+    assert method_of(settings).stored_networks().keys() == {"generator", "segmenter"}
+    without = method_of(changed(settings, plave_segmentation=False, plave_lambda_seg=0.0))
+    assert without.stored_networks().keys() == {"generator"}
+
+
 def test_a_step_is_a_function_of_weights_batch_and_step(settings):
     first, second = method_of(settings), method_of(settings)
     before = torch.get_rng_state()
