@@ -152,10 +152,11 @@ class RunRecord:
         """Write the record with status "running", also anew with what was found since; keep some room for its end."""
         self._require_kept()
         new = self.alone and self._begun is None
-        write_whole(self.path, encoded(self._document("running", None)), new=new)
-        self._lived, self._begun = time.monotonic(), self.path
-        if self._reserve is None:
-            self._reserve = _reserved(self.path)
+        with run_ends.held():  # a file that is there is known as ours
+            write_whole(self.path, encoded(self._document("running", None)), new=new)
+            self._lived, self._begun = time.monotonic(), self.path
+            if self._reserve is None:
+                self._reserve = _reserved(self.path)
 
     def live(self) -> None:
         """Write the record anew after a minute: if the run is killed, `seconds` says how long it lived at least.

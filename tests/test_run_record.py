@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attcl_cli import __version__
+from attcl_cli import __version__, run_record
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import write_json
 from attcl_cli.run_record import (
@@ -191,6 +191,20 @@ def test_a_signal_ends_the_record_with_its_number_and_says_how_to_resume(record)
     document = read(record)
     assert (document["status"], document["exit_code"]) == ("stopped", 130)
     assert (document["code"], document["error"]) == ("interrupted", caught.value.message)
+
+
+def test_a_signal_right_after_the_first_record_ends_it_too(tmp_path, monkeypatch):
+    record = RunRecord(tmp_path / "out/run.json", "train", alone=True)
+    write = run_record.write_whole
+
+    def write_and_send(*arguments, **options):
+        write(*arguments, **options)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(run_record, "write_whole", write_and_send)
+    with pytest.raises(InterruptedRun), record.recorded():
+        pass
+    assert read(record)["status"] == "stopped"
 
 
 @pytest.mark.parametrize("ended", [True, False])
