@@ -5,6 +5,7 @@ Looks at names, at links, and at the first bytes of files without an ending. Wha
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -79,6 +80,7 @@ _REFERENCES = re.compile(
 _MANY = {"dicom", "slice"}  # of a volume
 _MOST_PATTERNS = 8
 _LONG = 4  # letters of a spelling that may begin a longer word: flairreg
+_NEAR = 0.8  # difflib's ratio of flair to flar, fliar, flare or flairr
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 _PAIRS = {"analyze", "philips", "afni"}  # of a header and its voxels
 _MAGIC_AT, _MAGIC = 128, b"DICM"  # DICOM part 10, section 7.1
@@ -196,6 +198,8 @@ def judge(
         if KINDS[item.kind].image:
             modalities = modalities_in(text, vocabulary)
             modalities = modalities or modalities_in(f"{folder} {text}", vocabulary)
+            if case is not None:
+                modalities = modalities or misspelt_in(text, vocabulary)
         lacking: tuple[str, ...] = ()
         if case is not None:
             if item.kind == "dicom" and not modalities:
@@ -247,6 +251,29 @@ def modalities_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple
     if "t1" in named and "t1ce" in vocabulary and _CONTRAST_AGENT & set(words):
         named = {"t1ce" if name == "t1" else name: None for name in named}
     return tuple(named)
+
+
+def misspelt_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the modality that a word of a name spells with one letter too few, too many or wrong (`flar`).
+
+    Short spellings are left out: t1ce is as near to t2ce as to what was meant.
+    """
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    if _DERIVED & set(words):
+        return ()
+    owners = {
+        spelling.lower(): name
+        for name, spellings in vocabulary.items()
+        for spelling in (name, *spellings)
+        if len(spelling) > _LONG and spelling.isalpha()
+    }
+    near = [
+        owners[match]
+        for word in words
+        for match in difflib.get_close_matches(word, owners, n=1, cutoff=_NEAR)
+        if match[0] == word[0]
+    ]
+    return tuple(dict.fromkeys(near))
 
 
 # --- kinds of files -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from helpers import touch
 from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.layouts import DEFAULT_MODALITIES
 from attcl_cli.data.preconditions import examine
-from attcl_cli.data.unread import kind_of_name, modalities_in
+from attcl_cli.data.unread import kind_of_name, misspelt_in, modalities_in
 from attcl_cli.errors import AttclError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -454,6 +454,16 @@ def test_the_hint_of_a_problem_leaves_the_files_out(names, tmp_path):
     assert f"{len(names)} file" in dataset.notes[0]
 
 
+def test_a_misspelt_modality_is_missed_where_the_case_lacks_it_and_nowhere_else(tmp_path):
+    touch(tmp_path, cases("Case_000", "Case_001", lacking="flair"))
+    touch(tmp_path, ["Case_000/Case_000_flar.nii.gz"])
+    (problem,) = open_dataset(tmp_path).problems
+    assert problem.code == "volume-not-read"
+    assert "Case_000_flar.nii.gz: looks like flair of Case_000" in problem.message
+    touch(tmp_path, ["Case_000/Case_000_flair.nii.gz"])
+    assert open_dataset(tmp_path).problems == ()
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -480,6 +490,25 @@ def test_the_hint_of_a_problem_leaves_the_files_out(names, tmp_path):
 )
 def test_a_name_tells_modalities_by_its_words(name, modalities):
     assert modalities_in(name, DEFAULT_MODALITIES) == modalities
+
+
+@pytest.mark.parametrize(
+    ("name", "modalities"),
+    [
+        ("flar", ("flair",)),
+        ("ax_FLIAR", ("flair",)),
+        ("flairr", ("flair",)),
+        ("flare_n4", ("flair",)),
+        ("flar_mask", ()),
+        ("blair", ()),
+        ("final", ()),
+        ("t2ce", ()),
+        ("t1", ()),
+        ("scan", ()),
+    ],
+)
+def test_a_long_spelling_with_a_wrong_letter_is_known(name, modalities):
+    assert misspelt_in(name, DEFAULT_MODALITIES) == modalities
 
 
 @pytest.mark.parametrize(
