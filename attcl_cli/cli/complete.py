@@ -25,7 +25,8 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.data.layouts import LAYOUTS
+from attcl_cli.data.layouts import LAYOUTS, is_nifti
+from attcl_cli.data.suggested import complete_images
 from attcl_cli.errors import IncompleteError, UsageError, counted, some
 from attcl_cli.processes import Launch, launched, leave, own_device
 
@@ -43,7 +44,9 @@ def complete(
     ori: Ori = Path("data"),
     cpl: Annotated[
         Path,
-        typer.Option("-o", "--cpl", help="Folder for the synthesised volumes, and only these."),
+        typer.Option(
+            "-o", "--cpl", "--output", help="Folder for the synthesised volumes, and only these."
+        ),
     ] = Path("out"),
     image: Annotated[
         list[str] | None,
@@ -235,7 +238,7 @@ def complete(
     result = run.complete(
         ori,
         cpl,
-        images=[_image(text) for text in image or []],
+        images=_images(image or [], cpl),
         weights=weights or [],
         targets=target or [],
         layout=layout,
@@ -302,16 +305,23 @@ def _require_divided_once(
             )
 
 
-def _image(text: str) -> tuple[str, Path]:
-    """Read `MODALITY=FILE`."""
-    name, equals, file = text.partition("=")
-    if not (equals and name.strip() and file.strip()):
+def _images(texts: Sequence[str], output: Path) -> list[tuple[str, Path]]:
+    """Read each `MODALITY=FILE`; if one is a file alone, the hint has the modality that its name tells."""
+    split = [text.partition("=") if "=" in text else ("", "", text) for text in texts]
+    images = [(name.strip(), Path(file.strip())) for name, _, file in split]
+    malformed = [
+        text for text, (name, file) in zip(texts, images, strict=True) if not name or file == Path()
+    ]
+    if malformed:
+        files = [file for _, file in images]
         raise UsageError(
-            f"--image: {text!r}, expected MODALITY=FILE",
-            "for example --image flair=a.nii.gz --image t1=b.nii.gz",
+            f"--image: {malformed[0]!r}, expected MODALITY=FILE",
+            complete_images(files, named={file: name for name, file in images}, output=output)
+            if all(map(is_nifti, files))
+            else "for example --image flair=a.nii.gz --image t1=b.nii.gz",
             code="malformed-image",
         )
-    return name.strip(), Path(file.strip())
+    return images
 
 
 def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
