@@ -28,7 +28,11 @@ def outside(folder: Path, output: Path = _OUTPUT) -> Path:
 
 
 def complete_images(
-    files: Sequence[Path], *, named: Mapping[Path, str] | None = None, output: Path = _OUTPUT
+    files: Sequence[Path],
+    *,
+    named: Mapping[Path, str] | None = None,
+    output: Path = _OUTPUT,
+    targets: Sequence[str] = (),
 ) -> str:
     """Return the command that completes a patient from images.
 
@@ -36,6 +40,7 @@ def complete_images(
         files: the images.
         named: file -> its modality, if known; otherwise the name tells it, or `MODALITY` stands in its place.
         output: where the volumes go.
+        targets: what is made; empty: all, and the command is followed by how to choose.
     """
     guesses = [modalities_in(_stem(file), DEFAULT_MODALITIES) for file in files]
     names = [
@@ -47,10 +52,11 @@ def complete_images(
         f"--image {name or 'MODALITY'}={quoted(file)}"
         for name, file in zip(known, files, strict=True)
     ]
-    command = f"attcl complete {' '.join(images)} -o {quoted(output)}"
+    options = "".join(f" --target {name}" for name in targets)
+    command = f"attcl complete {' '.join(images)}{options} -o {quoted(output)}"
     if "" in known:
         command += f", where MODALITY is one of {', '.join(DEFAULT_MODALITIES)}"
-    return f"{command}; --target NAME makes one modality alone"
+    return command if targets else f"{command}; --target NAME makes one modality alone"
 
 
 def _stem(file: Path) -> str:
