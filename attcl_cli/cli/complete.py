@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from attcl_cli.completion.run import CompletionResult
 
 EXAMPLES = (
-    "Examples:  attcl complete --ori data/ --cpl out/ --dry-run   |   "
+    "Examples:  attcl complete -i PATIENT/ -o out/   |   "
     "attcl complete --image flair=a.nii.gz --image t1=b.nii.gz --target t2 -o out/"
 )
 
@@ -222,7 +222,10 @@ def complete(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Synthesise every missing volume (Algorithm 1). Files that are done are not made again."""
+    """Make the MRI volumes that patients lack from those that they have (Algorithm 1). Originals are only read.
+
+    PATIENT/ may also be a dataset of many patients. Files that are done are not made again; --dry-run shows the plan.
+    """
     from attcl_cli.completion import run
     from attcl_cli.data.background import parse_background
 

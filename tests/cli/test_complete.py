@@ -65,6 +65,7 @@ def test_without_a_terminal_progress_is_one_plain_line_per_case(
     _, out, err = attcl("complete", "--ori", incomplete_root, "-w", trained_run)
     lines = err.splitlines()
     assert [re.sub(r" \(.*", "", line) for line in lines] == [
+        "4 volumes to make, of 3 cases",
         "complete 1/3 Phantom_00000",
         "complete 2/3 Phantom_00001",
         "complete 3/3 Phantom_00003",
