@@ -11,7 +11,7 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-from attcl_cli.data.layouts import is_nifti
+from attcl_cli.data.layouts import SEGMENTATION_NAMES, is_nifti
 from attcl_cli.data.suggested import complete_folder, complete_images, outside
 from attcl_cli.errors import AttclError, quoted, single_problems
 
@@ -19,6 +19,8 @@ _COMPLETE = "complete"
 _OUTPUTS = ("-o", "--cpl", "--output")  # of complete
 _FOLDERS = ("-i", "--ori")
 _INPUTS = (*_FOLDERS, "--image")
+# P_seg.nii.gz, which is among P/*.nii.gz
+_LABEL_MAP = re.compile(rf"(?i:(?:^|[_-])(?:{'|'.join(SEGMENTATION_NAMES)})\.nii)")
 
 
 def names_of(flag: str, command: str) -> tuple[str, ...]:
@@ -77,6 +79,7 @@ def for_paths(message: str, arguments: Sequence[str]) -> str:
     output = Path(_value_of(_OUTPUTS, arguments) or "out")
     images = [path for path in paths if path.is_file() and is_nifti(path)]
     if images:
+        images = [path for path in images if not _LABEL_MAP.search(path.name)] or images
         what = "this image" if len(images) == 1 else "these images"
         return f"; for {what}: {complete_images(images, named=paths, output=output)}"
     folders = [path for path in paths if path.is_dir()]

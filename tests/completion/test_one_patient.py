@@ -172,6 +172,11 @@ def test_paths_without_a_command_are_answered_with_complete(named, attcl):
     assert "folder: attcl complete -i P -o out" in attcl("P")[2]
     assert "folder: attcl complete -i P -o P-attcl" in attcl("P", "-o", "P/x")[2]
     assert "image: attcl complete --image t1=P/P_t1.nii.gz -o out" in attcl("P/P_t1.nii.gz")[2]
+    Path("P/P_seg.nii.gz").touch()  # a label map among P/*.nii.gz is no source
+    images = sorted(Path("P").iterdir())
+    for command in ((), ("complete",)):
+        err = attcl(*command, *images)[2]
+        assert "--image flair=P/P_flair.nii.gz --image t1=P/P_t1.nii.gz -o out;" in err
     assert attcl("nowhere")[2].splitlines()[1] == "hint: see: attcl --help"
 
 
