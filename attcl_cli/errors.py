@@ -46,7 +46,14 @@ class AttclError(Exception):
 
     exit_code = EXIT_FAILED
 
-    def __init__(self, message: str, hint: str = "", *, code: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        code: str = "",
+        instead: tuple[str, str] | None = None,
+    ) -> None:
         """Make an error.
 
         Args:
@@ -54,11 +61,14 @@ class AttclError(Exception):
             hint: the next step, an imperative; empty if the message already says it.
             code: what went wrong, in kebab-case (`volume-cut-off`); stable across versions, unlike the wording, so
                 that tests and scripts can tell errors apart. Every error of ours has one.
+            instead: what would work: a flag or a value that was given, and the value to give instead; the command line
+                shows the whole command.
         """
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.code = code
+        self.instead = instead
 
 
 class UsageError(AttclError):

@@ -303,29 +303,33 @@ def refuse_inside(
     inside = ", nor is anything put beside them, not even into derivatives/"
     for original in originals:
         if is_within(folder, original):
+            advice, instead = another_place(originals, flag=flag)
             raise UsageError(
                 f"{flag}: {folder} lies inside {original}, expected a folder outside of the {kept}",
-                f"{kept} are never touched{inside if 'derivatives' in folder.parts else ''}; "
-                f"choose another {flag}{another_place(originals)}",
+                f"{kept} are never touched{inside if 'derivatives' in folder.parts else ''}; {advice}",
                 code="output-inside-originals",
+                instead=instead,
             )
 
 
-def another_place(originals: Sequence[Path]) -> str:
-    """Return the end of a hint that names a folder outside of all these, `, such as data-attcl`; "" if none is free."""
+def another_place(originals: Sequence[Path], *, flag: str) -> tuple[str, tuple[str, str] | None]:
+    """Return the advice to choose another output, with a folder that is free, and that as `AttclError.instead`."""
     place = place_beside(originals)
-    return "" if place is None else f", such as {place}"
+    if place is None:
+        return f"choose another {flag}", None
+    return f"choose another {flag}, such as {place}", (flag, str(place))
 
 
 def place_beside(originals: Sequence[Path]) -> Path | None:
-    """Return a folder outside of all these, beside one of them; None if none is free."""
-    for original in originals:
-        real = Path(os.path.realpath(original))
-        beside = (
-            [original.with_name(f"{original.name}-attcl")] if original.name else []
-        )  # not of `.`
-        for place in (*beside, Path(f"{real}-attcl")):
-            clear = not any(is_within(place, it) or is_within(it, place) for it in originals)
+    """Return a folder outside of all these, beside one of them; of files, beside their folder. None if none is free."""
+    folders = [original.parent if original.is_file() else original for original in originals]
+    for folder in folders:
+        real = Path(os.path.realpath(folder))
+        name = f"{real.name}-attcl"
+        unnamed = folder.name in ("", "..")  # the current folder, or one above it
+        beside = folder / ".." / name if unnamed else folder.with_name(f"{folder.name}-attcl")
+        for place in (beside, real.with_name(name)) if real.name else ():
+            clear = not any(is_within(place, it) or is_within(it, place) for it in folders)
             if clear and os.access(_first_existing(place), os.W_OK):
                 return place
     return None

@@ -18,6 +18,7 @@ from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import (
     free_bytes,
     is_within,
+    place_beside,
     read_json,
     read_toml,
     refuse_inside,
@@ -315,4 +316,14 @@ def test_a_folder_inside_the_current_one_is_refused_with_a_place_beside_it(tmp_p
     monkeypatch.chdir(tmp_path / "patient")
     with pytest.raises(UsageError, match="out lies inside") as caught:
         refuse_inside(Path("out"), [Path()], flag="--cpl")
-    assert caught.value.hint.endswith(f"such as {tmp_path / 'patient-attcl'}")
+    assert caught.value.hint.endswith("such as ../patient-attcl")
+    assert caught.value.instead == ("--cpl", "../patient-attcl")
+
+
+def test_the_place_beside_a_file_is_beside_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "patient/sub").mkdir(parents=True)
+    (tmp_path / "patient/flair.nii.gz").touch()
+    monkeypatch.chdir(tmp_path)
+    assert place_beside([Path("patient/flair.nii.gz")]) == Path("patient-attcl")
+    monkeypatch.chdir(tmp_path / "patient/sub")
+    assert place_beside([Path("..")]) == Path("../../patient-attcl")

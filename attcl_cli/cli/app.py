@@ -7,11 +7,9 @@ Each command is a file beside this one; a stage, and with it torch, is loaded wh
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +22,7 @@ from attcl_cli.cli import (
     evaluate,
     export,
     info,
+    meant,
     options,
     prepare_splits,
     score,
@@ -33,9 +32,7 @@ from attcl_cli.cli import (
     train,
     weights,
 )
-from attcl_cli.data.layouts import NIFTI_ENDING
-from attcl_cli.data.suggested import complete_folder, complete_images
-from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError, single_problems
+from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
 _ParserError: type[Exception] = next(
@@ -134,9 +131,9 @@ def _run(arguments: list[str]) -> int:
         return _report(error, arguments)
     except _ParserError as error:
         context = getattr(error, "ctx", None)
-        help_of = context.command_path if context else "attcl"
+        help_of = context.command_path if context else _command_of(arguments)
         message = error.format_message()  # type: ignore[attr-defined]
-        hint = f"see: {help_of} --help{_meant(help_of, message, arguments)}"
+        hint = f"see: {help_of} --help{meant.for_paths(message, arguments)}"
         return _report(UsageError(message, hint, code="command-line-invalid"), arguments)
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
@@ -153,22 +150,10 @@ def _run(arguments: list[str]) -> int:
     return code
 
 
-def _meant(command: str, message: str, arguments: Sequence[str]) -> str:
-    """Return the command for paths that stand alone after `attcl complete`, as after other tools; "" otherwise."""
-    extra = re.fullmatch(r"Got unexpected extra argument(?:\(s\)|s)? \((.+)\)", message)
-    if command != "attcl complete" or extra is None:
-        return ""
-    paths = [Path(argument) for argument in arguments if f" {argument} " in f" {extra[1]} "]
-    images = [
-        path for path in paths if path.is_file() and re.search(rf"{NIFTI_ENDING}$", path.name)
-    ]
-    if images:
-        what = "this image" if len(images) == 1 else "these images"
-        return f"; for {what}: {complete_images(images)}"
-    folders = [path for path in paths if path.is_dir()]
-    if len(folders) == 1:
-        return f"; for the dataset or patient in this folder: {complete_folder(folders[0])}"
-    return ""
+def _command_of(arguments: Sequence[str]) -> str:
+    """Return the command that the parser refused without naming it."""
+    known = {*COMMANDS, "weights"}
+    return " ".join(["attcl", *(name for name in arguments[:1] if name in known)])
 
 
 def _bug(error: Exception) -> AttclError:
@@ -182,18 +167,9 @@ def _bug(error: Exception) -> AttclError:
 
 def _report(error: AttclError, arguments: Sequence[str]) -> int:
     """Show an error on stderr, with --json as the document on stdout, too; return its exit code."""
-    _name_as_typed(error, arguments)
+    meant.name_as_typed(error, arguments)
+    meant.add_command(error, arguments)
     terminal.show_error(error)
     if "--json" in arguments:
         terminal.document(terminal.describe(error))
     return error.exit_code
-
-
-def _name_as_typed(error: AttclError, arguments: Sequence[str]) -> None:
-    """Name options in an error as they were typed, if the letter is not that of the long name: `-o` for `--cpl`."""
-    letters = {"--ori": "-i", **({"--cpl": "-o"} if arguments[:1] == ["complete"] else {})}
-    for long, short in letters.items():
-        if short in arguments and long not in arguments:
-            for single in single_problems(error):
-                single.message = re.sub(rf"{long}\b", short, single.message)
-                single.hint = re.sub(rf"{long}\b", short, single.hint)

@@ -25,8 +25,9 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.data.layouts import LAYOUTS
-from attcl_cli.errors import IncompleteError, UsageError, counted, some
+from attcl_cli.data.layouts import LAYOUTS, is_nifti
+from attcl_cli.data.suggested import complete_images
+from attcl_cli.errors import IncompleteError, UsageError, counted, quoted, some
 from attcl_cli.processes import Launch, launched, leave, own_device
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from attcl_cli.completion.run import CompletionResult
 
 EXAMPLES = (
-    "Examples:  attcl complete --ori data/ --cpl out/ --dry-run   |   "
+    "Examples:  attcl complete -i PATIENT/ -o out/   |   "
     "attcl complete --image flair=a.nii.gz --image t1=b.nii.gz --target t2 -o out/"
 )
 
@@ -43,7 +44,9 @@ def complete(
     ori: Ori = Path("data"),
     cpl: Annotated[
         Path,
-        typer.Option("-o", "--cpl", help="Folder for the synthesised volumes, and only these."),
+        typer.Option(
+            "-o", "--cpl", "--output", help="Folder for the synthesised volumes, and only these."
+        ),
     ] = Path("out"),
     image: Annotated[
         list[str] | None,
@@ -219,7 +222,10 @@ def complete(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Synthesise every missing volume (Algorithm 1). Files that are done are not made again."""
+    """Make the MRI volumes that patients lack from those that they have (Algorithm 1). Originals are only read.
+
+    PATIENT/ may also be a dataset of many patients. Files that are done are not made again; --dry-run shows the plan.
+    """
     from attcl_cli.completion import run
     from attcl_cli.data.background import parse_background
 
@@ -235,7 +241,7 @@ def complete(
     result = run.complete(
         ori,
         cpl,
-        images=[_image(text) for text in image or []],
+        images=_images(image or [], cpl),
         weights=weights or [],
         targets=target or [],
         layout=layout,
@@ -270,7 +276,7 @@ def complete(
     if launch is not None:
         leave(launch, after_all=bool(result.failed) and not dry_run)
     if dry_run:
-        _show_plan(result.plan, terminal)
+        _show_plan(result.plan, terminal, target or [])
         return
     incomplete = None
     if result.failed:
@@ -280,7 +286,7 @@ def complete(
             f"see {result.record}; fix the cases and run the same command again",
             code="cases-failed",
         )
-    _show_outcome(result, terminal, incomplete, launch)
+    _show_outcome(result, terminal, incomplete, launch, target or [])
 
 
 def _require_divided_once(
@@ -302,19 +308,26 @@ def _require_divided_once(
             )
 
 
-def _image(text: str) -> tuple[str, Path]:
-    """Read `MODALITY=FILE`."""
-    name, equals, file = text.partition("=")
-    if not (equals and name.strip() and file.strip()):
+def _images(texts: Sequence[str], output: Path) -> list[tuple[str, Path]]:
+    """Read each `MODALITY=FILE`; if one is a file alone, the hint has the modality that its name tells."""
+    split = [text.partition("=") if "=" in text else ("", "", text) for text in texts]
+    images = [(name.strip(), Path(file.strip())) for name, _, file in split]
+    malformed = [
+        text for text, (name, file) in zip(texts, images, strict=True) if not name or file == Path()
+    ]
+    if malformed:
+        files = [file for _, file in images]
         raise UsageError(
-            f"--image: {text!r}, expected MODALITY=FILE",
-            "for example --image flair=a.nii.gz --image t1=b.nii.gz",
+            f"--image: {malformed[0]!r}, expected MODALITY=FILE",
+            complete_images(files, named={file: name for name, file in images}, output=output)
+            if all(map(is_nifti, files))
+            else "for example --image flair=a.nii.gz --image t1=b.nii.gz",
             code="malformed-image",
         )
-    return name.strip(), Path(file.strip())
+    return images
 
 
-def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
+def _show_plan(plan: CompletionPlan, terminal: Terminal, targets: Sequence[str]) -> None:
     between = [
         ", ".join(dict.fromkeys(name for target in job.outputs for name in job.between(target)))
         for job in plan.jobs
@@ -351,6 +364,38 @@ def _show_plan(plan: CompletionPlan, terminal: Terminal) -> None:
         f"{counted(plan.volumes, 'volume')} to make, {plan.done} done{left_out}; "
         f"sources by frequency: {', '.join(plan.modal_list)}"
     )
+    if not (plan.jobs or plan.failed or plan.done):
+        _explain_nothing(plan, terminal, targets)
+
+
+def _explain_nothing(plan: CompletionPlan, terminal: Terminal, targets: Sequence[str]) -> None:
+    """Say why nothing is missing, and what else there is to do with such a dataset."""
+    from attcl_cli.completion.expected import canonical_targets
+
+    dataset = plan.dataset
+    names = canonical_targets(targets, dataset) or dataset.modalities
+    elsewhere = any(name not in case.files for case in dataset.cases for name in names)
+    cases = "every case of this part" if elsewhere else "every case"
+    *others, last = names
+    listed = f"{', '.join(others)} and {last}" if others else last
+    asked = f"--target {' --target '.join(targets)}" if targets else "nothing is missing"
+    terminal.result(f"{asked}: {cases} has {listed}")
+    if not targets and dataset.absent:
+        terminal.say(
+            f"note: no case has {', '.join(dataset.absent)}; --target makes such a modality, "
+            "if the weights know it"
+        )
+    if not dataset.alone:
+        terminal.say(
+            f"note: to test on known volumes, hide some: attcl prepare-splits {quoted(dataset.root)}"
+        )
+    elif not dataset.layout.sliced:
+        case = dataset.cases[0]
+        hidden = names if targets else names[-1:]
+        kept = {dataset.paths(case, it)[0]: it for it in case.files if it not in hidden}
+        if kept:
+            command = complete_images(list(kept), named=kept, output=plan.output, targets=hidden)
+            terminal.say(f"note: to test, make {', '.join(hidden)} from the others: {command}")
 
 
 def _show_outcome(
@@ -358,11 +403,12 @@ def _show_outcome(
     terminal: Terminal,
     incomplete: IncompleteError | None,
     launch: Launch | None,
+    targets: Sequence[str],
 ) -> None:
     """Show what was made, then raise the error, if any."""
     output = result.output
     if not terminal.as_json:
-        _show_counts(result, terminal)
+        _show_counts(result, terminal, targets)
     if result.linked:
         terminal.say(f"{output}: {counted(result.linked, 'original')} linked")
     if result.far:
@@ -385,7 +431,7 @@ def _show_outcome(
     terminal.end(content, incomplete)
 
 
-def _show_counts(result: CompletionResult, terminal: Terminal) -> None:
+def _show_counts(result: CompletionResult, terminal: Terminal, targets: Sequence[str]) -> None:
     plan, output = result.plan, result.output
     if plan.jobs or result.failed:
         terminal.result(
@@ -399,12 +445,8 @@ def _show_counts(result: CompletionResult, terminal: Terminal) -> None:
             f"{output}: nothing to do, {counted(plan.done, 'volume is', 'volumes are')} there already"
         )
     else:
-        terminal.result(f"{plan.dataset.root}: no volume is missing, nothing to do")
-        if plan.dataset.absent:
-            terminal.say(
-                f"note: no case has {', '.join(plan.dataset.absent)}; --target makes such a modality, "
-                "if the weights know it"
-            )
+        terminal.result(f"{plan.dataset.root}: nothing to do")
+        _explain_nothing(plan, terminal, targets)
 
 
 def _are(things: Sequence[object]) -> str:

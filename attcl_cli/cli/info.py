@@ -75,6 +75,12 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
         "",
     )
     counts = content["volumes"].items()
+    if content["synthetic"]:
+        terminal.result(
+            f"synthetic, as the side-cars say: {content['synthetic']:,} of "
+            f"{counted(sum(content['volumes'].values()), 'volume')}; complete takes none of them as a source",
+            "",
+        )
     terminal.table([{"modality": name, "volumes": n, "missing": cases - n} for name, n in counts])
     terminal.result("")
     if cases == 1:
@@ -95,9 +101,9 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def _missing_of_one(folder: Path, content: Mapping[str, Any]) -> str:
-    """Return what a single case lacks, and the command that makes it, unless something has to be fixed first."""
+    """Return what a single case lacks, and the command that makes it, unless that would be refused."""
     missing = ", ".join(content["patterns"][0]["missing"])
-    if not missing or content["problems"]:
+    if not missing or content["problems"] or content["synthetic"]:
         return f"missing: {missing or 'nothing'}"
     return f"missing: {missing}; what the weights can make: {complete_folder(folder)}"
 

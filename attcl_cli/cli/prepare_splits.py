@@ -21,9 +21,16 @@ from attcl_cli.cli.options import (
     Vocabulary,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import UsageError
+from attcl_cli.errors import UsageError, quoted
 
 EXAMPLES = "Examples:  attcl prepare-splits BraTS2021/   |   attcl prepare-splits --ratio ratio2 -o small BraTS2021/"
+
+# Split -> what follows if no case is in it.
+_WITHOUT = {
+    "train": "weights come from elsewhere",
+    "val": "training keeps its last weights instead of the best",
+    "test": "score and segment have nothing to measure",
+}
 
 
 def prepare_splits(
@@ -110,6 +117,20 @@ def prepare_splits(
     else:
         outcome = "holds these very splits, nothing written"
     terminal.say(f"{output}: {outcome}")
+    empty = [split for split, items in prepared.splits.splits.items() if not items]
+    for split in empty:
+        terminal.say(f"note: no case in {split}: {_WITHOUT[split]}; --sizes sets the numbers")
+    if not dry_run:
+        terminal.say(f"next: {_next(output, trains='train' not in empty)}")
+
+
+def _next(output: Path, *, trains: bool) -> str:
+    """Return the commands that a data tree is for."""
+    complete = f"attcl complete --ori {quoted(output)} --cpl out"
+    if not trains:
+        return complete
+    data = "" if output == Path("data") else f" --data {quoted(output)}"
+    return f"attcl train{data}; or, with bundled weights: {complete}"
 
 
 def _triple(text: str | None, flag: str, kind: type[Any]) -> Any:

@@ -10,7 +10,7 @@ from attcl_cli.completion.doubt import read_doubt
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.layouts import Layout
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, counted
 from attcl_cli.methods.weights import Weights
 from attcl_cli.progress import Progress
 from attcl_cli.run_record import RunRecord, read_record
@@ -93,6 +93,8 @@ def make_all(
     for job in plan.jobs:
         left[job.case.id] += 1
     parts: dict[str, list[Completed]] = {}
+    if left:  # without a terminal, there is no other sign until the first case is done
+        progress.say(f"{counted(plan.volumes, 'volume')} to make, of {counted(len(left), 'case')}")
     with progress.bar(len(left), "complete") as bar:
         for item in items:
             if item.error:

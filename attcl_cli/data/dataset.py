@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,11 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.layouts import (
     DEFAULT_MODALITIES,
     LAYOUTS,
-    NIFTI_ENDING,
     SEGMENTATION,
     SUBMISSIONS,
     Layout,
     ending_of,
+    is_nifti,
     modality_of,
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
@@ -32,7 +31,7 @@ from attcl_cli.data.naming import read_folder
 from attcl_cli.data.places import led_to
 from attcl_cli.data.record_cache import FOLDER_VARIABLE, Records, cache_folder
 from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
-from attcl_cli.data.suggested import complete_images
+from attcl_cli.data.suggested import complete_folder, complete_images
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
 from attcl_cli.files import read_json, refuse_inside
@@ -234,9 +233,7 @@ def open_dataset(
         raise AttclError(
             f"{root}: {'a file' if root.exists() else 'no such folder'}, "
             "expected the folder of a dataset",
-            f"name its folder, or complete it alone: {complete_images([root])}"
-            if root.is_file()
-            else "check the path",
+            _of_image(root) if root.is_file() else "check the path",
             code="dataset-not-found",
         )
     if modalities is None and (root / VOCABULARY_FILE).is_file():
@@ -268,6 +265,26 @@ def open_dataset(
         naming_files=reading.naming_files,
         recognised=reading.recognised,
     )
+
+
+def _of_image(file: Path) -> str:
+    """Return what to do with one image: complete it with the patient's others, if they lie beside it, or alone."""
+    alone = f"complete it alone: {complete_images([file])}"
+    try:
+        beside = open_dataset(file.parent) if is_nifti(file) else None
+    except AttclError:
+        beside = None
+    cases = beside.cases if beside else ()
+    case = next((it for it in cases if (PurePosixPath(file.name),) in it.files.values()), None)
+    if case is None or len(case.files) == 1:
+        return f"name its folder, or {alone}"
+    if len(cases) > 1:
+        images = {file.with_name(files[0].name): name for name, files in case.files.items()}
+        whole = complete_images(list(images), named=images)
+    else:
+        whole = complete_folder(file.parent)
+    names = ", ".join(case.files)
+    return f"beside it lie images of the same patient; complete from all ({names}): {whole}; or {alone}"
 
 
 def _hidden_from(root: Path) -> set[str]:
@@ -345,7 +362,7 @@ def _require_image(
             "check the path; --ori takes the folder of a patient or of a dataset",
             code="image-not-found",
         )
-    if not re.fullmatch(NIFTI_ENDING, ending_of(PurePosixPath(path))):
+    if not is_nifti(path):
         raise UsageError(
             f"--image: {path}, expected a name that ends with .nii or .nii.gz",
             "convert it; dcm2niix does so with DICOM",
@@ -376,10 +393,12 @@ class Source:
             dataset = dataset_of_images(self.images, self.modalities)
             return replace(dataset, background=self.background)
         if not self.folder.exists():
+            hint, close = _where_else(self.folder)
             raise AttclError(
                 f"{self.folder}: no such folder, expected a dataset, or the folder of a patient",
-                _where_else(self.folder),
+                hint,
                 code="dataset-not-found",
+                instead=(str(self.folder), str(close)) if close else None,
             )
         dataset = open_dataset(
             self.folder,
@@ -391,16 +410,22 @@ class Source:
         return replace(dataset, background=self.background)
 
 
-def _where_else(folder: Path) -> str:
-    """Return what to do about a folder that is not there: the name that was meant, if a neighbour's is like it."""
+def _where_else(folder: Path) -> tuple[str, Path | None]:
+    """Return what to do about a folder that is missing, and the folder that was meant, if one has a similar name."""
     if folder == _DEFAULT:
-        return "name yours, such as -i PATIENT/; data/, the default, is what attcl prepare-splits DATASET writes"
+        return (
+            "name yours, such as -i PATIENT/; data/, the default, is what attcl prepare-splits DATASET writes",
+            None,
+        )
     try:
         neighbours = [path.name for path in folder.parent.iterdir() if path.is_dir()]
     except OSError:
         neighbours = []
-    close = difflib.get_close_matches(folder.name, neighbours, n=1)
-    return f"did you mean {quoted(folder.with_name(close[0]))}?" if close else "check the path"
+    names = difflib.get_close_matches(folder.name, neighbours, n=1)
+    if not names:
+        return "check the path", None
+    close = folder.with_name(names[0])
+    return f"did you mean {quoted(close)}?", close
 
 
 def _refuse_cache_inside(dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]
         "recognised": list(dataset.recognised),
         "volumes": dataset.counts(),
         "segmentations": sum(bool(case.segmentation) for case in dataset.cases),
+        "synthetic": _synthetic(dataset),
         "patterns": [
             {"missing": list(missing), "cases": count}
             for missing, count in sorted(patterns.items(), key=lambda item: (len(item[0]), item[0]))
@@ -88,3 +90,13 @@ def describe(dataset: Dataset, problems: Sequence[AttclError]) -> dict[str, Any]
         "notes": list(dataset.notes),
         "ignored": [str(path) for path in dataset.ignored],
     }
+
+
+def _synthetic(dataset: Dataset) -> int:
+    """Return how many volumes have a side-car that says they are synthetic; a damaged one says nothing."""
+    count = 0
+    for case in dataset.cases:
+        for name in case.files:
+            with suppress(AttclError):
+                count += len(dataset.synthetic(case, [name]))
+    return count

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import PurePath, PurePosixPath
 
 from attcl_cli.errors import UsageError
 
@@ -401,6 +401,11 @@ def ending_of(path: PurePosixPath) -> str:
     """Return the ending of an image's name, as it is spelt: `.nii.gz`, `.nii` or `.png`, or `.NII.GZ`."""
     length = len(".nii.gz")
     return path.name[-length:] if path.name.lower().endswith(".nii.gz") else path.suffix
+
+
+def is_nifti(path: PurePath) -> bool:
+    """Return whether a name ends as that of a NIfTI file."""
+    return re.search(f"{NIFTI_ENDING}$", path.name) is not None
 
 
 @cache  # a dataset of slices asks for every file

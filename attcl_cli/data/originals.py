@@ -39,8 +39,10 @@ def refuse_among_originals(folder: Path, originals: Iterable[Path], *, flag: str
     refuse_inside(folder, originals, flag=flag)
     for original in originals:
         if is_within(original, folder):
+            advice, instead = another_place(originals, flag=flag)
             raise UsageError(
                 f"{flag}: {folder} holds {original}, expected a folder without originals",
-                f"originals are never touched; choose another {flag}{another_place(originals)}",
+                f"originals are never touched; {advice}",
                 code="output-holds-originals",
+                instead=instead,
             )

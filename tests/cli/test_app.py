@@ -59,6 +59,9 @@ def test_the_commands_with_defaults_complete_a_dataset_and_score_it(layout, phan
     code, out, err = attcl("prepare-splits", whole)
     assert code == 0, err
     assert out.startswith("ratio1: what remains of")
+    assert err.splitlines()[-1] == (
+        "next: attcl train; or, with bundled weights: attcl complete --ori data --cpl out"
+    )
     code, out, err = attcl("train", "-c", "tiny.toml")  # the default preset would take days
     assert code == 0, err
     assert re.fullmatch(
@@ -223,6 +226,19 @@ def test_info_as_json_holds_the_same(incomplete_root, attcl, here):
         {"missing": ["t1", "t1ce"], "cases": 1},
     ]
     assert content["problems"] == []
+
+
+def test_prepare_splits_names_a_split_without_cases_and_what_comes_next(phantom_root, attcl, here):
+    _, _, err = attcl("prepare-splits", phantom_root, "-o", "my data", "--sizes", "3/0/1")
+    assert err.splitlines() == [
+        "my data: written",
+        "note: no case in val: training keeps its last weights instead of the best; --sizes sets the numbers",
+        "next: attcl train --data 'my data'; or, with bundled weights: attcl complete --ori 'my data' --cpl out",
+    ]
+    _, _, err = attcl("prepare-splits", phantom_root, "--sizes", "0/1/3", "-n")
+    assert "note: no case in train: " in err and "next: " not in err
+    _, _, err = attcl("prepare-splits", phantom_root, "--sizes", "0/1/3")
+    assert err.endswith("next: attcl complete --ori data --cpl out\n")
 
 
 def test_info_of_a_data_tree_shows_its_splits(phantom_root, attcl, here):

@@ -19,6 +19,7 @@ from attcl_cli.files import sha256
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.weights import BUNDLED, WEIGHTS_FILE
 
+FREQUENT = "sources by frequency: flair, t1, t1ce, t2"
 BAD = "Phantom_00001/Phantom_00001_t2.nii.gz"
 
 
@@ -64,6 +65,7 @@ def test_without_a_terminal_progress_is_one_plain_line_per_case(
     _, out, err = attcl("complete", "--ori", incomplete_root, "-w", trained_run)
     lines = err.splitlines()
     assert [re.sub(r" \(.*", "", line) for line in lines] == [
+        "4 volumes to make, of 3 cases",
         "complete 1/3 Phantom_00000",
         "complete 2/3 Phantom_00001",
         "complete 3/3 Phantom_00003",
@@ -100,8 +102,31 @@ def test_running_again_says_that_nothing_is_left(incomplete_root, trained_run, a
 def test_a_dataset_without_missing_modalities_is_told_apart_from_a_finished_output(
     phantom_root, attcl, trained_run, here
 ):
-    code, out, _ = attcl("complete", "--ori", phantom_root, "-w", trained_run)
-    assert (code, out) == (0, f"{phantom_root}: no volume is missing, nothing to do\n")
+    command = ("complete", "--ori", phantom_root, "-w", trained_run)
+    reason = "nothing is missing: every case has flair, t1, t1ce and t2\n"
+    code, out, err = attcl(*command)
+    assert (code, out) == (0, f"{phantom_root}: nothing to do\n{reason}")
+    assert f"hide some: attcl prepare-splits {phantom_root}\n" in err
+    assert attcl(*command, "-n")[1].endswith(f"0 volumes to make, 0 done; {FREQUENT}\n{reason}")
+    _, out, _ = attcl(*command, "-n", "--target", "T1")
+    assert out.endswith("--target T1: every case has t1\n")
+
+
+def test_a_part_without_missing_modalities_does_not_speak_for_the_others(
+    incomplete_root, attcl, trained_run, here
+):
+    command = ("complete", "--ori", incomplete_root, "-w", trained_run, "-n")
+    _, out, _ = attcl(*command, "--num-parts", "4", "--part-id", "3")
+    reason = "nothing is missing: every case of this part has flair, t1, t1ce and t2\n"
+    assert out.endswith(reason)
+
+
+def test_a_patient_who_lacks_nothing_is_shown_how_to_test(phantom_root, attcl, trained_run, here):
+    patient = phantom_root / "Phantom_00000"
+    _, _, err = attcl("complete", "-i", patient, "-w", trained_run, "--target", "t1", "-n")
+    command = err.strip().removeprefix("note: to test, make t1 from the others: attcl ")
+    code, out, err = attcl(*command.split(), "-w", trained_run, "-n")
+    assert code == 0 and "1 volume to make, 0 done" in out, (command, err)
 
 
 def test_linked_originals_are_counted(incomplete_root, trained_run, attcl, here):
@@ -325,6 +350,14 @@ def test_synthetic_volumes_are_no_sources(here, incomplete_root, trained_run, at
     assert code == 1
     assert err.startswith("error: out: ") and "synthetic, as the side-car says" in err
     assert not (here / "again").exists()
+    made = (
+        "synthetic, as the side-cars say: 4 of 4 volumes; complete takes none of them as a source"
+    )
+    assert made in attcl("info", "out")[1].splitlines()
+    # The command that completes a patient alone would be refused here.
+    code, out, _ = attcl("info", "out/Phantom_00001")
+    assert (code, "2 of 2 volumes" in out, "attcl complete" in out) == (0, True, False)
+    assert "side-car" not in attcl("info", incomplete_root)[1]
 
 
 # --- cases that fail --------------------------------------------------------------------------------------------------

@@ -59,6 +59,9 @@ def test_the_originals_are_the_files_and_not_their_folder(files, trained_run):
     with pytest.raises(UsageError) as caught:
         complete(cpl=".", images={"flair": "flair-0.nii.gz"}, targets=["t2"], weights=trained_run)
     assert caught.value.code == "output-holds-originals"
+    assert caught.value.hint.endswith(
+        f"such as {files}-attcl"
+    )  # not inside the folder of the images
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,75 @@ def test_the_command_line_reads_images_and_points_to_them(files, trained_run, at
     assert code == 2 and "-o out" not in err
     code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)
     assert code == 1 and "attcl complete --image flair=flair-0.nii.gz -o out; " in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("-i", "see: attcl complete --help"),
+        ("-o", "see: attcl complete --help"),
+        ("-i {flair} {t1}", "attcl complete --image flair={flair} --image t1={t1} -o out;"),
+        ("--image flair={flair} {t1} -o x", "--image flair={flair} --image t1={t1} -o x;"),
+        ("--image {flair} --image {t1}", "attcl complete --image flair={flair} --image t1={t1} -o"),
+        ("--image a.txt", "for example --image flair=a.nii.gz"),
+        ("-i P -o .", "such as P-attcl: attcl complete -i P -o P-attcl"),
+        ("-n -i P --cpl=P/out", "such as P-attcl: attcl complete -n -i P --cpl=P-attcl"),
+        ("-i P/.. -o o -i PP", "did you mean P? attcl complete -i P/.. -o o -i P"),
+        ("-i {flair}", "complete from all (flair, t1): attcl complete -i P -o out; or complete it"),
+        ("-i flat/B_t2.nii.gz", "--image t1=flat/B_t1.nii.gz --image t2=flat/B_t2.nii.gz -o out"),
+    ],
+)
+def test_a_wrong_try_is_answered_with_a_command_that_works(typed, hint, named, attcl):
+    names = {"flair": "P/P_flair.nii.gz", "t1": "P/P_t1.nii.gz"}
+    code, out, err = attcl("complete", *typed.format(**names).split())
+    assert code != 0 and out == ""
+    assert hint.format(**names) in err.splitlines()[1]
+
+
+def test_paths_without_a_command_are_answered_with_complete(named, attcl):
+    assert "folder: attcl complete -i P -o out" in attcl("P")[2]
+    assert "folder: attcl complete -i P -o P-attcl" in attcl("P", "-o", "P/x")[2]
+    assert "image: attcl complete --image t1=P/P_t1.nii.gz -o out" in attcl("P/P_t1.nii.gz")[2]
+    Path("P/P_seg.nii.gz").touch()  # a label map among P/*.nii.gz is no source
+    images = sorted(Path("P").iterdir())
+    for command in ((), ("complete",)):
+        err = attcl(*command, *images)[2]
+        assert "--image flair=P/P_flair.nii.gz --image t1=P/P_t1.nii.gz -o out;" in err
+    assert attcl("nowhere")[2].splitlines()[1] == "hint: see: attcl --help"
+
+
+def test_without_data_the_current_folder_is_offered_if_it_holds_a_patient(
+    named, attcl, monkeypatch
+):
+    command = "hint: to complete what the current folder holds: attcl complete -i . "
+    monkeypatch.chdir("P")
+    assert f"{command}-o ../P-attcl\n" in attcl("complete")[2]
+    assert f"{command}-n -o ../P-attcl\n" in attcl("complete", "-n", "-o", "out")[2]
+    assert command not in attcl("complete", "-i", "data")[2]
+    (named / "empty").mkdir()
+    monkeypatch.chdir(named / "empty")
+    assert "hint: name yours, such as -i PATIENT/" in attcl("complete")[2]
+
+
+def test_output_is_another_name_of_cpl(named, trained_run, attcl):
+    options = ("-w", trained_run, "-d", "cpu", "--target", "t2")
+    code, out, err = attcl("complete", "-i", "P", "--output", "new", *options)
+    assert (code, out.splitlines()[0]) == (0, "new: 1 volume written, 0 were there already"), err
+    assert attcl("complete", "-i", "P", "--output", "P")[2].startswith("error: --output: P lies")
+
+
+@pytest.fixture
+def named(phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with `P/P_flair.nii.gz`, `P/P_t1.nii.gz`, and two patients in one folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("P", "flat"):
+        Path(name).mkdir()
+    images = {"P/P": ("flair", "t1"), "flat/A": ("t1", "t2"), "flat/B": ("t1", "t2")}
+    for patient, modalities in images.items():
+        for name in modalities:
+            source = phantom_root / NAMES[0] / f"{NAMES[0]}_{name}.nii.gz"
+            shutil.copy(source, f"{patient}_{name}.nii.gz")
+    return tmp_path
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def test_it_counts_volumes_and_patterns_of_missing_modalities(tmp_path):
         "recognised": [],
         "volumes": {"flair": 1, "t1": 3, "t1ce": 1, "t2": 1},
         "segmentations": 1,
+        "synthetic": 0,
         "patterns": [
             {"missing": [], "cases": 1},
             {"missing": ["flair", "t1ce", "t2"], "cases": 2},
