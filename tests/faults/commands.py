@@ -27,6 +27,7 @@ import attcl_cli.segmentation.training, attcl_cli.training.session
 from attcl_cli.cli.app import main
 
 LONGEST = 240  # seconds, after which a command hangs
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # of a child too, until its handlers are ours
 
 def forked(task, streams):
     child = os.fork()
@@ -38,7 +39,6 @@ def forked(task, streams):
     for number, stream in enumerate(streams, 1):
         os.dup2(stream, number)
     os.closerange(3, 64)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.argv = ["attcl", *task["argv"]]
     try:
