@@ -145,7 +145,9 @@ def write_report(
 def show(
     ori: Path | str = DEFAULT_DATA, cpl: Path | str = "out", *, case: str = "", target: str = ""
 ) -> Image.Image:
-    """Draw completed volumes beside their sources, at the slice with most brain; eight at most.
+    """Draw completed volumes beside their sources; eight at most.
+
+    The slice is the one with most of the label map; without one, that with most brain.
 
     Args:
         ori: the incomplete dataset, or the folder of one patient.
