@@ -142,6 +142,7 @@ class RunDocument(Document):
     present: Items[RunPattern] = ()
     validation: RunValidation | None = None
     trained_on: Items[str] | None = None
+    trained_on_by_weights: dict[Name, Items[str]] = Field({})
     validated_on: Items[str] | None = None
     tested_on: Items[str] | None = None
     inputs: dict[Name, Any] = Field({})

@@ -51,7 +51,7 @@ def demo(
             "copy is what copying the source reaches, a trivial baseline. These weights are tiny and briefly trained: "
             "the demo shows the workflow, not the quality."
         )
-    show(result.figures, output, terminal)
+    show(result, terminal)
 
 
 def _run(output: Path, *, cases: int, seed: int, device: str, terminal: Terminal) -> ScoreResult:

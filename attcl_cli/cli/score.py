@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,7 +33,7 @@ from attcl_cli.cli.options import (
     Workers,
 )
 from attcl_cli.cli.terminal import Terminal, document
-from attcl_cli.errors import IncompleteError, counted
+from attcl_cli.errors import IncompleteError, counted, some
 from attcl_cli.files import read_json
 from attcl_cli.scoring.metrics import METRICS, flags
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from attcl_cli.scoring.run import ScoreResult
     from attcl_cli.scoring.summary import Figure
 
+_WIDTH = 80
 EXAMPLES = (
     "Examples:  attcl score --fid --lpips   |   attcl score --ssim --psnr --baselines --split all"
 )
@@ -203,29 +205,28 @@ def score(
             "summary.json lists them; attcl complete makes them",
             code="volumes-missing",
         )
-    show(result.figures, result.output, terminal, incomplete)
+    show(result, terminal, incomplete)
 
 
 def show(
-    figures: Sequence[Figure],
-    output: Path,
-    terminal: Terminal,
-    incomplete: IncompleteError | None = None,
+    result: ScoreResult, terminal: Terminal, incomplete: IncompleteError | None = None
 ) -> None:
     """Show the figures as tables, or the content of `summary.json` as one document; then raise the error, if any."""
     from attcl_cli.report.page import REPORT_FILE
 
     if not terminal.as_json:
-        _show_tables(figures, output, terminal)
+        _show_tables(result, terminal)
+    output = result.output
     files = {name: str(output / name) for name in (REPORT_FILE, "scores.csv", "summary.json")}
     summary = read_json(output / "summary.json")
     terminal.end({"output": str(output), "files": files, **summary}, incomplete)
 
 
-def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) -> None:
+def _show_tables(result: ScoreResult, terminal: Terminal) -> None:
     from attcl_cli.report.page import REPORT_FILE
     from attcl_cli.scoring.summary import left_out_of_tumour, measured, warn_of_few_slices
 
+    figures, comparison = result.figures, result.comparison
     columns = [
         (metric, region)
         for metric, region in measured(figures)
@@ -246,7 +247,16 @@ def _show_tables(figures: Sequence[Figure], output: Path, terminal: Terminal) ->
         terminal.say(f"lower is better: {', '.join(lower)}; of all others higher")
     for note in [*left_out_of_tumour(figures), *warn_of_few_slices(figures)]:
         terminal.say(f"note: {note}")
-    terminal.result(f"{output / REPORT_FILE}: open it in a browser")
+    if comparison.caveat:
+        terminal.say(
+            f"note: {comparison.caveat}, by name ({some(comparison.seen)}): such volumes look better than those of "
+            "new patients"
+        )
+    if result.verdict:
+        terminal.result(
+            *textwrap.wrap(result.verdict, _WIDTH, break_long_words=False, break_on_hyphens=False)
+        )
+    terminal.result(f"{result.output / REPORT_FILE}: open it in a browser")
 
 
 def _table(figures: Sequence[Figure], columns: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from attcl_cli.errors import UNSEEN, AttclError, counted, single_problems, visib
 from attcl_cli.progress import Lines, duration
 
 _MAX_PROBLEMS = 50
+_TABLE_GAP = 2  # between columns
 _WITHOUT_PACE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # of tqdm
 
 
@@ -194,20 +195,17 @@ def document(content: Any) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
-    """Show a table on stdout, columns from the first row; at most 80 characters wide if that is no terminal."""
+    """Show a table on stdout, the columns of all rows in order; at most 80 characters wide if that is no terminal.
+
+    Nothing is cut. If it is too wide, headings of numbers are folded; numbers that do not fit then are in further
+    tables below, beside the same names; and words that are still too long are folded.
+    """
     from rich.console import Console  # not needed for --help
-    from rich.table import Table
 
     if not rows:
         return
     if title:  # Rich would wrap it to the width of the columns
         result(title)
-    grid = Table(box=None, pad_edge=False)
-    for index, column in enumerate(rows[0]):
-        left = index == 0 or isinstance(rows[0][column], str)
-        grid.add_column(visible(column), justify="left" if left else "right")
-    for row in rows:
-        grid.add_row(*(_cell(value) for value in row.values()))
     stream = _Gate(sys.stdout)
     console = Console(
         file=cast("TextIO", stream),
@@ -216,7 +214,74 @@ def table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> None:
         emoji=False,
         width=None if stream.isatty() else 80,
     )
-    console.print(grid)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [_column(name, rows, first=not place) for place, name in enumerate(names)]
+    for part in _parts(columns, console.width):
+        console.print(_grid(part, console.width))
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of a table: its heading, its cells, and whether they are numbers, which nothing may break."""
+
+    heading: str
+    cells: tuple[str, ...]
+    numbers: bool
+
+    @property
+    def width(self) -> int:
+        """Return how wide it is with its heading on one line, and with the gap before the next."""
+        return _widest(self.heading, *self.cells) + _TABLE_GAP
+
+    @property
+    def least(self) -> int:
+        """Return how wide it has to be if the heading is folded."""
+        return _widest(*self.heading.split(), *self.cells) + _TABLE_GAP
+
+
+def _widest(*texts: str) -> int:
+    from rich.cells import cell_len  # not needed for --help
+
+    return max(map(cell_len, texts), default=0)
+
+
+def _column(name: str, rows: Sequence[Mapping[str, Any]], *, first: bool) -> _Column:
+    values = [row.get(name, "") for row in rows]
+    numbers = not first and any(not isinstance(value, str) for value in values)
+    return _Column(visible(name), tuple(map(_cell, values)), numbers)
+
+
+def _parts(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """Return the columns of one table, or of several: those of words in each of them, those of numbers in one."""
+    names = [column for column in columns if not column.numbers]
+    numbers = [column for column in columns if column.numbers]
+    room = width + _TABLE_GAP - sum(column.width for column in names)
+    if sum(column.least for column in numbers) <= room or any(it.least > room for it in numbers):
+        return [list(columns)]  # it fits, or words leave no room and are folded
+    parts: list[list[_Column]] = [[]]
+    for column in numbers:
+        if parts[-1] and sum(it.least for it in (*parts[-1], column)) > room:
+            parts.append([])
+        parts[-1].append(column)
+    return [[*names, *part] for part in parts]
+
+
+def _grid(columns: Sequence[_Column], width: int) -> Any:
+    """Return a table for Rich, with headings of numbers folded if it would be too wide."""
+    from rich.table import Table
+
+    folded = sum(column.width for column in columns) > width + _TABLE_GAP
+    grid = Table(box=None, pad_edge=False)
+    for column in columns:
+        grid.add_column(
+            column.heading,
+            justify="right" if column.numbers else "left",
+            overflow="fold",
+            width=column.least - _TABLE_GAP if folded and column.numbers else None,
+        )
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        grid.add_row(*cells)
+    return grid
 
 
 def show_error(problem: AttclError) -> None:

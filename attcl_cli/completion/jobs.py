@@ -263,6 +263,7 @@ class CompletionPlan:
         manner: how volumes are made.
         failed: case id -> problem, of cases that `keep_going` leaves out.
         notes: what is fixed on reading the sources (`preconditions.examine`), and weights trained otherwise.
+        learned: names of published weights -> ids of the cases, of those left to do, whose patients they learned from.
     """
 
     places: Places
@@ -273,6 +274,7 @@ class CompletionPlan:
     manner: Manner
     failed: Mapping[str, AttclError]
     notes: tuple[str, ...] = ()
+    learned: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def dataset(self) -> Dataset:

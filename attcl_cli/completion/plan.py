@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 
 from attcl_cli.completion import checks
 from attcl_cli.completion.jobs import CompletionPlan, Job, Maker, Manner, Places
+from attcl_cli.completion.provenance import learned_cases
 from attcl_cli.completion.styles import Style, Styles
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.unchanged import look_at
-from attcl_cli.errors import AttclError, fold, raise_all, some
-from attcl_cli.methods import bundled
+from attcl_cli.errors import AttclError, fold, raise_all
 from attcl_cli.methods.sources import withheld
 from attcl_cli.methods.weights import Weights
 from attcl_cli.progress import SILENT, Progress
@@ -139,7 +139,11 @@ def plan_completion(
         notes=(
             *findings.notes,
             *_other_backgrounds(dataset, models, sound),
-            *_learned_cases(models, sound),
+        ),
+        learned=learned_cases(
+            models,
+            [(job.case.id, maker.weights.sha256) for job in sound for maker in job.makers],
+            dataset.layout.patient_of,
         ),
     )
 
@@ -155,24 +159,6 @@ def _other_backgrounds(
         for weights in models
         if weights.sha256 in used and weights.info.background != own
     ]
-
-
-def _learned_cases(models: Sequence[Weights], jobs: Sequence[Job]) -> list[str]:
-    """Name the cases that published weights were trained on; a run of one's own completes its training cases."""
-    notes = []
-    for weights in models:
-        ids = {
-            job.case.id
-            for job in jobs
-            if weights.sha256 in (maker.weights.sha256 for maker in job.makers)
-        }
-        learned = sorted(ids.intersection(weights.info.trained_on))
-        if learned and bundled.kind_of(weights.path) == "patients":
-            notes.append(
-                f"{some(learned)}: by {'its name' if len(learned) == 1 else 'their names'} among the patients that "
-                f"{weights.name} was trained on; such volumes look better than those of new patients"
-            )
-    return notes
 
 
 def choose_makers(

@@ -47,9 +47,16 @@ def new_record(
         device=device,
         weights=_named(first) if first else {},
         extra={
-            "trained_on": sorted(trained_on),  # `segment` warns if test patients are among them
+            "trained_on": sorted(
+                trained_on
+            ),  # `score` and `segment` say if their patients are among them
             **(
-                {"further_weights": [_named(it) for it in plan.models[1:]]}
+                {
+                    "further_weights": [_named(it) for it in plan.models[1:]],
+                    "trained_on_by_weights": {
+                        it.sha256: list(it.info.trained_on) for it in plan.models
+                    },
+                }
                 if len(plan.models) > 1
                 else {}
             ),

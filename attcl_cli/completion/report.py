@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from attcl_cli import __version__
+from attcl_cli.completion import provenance
 from attcl_cli.completion.doubt import doubt_in
 from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
@@ -114,6 +115,9 @@ def write_report(
             panels.append(_panel(plan.places, volume))
         except AttclError as error:
             unread.append(f"No picture of {volume.target} of {volume.case.id}: {error.message}.")
+    learned = provenance.learned_cases(  # of all that lies there: the page of a killed run is that of a whole one
+        plan.models, [(it.case.id, it.sha256) for it in made], plan.dataset.layout.patient_of
+    )
     hint = "The real volumes are not known, so there is no difference to see."
     if len(panels) < len(made):
         hint += (
@@ -124,7 +128,7 @@ def write_report(
     slices = Viewer(panels, order=order, hint=hint)
     page = Page(
         "Completed volumes",
-        verdict=_verdict(made, failed),
+        verdict=_verdict(doubted, failed, _caveat(plan, made, learned)),
         facts=_facts(plan, made, failed),
         sections=[
             *viewers(slices, viewer),
@@ -134,7 +138,13 @@ def write_report(
             Text("How to cite", _citations(plan.models)),
             Text("Settings", folded={"How volumes were made": _lines(plan.manner.document())}),
         ],
-        notes=[*plan.dataset.notes, *plan.notes, *unread, _ABOUT_DOUBT],
+        notes=[
+            *plan.dataset.notes,
+            *plan.notes,
+            *provenance.notes_of_learned(learned),
+            *unread,
+            _ABOUT_DOUBT,
+        ],
         files=[record.name],
     )
     path = page_file(record)
@@ -145,7 +155,9 @@ def write_report(
 def show(
     ori: Path | str = DEFAULT_DATA, cpl: Path | str = "out", *, case: str = "", target: str = ""
 ) -> Image.Image:
-    """Draw completed volumes beside their sources, at the slice with most brain; eight at most.
+    """Draw completed volumes beside their sources; eight at most.
+
+    The slice is the one with most of the label map; without one, that with most brain.
 
     Args:
         ori: the incomplete dataset, or the folder of one patient.
@@ -267,8 +279,8 @@ def _tumour(places: Places, case: Case, beside: Sequence[Path]) -> Any:
 # --- Words ----------------------------------------------------------------------------------------
 
 
-def _verdict(made: Sequence[MadeVolume], failed: Mapping[str, AttclError]) -> str:
-    """Return in one sentence or two what is there, and what to look at first."""
+def _verdict(made: Sequence[MadeVolume], failed: Mapping[str, AttclError], caveat: str = "") -> str:
+    """Return in a few sentences what is there, and what to look at first: of volumes by falling doubt."""
     cases = {volume.case.id for volume in made}
     weights = dict.fromkeys(volume.weights for volume in made)
     words = "No volume was made."
@@ -277,9 +289,26 @@ def _verdict(made: Sequence[MadeVolume], failed: Mapping[str, AttclError]) -> st
     far = {volume.case.id for volume in made if volume.doubt.far}
     if far:
         words += f" {counted(len(far), 'case')} unlike the training data ({some(sorted(far))}): check these first."
+    elif made and all(volume.doubt.far is False for volume in made):
+        words += " No case is unlike the training data"
+        words += (
+            f"; farthest from it: {made[0].target} of {made[0].case.id}" * (len(made) > 1) + "."
+        )
+    words += f" {caveat}." if caveat else ""
     if failed:
         words += f" {counted(len(failed), 'case')} failed."
     return words
+
+
+def _caveat(
+    plan: CompletionPlan, made: Sequence[MadeVolume], learned: Mapping[str, Sequence[str]]
+) -> str:
+    """Return how many of the patients published weights were trained on, in words; "" if none."""
+    return provenance.describe_training_patients(
+        {case for cases in learned.values() for case in cases},
+        {volume.case.id for volume in made},
+        plan.dataset.layout.patient_of,
+    )
 
 
 def _facts(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attcl_cli import cluster, devices
+from attcl_cli.completion import provenance
 from attcl_cli.completion.checks import require_possible
 from attcl_cli.completion.expected import canonical_targets, expect
 from attcl_cli.completion.jobs import (
@@ -220,7 +221,7 @@ def complete(
         force=force,
         progress=progress,
     )
-    for note in plan.notes:
+    for note in (*plan.notes, *provenance.notes_of_learned(plan.learned)):
         progress.say(f"note: {note}")
     record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:

@@ -118,6 +118,7 @@ def _templates(panels: Sequence[Panel]) -> Any:
         "counted": counted,
         "columns_of": _columns_of,
         "word_columns": _word_columns,
+        "is_text": _is_text,
         "sort_key": _sort_key,
         "panel_of": _panel_finder(panels),
         "png": _png,
@@ -162,6 +163,11 @@ def _cell(value: object) -> str:
     if value is None or isinstance(value, _NUMBER):
         return number(value)
     return str(value)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a cell holds words that paper may break; a figure or a name stays on one line."""
+    return isinstance(value, str) and " " in value and "\u00b1" not in value
 
 
 def _sort_key(value: Cell) -> str:

@@ -148,8 +148,8 @@ class Sprites:
         slices: which slices of the volume these are, ascending.
         box: ((first, end) row, (first, end) column) that the sheets show of each slice.
         spacing_mm: from slice to slice, row to row and column to column of the sheets.
-        starts: where a viewer opens along each axis: the position in `slices` of the one with most brain, and a row and
-            a column of the sheets, those with most of what is outlined, or the middle ones.
+        starts: where a viewer opens along each axis: the position in `slices` of the one to show first (`first_slice`),
+            and a row and a column of the sheets, those with most of what is outlined, or the middle ones.
     """
 
     sheets: tuple[bytes, ...]
@@ -181,7 +181,9 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
 
 
 def montage(panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> Image.Image:
-    """Draw a row per panel at its largest slice: its sources, what was made, and, if known, real and difference.
+    """Draw a row per panel at its first slice: its sources, what was made, and, if known, real and difference.
+
+    Each picture names its modality; the first slice is that of `first_slice`.
 
     Args:
         panels: one or more; those beyond `max_rows` are counted in the title's line.
@@ -222,7 +224,7 @@ def montage(panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> Image.
 
     for row, panel in enumerate(rows):
         y = top + row * (_CELL + _GAP)
-        index = _largest_slice(panel.brain)
+        index = first_slice(panel)
         _write(draw, (_EDGE, y + 4), panel.case, 16, room=_LABEL_WIDTH - 16, bold=True)
         arrow = f"{panel.source_modality} \u2192 {panel.target_modality}"
         _write(draw, (_EDGE, y + 30), arrow, 15, room=_LABEL_WIDTH - 16)
@@ -241,6 +243,8 @@ def montage(panels: Sequence[Panel], *, title: str, max_rows: int = 8) -> Image.
             canvas.paste(image, (x + offset[0], y + offset[1]))
             if kind == SYNTHETIC:
                 _badge(draw, (x + 4, y + _CELL - 24))
+            if kind != DIFFERENCE:
+                _name(draw, (x + 4, y + 4), tiles[place].caption)
         _write_scores(draw, (right + _GAP, y + 4), panel)
 
     _write(draw, (_EDGE, height - 36), DISCLAIMER, 14, _MUTED)
@@ -304,9 +308,9 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
     size = max(round(columns * scale), 1), max(round(rows * scale), 1)
     count = max(_LEAST_SLICES, min(_MOST_SLICES, pixels // (size[0] * size[1])))
     step = max(1, math.ceil(depth / count))
-    # In steps from the largest slice, so that the viewer opens at the one that the montage shows.
-    largest = _largest_slice(panel.brain)
-    first = box[0].start + (largest - box[0].start) % step
+    # In steps from the first one to show, so that the viewer opens at the one that the montage shows.
+    shown = first_slice(panel)
+    first = box[0].start + (shown - box[0].start) % step
     slices = tuple(range(first, box[0].stop, step))
     across = math.ceil(math.sqrt(len(slices)))
     block = np.s_[first : box[0].stop : step, *box[1:]]
@@ -320,7 +324,7 @@ def sprites(panel: Panel, *, pixels: int) -> Sprites:
         slices=slices,
         box=((box[1].start, box[1].stop), (box[2].start, box[2].stop)),
         spacing_mm=(mm[0] * step, mm[1] * rows / size[1], mm[2] * columns / size[0]),
-        starts=(slices.index(largest), *_starts(regions.values(), (rows, columns), size)),
+        starts=(slices.index(shown), *_starts(regions.values(), (rows, columns), size)),
     )
 
 
@@ -349,10 +353,18 @@ def _colours() -> Array:
     return value
 
 
-def _largest_slice(brain: Array) -> int:
-    """Return the slice with most brain; the middle one if there is no brain."""
-    areas = brain.sum(axis=(1, 2))
-    return int(areas.argmax()) if areas.any() else len(areas) // 2
+def first_slice(panel: Panel) -> int:
+    """Return the slice to look at first: with most of what is outlined, otherwise with most brain.
+
+    Outlines beyond the slices of the brain, which no viewer shows, do not count; without any brain, it is the middle
+    slice.
+    """
+    brain = panel.brain.sum(axis=(1, 2))
+    outlined = np.any([np.zeros_like(panel.brain), *panel.outlines.values()], axis=0)
+    for areas in (outlined.sum(axis=(1, 2)) * (brain > 0), brain):
+        if areas.any():
+            return int(areas.argmax())
+    return len(brain) // 2
 
 
 def _starts(
@@ -464,6 +476,14 @@ def _badge(draw: ImageDraw.ImageDraw, at: tuple[int, int]) -> None:
     end = at[0] + draw.textlength(text, font) + 10, at[1] + 20
     draw.rounded_rectangle((*at, *end), radius=4, fill=_BACKGROUND, outline=_AMBER)
     draw.text((at[0] + 5, at[1] + 10), text, fill=_AMBER, font=font, anchor="lm")
+
+
+def _name(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
+    """Write what a picture shows into its corner, on a ground that keeps it readable."""
+    line, room = " ".join(visible(text).split()), _CELL - 20
+    end = at[0] + min(draw.textlength(line, _font(12, bold=False)), room) + 10, at[1] + 20
+    draw.rounded_rectangle((*at, *end), radius=4, fill=_BACKGROUND)
+    _write(draw, (at[0] + 5, at[1] + 10), line, 12, room=room, anchor="lm")
 
 
 def _write_scores(draw: ImageDraw.ImageDraw, at: tuple[int, int], panel: Panel) -> None:

@@ -75,12 +75,18 @@ class Comparison:
         missing: (case, modality) that should have been completed and is not there.
         truth: the folder of the truths.
         weights: SHA-256 -> name of the weights that the side-cars of the completed volumes name.
+        made_by: case id -> SHA-256 of the weights that made its volumes; empty if no side-car names them.
+        seen: ids of the cases of which the patient is a training patient of the weights.
+        caveat: how many of the patients these are, in words; "" if none is.
     """
 
     cases: tuple[CasePairs, ...]
     missing: tuple[tuple[str, str], ...]
     truth: Path
     weights: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
+    caveat: str = ""
 
     @property
     def volumes(self) -> int:
@@ -125,6 +131,7 @@ def plan_comparison(
     cases: list[CasePairs] = []
     missing: list[tuple[str, str]] = []
     weights: dict[str, str] = {}
+    makers_of: dict[str, frozenset[str]] = {}
     if not output.is_dir():
         raise AttclError(
             f"{output}: no such folder, expected the completed volumes",
@@ -144,6 +151,8 @@ def plan_comparison(
             label = read_side_car(output / data.place_side_car(case, modality))
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
+            makers = {it["sha256"] for it in (made_by, *(label.get("averaged") or ())) if it}
+            makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers
             by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)
         present = {modality: data.paths(case, modality) for modality in case.files}
         segmentation = _segmentation(truth, true_case, problems)
@@ -160,7 +169,7 @@ def plan_comparison(
             "choose another --split (train, val, test or all)",
             code="nothing-hidden",
         )
-    return Comparison(tuple(cases), tuple(missing), truth.root, weights)
+    return Comparison(tuple(cases), tuple(missing), truth.root, weights, makers_of)
 
 
 def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all") -> Comparison:
@@ -196,7 +205,8 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
             "choose another --split, or name the complete dataset with --truth",
             code="no-pairs",
         )
-    return Comparison(tuple(cases), (), truth.root)
+    made_by = dict.fromkeys((case.case for case in cases), frozenset[str]())
+    return Comparison(tuple(cases), (), truth.root, made_by=made_by)
 
 
 def _hidden_by_case(splits: Splits | None, split: str) -> dict[str, tuple[str, ...]] | None:

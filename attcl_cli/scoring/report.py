@@ -6,7 +6,7 @@ How pages and pictures look is left to `attcl_cli.report`, what a terminal shows
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def write_pages(
     ]
     page = Page(
         title,
-        verdict=_verdict(scores, copies, lower_is_better),
+        verdict=_sentence(_verdict(scores, copies, lower_is_better), comparison.caveat),
         facts={
             "volumes": str(comparison.volumes),
             **_worst(ranked, scores),
@@ -149,10 +149,29 @@ def write_pages(
     write_page(output / REPORT_FILE, page)
 
 
+def describe_result(rows: Sequence[Row], comparison: Comparison) -> str:
+    """Return the verdict of the page and its worst volume, as one line without a full stop; "" without any score."""
+    scores = _labelled(rows, SYNTHETIC)
+    lower = [
+        METRICS[row.metric].label(row.region)
+        for row in rows
+        if not METRICS[row.metric].higher_is_better
+    ]
+    worst = _worst(_worst_first(rows, comparison), scores).get("worst", "")
+    verdict = _verdict(scores, _labelled(rows, COPY), set(lower))
+    return "; ".join(filter(None, (verdict, worst and f"worst: {worst}")))
+
+
+def _sentence(*parts: str) -> str:
+    """Return parts of a sentence as one; "" if none has any words."""
+    words = "; ".join(filter(None, parts))
+    return f"{words[0].upper()}{words[1:]}." if words else ""
+
+
 def _verdict(
     scores: Mapping[_Key, Mapping[str, float]],
     copies: Mapping[_Key, Mapping[str, float]],
-    lower_is_better: Sequence[str],
+    lower_is_better: Collection[str],
 ) -> str:
     """Return in how many volumes the first score is better than that of a copy; "" without any."""
     label = next((name for values in scores.values() for name in values), "")
@@ -167,7 +186,7 @@ def _verdict(
     sign = -1 if label in lower_is_better else 1
     better = sum(sign * made > sign * copy for made, copy in known)
     volumes = counted(len(known), "volume")
-    return f"Better than a copy of the most similar source in {better} of {volumes} ({label})."
+    return f"Better than a copy of the most similar source in {better} of {volumes} ({label})"
 
 
 def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:
@@ -326,7 +345,14 @@ def _methods_paragraph(comparison: Comparison, figures: Sequence[Figure]) -> str
         if comparison.by_direction
         else f"{volumes[0].upper()}{volumes[1:]} of {cases}, synthesised, were compared with the held-out real ones"
     )
-    return f"{what} by {titles} (attcl {__version__}); the notes below say how each is measured."
+    seen = (
+        f" By their names, {comparison.caveat}: such volumes look better than those of new patients."
+        if comparison.caveat
+        else ""
+    )
+    return (
+        f"{what} by {titles} (attcl {__version__}); the notes below say how each is measured.{seen}"
+    )
 
 
 def _citations(figures: Sequence[Figure]) -> list[str]:

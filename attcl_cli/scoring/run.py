@@ -48,6 +48,7 @@ class ScoreResult:
         comparison: what was compared.
         rows: a value per volume, region and metric; empty after a dry run.
         figures: each metric over the volumes of a group; empty after a dry run.
+        verdict: what came out in one sentence, with the worst volume; "" after a dry run.
     """
 
     output: Path
@@ -56,6 +57,7 @@ class ScoreResult:
     comparison: Comparison
     rows: tuple[Row, ...] = ()
     figures: tuple[Figure, ...] = ()
+    verdict: str = ""
 
     @property
     def missing(self) -> tuple[tuple[str, str], ...]:
@@ -214,16 +216,14 @@ def score(
 
     place = devices.select(device if on_cluster is None else "cpu")  # a cluster has its own
     record.device = str(place) if ray is None else f"ray ({device})"
-    chosen = None
     draws = samples is not None or any(METRICS[name].sees == "samples" for name in names)
-    if directions or draws:
-        chosen = _find_weights(weights, complete, comparison, directions=directions, draws=draws)
-        record.weights = {"name": chosen.name, "sha256": chosen.sha256}
-        progress.say(f"weights: {chosen.path}")
-    else:
-        record.extra["completed_by"] = [
-            {"name": name, "sha256": sha256} for sha256, name in comparison.weights.items()
-        ]
+    chosen = (
+        _find_weights(weights, complete, comparison, directions=directions, draws=draws)
+        if directions or draws
+        else None
+    )
+    comparison = _with_training_patients(comparison, completed, complete, chosen)
+    _record_weights(record, comparison, chosen, progress)
     recipe = Recipe(
         names,
         folder / "features",
@@ -279,7 +279,15 @@ def score(
             viewer=viewer,
             progress=progress,
         )
-    return ScoreResult(folder, split, names, comparison, tuple(scored), tuple(figures))
+    return ScoreResult(
+        folder,
+        split,
+        names,
+        comparison,
+        tuple(scored),
+        tuple(figures),
+        report.describe_result(scored, comparison),
+    )
 
 
 def _rows(
@@ -409,6 +417,39 @@ def _find_weights(
                     code="samples-not-possible",
                 )
     return chosen
+
+
+def _record_weights(
+    record: RunRecord, comparison: Comparison, chosen: Weights | None, progress: Progress
+) -> None:
+    """Note the weights that make what is scored, or made it, and which cases they learned from."""
+    if chosen is not None:
+        record.weights = {"name": chosen.name, "sha256": chosen.sha256}
+        progress.say(f"weights: {chosen.path}")
+    else:
+        record.extra["completed_by"] = [
+            {"name": name, "sha256": sha256} for sha256, name in comparison.weights.items()
+        ]
+    record.extra["training_patients"] = list(comparison.seen)
+
+
+def _with_training_patients(
+    comparison: Comparison, completed: Path, complete: Dataset, chosen: Weights | None
+) -> Comparison:
+    """Add which of the cases are of training patients of what made them: with `--directions`, of the weights named."""
+    from attcl_cli.completion import provenance
+    from attcl_cli.methods.weights import BUNDLED
+
+    patient_of = complete.layout.patient_of
+    cases = [name for name in comparison.made_by if name in {it.case for it in comparison.cases}]
+    seen: Sequence[str] = ()
+    if not comparison.by_direction:
+        made_by = {case: comparison.made_by[case] for case in cases}
+        seen = provenance.read_provenance(completed, made_by, patient_of).seen
+    elif chosen is not None and chosen.name != BUNDLED:
+        seen = provenance.training_cases(cases, chosen.info.trained_on, patient_of)
+    caveat = provenance.describe_training_patients(seen, cases, patient_of)
+    return replace(comparison, seen=tuple(seen), caveat=caveat)
 
 
 def _quantiles(

@@ -22,7 +22,6 @@ from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.splits import SPLITS, Splits
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 from attcl_cli.progress import SILENT, Progress
-from attcl_cli.run_record import read_record
 
 COMPLETED, INCOMPLETE, REAL = "completed", "incomplete", "real"
 USUAL = "flair"  # the paper's "w/o DA"
@@ -98,43 +97,6 @@ class StudyPlan:
         """Return the ids of a split's cases."""
         first = next(iter(self.inputs.values()))
         return [sample.case for sample in first.splits.get(part, ())]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """The origin of the synthesised volumes.
-
-    Attributes:
-        weights: name and SHA-256, from the records in the folder.
-        known: whether the records say which cases the weights were trained on.
-        seen: ids of test cases whose patient was among these.
-    """
-
-    weights: tuple[Mapping[str, str], ...]
-    known: bool
-    seen: tuple[str, ...]
-
-
-def read_provenance(completed: Path, data: Dataset, splits: Splits) -> Provenance:
-    """Read what `attcl complete` noted beside its volumes, and compare it with the test split."""
-    weights: list[Mapping[str, str]] = []
-    trained_on: set[str] = set()
-    known = True
-    for path in sorted(completed.glob("run*.json")):
-        record = read_record(completed, path.name)
-        if record.get("command") != "complete":
-            continue
-        if record.get("weights") and record["weights"] not in weights:
-            weights.append(record["weights"])
-        cases = record.get("trained_on")
-        known = known and isinstance(cases, list)
-        trained_on |= set(cases or ())
-    patient_of = data.layout.patient_of
-    patients = {patient_of(case) for case in trained_on}
-    seen = [
-        case for case in splits.names("test") if case in trained_on or patient_of(case) in patients
-    ]
-    return Provenance(tuple(weights), known and bool(weights), tuple(seen))
 
 
 def single_input(data: Dataset) -> str | None:

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from attcl_cli.completion.provenance import Provenance
 from attcl_cli.errors import counted, some
 from attcl_cli.files import write_csv
-from attcl_cli.segmentation.inputs import COMPLETED, INCOMPLETE, REAL, Provenance
+from attcl_cli.segmentation.inputs import COMPLETED, INCOMPLETE, REAL
 from attcl_cli.segmentation.settings import SegmentSettings
 from attcl_cli.segmentation.summary import (
     Difference,

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import Strict
 
+from attcl_cli.completion.provenance import Provenance, read_provenance
 from attcl_cli.data import originals, splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
@@ -29,8 +30,6 @@ from attcl_cli.segmentation.inputs import (
     COMPLETED,
     INCOMPLETE,
     REAL,
-    Provenance,
-    read_provenance,
     single_input,
 )
 from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE
@@ -150,7 +149,9 @@ def open_study(request: Request) -> Study:
             "says hidden = [[]]",
             code="no-splits",
         )
-    return Study(data, prepared, read_provenance(Path(request.cpl), data, prepared))
+    asked = dict.fromkeys(prepared.names("test"), ())
+    provenance = read_provenance(Path(request.cpl), asked, data.layout.patient_of)
+    return Study(data, prepared, provenance)
 
 
 def choose_inputs(request: TrainingRequest, data: Dataset) -> tuple[tuple[str, ...], list[str]]:

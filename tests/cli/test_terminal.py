@@ -102,9 +102,45 @@ def test_a_table_is_at_most_80_columns_wide_and_keeps_markup_as_text(capsys: Cap
     assert "[red]P1[/red]" in "".join(lines)
 
 
-def test_a_table_has_its_columns_from_the_first_row_and_three_decimals(capsys: Captured) -> None:
+def test_a_table_has_the_columns_of_all_rows_and_three_decimals(capsys: Captured) -> None:
     terminal.table([{"case": "A", "value": 0.5}, {"case": "B", "value": 12.0}])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows == [["case", "value"], ["A", "0.500"], ["B", "12.000"]]
     terminal.table([])
     assert capsys.readouterr().out == ""
+    terminal.table([{"case": "A"}, {"case": "B", "note": "x"}])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows == [["case", "note"], ["A"], ["B", "x"]]
+
+
+SCORES = {
+    **{"SSIM brain": 0.54, "SSIM (BraSyn) healthy": 0.1, "SSIM (BraSyn) tumour": 0.2},
+    **{"PSNR brain dB": 22.125, "PSNR tumour dB": 18.0, "NMSE brain": 0.3, "GMS brain": 0.25},
+}
+NAMES = [
+    (group, what)
+    for group in ("flair+t1->t1ce", "flair+t2->t1ce")
+    for what in ("synthetic", "matched-copy")
+]
+
+
+@pytest.mark.parametrize("most", range(1, len(SCORES) + 1))
+def test_no_name_and_no_number_of_a_wide_table_is_cut(most: int, capsys: Captured) -> None:
+    scores = dict(list(SCORES.items())[:most])
+    terminal.table([{"target": group, "what": what, "n": 8} | scores for group, what in NAMES])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines if line.startswith("flair")]
+    for group, what in NAMES:
+        of_name = [row[2:] for row in rows if row[:2] == [group, what]]
+        numbers = [number for row in of_name for number in row]  # of one table, or of several
+        assert numbers == ["8", *(f"{value:.3f}" for value in scores.values())]
+    assert len(rows) == len(NAMES) * (1 if most <= 5 else 2)
+
+
+def test_words_that_are_wider_than_the_terminal_are_folded(capsys: Captured) -> None:
+    name = "".join(chr(ord("a") + place % 26) for place in range(170))
+    terminal.table([{"case": name, "n": 12345}])
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, (heading, *lines))) <= 80
+    assert "".join(line.removesuffix(" 12345").strip() for line in lines) == name

@@ -193,6 +193,9 @@ def test_the_record_has_one_entry_per_case_and_all_weights(both, narrow, weights
     assert record["weights"] == {"name": narrow.name, "sha256": narrow.sha256}
     assert record["further_weights"] == [{"name": weights.name, "sha256": weights.sha256}]
     assert record["trained_on"] == sorted([*weights.info.trained_on, "Elsewhere_7"])
+    assert record["trained_on_by_weights"] == {
+        it.sha256: list(it.info.trained_on) for it in (narrow, weights)
+    }
 
 
 def test_the_record_of_one_model_has_no_further_weights(finished, weights):

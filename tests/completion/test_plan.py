@@ -17,6 +17,7 @@ from completers import (
 
 from attcl_cli.completion.jobs import Maker
 from attcl_cli.completion.plan import choose_makers
+from attcl_cli.completion.provenance import notes_of_learned
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, ProblemsError
 from attcl_cli.methods import bundled
@@ -60,7 +61,7 @@ def test_patients_that_published_weights_were_trained_on_are_named(
     monkeypatch.setattr(bundled, "kind_of", lambda _path: kind)
     info = replace(weights.info, trained_on=("Phantom_00000", "Phantom_00001", "Phantom_09999"))
     learned = replace(weights, info=info)
-    notes = plan_of(gappy(), tmp_path / "out", learned).notes
+    notes = notes_of_learned(plan_of(gappy(), tmp_path / "out", learned).learned)
     assert (
         any(
             note.startswith("Phantom_00000, Phantom_00001: by their names among the patients that")

@@ -14,10 +14,11 @@ from completers import LACKING, content, phantom_file
 from embedded import centre_of_labels, centre_of_region, embedded
 
 import attcl_cli
-from attcl_cli.completion import report
+from attcl_cli.completion import provenance, report
 from attcl_cli.completion.run import complete
 from attcl_cli.data import volumes
 from attcl_cli.errors import AttclError
+from attcl_cli.methods import bundled
 
 
 @pytest.fixture
@@ -106,6 +107,38 @@ def test_the_largest_distance_comes_first_and_what_is_far_is_named(arguments):
     assert shown[:2] == [("Phantom_00001", "t1"), ("Phantom_00003", "t1ce")]
     text = page.read_text()
     assert "1 case unlike the training data (Phantom_00001): check these first." in text
+
+
+def verdict_of(page: Path) -> str:
+    return re.search(r'<p class="verdict">(.*)</p>', page.read_text())[1]
+
+
+def test_if_nothing_is_far_the_headline_names_the_farthest_volume(arguments):
+    complete(**arguments)
+    out = arguments["cpl"]
+    places = [(case, name) for case, names in enumerate(LACKING) for name in names]
+    for case, name in places:
+        set_doubt(out, phantom_file(case, name), disagreement=0.01, distance=1.0, far=False)
+    set_doubt(out, phantom_file(3, "t1ce"), disagreement=0.01, distance=2.0, far=False)
+    (out / "report.html").unlink()
+    words = "No case is unlike the training data; farthest from it: t1ce of Phantom_00003."
+    assert verdict_of(complete(**arguments).page).endswith(words)
+    set_doubt(out, phantom_file(1, "t1"))  # of one volume nothing is known: nothing is claimed
+    (out / "report.html").unlink()
+    assert "training data" not in verdict_of(complete(**arguments).page)
+
+
+def test_training_patients_are_named_under_the_headline_also_after_a_kill(arguments, monkeypatch):
+    monkeypatch.setattr(bundled, "kind_of", lambda _path: "patients")
+    monkeypatch.setattr(provenance, "training_cases", lambda cases, *_: sorted(cases)[:2])
+    page = complete(**arguments).page
+    whole = page.read_bytes()
+    words = "2 of 3 patients are training patients of the weights."
+    assert verdict_of(page).endswith(words)
+    assert "Phantom_00000, Phantom_00001: by their names among the patients" in page.read_text()
+    (arguments["cpl"] / phantom_file(3, "t1")).unlink()
+    page.unlink()
+    assert complete(**arguments).page.read_bytes() == whole
 
 
 def test_figures_of_doubt_are_rounded_once(arguments):

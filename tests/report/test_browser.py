@@ -62,7 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 order="worst first",
                 hint="The 5 worst of 67 volumes have pictures.",
             ),
-            sections.Table("Scores", [{"modality": "t1", "SSIM": 0.5, "HD95 (mm)": 3.5, "n": 100}]),
+            sections.Table("Scores", SCORES),
             sections.BoxPlots(
                 [
                     sections.Distribution("SSIM", "1", groups, {"t1": [0.3, 0.4]}),
@@ -84,6 +84,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+SCORES = [
+    {
+        "modality": "flair+t1->t1ce",
+        **dict.fromkeys("abcdefg", "0.721 \u00b1 0.012"),
+        "why": "a b " * 30,
+    }
+]
+
+
 def volume(case: str, *, target: str = "t1", sources: int = 1, known: bool = True) -> Panel:
     """Return a head of (12, 40, 32) whose slices differ: a bright square wanders through them."""
     shape = (12, 40, 32)
@@ -97,7 +106,7 @@ def volume(case: str, *, target: str = "t1", sources: int = 1, known: bool = Tru
     tumour = np.zeros(shape, bool)
     tumour[6:10, 6:12, 6:12] = True  # in the upper half, in front, to the right
     core = np.zeros(shape, bool)
-    core[7:9, 20:24, 18:24] = True
+    core[6:8, 20:24, 18:24] = True
     real = np.flip(source, 2).copy() if known else None
     volumes = dict.fromkeys(["flair", "t2", "t1ce"][:sources], source)
     return Panel(
@@ -709,6 +718,32 @@ def test_paper_is_light_and_shows_all_rows_and_no_controls(opened):
         "all => [...new Set(all.map(each => getComputedStyle(each).breakInside))]"
     )
     assert breaks == ["avoid"]
+
+
+def test_figures_and_names_are_not_broken_on_paper(opened):
+    tab = opened(700, 900)
+    tab.emulate_media(media="print")
+    texts = tab.evaluate(
+        """() => [...document.querySelectorAll("section:not(#cases) table:not(.patterns) td")].map((each) => {
+          const range = document.createRange();
+          range.selectNodeContents(each);
+          return [each.textContent, new Set([...range.getClientRects()].map((box) => box.top)).size];
+        })"""
+    )
+    assert {text: count for text, count in texts if "a b" not in text} == {
+        "flair+t1->t1ce": 1,
+        "0.721 \u00b1 0.012": 1,
+    }
+    assert [count > 1 for text, count in texts if "a b" in text] == [True]
+
+
+def test_the_first_column_stays_when_a_table_scrolls_sideways(opened):
+    tab = opened(390, 844)
+    table = tab.locator(".scroll", has_text="flair+t1->t1ce").first
+    assert table.evaluate("each => (each.scrollLeft = 300)") == 300
+    assert table.evaluate("each => each.scrollLeft") == 300
+    names = table.locator("td").first.bounding_box()
+    assert names["x"] == pytest.approx(table.bounding_box()["x"], abs=2)
 
 
 def test_paper_names_the_outlines_that_are_drawn(opened):

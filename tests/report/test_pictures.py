@@ -183,3 +183,56 @@ def test_a_montage_has_a_column_per_source_and_none_for_what_no_row_has():
     step = (width() - width(tiles=one[:2])) // 2
     assert width() - width(tiles=one[:3]) == step > 200
     assert width(tiles=[one[0], *one]) - width() == step
+
+
+def outlined_in(*slices: tuple[int, int]) -> dict[str, np.ndarray]:
+    """An outline of so many columns of row 8 in each of these slices of `panel()`: (slice, columns)."""
+    region = np.zeros((6, 20, 16), bool)
+    for index, columns in slices:
+        region[index, 8, 6 : 6 + columns] = True
+    return {"tumour": region}
+
+
+@pytest.mark.parametrize(
+    ("outlines", "expected"),
+    [
+        ({}, 3),  # most brain
+        (outlined_in(), 3),
+        (outlined_in((1, 2), (2, 1)), 1),
+        (outlined_in((1, 2)) | {"predicted": outlined_in((4, 3))["tumour"]}, 4),
+        (outlined_in((0, 9), (2, 1)), 2),  # slice 0 has no brain, and no viewer shows it
+    ],
+)
+def test_the_first_slice_is_that_with_most_of_what_is_outlined(outlines, expected):
+    one = panel(outlines=outlines)
+    sprites = pictures.sprites(one, pixels=10**6)
+    assert pictures.first_slice(one) == expected
+    assert sprites.slices[sprites.starts[0]] == expected
+
+
+def test_a_volume_without_brain_begins_in_the_middle():
+    assert pictures.first_slice(panel(brain=np.zeros((6, 20, 16), bool))) == 3
+
+
+def test_a_montage_shows_the_slice_with_the_tumour():
+    brain = np.ones((6, 20, 16), bool)
+    source = np.zeros(brain.shape, np.float32)
+    source[1] = 1
+    one = panel(source=source, brain=brain, outlines=outlined_in((1, 4)))
+    image = pictures.montage([one], title="Montage")
+    assert image.getpixel((28 + 190 + 110, 112 + 110)) == (255, 255, 255)
+
+
+def test_each_picture_of_a_montage_names_its_modality():
+    def corners(name: str) -> list[bytes]:
+        brain = np.ones((6, 20, 16), bool)
+        black = np.zeros(brain.shape, np.float32)
+        tiles = pictures.compared(name, {name: black}, black, black, brain)
+        image = np.asarray(pictures.montage([panel(tiles=tiles, brain=brain)], title="Montage"))
+        lefts = [28 + 190 + column * 230 for column in range(4)]
+        return [image[112 : 112 + 26, left : left + 220].tobytes() for left in lefts]
+
+    source, synthetic, real, difference = zip(corners("t1"), corners("flair"), strict=True)
+    for first, second in (source, synthetic, real):
+        assert first != second
+    assert difference[0] == difference[1]  # its column says what it is

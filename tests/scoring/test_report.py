@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from embedded import centre_of_labels, centre_of_region, embedded
 from score_files import HIDDEN, first_completed, spoil
 
 from attcl_cli.data import volumes
+from attcl_cli.data.dataset import open_dataset
 from attcl_cli.files import read_csv
-from attcl_cli.scoring import report
+from attcl_cli.scoring import report, run
 from attcl_cli.scoring.metrics import METRICS
+from attcl_cli.scoring.pairs import Comparison, plan_directions
 from attcl_cli.scoring.run import score
 
 
@@ -174,3 +177,70 @@ def test_niivue_has_the_worst_volume_in_whole_where_its_file_lies(folders):
     np.testing.assert_allclose(
         centre_of_region(document, "tumour"), centre_of_labels(labels), atol=1e-3
     )
+
+
+def test_training_patients_among_the_scored_are_named_wherever_the_scores_are(
+    scored, folders, tmp_path
+):
+    document = {
+        "command": "complete",
+        "weights": {"name": "w", "sha256": "a" * 64},
+        "trained_on": ["Phantom_00001", "Phantom_00002", "Phantom_00009"],  # two of them not scored
+    }
+    (folders.cpl / "run.json").write_text(json.dumps(document))
+    words = "1 of 3 patients is a training patient of the weights"
+    code, out, err = scored("--ssim")
+    assert (code, err.count(f"note: {words}, by name (Phantom_00001)")) == (0, 1)
+    page = (folders.scores / "report.html").read_text()
+    assert f"(SSIM brain); {words}.</p>" in page
+    paragraph = page.partition("<h2>Methods, for a paper</h2>")[2].partition("</p>")[0]
+    assert f"By their names, {words}: such volumes look better" in paragraph
+    assert json.loads((folders.scores / "run.json").read_text())["training_patients"] == [
+        "Phantom_00001"
+    ]
+    assert json.loads(scored("--ssim", "--json")[1])["training_patients"] == ["Phantom_00001"]
+    (folders.cpl / "run.json").unlink()
+    code, out, err = scored("--ssim")
+    assert "training patient" not in out + err + (folders.scores / "report.html").read_text()
+
+
+def test_weights_that_translate_in_every_direction_have_training_patients_too(folders):
+    comparison = plan_directions(open_dataset(folders.truth), None)
+    chosen = SimpleNamespace(name="w", info=SimpleNamespace(trained_on=["Phantom_00002", "Other"]))
+    truth = open_dataset(folders.truth)
+    found = run._with_training_patients(comparison, folders.cpl, truth, chosen)
+    assert found.seen == ("Phantom_00002",)
+    assert found.caveat == "1 of 4 patients is a training patient of the weights"
+    chosen.name = "phantom-tiny"
+    assert run._with_training_patients(comparison, folders.cpl, truth, chosen).seen == ()
+
+
+def test_the_terminal_ends_with_the_verdict_of_the_page_and_the_worst_volume(scored, folders):
+    spoil(first_completed(folders), lambda data: np.where(data > 0, data[::-1], 0))
+    _, out, _ = scored("--ssim", "--nmse")
+    page = (folders.scores / "report.html").read_text()
+    verdict = re.search(r'<p class="verdict">(.*)\.</p>', page)[1]
+    worst = re.search(r"<dt>worst</dt><dd>(.*)</dd>", page)[1]
+    assert worst.startswith("t2 of Phantom_00000 from ")
+    end = " ".join(out.splitlines()[:-1])  # the last line is the page
+    assert end.endswith(f" {verdict}; worst: {worst}")
+
+
+@pytest.mark.parametrize(("maker", "seen"), [("a", ["Phantom_00001"]), ("b", [])])
+def test_other_weights_than_those_of_the_side_cars_do_not_count(maker, seen, folders):
+    weights = {"name": "w", "sha256": "a" * 64}
+    document = {"command": "complete", "weights": weights, "trained_on": ["Phantom_00001"]}
+    (folders.cpl / "run.json").write_text(json.dumps(document))
+    for name in ("t1", "t1ce"):
+        side_car = {"synthetic": True, "weights": weights | {"sha256": maker * 64}}
+        path = folders.cpl / "Phantom_00001" / f"Phantom_00001_{name}.json"
+        path.write_text(json.dumps(side_car))
+    result = score(
+        folders.ori, folders.cpl, truth=folders.truth, output=folders.scores, metrics=["psnr"]
+    )
+    assert list(result.comparison.seen) == seen
+
+
+def test_without_a_score_the_terminal_has_no_verdict():
+    assert report.describe_result([], Comparison((), (), Path())) == ""
+    assert report._sentence("", "") == ""

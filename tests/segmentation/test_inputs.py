@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from segmenters import MODALITIES, label_map, own_data, plan_of, the_test_case
 
+from attcl_cli.completion.provenance import read_provenance
 from attcl_cli.data import splits
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, ProblemsError
@@ -20,7 +21,6 @@ from attcl_cli.segmentation.inputs import (
     lacks_truth,
     plan_inputs,
     plan_truths,
-    read_provenance,
     single_input,
 )
 
@@ -142,23 +142,28 @@ def test_an_empty_split_is_refused(study):
 # --- what made the completed volumes ---
 
 
+def provenance_of(study):
+    asked = dict.fromkeys(study.splits.names("test"), ())
+    return read_provenance(study.root / "out", asked, study.data.layout.patient_of)
+
+
 def test_the_provenance_names_test_patients_that_the_weights_have_seen(study):
     case = the_test_case(study)
     record = study.root / "out" / "run.json"
     document = json.loads(record.read_text())
     record.write_text(json.dumps({**document, "trained_on": [case]}))
-    provenance = read_provenance(study.root / "out", study.data, study.splits)
+    provenance = provenance_of(study)
     assert provenance.known and provenance.seen == (case,)
     assert provenance.weights == ({"name": "w", "sha256": "0"},)
     record.unlink()
-    provenance = read_provenance(study.root / "out", study.data, study.splits)
+    provenance = provenance_of(study)
     assert not provenance.known and provenance.seen == () and provenance.weights == ()
 
 
 def test_complete_records_what_its_weights_were_trained_on(attcl, study, trained_run):
     shutil.rmtree(study.root / "out")
     assert attcl("complete", "-w", trained_run, "-q", "-d", "cpu")[0] == 0
-    provenance = read_provenance(study.root / "out", study.data, study.splits)
+    provenance = provenance_of(study)
     assert provenance.known and provenance.weights[0]["sha256"]
     card = json.loads((trained_run / "weights.json").read_text())
     assert set(provenance.seen) == set(study.splits.names("test")) & set(card["trained_on"])

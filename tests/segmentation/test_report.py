@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from segmenters import json_in, rows_in
 
-from attcl_cli.segmentation.inputs import Provenance
+from attcl_cli.completion.provenance import Provenance
 from attcl_cli.segmentation.report import Scores, describe_training, leaks, seen, write
 from attcl_cli.segmentation.settings import SegmentSettings
 from attcl_cli.segmentation.summary import Row

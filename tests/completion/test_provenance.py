@@ -1,0 +1,72 @@
+"""Which cases are of training patients of the weights that made their volumes, as records say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attcl_cli.completion.provenance import (
+    describe_training_patients,
+    read_provenance,
+    training_cases,
+)
+from attcl_cli.data.layouts import LAYOUTS
+
+ONE, OTHER = "a" * 64, "b" * 64
+
+
+def visits(case: str) -> str:
+    """The patient of `P1-000` is `P1`."""
+    return case.partition("-")[0]
+
+
+def seen(folder: Path, made_by: dict[str, tuple[str, ...]], **record: Any) -> tuple[str, ...]:
+    document = {"command": "complete", "weights": {"name": "w", "sha256": ONE}} | record
+    (folder / "run.json").write_text(json.dumps(document))
+    return read_provenance(folder, made_by, visits).seen
+
+
+def test_a_case_counts_by_its_own_name_or_another_visit_of_its_patient():
+    assert training_cases(["P1-000", "P2-000", "P3-000"], ["P2-001", "P3-000"], visits) == [
+        *("P2-000", "P3-000")
+    ]
+    patient_of = LAYOUTS["brats2023"].patient_of
+    assert training_cases(["BraTS-GLI-00001-001"], ["BraTS-GLI-00001-000"], patient_of)
+
+
+@pytest.mark.parametrize(
+    ("makers", "expected"),
+    [((ONE,), ("P1",)), ((OTHER,), ()), ((OTHER, ONE), ("P1",)), ((), ("P1",))],
+)
+def test_only_the_weights_that_made_a_volume_count(makers, expected, tmp_path):
+    assert seen(tmp_path, {"P1": makers, "P2": makers}, trained_on=["P1", "P9"]) == expected
+
+
+@pytest.mark.parametrize(("maker", "expected"), [(ONE, ("P1",)), (OTHER, ("P2",))])
+def test_of_several_weights_each_has_its_own_training_cases(maker, expected, tmp_path):
+    record = {
+        "trained_on": ["P1", "P2"],
+        "trained_on_by_weights": {ONE: ["P1"], OTHER: ["P2"]},
+    }
+    assert seen(tmp_path, {"P1": (maker,), "P2": (maker,)}, **record) == expected
+
+
+def test_phantoms_of_all_cohorts_share_their_names_and_are_no_training_patients(tmp_path):
+    record = {"weights": {"name": "phantom-tiny", "sha256": ONE}, "trained_on": ["P1"]}
+    assert seen(tmp_path, {"P1": (ONE,)}, **record) == ()
+
+
+def test_patients_are_counted_and_not_their_visits():
+    cases = ["P1-000", "P1-001", "P2-000", "P3-000"]
+    assert describe_training_patients([], cases, visits) == ""
+    assert (
+        describe_training_patients(cases[:2], cases, visits)
+        == "1 of 3 patients is a training patient of the weights"
+    )
+    assert (
+        describe_training_patients(cases[1:3], cases, visits)
+        == "2 of 3 patients are training patients of the weights"
+    )
