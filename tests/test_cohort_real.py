@@ -166,6 +166,19 @@ def test_a_mirrored_volume_of_a_patient_is_named_as_mirrored(axis, cohort, tmp_p
     assert f"_t2.nii: mirrored ({named}; " in problem.message
 
 
+@pytest.mark.parametrize("count", [10, 20])
+def test_exchanged_slabs_of_a_patient_are_slices_in_another_order(count, cohort, tmp_path):
+    def exchanged(data: np.ndarray) -> np.ndarray:
+        order = np.arange(data.shape[2])
+        order[70 : 70 + 2 * count] = np.roll(order[70 : 70 + 2 * count], count)
+        return data[:, :, order]
+
+    root = copied(cohort, tmp_path, t1=exchanged)
+    (problem,) = examine(open_dataset(root)).problems
+    assert problem.code == "slices-out-of-order"
+    assert "_t1.nii: slices in another order (foot to head, at least " in problem.message
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_half_a_head_of_a_patient_is_refused(axis, cohort, tmp_path):
     def half(data: np.ndarray) -> np.ndarray:

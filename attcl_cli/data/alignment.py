@@ -1,4 +1,4 @@
-"""How the volumes of a case lie on each other, in a few figures: overlap, shift, mirroring, ranks of brightness.
+"""How the volumes of a case lie on each other, in a few figures: overlap, shift, mirroring, order, ranks of brightness.
 
 Measured on the coarse copies that `voxels` makes, and cached as its figures are. What they must be is left to
 `preconditions`.
@@ -7,6 +7,7 @@ Measured on the coarse copies that `voxels` makes, and cached as its figures are
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -28,6 +29,13 @@ _LOOK_CLOSER = (
 _ALIKE = 0.98  # Dice of two masks; below it all mirrored volumes are tried: 0.99 was the least of one brain
 _SIDEWAYS = 2  # axis of left and right; brains are symmetric along this one alone
 _MIRRORED_STEPS = 2  # sample steps to each side by which a mirrored volume may be off
+_FILLED = 0.05  # of the fullest slice's mask; emptier slices are not looked for
+_CLOSE = 0.05  # of a slice's mask, that may differ where the slice belongs
+_CLOSER = 0.5  # of what differs as stored, that may differ elsewhere
+_LEAST_CLOSER = 0.02  # of its mask, that must differ less there
+_ALMOST = 0.01  # of its mask, by which places that fit as well as the best may differ more
+_EXPLAINED = 0.75  # of the mask, in slices of a known place; 0.88 was the least out of order, 0.26 the most of tilted
+_MOST_LEFT = 0.7  # of what differs, that may with slices in place; 0.50 was the most, 0.94 the least of tilted
 _RANKS_EVERY = 2  # sample steps between the voxels that ranks are compared at
 
 
@@ -44,6 +52,8 @@ class PairRecord:
         voxels: of the sample in both masks.
         covered: share of the first one's mask that the second one's has, and the other way round.
         apart: by how much the masks end apart along (D, H, W), at the worse of both ends, over the longer of both.
+        out_of_order: of the sample's slices across (D, H, W), how many at least have to move for the masks to lie on
+            each other; 0 if moving them does not help.
         mirrored: axes of (D, H, W) along which the second, mirrored, shares the most with the first; none if it shares
             more as stored or shifted.
         mirrored_information: what `information` is then.
@@ -57,6 +67,7 @@ class PairRecord:
     voxels: int
     covered: tuple[float, float]
     apart: tuple[float, float, float]
+    out_of_order: tuple[int, int, int]
     mirrored: tuple[int, ...] = ()
     mirrored_information: float = 0.0
     mirrored_overlap: float = 0.0
@@ -146,9 +157,10 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     both = int(np.count_nonzero(masks[0] & masks[1]))
     overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
     covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
-    apart = _apart(first, second)
+    apart, order = _apart(first, second), _out_of_order(*masks)
+    pair = PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart, order)
     if both < FEWEST_VOXELS:
-        return PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
+        return pair
     box = tuple(
         slice(int(hits[0]), int(hits[-1]) + 1)
         for axis in range(3)
@@ -161,7 +173,7 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     sound = max(_information(*binned, shift) for shift in shifts) < least
     sideways = _information(binned[0], np.flip(binned[1], _SIDEWAYS), (0, 0, 0))
     if sound and sideways < least and overlap >= _ALIKE:
-        return PairRecord(overlap, centre, 1.0, (0.0, 0.0, 0.0), both, covered, apart)
+        return replace(pair, information=centre)
     best, peaks = centre, [0.0, 0.0, 0.0]
     for axis, step_mm in enumerate(() if sound else first.step_mm):
         row = [
@@ -171,7 +183,7 @@ def compare(first: Sample, second: Sample) -> PairRecord:
         peaks[axis] = _peak(row) * step_mm
     gain = min(best / centre, 99.0) if centre > 0 else 99.0
     shift_mm = peaks[0], peaks[1], peaks[2]
-    pair = PairRecord(overlap, centre, gain, shift_mm, both, covered, apart)
+    pair = replace(pair, information=centre, gain=gain, shift_mm=shift_mm)
     axes, shared, lying = _mirrored(*binned)
     if shared <= best:
         return pair
@@ -202,6 +214,68 @@ def _apart(first: Sample, second: Sample) -> tuple[float, float, float]:
         for (low, high), (other_low, other_high) in zip(first.ends, second.ends, strict=True)
     )
     return z, y, x
+
+
+def _out_of_order(first: Array, second: Array) -> tuple[int, int, int]:
+    """Return along each axis how many slices of the second mask have to move at least to lie where the first's do."""
+    z, y, x = (
+        _unordered(np.moveaxis(first, axis, 0), np.moveaxis(second, axis, 0)) for axis in range(3)
+    )
+    return z, y, x
+
+
+def _unordered(first: Array, second: Array) -> int:
+    """Return how many slices of the second mask, stacked along its first axis, have to move at least.
+
+    A slice belongs where the first mask's slice is nearly its own, if that fits clearly better than where it lies after
+    the best shift of all; of several such places, to the nearest. Unless most of the mask has a known place, and the
+    masks differ clearly less with the slices put there, none has to move: the masks differ in another way (tilted,
+    grown, of another brain).
+    """
+    first, second = (mask.reshape(len(mask), -1) for mask in (first, second))
+    sizes = np.count_nonzero(second, axis=1)
+    here = np.count_nonzero(first != second, axis=1)
+    if not (here > _LEAST_CLOSER * sizes).any():  # the usual case, at a tenth of the cost
+        return 0
+    one, two = first.astype(np.float32), second.astype(np.float32)
+    differing = one.sum(axis=1)[:, None] + sizes - 2 * (one @ two.T)  # [place, slice], in voxels
+    lying, here = _best_shift(differing, sizes)
+    most = np.minimum(np.minimum(_CLOSER * here, here - _LEAST_CLOSER * sizes), _CLOSE * sizes)
+    fitting = (differing <= most) & (differing <= differing.min(axis=0) + _ALMOST * sizes)
+    away = np.where(fitting, np.abs(lying[:, None] - lying), len(sizes))
+    moved = fitting.any(axis=0)
+    known = (moved | (here <= _CLOSE * sizes)) & (sizes > _FILLED * sizes.max())
+    belongs = np.where(moved, away.argmin(axis=0), lying)
+    left = np.where(known, differing[belongs, lying], here).sum()
+    if sizes[known].sum() < _EXPLAINED * sizes.sum() or left > _MOST_LEFT * here.sum():
+        return 0
+    places = belongs[known].tolist()
+    ends: list[int] = []  # the least last place of so many slices in order
+    for place in places:
+        index = bisect_right(ends, place)
+        ends[index : index + 1] = [place]
+    return len(places) - len(ends)
+
+
+def _best_shift(differing: Array, sizes: Array) -> tuple[Array, Array]:
+    """Return where the second mask's slices lie after the shift that fits best, and by how much they differ there.
+
+    Where they lie as stored, unless a shift explains most of what differs.
+
+    Args:
+        differing: voxels, of each place (first axis) and slice (second one).
+        sizes: voxels of each slice, which all differ outside of the places.
+    """
+    count = len(sizes)
+    lying = np.arange(count)
+    shifted = lying + np.arange(-count // 2, count // 2 + 1)[:, None]  # [shift, slice]
+    places = shifted.clip(0, count - 1)
+    there = np.where(shifted == places, differing[places, lying], sizes)
+    costs, stored = there.sum(axis=1), -(-count // 2)
+    best = int(costs.argmin())
+    if costs[best] > _CLOSER * costs[stored]:
+        best = stored
+    return places[best], there[best]
 
 
 def _mirrored(first: Array, second: Array) -> tuple[tuple[int, ...], float, float]:

@@ -39,6 +39,9 @@ LEAST_MIRRORED_GAIN = (
     1.1  # of mutual information by mirroring; 1 was never reached, 1.17 the least of a mirrored one
 )
 LEAST_MIRRORED_OVERLAP = 0.95  # Dice then; 0.946 was the most of two brains
+LEAST_OUT_OF_ORDER = (
+    2  # slices of the sample; 0 was the most, slabs of 10 mm exchanged have 2 or more
+)
 LEAST_OVERLAP = 0.9  # Dice of two masks; 0.99 was the least; half a head has 0.67, cut beside its middle up to 0.8
 MOST_APART = 0.15  # of the length along an axis, between the ends of two masks of which one lies in the other; 0.00
 LEAST_SHARED = 0.75  # Dice of two masks below which what lies in them is not asked
@@ -57,6 +60,7 @@ _LEAST_FIELD_ML = 500.0
 _STRIP = "strip the skull (HD-BET, SynthStrip) and set the background to 0"
 _REGISTER = "co-register the case's volumes (ANTs, FSL FLIRT, elastix)"
 _MASK = "mask all volumes of the case with one brain mask (HD-BET, SynthStrip)"
+_SORT = "convert it anew from its DICOM (dcm2niix), or sort its slices"
 _MIRROR = "convert it anew from its DICOM (dcm2niix), or mirror its voxels back"
 _ANYWAY = "or take the data as they are: --force"
 
@@ -217,19 +221,9 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
         return disagree
     shift = max(pair.shift_mm, key=abs)
     aligned = pair.information * pair.gain  # mutual information after that shift
-    fits = pair.mirrored and pair.mirrored_overlap >= LEAST_MIRRORED_OVERLAP
-    least = max(LEAST_MIRRORED_GAIN * aligned, LEAST_ALIGNED)
-    if fits and pair.mirrored_information >= least:
-        axes = " and ".join(_AXES[axis] for axis in pair.mirrored)
-        found = (
-            f"mirrored ({axes}; mutual information {pair.mirrored_information:.3f} mirrored back, "
-            f"{pair.information:.3f} as stored)"
-        )
-        return AttclError(
-            between.format(found, "volumes of one orientation"),
-            f"{_MIRROR}; {_ANYWAY}",
-            code="volume-mirrored",
-        )
+    rearranged = _rearranged(between, pair)
+    if rearranged:
+        return rearranged
     if disagree and (pair.overlap < LEAST_SHARED or _within(pair)):
         return disagree
     found_shift = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
@@ -250,6 +244,38 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
             code="volumes-not-registered",
         )
     return disagree
+
+
+def _rearranged(between: str, pair: PairRecord) -> AttclError | None:
+    """Return that the second volume is mirrored, or has its slices in another order; None if neither.
+
+    Args:
+        between: the message, without what was found and what is expected.
+        pair: how the volumes lie on each other.
+    """
+    fits = pair.mirrored and pair.mirrored_overlap >= LEAST_MIRRORED_OVERLAP
+    least = max(LEAST_MIRRORED_GAIN * pair.information * pair.gain, LEAST_ALIGNED)
+    if fits and pair.mirrored_information >= least:
+        axes = " and ".join(_AXES[axis] for axis in pair.mirrored)
+        found = (
+            f"mirrored ({axes}; mutual information {pair.mirrored_information:.3f} mirrored back, "
+            f"{pair.information:.3f} as stored)"
+        )
+        return AttclError(
+            between.format(found, "volumes of one orientation"),
+            f"{_MIRROR}; {_ANYWAY}",
+            code="volume-mirrored",
+        )
+    moved = max(pair.out_of_order)
+    if moved >= LEAST_OUT_OF_ORDER:
+        axis = _AXES[pair.out_of_order.index(moved)]
+        found = f"slices in another order ({axis}, at least {moved} slices of a sample)"
+        return AttclError(
+            between.format(found, "slices in one order"),
+            f"{_SORT}; {_ANYWAY}",
+            code="slices-out-of-order",
+        )
+    return None
 
 
 def _disagree(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:

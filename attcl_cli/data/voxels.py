@@ -28,7 +28,7 @@ from attcl_cli.data.background import (
 from attcl_cli.data.intensities import Array, percentiles_of
 from attcl_cli.data.record_cache import Records
 
-VERSION = 2
+VERSION = 3
 """Of the records; another one makes all of them anew."""
 
 LEVELS = (0.5, 5.0, 50.0, 95.0, 99.5)

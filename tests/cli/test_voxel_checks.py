@@ -67,6 +67,7 @@ def test_info_lists_the_fault_and_ends_with_code_3(noisy, attcl):
             lambda data: np.where(np.arange(data.shape[1])[:, None] < 30, data, 0),
             "masks-disagree",
         ),
+        ("t1", lambda data: np.concatenate([data[::2], data[1::2]]), "slices-out-of-order"),
         ("seg", lambda data: (255 * (data > 0)).astype(np.uint8), "label-values-unknown"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ellipsoids import MM, SHAPE, textured
+from ellipsoids import MM, SHAPE, depth_of_ball, textured
 
 from attcl_cli.data.alignment import compare, rank_correlation
 from attcl_cli.data.voxels import Sample, describe
@@ -60,6 +60,69 @@ def test_a_sound_or_shifted_volume_is_not_mirrored():
 def test_a_symmetric_volume_is_not_mirrored():
     symmetric = textured(0) + np.flip(textured(0), 2)
     assert compare(sample_of(symmetric), sample_of(symmetric)).mirrored == ()
+
+
+def sliced_off() -> np.ndarray:
+    """Cut a corner off the ellipsoid: no two of its slices have one shape."""
+    z, y, x = np.indices(SHAPE)
+    return np.where(z + y + x < 76, textured(0), 0)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(("start", "count"), [(6, 3), (18, 4), (8, 7)])
+def test_exchanged_slabs_are_counted_along_their_axis(axis, start, count):
+    order = np.arange(SHAPE[axis])
+    order[start : start + 2 * count] = np.roll(order[start : start + 2 * count], count)
+    changed = np.take(sliced_off(), order, axis)
+    expected = [0, 0, 0]
+    expected[axis] = count
+    assert compare(sample_of(sliced_off()), sample_of(changed)).out_of_order == tuple(expected)
+
+
+def test_shuffled_slices_are_out_of_order():
+    order = np.arange(SHAPE[0])
+    order[8:20] = np.random.default_rng(0).permutation(order[8:20])
+    changed = sliced_off()[order]
+    along, *others = compare(sample_of(sliced_off()), sample_of(changed)).out_of_order
+    assert along >= 5
+    assert others == [0, 0]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_interleaved_slices_are_out_of_order(axis):
+    order = np.concatenate([np.arange(0, SHAPE[axis], 2), np.arange(1, SHAPE[axis], 2)])
+    changed = np.take(sliced_off(), order, axis)
+    assert compare(sample_of(sliced_off()), sample_of(changed)).out_of_order[axis] >= 5
+
+
+def stretched(data: np.ndarray) -> np.ndarray:
+    places = np.clip(np.rint(19.5 + 0.9 * (np.arange(SHAPE[0]) - 19.5)), 0, SHAPE[0] - 1)
+    return data[places.astype(int)]
+
+
+def tilted(data: np.ndarray) -> np.ndarray:
+    """Shear by 8 degrees: each slice moves to the back by its height."""
+    moved = np.rint(0.14 * (np.arange(SHAPE[0]) - 19.5)).astype(int)
+    return np.stack([np.roll(plane, int(by), 0) for plane, by in zip(data, moved, strict=True)])
+
+
+@pytest.mark.parametrize("shape", [textured(0), sliced_off()], ids=["symmetric", "not symmetric"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda data: data,
+        lambda data: np.roll(data, 2, 0),
+        lambda data: np.roll(data, -3, 1),
+        lambda data: np.pad(data, ((9, 0), (0, 0), (0, 0)))[: SHAPE[0]],
+        lambda data: np.where(np.arange(SHAPE[0])[:, None, None] < 20, 0, data),
+        lambda data: np.where(depth_of_ball() > -4, np.maximum(data, 300), 0),
+        stretched,
+        tilted,
+    ],
+    ids=["as it is", "up", "to the front", "far up", "half", "grown", "stretched", "tilted"],
+)
+def test_masks_that_differ_in_another_way_are_in_order(how, shape):
+    assert max(compare(sample_of(shape), sample_of(how(shape))).out_of_order) == 0
 
 
 def test_masks_end_apart_where_one_is_cut():

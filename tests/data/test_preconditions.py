@@ -251,6 +251,33 @@ def test_a_mirrored_volume_that_is_off_by_some_voxels_is_mirrored(cohort):
     assert only_problem(cohort)[0] == "volume-mirrored"
 
 
+def slabs_exchanged(data: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """Exchange two neighbouring slabs of `count` slices above the middle."""
+    start = data.shape[axis] // 2
+    order = np.arange(data.shape[axis])
+    order[start : start + 2 * count] = np.roll(order[start : start + 2 * count], count)
+    return np.take(data, order, axis)
+
+
+@pytest.mark.parametrize("modality", ["flair", "t1ce", "t2"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_in_another_order_are_named_with_their_axis(axis, modality, cohort):
+    path = change(cohort, 0, modality, lambda data: slabs_exchanged(data, axis, 3))
+    code, message = only_problem(cohort)
+    assert code == "slices-out-of-order"
+    assert message.startswith(f"{path}: slices in another order ({SIDES[axis]}, at least 3 slices")
+
+
+def test_shuffled_slices_are_in_another_order(cohort):
+    def shuffled(data: np.ndarray) -> np.ndarray:
+        order = np.arange(data.shape[2])
+        order[8:-8] = np.random.default_rng(0).permutation(order[8:-8])
+        return data[:, :, order]
+
+    change(cohort, 0, "t1", shuffled)
+    assert only_problem(cohort)[0] == "slices-out-of-order"
+
+
 def with_labels(root: Path, case: int, values: dict[int, int]) -> Path:
     """Rename the labels of a case."""
 
@@ -518,6 +545,7 @@ def test_every_bound_lies_between_prepared_and_faulty_figures():
     assert 0.90 < preconditions.LEAST_MIRRORED_GAIN < 1.17
     assert 0.946 < preconditions.LEAST_MIRRORED_OVERLAP < 0.96
     assert 35 < preconditions.MOST_FACTOR < 169
+    assert 0 < preconditions.LEAST_OUT_OF_ORDER <= 2
 
 
 def repaint(root: Path, how: Change) -> None:
