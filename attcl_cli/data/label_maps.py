@@ -5,7 +5,8 @@ What the numbers mean is left to `labels`, how files are decoded to `volumes`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +14,33 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, TypeAdapter
 
 from attcl_cli.data import volumes
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.record_cache import Records
 from attcl_cli.errors import AttclError
 
-_VERSION = 1  # of the records of `count_labels_beyond`
-_COUNTS = TypeAdapter(dict[NonNegativeInt, Annotated[int, Field(strict=True, gt=0)]])
+_VERSION = 2  # of the records of `read_record`
 _TOLERANCE = 1e-3  # of a float that stands for a whole number
 _LARGEST = np.iinfo(np.int16).max
 _USUAL = (np.dtype(np.uint8), np.dtype(np.int16))
+
+
+@dataclass(frozen=True)
+class LabelRecord:
+    """A label map in figures.
+
+    Attributes:
+        beyond: label that is none of the known ones -> voxels that have it.
+        labelled: voxels whose label is not 0.
+        outside: those of them that lie off the brain.
+    """
+
+    beyond: dict[NonNegativeInt, Annotated[int, Field(strict=True, gt=0)]]
+    labelled: Annotated[int, Field(strict=True, ge=0)]
+    outside: Annotated[int, Field(strict=True, ge=0)]
+
+
+_RECORDS = TypeAdapter(LabelRecord)
 
 
 def off_grid(paths: Sequence[Path], beside: Sequence[Path]) -> AttclError | None:
@@ -65,32 +84,71 @@ def _grid_beside(paths: Sequence[Path], beside: Sequence[Path]) -> volumes.Grid:
     return grid
 
 
-def count_labels_beyond(
-    paths: Sequence[Path], known: Sequence[int], records: Records
-) -> dict[int, int]:
-    """Return the labels of a map that are none of some -> voxels that have them; unchanged files are read once.
+def read_record(
+    paths: Sequence[Path],
+    known: Sequence[int],
+    records: Records,
+    images: Sequence[Path],
+    brain: Callable[[], Array],
+    background: BackgroundOption,
+) -> LabelRecord:
+    """Return the figures of a map that lies on the grid of its case; unchanged files are read once.
 
     Args:
         paths: one NIfTI file, or the PNG slices of one volume in slice order.
         known: the labels that are not counted.
         records: what the cache knows of the case.
+        images: the files that `brain` is made from.
+        brain: returns the mask of the brain, (d, h, w) bool, in every so many voxels along each axis. One sample around
+            it is taken for brain, too.
+        background: what is background in these images.
 
     Raises:
-        AttclError: as `load_labels`.
+        AttclError: as `load_labels`, or of `brain`.
     """
-    key = records.key_of("labels", _VERSION, paths, *known)
-    cached = records.read(key, _COUNTS)
+    key = records.key_of("labels", _VERSION, [*paths, *images], background, *known)
+    cached = records.read(key, _RECORDS)
     if cached is not None:
         return cached
     labels = _labels_in(paths)
-    counts: dict[int, int] = {}
+    inside = labels != 0
+    labelled = int(np.count_nonzero(inside))
+    if labelled:
+        inside &= _as_fine(_grown(brain()), labels.shape)
+    record = LabelRecord(
+        _count_beyond(labels, known), labelled, labelled - int(np.count_nonzero(inside))
+    )
+    beyond = {str(label): count for label, count in record.beyond.items()}
+    records.add(key, {**vars(record), "beyond": beyond})
+    return record
+
+
+def _count_beyond(labels: Array, known: Sequence[int]) -> dict[int, int]:
     # Known labels follow each other, so that their ends decide, at a tenth of the cost of `unique`.
-    if not (min(known) <= labels.min() and labels.max() <= max(known) < len(known)):
-        values, numbers = np.unique(labels, return_counts=True)
-        every = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
-        counts = {label: count for label, count in every.items() if label not in known}
-    records.add(key, {str(label): count for label, count in counts.items()})
-    return counts
+    if min(known) <= labels.min() and labels.max() <= max(known) < len(known):
+        return {}
+    values, numbers = np.unique(labels, return_counts=True)
+    every = {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
+    return {label: count for label, count in every.items() if label not in known}
+
+
+def _grown(mask: Array) -> Array:
+    """Return a mask with its neighbours along each axis, diagonals too."""
+    result = mask.copy()
+    for axis in range(mask.ndim):
+        before = np.moveaxis(result.copy(), axis, 0)
+        after = np.moveaxis(result, axis, 0)
+        after[1:] |= before[:-1]
+        after[:-1] |= before[1:]
+    return result
+
+
+def _as_fine(mask: Array, shape: Sequence[int]) -> Array:
+    """Return a coarse mask at this shape; off by less than one coarse sample."""
+    places = [
+        np.arange(side) * coarse // side for side, coarse in zip(shape, mask.shape, strict=True)
+    ]
+    return mask[np.ix_(*places)]
 
 
 def load_labels(paths: Sequence[Path], *, beside: Sequence[Path] = ()) -> Array:

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
+from attcl_cli.data import label_maps
 from attcl_cli.data.alignment import FEWEST_VOXELS, PairRecord, read_pair, read_ranks
 from attcl_cli.data.contrasts import JUDGED, Swap, find_swap
 from attcl_cli.data.dataset import Case, Dataset, read_grids
-from attcl_cli.data.label_maps import count_labels_beyond, off_grid
+from attcl_cli.data.intensities import Array
+from attcl_cli.data.label_maps import LabelRecord
 from attcl_cli.data.labels import KNOWN, unknown_labels
 from attcl_cli.data.layouts import SEGMENTATION
-from attcl_cli.data.voxels import LEVELS, Look, VolumeRecord, read_record
+from attcl_cli.data.voxels import LEVELS, Look, VolumeRecord, read_record, read_sample
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.progress import SILENT, Progress
 
@@ -51,6 +55,9 @@ MOST_FACTOR = 100.0  # between a volume's range and the others' of its modality;
 MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
+MOST_LABELS_OFF = 0.1  # of the labelled voxels; 0.000 was the most
+LABELS_OFF = "labels-off-brain"  # code of the error
+FEWEST_LABELLED = 100  # voxels of a label map of which it is asked
 
 _NEARLY_ALL = LEVELS.index(95.0)
 _AXES = ("foot to head", "front to back", "side to side")
@@ -102,6 +109,7 @@ def examine(
     dataset: Dataset,
     cases: Sequence[Case] | None = None,
     *,
+    labels: bool = False,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> Findings:
@@ -110,9 +118,11 @@ def examine(
     Args:
         dataset: the dataset.
         cases: only these cases; None: all with their label maps, and folders that are no case.
+        labels: look at the label maps of these cases, too.
         force: take what is wrong with voxels as notes.
         progress: hears of the cases, if they are many.
     """
+    labels = labels or cases is None
     chosen = list(dataset.cases if cases is None else cases)
     known = {case.id for case in dataset.cases}
     unusable = {
@@ -129,7 +139,7 @@ def examine(
     ):
         for case, it in zip(
             chosen,
-            pool.map(lambda case: _examine_case(dataset, case, labels=cases is None), chosen),
+            pool.map(lambda case: _examine_case(dataset, case, labels=labels), chosen),
             strict=True,
         ):
             examined.append(it)
@@ -146,6 +156,37 @@ def examine(
         (*notes_of(volumes), *_swaps([it for it in examined if it.swap is not None])),
     )
     return findings.forced() if force else findings
+
+
+def labels_off_brain(dataset: Dataset, cases: Collection[str]) -> list[AttclError]:
+    """Return which label maps of some cases lie off the brain. What cannot be read is left to those who use it.
+
+    Args:
+        dataset: the dataset.
+        cases: their ids.
+    """
+    chosen = [case for case in dataset.cases if case.id in cases and case.segmentation]
+    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
+        found = pool.map(lambda case: _label_problems(dataset, case), chosen)
+        return [it for problems in found for it in problems if it.code == LABELS_OFF]
+
+
+def _label_problems(dataset: Dataset, case: Case) -> list[AttclError]:
+    """Return what is wrong with the labels of a case; nothing if something cannot be read."""
+    files = {modality: dataset.paths(case, modality) for modality in case.files}
+    maps = dataset.paths(case, SEGMENTATION)
+    if label_maps.off_grid(maps, files[next(iter(files))]) is not None:
+        return []
+    try:
+        with dataset.records(case) as records:
+            look = Look(records, dataset.background)
+            volumes = {
+                name: Examined(case.id, name, paths[0], read_record(paths, look))
+                for name, paths in files.items()
+            }
+            return _judge_labels(maps, files, volumes, look)
+    except AttclError:
+        return []
 
 
 @dataclass(frozen=True)
@@ -408,13 +449,12 @@ def _examine_files(
             continue
         volumes[modality] = Examined(case, modality, paths[0], record)
     if maps and volumes and not unusable:
-        problem = off_grid(maps, files[next(iter(volumes))])
+        problem = label_maps.off_grid(maps, files[next(iter(volumes))])
         try:
-            strange = {} if problem else count_labels_beyond(maps, KNOWN, look.records)
+            wrong += [] if problem else _judge_labels(maps, files, volumes, look)
         except AttclError as error:
-            problem, strange = error, {}
+            problem = error
         unusable += [problem] if problem is not None else []
-        wrong += [unknown_labels(maps[0], strange)] if strange else []
     if look.background != "keep":  # without a background nothing can be said
         faults = [it for volume in volumes.values() for it in judge_volume(volume)]
         faults += _copies(volumes)
@@ -422,6 +462,47 @@ def _examine_files(
         wrong += faults
         swap = None if faults else _swap_in(files, volumes, look)
     return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong), swap)
+
+
+def _judge_labels(
+    maps: Sequence[Path],
+    files: Mapping[str, Sequence[Path]],
+    volumes: Mapping[str, Examined],
+    look: Look,
+) -> list[AttclError]:
+    """Return what is wrong with the label map of a case, which lies on its grid.
+
+    Raises:
+        AttclError: as `label_maps.read_record`.
+    """
+
+    def brain() -> Array:
+        masks = [read_sample(files[name], look).data != 0 for name in volumes]
+        union: Array = np.logical_or.reduce(masks)
+        return union
+
+    images = [path for name in volumes for path in files[name]]
+    records = look.records
+    record = label_maps.read_record(maps, KNOWN, records, images, brain, look.background)
+    problems = [unknown_labels(maps[0], record.beyond)] if record.beyond else []
+    small = any(_is_small(volume.record) for volume in volumes.values())
+    # Without a background nothing can be said.
+    if look.background == "keep" or small or not _are_off(record):
+        return problems
+    off = AttclError(
+        f"{maps[0]}: {_percent(record.outside / record.labelled)} of its {record.labelled} labelled voxels lie off "
+        f"the brain, expected {_percent(MOST_LABELS_OFF)} at most",
+        "is it of this patient, and in the orientation of the images? replace it, or move it away; "
+        f"{_ANYWAY}",
+        code=LABELS_OFF,
+    )
+    return [*problems, off]
+
+
+def _are_off(record: LabelRecord) -> bool:
+    """Return whether a label map, unless it is tiny, lies off the brain."""
+    enough = record.labelled >= FEWEST_LABELLED
+    return enough and record.outside > MOST_LABELS_OFF * record.labelled
 
 
 def _copies(volumes: Mapping[str, Examined]) -> list[AttclError]:

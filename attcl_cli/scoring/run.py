@@ -18,6 +18,7 @@ from attcl_cli.data import splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.originals import folders_of
+from attcl_cli.data.preconditions import labels_off_brain
 from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.files import refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
@@ -274,7 +275,7 @@ def score(
                 "truth": complete.root.name,
                 "weights": _weights_of(comparison, record),
             },
-            notes=notes,
+            notes=[*notes, *_warn_of_labels(complete, comparison, progress)],
             translate=measures.translate,
             viewer=viewer,
             progress=progress,
@@ -450,6 +451,14 @@ def _with_training_patients(
         seen = provenance.training_cases(cases, chosen.info.trained_on, patient_of)
     caveat = provenance.describe_training_patients(seen, cases, patient_of)
     return replace(comparison, seen=tuple(seen), caveat=caveat)
+
+
+def _warn_of_labels(complete: Dataset, comparison: Comparison, progress: Progress) -> list[str]:
+    """Report label maps that lie off the brain; return the paragraphs of the page about them."""
+    problems = labels_off_brain(complete, {case.case for case in comparison.cases})
+    for problem in problems:
+        progress.say(f"warning: {problem.message}; {problem.hint}")
+    return [f"{problem.message}: its tumour scores may mean nothing." for problem in problems]
 
 
 def _quantiles(

@@ -192,7 +192,7 @@ def plan_inputs(
             samples[part] = tuple(listed)
         inputs[name] = Input(name, channels, samples)
     everything = [case for members in cases.values() for case in members]
-    findings = examine(data, everything, force=force, progress=progress)
+    findings = examine(data, everything, labels=True, force=force, progress=progress)
     checks = _check(data, everything, extra, canvas, findings, allow_missing=allow_missing)
     raise_all([*fold(problems, _same_lack), *checks.problems])
     unlabelled = set(checks.unlabelled)
@@ -404,6 +404,8 @@ def _check_one(
 ) -> _CaseChecks:
     """Check the files of a case; without `findings`, which know what its images hold, headers alone."""
     problems = check_case(data, case) if findings is None else list(findings.of(case.id))
+    # Values are asked below: of a release, whose values a segmenter needs even by force.
+    problems = [it for it in problems if it.code != "label-values-unknown"]
     if problems:  # what follows would only repeat them
         return _CaseChecks(problems, frozenset(), labelled=True)
     first = data.paths(case, next(iter(case.files)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import refusal
+from helpers import fingerprint, refusal
 
 from attcl_cli.data import volumes
 
@@ -32,6 +32,12 @@ def with_noise(data: np.ndarray) -> np.ndarray:
 
 def z_scored(data: np.ndarray) -> np.ndarray:
     return ((data - data.mean()) / data.std()).astype(np.float32)
+
+
+def off_the_brain(labels: np.ndarray) -> np.ndarray:
+    result = np.zeros_like(labels)
+    result[:3] = 1
+    return result
 
 
 def images_of(root: Path) -> list[Path]:
@@ -69,6 +75,7 @@ def test_info_lists_the_fault_and_ends_with_code_3(noisy, attcl):
         ),
         ("t1", lambda data: np.concatenate([data[::2], data[1::2]]), "slices-out-of-order"),
         ("seg", lambda data: (255 * (data > 0)).astype(np.uint8), "label-values-unknown"),
+        ("seg", off_the_brain, "labels-off-brain"),
     ],
 )
 @pytest.mark.parametrize("command", ["info", "prepare-splits"])
@@ -132,19 +139,30 @@ def test_a_command_refuses_it_and_takes_it_by_force(command, noisy, attcl, tmp_p
     assert f"note: taken all the same: {noisy / NOISY}: " in err
 
 
-def test_segment_refuses_it_and_takes_it_by_force(study, attcl):
+@pytest.mark.parametrize(("name", "how"), [("flair", with_noise), ("seg", off_the_brain)])
+def test_segment_refuses_it_and_takes_it_by_force(name, how, study, attcl):
     tree = study.root / "data"
     case = study.splits.names("train")[1]
-    link = tree / case / f"{case}_flair.nii.gz"
+    link = tree / case / f"{case}_{name}.nii.gz"
     original = link.resolve()
     link.unlink()
     shutil.copy(original, link)
-    rewrite(link, with_noise)
+    rewrite(link, how)
     arguments = ("segment", "--preset", "tiny", "-d", "cpu", "-n")
-    refusal(attcl(*arguments), code=1, names=f"data/{case}/{case}_flair.nii.gz: ", hint="--force")
+    refusal(attcl(*arguments), code=1, names=f"data/{case}/{case}_{name}.nii.gz: ", hint="--force")
     code, _, err = attcl(*arguments, "--force")
     assert code == 0, err
     assert "note: taken all the same: " in err
+
+
+def test_a_dry_run_of_segment_beside_an_output_passes_and_writes_nothing(study, attcl):
+    (study.root / "segment").mkdir()
+    (study.root / "segment" / "mine.txt").write_text("mine")
+    before = fingerprint(study.root / "segment")
+    code, _, err = attcl("segment", "--preset", "tiny", "-d", "cpu", "-n")
+    assert code == 0, err
+    assert "note: --output: segment" in err
+    assert fingerprint(study.root / "segment") == before
 
 
 def test_complete_keeps_going_without_the_faulty_case(noisy, attcl, tmp_path):

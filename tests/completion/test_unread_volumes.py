@@ -78,6 +78,17 @@ def test_nothing_is_made_in_the_place_of_a_file_that_is_not_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["flar", "flaiir", "FLIAR"])
+def test_no_flair_is_planned_in_the_place_of_a_misspelt_one(name, phantom_root, weights, tmp_path):
+    root = tmp_path / "misspelt"
+    shutil.copytree(phantom_root, root)
+    (root / f"{CASE}/{CASE}_flair.nii.gz").rename(root / f"{CASE}/{CASE}_{name}.nii.gz")
+    with pytest.raises(AttclError) as caught:
+        complete(root, tmp_path / "out", weights=weights.path, device="cpu", dry_run=True)
+    assert caught.value.code == "volume-not-read"
+    assert f"{CASE}_{name}.nii.gz: looks like flair of {CASE}" in caught.value.message
+
+
 def test_the_other_cases_are_done_if_asked(hidden, weights, tmp_path):
     root, out = hidden("MetaImage"), tmp_path / "out"
     result = complete(root, out, weights=weights.path, device="cpu", keep_going=True)

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from attcl_cli.data import label_maps
+from attcl_cli.data.label_maps import LabelRecord
 from attcl_cli.data.record_cache import Records
 from attcl_cli.errors import AttclError
 
@@ -158,10 +159,15 @@ def test_a_float_that_is_almost_whole_is_that_number(tmp_path, write_nifti):
 # --- labels of no release ---------------------------------------------------------------------------------------------
 
 
-def counted(path: Path, known: tuple[int, ...]) -> dict[int, int]:
-    """Count through the cache, as the only map of a case."""
+def figures(path: Path, known: tuple[int, ...], brain: np.ndarray | None = None) -> LabelRecord:
+    """Measure through the cache, as the only map of a case; the brain is everywhere unless one is named."""
+    mask = np.ones((2, 3, 3), bool) if brain is None else brain
     with Records(path.parent, "case", PurePosixPath(path.name)) as records:
-        return label_maps.count_labels_beyond([path], known, records)
+        return label_maps.read_record([path], known, records, [], lambda: mask, "auto")
+
+
+def counted(path: Path, known: tuple[int, ...]) -> dict[int, int]:
+    return figures(path, known).beyond
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "f4"])
@@ -182,12 +188,37 @@ def test_counts_of_an_unchanged_map_are_kept(tmp_path, write_nifti, monkeypatch)
     assert (counted(path, (0, 1, 2, 3, 4)), counted(path, (0, 1, 2, 255))) == counts
 
 
-@pytest.mark.parametrize("document", [[], 1, {"x": 1}, {"9": "1"}, {"9": 0}, {"-1": 2}])
-def test_counts_that_something_else_wrote_are_counted_again(document, tmp_path, write_nifti):
+@pytest.mark.parametrize(
+    "beyond", [[], 1, {"x": 1}, {"9": "1"}, {"9": 0}, {"-1": 2}, pytest.param(None, id="none")]
+)
+def test_counts_that_something_else_wrote_are_counted_again(beyond, tmp_path, write_nifti):
     path = write_nifti(tmp_path / "seg.nii.gz", LABELS.astype("u1"))
     with Records(path.parent, "case", PurePosixPath(path.name)) as records:
-        records.add(records.key_of("labels", label_maps._VERSION, [path], 0, 1), document)
-        assert set(label_maps.count_labels_beyond([path], (0, 1), records)) == {2, 4}
+        key = records.key_of("labels", label_maps._VERSION, [path], "auto", 0, 1)
+        records.add(key, {"beyond": beyond, "labelled": 1, "outside": 0})
+    assert set(counted(path, (0, 1))) == {2, 4}
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_labels_off_a_coarse_brain_are_counted_with_a_sample_of_tolerance(
+    step, tmp_path, write_nifti
+):
+    """On a line: the brain begins at voxel 20."""
+    brain = np.zeros((1, 1, 40), bool)
+    brain[..., 20:] = True
+    labels = np.zeros((40, 1, 1), "u1")
+    labels[10:30] = 1
+    path = write_nifti(tmp_path / "seg.nii.gz", labels)
+    record = figures(path, (0, 1), brain[..., ::step])
+    assert record.labelled == 20
+    assert 10 - 2 * step <= record.outside <= 10 - step + 1
+
+
+def test_an_empty_map_asks_for_no_brain(tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "seg.nii.gz", np.zeros(SHAPE, "u1"))
+    with Records(path.parent, "case", PurePosixPath(path.name)) as records:
+        record = label_maps.read_record([path], (0, 1), records, [], lambda: 1 / 0, "auto")
+    assert record == LabelRecord({}, 0, 0)
 
 
 # --- the case's grid --------------------------------------------------------------------------------------------------

@@ -418,6 +418,56 @@ def test_an_inverted_image_is_refused(how, cohort):
     assert message.startswith(f"{path}: nearly all of its image is darker than the background")
 
 
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+def test_a_label_map_off_the_brain_is_named_with_its_share(layout, phantoms, tmp_path):
+    root = tmp_path / layout
+    shutil.copytree(phantoms(layout), root)
+    dataset = open_dataset(root)
+    paths = dataset.paths(dataset.cases[0], SEGMENTATION)
+    if layout == "slices":
+        for path in paths:
+            labels = np.zeros_like(np.asarray(Image.open(path)))
+            labels[:4] = 1
+            Image.fromarray(labels).save(path)
+    else:
+        labels = np.zeros(nib.load(paths[0]).shape, np.uint8)
+        labels[:4] = 1
+        nib.save(nib.Nifti1Image(labels, nib.load(paths[0]).affine), paths[0])
+    for _ in range(2):  # measured, then from the cache
+        (problem,) = examine(open_dataset(root)).problems
+        assert problem.code == "labels-off-brain"
+        assert problem.message.startswith(f"{paths[0]}: ")
+        assert "labelled voxels lie off the brain, expected 10 % at most" in problem.message
+        assert "replace it, or move it away" in problem.hint
+    assert examine(open_dataset(root), force=True).problems == []
+
+
+@pytest.mark.parametrize(("voxels_off", "codes"), [(0, []), (99, []), (100, ["labels-off-brain"])])
+def test_empty_and_tiny_label_maps_are_no_error(voxels_off, codes, cohort):
+    def tiny(labels: np.ndarray) -> np.ndarray:
+        result = np.zeros_like(labels)
+        result[0].flat[:voxels_off] = 1
+        return result
+
+    change(cohort, 0, "seg", tiny)
+    assert [it.code for it in examine(open_dataset(cohort)).problems] == codes
+
+
+@pytest.mark.parametrize("off", [0.08, 0.12])
+def test_a_tenth_of_the_labels_may_lie_off_the_brain(off, cohort):
+    brain = np.asanyarray(nib.load(place(cohort, 0, "t1")).dataobj) > 0
+
+    def partly(labels: np.ndarray) -> np.ndarray:
+        result = np.zeros_like(labels)
+        inside = np.flatnonzero(brain)[:1000]
+        result.flat[inside] = 1
+        result[-1].flat[: round(1000 * off / (1 - off))] = 1
+        return result
+
+    change(cohort, 0, "seg", partly)
+    assert bool(examine(open_dataset(cohort)).problems) == (off > 0.1)
+
+
 def test_a_label_map_in_place_of_an_image_is_refused(cohort):
     change(cohort, 0, "t1", lambda data: (data > 0).astype(np.int16))
     assert only_problem(cohort)[0] == "volume-of-one-value"

@@ -500,6 +500,7 @@ def test_a_name_tells_modalities_by_its_words(name, modalities):
         ("flairr", ("flair",)),
         ("flare_n4", ("flair",)),
         ("flar_mask", ()),
+        *[(name, ()) for name in ("t1n", "t1c", "t2w", "mask", "brain", "dwi", "filter", "fa")],
         ("blair", ()),
         ("final", ()),
         ("t2ce", ()),

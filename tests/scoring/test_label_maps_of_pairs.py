@@ -78,3 +78,17 @@ def test_a_case_without_tumour_is_scored_and_its_tumour_is_undefined(own, scored
     values = {row["region"]: row["value"] for row in rows if row["prediction"] == "synthetic"}
     assert values["tumour"] in {"", "nan"}
     assert float(values["brain"]) == 0
+
+
+def test_a_label_map_off_the_brain_is_a_warning_and_is_scored(own, scored):
+    def off(labels: np.ndarray) -> np.ndarray:
+        result = np.zeros_like(labels)
+        result[:3] = 1
+        return result
+
+    path = rewrite(own, 0, labels=off)
+    code, _, err = scored("--psnr")
+    assert code == 0
+    (line,) = [line for line in err.splitlines() if "off the brain" in line]
+    assert line.startswith(f"warning: {path}: ")
+    assert "its tumour scores may mean nothing" in (own.scores / "report.html").read_text()
