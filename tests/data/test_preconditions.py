@@ -550,8 +550,8 @@ def test_a_tree_of_links_shares_the_records_of_its_source(cohort, tmp_path, monk
         lambda path, header: read.append(path) or original(path, header),
     )
     assert examine(open_dataset(tmp_path / "data")).problems == before.problems == []
-    # Pairs with another first modality are new, for which each volume is read once.
-    assert len(read) == len(set(read)) == 3 * 3
+    # Pairs with another first modality are new, and so is the brain on which labels should lie: each file is read once.
+    assert len(read) == len(set(read)) == 3 * (3 + 1)
     read.clear()
     examine(open_dataset(tmp_path / "data"))
     examine(open_dataset(cohort))
