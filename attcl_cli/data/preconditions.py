@@ -56,7 +56,6 @@ MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
 MOST_LABELS_OFF = 0.1  # of the labelled voxels; 0.000 was the most
-LABELS_OFF = "labels-off-brain"  # code of the error
 FEWEST_LABELLED = 100  # voxels of a label map of which it is asked
 
 _NEARLY_ALL = LEVELS.index(95.0)
@@ -168,7 +167,7 @@ def labels_off_brain(dataset: Dataset, cases: Collection[str]) -> list[AttclErro
     chosen = [case for case in dataset.cases if case.id in cases and case.segmentation]
     with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
         found = pool.map(lambda case: _label_problems(dataset, case), chosen)
-        return [it for problems in found for it in problems if it.code == LABELS_OFF]
+        return [it for problems in found for it in problems if it.code == "labels-off-brain"]
 
 
 def _label_problems(dataset: Dataset, case: Case) -> list[AttclError]:
@@ -494,7 +493,7 @@ def _judge_labels(
         f"the brain, expected {_percent(MOST_LABELS_OFF)} at most",
         "is it of this patient, and in the orientation of the images? replace it, or move it away; "
         f"{_ANYWAY}",
-        code=LABELS_OFF,
+        code="labels-off-brain",
     )
     return [*problems, off]
 
