@@ -56,6 +56,7 @@ MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
 MOST_LABELS_OFF = 0.1  # of the labelled voxels; 0.000 was the most
+_SMALL_CASE = 2**18  # bytes; threads made 10,000 cases of 2 KB take twice as long
 FEWEST_LABELLED = 100  # voxels of a label map of which it is asked
 
 _NEARLY_ALL = LEVELS.index(95.0)
@@ -129,11 +130,10 @@ def examine(
         for name, problems in dataset.wrong.items()
         if cases is None and name not in known
     }
-    threads = min(8, (os.cpu_count() or 1) * 2)
     listener = progress if len(chosen) > _MANY_CASES else SILENT
     examined = []
     with (
-        ThreadPoolExecutor(max_workers=threads) as pool,
+        _threads(dataset, chosen) as pool,
         listener.bar(len(chosen), "check", every_seconds=10) as bar,
     ):
         for case, it in zip(
@@ -165,9 +165,18 @@ def labels_off_brain(dataset: Dataset, cases: Collection[str]) -> list[AttclErro
         cases: their ids.
     """
     chosen = [case for case in dataset.cases if case.id in cases and case.segmentation]
-    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
+    with _threads(dataset, chosen) as pool:
         found = pool.map(lambda case: _label_problems(dataset, case), chosen)
         return [it for problems in found for it in problems if it.code == "labels-off-brain"]
+
+
+def _threads(dataset: Dataset, cases: Sequence[Case]) -> ThreadPoolExecutor:
+    """Return the threads that look at cases: one if these are small, for several would wait for Python's lock alone."""
+    first = [
+        path for case in cases[:1] for name in case.files for path in dataset.paths(case, name)
+    ]
+    small = sum(path.stat().st_size for path in first if path.is_file()) < _SMALL_CASE
+    return ThreadPoolExecutor(max_workers=1 if small else min(8, (os.cpu_count() or 1) * 2))
 
 
 def _label_problems(dataset: Dataset, case: Case) -> list[AttclError]:
