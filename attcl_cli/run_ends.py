@@ -230,7 +230,8 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
             return AttclError(error.message, error.hint.replace(AGAIN, again), code=error.code)
         return error
     # Not every library lets `Stop` through: locks and compiled code raise errors of their own in its place.
-    if isinstance(error, Stop) or (STATE.number is not None and not STATE.heard):
+    stops = not STATE.heard or isinstance(error, GeneratorExit)
+    if isinstance(error, Stop) or (STATE.number is not None and stops):
         return stopped(again)
     # torch has an error of its own for memory of the processor, and names it in the text alone
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):

@@ -324,9 +324,8 @@ def _beside_a_copy(
         if report.COPY_SSIM not in record.extra["validation"]:
             copy = validation.CopyOfSource(method.context, method.stride)
             record.extra["validation"][report.COPY_SSIM] = round(validate(copy), 6)
-            if (
-                record.begun
-            ):  # now: the page of a run that is killed after its last step has it from there
+            # now: the page of a run that is killed after its last step has it from there
+            if record.begun:
                 record.start()
         return validate(method)
 
