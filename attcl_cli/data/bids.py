@@ -374,11 +374,13 @@ def ambiguity(root: Path, case: str, modality: str, paths: Sequence[PurePosixPat
         hint = (
             f"choose one, for example {texts}{without}, or for {modality} alone {alone}"
             if filters
-            else f"name the others in a {IGNORE_FILE} file in the dataset's root"
+            else f"move the others, or name them in a {IGNORE_FILE} file in the dataset's root"
         )
+    names = [path.name for path in paths]
+    shown = names if len(set(names)) == len(names) else [str(path) for path in paths]
     return AttclError(
         f"{root / paths[0]}: one of {len(paths)} files for {modality} of {case} "
-        f"({some([path.name for path in paths], most=4)}), expected one",
+        f"({some(shown, most=4)}), expected one",
         hint,
         code="modality-twice",
     )

@@ -53,6 +53,7 @@ _STARTS_OF_NIFTI = {struct.pack(order, size) for order in ("<i", ">i") for size 
 _MOST_OFFSET = 2**28  # bytes of header and extensions before the first voxel
 _SPARE = 2**20  # bytes that a file may go on for, besides once more what its header promises
 _MAINLY = 0.9  # of an axis' length along one axis of space: along the others it is less
+_START_OF_GZIP = b"\x1f\x8b"
 _GZIP = 31  # zlib's name for a gzip stream
 _START = 2**13  # bytes of a compressed file that hold its header, if it has no comment
 _CHUNK = 2**20
@@ -377,6 +378,12 @@ def _no_nifti(path: Path, reason: str) -> AttclError:
             f"{path}: not compressed, expected a gzip file by its ending",
             "rename it to end in .nii",
             code="volume-not-compressed",
+        )
+    if not is_packed(path) and start[:2] == _START_OF_GZIP:
+        return AttclError(
+            f"{path}: compressed, expected NIfTI that is not, by its ending",
+            "rename it to end in .nii.gz",
+            code="volume-compressed",
         )
     return AttclError(
         f"{path}: not readable as NIfTI ({reason}), expected .nii or .nii.gz",

@@ -1,7 +1,7 @@
 """What volumes must be before anything is learnt from them: skull-stripped, registered, background 0, alike in units.
 
-Judges the figures that `voxels` measures: what is fixed on reading is a note, what cannot be fixed a problem. Headers
-and names are left to `dataset`.
+Looks at a dataset's volumes, and lets `judgements` judge their figures: what is fixed on reading is a note, what cannot
+be fixed a problem. Headers and names are left to `dataset`.
 """
 
 from __future__ import annotations
@@ -13,63 +13,33 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from attcl_cli.data import label_maps
-from attcl_cli.data.alignment import FEWEST_VOXELS, PairRecord, read_pair, read_ranks
+from attcl_cli.data.alignment import read_pair, read_ranks
 from attcl_cli.data.contrasts import JUDGED, Swap, find_swap
 from attcl_cli.data.dataset import Case, Dataset, read_grids
 from attcl_cli.data.intensities import Array
-from attcl_cli.data.label_maps import LabelRecord
+from attcl_cli.data.judgements import (
+    Examined,
+    find_copies,
+    find_repeated,
+    is_small,
+    judge_labels,
+    judge_pair,
+    judge_units,
+    judge_volume,
+    percent,
+)
 from attcl_cli.data.labels import KNOWN, unknown_labels
 from attcl_cli.data.layouts import SEGMENTATION
-from attcl_cli.data.voxels import LEVELS, Look, VolumeRecord, read_record, read_sample
+from attcl_cli.data.voxels import Look, read_record, read_sample
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.progress import SILENT, Progress
 
-# Figures of the 24 prepared patients that these bounds were set on are in docs/guides/data.md.
-MOST_BRAIN_ML = 2200.0  # the largest brains have about 2000 ml with their fluid; 1614 was the most, a raw head 2579
-LEAST_HEAD_ML = 1000.0  # of a rim that is looked at; smaller objects are no heads
-LEAST_RIM = 0.7  # 0.91 was the least of a brain, 0.60 the most of a raw head
-MOST_SHIFT_MM = 3.0  # 2.2 was the most
-LEAST_GAIN = 1.1  # of mutual information by that shift; 1.04 was the most
-LEAST_ALIGNED = (
-    0.005  # mutual information after that shift; 0.009 was the least: below it, noise decides
-)
-CLEAR_GAIN = 1.5  # by a shift that explains why two images look unrelated
-LEAST_MIRRORED_GAIN = (
-    1.1  # of mutual information by mirroring; 1 was never reached, 1.17 the least of a mirrored one
-)
-LEAST_MIRRORED_OVERLAP = 0.95  # Dice then; 0.946 was the most of two brains
-LEAST_OUT_OF_ORDER = (
-    2  # slices of the sample; 0 was the most, slabs of 10 mm exchanged have 2 or more
-)
-LEAST_OVERLAP = 0.9  # Dice of two masks; 0.99 was the least; half a head has 0.67, cut beside its middle up to 0.8
-MOST_APART = 0.15  # of the length along an axis, between the ends of two masks of which one lies in the other; 0.00
-LEAST_SHARED = 0.75  # Dice of two masks below which what lies in them is not asked
-SAME_MASK = 0.97  # Dice of two masks of one brain; 0.99 was the least, 0.95 the most of two brains
-LEAST_INFORMATION = 0.016  # with another mask: 0.013 was the most of two brains
-MOST_FACTOR = 100.0  # between a volume's range and the others' of its modality; 35 was the most
-MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
-FEWEST_OTHERS = 3  # volumes of a modality by which another is judged
-MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
-MOST_LABELS_OFF = 0.1  # of the labelled voxels; 0.000 was the most
 _SMALL_CASE = 2**18  # bytes; threads made 10,000 cases of 2 KB take twice as long
-FEWEST_LABELLED = 100  # voxels of a label map of which it is asked
-
-_NEARLY_ALL = LEVELS.index(95.0)
-_AXES = ("foot to head", "front to back", "side to side")
 _MANY_CASES = 50  # take long enough to be counted aloud
-_LEAST_SIDE = 16  # voxels
-_LEAST_FIELD_ML = 500.0
-_STRIP = "strip the skull (HD-BET, SynthStrip) and set the background to 0"
-_REGISTER = "co-register the case's volumes (ANTs, FSL FLIRT, elastix)"
-_MASK = "mask all volumes of the case with one brain mask (HD-BET, SynthStrip)"
-_SORT = "convert it anew from its DICOM (dcm2niix), or sort its slices"
-_MIRROR = "convert it anew from its DICOM (dcm2niix), or mirror its voxels back"
-_ANYWAY = "or take the data as they are: --force"
 
 
 @dataclass(frozen=True)
@@ -148,6 +118,8 @@ def examine(
     if dataset.background != "keep":
         for volume, problem in judge_units(volumes):
             wrong[volume.case].append(problem)
+    for volume, problem in find_repeated(volumes):
+        wrong[volume.case].append(problem)
     unusable |= {case.id: it.unusable for case, it in zip(chosen, examined, strict=True)}
     findings = Findings(
         {name: problems for name, problems in unusable.items() if problems},
@@ -197,189 +169,6 @@ def _label_problems(dataset: Dataset, case: Case) -> list[AttclError]:
         return []
 
 
-@dataclass(frozen=True)
-class Examined:
-    """A volume with its figures.
-
-    Attributes:
-        case: id of its case.
-        modality: its modality.
-        path: its first file.
-        record: the figures.
-    """
-
-    case: str
-    modality: str
-    path: Path
-    record: VolumeRecord
-
-
-def judge_volume(volume: Examined) -> list[AttclError]:
-    """Return what is wrong with a volume on its own: one problem at most, the first that explains the others."""
-    if _is_small(volume.record):
-        return []
-    found = _skull(volume) or _around_the_brain(volume) or _in_the_brain(volume)
-    return [] if found is None else [found]
-
-
-def _around_the_brain(volume: Examined) -> AttclError | None:
-    """Return the error about a border that is no background."""
-    record = volume.record
-    if record.background == "noise":
-        return AttclError(
-            f"{volume.path}: {_percent(record.noise)} of the border is noise around {record.border:.4g}, "
-            "expected one background value around a skull-stripped brain",
-            f"{_STRIP}; {_ANYWAY}",
-            code="background-noisy",
-        )
-    if record.background == "none":
-        return AttclError(
-            f"{volume.path}: the border holds many values (median {record.border:.4g}), "
-            "expected one background value around a skull-stripped brain",
-            f"{_STRIP}; name it with --background VALUE; {_ANYWAY}",
-            code="background-missing",
-        )
-    return None
-
-
-def _in_the_brain(volume: Examined) -> AttclError | None:
-    """Return the error about intensities that are no image's."""
-    record = volume.record
-    if record.percentiles[_NEARLY_ALL] < 0:
-        return AttclError(
-            f"{volume.path}: nearly all of its image is darker than the background {record.value:.4g}, "
-            "expected a brain that is brighter",
-            f"an inverted image? multiply it by -1, or name its background with --background VALUE; {_ANYWAY}",
-            code="image-inverted",
-        )
-    if record.commonest > MOST_OF_ONE_VALUE:
-        return AttclError(
-            f"{volume.path}: {_percent(record.commonest)} of the voxels that are not background have one value, "
-            f"expected an image ({_percent(MOST_OF_ONE_VALUE)} at most)",
-            f"a label map, or a saturated image? replace or remove it; {_ANYWAY}",
-            code="volume-of-one-value",
-        )
-    return None
-
-
-def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
-    """Return what is wrong with how the second volume lies on the first one; None if nothing is."""
-    between = f"{second.path}: {{}} against {first.modality} ({first.path.name}), expected {{}}"
-    disagree = _disagree(first, second, pair)
-    if pair.voxels < FEWEST_VOXELS:
-        return disagree
-    shift = max(pair.shift_mm, key=abs)
-    aligned = pair.information * pair.gain  # mutual information after that shift
-    rearranged = _rearranged(between, pair)
-    if rearranged:
-        return rearranged
-    if disagree and (pair.overlap < LEAST_SHARED or _within(pair)):
-        return disagree
-    found_shift = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
-    shifted = found_shift and aligned >= LEAST_ALIGNED
-    unlike = pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION
-    if unlike and not (shifted and aligned >= LEAST_INFORMATION and pair.gain >= CLEAR_GAIN):
-        found = f"unrelated ({pair.information:.3f} of mutual information, masks overlap by {pair.overlap:.2f})"
-        return AttclError(
-            between.format(found, "images of one brain"),
-            f"is it of this patient? otherwise {_REGISTER}; {_ANYWAY}",
-            code="images-unrelated",
-        )
-    if shifted:
-        found = f"shifted by about {abs(shift):.0f} mm ({_AXES[pair.shift_mm.index(shift)]})"
-        return AttclError(
-            between.format(found, f"less than {MOST_SHIFT_MM:.0f} mm"),
-            f"{_REGISTER}; {_ANYWAY}",
-            code="volumes-not-registered",
-        )
-    return disagree
-
-
-def _rearranged(between: str, pair: PairRecord) -> AttclError | None:
-    """Return that the second volume is mirrored, or has its slices in another order; None if neither.
-
-    Args:
-        between: the message, without what was found and what is expected.
-        pair: how the volumes lie on each other.
-    """
-    fits = pair.mirrored and pair.mirrored_overlap >= LEAST_MIRRORED_OVERLAP
-    least = max(LEAST_MIRRORED_GAIN * pair.information * pair.gain, LEAST_ALIGNED)
-    if fits and pair.mirrored_information >= least:
-        axes = " and ".join(_AXES[axis] for axis in pair.mirrored)
-        found = (
-            f"mirrored ({axes}; mutual information {pair.mirrored_information:.3f} mirrored back, "
-            f"{pair.information:.3f} as stored)"
-        )
-        return AttclError(
-            between.format(found, "volumes of one orientation"),
-            f"{_MIRROR}; {_ANYWAY}",
-            code="volume-mirrored",
-        )
-    moved = max(pair.out_of_order)
-    if moved >= LEAST_OUT_OF_ORDER:
-        axis = _AXES[pair.out_of_order.index(moved)]
-        found = f"slices in another order ({axis}, at least {moved} slices of a sample)"
-        return AttclError(
-            between.format(found, "slices in one order"),
-            f"{_SORT}; {_ANYWAY}",
-            code="slices-out-of-order",
-        )
-    return None
-
-
-def _disagree(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
-    """Return that the masks of two volumes are not those of one brain; None if they are."""
-    apart = max(pair.apart)
-    cut = apart > MOST_APART and _within(pair)
-    if pair.overlap >= LEAST_OVERLAP and not cut:
-        return None
-    lost, more = (1 - share for share in pair.covered)
-    where = f", they end {_percent(apart)} of their length apart ({_AXES[pair.apart.index(apart)]})"
-    part = "is a part of the other volume empty?" if more > lost else "is a part of it empty?"
-    return AttclError(
-        f"{second.path}: masks overlap by {pair.overlap:.2f} (Dice) against {first.modality} ({first.path.name}), "
-        f"{_percent(lost)} of that brain is background here, {_percent(more)} of this one there"
-        f"{where if cut else ''}; expected an overlap of at least {LEAST_OVERLAP}, "
-        f"and ends at most {_percent(MOST_APART)} apart",
-        f"{part} {_MASK}, or {_REGISTER}; {_ANYWAY}",
-        code="masks-disagree",
-    )
-
-
-def _within(pair: PairRecord) -> bool:
-    """Return whether one mask lies within the other: both are of one brain, of which one may lack a part."""
-    return max(pair.covered) >= SAME_MASK
-
-
-def judge_units(volumes: Sequence[Examined]) -> list[tuple[Examined, AttclError]]:
-    """Return the volumes whose percentiles say that they are in other units than the others of their modality."""
-    by_modality: dict[str, list[Examined]] = defaultdict(list)
-    for volume in volumes:
-        if _range(volume.record) > 0:
-            by_modality[volume.modality].append(volume)
-    strange = []
-    for modality, members in by_modality.items():
-        if len(members) <= FEWEST_OTHERS:
-            continue
-        usual = median(_range(member.record) for member in members)
-        floats = median(member.record.floating for member in members)
-        for member in members:
-            own = _range(member.record)
-            factor = max(own / usual, usual / own)
-            most = MOST_FACTOR if member.record.floating == floats else MOST_FACTOR_OF_FLOATS
-            if factor > most:
-                low, high = member.record.percentiles[0], member.record.percentiles[-1]
-                problem = AttclError(
-                    f"{member.path}: intensities from {low:.3g} to {high:.3g}, a range {factor:.0f} times "
-                    f"{'less' if own < usual else 'more'} than usual for {modality} here ({usual:.3g}), "
-                    "expected the units of the others",
-                    f"convert it, or all volumes, to the same units; {_ANYWAY}",
-                    code="units-differ",
-                )
-                strange.append((member, problem))
-    return strange
-
-
 def notes_of(volumes: Sequence[Examined]) -> tuple[str, ...]:
     """Return what is fixed on reading, a line per kind: how many volumes, and one of them."""
     kinds = {
@@ -405,7 +194,7 @@ def _example(volume: Examined) -> str:
     record = volume.record
     if record.background in {"constant", "ringing"}:
         return f"{volume.path} (about {record.value:.4g})"
-    return f"{volume.path} ({_percent(record.below)} of its voxels)"
+    return f"{volume.path} ({percent(record.below)} of its voxels)"
 
 
 @dataclass(frozen=True)
@@ -465,7 +254,7 @@ def _examine_files(
         unusable += [problem] if problem is not None else []
     if look.background != "keep":  # without a background nothing can be said
         faults = [it for volume in volumes.values() for it in judge_volume(volume)]
-        faults += _copies(volumes)
+        faults += [] if faults else find_copies(list(volumes.values()))
         faults += [] if faults else _judge_pairs(files, volumes, look)
         wrong += faults
         swap = None if faults else _swap_in(files, volumes, look)
@@ -493,37 +282,10 @@ def _judge_labels(
     records = look.records
     record = label_maps.read_record(maps, KNOWN, records, images, brain, look.background)
     problems = [unknown_labels(maps[0], record.beyond)] if record.beyond else []
-    small = any(_is_small(volume.record) for volume in volumes.values())
+    small = any(is_small(volume.record) for volume in volumes.values())
     # Without a background nothing can be said.
-    if look.background == "keep" or small or not _are_off(record):
-        return problems
-    off = AttclError(
-        f"{maps[0]}: {_percent(record.outside / record.labelled)} of its {record.labelled} labelled voxels lie off "
-        f"the brain, expected {_percent(MOST_LABELS_OFF)} at most",
-        "is it of this patient, and in the orientation of the images? replace it, or move it away; "
-        f"{_ANYWAY}",
-        code="labels-off-brain",
-    )
-    return [*problems, off]
-
-
-def _are_off(record: LabelRecord) -> bool:
-    """Return whether a label map, unless it is tiny, lies off the brain."""
-    enough = record.labelled >= FEWEST_LABELLED
-    return enough and record.outside > MOST_LABELS_OFF * record.labelled
-
-
-def _copies(volumes: Mapping[str, Examined]) -> list[AttclError]:
-    """Return which volumes of a case have the very figures of another one: they are one image under two names."""
-    return [
-        AttclError(
-            f"{second.path}: the same image as {first.modality} ({first.path.name}), expected another modality",
-            f"replace one of the two by its own image, or move it away; {_ANYWAY}",
-            code="images-identical",
-        )
-        for first, second in combinations(volumes.values(), 2)
-        if first.record == second.record and first.record.sides >= _LEAST_SIDE
-    ]
+    off = None if look.background == "keep" or small else judge_labels(maps[0], record)
+    return [*problems, off] if off is not None else problems
 
 
 def _swap_in(
@@ -531,7 +293,7 @@ def _swap_in(
 ) -> Swap | None:
     """Return which two volumes of a case have contrasts as if their names were exchanged; None if none have."""
     chosen = [name for name in JUDGED if name in volumes]
-    if len(chosen) < 2 or any(_is_small(volumes[name].record) for name in chosen):  # noqa: PLR2004
+    if len(chosen) < 2 or any(is_small(volumes[name].record) for name in chosen):  # noqa: PLR2004
         return None
     ranks = read_ranks([files[name] for name in chosen], look)
     if ranks is None:
@@ -609,35 +371,3 @@ def _judge_pairs(
             problems.append(problem or found[pair])
         found = {pair: problem for pair, problem in found.items() if worst not in pair}
     return problems
-
-
-def _skull(volume: Examined) -> AttclError | None:
-    record = volume.record
-    large = record.background not in {"noise", "none"} and (record.volume_ml or 0) > MOST_BRAIN_ML
-    head = record.tissue_ml is None or record.tissue_ml >= LEAST_HEAD_ML
-    dark = record.rim is not None and record.rim < LEAST_RIM and head
-    if not large and not dark:
-        return None
-    figure = (
-        f"{record.volume_ml:.0f} ml are not background"
-        if large
-        else f"{_percent(1 - (record.rim or 0))} darker below its surface, as a skull is"
-    )
-    return AttclError(
-        f"{volume.path}: {figure}, expected a skull-stripped brain ({MOST_BRAIN_ML:.0f} ml at most, no dark skull)",
-        f"{_STRIP}; {_ANYWAY}",
-        code="skull-present",
-    )
-
-
-def _is_small(record: VolumeRecord) -> bool:
-    """Return whether a volume has no room for a brain."""
-    return record.sides < _LEAST_SIDE or (record.field_ml or _LEAST_FIELD_ML) < _LEAST_FIELD_ML
-
-
-def _range(record: VolumeRecord) -> float:
-    return record.percentiles[-1] - record.percentiles[0]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"  # noqa: PLR2004

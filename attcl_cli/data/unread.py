@@ -79,6 +79,7 @@ _REFERENCES = re.compile(
 )
 _MANY = {"dicom", "slice"}  # of a volume
 _MOST_PATTERNS = 8
+_LIKE_DIGITS = str.maketrans("liz", "112")
 _LONG = 4  # letters of a spelling that may begin a longer word: flairreg
 _NEAR = 0.8  # difflib's ratio of flair to flar, fliar, flare or flairr
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
@@ -199,7 +200,12 @@ def judge(
             modalities = modalities_in(text, vocabulary)
             modalities = modalities or modalities_in(f"{folder} {text}", vocabulary)
             if case is not None:
-                modalities = modalities or misspelt_in(text, vocabulary)
+                lacks = {
+                    name: spellings
+                    for name, spellings in vocabulary.items()
+                    if name not in known.present[case]
+                }
+                modalities = modalities or misspelt_in(text, vocabulary) or misread_in(text, lacks)
         lacking: tuple[str, ...] = ()
         if case is not None:
             if item.kind == "dicom" and not modalities:
@@ -274,6 +280,26 @@ def misspelt_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[s
         if match[0] == word[0]
     ]
     return tuple(dict.fromkeys(near))
+
+
+def misread_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the modalities that a word of a name spells with a letter that looks like a digit (`tl` for `t1`).
+
+    Args:
+        text: a name without its case.
+        vocabulary: modality -> its spellings, of modalities that the case lacks.
+    """
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    if _DERIVED & set(words):
+        return ()
+    owners = {
+        spelling.lower(): name
+        for name, spellings in vocabulary.items()
+        for spelling in (name, *spellings)
+    }
+    alike = {spelling.translate(_LIKE_DIGITS): name for spelling, name in owners.items()}
+    seen = [alike.get(word.translate(_LIKE_DIGITS)) for word in words if word not in owners]
+    return tuple(dict.fromkeys(name for name in seen if name is not None))
 
 
 # --- kinds of files -------------------------------------------------------------------------------------------------

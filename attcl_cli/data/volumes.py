@@ -271,10 +271,12 @@ def require_image(data: Array, path: Path) -> None:
     """
     low, high = data.min(), data.max()  # NaN if any value is
     if not (np.isfinite(low) and np.isfinite(high)):
-        count = int(data.size - np.isfinite(data).sum())
+        wrong = ~np.isfinite(data)
         raise AttclError(
-            f"{path}: {counted(count, 'voxel is', 'voxels are')} NaN or infinite, expected finite intensities",
-            "repair or remove this file",
+            f"{path}: {counted(int(wrong.sum()), 'voxel is', 'voxels are')} NaN or infinite, expected finite "
+            "intensities",
+            "write 0 in their place if they are background (fslmaths IN -nan OUT, numpy.nan_to_num), "
+            "otherwise repair or remove this file",
             code="voxels-not-finite",
         )
     if max(-float(low), float(high)) > _LARGEST:

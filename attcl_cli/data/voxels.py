@@ -1,4 +1,4 @@
-"""A volume in a few figures, measured on a cheap sample of its voxels: background, extent, rim, percentiles.
+"""A volume in a few figures, measured on a cheap sample of its voxels: background, extent, rim, grain, percentiles.
 
 What the figures must be is left to `preconditions`, how volumes lie on each other to `alignment`. Figures are cached
 (`record_cache`): unchanged files are read once.
@@ -28,18 +28,23 @@ from attcl_cli.data.background import (
 from attcl_cli.data.intensities import Array, percentiles_of
 from attcl_cli.data.record_cache import Records
 
-VERSION = 3
+VERSION = 4
 """Of the records; another one makes all of them anew."""
 
 LEVELS = (0.5, 5.0, 50.0, 95.0, 99.5)
 _BRIGHT = LEVELS.index(95.0)
+
+LEAST_SIDE = 16
+"""Voxels; volumes with a shorter side show too little to be judged, and their grain is not measured."""
 
 _SAMPLE_MM = 3.0  # spacing of the sample
 _SAMPLE_SIDE = 80  # most voxels along a side of the sample if the spacing is not known
 _RIM_MM = 2.0  # spacing at which the rim of the head is looked at, in its slices
 _RIM_STEPS = 12  # of _RIM_MM from the surface inwards
 _RIM_SLICES = 6
-_RIM_SPAN = (0.35, 0.85)  # of the head from its lowest slice upwards: neither neck nor crown
+_SPAN = (0.35, 0.85)  # of the head from its lowest slice upwards: neither neck nor crown
+_GRAIN_SLICES = 4
+_FEWEST_NEIGHBOURS = 1000  # in the image, by which grain is measured
 _HEAD_MM = 160.0  # width of a head, by which PNG slices are scaled
 _AIR = 0.05  # of the 95th percentile; darker voxels around a head are air
 BINS = 16  # of intensities, of which mutual information is measured
@@ -56,7 +61,8 @@ class VolumeRecord:
         noise: share of the border that is neither background nor image.
         border: median of the border's intensities.
         below: share of the other voxels below the background that are clipped.
-        sides: least number of voxels along a side.
+        shape: number of voxels along (D, H, W).
+        spacing_mm: of D, H, W; None for PNG slices.
         field_ml: volume of the field of view; None for PNG slices.
         volume_ml: volume of what is not background; None for PNG slices.
         tissue_ml: the same without air.
@@ -64,6 +70,9 @@ class VolumeRecord:
             brain, a half or less in a head, whose skull is dark; None if the voxels are too large.
         percentiles: `LEVELS` of what is not background, less the background.
         commonest: share of the most frequent value among what is not background.
+        smoothness: correlation of voxels with their neighbours in a slice: about 0 in noise; 1 if too few were seen.
+        jumps: share of neighbours that differ by more than half of the range from the lowest to the highest level.
+        empty: along (D, H, W), slices without any image between the first and the last that show some.
         floating: whether the values are floats.
     """
 
@@ -72,14 +81,23 @@ class VolumeRecord:
     noise: float
     border: float
     below: float
-    sides: int
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None
     field_ml: float | None
     volume_ml: float | None
     tissue_ml: float | None
     rim: float | None
     percentiles: Annotated[tuple[float, ...], Field(min_length=len(LEVELS), max_length=len(LEVELS))]
     commonest: float
+    smoothness: float
+    jumps: float
+    empty: tuple[int, int, int]
     floating: bool
+
+    @property
+    def sides(self) -> int:
+        """Return the least number of voxels along a side."""
+        return min(self.shape)
 
 
 _VOLUMES = TypeAdapter(VolumeRecord)
@@ -116,8 +134,7 @@ class Sample:
         flat = inside.sum(axis=0, dtype=np.uint16)
         slices = np.array([np.count_nonzero(slice_) for slice_ in inside])
         profiles = slices, flat.sum(axis=1), flat.sum(axis=0)
-        filled = [np.flatnonzero(counts > _FILLED * counts.max()) for counts in profiles]
-        return [(int(it[0]), int(it[-1]) + 1) if it.size else (0, 0) for it in filled]
+        return [_ends(counts) for counts in profiles]
 
 
 @dataclass(frozen=True)
@@ -213,6 +230,10 @@ def describe(
     levels = percentiles_of(values, LEVELS) if values.size else [0.0] * len(LEVELS)
     bright = levels[_BRIGHT]
     tissue = coarse > _AIR * bright
+    shown = min(data.shape) >= LEAST_SIDE and values.size > 0
+    smoothness, jumps = 1.0, 0.0
+    if shown:
+        smoothness, jumps = _grain(data, ground, _middle(inside, steps[0], _GRAIN_SLICES), levels)
 
     def volume(count: int) -> float | None:
         return count * z * y * x / 1000 if spacing_mm else None
@@ -223,13 +244,17 @@ def describe(
         noise=ground.noise,
         border=float(np.median(data[[0, -1]])),
         below=_clipped(data, stored, ground),
-        sides=min(data.shape),
+        shape=(data.shape[0], data.shape[1], data.shape[2]),
+        spacing_mm=spacing_mm,
         field_ml=volume(coarse.size),
         volume_ml=volume(values.size),
         tissue_ml=volume(int(np.count_nonzero(tissue))),
         rim=_rim(data, ground, tissue, steps, spacing_mm, bright),
         percentiles=tuple(levels),
         commonest=_commonest(values),
+        smoothness=smoothness,
+        jumps=jumps,
+        empty=_empty(data, ground, steps) if shown else (0, 0, 0),
         floating=floating,
     )
     return record, Sample(coarse, (z, y, x))
@@ -240,8 +265,84 @@ def _steps(
 ) -> tuple[int, int, int]:
     edges = spacing_mm or [max(shape) / _SAMPLE_SIDE] * 3
     wanted = _SAMPLE_MM if spacing_mm else max(shape) / _SAMPLE_SIDE
-    z, y, x = (max(1, round(wanted / edge)) for edge in edges)
+    most = [
+        max(1, side // LEAST_SIDE) for side in shape
+    ]  # voxels of a mouse, or in metres by mistake
+    z, y, x = (
+        max(1, round(min(wanted / edge, limit))) for edge, limit in zip(edges, most, strict=True)
+    )
     return z, y, x
+
+
+def _middle(mask: Array, step: int, most: int) -> Array:
+    """Return the numbers of some slices of a head, between neck and crown.
+
+    Args:
+        mask: (d, h, w) of a coarse copy, not empty.
+        step: the number of the head's slices for one of the mask.
+        most: so many slices are returned at most.
+    """
+    filled = np.flatnonzero(mask.any(axis=(1, 2)))
+    low, high = float(filled[0] * step), float(filled[-1] * step)
+    first, last = (low + part * (high - low) for part in _SPAN)
+    return np.unique(np.linspace(first, last, most).astype(np.int64))
+
+
+def _ends(counts: Array) -> tuple[int, int]:
+    """Return where a mask begins and ends, of its number of voxels in each slice; slices with next to none are none."""
+    filled = np.flatnonzero(counts > _FILLED * counts.max())
+    return (int(filled[0]), int(filled[-1]) + 1) if filled.size else (0, 0)
+
+
+def _empty(data: Array, ground: Background, steps: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return along each axis how many slices show no image between the first and the last that show some.
+
+    Looks at each slice, at a sample of its voxels.
+    """
+    gaps = []
+    for axis in range(3):
+        coarse = data[
+            tuple(slice(None, None, 1 if it == axis else 2 * by) for it, by in enumerate(steps))
+        ]
+        if ground.tolerance or data.dtype.kind == "f":
+            coarse = coarse.astype(np.float32)
+            image = np.abs(coarse - np.float32(ground.value)) > ground.tolerance
+        else:
+            image = coarse != ground.value
+        counts = image.sum(axis=tuple(it for it in range(3) if it != axis))
+        low, high = _ends(counts)
+        gaps.append(int(np.count_nonzero(counts[low:high] == 0)))
+    return gaps[0], gaps[1], gaps[2]
+
+
+def _grain(
+    data: Array, ground: Background, places: Array, levels: Sequence[float]
+) -> tuple[float, float]:
+    """Return how alike neighbours in a slice are (`VolumeRecord.smoothness`), and how many are not (`jumps`).
+
+    Of both directions the better one counts: interpolation blurs one more than the other.
+
+    Args:
+        data: (D, H, W) intensities.
+        ground: their background.
+        places: the slices that are looked at.
+        levels: the percentiles of what is not background, less the background.
+    """
+    low, high = levels[0], levels[-1]
+    slices = data[places].astype(np.float32) - np.float32(ground.value)
+    inside = np.abs(slices) > ground.tolerance
+    alike, apart = [], []
+    for one, other in (
+        (np.s_[:, :, 1:], np.s_[:, :, :-1]),
+        (np.s_[:, 1:], np.s_[:, :-1]),
+    ):
+        both = inside[one] & inside[other]
+        here, there = (slices[it][both].clip(low, high) for it in (one, other))
+        if here.size < _FEWEST_NEIGHBOURS or here.min() == here.max() or there.min() == there.max():
+            return 1.0, 0.0
+        alike.append(float(np.corrcoef(here, there)[0, 1]))
+        apart.append(float(np.mean(np.abs(here - there) > (high - low) / 2)))
+    return max(alike), min(apart)
 
 
 def _clipped(data: Array, stored: Array, ground: Background) -> float:
@@ -276,8 +377,8 @@ def _rim(
     From the surface of a skull-stripped brain inwards the median brightness only rises or only falls; under a bright
     scalp lies the dark skull.
     """
-    filled = np.flatnonzero(tissue.any(axis=(1, 2)))
-    if filled.size < _RIM_SLICES // 2 or bright <= 0:
+    filled = tissue.any(axis=(1, 2))
+    if np.count_nonzero(filled) < _RIM_SLICES // 2 or bright <= 0:
         return None
     if spacing_mm is None:
         width = np.flatnonzero(tissue.any(axis=(0, 1)))
@@ -288,9 +389,7 @@ def _rim(
     by, bx = (max(1, round(_RIM_MM / edge)) for edge in (rows_mm, columns_mm))
     if max(by * rows_mm, bx * columns_mm) > 1.5 * _RIM_MM:
         return None
-    low, high = float(filled[0] * steps[0]), float(filled[-1] * steps[0])
-    first, last = (low + part * (high - low) for part in _RIM_SPAN)
-    chosen = np.unique(np.linspace(first, last, _RIM_SLICES).astype(np.int64))
+    chosen = _middle(tissue, steps[0], _RIM_SLICES)
     slices = data[chosen, ::by, ::bx].astype(np.float32) - np.float32(ground.value)
     head = _filled(slices > _AIR * bright)
     profile = []

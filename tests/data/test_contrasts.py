@@ -29,7 +29,23 @@ CORRELATIONS = {
 
 def record(percentiles: tuple[float, ...]) -> VolumeRecord:
     return VolumeRecord(
-        "zero", 0, 0, 0, 0, 100, None, None, None, None, percentiles, commonest=0.01, floating=False
+        background="zero",
+        value=0,
+        noise=0,
+        border=0,
+        below=0,
+        shape=(100, 100, 100),
+        spacing_mm=None,
+        field_ml=None,
+        volume_ml=None,
+        tissue_ml=None,
+        rim=None,
+        percentiles=percentiles,
+        commonest=0.01,
+        smoothness=1,
+        jumps=0,
+        empty=(0, 0, 0),
+        floating=False,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attcl_cli.data import nifti_files, preconditions, voxels
+from attcl_cli.data import judgements, nifti_files, voxels
 from attcl_cli.data.dataset import Source, open_dataset
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.phantom_cohort import write_cohort
@@ -408,6 +408,110 @@ def test_one_volume_in_other_units_is_refused(cohort):
     assert message.startswith(f"{path}: intensities from ")
 
 
+@pytest.mark.parametrize("cases", [2, 3])
+def test_the_one_in_other_units_of_two_or_three_volumes_is_named(cases, cohort):
+    for number in range(cases, 4):
+        shutil.rmtree(place(cohort, number, "t1").parent)
+    path = change(cohort, 0, "t1ce", lambda data: data.astype(np.int32) * 1000)
+    code, message = only_problem(cohort)
+    assert (code, message.startswith(f"{path}: intensities from ")) == ("units-differ", True)
+
+
+def in_voxels_of(factor: float, cohort: Path, case: int) -> None:
+    """Write the volumes of a case with an affine that is so many times too large, on a grid of twice the voxels."""
+    for modality in (*MODALITIES, SEGMENTATION):
+        path = place(cohort, case, modality)
+        image = nib.load(path)
+        data = np.asanyarray(image.dataobj).repeat(2, 0).repeat(2, 1).repeat(2, 2)
+        affine = np.diag([factor / 2] * 3 + [1]) @ image.affine
+        nib.save(nib.Nifti1Image(data, affine), path)
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"),
+    [
+        (1, None),
+        (0.001, "expected a head (50 mm at least)"),
+        (0.1, "expected a head (50 mm at least)"),
+        (2.5, "ml that are not background, expected a head (8000 ml at most)"),
+        (10, "expected a head (1000 mm at most)"),
+        (1000, "expected a head (1000 mm at most)"),
+    ],
+    ids=["mm", "m", "cm", "x2.5", "1/10 mm", "um"],
+)
+def test_voxels_of_an_implausible_size_are_named_once_per_volume(factor, expected, cohort):
+    in_voxels_of(factor, cohort, 0)
+    problems = examine(open_dataset(cohort)).problems
+    assert [problem.code for problem in problems] == ["voxel-size-implausible"] * 4 * bool(expected)
+    assert all("voxels of " in it.message and str(expected) in it.message for it in problems)
+
+
+def noise(data: np.ndarray) -> np.ndarray:
+    values = np.random.default_rng(0).normal(500, 100, data.shape)
+    return np.where(data > 0, values, 0).astype(np.float32)
+
+
+def wrapped(data: np.ndarray) -> np.ndarray:
+    return (data.astype(np.int32) & 255).astype(np.uint8)
+
+
+def without_slices(axis: int, first: int, last: int) -> Change:
+    def how(data: np.ndarray) -> np.ndarray:
+        result = data.copy()
+        result[tuple(slice(first, last) if it == axis else slice(None) for it in range(3))] = 0
+        return result
+
+    return how
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "found"),
+    [
+        (noise, "volume-of-noise", "a correlation of "),
+        (
+            without_slices(2, 9, 10),
+            "slices-empty",
+            "1 slice within the brain is empty (foot to head)",
+        ),
+        (
+            without_slices(1, 20, 22),
+            "slices-empty",
+            "2 slices within the brain are empty (front to back)",
+        ),
+    ],
+    ids=["noise", "slice", "slices"],
+)
+def test_a_volume_that_shows_no_whole_image_is_refused(how, code, found, cohort):
+    path = change(cohort, 2, "t1", how)
+    for _ in range(2):  # measured, then from the cache
+        assert only_problem(cohort)[0] == code
+        assert only_problem(cohort)[1].startswith(f"{path}: ")
+        assert found in only_problem(cohort)[1]
+
+
+def test_values_that_wrapped_around_are_refused_in_fine_voxels(tmp_path):
+    write_cohort(tmp_path / "x", cases=1, voxel_mm=2.0, workers=1)
+    assert examine(open_dataset(tmp_path / "x")).problems == []
+    path = change(tmp_path / "x", 0, "t1", wrapped)
+    code, message = only_problem(tmp_path / "x")
+    assert code == "values-wrapped"
+    assert message.startswith(f"{path}: ")
+    assert "of neighbouring voxels differ by more than half of its range" in message
+
+
+def test_a_patient_under_two_names_is_named_once(cohort):
+    second = cohort / "Phantom_00009"
+    shutil.copytree(cohort / "Phantom_00001", second)
+    for path in list(second.iterdir()):
+        path.rename(second / path.name.replace("00001", "00009"))
+    code, message = only_problem(cohort)
+    assert code == "images-repeated"
+    assert message.startswith(
+        f"{place(cohort, 9, 'flair')}: the same image as {place(cohort, 1, 'flair')}"
+    )
+    assert "so are 3 more of Phantom_00009" in message
+
+
 @pytest.mark.parametrize(
     "how", [lambda data: -data, lambda data: data.max() - data], ids=["negated", "black on white"]
 )
@@ -585,17 +689,22 @@ def test_a_cache_that_cannot_be_written_costs_time_only(cohort, tmp_path, monkey
 
 def test_every_bound_lies_between_prepared_and_faulty_figures():
     """The figures of patients, docs/guides/data.md: what prepared volumes have, the bound, what faulty ones have."""
-    assert 1614 < preconditions.MOST_BRAIN_ML < 2579
-    assert 0.60 < preconditions.LEAST_RIM < 0.91
-    assert 2.2 < preconditions.MOST_SHIFT_MM < 3.3
-    assert 1.04 < preconditions.LEAST_GAIN < 1.17
-    assert 0.95 < preconditions.SAME_MASK < 0.99
-    assert 0.84 < preconditions.LEAST_OVERLAP < 0.99
-    assert 0.00 < preconditions.MOST_APART < 0.20
-    assert 0.90 < preconditions.LEAST_MIRRORED_GAIN < 1.17
-    assert 0.946 < preconditions.LEAST_MIRRORED_OVERLAP < 0.96
-    assert 35 < preconditions.MOST_FACTOR < 169
-    assert 0 < preconditions.LEAST_OUT_OF_ORDER <= 2
+    assert 1614 < judgements.MOST_BRAIN_ML < 2579
+    assert 0.60 < judgements.LEAST_RIM < 0.91
+    assert 2.2 < judgements.MOST_SHIFT_MM < 3.3
+    assert 1.04 < judgements.LEAST_GAIN < 1.17
+    assert 0.95 < judgements.SAME_MASK < 0.99
+    assert 0.84 < judgements.LEAST_OVERLAP < 0.99
+    assert 0.00 < judgements.MOST_APART < 0.20
+    assert 0.90 < judgements.LEAST_MIRRORED_GAIN < 1.17
+    assert 0.946 < judgements.LEAST_MIRRORED_OVERLAP < 0.96
+    assert 35 < judgements.MOST_FACTOR < 169
+    assert 0 < judgements.LEAST_OUT_OF_ORDER <= 2
+    assert 0.01 < judgements.LEAST_SMOOTHNESS < 0.78
+    assert 0.007 < judgements.MOST_JUMPS < 0.025
+    assert 15.5 < judgements.LEAST_FIELD_MM < 180
+    assert 250 < judgements.MOST_FIELD_MM < 2400
+    assert 2579 < judgements.MOST_HEAD_ML < 10038
 
 
 def repaint(root: Path, how: Change) -> None:

@@ -14,7 +14,7 @@ from helpers import touch
 from attcl_cli.data.dataset import Dataset, open_dataset
 from attcl_cli.data.layouts import DEFAULT_MODALITIES
 from attcl_cli.data.preconditions import examine
-from attcl_cli.data.unread import kind_of_name, misspelt_in, modalities_in
+from attcl_cli.data.unread import kind_of_name, misread_in, misspelt_in, modalities_in
 from attcl_cli.errors import AttclError
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -464,6 +464,16 @@ def test_a_misspelt_modality_is_missed_where_the_case_lacks_it_and_nowhere_else(
     assert open_dataset(tmp_path).problems == ()
 
 
+def test_a_letter_for_a_digit_is_missed_where_the_case_lacks_it_and_nowhere_else(tmp_path):
+    touch(tmp_path, cases("Case_000", "Case_001", lacking="t1"))
+    touch(tmp_path, ["Case_000/Case_000_tl.nii.gz", "Case_001/Case_001_dwi.nii.gz"])
+    (problem,) = open_dataset(tmp_path).problems
+    assert problem.code == "volume-not-read"
+    assert "Case_000_tl.nii.gz: looks like t1 of Case_000" in problem.message
+    touch(tmp_path, ["Case_000/Case_000_t1.nii.gz"])
+    assert open_dataset(tmp_path).problems == ()
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -510,6 +520,22 @@ def test_a_name_tells_modalities_by_its_words(name, modalities):
 )
 def test_a_long_spelling_with_a_wrong_letter_is_known(name, modalities):
     assert misspelt_in(name, DEFAULT_MODALITIES) == modalities
+
+
+@pytest.mark.parametrize(
+    ("name", "modalities"),
+    [
+        ("tl", ("t1",)),
+        ("ax TI n4", ("t1",)),
+        ("tz", ("t2",)),
+        ("tIce", ("t1ce",)),
+        ("tl_mask", ()),
+        *[(name, ()) for name in ("t0", "t3", "lt", "tof", "pd", "dwi", "t", "t1", "flair")],
+        ("flalr", ("flair",)),
+    ],
+)
+def test_a_short_spelling_with_a_letter_for_its_digit_is_known(name, modalities):
+    assert misread_in(name, DEFAULT_MODALITIES) == modalities
 
 
 @pytest.mark.parametrize(

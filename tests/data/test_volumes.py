@@ -350,15 +350,21 @@ def test_a_header_that_is_cut_off_is_refused(kept, tmp_path, write_nifti):
 
 
 @pytest.mark.parametrize("read", [volumes.read_grid, volumes.load])
-def test_a_file_that_is_not_compressed_is_to_be_renamed(read, tmp_path):
-    nib.save(nib.Nifti1Image(ramp(), LPS), tmp_path / "a.nii")
-    (tmp_path / "a.nii").rename(tmp_path / "a.nii.gz")
-    with pytest.raises(AttclError, match=r"a\.nii\.gz: not compressed") as caught:
-        read([tmp_path / "a.nii.gz"])
-    assert (caught.value.code, caught.value.hint) == (
-        "volume-not-compressed",
-        "rename it to end in .nii",
-    )
+@pytest.mark.parametrize(
+    ("stored", "named", "found", "code", "ending"),
+    [
+        (".nii", ".nii.gz", "not compressed", "volume-not-compressed", ".nii"),
+        (".nii.gz", ".nii", "compressed", "volume-compressed", ".nii.gz"),
+    ],
+)
+def test_a_file_with_the_ending_of_the_other_kind_is_to_be_renamed(
+    read, stored, named, found, code, ending, tmp_path
+):
+    nib.save(nib.Nifti1Image(ramp(), LPS), tmp_path / f"a{stored}")
+    path = (tmp_path / f"a{stored}").rename(tmp_path / f"a{named}")
+    with pytest.raises(AttclError, match=f"{path}: {found}, expected") as caught:
+        read([path])
+    assert (caught.value.code, caught.value.hint) == (code, f"rename it to end in {ending}")
 
 
 @pytest.mark.usefixtures("any_gzip")
