@@ -81,12 +81,12 @@ class Examined:
     record: VolumeRecord
 
 
-def judge_volume(volume: Examined) -> list[AttclError]:
-    """Return what is wrong with a volume on its own: one problem at most, the first that explains the others."""
-    found = _size(volume)
-    if found is None and not is_small(volume.record):
-        found = _skull(volume) or _around_the_brain(volume) or _in_the_brain(volume)
-    return [] if found is None else [found]
+def judge_volume(volume: Examined) -> AttclError | None:
+    """Return what is wrong with a volume on its own, the first problem that explains the others; None if nothing is."""
+    size = _size(volume)
+    if size is not None or is_small(volume.record):
+        return size
+    return _skull(volume) or _around_the_brain(volume) or _in_the_brain(volume) or _damaged(volume)
 
 
 def _size(volume: Examined) -> AttclError | None:
@@ -151,6 +151,12 @@ def _in_the_brain(volume: Examined) -> AttclError | None:
             f"a label map, or a saturated image? replace or remove it; {_ANYWAY}",
             code="volume-of-one-value",
         )
+    return None
+
+
+def _damaged(volume: Examined) -> AttclError | None:
+    """Return the error about voxels that show no image, or a part of one."""
+    record = volume.record
     if record.smoothness < LEAST_SMOOTHNESS:
         return AttclError(
             f"{volume.path}: its voxels have little in common with their neighbours (a correlation of "

@@ -253,7 +253,8 @@ def _examine_files(
             problem = error
         unusable += [problem] if problem is not None else []
     if look.background != "keep":  # without a background nothing can be said
-        faults = [it for volume in volumes.values() for it in judge_volume(volume)]
+        judged = [judge_volume(volume) for volume in volumes.values()]
+        faults = [problem for problem in judged if problem is not None]
         faults += [] if faults else find_copies(list(volumes.values()))
         faults += [] if faults else _judge_pairs(files, volumes, look)
         wrong += faults
