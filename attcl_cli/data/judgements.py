@@ -114,6 +114,25 @@ def _size(volume: Examined) -> AttclError | None:
     )
 
 
+def _skull(volume: Examined) -> AttclError | None:
+    record = volume.record
+    large = _has_background(record) and (record.volume_ml or 0) > MOST_BRAIN_ML
+    head = record.tissue_ml is None or record.tissue_ml >= LEAST_HEAD_ML
+    dark = record.rim is not None and record.rim < LEAST_RIM and head
+    if not large and not dark:
+        return None
+    figure = (
+        f"{record.volume_ml:.0f} ml are not background"
+        if large
+        else f"{percent(1 - (record.rim or 0))} darker below its surface, as a skull is"
+    )
+    return AttclError(
+        f"{volume.path}: {figure}, expected a skull-stripped brain ({MOST_BRAIN_ML:.0f} ml at most, no dark skull)",
+        f"{_STRIP}; {_ANYWAY}",
+        code="skull-present",
+    )
+
+
 def _around_the_brain(volume: Examined) -> AttclError | None:
     """Return the error about a border that is no background."""
     record = volume.record
@@ -364,25 +383,6 @@ def _repeated(members: Sequence[tuple[Examined, Examined]]) -> AttclError:
         f"{second.path}: the same image as {first.path} of {first.case}{others}, expected images of its own",
         f"one patient under two names? move one of the two cases away, or replace its images; {_ANYWAY}",
         code="images-repeated",
-    )
-
-
-def _skull(volume: Examined) -> AttclError | None:
-    record = volume.record
-    large = _has_background(record) and (record.volume_ml or 0) > MOST_BRAIN_ML
-    head = record.tissue_ml is None or record.tissue_ml >= LEAST_HEAD_ML
-    dark = record.rim is not None and record.rim < LEAST_RIM and head
-    if not large and not dark:
-        return None
-    figure = (
-        f"{record.volume_ml:.0f} ml are not background"
-        if large
-        else f"{percent(1 - (record.rim or 0))} darker below its surface, as a skull is"
-    )
-    return AttclError(
-        f"{volume.path}: {figure}, expected a skull-stripped brain ({MOST_BRAIN_ML:.0f} ml at most, no dark skull)",
-        f"{_STRIP}; {_ANYWAY}",
-        code="skull-present",
     )
 
 

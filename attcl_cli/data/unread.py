@@ -237,14 +237,8 @@ def modalities_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple
     Masks, label maps and quantitative maps are none. T1 with a word for a contrast agent is T1ce.
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", _REFERENCES.sub(" ", text))
-    words = re.findall(r"[a-z0-9]+", spaced.lower())
-    if _DERIVED & set(words):
-        return ()
-    owners = {
-        re.sub(r"[^a-z0-9]", "", spelling.lower()): name
-        for name, spellings in vocabulary.items()
-        for spelling in (name, *spellings)
-    }
+    words = _words(spaced)
+    owners = {re.sub(r"[^a-z0-9]", "", it): name for it, name in _owners(vocabulary).items()}
     named: dict[str, None] = {}
     index = 0
     while index < len(words):
@@ -264,18 +258,14 @@ def misspelt_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[s
 
     Short spellings are left out: t1ce is as near to t2ce as to what was meant.
     """
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    if _DERIVED & set(words):
-        return ()
     owners = {
-        spelling.lower(): name
-        for name, spellings in vocabulary.items()
-        for spelling in (name, *spellings)
+        spelling: name
+        for spelling, name in _owners(vocabulary).items()
         if len(spelling) > _LONG and spelling.isalpha()
     }
     near = [
         owners[match]
-        for word in words
+        for word in _words(text)
         for match in difflib.get_close_matches(word, owners, n=1, cutoff=_NEAR)
         if match[0] == word[0]
     ]
@@ -289,17 +279,25 @@ def misread_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[st
         text: a name without its case.
         vocabulary: modality -> its spellings, of modalities that the case lacks.
     """
+    owners = _owners(vocabulary)
+    alike = {spelling.translate(_LIKE_DIGITS): name for spelling, name in owners.items()}
+    seen = [alike.get(word.translate(_LIKE_DIGITS)) for word in _words(text) if word not in owners]
+    return tuple(dict.fromkeys(name for name in seen if name is not None))
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a name in lower case; none if one says that the image shows no tissue."""
     words = re.findall(r"[a-z0-9]+", text.lower())
-    if _DERIVED & set(words):
-        return ()
-    owners = {
+    return [] if _DERIVED & set(words) else words
+
+
+def _owners(vocabulary: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Return spelling in lower case -> modality."""
+    return {
         spelling.lower(): name
         for name, spellings in vocabulary.items()
         for spelling in (name, *spellings)
     }
-    alike = {spelling.translate(_LIKE_DIGITS): name for spelling, name in owners.items()}
-    seen = [alike.get(word.translate(_LIKE_DIGITS)) for word in words if word not in owners]
-    return tuple(dict.fromkeys(name for name in seen if name is not None))
 
 
 # --- kinds of files -------------------------------------------------------------------------------------------------
