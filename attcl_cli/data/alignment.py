@@ -27,6 +27,10 @@ _LOOK_CLOSER = (
     0.8  # of the mutual information as stored: if a shifted one reaches it, all shifts are tried
 )
 _ALIKE = 0.98  # Dice of two masks; below it all mirrored volumes are tried: 0.99 was the least of one brain
+_UNTURNED = 0.985  # Dice of two masks; below it turned volumes are tried
+_DEGREES = (-12.0, -8.0, -4.0, 4.0, 8.0, 12.0)  # that are tried about each axis
+_DEEP = 3  # sample steps below the surface, where a brain has no background
+_WHOLE = 0.995  # of a mask, that the other one has; more leave no room for a hole
 _SIDEWAYS = 2  # axis of left and right; brains are symmetric along this one alone
 _MIRRORED_STEPS = 2  # sample steps to each side by which a mirrored volume may be off
 _FILLED = 0.05  # of the fullest slice's mask; emptier slices are not looked for
@@ -54,6 +58,10 @@ class PairRecord:
         apart: by how much the masks end apart along (D, H, W), at the worse of both ends, over the longer of both.
         out_of_order: of the sample's slices across (D, H, W), how many at least have to move for the masks to lie on
             each other; 0 if moving them does not help.
+        turned_degrees: about the axes (D, H, W), that make the second share more with the first than any shift does: of
+            one axis, the others 0.
+        turned_information: what `information` is then.
+        hole: share of the first one's inner mask that is background in the second one, and the other way round.
         mirrored: axes of (D, H, W) along which the second, mirrored, shares the most with the first; none if it shares
             more as stored or shifted.
         mirrored_information: what `information` is then.
@@ -68,6 +76,9 @@ class PairRecord:
     covered: tuple[float, float]
     apart: tuple[float, float, float]
     out_of_order: tuple[int, int, int]
+    turned_degrees: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    turned_information: float = 0.0
+    hole: tuple[float, float] = (0.0, 0.0)
     mirrored: tuple[int, ...] = ()
     mirrored_information: float = 0.0
     mirrored_overlap: float = 0.0
@@ -148,9 +159,10 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     """Return how two coarse copies of one shape lie on each other.
 
     Mutual information is measured at small shifts along each axis (Maes et al., IEEE TMI 16(2), 1997, without the
-    search over rotations), normalised as in Studholme et al., Pattern Recognition 32(1), 1999. Only voxels in both
+    search over all rotations), normalised as in Studholme et al., Pattern Recognition 32(1), 1999. Only voxels in both
     masks count, so that a mask that all volumes share does not hide a shift. The same is measured of the second one
-    mirrored: always from side to side, where a brain is symmetric, and along all axes if something is wrong.
+    mirrored: always from side to side, where a brain is symmetric, and along all axes if something is wrong. If the
+    masks differ, also turned by some degrees about each axis.
     """
     masks = first.data != 0, second.data != 0
     sizes = [int(np.count_nonzero(mask)) for mask in masks]
@@ -158,7 +170,8 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
     covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
     apart, order = _apart(first, second), _out_of_order(*masks)
-    pair = PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart, order)
+    hole = _hole(*masks) if min(covered) < _WHOLE else (0.0, 0.0)
+    pair = PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart, order, hole=hole)
     if both < FEWEST_VOXELS:
         return pair
     box = tuple(
@@ -184,6 +197,10 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     gain = min(best / centre, 99.0) if centre > 0 else 99.0
     shift_mm = peaks[0], peaks[1], peaks[2]
     pair = replace(pair, information=centre, gain=gain, shift_mm=shift_mm)
+    if overlap < _UNTURNED:
+        degrees, shared = _turned(*binned, first.step_mm)
+        if shared > best:
+            pair = replace(pair, turned_degrees=degrees, turned_information=shared)
     axes, shared, lying = _mirrored(*binned)
     if shared <= best:
         return pair
@@ -299,6 +316,56 @@ def _mirrored(first: Array, second: Array) -> tuple[tuple[int, ...], float, floa
     one, two = (part > 0 for part in _shifted(first, turned, shift))
     sizes = int(np.count_nonzero(one)) + int(np.count_nonzero(two))
     return axes, best, 2 * int(np.count_nonzero(one & two)) / sizes if sizes else 1.0
+
+
+def _turned(
+    first: Array, second: Array, step_mm: tuple[float, float, float]
+) -> tuple[tuple[float, float, float], float]:
+    """Return by which degrees about each axis the second binned array shares most with the first, and how much."""
+    best, most = (0.0, 0.0, 0.0), 0.0
+    for axis in range(3):
+        for degrees in _DEGREES:
+            shared = _information(first, _turn(second, axis, degrees, step_mm), (0, 0, 0))
+            if shared > most:
+                z, y, x = (degrees if it == axis else 0.0 for it in range(3))
+                best, most = (z, y, x), shared
+    return best, most
+
+
+def _turn(data: Array, axis: int, degrees: float, step_mm: tuple[float, float, float]) -> Array:
+    """Return an array turned about its middle, each voxel from its nearest; 0 comes in from outside."""
+    planes = np.moveaxis(data, axis, 0)
+    rows_mm, columns_mm = (step_mm[it] for it in _others(axis))
+    height, width = planes.shape[1:]
+    y = (np.arange(height)[:, None] - (height - 1) / 2) * rows_mm
+    x = (np.arange(width)[None] - (width - 1) / 2) * columns_mm
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    rows = np.rint((cosine * y - sine * x) / rows_mm + (height - 1) / 2).astype(np.int64)
+    columns = np.rint((sine * y + cosine * x) / columns_mm + (width - 1) / 2).astype(np.int64)
+    known = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    turned = planes[:, rows.clip(0, height - 1), columns.clip(0, width - 1)] * known
+    return np.moveaxis(turned, 0, axis)
+
+
+def _hole(first: Array, second: Array) -> tuple[float, float]:
+    """Return which share of each mask's inner part the other one lacks."""
+
+    def lacked(mask: Array, by: Array) -> float:
+        inner = _inner(mask)
+        return float(np.count_nonzero(inner & ~by) / max(int(np.count_nonzero(inner)), 1))
+
+    return lacked(first, second), lacked(second, first)
+
+
+def _inner(mask: Array) -> Array:
+    """Return the part of a mask that lies some steps below its surface."""
+    inner = np.pad(mask, 1)
+    for _ in range(_DEEP):
+        outer = inner.copy()
+        for axis in range(3):
+            for by in (-1, 1):
+                inner &= np.roll(outer, by, axis)
+    return inner[1:-1, 1:-1, 1:-1]
 
 
 def _others(axis: int) -> tuple[int, int]:

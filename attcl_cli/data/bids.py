@@ -369,7 +369,9 @@ def ambiguity(root: Path, case: str, modality: str, paths: Sequence[PurePosixPat
         filters = _distinguishing(paths)
         texts = " ".join(f"--bids-filter {item}" for item in filters)
         alone = " ".join(f"--bids-filter {modality}:{item}" for item in filters)
-        lacking = [it for it in filters[:1] if any(not entities(p).get(it.key) for p in paths)]
+        lacking = [
+            it for it in filters[:1] if it.value and any(not entities(p).get(it.key) for p in paths)
+        ]
         without = f" ({lacking[0].key}= takes the file without it)" if lacking else ""
         hint = (
             f"choose one, for example {texts}{without}, or for {modality} alone {alone}"
@@ -452,16 +454,25 @@ def _distinguishing(paths: Sequence[PurePosixPath]) -> list[Filter]:
     """Return filters that choose one of several files, as few as possible; [] if their names do not differ so."""
     said = {path: entities(path) for path in paths}
     keys = [key for key in (*ENTITIES, "suffix", "extension") if _differ(said.values(), key)]
-    for path in paths:
+    with_agent = [path for path in paths if _names_contrast(path)]
+    for path in sorted(paths, key=with_agent.__contains__):
         for key in keys:
-            if key in said[path] and _chosen(paths, {key: [_plain(key, said[path][key])]}) == [
-                path
-            ]:
-                return [Filter("", key, said[path][key])]
+            value = said[path].get(key, "")
+            known = key in said[path] or with_agent  # no value chooses the file without the entity
+            if known and _chosen(paths, {key: [_plain(key, value)]}) == [path]:
+                return [Filter("", key, value)]
     everything = {key: [_plain(key, said[paths[0]].get(key, ""))] for key in keys}
     if _chosen(paths, everything) != [paths[0]]:
         return []
     return [Filter("", key, said[paths[0]].get(key, "")) for key in keys]
+
+
+def _names_contrast(path: PurePosixPath) -> bool:
+    """Return whether a name speaks of a contrast agent, which is seldom meant by one of several T1."""
+    return bool(
+        {"post", "gd", "ce", "contrast", "postcontrast"}
+        & set(re.split(r"[^a-z0-9]+", path.name.lower()))
+    )
 
 
 def _differ(said: Iterable[Mapping[str, str]], key: str) -> bool:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from attcl_cli.data.alignment import RankRecord
 from attcl_cli.data.voxels import VolumeRecord
 
 JUDGED = ("flair", "t1", "t1ce", "t2")
@@ -143,16 +142,18 @@ _RULES = (
 )
 
 
-def find_swap(records: Mapping[str, VolumeRecord], ranks: RankRecord) -> Swap | None:
+def find_swap(
+    records: Mapping[str, VolumeRecord], correlations: Mapping[frozenset[str], float]
+) -> Swap | None:
     """Return the two modalities whose names look exchanged; None if the names fit, or no exchange makes them fit.
 
     Args:
-        records: the volumes of a case, of modalities in `JUDGED`.
-        ranks: of the same volumes in the same order.
+        records: the volumes of a case; modalities that are not in `JUDGED` are passed over.
+        correlations: two modalities -> rank correlation; empty if it is not known, and then nothing is found.
     """
-    names = list(records)
-    pairs = [frozenset(pair) for pair in combinations(names, 2)]
-    correlations = dict(zip(pairs, ranks.correlations, strict=True))
+    names = [name for name in JUDGED if name in records]
+    if not correlations or len(names) < 2:  # noqa: PLR2004
+        return None
     as_stored = Contrasts(records, correlations, {name: name for name in names})
     rules = [rule for rule in _RULES if set(rule.needs) <= set(names)]
     broken = [rule for rule in rules if rule.margin(as_stored) < 0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +20,9 @@ from attcl_cli.errors import AttclError, counted
 
 # Figures of the 24 prepared patients that these bounds were set on are in docs/guides/data.md.
 MOST_BRAIN_ML = 2200.0  # the largest brains have about 2000 ml with their fluid; 1614 was the most, a raw head 2579
+MOST_TISSUE_ML = (
+    2000.0  # the same without what is nearly background, such as the ringing of interpolation
+)
 LEAST_HEAD_ML = 1000.0  # of a rim that is looked at; smaller objects are no heads
 LEAST_RIM = 0.7  # 0.91 was the least of a brain, 0.60 the most of a raw head
 MOST_SHIFT_MM = 3.0  # 2.2 was the most
@@ -36,6 +39,11 @@ LEAST_OUT_OF_ORDER = (
     2  # slices of the sample; 0 was the most, slabs of 10 mm exchanged have 2 or more
 )
 LEAST_OVERLAP = 0.9  # Dice of two masks; 0.99 was the least; half a head has 0.67, cut beside its middle up to 0.8
+LEAST_UNLIKE = (
+    0.002  # of percentiles over their range, and of smoothness, between two images of one mask
+)
+MOST_ALIKE = 0.95  # rank correlation of two modalities, of either sign; 0.89 was the most
+MOST_HOLE = 0.02  # of the inner brain, that is background in another volume; 0.004 was the most
 MOST_APART = 0.15  # of the length along an axis, between the ends of two masks of which one lies in the other; 0.00
 LEAST_SHARED = 0.75  # Dice of two masks below which what lies in them is not asked
 SAME_MASK = 0.97  # Dice of two masks of one brain; 0.99 was the least, 0.95 the most of two brains
@@ -45,7 +53,7 @@ MOST_FACTOR_OF_FLOATS = 20.0  # the same between floats and integers
 MOST_OF_ONE_VALUE = 0.5  # of the brain; 0.05 was the most
 LEAST_SMOOTHNESS = 0.3  # of neighbours, a correlation; 0.78 was the least, 0.01 the most of noise
 MOST_JUMPS = 0.02  # of neighbours; 0.007 was the most, 0.025 the least of images that wrapped around to their middle
-MOST_FINE_MM = 2.0  # edge of voxels whose jumps are judged: between larger ones, tissue changes
+MOST_FINE_MM = 1.5  # edge of voxels whose jumps are judged: between larger ones, tissue changes
 MOST_HEAD_ML = 8000.0  # with neck and coil; 2579 was the most
 LEAST_FIELD_MM = 50.0  # the longest side of a field of view of many voxels; 180 was the least
 MOST_FIELD_MM = 1000.0  # 250 was the most
@@ -54,6 +62,7 @@ MOST_LABELS_OFF = 0.1  # of the labelled voxels; 0.000 was the most
 FEWEST_LABELLED = 100  # voxels of a label map of which it is asked
 
 _NEARLY_ALL = LEVELS.index(95.0)
+_TURNS = ("as a head is shaken", "as a head is tilted to the shoulder", "as a head is nodded")
 _AXES = ("foot to head", "front to back", "side to side")
 _LEAST_FIELD_ML = 500.0
 _STRIP = "strip the skull (HD-BET, SynthStrip) and set the background to 0"
@@ -116,19 +125,20 @@ def _size(volume: Examined) -> AttclError | None:
 
 def _skull(volume: Examined) -> AttclError | None:
     record = volume.record
-    large = _has_background(record) and (record.volume_ml or 0) > MOST_BRAIN_ML
+    filled, tissue = record.volume_ml or 0, record.tissue_ml or 0
+    large = _has_background(record) and filled > MOST_BRAIN_ML and tissue > MOST_TISSUE_ML
     head = record.tissue_ml is None or record.tissue_ml >= LEAST_HEAD_ML
     dark = record.rim is not None and record.rim < LEAST_RIM and head
     if not large and not dark:
         return None
     figure = (
-        f"{record.volume_ml:.0f} ml are not background"
-        if large
+        f"{filled:.0f} ml are not background (voxels of {_sides(record.spacing_mm[::-1])} mm)"
+        if large and record.spacing_mm
         else f"{percent(1 - (record.rim or 0))} darker below its surface, as a skull is"
     )
     return AttclError(
         f"{volume.path}: {figure}, expected a skull-stripped brain ({MOST_BRAIN_ML:.0f} ml at most, no dark skull)",
-        f"{_STRIP}; {_ANYWAY}",
+        f"{_STRIP}{', or correct the voxel size if it is wrong' if large else ''}; {_ANYWAY}",
         code="skull-present",
     )
 
@@ -207,16 +217,25 @@ def _damaged(volume: Examined) -> AttclError | None:
 def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
     """Return what is wrong with how the second volume lies on the first one; None if nothing is."""
     between = f"{second.path}: {{}} against {first.modality} ({first.path.name}), expected {{}}"
-    disagree = _disagree(first, second, pair)
+    disagree = _disagree(first, second, pair) or _hollow(first, second, pair)
     if pair.voxels < FEWEST_VOXELS:
         return disagree
+    rearranged = _rearranged(between, pair)
+    alone = pair.overlap < LEAST_SHARED or _within(pair)  # then nothing else is asked
+    if disagree and alone and not rearranged:
+        return disagree
+    return rearranged or _turned(between, pair) or _unlike_or_shifted(between, pair) or disagree
+
+
+def _unlike_or_shifted(between: str, pair: PairRecord) -> AttclError | None:
+    """Return that two volumes share no information, or share it after a shift; None if neither.
+
+    Args:
+        between: the message, without what was found and what is expected.
+        pair: how the volumes lie on each other.
+    """
     shift = max(pair.shift_mm, key=abs)
     aligned = pair.information * pair.gain  # mutual information after that shift
-    rearranged = _rearranged(between, pair)
-    if rearranged:
-        return rearranged
-    if disagree and (pair.overlap < LEAST_SHARED or _within(pair)):
-        return disagree
     found_shift = abs(shift) >= MOST_SHIFT_MM and pair.gain >= LEAST_GAIN
     shifted = found_shift and aligned >= LEAST_ALIGNED
     unlike = pair.overlap < SAME_MASK and pair.information < LEAST_INFORMATION
@@ -227,14 +246,14 @@ def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclErro
             f"is it of this patient? otherwise {_REGISTER}; {_ANYWAY}",
             code="images-unrelated",
         )
-    if shifted:
-        found = f"shifted by about {abs(shift):.0f} mm ({_AXES[pair.shift_mm.index(shift)]})"
-        return AttclError(
-            between.format(found, f"less than {MOST_SHIFT_MM:.0f} mm"),
-            f"{_REGISTER}; {_ANYWAY}",
-            code="volumes-not-registered",
-        )
-    return disagree
+    if not shifted:
+        return None
+    found = f"shifted by about {abs(shift):.0f} mm ({_AXES[pair.shift_mm.index(shift)]})"
+    return AttclError(
+        between.format(found, f"less than {MOST_SHIFT_MM:.0f} mm"),
+        f"{_REGISTER}; {_ANYWAY}",
+        code="volumes-not-registered",
+    )
 
 
 def _rearranged(between: str, pair: PairRecord) -> AttclError | None:
@@ -267,6 +286,43 @@ def _rearranged(between: str, pair: PairRecord) -> AttclError | None:
             code="slices-out-of-order",
         )
     return None
+
+
+def _turned(between: str, pair: PairRecord) -> AttclError | None:
+    """Return that the second volume is turned against the first one; None if a shift explains as much.
+
+    Args:
+        between: the message, without what was found and what is expected.
+        pair: how the volumes lie on each other.
+    """
+    best = pair.information * pair.gain  # of the shifts
+    unlike = (
+        best < LEAST_INFORMATION
+    )  # a clear gain alone tells a turned image from that of another patient
+    least = (CLEAR_GAIN if unlike else LEAST_GAIN) * best
+    if pair.turned_information < max(least, LEAST_INFORMATION):
+        return None
+    degrees = max(pair.turned_degrees, key=abs)
+    axis = _TURNS[pair.turned_degrees.index(degrees)]
+    return AttclError(
+        between.format(f"turned by about {abs(degrees):.0f} degrees ({axis})", "one orientation"),
+        f"{_REGISTER}; {_ANYWAY}",
+        code="volumes-not-registered",
+    )
+
+
+def _hollow(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
+    """Return that a part within one brain is background in the other one; None if none is."""
+    lost = max(pair.hole)
+    if lost <= MOST_HOLE:
+        return None
+    empty, other = (second, first) if pair.hole[0] == lost else (first, second)
+    return AttclError(
+        f"{empty.path}: {percent(lost)} of the inner brain of {other.modality} ({other.path.name}) is background here, "
+        f"expected {percent(MOST_HOLE)} at most",
+        f"a part was masked, or lost? replace it by the whole image; {_ANYWAY}",
+        code="brain-incomplete",
+    )
 
 
 def _disagree(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:
@@ -327,9 +383,13 @@ def judge_units(volumes: Sequence[Examined]) -> list[tuple[Examined, AttclError]
 
 
 def _unlike(volume: Examined, case: Sequence[Examined]) -> float:
-    """Return by which factor, as a logarithm, the range of a volume is off those of its case's other volumes."""
+    """Return by which factor, as a logarithm, the range of a volume is off those of its case's other volumes.
+
+    0 if that is no more than modalities differ by: of two cases in different units, the second is named as a whole.
+    """
     others = [_range(it.record) for it in case if it is not volume]
-    return abs(math.log(_range(volume.record) / median(others))) if others else 0.0
+    unlike = abs(math.log(_range(volume.record) / median(others))) if others else 0.0
+    return unlike if unlike > math.log(MOST_FACTOR_OF_FLOATS) else 0.0
 
 
 def judge_labels(path: Path, record: LabelRecord) -> AttclError | None:
@@ -358,20 +418,67 @@ def find_copies(volumes: Sequence[Examined]) -> list[AttclError]:
     ]
 
 
-def find_repeated(volumes: Iterable[Examined]) -> list[tuple[Examined, AttclError]]:
-    """Return which volumes have the very figures of one of another case, an error for each two cases.
+def find_recoloured(
+    volumes: Mapping[str, Examined], correlations: Mapping[frozenset[str], float]
+) -> list[AttclError]:
+    """Return which volumes of a case are another one of it in other intensities: scaled, inverted, with some noise.
 
-    A patient under two names may be trained on and tested on.
+    Args:
+        volumes: modality -> volume.
+        correlations: two modalities -> rank correlation.
     """
-    seen: dict[VolumeRecord, Examined] = {}
+    problems = []
+    for first, second in combinations(volumes.values(), 2):
+        alike = correlations.get(frozenset((first.modality, second.modality)), 0.0)
+        if abs(alike) > MOST_ALIKE:
+            problems.append(
+                AttclError(
+                    f"{second.path}: {first.modality} ({first.path.name}) in other intensities (a rank correlation of "
+                    f"{alike:.3f}), expected another modality ({MOST_ALIKE} at most)",
+                    f"replace one of the two by its own image, or move it away; {_ANYWAY}",
+                    code="images-identical",
+                )
+            )
+    return problems
+
+
+def find_repeated(volumes: Iterable[Examined]) -> list[tuple[Examined, AttclError]]:
+    """Return which volumes are one of another case, in whatever units; an error for each two cases.
+
+    A patient under two names may be trained on and tested on. The same patient in another crop or preparation is not
+    found.
+    """
+    seen: dict[tuple[object, ...], list[Examined]] = defaultdict(list)
     repeated: dict[tuple[str, str], list[tuple[Examined, Examined]]] = defaultdict(list)
     for volume in volumes:
-        if volume.record.sides < LEAST_SIDE:
+        record = volume.record
+        if record.sides < LEAST_SIDE:
             continue
-        first = seen.setdefault(volume.record, volume)
-        if first.case != volume.case:
+        mask = (
+            record.shape,
+            record.volume_ml or record,
+        )  # that of the same brain has as many voxels
+        first = next((it for it in seen[mask] if _same_image(it.record, record)), None)
+        if first is None:
+            seen[mask].append(volume)
+        elif first.case != volume.case:
             repeated[first.case, volume.case].append((first, volume))
     return [(members[0][1], _repeated(members)) for members in repeated.values()]
+
+
+def _same_image(first: VolumeRecord, second: VolumeRecord) -> bool:
+    """Return whether the figures of two volumes are those of one image, but for a factor and an offset."""
+    figures = (
+        (*_shares(first), first.smoothness, first.commonest),
+        (*_shares(second), second.smoothness, second.commonest),
+    )
+    return all(abs(one - other) <= LEAST_UNLIKE for one, other in zip(*figures, strict=True))
+
+
+def _shares(record: VolumeRecord) -> list[float]:
+    """Return where the percentiles lie between the lowest and the highest, 0 to 1."""
+    low, width = record.percentiles[0], _range(record) or 1.0
+    return [(level - low) / width for level in record.percentiles]
 
 
 def _repeated(members: Sequence[tuple[Examined, Examined]]) -> AttclError:

@@ -17,7 +17,7 @@ DEFAULT_MODALITIES: Mapping[str, tuple[str, ...]] = {
     # our name: every name it goes by, compared without case; a layout's own spelling is found in `Layout.tokens`
     "flair": ("flair", "t2f", "t2flair", "t2-flair"),
     "t1": ("t1", "t1n", "t1w", "t1pre"),
-    "t1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1wce", "ce-gadolinium_t1w"),
+    "t1ce": ("t1ce", "t1c", "t1gd", "t1post", "t1wce", "ct1", "ce-gadolinium_t1w"),
     "t2": ("t2", "t2w"),
 }
 

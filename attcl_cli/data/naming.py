@@ -138,8 +138,8 @@ def read_folder(
     explained = {*verdict.reported, *passed, *(verdict.ignored if chosen_by_user else ())}
     passed_over = (
         (
-            f"{counted(len(verdict.ignored), 'image is', 'images are')} of no modality that a case lacks, and ignored: "
-            f"{some(verdict.ignored, most=4)}",
+            f"{counted(len(verdict.ignored), 'image is', 'images are')} ignored, by name of no modality that is "
+            f"known here, or of one that the case has (rename what a case lacks): {some(verdict.ignored, most=4)}",
         )
         if verdict.ignored
         else ()
@@ -478,11 +478,15 @@ def _case(
             paths = [PurePosixPath(path) for path in twins]
             problems.append(bids.ambiguity(root, case_id, modality, paths))
         elif twins:
+            above = [PurePosixPath(path).parent.parent.name for path in twins]
+            apart = layout.case_folders and all(above)
+            names_apart = [f"{folder}_{case_id}" for folder in above[:2]]
             problems.append(
                 AttclError(
                     f"{root / twins[0]}: a second file for {modality} of {case_id} is {twins[1]}, "
                     "expected one",
-                    "if these are two cases, give each a name of its own; "
+                    "if these are two cases, give each a name of its own"
+                    f"{f', such as the folders {names_apart[0]} and {names_apart[1]}' if apart else ''}; "
                     f"or leave one out, with {unread.ignoring(map(PurePosixPath, twins[1:]))} in modalities.toml",
                     code="modality-twice",
                 )

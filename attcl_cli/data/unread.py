@@ -72,7 +72,9 @@ _DERIVED = {  # words of images that show no tissue
     *SEGMENTATION_NAMES, "segmentation", "mask", "brainmask", "label", "labels", "prob", "probseg", "uncertainty",
     "map", "warp", "xfm",
 }  # fmt: skip
-_CONTRAST_AGENT = {"c", "ce", "gd", "gad", "gado", "gadolinium", "contrast", "post", "postcontrast"}
+_CONTRAST_AGENT = {
+    "c", "ce", "gd", "gad", "gado", "gadolinium", "km", "contrast", "post", "postcontrast",
+}  # fmt: skip
 _OTHER_IMAGES = re.compile(r"(?:star|s|rho|map|maps|mapping)w?")  # T2star, T1map: no weighted image
 _REFERENCES = re.compile(
     r"(?<![A-Za-z0-9])(?:space|from|to|ref|template)[-_][A-Za-z0-9]+", re.IGNORECASE
@@ -273,7 +275,7 @@ def misspelt_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[s
 
 
 def misread_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Return the modalities that a word of a name spells with a letter that looks like a digit (`tl` for `t1`).
+    """Return the modalities that a word of a name spells with a letter like a digit (`tl`), or two exchanged (`t1ec`).
 
     Args:
         text: a name without its case.
@@ -281,8 +283,21 @@ def misread_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple[st
     """
     owners = _owners(vocabulary)
     alike = {spelling.translate(_LIKE_DIGITS): name for spelling, name in owners.items()}
-    seen = [alike.get(word.translate(_LIKE_DIGITS)) for word in _words(text) if word not in owners]
-    return tuple(dict.fromkeys(name for name in seen if name is not None))
+    seen: dict[str, None] = {}
+    for word in [it for it in _words(text) if it not in owners]:
+        name = alike.get(word.translate(_LIKE_DIGITS))
+        exchanged = [owners[it] for it in owners if len(it) >= _LONG and _is_exchanged(word, it)]
+        seen |= dict.fromkeys([name] if name is not None else exchanged)
+    return tuple(seen)
+
+
+def _is_exchanged(word: str, spelling: str) -> bool:
+    """Return whether a word is a spelling with two neighbouring letters exchanged."""
+    exchanged = (
+        f"{spelling[:at]}{spelling[at + 1]}{spelling[at]}{spelling[at + 2 :]}"
+        for at in range(len(spelling) - 1)
+    )
+    return word in exchanged
 
 
 def _words(text: str) -> list[str]:
@@ -398,7 +413,10 @@ def _beginning(word: str, owners: Mapping[str, str]) -> list[str]:
         rest = word[len(spelling) :]
         telling = any(letter.isdigit() for letter in spelling) or len(spelling) >= _LONG
         if telling and rest and word.startswith(spelling) and not rest[0].isdigit():
-            return [] if _OTHER_IMAGES.fullmatch(rest) else [owners[spelling]]
+            if _OTHER_IMAGES.fullmatch(rest):
+                return []
+            with_agent = owners[spelling] == "t1" and rest in _CONTRAST_AGENT  # t1km
+            return ["t1ce" if with_agent and "t1ce" in owners.values() else owners[spelling]]
     return []
 
 

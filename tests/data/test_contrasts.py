@@ -6,7 +6,6 @@ from itertools import combinations, permutations
 
 import pytest
 
-from attcl_cli.data.alignment import RankRecord
 from attcl_cli.data.contrasts import JUDGED, find_swap
 from attcl_cli.data.voxels import VolumeRecord
 
@@ -56,8 +55,11 @@ def look(stored: dict[str, str], *, scale: float = 1, offset: float = 0) -> tupl
         for name, real in stored.items()
     }
     both = {frozenset(pair): value for pair, value in CORRELATIONS.items()}
-    ranks = tuple(both[frozenset((stored[a], stored[b]))] for a, b in combinations(stored, 2))
-    swap = find_swap(records, RankRecord(ranks))
+    ranks = {
+        frozenset((a, b)): both[frozenset((stored[a], stored[b]))]
+        for a, b in combinations(stored, 2)
+    }
+    swap = find_swap(records, ranks)
     return None if swap is None else swap.names
 
 
@@ -106,7 +108,7 @@ def test_three_names_that_went_round_are_no_exchange_of_two():
 
 def test_figures_name_both_sides_and_what_patients_have():
     records = {"t1": record(PERCENTILES["t2"]), "t2": record(PERCENTILES["t1"])}
-    swap = find_swap(records, RankRecord((-0.3,)))
+    swap = find_swap(records, {frozenset(records): -0.3})
     assert swap is not None
     assert swap.figures == (
         "skew of t2 and t1: -0.50 and 0.50, a difference of -1.00; patients have 0.26 or more"
@@ -115,4 +117,9 @@ def test_figures_name_both_sides_and_what_patients_have():
 
 def test_volumes_of_one_value_are_not_judged():
     flat = record((5.0,) * 5)
-    assert find_swap({"t1": flat, "t1ce": flat, "t2": flat}, RankRecord((0.0, 0.0, 0.0))) is None
+    correlations = {frozenset(pair): 0.0 for pair in combinations(("t1", "t1ce", "t2"), 2)}
+    assert find_swap({"t1": flat, "t1ce": flat, "t2": flat}, correlations) is None
+
+
+def test_nothing_is_found_where_no_correlation_is_known():
+    assert find_swap({name: record(PERCENTILES["t2"]) for name in ("t1", "t2")}, {}) is None

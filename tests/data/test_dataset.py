@@ -414,7 +414,9 @@ def test_folders_that_are_a_habit_of_the_dataset_are_no_problem(names, tmp_path)
 def test_the_hint_about_a_second_file_leaves_it_out_and_deletes_nothing(tmp_path):
     names = ["pat1/v1/T1.nii.gz", "pat1/v1/T2.nii.gz", "pat2/v1/T1.nii.gz"]
     (problem,) = open_dataset(touch(tmp_path, names)).problems
-    assert problem.hint.startswith("if these are two cases, give each a name of its own; or leave")
+    assert problem.hint.startswith(
+        "if these are two cases, give each a name of its own, such as the folders pat1_v1 and pat2_v1; or leave"
+    )
     assert "remove" not in problem.hint
     line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
     (tmp_path / "modalities.toml").write_text(line)

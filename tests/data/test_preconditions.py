@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from attcl_cli.data import judgements, nifti_files, voxels
 from attcl_cli.data.dataset import Source, open_dataset
@@ -490,7 +491,7 @@ def test_a_volume_that_shows_no_whole_image_is_refused(how, code, found, cohort)
 
 
 def test_values_that_wrapped_around_are_refused_in_fine_voxels(tmp_path):
-    write_cohort(tmp_path / "x", cases=1, voxel_mm=2.0, workers=1)
+    write_cohort(tmp_path / "x", cases=1, voxel_mm=1.5, workers=1)
     assert examine(open_dataset(tmp_path / "x")).problems == []
     path = change(tmp_path / "x", 0, "t1", wrapped)
     code, message = only_problem(tmp_path / "x")
@@ -499,12 +500,89 @@ def test_values_that_wrapped_around_are_refused_in_fine_voxels(tmp_path):
     assert "of neighbouring voxels differ by more than half of its range" in message
 
 
-def test_a_patient_under_two_names_is_named_once(cohort):
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_turned_volume_is_named_with_its_axis(axis, tmp_path):
+    write_cohort(tmp_path / "x", cases=1, voxel_mm=3.0, workers=1)
+    plane = tuple(it for it in range(3) if it != axis)
+
+    def turn(data: np.ndarray) -> np.ndarray:
+        return ndimage.rotate(data, 9, axes=plane, reshape=False, order=0)
+
+    path = change(tmp_path / "x", 0, "t2", turn)
+    code, message = only_problem(tmp_path / "x")
+    assert code == "volumes-not-registered"
+    movement = ("as a head is nodded", "as a head is tilted to the shoulder", "as a head is shaken")
+    assert message.startswith(f"{path}: turned by about 8 degrees ({movement[axis]}) against flair")
+
+
+def test_a_hole_within_the_brain_of_one_volume_is_named_with_its_share(cohort):
+    def cut(data: np.ndarray) -> np.ndarray:
+        result = data.copy()
+        middle = [side // 2 for side in data.shape]
+        result[tuple(slice(it - 5, it + 5) for it in middle)] = 0
+        return result
+
+    path = change(cohort, 1, "t1ce", cut)
+    code, message = only_problem(cohort)
+    assert code == "brain-incomplete"
+    assert message.startswith(f"{path}: ")
+    assert "of the inner brain of flair" in message
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda data: (data * 1.3).astype(np.int16),
+        lambda data: np.where(data > 0, data * 2.5 + 7, 0).astype(np.float32),
+        lambda data: np.where(data > 0, data.max() + 10 - data, 0).astype(np.int16),
+    ],
+    ids=["scaled", "scaled with an offset", "inverted within the brain"],
+)
+def test_another_modality_in_other_intensities_is_named(how, cohort):
+    shutil.copy(place(cohort, 2, "t1"), place(cohort, 2, "t2"))
+    path = change(cohort, 2, "t2", how)
+    code, message = only_problem(cohort)
+    assert code == "images-identical"
+    assert message.startswith(f"{path}: t1 (Phantom_00002_t1.nii.gz) in other intensities")
+
+
+def test_the_ringing_of_an_interpolation_is_no_skull(cohort):
+    """As a spline leaves it far around the brain: more voxels than a brain has, and nearly 0."""
+    wave = np.random.default_rng(0)
+
+    def ring(data: np.ndarray) -> np.ndarray:
+        traces = wave.choice([-1, 1], data.shape) * 2e-4 * data.max()
+        traces[[0, -1]] = traces[:, [0, -1]] = traces[:, :, [0, -1]] = 0
+        traces[0, 0, 0] = 1e-5 * data.max()
+        return np.where(data > 0, data, traces).astype(np.float32)
+
+    for modality in MODALITIES:
+        change(cohort, 0, modality, ring)
+    assert examine(open_dataset(cohort)).problems == []
+
+
+def test_of_two_patients_in_different_units_one_is_named_as_a_whole(cohort):
+    for number in (2, 3):
+        shutil.rmtree(place(cohort, number, "t1").parent)
+    for modality in MODALITIES:
+        change(cohort, 0, modality, lambda data: (data / data.max()).astype(np.float32))
+    problems = examine(open_dataset(cohort)).problems
+    assert {problem.code for problem in problems} == {"units-differ"}
+    assert len(problems) == 4
+    assert len({problem.message.split("_")[1][:5] for problem in problems}) == 1
+
+
+@pytest.mark.parametrize("factor", [1, 2, 0.001], ids=["as they are", "doubled", "as floats"])
+def test_a_patient_under_two_names_is_named_once(factor, cohort):
     second = cohort / "Phantom_00009"
     shutil.copytree(cohort / "Phantom_00001", second)
     for path in list(second.iterdir()):
         path.rename(second / path.name.replace("00001", "00009"))
-    code, message = only_problem(cohort)
+    for modality in MODALITIES if factor != 1 else ():
+        change(cohort, 9, modality, lambda data: (data * factor).astype(np.float32))
+    problems = examine(open_dataset(cohort)).problems
+    (problem,) = [it for it in problems if it.code != "units-differ"]
+    code, message = problem.code, problem.message
     assert code == "images-repeated"
     assert message.startswith(
         f"{place(cohort, 9, 'flair')}: the same image as {place(cohort, 1, 'flair')}"
@@ -700,6 +778,9 @@ def test_every_bound_lies_between_prepared_and_faulty_figures():
     assert 0.946 < judgements.LEAST_MIRRORED_OVERLAP < 0.96
     assert 35 < judgements.MOST_FACTOR < 169
     assert 0 < judgements.LEAST_OUT_OF_ORDER <= 2
+    assert 0.004 < judgements.MOST_HOLE < 0.095
+    assert 0.885 < judgements.MOST_ALIKE < 0.998
+    assert 1614 < judgements.MOST_TISSUE_ML < 2211
     assert 0.01 < judgements.LEAST_SMOOTHNESS < 0.78
     assert 0.007 < judgements.MOST_JUMPS < 0.025
     assert 15.5 < judgements.LEAST_FIELD_MM < 180

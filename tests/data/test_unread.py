@@ -314,7 +314,8 @@ def test_a_layout_that_was_asked_for_leaves_the_other_out_with_a_note(tmp_path):
     assert dataset.problems == ()
     (note,) = dataset.notes
     assert note.startswith(
-        "4 images are of no modality that a case lacks, and ignored: A/A_flair.nii.gz"
+        "4 images are ignored, by name of no modality that is known here, or of one that the case has "
+        "(rename what a case lacks): A/A_flair.nii.gz"
     )
 
 
@@ -419,7 +420,10 @@ def test_an_image_that_no_case_lacks_is_ignored_and_named(name, tmp_path):
         assert dataset.problems == ()
     (path,) = dataset.ignored
     assert (tmp_path / name).is_relative_to(tmp_path / path)
-    assert dataset.notes == (f"1 image is of no modality that a case lacks, and ignored: {path}",)
+    assert dataset.notes == (
+        "1 image is ignored, by name of no modality that is known here, or of one that the case has "
+        f"(rename what a case lacks): {path}",
+    )
 
 
 @pytest.mark.parametrize(
@@ -486,6 +490,9 @@ def test_a_letter_for_a_digit_is_missed_where_the_case_lacks_it_and_nowhere_else
         ("t2_flair", ("flair",)),
         ("FLAIRreg", ("flair",)),
         ("T1_Gd", ("t1ce",)),
+        ("T1_KM", ("t1ce",)),
+        ("t1gado", ("t1ce",)),
+        ("CT1", ("t1ce",)),
         ("t1 mprage post contrast", ("t1ce",)),
         ("t1ce_n4", ("t1ce",)),
         ("t1_space-flair", ("t1",)),
@@ -528,6 +535,9 @@ def test_a_long_spelling_with_a_wrong_letter_is_known(name, modalities):
         ("tl", ("t1",)),
         ("ax TI n4", ("t1",)),
         ("tz", ("t2",)),
+        ("t1ec", ("t1ce",)),
+        ("1tce_n4", ("t1ce",)),
+        ("1t", ()),
         ("tIce", ("t1ce",)),
         ("tl_mask", ()),
         *[(name, ()) for name in ("t0", "t3", "lt", "tof", "pd", "dwi", "t", "t1", "flair")],
