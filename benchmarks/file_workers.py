@@ -79,9 +79,14 @@ def compare(path: Path, folder: Path, *, workers: int, count: int, rounds: int) 
         print(line)
     raw = unpacked(path)
     packed = gzip.compress(raw, 1, mtime=0)
+    volume = volumes.load([path])
     calls: dict[str, Callable[[], object]] = {
         f"{decoder()}, unpack": partial(nifti_files.gzip_codec.decompress, packed),
         "zlib 1, pack": partial(gzip.compress, raw, 1, mtime=0),
+        "attcl, read": partial(volumes.load, [path]),
+        "attcl, write": partial(
+            volumes.save, [folder / "pause.nii.gz"], volume.data, volume.grid, description="pause"
+        ),
         "a call that keeps Python's lock": keep_the_lock,
     }
     print(
@@ -139,7 +144,7 @@ def report(found: dict[tuple[str, bool, str], list[Timed]]) -> Iterator[str]:
             name = f"{work}, Python busy" if busy else work
             line = f"{name:<20}"
             for kind, each in zip(KINDS, (threads, processes), strict=True):
-                line += f"  {kind} {statistics.median(it.seconds for it in each):.3f} s"
+                line += f"  {kind} {statistics.median(it.seconds for it in each):.4f} s"
                 if busy:
                     line += f" (loop {statistics.median(it.python for it in each):.0%})"
             yield f"{line}  {ratio:.2f}"
