@@ -1,8 +1,8 @@
 """Completion against the paper's Algorithm 1 to the letter, and its memory: figures measured side by side in one run.
 
-Prints ratios, and the shares of the time in which a thread is in the network, decodes or encodes files, and in which
-the network waits for them. Seconds and megabytes depend on the machine, ratios hardly do; networks are untrained, since
-weights change no time. `--help` lists the options that make it small.
+Prints ratios, and the shares of the time in which a thread is in the network, decodes or encodes files, copies to and
+from the device, and in which the network waits for them. Seconds and megabytes depend on the machine, ratios hardly do;
+networks are untrained, since weights change no time. `--help` lists the options that make it small.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unittest import mock
 import numpy as np
 import torch
 from memory import peak_megabytes
-from shares import DECODE, ENCODE, NETWORK, Clock, finish
+from shares import COPY, DECODE, ENCODE, NETWORK, Clock, finish
 
 from attcl_cli import devices
 from attcl_cli.completion import inference, preparation
@@ -57,7 +57,7 @@ class Clocked(Method):
     def __init__(self, method: Method) -> None:
         super().__init__(method.settings, method.modalities)
         self.method = method
-        self.clock = Clock(DECODE, ENCODE)
+        self.clock = Clock(DECODE, ENCODE, COPY)
 
     @classmethod
     def sources(cls, settings: Any, modalities: Sequence[str]) -> SourceRule:
@@ -157,6 +157,10 @@ def _speed(
     with (
         mock.patch.object(volumes, "load_case", clock.timed(DECODE, volumes.load_case)),
         mock.patch.object(volumes, "save", clock.timed(ENCODE, volumes.save)),
+        mock.patch.object(inference, "to_device", clock.timed(COPY, inference.to_device, device)),
+        mock.patch.object(
+            inference, "from_device", clock.timed(COPY, inference.from_device, device)
+        ),
     ):
         items = make_volumes(plan, {weights.sha256: clocked}, device=device)
         count = sum(len(item.outputs) for item in items)

@@ -1,11 +1,20 @@
-"""Seconds to read and to write a volume, beside nibabel alone and, if wanted, beside another checkout of attcl.
+"""Seconds to read and to write a volume: attcl, nibabel and an older attcl; levels of compression; threads, processes.
 
-attcl reads through gates: what the header promises bounds what is read, values are checked, the background is found. It
-writes a checked volume under a temporary name. This prints what that costs. Every side works in a process of its own,
-and the sides take turns, so that a busy machine slows all of them.
+`sides`: attcl reads through gates: what the header promises bounds what is read, values are checked, the background is
+found. It writes a checked volume under a temporary name. This prints what that costs. Every side works in a process of
+its own.
+
+`levels`: what zlib and isal make of the volume at each level: seconds, size, seconds to read it again, and whether the
+bytes are the same in all rounds.
+
+`workers`: reading and writing by threads and by worker processes, alone and beside a busy main thread; and for how long
+the calls that pack and unpack let no other thread run.
+
+Sides, levels and workers take turns, so that a busy machine slows all of them.
 
     python benchmarks/files.py
     python benchmarks/files.py --volume T1.nii.gz --against ../older-checkout --rounds 20
+    python benchmarks/files.py --parts levels workers --shape 64 64 32 --rounds 2 --volumes 4
 """
 
 from __future__ import annotations
@@ -27,30 +36,56 @@ import numpy as np
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORK = ("read", "write")
+SIDES, LEVELS, WORKERS = PARTS = ("sides", "levels", "workers")
 
 
 def main() -> None:
-    """Measure, and print a line per side."""
+    """Measure, and print a table per part."""
     options = _options()
     if options.side:
         serve(options.side, options.volume)
         return
     with tempfile.TemporaryDirectory() as folder:
         volume = options.volume or make_volume(Path(folder) / "made_up.nii.gz", options.shape)
-        places = {"attcl": REPOSITORY, "nibabel": REPOSITORY}
-        if options.against:
-            places["other checkout"] = options.against.resolve()
-        sides = {name: start(name, place, volume) for name, place in places.items()}
-        seconds: dict[tuple[str, str], list[float]] = {}
-        for turn in range(options.rounds + 1):
-            for name, side in sides.items():
-                for work in WORK:
-                    took = ask(side, work)
-                    if turn:  # the first round fills caches
-                        seconds.setdefault((name, work), []).append(took)
-        for side in sides.values():
-            side.communicate()
-    print(f"{volume.name}, {options.rounds} rounds; median seconds, and times attcl's")
+        print(f"{volume.name}, {options.rounds} rounds, {os.cpu_count()} cores")
+        if SIDES in options.parts:
+            compare_sides(volume, options.against, options.rounds)
+        # A side that is another checkout has other modules: these are for the other parts alone.
+        if LEVELS in options.parts:
+            import file_levels
+
+            file_levels.compare(volume, options.rounds)
+        if WORKERS in options.parts:
+            import file_workers
+
+            file_workers.compare(
+                volume,
+                Path(folder),
+                workers=options.workers,
+                count=options.volumes,
+                rounds=options.rounds,
+            )
+
+
+# --- Sides ------------------------------------------------------------------------------------------------------------
+
+
+def compare_sides(volume: Path, against: Path | None, rounds: int) -> None:
+    """Print a line per side."""
+    places = {"attcl": REPOSITORY, "nibabel": REPOSITORY}
+    if against:
+        places["other checkout"] = against.resolve()
+    sides = {name: start(name, place, volume) for name, place in places.items()}
+    seconds: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds + 1):
+        for name, side in sides.items():
+            for work in WORK:
+                took = ask(side, work)
+                if turn:  # the first round fills caches
+                    seconds.setdefault((name, work), []).append(took)
+    for side in sides.values():
+        side.communicate()
+    print("\nsides: median seconds, and times attcl's")
     for name in sides:
         cells = []
         for work in WORK:
@@ -68,6 +103,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--against", type=Path, help="the root of another checkout")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--shape", type=int, nargs=3, default=(240, 240, 155))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--workers", type=int, default=2, help="threads, or worker processes")
+    parser.add_argument("--volumes", type=int, default=8, help="per round of workers")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser.parse_args()
 

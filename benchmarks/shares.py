@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 CPU = torch.device("cpu")
-NETWORK, DECODE, ENCODE = "network", "decode", "encode"
+NETWORK, DECODE, ENCODE, COPY = "network", "decode", "encode", "copy"
 WAIT = "wait"
 
 Given = ParamSpec("Given")

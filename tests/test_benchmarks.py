@@ -26,7 +26,8 @@ def test_the_benchmark_of_completion_prints_its_ratios():
     assert "extrapolated from 6 of 48 source slices" in rows["Algorithm 1 to the letter"]
     assert 0 < float(rows["of that not in the network"].rstrip("%")) < 100
     parts = shares_in(rows["shares, which overlap"])
-    assert list(parts) == ["network", "decode", "encode", "wait"]
+    assert list(parts) == ["network", "decode", "encode", "copy", "wait"]
+    assert parts.pop("copy") < 10  # on a CPU there is nothing to copy
     assert all(0 < part < 100 for part in parts.values())
     assert parts["network"] + parts["wait"] <= 100.1  # never at the same time; each is rounded
     assert float(rows["Algorithm 1 / ours"]) > 1
@@ -129,13 +130,48 @@ def test_the_benchmark_of_many_cases_measures_each_command():
 
 @pytest.mark.slow
 def test_the_benchmark_of_files_compares_every_side_with_attcl():
-    options = ("--rounds", 2, "--shape", 24, 24, 16, "--against", REPOSITORY)
-    output = fresh_python("benchmarks/files.py", *options)
-    names = [re.split("  +", line)[0] for line in output.splitlines()[1:]]
-    assert names == ["attcl", "nibabel", "other checkout"]
-    ratios = [re.findall(r"\d s +(\d+\.\d+)", line) for line in output.splitlines()[1:]]
+    options = ("--rounds", 2, "--shape", 24, 24, 16, "--against", REPOSITORY, "--parts", "sides")
+    lines = fresh_python("benchmarks/files.py", *options).splitlines()[3:]
+    assert [re.split("  +", line)[0] for line in lines] == ["attcl", "nibabel", "other checkout"]
+    ratios = [re.findall(r"\d s +(\d+\.\d+)", line) for line in lines]
     assert ratios[0] == ["1.00", "1.00"]
     assert all(float(ratio) > 0 for line in ratios for ratio in line)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_files_compares_levels_and_finds_that_zlib_writes_the_same_bytes():
+    options = ("--rounds", 2, "--shape", 48, 48, 24, "--parts", "levels")
+    lines = fresh_python("benchmarks/files.py", *options).splitlines()[3:]
+    figures = {
+        " ".join(line.split()[:2]): [float(it) for it in re.findall(r"(?:s|MB) +(\d+\.\d+)", line)]
+        for line in lines
+    }
+    zlib = ["zlib 1", "zlib 6", "zlib 9"]
+    assert list(figures)[:3] == zlib
+    assert figures["zlib 1"] == [1, 1, 1]
+    assert figures["zlib 9"][0] > 1  # seconds
+    assert figures["zlib 9"][1] < 1  # size
+    assert all(line.endswith("same bytes") for line in lines if line.startswith("zlib"))
+    pytest.importorskip("isal", reason="isal is not installed")
+    assert list(figures) == [*zlib, "isal 0", "isal 1", "isal 2", "isal 3"]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_files_compares_threads_with_processes_and_finds_a_kept_lock():
+    options = ("--rounds", 1, "--shape", 48, 48, 24, "--volumes", 2, "--parts", "workers")
+    lines = fresh_python("benchmarks/files.py", *options).splitlines()[4:]
+    rows = [re.split("  +", line.strip()) for line in lines[:4]]
+    assert [row[0] for row in rows] == ["read", "read, Python busy", "write", "write, Python busy"]
+    for row in rows:
+        threads, processes = (float(re.search(r"(\d\.\d+) s", cell)[1]) for cell in row[1:3])
+        assert float(row[3]) == pytest.approx(processes / threads, rel=0.2)
+    pauses = {
+        line[:33].strip(): [float(it) for it in re.findall(r"(\d+\.\d+) s", line)]
+        for line in lines[6:]
+    }
+    kept, took = pauses.pop("a call that keeps Python's lock")
+    assert kept > 0.5 * took
+    assert [name.split(", ")[1] for name in pauses] == ["unpack", "pack", "read", "write"]
 
 
 @pytest.mark.slow

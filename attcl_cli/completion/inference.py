@@ -79,6 +79,17 @@ def slices_per_call(side: int, device: torch.device) -> int:
     return 16 if device.type != "cpu" else max(2, min(8, 512 // side))
 
 
+def to_device(slices: Array, device: torch.device) -> torch.Tensor:
+    """Return slices on the device; on a CPU without a copy."""
+    return torch.from_numpy(slices).to(device, non_blocking=True)
+
+
+def from_device(images: torch.Tensor) -> Array:
+    """Return images as an array, when the device has made them; on a CPU without a copy."""
+    fetched: Array = images.cpu().numpy()
+    return fetched
+
+
 @dataclass(frozen=True)
 class Network:
     """Translates the slices of a case, some of them at once.
@@ -119,9 +130,7 @@ class Network:
         def calls() -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
             for start in range(0, len(prepared.indices), at_once):
                 block = {
-                    name: torch.from_numpy(small[start : start + at_once]).to(
-                        self.device, non_blocking=True
-                    )
+                    name: to_device(small[start : start + at_once], self.device)
                     for name, small in prepared.small.items()
                 }
                 count = min(at_once, len(prepared.indices) - start)
@@ -410,7 +419,7 @@ def _side(settings: Settings, shape: Sequence[int]) -> int:
 
 def _voxels(images: torch.Tensor, prepared: Prepared, mask: Array) -> Array:
     """Return the pixels to be made, (n,), of images (B, H, W) of the padded size."""
-    picked: Array = intensities.crop(images.cpu().numpy(), prepared.size)[mask]
+    picked: Array = intensities.crop(from_device(images), prepared.size)[mask]
     return picked
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from attcl_cli.completion import provenance
 from attcl_cli.completion.doubt import doubt_in
 from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
-from attcl_cli.data.dataset import Case, Source, guides_in, read_side_car, sources_in
+from attcl_cli.data.dataset import Case, Dataset, Source, guides_in, read_side_car, sources_in
 from attcl_cli.errors import AttclError, counted, quoted, some
 from attcl_cli.methods import METHODS, bundled
 from attcl_cli.methods.citations import references
 from attcl_cli.methods.weights import Weights
 from attcl_cli.report import pictures
+from attcl_cli.report.chosen import Chosen, choose, count_roles
 from attcl_cli.report.page import Page, write_page
 from attcl_cli.report.sections import (
     CaseTable,
@@ -40,6 +41,7 @@ from attcl_cli.report.viewers import SLICES
 
 _SHOWN = 8  # rows of a picture
 _PICTURED = 12  # volumes with pictures: memory and the page do not grow with the dataset
+_WORST, _BEST = "most doubt", "least doubt"
 _SHA_SHOWN = 12  # digits
 
 
@@ -91,8 +93,9 @@ def write_report(
 ) -> Path:
     """Write the page of a completion: of all volumes that lie in its folder, whichever run made them.
 
-    At most 12 volumes are read again, with their sources, for pictures: those with the most doubt. What cannot be read
-    (a source was damaged since) has no picture, and the page says so.
+    At most 12 volumes are read again, with their sources, for pictures: of more volumes those with the most and the
+    least doubt, and a random sample. What cannot be read (a source was damaged since) has no picture, and the page says
+    so.
 
     Args:
         plan: what there was to do.
@@ -108,23 +111,17 @@ def write_report(
     """
     made = volumes_made(plan)
     doubted = sorted(made, key=lambda it: it.rank, reverse=True)
-    panels: list[pictures.Panel] = []
-    unread: list[str] = []
-    for volume in doubted[:_PICTURED]:
-        try:
-            panels.append(_panel(plan.places, volume))
-        except AttclError as error:
-            unread.append(f"No picture of {volume.target} of {volume.case.id}: {error.message}.")
+    panels, unread = _panels(plan.places, _chosen(doubted))
     learned = provenance.learned_cases(  # of all that lies there: the page of a killed run is that of a whole one
         plan.models, [(it.case.id, it.sha256) for it in made], plan.dataset.layout.patient_of
     )
     hint = "The real volumes are not known, so there is no difference to see."
     if len(panels) < len(made):
-        hint += (
-            f" Pictures of {len(panels)} of {counted(len(made), 'volume')}, those with the largest "
-            "distance or disagreement."
-        )
-    order = "largest distance first" if len(panels) > 1 else ""
+        hint += f" Pictures of {len(panels)} of {counted(len(made), 'volume')}"
+        roles = count_roles(panel.role for panel in panels)
+        hint += f" ({roles})." if roles else "."
+    known = any(volume.scores for volume in made)
+    order = f"{_WORST} first" if known and len(panels) > 1 else ""
     slices = Viewer(panels, order=order, hint=hint)
     page = Page(
         "Completed volumes",
@@ -186,7 +183,8 @@ def show(
             f"attcl complete --ori {quoted(ori)} --cpl {quoted(cpl)} makes what is missing",
             code="nothing-to-show",
         )
-    shown = [_panel(places, volume) for volume in made[:_SHOWN]]
+    reader = _Reader(places.dataset)
+    shown = [_panel(places, reader, volume) for volume in made[:_SHOWN]]
     return pictures.montage(shown, title="Completed volumes", max_rows=_SHOWN)
 
 
@@ -233,16 +231,60 @@ _ABOUT_DOUBT = (
 # --- Pictures -------------------------------------------------------------------------------------
 
 
-def _panel(places: Places, volume: MadeVolume) -> pictures.Panel:
+def _chosen(doubted: Sequence[MadeVolume]) -> list[Chosen[MadeVolume]]:
+    """Return which volumes have pictures; doubt is compared by distance, or by disagreement if no distance is known.
+
+    Args:
+        doubted: by falling doubt.
+    """
+    by_distance = any(volume.doubt.distance is not None for volume in doubted)
+    figure = "distance" if by_distance else "disagreement"
+    return choose(
+        [volume for volume in doubted if figure in volume.scores],
+        [volume for volume in doubted if figure not in volume.scores],
+        most=_PICTURED,
+        worst=_WORST,
+        best=_BEST,
+    )
+
+
+class _Reader:
+    """Reads what pictures show; files that the volumes of a case share are read once if these follow each other."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        load = partial(volumes.load, background=dataset.background)
+        self.volume = lru_cache(maxsize=len(dataset.modalities))(load)  # those of one case
+        self.labels = lru_cache(maxsize=1)(label_maps.load_labels)
+
+
+def _panels(
+    places: Places, chosen: Sequence[Chosen[MadeVolume]]
+) -> tuple[list[pictures.Panel], list[str]]:
+    """Return the panels in this order, and a sentence per volume that cannot be read."""
+    reader = _Reader(places.dataset)
+    panels: dict[int, pictures.Panel] = {}
+    unread: dict[int, str] = {}
+    for place in sorted(range(len(chosen)), key=lambda it: chosen[it].item.case.id):
+        volume, role = chosen[place]
+        try:
+            panels[place] = _panel(places, reader, volume, role=role)
+        except AttclError as error:
+            unread[place] = f"No picture of {volume.target} of {volume.case.id}: {error.message}."
+    return [panels[place] for place in sorted(panels)], [unread[place] for place in sorted(unread)]
+
+
+def _panel(
+    places: Places, reader: _Reader, volume: MadeVolume, *, role: str = ""
+) -> pictures.Panel:
     """Return a volume beside its sources, each in its own window."""
     dataset, case = places.dataset, volume.case
-    load = partial(volumes.load, background=dataset.background)
     names = [name for name in (*volume.sources, *volume.guides) if name in case.files]
-    files = {name: dataset.paths(case, name) for name in names}
-    read = {name: load(paths) for name, paths in files.items()}
-    synthetic = load([places.output / file for file in places.files(case, volume.target)])
+    files = {name: tuple(dataset.paths(case, name)) for name in names}
+    read = {name: reader.volume(paths) for name, paths in files.items()}
+    made = tuple(places.output / file for file in places.files(case, volume.target))
+    synthetic = reader.volume(made)
     brain = intensities.brain_of([each.data for each in read.values()] or [synthetic.data])
-    tumour = _tumour(places, case, next(iter(files.values()), ()))
+    tumour = _tumour(places, reader, case, next(iter(files.values()), ()))
     return pictures.Panel(
         case=case.id,
         source_modality=volume.made_from,
@@ -262,16 +304,17 @@ def _panel(places: Places, volume: MadeVolume) -> pictures.Panel:
         spacing_mm=synthetic.grid.axial_spacing_mm,
         scores=volume.scores,
         affine=synthetic.grid.axial_affine,
+        role=role,
     )
 
 
-def _tumour(places: Places, case: Case, beside: Sequence[Path]) -> Any:
+def _tumour(places: Places, reader: _Reader, case: Case, beside: tuple[Path, ...]) -> Any:
     """Return where the label map of a case is not 0; None if there is none, or none that can be read."""
     if not case.segmentation or not beside:
         return None
     try:
-        files = [places.dataset.root / file for file in case.segmentation]
-        return label_maps.load_labels(files, beside=beside) > 0
+        files = tuple(places.dataset.root / file for file in case.segmentation)
+        return reader.labels(files, beside=beside) > 0
     except AttclError:  # it is no part of the completion; `attcl info` says what is wrong with it
         return None
 

@@ -251,6 +251,7 @@ def _viewer_entry(
         "case": visible(panel.case),
         "source": visible(panel.source_modality),
         "target": visible(panel.target_modality),
+        "role": panel.role,
         "tiles": [
             {
                 "caption": visible(tile.caption),

@@ -77,6 +77,7 @@ class Panel:
         scores: name -> value of the synthetic volume.
         baseline: the same names -> value of a copy of the most similar source.
         affine: (column, row, slice, 1) of the volumes to RAS+ mm, (4, 4); None: around the middle (`place`).
+        role: why this one has pictures (`chosen.choose`), shown beside its position; "" if all have.
     """
 
     case: str
@@ -89,6 +90,7 @@ class Panel:
     scores: Mapping[str, float] = field(default_factory=dict)
     baseline: Mapping[str, float] = field(default_factory=dict)
     affine: Array | None = None
+    role: str = ""
 
     def __post_init__(self) -> None:
         """Raise a `ValueError` if the shapes differ, or nothing is shown."""

@@ -112,7 +112,7 @@ class Viewer:
 
     Attributes:
         panels: the volumes, in this order; without any there is no viewer.
-        order: what their order means, "worst first"; shown beside the position.
+        order: what their order means, "worst first"; shown beside the position of a panel without a role.
         hint: a line above it, for example if only some of the volumes have pictures.
         lower_is_better: the names of those scores of the panels in which less is better.
     """

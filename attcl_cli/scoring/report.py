@@ -14,6 +14,7 @@ from attcl_cli import __version__
 from attcl_cli.errors import counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
+from attcl_cli.report.chosen import Chosen, choose, count_roles
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.rounding import number
 from attcl_cli.report.sections import (
@@ -42,7 +43,7 @@ from attcl_cli.scoring.summary import (
 _Key = tuple[str, str, str]  # case, source, modality
 _HEAD = ("modality", "prediction", "volumes", "slices", "directions")
 _NAMED = 5  # missing volumes that the page names
-_PICTURED = 24  # volumes with pictures, the worst ones
+_PICTURED = 24  # volumes with pictures: memory and the page do not grow with the dataset
 _DISTANCE = (
     "Heusel M, Ramsauer H, Unterthiner T, Nessler B, Hochreiter S. GANs trained by a two time-scale update rule "
     "converge to a local Nash equilibrium. NeurIPS 2017."
@@ -83,7 +84,9 @@ def write_pages(
     viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> None:
-    """Write `report.html` and `montage.png`; the worst volumes are read once more for their pictures.
+    """Write `report.html` and `montage.png`; at most 24 volumes are read once more for their pictures.
+
+    Of more volumes, these are the worst, the best and a random sample of the others.
 
     Args:
         output: the folder, which holds `scores.csv` and `summary.json` already.
@@ -100,9 +103,10 @@ def write_pages(
     Raises:
         AttclError: a file cannot be read or written.
     """
-    ranked = _worst_first(rows, comparison)
+    ranked, unranked = _worst_first(rows, comparison)
     scores, copies = _labelled(rows, SYNTHETIC), _labelled(rows, COPY)
-    panels = _panels(ranked[:_PICTURED], scores, copies, comparison, translate, progress)
+    chosen = choose(ranked, unranked, most=_PICTURED)
+    panels = _panels(chosen, scores, copies, comparison, translate, progress)
     if panels:
         pictures.write_montage(output / "montage.png", panels, title=title)
     names = ("montage.png", "scores.csv", "summary.json")
@@ -113,17 +117,18 @@ def write_pages(
         for metric, region in measured(figures)
         if not METRICS[metric].higher_is_better
     ]
+    roles = count_roles(panel.role for panel in panels)
     slices = Viewer(
         panels,
-        order="worst first" if rows else "",
-        hint=f"Pictures of {len(panels)} of {counted(comparison.volumes, 'volume')}."
-        if len(panels) < comparison.volumes
+        order="worst first" if ranked else "",
+        hint=f"Pictures of {len(panels)} of {counted(comparison.volumes, 'volume')} ({roles})."
+        if roles
         else "",
         lower_is_better=lower_is_better,
     )
     cases: list[dict[str, Cell]] = [
         {"case": key[0], "source": key[1], "modality": key[2], **scores.get(key, {})}
-        for key in (ranked if rows else ())
+        for key in ([*ranked, *unranked] if rows else ())
     ]
     page = Page(
         title,
@@ -157,7 +162,8 @@ def describe_result(rows: Sequence[Row], comparison: Comparison) -> str:
         for row in rows
         if not METRICS[row.metric].higher_is_better
     ]
-    worst = _worst(_worst_first(rows, comparison), scores).get("worst", "")
+    ranked, _ = _worst_first(rows, comparison)
+    worst = _worst(ranked, scores).get("worst", "")
     verdict = _verdict(scores, _labelled(rows, COPY), set(lower))
     return "; ".join(filter(None, (verdict, worst and f"worst: {worst}")))
 
@@ -189,22 +195,25 @@ def _verdict(
     return f"Better than a copy of the most similar source in {better} of {volumes} ({label})"
 
 
-def _worst_first(rows: Sequence[Row], comparison: Comparison) -> list[_Key]:
-    """Return all volumes by the first metric, the worst first, without a value last; unscored ones as compared."""
-    ranks = {
-        (case.case, case.made_from, pair.modality): math.inf
+def _worst_first(rows: Sequence[Row], comparison: Comparison) -> tuple[list[_Key], list[_Key]]:
+    """Return the volumes by the first metric, the worst first, and those without a value as compared."""
+    every = [
+        (case.case, case.made_from, pair.modality)
         for case in comparison.cases
         for pair in case.pairs
-    }
+    ]
     synthetic = [row for row in rows if row.prediction == SYNTHETIC]
     if not synthetic:
-        return list(ranks)
+        return [], every
     first = next((row for row in synthetic if row.region == BRAIN), synthetic[0])
     sign = 1 if METRICS[first.metric].higher_is_better else -1
-    for row in synthetic:
-        if (row.metric, row.region) == (first.metric, first.region) and not math.isnan(row.value):
-            ranks[row.case, row.source, row.modality] = sign * row.value
-    return sorted(ranks, key=lambda key: ranks[key])
+    ranks = {
+        (row.case, row.source, row.modality): sign * row.value
+        for row in synthetic
+        if (row.metric, row.region) == (first.metric, first.region) and not math.isnan(row.value)
+    }
+    ranked = sorted((key for key in every if key in ranks), key=lambda key: ranks[key])
+    return ranked, [key for key in every if key not in ranks]
 
 
 def _worst(ranked: Sequence[_Key], scores: Mapping[_Key, Mapping[str, float]]) -> dict[str, str]:
@@ -227,7 +236,7 @@ def _labelled(rows: Sequence[Row], prediction: str) -> dict[_Key, dict[str, floa
 
 
 def _panels(
-    chosen: Sequence[_Key],
+    chosen: Sequence[Chosen[_Key]],
     scores: Mapping[_Key, dict[str, float]],
     copies: Mapping[_Key, dict[str, float]],
     comparison: Comparison,
@@ -236,7 +245,8 @@ def _panels(
 ) -> list[pictures.Panel]:
     """Return the panels of (case, source, modality), in this order; a case is read once for all of its pairs."""
     panels: dict[_Key, pictures.Panel] = {}
-    pictured = {key[:2] for key in chosen}
+    roles = dict(chosen)
+    pictured = {key[:2] for key in roles}
     cases: list[CasePairs] = [
         case for case in comparison.cases if (case.case, case.made_from) in pictured
     ]
@@ -245,7 +255,7 @@ def _panels(
             shown = read_in_pictures(case, translate)
             for prediction in shown.predictions:
                 key = (case.case, case.made_from, prediction.pair.modality)
-                if key in chosen:
+                if key in roles:
                     panels[key] = pictures.Panel(
                         case=case.case,
                         source_modality=case.made_from,
@@ -263,9 +273,10 @@ def _panels(
                         scores=scores.get(key, {}),
                         baseline=copies.get(key, {}),
                         affine=shown.affine,
+                        role=roles[key],
                     )
             bar(f"{case.case} {case.made_from}")
-    return [panels[key] for key in chosen]
+    return [panels[key] for key in roles]
 
 
 def _summary_rows(figures: Sequence[Figure]) -> list[dict[str, Cell]]:

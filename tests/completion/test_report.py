@@ -105,6 +105,7 @@ def test_the_largest_distance_comes_first_and_what_is_far_is_named(arguments):
     page = complete(**arguments).page  # nothing is left to do, and the page is written again
     shown = [(panel["case"], panel["target"]) for panel in data_of(page)["panels"]]
     assert shown[:2] == [("Phantom_00001", "t1"), ("Phantom_00003", "t1ce")]
+    assert data_of(page)["order"] == "most doubt first"
     text = page.read_text()
     assert "1 case unlike the training data (Phantom_00001): check these first." in text
 
@@ -154,19 +155,70 @@ def test_figures_of_doubt_are_rounded_once(arguments):
     }
 
 
-def test_only_so_many_volumes_are_read_for_pictures(arguments, monkeypatch):
-    complete(**arguments)
-    (arguments["cpl"] / "report.html").unlink()
-    monkeypatch.setattr(report, "_PICTURED", 2)
+def loaded_by(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list that the first file of each volume is added to when it is read."""
     loaded: list[Path] = []
     load = volumes.load
     monkeypatch.setattr(
         volumes, "load", lambda paths, **options: loaded.append(paths[0]) or load(paths, **options)
     )
+    return loaded
+
+
+def test_of_many_volumes_the_most_and_the_least_doubtful_and_a_random_sample_are_read_once(
+    arguments, monkeypatch
+):
+    complete(**arguments)
+    places = [(case, name) for case, names in enumerate(LACKING) for name in names]
+    for distance, place in enumerate(places):
+        set_doubt(arguments["cpl"], phantom_file(*place), distance=distance, far=False)
+    monkeypatch.setattr(report, "_PICTURED", 4)
+    pages = []
+    for _ in range(2):
+        (arguments["cpl"] / "report.html").unlink()
+        loaded = loaded_by(monkeypatch)
+        page = complete(**arguments).page
+        pages.append(page.read_bytes())
+    assert pages[0] == pages[1]
+    panels = data_of(page)["panels"]
+    assert [panel["role"] for panel in panels] == [
+        *("most doubt", "most doubt", "least doubt", "random sample")
+    ]
+    shown = [(panel["case"], panel["target"]) for panel in panels]
+    names = [(f"Phantom_{case:05d}", target) for case, target in places]
+    assert shown[:3] == [names[-1], names[-2], names[0]]
+    assert shown[3] in names[1:-2]
+    words = "Pictures of 4 of 7 volumes (most doubt: 2, least doubt: 1, random sample: 1)."
+    assert words in page.read_text()
+    assert len(loaded) == len(set(loaded))
+    assert len([path for path in loaded if path.is_relative_to(arguments["cpl"])]) == 4
+
+
+def test_volumes_of_whose_doubt_nothing_is_known_are_pictured_at_random(arguments, monkeypatch):
+    complete(**arguments)
+    for case, names in enumerate(LACKING):
+        for name in names:
+            set_doubt(arguments["cpl"], phantom_file(case, name))
+    set_doubt(arguments["cpl"], phantom_file(3, "t1ce"), disagreement=0.02)
+    (arguments["cpl"] / "report.html").unlink()
+    monkeypatch.setattr(report, "_PICTURED", 4)
+    panels = data_of(complete(**arguments).page)["panels"]
+    assert [panel["role"] for panel in panels] == ["most doubt", *["random sample"] * 3]
+
+
+def test_without_figures_of_doubt_no_order_is_claimed(arguments):
+    complete(**arguments)
+    for case, names in enumerate(LACKING):
+        for name in names:
+            set_doubt(arguments["cpl"], phantom_file(case, name))
+    (arguments["cpl"] / "report.html").unlink()
+    assert data_of(complete(**arguments).page)["order"] == ""
+
+
+def test_of_few_volumes_all_have_pictures_without_a_role(arguments):
     page = complete(**arguments).page
-    assert len(data_of(page)["panels"]) == 2
-    assert "Pictures of 2 of 7 volumes" in page.read_text()
-    assert len([path for path in loaded if path.is_relative_to(arguments["cpl"])]) == 2
+    assert {panel["role"] for panel in data_of(page)["panels"]} == {""}
+    assert "of 7 volumes" not in page.read_text()
 
 
 def test_a_broken_off_run_that_is_finished_has_the_page_of_an_undisturbed_one(arguments, tmp_path):

@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     volume("a", target="t2", sources=3),
                     volume("a", sources=2),
                     volume("d", known=False),
-                    volume(HOSTILE, sources=2, known=False),
+                    replace(volume(HOSTILE, sources=2, known=False), role="random sample"),
                 ],
                 order="worst first",
                 hint="The 5 worst of 67 volumes have pictures.",
@@ -437,6 +437,8 @@ def test_the_page_keys_step_through_the_volumes_in_the_order_given(opened):
         tab.keyboard.press("PageDown")
         seen.append(shown(tab)[:2])
     assert seen == [("a", "t2"), ("a", "t1"), ("d", "t1"), (HOSTILE, "t1"), (HOSTILE, "t1")]
+    assert shown(tab)[2] == "5 of 5, random sample"
+    assert ", random sample, axial slice" in tab.locator("#printed").text_content()
     tab.keyboard.press("PageUp")
     assert shown(tab) == ("d", "t1", "4 of 5, worst first")
     assert tab.locator("#tiles .real").count() == 0  # nobody knows it

@@ -98,6 +98,44 @@ def test_every_publication_is_of_a_metric():
     assert set(report._CITED) == set(METRICS) - {"psnr", "nmse"}
 
 
+def test_of_many_volumes_the_worst_the_best_and_a_random_sample_have_pictures(folders, monkeypatch):
+    monkeypatch.setattr(report, "_PICTURED", 3)
+    spoil(first_completed(folders), lambda data: np.where(data > 0, data[::-1], 0))
+    other = folders.cpl / "Phantom_00001" / "Phantom_00001_t1.nii.gz"
+    spoil(other, lambda data: np.where(data > 0, data + 0.1 * data.max(), 0))
+    pages = []
+    for _ in range(2):
+        score(
+            folders.ori,
+            folders.cpl,
+            truth=folders.truth,
+            output=folders.scores,
+            metrics=["nmse"],
+        )
+        pages.append((folders.scores / "report.html").read_text())
+    data, again = (json.loads(re.search(r'id="data">(.*?)</script>', it)[1]) for it in pages)
+    assert data == again
+    panels = data["panels"]
+    assert [panel["role"] for panel in panels] == ["worst", "best", "random sample"]
+    rows = [
+        row
+        for row in read_csv(folders.scores / "scores.csv")
+        if (row["prediction"], row["region"]) == ("synthetic", "brain")
+    ]
+    nmse = {(row["case"], row["modality"]): float(row["value"]) for row in rows}
+    worst, best, random = ((panel["case"], panel["target"]) for panel in panels)
+    assert nmse[worst] == max(nmse.values()) > nmse[random]
+    assert nmse[best] == min(nmse.values())
+    words = "Pictures of 3 of 4 volumes (worst: 1, best: 1, random sample: 1)."
+    assert words in pages[0]
+
+
+def test_without_scores_of_volumes_none_is_the_worst_or_the_best(folders):
+    comparison = plan_directions(open_dataset(folders.truth), None)
+    ranked, unranked = report._worst_first([], comparison)
+    assert (ranked, len(unranked)) == ([], comparison.volumes)
+
+
 def test_a_case_is_read_once_for_its_scores_and_once_for_its_pictures(folders, monkeypatch):
     reads: list[Path] = []
     load = volumes.load

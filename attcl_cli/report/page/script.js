@@ -205,7 +205,7 @@
     const place = "slice " + numberOf(places[plane.through]) + " of " + panel.shape[plane.through];
     element("place").textContent = place;
     element("printed").textContent =
-      panel.case + ", " + titleOf(panel) + ", " + plane.name + " " + place;
+      [panel.case, titleOf(panel), panel.role, plane.name + " " + place].filter(Boolean).join(", ");
     draw();
   }
 
@@ -264,7 +264,7 @@
     }));
     const place = data.panels.indexOf(panel);
     element("position").textContent =
-      place + 1 + " of " + data.panels.length + (data.order ? ", " + data.order : "");
+      [place + 1 + " of " + data.panels.length, panel.role || data.order].filter(Boolean).join(", ");
     // Not disabled: a disabled button would lose the focus, and the keys with it.
     element("previous").setAttribute("aria-disabled", String(place === 0));
     element("next").setAttribute("aria-disabled", String(place === data.panels.length - 1));
