@@ -19,6 +19,8 @@ EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130
 _MAX_NAMED = 8  # things that an error lists
+_UNITS = ("kB", "MB", "GB", "TB")
+_LARGEST = 999.95  # that one decimal does not round to 1,000
 _PERMISSION = (
     "expected permission for it",
     "change its permissions and those of its folders (chmod u+rwX), or ask its owner",
@@ -207,6 +209,16 @@ def counted(number: int, noun: str, plural: str = "") -> str:
         plural: what several are called; "": the noun with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def size_in_words(size: float) -> str:
+    """Return a number of bytes as people read it: `1 byte`, `12.3 kB`, `4.0 GB`; a kB has 1,000 bytes."""
+    if size < 1000:  # noqa: PLR2004 - bytes of a kB
+        return counted(round(size), "byte")
+    power = 1
+    while size >= _LARGEST * 1000**power and power < len(_UNITS):
+        power += 1
+    return f"{size / 1000**power:,.1f} {_UNITS[power - 1]}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from attcl_cli.confined import require_inside
-from attcl_cli.errors import AttclError, UsageError, refusal
-from attcl_cli.run_ends import held
+from attcl_cli.errors import AttclError, UsageError, refusal, size_in_words
+from attcl_cli.run_ends import AGAIN, held
 from attcl_cli.temporaries import is_empty, temporary_file
 
 if TYPE_CHECKING:
@@ -370,6 +370,22 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_first_existing(folder)).free
 
 
+def lack_of_room(folder: Path, needed: float, what: str) -> str:
+    """Return the error, in words, of a disk without room for what a run writes; "" if there is room.
+
+    Args:
+        folder: the place, which need not exist yet.
+        needed: bytes.
+        what: needs them, such as `training slices`.
+    """
+    free = free_bytes(folder)
+    if free >= needed:
+        return ""
+    return (
+        f"{folder}: {size_in_words(free)} free, expected about {size_in_words(needed)} for {what}"
+    )
+
+
 def ordinary_mode(bits: int) -> int:
     """Return `bits` less the umask: the mode of an ordinary file (0o666) or folder (0o777)."""
     mask = os.umask(0)
@@ -480,6 +496,12 @@ def _cell(value: Any) -> Any:
 
 def not_written(path: Path, error: OSError) -> AttclError:
     """Return the error of a file that the system did not let us write."""
+    if isinstance(error, FileNotFoundError):  # missing folders are made
+        return AttclError(
+            f"{path}: not written (it was removed meanwhile, or its folder), expected a folder that stays",
+            AGAIN,
+            code="file-not-written",
+        )
     expected, hint = refusal(
         error,
         "expected a writable place with free space",
@@ -487,7 +509,7 @@ def not_written(path: Path, error: OSError) -> AttclError:
     )
     return AttclError(
         f"{path}: not written ({error.strerror or error}), {expected}",
-        f"{hint}, then run the same command again",
+        f"{hint}, then {AGAIN}",
         code="file-not-written",
     )
 

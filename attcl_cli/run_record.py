@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,7 +19,16 @@ from typing import Any
 from attcl_cli import __version__, run_ends
 from attcl_cli.confined import confined
 from attcl_cli.devices import Precision
-from attcl_cli.errors import EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, AttclError, UsageError
+from attcl_cli.errors import (
+    EXIT_FAILED,
+    EXIT_INCOMPLETE,
+    EXIT_INTERRUPTED,
+    AttclError,
+    InterruptedRun,
+    UsageError,
+    fold,
+    raise_all,
+)
 from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json, write_whole
 from attcl_cli.run_log import LOG_FILE, RunLog
 from attcl_cli.temporaries import close_temporary, is_being_written, open_temporary, sweep
@@ -60,6 +69,9 @@ class RunRecord:
         earlier: the parts of the run before this one, oldest first: their arguments, times and ends (`resume`).
         again: how the run is resumed if it does not end well, an imperative.
         alone: the file must be new: of runs that begin in one folder at the same time, one goes on.
+        outputs_in: the folder that the outputs of cases are relative to; None: that of the record.
+        results: files besides the outputs of cases that must be there when the run ends.
+        beside: case id -> further files that belong to its outputs.
     """
 
     path: Path
@@ -73,6 +85,9 @@ class RunRecord:
     earlier: list[dict[str, Any]] = field(default_factory=list)
     again: str = run_ends.AGAIN
     alone: bool = False
+    outputs_in: Path | None = None
+    results: list[Path] = field(default_factory=list)
+    beside: Callable[[str], Iterable[Path]] = lambda _case: ()
     _started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     _clock: float = field(default_factory=time.monotonic)
     _lived: float | None = (
@@ -104,7 +119,7 @@ class RunRecord:
 
         Failed cases make the exit code 3. Within the block, signals raise `run_ends.Stop`, and what earlier runs left
         in the folder is swept. If the block raises, and the record cannot be written either, the error of the block
-        is the one that is raised.
+        is the one that is raised. However the block ends, a case whose files were removed meanwhile failed.
 
         Args:
             log: gets its file beside the record (`log_file`); None: the run keeps none.
@@ -124,7 +139,7 @@ class RunRecord:
                 if log is not None:
                     log.begin(log_file(self.path), self.command)
                 yield
-                self._require_kept()
+                self.require_files()
                 run_ends.STATE.held += mine  # a signal that comes later does not end this run
             except BaseException as error:  # noqa: BLE001 - raised again below, when it is on record
                 run_ends.STATE.held += (
@@ -202,16 +217,16 @@ class RunRecord:
         self.cases.append(record)
         self.live()
 
-    def require_outputs(self, folder: Path) -> None:
-        """Raise an error if a file that the run has made is no longer in its output folder."""
-        for record in self.cases:
-            for file in record["outputs"]:
-                if not (folder / file).exists():
-                    raise AttclError(
-                        f"{folder / file}: removed while the run was going on, expected a folder that stays",
-                        self.again,
-                        code="output-removed",
-                    )
+    def require_files(self) -> None:
+        """Check that all is there that the run has made; note the cases that lost files as failed.
+
+        Raises:
+            AttclError: a case lost files, or a result, or the record itself is gone.
+        """
+        problems = self._note_losses()
+        self._require_kept()
+        problems += [self._removed(path) for path in self.results if not os.path.lexists(path)]
+        raise_all(fold(problems, lambda problem: problem.code))
 
     def count(self, status: str) -> int:
         """Return how many cases ended with this status."""
@@ -223,18 +238,23 @@ class RunRecord:
         Args:
             exit_code: of the run.
             error: what ended it.
+
+        Raises:
+            AttclError: the record cannot be written, or a run that ended well has lost its folder at the last moment.
         """
         document = self._document(_ENDS.get(exit_code, "failed"), exit_code, error)
         if not self._replace(document):
+            if error is None:
+                self._require_kept()
             write_json(self.path, document)
 
     def _explained(self, ended: BaseException | None) -> AttclError | None:
         """Return the error that the user hears of what ended the block; None: none, or the exception itself."""
         if ended is None:
             return None
-        unwritten = isinstance(ended, AttclError) and ended.code == "file-not-written"
-        if self._is_lost() and (unwritten or isinstance(ended, OSError)):
-            return self._lost()
+        stopped = isinstance(ended, InterruptedRun)
+        if self._is_lost() and isinstance(ended, AttclError | OSError) and not stopped:
+            return self._lost()  # what fails then is a consequence
         return run_ends.explained(ended, self.again)
 
     def _outcome(
@@ -253,6 +273,8 @@ class RunRecord:
     def _end(self, ended: BaseException | None, problem: AttclError | None) -> None:
         """Write the final record; of a folder that was removed only if others have made it anew."""
         code, note = self._outcome(ended, problem)
+        if ended is not None:
+            self._note_losses()
         # nothing was begun, or all is gone
         gone = self._begun is None or not self._begun.parent.is_dir()
         if ended is not None and gone:
@@ -264,6 +286,30 @@ class RunRecord:
                 raise
             if problem is not None:
                 problem.hint += f"; {self.path} still says running ({second.message})"
+
+    def _note_losses(self) -> list[AttclError]:
+        """Note each case whose files were removed as failed, with the outputs that are left; return why."""
+        folder = self.outputs_in or self.path.parent
+        problems = []
+        for record in self.cases:
+            paths = [*(folder / file for file in record["outputs"]), *self.beside(record["id"])]
+            lost = next((path for path in paths if not os.path.lexists(path)), None)
+            if lost is None:
+                continue
+            problems.append(self._removed(lost))
+            left = [file for file in record["outputs"] if os.path.lexists(folder / file)]
+            record["outputs"] = left
+            if record["status"] != "failed":
+                error = problems[-1]
+                record |= {"status": "failed", "error": error.message, "code": error.code}
+        return problems
+
+    def _removed(self, path: Path) -> AttclError:
+        return AttclError(
+            f"{path}: removed while the run was going on, expected a folder that stays",
+            self.again,
+            code="output-removed",
+        )
 
     def _is_lost(self) -> bool:
         """Return whether the record that `start` wrote is gone."""

@@ -21,6 +21,7 @@ from attcl_cli.errors import (
     fold,
     nearest,
     raise_all,
+    size_in_words,
     some,
 )
 
@@ -139,6 +140,24 @@ def constructions(tree: ast.Module) -> list[ast.Call]:
 )
 def test_what_is_counted_is_singular_or_plural(number, words, text) -> None:
     assert counted(number, *words) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (12_345, "12.3 kB"),
+        (999_960, "1.0 MB"),
+        (3_950_000.5, "4.0 MB"),
+        (10**9, "1.0 GB"),
+        (5 * 10**15, "5,000.0 TB"),
+    ],
+)
+def test_a_size_is_said_in_the_unit_in_which_it_is_no_zero(size, text) -> None:
+    assert size_in_words(size) == text
 
 
 def test_a_dry_run_notes_wrong_usage_and_raises_other_errors() -> None:

@@ -52,6 +52,8 @@ def test_a_failed_case_carries_its_error_and_code_and_makes_the_run_incomplete(r
     with record.recorded():
         record.add("A", "failed", seconds=0, outputs=[], error=BAD)
         record.add("B", "done", seconds=1.23456, outputs=("B/B_t1.nii.gz",))
+        (record.path.parent / "B").mkdir()
+        (record.path.parent / "B/B_t1.nii.gz").touch()
     document = read(record)
     assert document["cases"] == [
         {
@@ -298,13 +300,91 @@ def test_what_fails_because_the_folder_was_removed_says_so(record):
     assert caught.value.code == "output-removed"
 
 
-def test_a_file_that_was_removed_is_missed(record, tmp_path):
-    record.add("A", "done", seconds=1, outputs=["A.nii.gz"])
-    (tmp_path / "A.nii.gz").touch()
-    record.require_outputs(tmp_path)
-    (tmp_path / "A.nii.gz").unlink()
-    with pytest.raises(AttclError, match=r"A\.nii\.gz: removed"):
-        record.require_outputs(tmp_path)
+@pytest.mark.parametrize("code", ["json-unreadable", "file-not-written", "volume-cut-off"])
+def test_whatever_fails_when_the_folder_was_removed_is_a_consequence(code, record):
+    with pytest.raises(AttclError) as caught, record.recorded():
+        shutil.rmtree(record.path.parent)
+        raise AttclError("slices/index.json: not readable", code=code)
+    assert caught.value.code == "output-removed"
+
+
+def test_a_run_that_is_stopped_after_its_folder_was_removed_is_stopped(record):
+    with pytest.raises(InterruptedRun), record.recorded():
+        shutil.rmtree(record.path.parent)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not record.path.parent.exists()
+
+
+def test_a_folder_that_is_removed_while_the_end_is_written_is_not_made_anew(record, monkeypatch):
+    real = os.fsync
+
+    def removing(handle: int) -> None:
+        shutil.rmtree(record.path.parent)
+        real(handle)
+
+    with pytest.raises(AttclError) as caught, record.recorded():
+        monkeypatch.setattr(os, "fsync", removing)
+    assert caught.value.code == "output-removed"
+    assert not record.path.parent.exists()
+
+
+def removed_in_mid_run(record: RunRecord, name: str) -> None:
+    """Make two cases with a file beside each of them, and a result; then remove a file."""
+    folder = record.path.parent
+    record.results = [folder / "scores.csv"]
+    record.beside = lambda case: [folder / f"{case}.json"]
+    for case in "AB":
+        for ending in (".nii.gz", "_std.nii.gz", ".json"):
+            (folder / f"{case}{ending}").touch()
+        outputs = [f"{case}.nii.gz", f"{case}_std.nii.gz"]
+        record.add(case, "done", seconds=1, outputs=outputs)
+    (folder / "scores.csv").touch()
+    (folder / name).unlink()
+
+
+@pytest.mark.parametrize(("name", "left"), [("A.nii.gz", 1), ("A_std.nii.gz", 1), ("A.json", 2)])
+def test_a_case_whose_file_was_removed_is_not_done(name, left, record):
+    with pytest.raises(AttclError) as caught, record.recorded():
+        removed_in_mid_run(record, name)
+    assert caught.value.exit_code == 1
+    assert caught.value.message.startswith(f"{record.path.parent / name}: removed while")
+    document = read(record)
+    assert (document["status"], document["exit_code"]) == ("failed", 1)
+    assert document["code"] == "output-removed"
+    lost, kept = document["cases"]
+    assert (lost["status"], lost["code"]) == ("failed", "output-removed")
+    assert lost["error"] == caught.value.message
+    assert len(lost["outputs"]) == left
+    assert (kept["status"], len(kept["outputs"])) == ("done", 2)
+
+
+def test_a_result_that_was_removed_is_missed(record):
+    with pytest.raises(AttclError, match=r"scores\.csv: removed while"), record.recorded():
+        removed_in_mid_run(record, "scores.csv")
+    assert [case["status"] for case in read(record)["cases"]] == ["done", "done"]
+    assert (read(record)["status"], read(record)["code"]) == ("failed", "output-removed")
+
+
+def test_files_that_several_cases_lost_are_one_error(record):
+    with pytest.raises(AttclError, match=r"A_std.* and 1 more like it"), record.recorded():
+        removed_in_mid_run(record, "A_std.nii.gz")
+        (record.path.parent / "B.json").unlink()
+    assert [case["status"] for case in read(record)["cases"]] == ["failed", "failed"]
+
+
+def test_a_stopped_run_says_which_cases_lost_files(record):
+    with pytest.raises(InterruptedRun), record.recorded():
+        removed_in_mid_run(record, "A.nii.gz")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (read(record)["status"], read(record)["exit_code"]) == ("stopped", 130)
+    assert [case["status"] for case in read(record)["cases"]] == ["failed", "done"]
+
+
+def test_a_case_that_failed_before_keeps_its_error(record):
+    with pytest.raises(AttclError), record.recorded():
+        record.add("A", "failed", seconds=0, outputs=["A.nii.gz"], error=BAD)
+    (case,) = read(record)["cases"]
+    assert (case["code"], case["outputs"]) == ("file-empty", [])
 
 
 def test_a_killed_part_tells_how_long_it_lived_at_least(tmp_path, monkeypatch):

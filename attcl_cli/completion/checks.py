@@ -20,6 +20,7 @@ from attcl_cli.completion.jobs import (
     Maker,
     Manner,
     Places,
+    not_made_by_attcl,
 )
 from attcl_cli.confined import leads_out
 from attcl_cli.data import volumes
@@ -27,7 +28,7 @@ from attcl_cli.data.dataset import Case, Dataset, guides_in, read_side_car, sour
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
-from attcl_cli.files import free_bytes, is_within, require_folder, sha256
+from attcl_cli.files import is_within, lack_of_room, require_folder, sha256
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record
 
@@ -173,10 +174,35 @@ def not_isotropic(dataset: Dataset, case: Case, manner: Manner) -> list[AttclErr
     ]
 
 
+def unproven(
+    places: Places,
+    case: Case,
+    target: str,
+    files: tuple[PurePosixPath, ...],
+    makers: Sequence[Maker],
+    manner: Manner,
+) -> tuple[PurePosixPath, ...]:
+    """Return the existing files of a volume without a side-car, if each says that it is what this run would write.
+
+    Such are left if a folder is removed while a run writes into it. Whether it is true is known when the volume is
+    made: then they are compared with it, and never written. () if there is a side-car, or anything else lies there.
+    """
+    if not files or not makers or places.side_car(case, target).exists():
+        return ()
+    whole = places.files(case, target)
+    description = manner.description(makers, target)
+    made = places.dataset.layout.files_of_slices(whole, manner.slices)
+    known = (
+        file in made and volumes.is_described(places.output / file, description) for file in files
+    )
+    return files if all(known) else ()
+
+
 def unlike_existing(
     places: Places,
     case: Case,
     target: str,
+    existing: Sequence[PurePosixPath],
     makers: Sequence[Maker],
     manner: Manner,
     *,
@@ -186,19 +212,12 @@ def unlike_existing(
 
     What attcl did not make is never replaced, not even with --overwrite: it may be an original.
     """
-    files = (places.output / file for file in places.files(case, target))
-    present = [file for file in files if file.exists()]
-    if not present:
+    if not existing:
         return []
+    present = [places.output / file for file in existing]
     side_car = places.side_car(case, target)
     if not side_car.is_file():
-        return [
-            AttclError(
-                f"{present[0]}: has no side-car {side_car.name}, expected a file made by attcl",
-                "choose another --cpl, or move that file away",
-                code="not-made-by-attcl",
-            )
-        ]
+        return [not_made_by_attcl(present[0], side_car)]
     if overwrite:
         return []
     try:
@@ -282,7 +301,7 @@ def escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
     return []
 
 
-def lack_of_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
+def too_little_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
     """Return a problem if the disk has no room for the volumes."""
     dataset, output = places.dataset, places.output
     needed = 0.0
@@ -291,16 +310,9 @@ def lack_of_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
         share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
         stored = sum(style.dtype.itemsize for style in job.styles.values())
         needed += float(np.prod(shape, dtype=np.int64)) * stored * share
-    free = free_bytes(output)
-    if free >= needed:
-        return []
-    return [
-        AttclError(
-            f"{output}: {free / 1e9:.2f} GB free, expected about {needed / 1e9:.2f} GB",
-            "free some space or choose another --cpl",
-            code="no-room",
-        )
-    ]
+    lack = lack_of_room(output, needed, "the volumes")
+    hint = "free some space or choose another --cpl"
+    return [AttclError(lack, hint, code="no-room")] if lack else []
 
 
 def _made_otherwise(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from attcl_cli import __version__
 from attcl_cli.completion.styles import Style
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout, ending_of
@@ -57,6 +58,8 @@ class Job:
         outputs: target -> files to write, relative to the output folder.
         styles: target -> how it is stored.
         seen: the files of the case as they were before they were checked.
+        unproven: target -> those of its outputs that lie there without a side-car, but say of themselves that this job
+            makes them; they are compared with what it makes, and never written.
     """
 
     case: Case
@@ -64,6 +67,7 @@ class Job:
     outputs: Mapping[str, tuple[PurePosixPath, ...]]
     styles: Mapping[str, Style] = field(default_factory=dict)
     seen: Mapping[Path, State] = field(default_factory=dict)
+    unproven: Mapping[str, tuple[PurePosixPath, ...]] = field(default_factory=dict)
 
     @property
     def weights(self) -> Weights:
@@ -73,11 +77,11 @@ class Job:
     @property
     def sources(self) -> tuple[str, ...]:
         """Return all modalities that the volumes are made from."""
-        return tuple(dict.fromkeys(name for maker in self.makers for name in maker.sources))
+        return _sources(self.makers)
 
     def between(self, target: str) -> tuple[str, ...]:
         """Return what is made on the way to the target by the only maker; several say it one by one."""
-        return self.makers[0].between(target) if len(self.makers) == 1 else ()
+        return _between(self.makers, target)
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,17 @@ class Manner:
             return self.guide
         return self.slices is None and info.settings.crop > 0
 
+    def sources_in_words(self, makers: Sequence[Maker], target: str) -> str:
+        """Return what a volume is made from: `t1`; `t1 through flair`; `flair, sharpened by t1`."""
+        words = " through ".join([", ".join(_sources(makers)), *_between(makers, target)])
+        guides = self.guides_of(makers)
+        return ", sharpened by ".join([words, ", ".join(guides)] if guides else [words])
+
+    def description(self, makers: Sequence[Maker], target: str) -> str:
+        """Return what a volume says of itself, in its header."""
+        words = self.sources_in_words(makers, target)
+        return f"attcl {__version__} synthetic {target} from {words}"
+
     def document(self) -> dict[str, Any]:
         """Return what was asked for, as `run.json` says it."""
         return {
@@ -180,6 +195,14 @@ class Manner:
             "samples": self.samples,
             "uncertainty": self.uncertainty,
         }
+
+
+def _sources(makers: Sequence[Maker]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for maker in makers for name in maker.sources))
+
+
+def _between(makers: Sequence[Maker], target: str) -> tuple[str, ...]:
+    return makers[0].between(target) if len(makers) == 1 else ()
 
 
 OLD_MANNER: Mapping[str, Any] = {
@@ -242,6 +265,15 @@ class Places:
         if self.naming is None:
             return self.dataset.place(case, target)
         return (self.naming.place(case=case.id, token=self.naming.tokens[target]),)
+
+    def existing(self, case: Case, target: str) -> tuple[PurePosixPath, ...]:
+        """Return those of the files of a volume that are there."""
+        return tuple(file for file in self.files(case, target) if (self.output / file).exists())
+
+    def lacks_uncertainty(self, case: Case, target: str, manner: Manner) -> bool:
+        """Return whether the standard deviation that belongs beside a volume is missing."""
+        file = uncertainty_file(self.files(case, target)[0])
+        return manner.uncertainty and not (self.output / file).exists()
 
     def side_car(self, case: Case, target: str) -> Path:
         """Return the JSON file beside a volume."""
@@ -325,6 +357,15 @@ class Completed:
     def case(self) -> str:
         """Return the id of its case."""
         return self.job.case.id
+
+
+def not_made_by_attcl(file: Path, side_car: Path, further: str = "") -> AttclError:
+    """Return the error of a file that may be anybody's, since no side-car lies beside it; `further`: what is more."""
+    return AttclError(
+        f"{file}: has no side-car {side_car.name}{further}, expected a file made by attcl",
+        "choose another --cpl, or move that file away",
+        code="not-made-by-attcl",
+    )
 
 
 def uncertainty_file(file: PurePosixPath) -> PurePosixPath:

@@ -1,16 +1,18 @@
 """Makes the volumes of a plan: reading, networks and writing side by side, each volume with its side-car.
 
 Leaves to `plan` what is made from what. A file that exists is never written again, so a run that was killed is finished
-by running it again.
+by running it again. One whose side-car was removed keeps its place if it holds the very bytes that are made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import BoundedSemaphore
 from typing import Any
@@ -35,12 +37,14 @@ from attcl_cli.completion.jobs import (
     CompletionPlan,
     Doubt,
     Job,
+    not_made_by_attcl,
     uncertainty_file,
 )
 from attcl_cli.confined import leads_out, require_inside
 from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.intensities import Array
+from attcl_cli.data.layouts import ending_of
 from attcl_cli.data.unchanged import change_of
 from attcl_cli.data.volumes import Grid
 from attcl_cli.data.written import require_finite, require_image
@@ -49,6 +53,7 @@ from attcl_cli.files import copy_whole, is_within, sha256, write_json
 from attcl_cli.methods.base import Method
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.report.rounding import rounded
+from attcl_cli.temporaries import temporary_folder
 
 WRITERS = 2
 """Threads that write; each holds a case in memory."""
@@ -326,8 +331,13 @@ def _write(
         require_image(values, first, ends, made_by=_makers(job))
         data = frame.volume(values) + np.float32(style.background)
         whole = plan.places.files(job.case, target)
-        if len(whole) > 1:  # a file per slice: only those that are asked for and not yet there
-            data = data[[whole.index(file) for file in files]]
+        save = partial(
+            volumes.save,
+            like=replace(frame.grid, dtype=style.dtype, scaled=False),
+            description=plan.manner.description(job.makers, target),
+            made_by=_makers(job),
+        )
+        proven = _proven(plan, job, target, data, save)
         # The side-car first: an image without one never exists. Nor does one beside the side-car of another.
         side_car = plan.places.side_car(job.case, target)
         document = _side_car(plan, job, target, doubts[target])
@@ -346,15 +356,38 @@ def _write(
             file = uncertainty_file(files[0])
             _write_deviation(plan, job, frame, target, deviation, file)
             outputs.append(str(file))
-        volumes.save(
-            [plan.output / file for file in files],
-            data,
-            replace(frame.grid, dtype=style.dtype, scaled=False),
-            description=f"attcl {__version__} synthetic {target} from {_sources_in_words(plan, job, target)}",
-            made_by=_makers(job),
-        )
+        left = [file for file in files if file not in proven]
+        if left:
+            save([plan.output / file for file in left], _of_files(data, whole, left))
         outputs += [str(file) for file in files]
     return tuple(outputs)
+
+
+def _of_files(data: Array, whole: Sequence[PurePosixPath], files: Sequence[PurePosixPath]) -> Array:
+    """Return the part of a volume that is in some of its files: all of it, or one slice per file."""
+    return data if len(whole) == 1 else data[[whole.index(file) for file in files]]
+
+
+def _proven(
+    plan: CompletionPlan, job: Job, target: str, data: Array, save: Callable[..., None]
+) -> list[PurePosixPath]:
+    """Return the files of a volume that lie there without a side-car, and hold the very bytes that are made now.
+
+    Raises:
+        AttclError: one holds others. It is not touched: somebody may have put it there.
+    """
+    side_car = plan.places.side_car(job.case, target)
+    files = [it for it in job.unproven.get(target, ()) if (plan.output / it).exists()]
+    if not files or side_car.exists():
+        return []
+    with temporary_folder(plan.output / files[0]) as folder:
+        again = [folder / f"{number}{ending_of(file)}" for number, file in enumerate(files)]
+        save(again, _of_files(data, plan.places.files(job.case, target), files))
+        for file, copy in zip(files, again, strict=True):
+            if not filecmp.cmp(plan.output / file, copy, shallow=False):
+                other = " and other bytes than this run makes"
+                raise not_made_by_attcl(plan.output / file, side_car, other)
+    return files
 
 
 def _makers(job: Job) -> str:
@@ -396,7 +429,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
     if plan.places.naming is None:
         file = plan.places.files(job.case, target)[0]
         description = (
-            f"Synthetic {target} image made from {_sources_in_words(plan, job, target)} by attcl "
+            f"Synthetic {target} image made from {plan.manner.sources_in_words(job.makers, target)} by attcl "
             f"({weights.info.settings.method}, {weights.name}); no acquisition"
         )
         files = [job.case.files[name][0] for name in (*job.sources, *guides)]
@@ -428,13 +461,6 @@ def _made_from(dataset: Dataset, case: Case, name: str) -> dict[str, Any]:
         "files": [str(file) for file in case.files[name][:1]],
         **({} if named else {"sha256": sha256(dataset.paths(case, name)[0])}),
     }
-
-
-def _sources_in_words(plan: CompletionPlan, job: Job, target: str) -> str:
-    """Return what a volume is made from: `t1`; `t1 through flair`; `flair, sharpened by t1`."""
-    words = " through ".join([", ".join(job.sources), *job.between(target)])
-    guides = plan.manner.guides_of(job.makers)
-    return ", sharpened by ".join([words, ", ".join(guides)] if guides else [words])
 
 
 def _rounded(value: float | None) -> float | None:

@@ -7,7 +7,7 @@ Looks at names, headers and side-cars, and decides everything before anything is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -19,10 +19,13 @@ from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.unchanged import look_at
-from attcl_cli.errors import AttclError, fold, raise_all
+from attcl_cli.errors import AttclError, counted, fold, raise_all, some
 from attcl_cli.methods.sources import withheld
 from attcl_cli.methods.weights import Weights
 from attcl_cli.progress import SILENT, Progress
+
+_Groups = dict[tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...], Job]
+"""The jobs of a case, by what their volumes are made by and from."""
 
 
 def plan_completion(
@@ -74,41 +77,39 @@ def plan_completion(
     checks.require_sound_request(places, models, manner, kept, targets=targets)
     modal_list = dataset.by_frequency()
     problems: list[AttclError] = []
-    existing: list[AttclError] = []
+    unlike: list[AttclError] = []
     jobs: list[Job] = []
     unmade: dict[str, list[str]] = {}  # case id -> targets that no model can make
     present: dict[str, dict[str, tuple[PurePosixPath, ...]]] = {}
     for case in dataset.cases[part[0] - 1 :: part[1]]:
-        groups: dict[tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...], Job] = {}
+        groups: _Groups = {}
         for target in dataset.missing(case):
             if targets and target not in targets:
                 continue
             problems += checks.escapes(output, places.files(case, target)[0])
             makers = choose_makers(models, case, target, modal_list, average=manner.average)
-            existing += checks.unlike_existing(
+            existing = places.existing(case, target)
+            unproven = checks.unproven(places, case, target, existing, makers, manner)
+            unlike += checks.unlike_existing(
                 places,
                 case,
                 target,
+                () if unproven else existing,
                 makers or (Maker(models[0], ()),),
                 manner,
                 overwrite=overwrite,
             )
-            files = _files_to_write(places, case, target, manner, overwrite=overwrite)
+            anew = overwrite or places.lacks_uncertainty(case, target, manner)
+            done = () if anew else set(existing) - set(unproven)
+            files = _files_to_write(places, case, target, manner, done)
             if files is None:
                 present.setdefault(case.id, {})[target] = places.files(case, target)
             elif not makers:
                 unmade.setdefault(case.id, []).append(target)
             else:
-                key = tuple(
-                    (maker.weights.sha256, maker.sources, maker.withheld) for maker in makers
-                )
-                outputs = groups[key].outputs if key in groups else {}
-                groups[key] = Job(case, makers, {**outputs, target: files})
-        if groups:  # before anything is read
-            names = (path for name in case.files for path in dataset.paths(case, name))
-            seen = look_at(names)
-            jobs += [replace(job, seen=seen) for job in groups.values()]
-    problems += fold(existing, checks.same_making)
+                _add(groups, Job(case, makers, {target: files}, unproven={target: unproven}))
+        jobs += _as_they_are(dataset, case, groups.values())  # before anything is read
+    problems += fold(unlike, checks.same_making)
     problems += checks.synthetic_sources(dataset, jobs, manner)
     busy = {job.case.id for job in jobs}
     sources = [case for case in dataset.cases if case.id in busy]
@@ -126,7 +127,7 @@ def plan_completion(
     sound, unstorable = _with_styles(places, sound)
     problems += unstorable
     if not problems:
-        problems += checks.lack_of_room(places, sound)
+        problems += checks.too_little_room(places, sound)
     raise_all(problems)
     return CompletionPlan(
         places=places,
@@ -148,6 +149,17 @@ def plan_completion(
     )
 
 
+def _add(groups: _Groups, volume: Job) -> None:
+    """Add a job of one volume to those of its case: the same weights make from the same sources all at once."""
+    key = tuple((it.weights.sha256, it.sources, it.withheld) for it in volume.makers)
+    job = groups.get(key, volume)
+    groups[key] = replace(
+        job,
+        outputs={**job.outputs, **volume.outputs},
+        unproven={**job.unproven, **volume.unproven},
+    )
+
+
 def _other_backgrounds(
     dataset: Dataset, models: Sequence[Weights], jobs: Sequence[Job]
 ) -> list[str]:
@@ -158,6 +170,27 @@ def _other_backgrounds(
         f"{weights.path}: trained with --background {weights.info.background}, used with {own}"
         for weights in models
         if weights.sha256 in used and weights.info.background != own
+    ]
+
+
+def _as_they_are(dataset: Dataset, case: Case, jobs: Collection[Job]) -> list[Job]:
+    """Return the jobs of a case with the present state of its files."""
+    if not jobs:
+        return []
+    seen = look_at(path for name in case.files for path in dataset.paths(case, name))
+    return [replace(job, seen=seen) for job in jobs]
+
+
+def notes_of_unproven(plan: CompletionPlan) -> list[str]:
+    """Return what is done about volumes without a side-car, in words; it is over when they are made, unlike `notes`."""
+    first = [
+        plan.output / files[0] for job in plan.jobs for files in job.unproven.values() if files
+    ]
+    if not first:
+        return []
+    return [
+        f"{counted(len(first), 'volume')} without a side-car ({some(first, most=2)}): "
+        "made again and compared, and kept if not a byte differs"
     ]
 
 
@@ -183,17 +216,15 @@ def choose_makers(
 
 
 def _files_to_write(
-    places: Places, case: Case, target: str, manner: Manner, *, overwrite: bool
+    places: Places, case: Case, target: str, manner: Manner, done: Collection[PurePosixPath]
 ) -> tuple[PurePosixPath, ...] | None:
-    """Return the files of a volume that are to be written; None if all are there (Algorithm 1's path check).
+    """Return the files of a volume that are to be made; None if all are done (Algorithm 1's path check).
 
     Files appear whole, so one that exists is complete.
     """
     layout = places.dataset.layout
     files = layout.files_of_slices(places.files(case, target), manner.slices)
-    if overwrite:
-        return files
-    missing = tuple(file for file in files if not (places.output / file).exists())
+    missing = tuple(file for file in files if file not in done)
     return missing if missing or not files else None
 
 

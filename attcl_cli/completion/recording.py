@@ -30,6 +30,7 @@ def new_record(
     return RunRecord(
         path,
         "complete",
+        outputs_in=plan.output,
         config={
             **(
                 {"images": {name: str(path) for name, path in source.images}}
@@ -92,6 +93,11 @@ def make_all(
     """
     written = 0
     failed = dict(plan.failed)
+    cases = {case.id: case for case in plan.dataset.cases}
+    targets = {case: list(files) for case, files in plan.present.items()}
+    record.beside = lambda case: [
+        plan.places.side_car(cases[case], target) for target in targets.get(case, ())
+    ]
     for case, error in plan.failed.items():
         record.add(case, "failed", seconds=0, outputs=_present(plan, case), error=error)
         progress.fail(error)
@@ -109,6 +115,7 @@ def make_all(
                 progress.fail(item.error)
             else:
                 written += len(item.job.outputs)
+                targets.setdefault(item.case, []).extend(item.job.outputs)
                 said = {name: it for name, it in item.doubts.items() if it.document()}
                 if said:
                     doubts.setdefault(item.case, {}).update(said)
@@ -118,7 +125,7 @@ def make_all(
             if left[item.case] == 0:
                 _note(plan, record, parts.pop(item.case), doubts)
                 bar(item.case)
-    record.require_outputs(plan.output)
+    record.require_files()  # before the page shows them
     return written, failed
 
 

@@ -23,7 +23,7 @@ from attcl_cli.completion.jobs import (
     Manner,
     Places,
 )
-from attcl_cli.completion.plan import plan_completion
+from attcl_cli.completion.plan import notes_of_unproven, plan_completion
 from attcl_cli.completion.recording import finish_earlier, known_doubts, make_all, new_record
 from attcl_cli.confined import confined
 from attcl_cli.data import derivative, originals
@@ -36,6 +36,7 @@ from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_ends import reported
 from attcl_cli.run_log import RunLog
+from attcl_cli.run_record import RunRecord
 from attcl_cli.temporaries import sweep
 
 if TYPE_CHECKING:
@@ -221,7 +222,11 @@ def complete(
         force=force,
         progress=progress,
     )
-    for note in (*plan.notes, *provenance.notes_of_learned(plan.learned)):
+    for note in (
+        *plan.notes,
+        *notes_of_unproven(plan),
+        *provenance.notes_of_learned(plan.learned),
+    ):
         progress.say(f"note: {note}")
     record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:
@@ -266,7 +271,7 @@ def complete(
                 written, failed = make_all(plan, record, items, doubts, progress)
         else:
             finish_earlier(plan, record, doubts)
-        page = _write_page(plan, record_file, failed, anew=busy or viewer != SLICES, viewer=viewer)
+        page = _write_page(plan, record, failed, anew=busy or viewer != SLICES, viewer=viewer)
     return CompletionResult(
         plan, on, record_file, written, linked, tuple(failed.items()), doubts, page
     )
@@ -384,7 +389,7 @@ def _submission(layout: str, *, link_originals: bool) -> Layout | None:
 
 def _write_page(
     plan: CompletionPlan,
-    record: Path,
+    record: RunRecord,
     failed: Mapping[str, AttclError],
     *,
     anew: bool,
@@ -393,9 +398,10 @@ def _write_page(
     """Write the page, or keep that of an earlier run if nothing was made since; None if there is nothing to show."""
     from attcl_cli.completion.report import page_file, write_report
 
-    path = page_file(record)
+    path = page_file(record.path)
     if not (plan.jobs or plan.present or failed):
         return None
     if path.is_file() and not anew:
         return path
-    return write_report(plan, record, failed, viewer=viewer)
+    record.results = [path]
+    return write_report(plan, record.path, failed, viewer=viewer)

@@ -29,7 +29,7 @@ from attcl_cli.data.records import ScaleDocument
 from attcl_cli.data.unchanged import State, change_of, look_at
 from attcl_cli.documents import Count, Document, Items, Name, validated
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import appended, free_bytes, read_json, write_json
+from attcl_cli.files import appended, lack_of_room, read_json, write_json
 from attcl_cli.prefetch import read_ahead
 
 if TYPE_CHECKING:  # the checks of a training ask for stores, and end before torch is loaded
@@ -233,15 +233,7 @@ def build(
     )
     rows = sum(entry.count for entry in entries)
     needed = (rows * 2 + sum(entry.count for entry in maps)) * image_size * image_size
-    if free_bytes(folder) < needed:
-        problems.append(
-            AttclError(
-                f"{folder}: {free_bytes(folder) / 1e9:.1f} GB free, "
-                f"expected {needed / 1e9:.1f} GB for training slices",
-                "free some space or choose another --output",
-                code="disk-full",
-            )
-        )
+    problems += no_room_for_slices(folder, needed)
     raise_all(problems)
 
     require_inside(folder / INDEX_FILE)
@@ -306,6 +298,13 @@ def build(
         },
     )
     return open_store(folder)
+
+
+def no_room_for_slices(folder: Path, needed: float) -> list[AttclError]:
+    """Return a problem if a disk has no room for so many bytes of training slices."""
+    lack = lack_of_room(folder, needed, "training slices")
+    hint = "free some space or choose another --output"
+    return [AttclError(lack, hint, code="disk-full")] if lack else []
 
 
 def remove_caches(folder: Path) -> None:

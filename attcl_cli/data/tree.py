@@ -107,6 +107,7 @@ def write_tree(
             shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
         write_json(building / SPLITS_FILE, document)
         finish(building)
+        _require_whole(dataset, splits, building, output)
     return True
 
 
@@ -118,6 +119,17 @@ def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
             for modality in item.present:
                 yield from case.files[modality]
             yield from case.segmentation
+
+
+def _require_whole(dataset: Dataset, splits: Splits, building: Path, output: Path) -> None:
+    """Raise an error if a file of the tree was removed while it was built."""
+    for file in (*_kept_files(dataset, splits), *dataset.naming_files):
+        if not os.path.lexists(building / file):
+            raise AttclError(
+                f"{output}: {file} was removed while the run was going on, expected a folder that stays",
+                "run the same command again",
+                code="output-removed",
+            )
 
 
 @contextmanager

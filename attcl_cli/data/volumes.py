@@ -196,6 +196,13 @@ def read_description(paths: Sequence[Path]) -> str | None:
         return None
 
 
+def is_described(path: Path, description: str) -> bool:
+    """Return whether a volume, or a slice, says of itself what `save` puts into one with this description."""
+    if not _is_png(path):
+        description = _as_descrip(description).decode()
+    return read_description([path]) == description
+
+
 def axes_of(path: Path) -> int:
     """Return how many axes a NIfTI file says it has; those of length 1 beyond the third are dropped when it is read."""
     return len(read_grid([path]).header.get_data_shape())
@@ -385,7 +392,7 @@ def save(
     header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    header["descrip"] = description.encode("ascii", "replace")[:79]
+    header["descrip"] = _as_descrip(description)
     # in the file's order, so that nothing is transposed when it becomes bytes
     image = type_of_image(header)(stored.astype(dtype, order="F"), like.affine, header)
     raw = image.to_bytes()
@@ -416,6 +423,10 @@ def to_working_order(stored: Array, grid: Grid) -> Array:
 def type_of_image(header: Any) -> type[Any]:
     """Return the nibabel image class that belongs to a header (NIfTI-1 or NIfTI-2)."""
     return nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+
+
+def _as_descrip(description: str) -> bytes:
+    return description.encode("ascii", "replace")[:79]
 
 
 def _is_png(path: Path) -> bool:

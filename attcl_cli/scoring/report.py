@@ -83,8 +83,8 @@ def write_pages(
     translate: Translate | None = None,
     viewer: str = SLICES,
     progress: Progress = SILENT,
-) -> None:
-    """Write `report.html` and `montage.png`; at most 24 volumes are read once more for their pictures.
+) -> list[Path]:
+    """Write `report.html` and `montage.png`; return these. At most 24 volumes are read once more for their pictures.
 
     Of more volumes, these are the worst, the best and a random sample of the others.
 
@@ -107,8 +107,9 @@ def write_pages(
     scores, copies = _labelled(rows, SYNTHETIC), _labelled(rows, COPY)
     chosen = choose(ranked, unranked, most=_PICTURED)
     panels = _panels(chosen, scores, copies, comparison, translate, progress)
-    if panels:
-        pictures.write_montage(output / "montage.png", panels, title=title)
+    montage = [output / "montage.png"] if panels else []
+    for file in montage:
+        pictures.write_montage(file, panels, title=title)
     names = ("montage.png", "scores.csv", "summary.json")
     missing = ", ".join(f"{name} of {case}" for case, name in comparison.missing[:_NAMED])
     more = len(comparison.missing) - _NAMED
@@ -152,6 +153,7 @@ def write_pages(
         files=[name for name in names if (output / name).exists()],
     )
     write_page(output / REPORT_FILE, page)
+    return [*montage, output / REPORT_FILE]
 
 
 def describe_result(rows: Sequence[Row], comparison: Comparison) -> str:

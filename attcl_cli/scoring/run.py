@@ -264,7 +264,7 @@ def score(
         figures = summary.summarise(scored, comparison, measures, folder=features)
         write_csv(folder / "scores.csv", rows.Row, scored)
         summary.write_summary(folder / "summary.json", figures, comparison, split=split)
-        report.write_pages(
+        pages = report.write_pages(
             folder,
             comparison,
             scored,
@@ -280,6 +280,7 @@ def score(
             viewer=viewer,
             progress=progress,
         )
+        record.results = [folder / "scores.csv", folder / "summary.json", *pages]
     return ScoreResult(
         folder,
         split,

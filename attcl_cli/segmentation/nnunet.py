@@ -10,7 +10,7 @@ import gzip
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -44,6 +44,7 @@ NOT_CHECKED = (
     "nnUNetv2_plan_and_preprocess --verify_dataset_integrity runs it"
 )
 
+DESCRIPTION, SPLITS = "dataset.json", "splits_final.json"
 _WIDEST_LABELS = 4  # bytes; not every tool reads integers of 8
 _NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -119,13 +120,11 @@ def export(
 
     def write(task: tuple[str, Sample]) -> int:
         part, sample = task
-        images = "imagesTs" if part == "test" else "imagesTr"
+        images, labels = _places(folder, part, sample, ending)
         linked = 0
-        for number, (path,) in enumerate(sample.channels):
-            target = folder / images / f"{sample.case}_{number:04d}{ending}"
+        for (path,), target in zip(sample.channels, images, strict=True):
             linked += place(path, target, ending)
-        if part != "test":
-            target = folder / "labelsTr" / f"{sample.case}{ending}"
+        for target in labels:
             linked += _place_labels(sample, target, convention, ending)
         return linked
 
@@ -139,9 +138,9 @@ def export(
     }
     count = sum(len(cases) for cases in fold.values())
     if fold["val"]:
-        write_json(folder / "splits_final.json", [fold])
+        write_json(folder / SPLITS, [fold])
     write_json(
-        folder / "dataset.json",
+        folder / DESCRIPTION,
         {
             "channel_names": {str(number): name for number, name in enumerate(item.channels)},
             "labels": {
@@ -155,6 +154,17 @@ def export(
         },
     )
     return Exported(count, len(item.splits.get("test", ())), linked, files - linked)
+
+
+def files(item: Input, folder: Path, ending: str) -> Iterator[Path]:
+    """Yield what `export` writes into a folder."""
+    for part, members in item.splits.items():
+        for sample in members:
+            images, labels = _places(folder, part, sample, ending)
+            yield from (*images, *labels)
+    if item.splits.get("val"):
+        yield folder / SPLITS
+    yield folder / DESCRIPTION
 
 
 def verify(folder: Path, *, workers: int = 2) -> bool:
@@ -188,7 +198,7 @@ def remove(folder: Path) -> None:
     """Remove what an earlier `export` put into a folder: links, never what they lead to."""
     for name in ("imagesTr", "imagesTs", "labelsTr"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("dataset.json", "splits_final.json"):
+    for name in (DESCRIPTION, SPLITS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -211,6 +221,14 @@ def place(path: Path, target: Path, ending: str) -> bool:
         copy_whole(path, target)
         return False
     return True
+
+
+def _places(folder: Path, part: str, sample: Sample, ending: str) -> tuple[list[Path], list[Path]]:
+    """Return where the images and the label map of a case go; that of a test case is not exported."""
+    images = folder / ("imagesTs" if part == "test" else "imagesTr")
+    labels = [] if part == "test" else [folder / "labelsTr" / f"{sample.case}{ending}"]
+    channels = range(len(sample.channels))
+    return [images / f"{sample.case}_{number:04d}{ending}" for number in channels], labels
 
 
 def _place_labels(sample: Sample, target: Path, convention: Convention, ending: str) -> bool:

@@ -127,6 +127,13 @@ def describe_training(
     )
 
 
+def files(output: Path) -> list[Path]:
+    """Return what a finished run has in its folder, besides weights and predictions."""
+    from attcl_cli.report.page import REPORT_FILE  # loads matplotlib
+
+    return [output / name for name in (SCORES_FILE, SUMMARY_FILE, REPORT_FILE)]
+
+
 def write(output: Path, scores: Scores, *, facts: Mapping[str, Any]) -> None:
     """Write `segment.csv` and `summary.json`; `facts` are put into the latter."""
     write_csv(output / SCORES_FILE, Row, scores.rows)

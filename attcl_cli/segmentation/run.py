@@ -346,6 +346,7 @@ def _train_and_test(session: _Session) -> Scores | None:
         }
         report.write(output, scores, facts=facts)
         _write_page(session, scores, described)
+        record.results = [*report.files(output), *weights.values()]
     return scores
 
 
@@ -414,6 +415,10 @@ def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:
     settings, progress, folder = session.settings, session.progress, session.folder(item.name)
     folder.mkdir(parents=True, exist_ok=True)
     begun = session.resume and (folder / STATE_FILE).is_file()
+    if begun and state_step(folder / STATE_FILE) >= settings.steps:
+        begun = (
+            folder / WEIGHTS_FILE
+        ).is_file()  # otherwise they were removed, and are trained anew
     if begun and state_step(folder / STATE_FILE) >= settings.steps:
         if session.processes.main:
             _remove_caches(folder)  # a kill after the last step left them

@@ -222,6 +222,7 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
             viewer=options.viewer,
             progress=options.progress,
         )
+        record.results = report.files(output)
     return EvaluateResult(output, len(chosen), scores)
 
 
@@ -334,6 +335,7 @@ def _evaluate_segmenter(
             viewer=options.viewer,
             progress=options.progress,
         )
+        record.results = report.files(output)
     return EvaluateResult(output, scores.cases, scores)
 
 

@@ -158,6 +158,7 @@ def export(
                 on_case=bar,
             )
         checked = exporter.verify(folder, workers=num_workers)
+        record.results = list(exporter.files(chosen, folder, study.data.extension))
         record.extra |= {f"checked_by_{format}": checked, **asdict(exported)}
     return ExportResult(
         output=folder,

@@ -20,11 +20,11 @@ from attcl_cli.confined import require_inside
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import Convention, shrink_classes, to_classes
-from attcl_cli.data.slices import INDEX_FILE, MOST_INDEX_BYTES, STEPS
+from attcl_cli.data.slices import INDEX_FILE, MOST_INDEX_BYTES, STEPS, no_room_for_slices
 from attcl_cli.data.volumes import Grid
 from attcl_cli.documents import Count, Document, Items, validated
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import appended, free_bytes, read_json, write_json
+from attcl_cli.files import appended, read_json, write_json
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.segmentation.inputs import Sample
 
@@ -328,10 +328,4 @@ def _require_room(samples: Sequence[Sample], folder: Path, size: Size) -> None:
         first = next(paths for paths in sample.channels if paths)
         depth = volumes.read_grid(first).axial_shape[0]
         needed += depth * size.image**2 * (2 * len(sample.channels) + 1)
-    free = free_bytes(folder)
-    if free < needed:
-        raise AttclError(
-            f"{folder}: {free / 1e9:.1f} GB free, expected {needed / 1e9:.1f} GB for training slices",
-            "free some space or choose another --output",
-            code="disk-full",
-        )
+    raise_all(no_room_for_slices(folder, needed))

@@ -19,7 +19,7 @@ from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
-from attcl_cli.errors import UsageError, as_note, counted, raise_all
+from attcl_cli.errors import AttclError, UsageError, as_note, counted, raise_all
 from attcl_cli.files import sha256
 from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
@@ -266,6 +266,13 @@ def _finished_before(
 
     If it was killed after that step, its record is finished, and what it left is removed.
     """
+    weights = run_dir / WEIGHTS_FILE
+    if step == settings.steps and not weights.is_file():
+        raise AttclError(
+            f"{weights}: removed, expected the weights of a finished run",
+            "start a new run",
+            code="output-removed",
+        )
     if processes.main and not dry_run and step == settings.steps:
         _finish_page(run_dir, settings, progress)
         finish_killed(run_dir)
@@ -276,7 +283,6 @@ def _finished_before(
         else f"expected {counted(settings.steps, 'step')}, is at"
     )
     progress.say(f"{run_dir}: {where} step {step}, nothing to do; --steps N continues")
-    weights = run_dir / WEIGHTS_FILE
     return TrainingResult(
         run_dir,
         settings,

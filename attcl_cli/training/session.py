@@ -26,6 +26,7 @@ from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings, dump
+from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.processes import Processes
 from attcl_cli.report import pictures
 from attcl_cli.report.page import REPORT_FILE
@@ -96,6 +97,8 @@ def run_session(run: Session) -> tuple[Session, int]:
         if main:
             slices.remove_caches(run.folder)
             _page(run, record).done()
+            names = (WEIGHTS_FILE, "config.toml", REPORT_FILE)
+            record.results = [run.folder / name for name in names]
     return run, steps
 
 

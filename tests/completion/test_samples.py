@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from completers import Untrained, completed
+from completers import Untrained, completed, content
 
 from attcl_cli.completion.jobs import uncertainty_file
 from attcl_cli.data import volumes
@@ -102,3 +102,15 @@ def test_volumes_of_other_samples_are_not_taken_for_done(incomplete_root, weight
     with pytest.raises(AttclError, match="made with --samples 2, expected 0") as caught:
         make(incomplete_root, tmp_path / "out", weights)
     assert caught.value.code == "made-in-another-way"
+
+
+def test_an_uncertainty_that_was_removed_is_made_again_with_its_volume(gappy, weights, tmp_path):
+    root, output = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    options = {"samples": 2, "uncertainty": True}
+    files = make(root, output, weights, **options)
+    before = content(output)
+    (lost,) = [file for file in files if "_uncertainty" in file]
+    (output / lost).unlink()
+    assert make(root, output, weights, **options) == files
+    assert content(output) == before
+    assert make(root, output, weights, **options) == []

@@ -22,6 +22,7 @@ from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.data.splits import read_splits
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
+from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import evaluation, run
 from attcl_cli.segmentation.metrics import METRICS
 from attcl_cli.segmentation.run_evaluate import evaluate
@@ -224,6 +225,32 @@ def test_a_resumed_comparison_reads_what_was_finished(study):
         run.segment(resume="segment", device="cpu")
     assert tested == ["flair", "incomplete", "incomplete", "completed", "real"]
     assert rows_in(Path("segment")) == rows_in(Path("whole"))
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "predictions", "segment.csv"])
+def test_what_was_removed_from_a_run_is_made_again_when_it_is_resumed(file, study):
+    segment(output="whole")
+
+    def removing(record):
+        name = f"predictions/{the_test_case(study)}.nii.gz" if file == "predictions" else file
+        Path("segment", name).unlink()
+        require_files(record)
+
+    require_files = RunRecord.require_files
+    with (
+        mock.patch.object(RunRecord, "require_files", removing),
+        pytest.raises(AttclError, match=f"segment/{file}.*removed while") as caught,
+    ):
+        segment()
+    assert caught.value.hint == "resume with: attcl segment --resume segment"
+    record = json_in(Path("segment/run.json"))
+    assert (record["status"], record["code"]) == ("failed", "output-removed")
+    lost = file == "predictions"
+    assert [case["status"] for case in record["cases"]] == ["failed" if lost else "done"]
+    run.segment(resume="segment", device="cpu")
+    case = the_test_case(study)
+    for name in ("weights.safetensors", f"predictions/{case}.nii.gz", "segment.csv"):
+        assert Path("whole", name).read_bytes() == Path("segment", name).read_bytes(), name
 
 
 def test_a_resumed_run_may_take_more_steps(study):

@@ -102,5 +102,5 @@ def test_a_dry_run_writes_nothing(study):
 @pytest.mark.parametrize("name", EXPORTS)
 def test_every_format_has_what_an_export_needs(name):
     module = importlib.import_module(EXPORTS[name])
-    for attribute in ("require_name", "export", "verify", "remove", "NOT_CHECKED"):
+    for attribute in ("require_name", "export", "files", "verify", "remove", "NOT_CHECKED"):
         assert hasattr(module, attribute)

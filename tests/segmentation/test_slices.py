@@ -125,6 +125,7 @@ def test_a_full_disk_is_found_before_anything_is_written(study, tmp_path, monkey
     with pytest.raises(AttclError) as error:
         slices.build(samples, tmp_path / "new", size=SIZE, convention=BRATS_2021)
     assert error.value.code == "disk-full" and not (tmp_path / "new").exists()
+    assert "new: 0 bytes free, expected about" in error.value.message
 
 
 # --- batches ---

@@ -18,6 +18,7 @@ from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.weights import WEIGHTS_FILE
+from attcl_cli.run_record import RunRecord
 from attcl_cli.training.run import TrainingResult, train, weights_sha256
 from attcl_cli.training.state import STATE_FILE
 
@@ -154,6 +155,30 @@ def test_a_finished_run_is_left_as_it_is(finished):
     assert (result.weights, result.weights_step) == (finished / WEIGHTS_FILE, 4)
     assert result.cases == tuple(json.loads((finished / "run.json").read_text())["trained_on"])
     assert fingerprint(finished) == before
+
+
+def test_a_finished_run_without_its_weights_is_not_done(finished, here):
+    run = Path(shutil.copytree(finished, "run"))
+    (run / WEIGHTS_FILE).unlink()
+    before = fingerprint(run)
+    with pytest.raises(AttclError, match=r"run/weights\.safetensors: removed") as caught:
+        train(resume=run, device="cpu")
+    assert (caught.value.code, caught.value.hint) == ("output-removed", "start a new run")
+    assert fingerprint(run) == before
+
+
+def test_a_run_whose_weights_are_removed_at_its_end_is_not_done(phantom_root, here, monkeypatch):
+    require_files = RunRecord.require_files
+
+    def removing(record: RunRecord) -> None:
+        (Path("run") / WEIGHTS_FILE).unlink()
+        require_files(record)
+
+    monkeypatch.setattr(RunRecord, "require_files", removing)
+    with pytest.raises(AttclError, match=r"weights\.safetensors: removed while"):
+        start(phantom_root, overrides={"steps": 1})
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["status"], record["code"]) == ("failed", "output-removed")
 
 
 def as_first_schema(folder: Path) -> None:
