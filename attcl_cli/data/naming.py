@@ -546,14 +546,23 @@ def _without_images(
     root: Path, layout: Layout, cases: Mapping[str, Sequence[_Name]]
 ) -> Iterator[tuple[str, AttclError]]:
     for folder in _empty_folders(root, layout, cases):
-        yield (
-            folder.name,
-            AttclError(
+        images = sorted(item.name for item in folder.iterdir() if _is_volume(item.name))
+        if images:
+            relative = folder.relative_to(root)
+            problem = AttclError(
+                f"{folder}: {counted(len(images), 'image')} such as {images[0]}, "
+                f"expected names such as {layout.place(case=folder.name, token='<modality>')}",
+                "rename the folder or its files, if it is a case; otherwise move it away, or leave it out, with "
+                f"{unread.ignoring([f'{relative}/*'])} in modalities.toml",
+                code="case-empty",
+            )
+        else:
+            problem = AttclError(
                 f"{folder}: a case with no modality, expected its images",
                 "add its images or remove the folder",
                 code="case-empty",
-            ),
-        )
+            )
+        yield folder.name, problem
 
 
 def _in_several_folders(
@@ -633,7 +642,7 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
 
     def is_case(folder: Path) -> bool:
         names = [item.name for item in folder.iterdir()]
-        images = any(name.lower().endswith((".nii", ".nii.gz")) for name in names)
+        images = any(map(_is_volume, names))
         return not names or images or re.sub(r"\d+", "0", folder.name) in shapes
 
     return [
@@ -646,6 +655,10 @@ def _empty_folders(root: Path, layout: Layout, cases: Mapping[str, Sequence[_Nam
         and folder not in parents
         and is_case(folder)
     ]
+
+
+def _is_volume(name: str) -> bool:
+    return name.lower().endswith((".nii", ".nii.gz"))
 
 
 def _unknown_layout(

@@ -173,30 +173,28 @@ def _label_problems(dataset: Dataset, case: Case) -> list[AttclError]:
 
 def notes_of(volumes: Sequence[Examined]) -> tuple[str, ...]:
     """Return what is fixed on reading, a line per kind: how many volumes, and one of them."""
-    kinds = {
+    found: dict[str, list[tuple[Examined, str]]] = {
         "a background other than 0, subtracted on reading": [
-            it for it in volumes if it.record.background == "constant"
+            (it, f"about {it.record.value:.4g}")
+            for it in volumes
+            if it.record.background == "constant"
         ],
         "a background that is not exact (ringing of interpolation), set to 0 on reading": [
-            it for it in volumes if it.record.background == "ringing"
+            (it, f"around {it.record.value:.4g}")
+            for it in volumes
+            if it.record.background == "ringing"
         ],
         "values below the background (resampling), set to 0 on reading": [
-            it for it in volumes if it.record.below > 0
+            (it, f"{percent(it.record.below)} of its voxels")
+            for it in volumes
+            if it.record.below > 0
         ],
     }
-    lines = []
-    for what, members in kinds.items():
-        if members:
-            number = counted(len(members), "volume has", "volumes have")
-            lines.append(f"{number} {what}, such as {_example(members[0])}")
-    return tuple(lines)
-
-
-def _example(volume: Examined) -> str:
-    record = volume.record
-    if record.background in {"constant", "ringing"}:
-        return f"{volume.path} (about {record.value:.4g})"
-    return f"{volume.path} ({percent(record.below)} of its voxels)"
+    return tuple(
+        f"{counted(len(members), 'volume has', 'volumes have')} {what}, such as {members[0][0].path} ({members[0][1]})"
+        for what, members in found.items()
+        if members
+    )
 
 
 @dataclass(frozen=True)

@@ -444,6 +444,17 @@ def test_a_case_folder_without_images_is_a_problem(tmp_path):
     assert [case.id for case in dataset.cases] == ["A"]
 
 
+def test_a_copied_folder_is_said_to_hold_images_of_other_names(tmp_path):
+    names = [*brats("P1", FOUR), *(f"P1 (copy)/P1_{name}.nii.gz" for name in FOUR)]
+    dataset = open_dataset(touch(tmp_path, names))
+    (problem,) = dataset.problems
+    assert problem.code == "case-empty"
+    assert problem.message.startswith(f"{tmp_path / 'P1 (copy)'}: 4 images such as P1_flair.nii.gz")
+    line = problem.hint.split("with ")[1].removesuffix(" in modalities.toml")
+    (tmp_path / "modalities.toml").write_text(line)
+    assert open_dataset(tmp_path).problems == ()
+
+
 def test_a_folder_that_is_not_named_like_a_case_is_no_problem(tmp_path):
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "protocol.txt").touch()
