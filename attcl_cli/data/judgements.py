@@ -202,8 +202,19 @@ def _damaged(volume: Examined) -> AttclError | None:
             f"convert it anew from its source; {_ANYWAY}",
             code="values-wrapped",
         )
+    return None
+
+
+def judge_gaps(volume: Examined) -> AttclError | None:
+    """Return that slices within a brain are empty; None if none are.
+
+    Asked when the volumes of a case lie on each other: slices in another order have gaps, too.
+    """
+    record = volume.record
+    if is_small(record) or not _has_background(record):
+        return None
     lost = max(record.empty)
-    if lost and _has_background(record):
+    if lost:
         return AttclError(
             f"{volume.path}: {counted(lost, 'slice', 'slices')} within the brain "
             f"{'is' if lost == 1 else 'are'} empty ({_AXES[record.empty.index(lost)]}), "

@@ -27,6 +27,7 @@ from attcl_cli.data.judgements import (
     find_recoloured,
     find_repeated,
     is_small,
+    judge_gaps,
     judge_labels,
     judge_pair,
     judge_units,
@@ -214,7 +215,15 @@ def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCas
     grids, unusable = read_grids(files.values())
     with dataset.records(case) as records:
         look = Look(records, dataset.background, grids)
-        return _examine_files(case.id, files, maps, unusable, look)
+        return _examine_files(case.id, files, maps, unusable, look, _made(dataset, case))
+
+
+def _made(dataset: Dataset, case: Case) -> list[str]:
+    """Return the synthetic modalities of a case; a damaged side-car says nothing, and is named elsewhere."""
+    try:
+        return dataset.synthetic(case, case.files)
+    except AttclError:
+        return []
 
 
 def _examine_files(
@@ -223,6 +232,7 @@ def _examine_files(
     maps: Sequence[Path],
     unusable: list[AttclError],
     look: Look,
+    made: Collection[str],
 ) -> _ExaminedCase:
     """Return what `_examine_case` does.
 
@@ -232,6 +242,7 @@ def _examine_files(
         maps: those of its label map, if it is asked for.
         unusable: what is wrong with the headers of the volumes.
         look: at the case.
+        made: the modalities that are synthetic; they may well look like what they are made from.
     """
     reported = {problem.message for problem in unusable}
     volumes: dict[str, Examined] = {}
@@ -257,8 +268,12 @@ def _examine_files(
         faults = [problem for problem in judged if problem is not None]
         faults += [] if faults else find_copies(list(volumes.values()))
         faults += [] if faults else _judge_pairs(files, volumes, look)
+        if not faults:
+            gaps = [judge_gaps(volume) for volume in volumes.values()]
+            faults += [problem for problem in gaps if problem is not None]
         ranks = {} if faults else _ranks(files, volumes, look)
-        faults += find_recoloured(volumes, ranks)
+        real = {name: it for name, it in volumes.items() if name not in made}
+        faults += find_recoloured(real, ranks)
         wrong += faults
         swap = find_swap({name: it.record for name, it in volumes.items()}, ranks)
     return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong), swap)

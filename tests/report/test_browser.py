@@ -503,7 +503,7 @@ def test_the_table_sorts_names_as_people_count(opened):
 def test_a_row_shows_its_volume_and_moves_to_the_viewer(opened):
     tab = opened()
     tab.locator("#cases tbody tr", has_text=HOSTILE).locator("td").nth(3).click()
-    assert shown(tab) == (HOSTILE, "t1", "5 of 5, worst first")
+    assert shown(tab) == (HOSTILE, "t1", "5 of 5, random sample")
     assert tab.evaluate("document.querySelector('#viewer').getBoundingClientRect().top") < 100
     tab.keyboard.press("PageUp")
     assert shown(tab)[0] == "d"
