@@ -34,6 +34,9 @@ class Stop(KeyboardInterrupt):
         self.number = number
 
 
+_GATES = {"weights-unreadable", "volume-unreadable"}  # take whatever a library raises for damage
+
+
 @dataclass
 class _State:
     """What this process knows of signals; there is one, as there is one process.
@@ -225,7 +228,8 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
         error: what ended the run; an `AttclError` is returned, with a hint that says how this run is resumed.
         again: how the run is resumed, an imperative.
     """
-    if isinstance(error, AttclError):
+    unheard = STATE.number is not None and not STATE.heard
+    if isinstance(error, AttclError) and not (unheard and _hides_stop(error)):
         if error.code == "file-not-written" and again != AGAIN:
             return AttclError(error.message, error.hint.replace(AGAIN, again), code=error.code)
         return error
@@ -244,6 +248,14 @@ def explained(error: BaseException, again: str = AGAIN) -> AttclError | None:
     if isinstance(error, OSError) and (error.errno in FULL or error.filename is not None):
         return _refused(error, again)
     return None
+
+
+def _hides_stop(error: AttclError) -> bool:
+    """Return whether an error stands for a `Stop` that a library met, and our gate took for a damaged file."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, Stop):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None or error.code in _GATES
 
 
 @contextmanager

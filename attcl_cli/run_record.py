@@ -306,7 +306,7 @@ class RunRecord:
 
     def _removed(self, path: Path) -> AttclError:
         return AttclError(
-            f"{path}: removed while the run was going on, expected a folder that stays",
+            f"{path}: removed while the run was going on, expected what a run writes to stay",
             self.again,
             code="output-removed",
         )
@@ -316,8 +316,11 @@ class RunRecord:
         return self._begun is not None and not self._begun.exists()
 
     def _lost(self) -> AttclError:
+        folder = self.path.parent
+        lost = self.path if folder.is_dir() and any(folder.iterdir()) else folder
         return AttclError(
-            f"{self.path.parent}: removed while the run wrote into it, expected a folder that stays",
+            f"{lost}: removed while the run wrote into {'it' if lost == folder else 'its folder'}, "
+            "expected what a run writes to stay",
             self.again if self.again == run_ends.AGAIN else "start a new run",
             code="output-removed",
         )

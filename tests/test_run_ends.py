@@ -212,6 +212,19 @@ def test_an_error_that_a_library_makes_of_a_signal_is_the_signal():
         assert explained(RuntimeError("a bug in the last step")) is None
 
 
+@pytest.mark.parametrize("code", ["weights-unreadable", "volume-unreadable"])
+def test_a_damaged_file_that_a_signal_made_is_the_signal(code):
+    damage = AttclError("w.safetensors: not readable", "copy it again", code=code)
+    assert explained(damage) is damage
+    with signals():
+        with pytest.raises(run_ends.Stop):
+            send()
+        assert explained(damage).code == "interrupted"
+        other = AttclError("no space", "free some", code="disk-full")
+        assert explained(other) is other
+        run_ends.STATE.ending = True
+
+
 def test_a_signal_before_the_command_begins_is_reported(monkeypatch, capsys):
     def told_to_stop(_: list[str]) -> int:
         send()

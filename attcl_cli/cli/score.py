@@ -252,6 +252,11 @@ def _show_tables(result: ScoreResult, terminal: Terminal) -> None:
             f"note: {comparison.caveat}, by name ({some(comparison.seen)}): such volumes look better than those of "
             "new patients"
         )
+    elif not comparison.learned:
+        terminal.say(
+            "note: whether the weights were trained on some of these patients is not known: no run.json of attcl "
+            "complete beside the volumes says it"
+        )
     if result.verdict:
         terminal.result(
             *textwrap.wrap(result.verdict, _WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -77,6 +77,7 @@ class Comparison:
         weights: SHA-256 -> name of the weights that the side-cars of the completed volumes name.
         made_by: case id -> SHA-256 of the weights that made its volumes; empty if no side-car names them.
         seen: ids of the cases of which the patient is a training patient of the weights.
+        learned: whether it is known which patients the weights were trained on.
         caveat: how many of the patients these are, in words; "" if none is.
     """
 
@@ -86,7 +87,13 @@ class Comparison:
     weights: Mapping[str, str] = field(default_factory=dict)
     made_by: Mapping[str, frozenset[str]] = field(default_factory=dict)
     seen: tuple[str, ...] = ()
+    learned: bool = True
     caveat: str = ""
+
+    @property
+    def training_patients(self) -> list[str] | None:
+        """Return `seen`; None if it is not known."""
+        return list(self.seen) if self.learned else None
 
     @property
     def volumes(self) -> int:

@@ -358,11 +358,11 @@ def _methods_paragraph(comparison: Comparison, figures: Sequence[Figure]) -> str
         if comparison.by_direction
         else f"{volumes[0].upper()}{volumes[1:]} of {cases}, synthesised, were compared with the held-out real ones"
     )
-    seen = (
-        f" By their names, {comparison.caveat}: such volumes look better than those of new patients."
-        if comparison.caveat
-        else ""
-    )
+    seen = ""
+    if comparison.caveat:
+        seen = f" By their names, {comparison.caveat}: such volumes look better than those of new patients."
+    elif not comparison.learned:
+        seen = " Whether the weights were trained on some of these patients is not known."
     return (
         f"{what} by {titles} (attcl {__version__}); the notes below say how each is measured.{seen}"
     )

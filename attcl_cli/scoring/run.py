@@ -432,7 +432,7 @@ def _record_weights(
         record.extra["completed_by"] = [
             {"name": name, "sha256": sha256} for sha256, name in comparison.weights.items()
         ]
-    record.extra["training_patients"] = list(comparison.seen)
+    record.extra["training_patients"] = comparison.training_patients
 
 
 def _with_training_patients(
@@ -445,13 +445,15 @@ def _with_training_patients(
     patient_of = complete.layout.patient_of
     cases = [name for name in comparison.made_by if name in {it.case for it in comparison.cases}]
     seen: Sequence[str] = ()
+    learned = True
     if not comparison.by_direction:
         made_by = {case: comparison.made_by[case] for case in cases}
-        seen = provenance.read_provenance(completed, made_by, patient_of).seen
+        origin = provenance.read_provenance(completed, made_by, patient_of)
+        seen, learned = origin.seen, origin.known
     elif chosen is not None and chosen.name != BUNDLED:
         seen = provenance.training_cases(cases, chosen.info.trained_on, patient_of)
     caveat = provenance.describe_training_patients(seen, cases, patient_of)
-    return replace(comparison, seen=tuple(seen), caveat=caveat)
+    return replace(comparison, seen=tuple(seen), learned=learned, caveat=caveat)
 
 
 def _warn_of_labels(complete: Dataset, comparison: Comparison, progress: Progress) -> list[str]:

@@ -137,7 +137,7 @@ def write_summary(
             "split": split,
             "volumes": comparison.volumes,
             "missing": [{"case": case, "modality": name} for case, name in comparison.missing],
-            "training_patients": list(comparison.seen),
+            "training_patients": comparison.training_patients,
             "scores": [as_json(figure) for figure in figures],
         },
     )

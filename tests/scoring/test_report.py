@@ -237,9 +237,25 @@ def test_training_patients_among_the_scored_are_named_wherever_the_scores_are(
         "Phantom_00001"
     ]
     assert json.loads(scored("--ssim", "--json")[1])["training_patients"] == ["Phantom_00001"]
-    (folders.cpl / "run.json").unlink()
+    document["trained_on"] = ["Phantom_00009"]
+    (folders.cpl / "run.json").write_text(json.dumps(document))
     code, out, err = scored("--ssim")
     assert "training patient" not in out + err + (folders.scores / "report.html").read_text()
+    assert json.loads((folders.scores / "summary.json").read_text())["training_patients"] == []
+
+
+def test_without_a_record_it_is_not_known_whether_training_patients_are_among_the_scored(
+    scored, folders
+):
+    code, _, err = scored("--ssim")
+    assert (
+        code,
+        "whether the weights were trained on some of these patients is not known" in err,
+    ) == (0, True)
+    for name in ("summary.json", "run.json"):
+        assert json.loads((folders.scores / name).read_text())["training_patients"] is None
+    page = (folders.scores / "report.html").read_text()
+    assert "Whether the weights were trained on some of these patients is not known." in page
 
 
 def test_weights_that_translate_in_every_direction_have_training_patients_too(folders):
