@@ -268,9 +268,9 @@ def _examine_files(
         faults = [problem for problem in judged if problem is not None]
         faults += [] if faults else find_copies(list(volumes.values()))
         faults += [] if faults else _judge_pairs(files, volumes, look)
-        if not faults:
+        if all(problem.code == "brain-incomplete" for problem in faults):  # what gaps are, too
             gaps = [judge_gaps(volume) for volume in volumes.values()]
-            faults += [problem for problem in gaps if problem is not None]
+            faults = [problem for problem in gaps if problem is not None] or faults
         ranks = {} if faults else _ranks(files, volumes, look)
         real = {name: it for name, it in volumes.items() if name not in made}
         faults += find_recoloured(real, ranks)
