@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from attcl_cli.data.layouts import SEGMENTATION, ending_of
 from attcl_cli.data.records import MOST_BYTES
-from attcl_cli.data.unread import kind_of_name
+from attcl_cli.data.unread import CONTRAST_AGENT, kind_of_name
 from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import read_json, read_lines
@@ -469,10 +469,7 @@ def _distinguishing(paths: Sequence[PurePosixPath]) -> list[Filter]:
 
 def _names_contrast(path: PurePosixPath) -> bool:
     """Return whether a name speaks of a contrast agent, which is seldom meant by one of several T1."""
-    return bool(
-        {"post", "gd", "ce", "contrast", "postcontrast"}
-        & set(re.split(r"[^a-z0-9]+", path.name.lower()))
-    )
+    return bool(CONTRAST_AGENT & set(re.split(r"[^a-z0-9]+", path.name.lower())))
 
 
 def _differ(said: Iterable[Mapping[str, str]], key: str) -> bool:

@@ -214,15 +214,15 @@ def judge_gaps(volume: Examined) -> AttclError | None:
     if is_small(record) or not _has_background(record):
         return None
     lost = max(record.empty)
-    if lost:
-        return AttclError(
-            f"{volume.path}: {counted(lost, 'slice', 'slices')} within the brain "
-            f"{'is' if lost == 1 else 'are'} empty ({_AXES[record.empty.index(lost)]}), "
-            "expected an image in each slice between the first and the last",
-            f"a part lost in conversion? convert it anew from its source; {_ANYWAY}",
-            code="slices-empty",
-        )
-    return None
+    if not lost:
+        return None
+    return AttclError(
+        f"{volume.path}: {counted(lost, 'slice', 'slices')} within the brain "
+        f"{'is' if lost == 1 else 'are'} empty ({_AXES[record.empty.index(lost)]}), "
+        "expected an image in each slice between the first and the last",
+        f"a part lost in conversion? convert it anew from its source; {_ANYWAY}",
+        code="slices-empty",
+    )
 
 
 def judge_pair(first: Examined, second: Examined, pair: PairRecord) -> AttclError | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
@@ -215,7 +215,7 @@ def _examine_case(dataset: Dataset, case: Case, *, labels: bool) -> _ExaminedCas
     grids, unusable = read_grids(files.values())
     with dataset.records(case) as records:
         look = Look(records, dataset.background, grids)
-        return _examine_files(case.id, files, maps, unusable, look, _made(dataset, case))
+        return _examine_files(case.id, files, maps, unusable, look, lambda: _made(dataset, case))
 
 
 def _made(dataset: Dataset, case: Case) -> list[str]:
@@ -232,7 +232,7 @@ def _examine_files(
     maps: Sequence[Path],
     unusable: list[AttclError],
     look: Look,
-    made: Collection[str],
+    made: Callable[[], Collection[str]],
 ) -> _ExaminedCase:
     """Return what `_examine_case` does.
 
@@ -242,7 +242,7 @@ def _examine_files(
         maps: those of its label map, if it is asked for.
         unusable: what is wrong with the headers of the volumes.
         look: at the case.
-        made: the modalities that are synthetic; they may well look like what they are made from.
+        made: returns the modalities that are synthetic; they may well look like what they are made from.
     """
     reported = {problem.message for problem in unusable}
     volumes: dict[str, Examined] = {}
@@ -272,8 +272,10 @@ def _examine_files(
             gaps = [judge_gaps(volume) for volume in volumes.values()]
             faults = [problem for problem in gaps if problem is not None] or faults
         ranks = {} if faults else _ranks(files, volumes, look)
-        real = {name: it for name, it in volumes.items() if name not in made}
-        faults += find_recoloured(real, ranks)
+        if find_recoloured(volumes, ranks):  # seldom: side-cars are read for it alone
+            synthetic = made()
+            real = {name: it for name, it in volumes.items() if name not in synthetic}
+            faults += find_recoloured(real, ranks)
         wrong += faults
         swap = find_swap({name: it.record for name, it in volumes.items()}, ranks)
     return _ExaminedCase(tuple(volumes.values()), tuple(unusable), tuple(wrong), swap)

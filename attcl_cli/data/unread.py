@@ -72,7 +72,7 @@ _DERIVED = {  # words of images that show no tissue
     *SEGMENTATION_NAMES, "segmentation", "mask", "brainmask", "label", "labels", "prob", "probseg", "uncertainty",
     "map", "warp", "xfm",
 }  # fmt: skip
-_CONTRAST_AGENT = {
+CONTRAST_AGENT = {
     "c", "ce", "gd", "gad", "gado", "gadolinium", "km", "contrast", "post", "postcontrast",
 }  # fmt: skip
 _OTHER_IMAGES = re.compile(r"(?:star|s|rho|map|maps|mapping)w?")  # T2star, T1map: no weighted image
@@ -250,7 +250,7 @@ def modalities_in(text: str, vocabulary: Mapping[str, tuple[str, ...]]) -> tuple
         else:
             named |= dict.fromkeys(_beginning(words[index], owners))
         index += length or 1
-    if "t1" in named and "t1ce" in vocabulary and _CONTRAST_AGENT & set(words):
+    if "t1" in named and "t1ce" in vocabulary and CONTRAST_AGENT & set(words):
         named = {"t1ce" if name == "t1" else name: None for name in named}
     return tuple(named)
 
@@ -415,7 +415,7 @@ def _beginning(word: str, owners: Mapping[str, str]) -> list[str]:
         if telling and rest and word.startswith(spelling) and not rest[0].isdigit():
             if _OTHER_IMAGES.fullmatch(rest):
                 return []
-            with_agent = owners[spelling] == "t1" and rest in _CONTRAST_AGENT  # t1km
+            with_agent = owners[spelling] == "t1" and rest in CONTRAST_AGENT  # t1km
             return ["t1ce" if with_agent and "t1ce" in owners.values() else owners[spelling]]
     return []
 
