@@ -19,6 +19,7 @@ from attcl_cli.data.labels import CONVENTIONS, REGIONS, mask_of, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.errors import AttclError, counted, some
 from attcl_cli.progress import SILENT, Progress
+from attcl_cli.report.chosen import Chosen, choose, count_roles
 from attcl_cli.report.niivue import of_block
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
 from attcl_cli.report.pictures import Panel, Tile
@@ -44,7 +45,7 @@ from attcl_cli.segmentation.settings import SegmentSettings, explain
 from attcl_cli.segmentation.summary import BY_SLICE, Difference, Figure
 from attcl_cli.training.stats import numbers_in, stats_lines
 
-_PICTURED = 8  # cases with pictures, the worst ones
+_PICTURED = 8  # cases with pictures; of more: the worst, the best and a random sample
 _MARGIN = 3  # voxels around the brain, as pictures have
 _OUTLINED = 4  # outlines that a viewer tells apart by their colours
 _NAMED = 5  # cases that a note names
@@ -79,7 +80,7 @@ def write_report(
     viewer: str = SLICES,
     progress: Progress = SILENT,
 ) -> None:
-    """Write `report.html`; image and label maps of the worst cases are read once more for their pictures.
+    """Write `report.html`; image and label maps of some cases are read once more for their pictures.
 
     Args:
         output: the folder, which holds the scores already.
@@ -97,8 +98,9 @@ def write_report(
     Raises:
         AttclError: the page cannot be written.
     """
-    ranked = _worst_first(scores)
-    panels, unread = _panels(ranked[:_PICTURED], scores, data, predictions, progress)
+    ranked, unranked = _worst_first(scores)
+    chosen = choose(ranked, unranked, most=_PICTURED)
+    panels, unread = _panels(chosen, scores, data, predictions, progress)
     names = (SCORES_FILE, SUMMARY_FILE, *files)
     page = Page(
         title,
@@ -124,7 +126,7 @@ def write_report(
                 _difference_rows(scores.differences),
                 f"Case by case, the first input minus the second; n: cases that both have a value for. {_INTERVALS}",
             ),
-            CaseTable(_case_rows(scores, ranked)),
+            CaseTable(_case_rows(scores, [*ranked, *unranked])),
             patterns_of(
                 (case.files for case in data.cases),
                 data.modalities,
@@ -217,22 +219,29 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}" if round(value, 3) else "0.000"
 
 
-# --- The worst cases ------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------------------
 
 
 def _ranking_input(scores: Scores) -> str:
     return COMPLETED if COMPLETED in scores.inputs else next(iter(scores.inputs), "")
 
 
-def _worst_first(scores: Scores) -> list[str]:
-    """Return all cases by the Dice of the whole tumour with completed volumes, or with the first input; worst first."""
-    name = _ranking_input(scores)
-    ranks = {row.case: math.inf for row in scores.rows}
-    for row in scores.rows:
-        wanted = (row.input, row.region, row.metric) == (name, _WHOLE, "dice")
-        if wanted and not math.isnan(row.value):
-            ranks[row.case] = row.value
-    return sorted(ranks, key=lambda case: ranks[case])
+def _worst_first(scores: Scores) -> tuple[list[str], list[str]]:
+    """Return the cases by the Dice of the whole tumour with completed volumes, or with the first input; then the rest.
+
+    Returns:
+        The cases that have one, the worst first, and the others in the order of the table.
+    """
+    key = (_ranking_input(scores), _WHOLE, "dice")
+    ranks = {
+        row.case: row.value
+        for row in scores.rows
+        if (row.input, row.region, row.metric) == key and not math.isnan(row.value)
+    }
+    every = dict.fromkeys(row.case for row in scores.rows)
+    return sorted(ranks, key=lambda case: ranks[case]), [
+        case for case in every if case not in ranks
+    ]
 
 
 def _worst(ranked: Sequence[str], scores: Scores) -> dict[str, str]:
@@ -251,7 +260,7 @@ def _outlined(scores: Scores) -> list[str]:
 
 
 def _panels(
-    chosen: Sequence[str],
+    chosen: Sequence[Chosen[str]],
     scores: Scores,
     data: Dataset,
     predictions: Mapping[str, Mapping[str, Path]],
@@ -260,15 +269,16 @@ def _panels(
     """Return a panel of each case, in this order, and remarks on those that have none."""
     panels: list[Panel] = []
     remarks: list[str] = []
-    cases = {case.id: case for case in data.cases if case.id in chosen}
-    chosen = [name for name in chosen if name in cases]  # others are of a table that was edited
-    chips = _chips(chosen, scores)
+    roles = dict(chosen)
+    cases = {case.id: case for case in data.cases if case.id in roles}
+    pictured = [name for name in roles if name in cases]  # others are of a table that was edited
+    chips = _chips(pictured, scores)
     names = _outlined(scores)
-    with progress.bar(len(chosen), "pictures") as bar:
-        for name in chosen:
+    with progress.bar(len(pictured), "pictures") as bar:
+        for name in pictured:
             files = {it: predictions[it][name] for it in names if name in predictions.get(it, {})}
             try:
-                panels.append(_panel(cases[name], data, files, chips[name]))
+                panels.append(_panel(cases[name], data, files, chips[name], role=roles[name]))
             except AttclError as error:  # the scores are there, and need no picture
                 remarks.append(f"No picture of {name}: {error.message}.")
             bar(name)
@@ -276,7 +286,12 @@ def _panels(
 
 
 def _panel(
-    case: Case, data: Dataset, predictions: Mapping[str, Path], chips: Mapping[str, float]
+    case: Case,
+    data: Dataset,
+    predictions: Mapping[str, Path],
+    chips: Mapping[str, float],
+    *,
+    role: str = "",
 ) -> Panel:
     """Return one image of a case, a real one, with the outlines of the whole tumour."""
     modality = USUAL if USUAL in case.files else next(iter(case.files))
@@ -305,6 +320,7 @@ def _panel(
         spacing_mm=grid.axial_spacing_mm,
         scores=chips,
         affine=of_block(grid.axial_affine, box),
+        role=role,
     )
 
 
@@ -326,9 +342,14 @@ def _viewer(panels: Sequence[Panel], scores: Scores) -> Viewer:
     if left_out:
         hints.append(f"Not drawn: {', '.join(left_out)}.")
     if len(panels) < scores.cases:
+        roles = count_roles(panel.role for panel in panels)
         hints.append(
-            f"Pictures of {len(panels)} of {counted(scores.cases, 'case')}, "
-            f"those with the lowest Dice of the whole tumour ({_ranking_input(scores)})."
+            f"Pictures of {len(panels)} of {counted(scores.cases, 'case')}"
+            + (
+                f" ({roles}), by the Dice of the whole tumour ({_ranking_input(scores)})."
+                if roles
+                else "."
+            )
         )
     return Viewer(panels, order="worst first", hint=" ".join(hints))
 

@@ -206,20 +206,37 @@ def test_the_image_under_the_outlines_is_one_that_the_case_has(study, written):
     assert expected != "flair"
 
 
-def test_the_worst_cases_come_first_and_only_so_many_have_pictures(study, written, monkeypatch):
-    monkeypatch.setattr(pages, "_PICTURED", 2)
-    cases = [case.id for case in study.data.cases]
-    dice = dict(zip(cases, (0.75, 0.5, float("nan"), 0.25), strict=True))
+def write_with_dice(study, dice):
+    """Write the page of cases with these values of Dice."""
     rows = tuple(Row(case, "WT", "dice", value, "maps") for case, value in dice.items())
     write_report(
         study.root, Scores(rows, ("maps",)), title="t", data=study.data, predictions={}, facts={}
     )
+
+
+def test_the_worst_cases_come_first_and_only_so_many_have_pictures(study, written, monkeypatch):
+    monkeypatch.setattr(pages, "_PICTURED", 1)
+    cases = [case.id for case in study.data.cases]
+    write_with_dice(study, dict(zip(cases, (0.75, 0.5, float("nan"), 0.25), strict=True)))
     worst_first = [cases[3], cases[1], cases[0], cases[2]]
     assert [row["case"] for row in section(written[0], CaseTable).rows] == worst_first
-    viewer = section(written[0], Viewer)
-    assert [panel.case for panel in viewer.panels] == worst_first[:2]
-    assert "Pictures of 2 of 4 cases" in viewer.hint
     assert written[0].facts["worst"] == f"{cases[3]}, Dice 0.250 (maps)"
+
+
+def test_of_many_cases_the_worst_the_best_and_a_sample_have_pictures(study, written, monkeypatch):
+    monkeypatch.setattr(pages, "_PICTURED", 3)
+    cases = [case.id for case in study.data.cases]
+    write_with_dice(study, dict(zip(cases, (0.75, 0.5, float("nan"), 0.25), strict=True)))
+    viewer = section(written[0], Viewer)
+    worst, best, sampled = viewer.panels
+    assert (worst.case, worst.role) == (cases[3], "worst")
+    assert (best.case, best.role) == (cases[0], "best")  # not the one without a value
+    assert sampled.case in {cases[1], cases[2]} and sampled.role == "random sample"
+    counts = "worst: 1, best: 1, random sample: 1"
+    assert (
+        f"Pictures of 3 of 4 cases ({counts}), by the Dice of the whole tumour (maps)."
+        in viewer.hint
+    )
 
 
 def test_a_case_without_a_readable_image_has_no_picture_and_is_named(study, written):
