@@ -189,3 +189,21 @@ def test_the_benchmark_of_a_cluster_prints_its_rates_and_its_model():
     # nothing but the GPUs limits, at 100 s per case
     assert "1,000 patients on 1 GPUs: 1,666.7 minutes, limited by workers" in output
     assert "1,000 patients on 8 GPUs: 208.3 minutes, limited by workers" in output
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gradients_prints_each_way_beside_the_first():
+    options = "--preset tiny --image-size 32 --batch-size 1 --steps 2"
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    lines = fresh_python(*launch, "benchmarks/gradients.py", *options.split()).splitlines()
+    assert lines[0].startswith("2 processes on cpu, ")
+    figures = dict(re.findall(r"^([a-z ]+?) +(\d+\.\d+) s ", "\n".join(lines[1:]), re.MULTILINE))
+    assert list(figures) == ["sent meanwhile", "sent afterwards", "not sent"]
+    ratio = float(figures["sent afterwards"]) / float(figures["sent meanwhile"])
+    assert float(lines[2].split()[-1]) == pytest.approx(ratio, rel=0.05, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_gradients_says_how_several_processes_are_started():
+    with pytest.raises(AssertionError, match="torchrun --nproc-per-node 2"):
+        fresh_python("benchmarks/gradients.py")
