@@ -280,10 +280,12 @@ def reported() -> Iterator[None]:
 def _refused(error: OSError, again: str) -> AttclError:
     """Return the error of a place that the system refused, wherever it was used."""
     if error.errno in FULL:
+        expected, hint = refusal(
+            error, "expected a writable place with free space", "free some space"
+        )
         return AttclError(
-            f"{error.filename or 'output'}: not written ({error.strerror}), "
-            "expected a writable place with free space",
-            f"free some space, then {again}",
+            f"{error.filename or 'output'}: not written ({error.strerror}), {expected}",
+            f"{hint}, then {again}",
             code="file-not-written",
         )
     expected, hint = refusal(error, "expected a place that can be used", "check the path")

@@ -29,7 +29,15 @@ from attcl_cli.errors import (
     fold,
     raise_all,
 )
-from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json, write_whole
+from attcl_cli.files import (
+    encoded,
+    not_written,
+    ordinary_mode,
+    read_json,
+    sync_folder,
+    write_json,
+    write_whole,
+)
 from attcl_cli.run_log import LOG_FILE, RunLog
 from attcl_cli.temporaries import close_temporary, is_being_written, open_temporary, sweep
 
@@ -466,12 +474,7 @@ def _reserved(path: Path) -> tuple[int, Path]:
             close_temporary(handle, place)
             raise
     except OSError as error:
-        raise AttclError(
-            f"{path}: no room for it ({error.strerror or error}), "
-            "expected a writable place with free space",
-            "free some space or choose another output folder",
-            code="file-not-written",
-        ) from error
+        raise not_written(path, error) from error
     return handle, place
 
 

@@ -301,10 +301,8 @@ def build(
 
 
 def no_room_for_slices(folder: Path, needed: float) -> list[AttclError]:
-    """Return a problem if a disk has no room for so many bytes of training slices."""
-    lack = lack_of_room(folder, needed, "training slices")
-    hint = "free some space or choose another --output"
-    return [AttclError(lack, hint, code="disk-full")] if lack else []
+    """Return a problem if so many bytes of training slices cannot be written into a folder."""
+    return lack_of_room(folder, needed, "training slices", flag="--output")
 
 
 def remove_caches(folder: Path) -> None:
