@@ -24,7 +24,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from attcl_cli.confined import require_inside
+from attcl_cli.confined import make_parent, require_inside
 from attcl_cli.errors import AttclError, UsageError, refusal, size_in_words
 from attcl_cli.run_ends import AGAIN, held
 from attcl_cli.temporaries import is_empty, temporary_file
@@ -67,13 +67,12 @@ def write_whole(path: Path, data: bytes, *, new: bool = False) -> None:
         new: refuse a file that exists already: of runs that begin at the same time, one wins (if there are hard links).
 
     Raises:
-        AttclError: the file cannot be written (permissions, full disk), or would land outside the folder of its run;
-            nothing is left behind.
+        AttclError: the file cannot be written (permissions, full disk), or would land outside the folder of its run, or
+            that folder was removed; nothing is left behind.
         UsageError: the file is `new`, and exists.
     """
-    require_inside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(path)
         for left in reversed(range(_ATTEMPTS)):
             try:
                 with held(), temporary_file(path) as (handle, temporary):

@@ -127,7 +127,8 @@ class RunRecord:
 
         Failed cases make the exit code 3. Within the block, signals raise `run_ends.Stop`, and what earlier runs left
         in the folder is swept. If the block raises, and the record cannot be written either, the error of the block
-        is the one that is raised. However the block ends, a case whose files were removed meanwhile failed.
+        is the one that is raised. However the block ends, a case whose files were removed meanwhile failed. If the
+        record is removed, nothing more is written (`confined`), so that the folder is not made anew without it.
 
         Args:
             log: gets its file beside the record (`log_file`); None: the run keeps none.
@@ -144,10 +145,11 @@ class RunRecord:
                 run_ends.require_heard()
                 sweep(self.path.parent)
                 self.start()
-                if log is not None:
-                    log.begin(log_file(self.path), self.command)
-                yield
-                self.require_files()
+                with confined(self.path.parent, lasting=self._begun):
+                    if log is not None:
+                        log.begin(log_file(self.path), self.command)
+                    yield
+                    self.require_files()
                 run_ends.STATE.held += mine  # a signal that comes later does not end this run
             except BaseException as error:  # noqa: BLE001 - raised again below, when it is on record
                 run_ends.STATE.held += (
@@ -212,7 +214,11 @@ class RunRecord:
             outputs: the files, relative to the output folder.
             error: of a failed case.
             further: keys of this command.
+
+        Raises:
+            AttclError: the record was removed, and with it the folder.
         """
+        self._require_kept()
         record: dict[str, Any] = {
             "id": case,
             "status": status,

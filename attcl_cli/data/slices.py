@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from attcl_cli.confined import require_inside
+from attcl_cli.confined import make_parent
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset
@@ -236,8 +236,7 @@ def build(
     problems += no_room_for_slices(folder, needed)
     raise_all(problems)
 
-    require_inside(folder / INDEX_FILE)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_parent(folder / INDEX_FILE)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
     side = (image_size, image_size)
     filled = np.zeros(rows, dtype=bool)

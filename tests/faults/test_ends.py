@@ -445,8 +445,10 @@ def test_a_completion_whose_output_is_removed_is_not_done(
     assert code == 1
     assert "removed while" in err
     assert "hint: run the same command again" in err
-    assert record_in(Path("out"))["status"] == "failed"
-    assert record_in(Path("out"))["code"] == "output-removed"
+    assert Path("out").exists() == kept
+    if kept:
+        assert record_in(Path("out"))["status"] == "failed"
+        assert record_in(Path("out"))["code"] == "output-removed"
     assert attcl(*world["complete"].arguments)[0] == 0
 
 
@@ -570,6 +572,8 @@ def vanish(
     folder = cwd / command.output
     assert "Traceback" not in err
     assert not [path for path in cwd.rglob("*") if path.name.endswith(".attcl-tmp")]
+    if disk.removed:  # what was removed is not made anew
+        assert list(cwd.iterdir()) == []
     if code == 0:  # it was over, and all is gone
         assert not disk.removed or not folder.exists()
         return disk.removed, code
@@ -664,7 +668,12 @@ def test_a_data_tree_of_which_a_part_was_removed_gets_no_name(world, attcl, tmp_
     assert attcl(*world["prepare-splits"].arguments)[0] == 0
 
 
-def test_a_training_whose_folder_is_removed_is_not_done(world, attcl, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("log_every", "steps_done"), [(1, 3), (100, 4)], ids=["a log line", "a checkpoint"]
+)
+def test_a_training_whose_folder_is_removed_ends_with_the_next_thing_that_it_writes(
+    log_every, steps_done, world, attcl, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     real, steps = AttclGan.training_step, []
 
@@ -675,10 +684,14 @@ def test_a_training_whose_folder_is_removed_is_not_done(world, attcl, tmp_path, 
         return real(method, *arguments)
 
     monkeypatch.setattr(AttclGan, "training_step", removing)
-    code, _, err = attcl(*world["train"].arguments)
+    code, _, err = attcl(
+        *world["train"].arguments, "--set", f"log_every={log_every}", "--set", "steps=6"
+    )
     assert code == 1
     assert "error: run: removed while the run wrote into it" in err
     assert "hint: start a new run" in err
+    assert len(steps) == steps_done
+    assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
