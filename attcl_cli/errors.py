@@ -37,6 +37,10 @@ _REFUSALS = {
         "expected links that end at a file or folder",
         "correct the link, which leads to itself",
     ),
+    errno.EROFS: (
+        "expected a file system that can be written to",
+        "mount this file system for writing, or choose a folder on another one",
+    ),
 }
 # Control characters, line and paragraph separators, bidirectional overrides and isolates, lone surrogates.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -150,7 +154,7 @@ def refusal(error: OSError, expected: str, hint: str) -> tuple[str, str]:
     """Return what is expected and the next step after the system refused a file or folder.
 
     Args:
-        error: permissions, names that are too long and links in a circle are known.
+        error: permissions, read-only file systems, names that are too long and links in a circle are known.
         expected: of all other errors.
         hint: of all other errors.
     """

@@ -24,7 +24,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from attcl_cli.confined import require_inside
+from attcl_cli.confined import make_parent, require_inside
 from attcl_cli.errors import AttclError, UsageError, refusal, size_in_words
 from attcl_cli.run_ends import AGAIN, held
 from attcl_cli.temporaries import is_empty, temporary_file
@@ -67,13 +67,12 @@ def write_whole(path: Path, data: bytes, *, new: bool = False) -> None:
         new: refuse a file that exists already: of runs that begin at the same time, one wins (if there are hard links).
 
     Raises:
-        AttclError: the file cannot be written (permissions, full disk), or would land outside the folder of its run;
-            nothing is left behind.
+        AttclError: the file cannot be written (permissions, full disk), or would land outside the folder of its run, or
+            that folder was removed; nothing is left behind.
         UsageError: the file is `new`, and exists.
     """
-    require_inside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(path)
         for left in reversed(range(_ATTEMPTS)):
             try:
                 with held(), temporary_file(path) as (handle, temporary):
@@ -370,20 +369,28 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_first_existing(folder)).free
 
 
-def lack_of_room(folder: Path, needed: float, what: str) -> str:
-    """Return the error, in words, of a disk without room for what a run writes; "" if there is room.
+def lack_of_room(folder: Path, needed: float, what: str, *, flag: str) -> list[AttclError]:
+    """Return a problem if the disk of a folder has no room for what a run writes, or lets nothing be written.
 
     Args:
         folder: the place, which need not exist yet.
         needed: bytes.
         what: needs them, such as `training slices`.
+        flag: what names the folder.
     """
     free = free_bytes(folder)
     if free >= needed:
-        return ""
-    return (
-        f"{folder}: {size_in_words(free)} free, expected about {size_in_words(needed)} for {what}"
+        return []
+    place = _first_existing(folder)
+    if not os.access(place, os.W_OK):  # a read-only file system has no room, but none can be made
+        reason = errno.EROFS if _is_read_only(place) else errno.EACCES
+        return [not_written(folder, OSError(reason, os.strerror(reason)))]
+    problem = AttclError(
+        f"{folder}: {size_in_words(free)} free, expected about {size_in_words(needed)} for {what}",
+        f"free some space or choose another {flag}",
+        code="disk-full",
     )
+    return [problem]
 
 
 def ordinary_mode(bits: int) -> int:
@@ -391,6 +398,11 @@ def ordinary_mode(bits: int) -> int:
     mask = os.umask(0)
     os.umask(mask)
     return bits & ~mask
+
+
+def _is_read_only(place: Path) -> bool:
+    """Return whether a file system says that nothing can be written to it."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(place).f_flag & os.ST_RDONLY)
 
 
 def _first_existing(path: Path) -> Path:

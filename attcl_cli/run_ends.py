@@ -50,6 +50,7 @@ class _State:
         records: runs under way whose `run.json` says so.
         deaf: stderr was closed by its reader.
         heard: the first signal was waited for, and the work ended before it could be stopped.
+        settled: the work of the process is done and reported.
         on_request: what the first signal calls instead of raising `Stop`.
     """
 
@@ -61,12 +62,13 @@ class _State:
     records: int = 0
     deaf: bool = False
     heard: bool = False
+    settled: bool = False
     on_request: Callable[[], None] | None = None
 
     def reset(self) -> None:
         """Forget the signals of an earlier run."""
         self.number, self.count = None, 0
-        self.ending = self.deaf = self.heard = False
+        self.ending = self.deaf = self.heard = self.settled = False
 
 
 STATE = _State()
@@ -78,6 +80,7 @@ def signals() -> Iterator[None]:
 
     Does nothing in other threads than the main one, and within another such block. A signal that is ignored, as nohup
     and the background jobs of scripts have it, stays ignored. One that came too late to end the run is raised anew.
+    After `settle`, nothing is restored or raised.
     """
     if STATE.handling or not in_main_thread():
         yield
@@ -93,8 +96,9 @@ def signals() -> Iterator[None]:
                 previous[number] = signal.signal(number, _handle)
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        if not STATE.settled:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
         sys.unraisablehook = hook
         late = None if STATE.ending or STATE.heard else STATE.number
         STATE.handling = False
@@ -131,6 +135,27 @@ def last_words() -> Iterator[None]:
         yield
     finally:
         STATE.held -= 1
+
+
+def settle(leave: Callable[[], object]) -> None:
+    """Take the work of this process for done and reported: signals no longer change how it ends.
+
+    For a process that is all ours, within `signals`. Python may wait for threads at its end: a signal ends that, too.
+    Handlers go before the last of it; until then `ignore_signals` has to be called.
+
+    Args:
+        leave: ends the process at once, with the exit code of its work.
+    """
+    STATE.settled, STATE.ending, STATE.held = True, True, STATE.held + 1
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _handle:
+            signal.signal(number, lambda _number, _frame: leave())
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that ask for an end, also where Python is no longer there to handle them."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -280,10 +305,12 @@ def reported() -> Iterator[None]:
 def _refused(error: OSError, again: str) -> AttclError:
     """Return the error of a place that the system refused, wherever it was used."""
     if error.errno in FULL:
+        expected, hint = refusal(
+            error, "expected a writable place with free space", "free some space"
+        )
         return AttclError(
-            f"{error.filename or 'output'}: not written ({error.strerror}), "
-            "expected a writable place with free space",
-            f"free some space, then {again}",
+            f"{error.filename or 'output'}: not written ({error.strerror}), {expected}",
+            f"{hint}, then {again}",
             code="file-not-written",
         )
     expected, hint = refusal(error, "expected a place that can be used", "check the path")

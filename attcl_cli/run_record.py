@@ -29,7 +29,15 @@ from attcl_cli.errors import (
     fold,
     raise_all,
 )
-from attcl_cli.files import encoded, ordinary_mode, read_json, sync_folder, write_json, write_whole
+from attcl_cli.files import (
+    encoded,
+    not_written,
+    ordinary_mode,
+    read_json,
+    sync_folder,
+    write_json,
+    write_whole,
+)
 from attcl_cli.run_log import LOG_FILE, RunLog
 from attcl_cli.temporaries import close_temporary, is_being_written, open_temporary, sweep
 
@@ -119,7 +127,8 @@ class RunRecord:
 
         Failed cases make the exit code 3. Within the block, signals raise `run_ends.Stop`, and what earlier runs left
         in the folder is swept. If the block raises, and the record cannot be written either, the error of the block
-        is the one that is raised. However the block ends, a case whose files were removed meanwhile failed.
+        is the one that is raised. However the block ends, a case whose files were removed meanwhile failed. If the
+        record is removed, nothing more is written (`confined`), so that the folder is not made anew without it.
 
         Args:
             log: gets its file beside the record (`log_file`); None: the run keeps none.
@@ -136,10 +145,11 @@ class RunRecord:
                 run_ends.require_heard()
                 sweep(self.path.parent)
                 self.start()
-                if log is not None:
-                    log.begin(log_file(self.path), self.command)
-                yield
-                self.require_files()
+                with confined(self.path.parent, lasting=self._begun):
+                    if log is not None:
+                        log.begin(log_file(self.path), self.command)
+                    yield
+                    self.require_files()
                 run_ends.STATE.held += mine  # a signal that comes later does not end this run
             except BaseException as error:  # noqa: BLE001 - raised again below, when it is on record
                 run_ends.STATE.held += (
@@ -204,7 +214,11 @@ class RunRecord:
             outputs: the files, relative to the output folder.
             error: of a failed case.
             further: keys of this command.
+
+        Raises:
+            AttclError: the record was removed, and with it the folder.
         """
+        self._require_kept()
         record: dict[str, Any] = {
             "id": case,
             "status": status,
@@ -466,12 +480,7 @@ def _reserved(path: Path) -> tuple[int, Path]:
             close_temporary(handle, place)
             raise
     except OSError as error:
-        raise AttclError(
-            f"{path}: no room for it ({error.strerror or error}), "
-            "expected a writable place with free space",
-            "free some space or choose another output folder",
-            code="file-not-written",
-        ) from error
+        raise not_written(path, error) from error
     return handle, place
 
 

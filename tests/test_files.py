@@ -18,6 +18,7 @@ from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import (
     free_bytes,
     is_within,
+    lack_of_room,
     place_beside,
     read_json,
     read_toml,
@@ -89,6 +90,28 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
     )
     assert caught.value.hint.startswith("free some space")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "hint"),
+    [
+        (errno.EROFS, "a file system that can be written to", "mount this file system for writing"),
+        (errno.EACCES, "permission for it", "change its permissions"),
+    ],
+)
+def test_a_place_that_lets_nothing_be_written_is_not_taken_for_a_full_disk(
+    code, expected, hint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "fsync", refuse(code))
+    with pytest.raises(AttclError, match=f"{os.strerror(code)}.*expected {expected}") as caught:
+        write_whole(tmp_path / "file", b"data")
+    assert caught.value.hint.startswith(hint)
+    monkeypatch.setattr("attcl_cli.files.free_bytes", lambda _folder: 0)
+    monkeypatch.setattr("attcl_cli.files._is_read_only", lambda _folder: code == errno.EROFS)
+    monkeypatch.setattr(os, "access", lambda _folder, _mode: False)
+    (problem,) = lack_of_room(tmp_path / "out", 10, "volumes", flag="--cpl")
+    assert problem.message == caught.value.message.replace("/file:", "/out:")
+    assert problem.hint == caught.value.hint
 
 
 def test_a_kill_in_the_middle_leaves_the_old_file_and_a_temporary_that_sweep_removes(tmp_path):

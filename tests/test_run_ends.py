@@ -182,6 +182,9 @@ def test_what_a_user_can_act_on_is_told_apart_from_a_bug():
         "out/a: not written (No space left on device), expected a writable place with free space"
     )
     assert (error.hint, error.code) == ("free some space, then resume with: x", "file-not-written")
+    read_only = explained(OSError(errno.EROFS, os.strerror(errno.EROFS), "out/a"))
+    assert read_only.message.endswith("expected a file system that can be written to")
+    assert read_only.hint.startswith("mount this file system for writing, or choose a folder")
     for memory in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
         assert explained(memory).code == "out-of-memory"
     ours = UsageError("a", "b", code="c")

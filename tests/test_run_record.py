@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from attcl_cli import __version__, run_record
+from attcl_cli.confined import confined, make_parent
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
-from attcl_cli.files import write_json
+from attcl_cli.files import write_json, write_whole
 from attcl_cli.run_record import (
     RunRecord,
     finish_killed,
@@ -23,6 +24,7 @@ from attcl_cli.run_record import (
     was_broken_off,
 )
 from attcl_cli.temporaries import TEMPORARY_SUFFIX, temporary_prefix
+from attcl_cli.training.stats import log_stats
 
 PWRITE = os.pwrite
 BAD = AttclError("A_t1.nii.gz: empty", "copy it again", code="file-empty")
@@ -275,7 +277,7 @@ def test_on_a_full_disk_the_record_takes_the_room_that_was_kept_for_it(cases, re
 
 def test_without_room_for_its_end_no_run_begins(record, monkeypatch):
     monkeypatch.setattr(os, "write", full_disk)
-    with pytest.raises(AttclError, match="no room for it"), record.recorded():
+    with pytest.raises(AttclError, match=r"not written \(No space left"), record.recorded():
         raise AssertionError("begun")
     assert list(record.path.parent.glob(".*")) == []
 
@@ -284,14 +286,46 @@ def test_without_room_for_its_end_no_run_begins(record, monkeypatch):
 def test_a_folder_that_was_removed_is_no_finished_run(made_anew, record):
     with pytest.raises(AttclError) as caught, record.recorded():
         shutil.rmtree(record.path.parent)
-        if made_anew:
-            write_json(record.path.parent / "other.json", {})
+        if made_anew:  # by others
+            record.path.parent.mkdir()
+            (record.path.parent / "other.json").touch()
     assert caught.value.code == "output-removed"
     assert caught.value.message.startswith(str(record.path.parent))
     assert "removed while the run wrote into" in caught.value.message
     assert record.path.exists() == made_anew
     if made_anew:
         assert (read(record)["status"], read(record)["code"]) == ("failed", "output-removed")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder, _: write_whole(folder / "sub/a.nii.gz", b"data"),
+        lambda folder, _: make_parent(folder / "sub/a.nii.gz"),
+        lambda folder, _: log_stats(folder / "stats.jsonl", {"step": 1}),
+        lambda _, record: record.add("A", "done", seconds=1, outputs=[]),
+    ],
+    ids=["file", "folder", "statistics", "case"],
+)
+def test_nothing_is_written_once_the_folder_was_removed(write, record):
+    ended = []
+    with pytest.raises(AttclError) as caught, record.recorded():
+        shutil.rmtree(record.path.parent)
+        try:
+            write(record.path.parent, record)
+        except AttclError as error:
+            ended.append(error.code)
+            raise
+    assert ended == ["output-removed"]
+    assert caught.value.message.startswith(f"{record.path.parent}: removed while the run wrote")
+    assert not record.path.parent.exists()
+
+
+def test_a_process_that_keeps_no_record_makes_no_removed_folder_anew(tmp_path):
+    with pytest.raises(AttclError) as caught, confined(tmp_path / "out", lasting=tmp_path / "out"):
+        write_json(tmp_path / "out/a.json", {})
+    assert caught.value.code == "output-removed"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_fails_because_the_folder_was_removed_says_so(record):

@@ -6,9 +6,11 @@ Each command is a file beside this one; a stage, and with it torch, is loaded wh
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -99,21 +101,44 @@ def _root(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line, and exit with one of the documented codes."""
+    """Run the command line, and exit with one of the documented codes.
+
+    Args:
+        argv: the arguments; None: those of this process, which then is all ours, to its last moment.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    ours = argv is None
+    if ours:
+        atexit.register(run_ends.ignore_signals)  # before what libraries register, so it runs last
     with run_ends.signals():
         try:
-            with streams.watched():
-                code = _run(arguments)
-        except AttclError as error:  # results that could not be shown
-            code = _report(error, ())
+            code = _run_watched(arguments)
+            if ours:
+                run_ends.settle(partial(_leave, code))
         except KeyboardInterrupt:  # before the command began, or while its end was being reported
-            with run_ends.last_words(), streams.watched():
-                code = _report(run_ends.stopped(), arguments)
-        if run_ends.is_urgent():  # nothing is waited for, such as a thread that writes
-            temporaries.discard_all()
-            os._exit(code)
+            with run_ends.last_words():
+                with streams.watched():
+                    code = _report(run_ends.stopped(), arguments)
+                if ours:
+                    run_ends.settle(partial(_leave, code))
+        if run_ends.is_urgent():
+            _leave(code)
         sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End the process without waiting for anything, such as a thread that writes."""
+    temporaries.discard_all()
+    os._exit(code)
+
+
+def _run_watched(arguments: list[str]) -> int:
+    """Run a command as `_run` does; that its results could not be shown is an error, too."""
+    try:
+        with streams.watched():
+            return _run(arguments)
+    except AttclError as error:
+        return _report(error, ())
 
 
 def _run(arguments: list[str]) -> int:

@@ -310,9 +310,7 @@ def too_little_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
         share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
         stored = sum(style.dtype.itemsize for style in job.styles.values())
         needed += float(np.prod(shape, dtype=np.int64)) * stored * share
-    lack = lack_of_room(output, needed, "the volumes")
-    hint = "free some space or choose another --cpl"
-    return [AttclError(lack, hint, code="no-room")] if lack else []
+    return lack_of_room(output, needed, "the volumes", flag="--cpl")
 
 
 def _made_otherwise(

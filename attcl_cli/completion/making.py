@@ -40,7 +40,7 @@ from attcl_cli.completion.jobs import (
     not_made_by_attcl,
     uncertainty_file,
 )
-from attcl_cli.confined import leads_out, require_inside
+from attcl_cli.confined import leads_out, make_parent, require_inside
 from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.intensities import Array
@@ -141,7 +141,7 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                 if link.exists() or link.is_symlink():
                     continue
                 try:
-                    link.parent.mkdir(parents=True, exist_ok=True)
+                    make_parent(link)
                     with contextlib.suppress(FileExistsError):  # another part was faster
                         link.symlink_to((dataset.root / file).resolve())
                 except OSError as error:

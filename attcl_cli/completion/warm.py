@@ -52,7 +52,8 @@ class WarmModels:
             if model.sha256 not in self._methods:
                 require_same_file(model)
                 self._methods[model.sha256] = load_method(model, device)
-        with confined(plan.output, plan.places.records):
+        records = plan.places.records
+        with confined(plan.output, records, lasting=records):
             yield from making.make_volumes(
                 plan,
                 self._methods,

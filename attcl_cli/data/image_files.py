@@ -77,10 +77,12 @@ def not_readable(path: Path, error: OSError, kind: str) -> AttclError:
             "change its permissions and those of its folders (chmod u+r FILE, chmod u+rx FOLDER), or ask its owner",
             code="file-no-permission",
         )
-    if isinstance(error, FileNotFoundError):
-        hint = "a broken link? check that its target exists"
-    else:
+    if not isinstance(error, FileNotFoundError):
         hint = "check the path and the disk that the file is on"
+    elif path.is_symlink():
+        hint = "it is a broken link: check that its target exists"
+    else:
+        hint = "check the path: was the file removed or renamed?"
     return AttclError(
         f"{path}: not readable ({reason}), expected {kind}", hint, code="file-missing"
     )

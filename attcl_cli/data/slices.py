@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from attcl_cli.confined import require_inside
+from attcl_cli.confined import make_parent
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset
@@ -236,8 +236,7 @@ def build(
     problems += no_room_for_slices(folder, needed)
     raise_all(problems)
 
-    require_inside(folder / INDEX_FILE)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_parent(folder / INDEX_FILE)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
     side = (image_size, image_size)
     filled = np.zeros(rows, dtype=bool)
@@ -301,10 +300,8 @@ def build(
 
 
 def no_room_for_slices(folder: Path, needed: float) -> list[AttclError]:
-    """Return a problem if a disk has no room for so many bytes of training slices."""
-    lack = lack_of_room(folder, needed, "training slices")
-    hint = "free some space or choose another --output"
-    return [AttclError(lack, hint, code="disk-full")] if lack else []
+    """Return a problem if so many bytes of training slices cannot be written into a folder."""
+    return lack_of_room(folder, needed, "training slices", flag="--output")
 
 
 def remove_caches(folder: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from attcl_cli.confined import make_parent
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
 from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.splits import Splits, to_json
@@ -136,7 +137,7 @@ def _require_whole(dataset: Dataset, splits: Splits, building: Path, output: Pat
 def _beside(output: Path) -> Iterator[Path]:
     """Make a folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(output)
     except OSError as error:
         expected, hint = refusal(
             error, "expected a folder that can be made", "choose another --output"

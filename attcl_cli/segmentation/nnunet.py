@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from attcl_cli import __version__
-from attcl_cli.confined import require_inside
+from attcl_cli.confined import make_parent
 from attcl_cli.data import label_maps, volumes
 from attcl_cli.data.labels import (
     CONVENTIONS,
@@ -212,8 +212,7 @@ def place(path: Path, target: Path, ending: str) -> bool:
         raw = volumes.read_as_3d(path)
         write_whole(target, gzip.compress(raw, 1, mtime=0) if ending == ".nii.gz" else raw)
         return False
-    require_inside(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(target)
     target.unlink(missing_ok=True)
     try:
         target.symlink_to(path.resolve())

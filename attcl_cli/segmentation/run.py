@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attcl_cli.confined import make_parent
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision
 from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
@@ -413,7 +414,7 @@ def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:
     from attcl_cli.training.state import STATE_FILE, state_step
 
     settings, progress, folder = session.settings, session.progress, session.folder(item.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_parent(folder / STATE_FILE)
     begun = session.resume and (folder / STATE_FILE).is_file()
     if begun and state_step(folder / STATE_FILE) >= settings.steps:
         begun = (

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, Strict
 from torch import Tensor
 
-from attcl_cli.confined import require_inside
+from attcl_cli.confined import make_parent
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import Convention, shrink_classes, to_classes
@@ -158,8 +158,7 @@ def build(
         AttclError: a volume cannot be used, or the disk is too full; all cases are reported.
     """
     _require_room(samples, folder, size)
-    require_inside(folder / INDEX_FILE)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_parent(folder / INDEX_FILE)
     (folder / INDEX_FILE).unlink(missing_ok=True)  # an old index would vouch for unfinished files
     problems: list[AttclError] = []
     entries: list[CaseRows] = []

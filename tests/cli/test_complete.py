@@ -155,7 +155,7 @@ def test_run_json_records_the_arguments_that_were_given(
     argv = ["attcl", "complete", "--ori", str(incomplete_root), "-w", str(trained_run), "-d", "cpu"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit):
-        main()
+        main(argv[1:])
     assert json.loads(Path("out/run.json").read_text())["argv"] == argv
 
 

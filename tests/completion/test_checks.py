@@ -239,7 +239,7 @@ def test_a_disk_without_room_is_refused(gappy, weights, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 1000))
     with pytest.raises(AttclError) as caught:
         plan_of(gappy(), tmp_path / "out", weights)
-    assert caught.value.code == "no-room"
+    assert caught.value.code == "disk-full"
     assert not (tmp_path / "out").exists()
 
 
@@ -251,7 +251,7 @@ def test_room_is_asked_for_the_volumes_that_are_left(gappy, weights, tmp_path, m
     assert plan_of(root, tmp_path / "out", weights, targets=["t1ce"]).volumes == 2
     with pytest.raises(AttclError) as caught:
         plan_of(root, tmp_path / "out", weights)
-    assert caught.value.code == "no-room"
+    assert caught.value.code == "disk-full"
 
 
 # --- the challenge's names --------------------------------------------------------------------------------------------

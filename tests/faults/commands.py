@@ -42,7 +42,7 @@ def forked(task, streams):
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
     sys.argv = ["attcl", *task["argv"]]
     try:
-        main(task["argv"])
+        main()
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -453,6 +453,18 @@ def test_a_pipe_a_folder_and_a_missing_file_are_no_images(tmp_path):
         assert code_of(volumes.load, tmp_path / name) == "file-missing"
 
 
+@pytest.mark.parametrize(
+    ("link", "hint"),
+    [(True, "it is a broken link: "), (False, "check the path: was the file removed")],
+)
+def test_a_missing_file_is_a_broken_link_only_if_it_is_a_link(link, hint, tmp_path):
+    if link:
+        (tmp_path / "a.nii").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(AttclError, match="not readable") as caught:
+        volumes.read_grid([tmp_path / "a.nii"])
+    assert caught.value.hint.startswith(hint)
+
+
 @contextmanager
 def as_somebody_else() -> Iterator[None]:
     """The user root may read everything: become another one for a while."""
