@@ -45,7 +45,7 @@ from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.layouts import ending_of
-from attcl_cli.data.unchanged import change_of
+from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.data.volumes import Grid
 from attcl_cli.data.written import require_finite, require_image
 from attcl_cli.errors import AttclError
@@ -256,20 +256,11 @@ def _read(plan: CompletionPlan, job: Job) -> volumes.CaseImages:
     Raises:
         AttclError: a file has changed since, or cannot be read.
     """
-    try:
-        images = volumes.load_case(
+    with require_unchanged(job.seen):
+        return volumes.load_case(
             {modality: plan.dataset.paths(job.case, modality) for modality in job.case.files},
             background=plan.dataset.background,
         )
-    except AttclError as error:
-        change = change_of(job.seen)  # then what the reader found is a consequence
-        if change is None:
-            raise
-        raise change from error
-    change = change_of(job.seen)
-    if change is not None:
-        raise change
-    return images
 
 
 def _slices_to_write(plan: CompletionPlan, job: Job, depth: int) -> Array:

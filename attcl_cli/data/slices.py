@@ -26,7 +26,7 @@ from attcl_cli.data.intensities import Array, Scale
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, shrink_classes, to_classes
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.records import ScaleDocument
-from attcl_cli.data.unchanged import State, change_of, look_at
+from attcl_cli.data.unchanged import State, look_at, require_unchanged
 from attcl_cli.documents import Count, Document, Items, Name, validated
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import appended, lack_of_room, read_json, write_json
@@ -473,21 +473,12 @@ def _load(
     Raises:
         AttclError: a file cannot be read, or has changed since its rows were planned.
     """
-    try:
+    with require_unchanged(seen):
         images = volumes.load_case(
             {modality: dataset.paths(case, modality) for modality in case.files},
             background=dataset.background,
         )
-        classes = _classes(dataset, case) if labelled else None
-    except AttclError as error:
-        change = change_of(seen)  # then what the reader found is a consequence
-        if change is None:
-            raise
-        raise change from error
-    change = change_of(seen)
-    if change is not None:
-        raise change
-    return images, classes
+        return images, _classes(dataset, case) if labelled else None
 
 
 def _files_of(dataset: Dataset, case: Case) -> Iterator[Path]:

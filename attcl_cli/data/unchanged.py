@@ -5,7 +5,8 @@ Notes size and time of each, of what a link leads to. What the files hold is lef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from attcl_cli.errors import AttclError
@@ -31,6 +32,25 @@ def change_of(before: Mapping[Path, State]) -> AttclError | None:
                 code="file-changed",
             )
     return None
+
+
+@contextmanager
+def require_unchanged(before: Mapping[Path, State]) -> Iterator[None]:
+    """Read some files within the block, as they were when they were checked.
+
+    Raises:
+        AttclError: one is not as it was; what its reader found in the block is then a consequence.
+    """
+    try:
+        yield
+    except AttclError as error:
+        change = change_of(before)
+        if change is None:
+            raise
+        raise change from error
+    change = change_of(before)
+    if change is not None:
+        raise change
 
 
 def _state(path: Path) -> State:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
+from attcl_cli.data.unchanged import State, look_at
 from attcl_cli.errors import AttclError, UsageError, raise_all
 
 SPLITS = ("train", "val", "test", "all")
@@ -46,6 +48,7 @@ class CasePairs:
         pairs: what is scored.
         segmentation: the label map; empty if there is none.
         background: what is background in all of these volumes (`Dataset.background`).
+        seen: all of these files as they were before they were checked.
     """
 
     case: str
@@ -54,6 +57,7 @@ class CasePairs:
     pairs: tuple[Pair, ...]
     segmentation: tuple[Path, ...]
     background: BackgroundOption = "auto"
+    seen: Mapping[Path, State] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
@@ -148,12 +152,15 @@ def plan_comparison(
     problems: list[AttclError] = []
     for case, true_case, hidden in _hidden_volumes(data, truth, splits, split, problems):
         by_sources: dict[tuple[str, ...], list[Pair]] = {}
+        present = {modality: data.paths(case, modality) for modality in case.files}
+        seen = look_at(chain(*present.values(), truth.paths(true_case, SEGMENTATION)))
         for modality in hidden:
             files = tuple(output / file for file in data.place(case, modality))
             if not all(file.is_file() for file in files):
                 missing.append((case.id, modality))
                 continue
             pair = Pair(modality, truth.paths(true_case, modality), files)
+            seen |= look_at((*pair.truth, *pair.prediction))
             problems += _misfits(pair)
             label = read_side_car(output / data.place_side_car(case, modality))
             if made_by := label.get("weights"):
@@ -161,10 +168,9 @@ def plan_comparison(
             makers = {it["sha256"] for it in (made_by, *(label.get("averaged") or ())) if it}
             makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers
             by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)
-        present = {modality: data.paths(case, modality) for modality in case.files}
         segmentation = _segmentation(truth, true_case, problems)
         cases += [
-            CasePairs(case.id, sources, present, tuple(pairs), segmentation, data.background)
+            CasePairs(case.id, sources, present, tuple(pairs), segmentation, data.background, seen)
             for sources, pairs in by_sources.items()
         ]
     if missing and not allow_missing:
@@ -197,13 +203,16 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         if hidden is not None and case.id not in hidden:
             continue
         files = {modality: truth.paths(case, modality) for modality in case.files}
+        seen = look_at(chain(*files.values(), truth.paths(case, SEGMENTATION)))
         segmentation = _segmentation(truth, case, problems)
         for source, of_source in files.items():
             pairs = tuple(Pair(name, paths, ()) for name, paths in files.items() if name != source)
             if pairs:
                 present = {source: of_source}
                 cases.append(
-                    CasePairs(case.id, (source,), present, pairs, segmentation, truth.background)
+                    CasePairs(
+                        case.id, (source,), present, pairs, segmentation, truth.background, seen
+                    )
                 )
     raise_all(problems)
     if not cases:

@@ -17,6 +17,7 @@ import numpy as np
 
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.intensities import Array, correlation, in_own_window
+from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.errors import AttclError
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.scoring.baselines import Quantiles, matched_copy
@@ -286,6 +287,16 @@ class _CaseArrays:
 
 
 def _read(case: CasePairs) -> _CaseArrays:
+    """Return the volumes of a case, as they were when they were checked.
+
+    Raises:
+        AttclError: a file has changed since, or cannot be read, or the shapes differ.
+    """
+    with require_unchanged(case.seen):
+        return _load(case)
+
+
+def _load(case: CasePairs) -> _CaseArrays:
     load = partial(volumes.load, background=case.background)
     present = {name: load(paths) for name, paths in case.present.items()}
     truths = {pair.modality: load(pair.truth) for pair in case.pairs}

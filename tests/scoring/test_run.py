@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from helpers import REPOSITORY
-from score_files import HIDDEN, figures_of, first_completed, rows_of
+from score_files import HIDDEN, figures_of, first_completed, rows_of, spoil
 
-from attcl_cli.errors import UsageError
-from attcl_cli.scoring import feature_weights
+from attcl_cli.data.dataset import open_dataset
+from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.scoring import feature_weights, report, rows
+from attcl_cli.scoring.pairs import plan_directions
 from attcl_cli.scoring.run import score
 
 
@@ -74,6 +80,75 @@ def test_samples_that_no_metric_looks_at_are_refused(folders):
         score(folders.ori, folders.cpl, truth=folders.truth, metrics=["ssim"], samples=10)
     assert caught.value.code == "samples-not-scored"
     assert "--fid" in caught.value.hint
+
+
+# --- files that change while scores are made ---
+
+FILES = {
+    "a truth": ("truth", "Phantom_00001/Phantom_00001_t1.nii.gz"),
+    "a label map": ("truth", "Phantom_00001/Phantom_00001_seg.nii.gz"),
+    "a synthetic volume": ("cpl", "Phantom_00001/Phantom_00001_t1.nii.gz"),
+    "a source": ("ori", "Phantom_00001/Phantom_00001_flair.nii.gz"),
+}
+MOMENTS = {"before it is scored": (rows, "score_cases"), "before the page": (report, "write_pages")}
+
+
+@pytest.fixture
+def own_truth(folders, phantom_root, tmp_path) -> SimpleNamespace:
+    """Return `folders` with a truth that a test may change."""
+    folders.truth = tmp_path / "truth"
+    shutil.copytree(phantom_root, folders.truth)
+    return folders
+
+
+@pytest.fixture
+def score_while(own_truth, monkeypatch) -> Callable[..., AttclError]:
+    """Return `score_while(change, moment)`, the error of a run during which something happens at a moment."""
+
+    def run(change: Callable[[], object], moment: str) -> AttclError:
+        module, name = MOMENTS[moment]
+        real = getattr(module, name)
+
+        def changed(*arguments: object, **options: object) -> object:
+            change()
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(module, name, changed)
+        places = {"truth": own_truth.truth, "output": own_truth.scores}
+        with pytest.raises(AttclError) as caught:
+            score(own_truth.ori, own_truth.cpl, **places, metrics=["psnr"])
+        return caught.value
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("moment", "kind"),
+    [*(("before it is scored", kind) for kind in FILES), ("before the page", "a truth")],
+)
+def test_a_file_that_changes_in_mid_run_ends_it(moment, kind, score_while, own_truth):
+    folder, file = FILES[kind]
+    path = getattr(own_truth, folder) / file
+    error = score_while(lambda: spoil(path, lambda data: data[:, ::-1]), moment)
+    assert error.code == "file-changed"
+    assert error.message.startswith(f"{path}: has changed since it was checked")
+    record = json.loads((own_truth.scores / "run.json").read_text())
+    assert (record["status"], record["exit_code"], record["code"]) == ("failed", 1, "file-changed")
+
+
+def test_a_truth_that_vanishes_in_mid_run_is_named_as_gone(score_while, own_truth):
+    path = own_truth.truth / FILES["a truth"][1]
+    error = score_while(path.unlink, "before it is scored")
+    assert error.message.startswith(f"{path}: is gone since it was checked")
+
+
+def test_a_volume_that_changes_is_not_translated_in_any_direction(own_truth):
+    comparison = plan_directions(open_dataset(own_truth.truth), None)
+    spoil(own_truth.truth / FILES["a truth"][1], lambda data: data[:, ::-1])
+    for case in comparison.cases:
+        changed = case.case == "Phantom_00001"
+        with pytest.raises(AttclError, match="has changed") if changed else nullcontext():
+            rows._read(case)
 
 
 # --- the command ---
