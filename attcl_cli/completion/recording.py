@@ -175,7 +175,14 @@ def _note_present(
 def finish_earlier(
     plan: CompletionPlan, record: RunRecord, doubts: Mapping[str, Mapping[str, Doubt]]
 ) -> None:
-    """Finish the record of a run that was broken off after its last file; a finished one is not touched."""
-    if read_record(record.path.parent, record.path.name).get("status", "done") != "done":
+    """Finish the record of a run that was broken off after its last file, or write one that was removed.
+
+    A finished one is not touched.
+    """
+    removed = bool(plan.present) and not record.path.exists()
+    if removed:
+        record.device = ""  # where the networks ran is not known any more
+    before = read_record(record.path.parent, record.path.name)
+    if removed or before.get("status", "done") != "done":
         _note_present(plan, record, doubts)
         record.finish(0)

@@ -21,6 +21,7 @@ from attcl_cli.completion.doubt import doubt_in
 from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, Source, guides_in, read_side_car, sources_in
+from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.errors import AttclError, counted, quoted, some
 from attcl_cli.methods import METHODS, bundled
 from attcl_cli.methods.citations import references
@@ -94,8 +95,8 @@ def write_report(
     """Write the page of a completion: of all volumes that lie in its folder, whichever run made them.
 
     At most 12 volumes are read again, with their sources, for pictures: of more volumes those with the most and the
-    least doubt, and a random sample. What cannot be read (a source was damaged since) has no picture, and the page says
-    so.
+    least doubt, and a random sample. What cannot be read, or has changed since it was checked, has no picture, and the
+    page says so.
 
     Args:
         plan: what there was to do.
@@ -111,7 +112,7 @@ def write_report(
     """
     made = volumes_made(plan)
     doubted = sorted(made, key=lambda it: it.rank, reverse=True)
-    panels, unread = _panels(plan.places, _chosen(doubted))
+    panels, unread = _panels(plan, _chosen(doubted))
     learned = provenance.learned_cases(  # of all that lies there: the page of a killed run is that of a whole one
         plan.models, [(it.case.id, it.sha256) for it in made], plan.dataset.layout.patient_of
     )
@@ -258,16 +259,19 @@ class _Reader:
 
 
 def _panels(
-    places: Places, chosen: Sequence[Chosen[MadeVolume]]
+    plan: CompletionPlan, chosen: Sequence[Chosen[MadeVolume]]
 ) -> tuple[list[pictures.Panel], list[str]]:
-    """Return the panels in this order, and a sentence per volume that cannot be read."""
-    reader = _Reader(places.dataset)
+    """Return the panels in this order, and a sentence per volume that cannot be read, or whose sources changed."""
+    reader = _Reader(plan.dataset)
+    seen = {job.case.id: job.seen for job in plan.jobs}
     panels: dict[int, pictures.Panel] = {}
     unread: dict[int, str] = {}
     for place in sorted(range(len(chosen)), key=lambda it: chosen[it].item.case.id):
         volume, role = chosen[place]
         try:
-            panels[place] = _panel(places, reader, volume, role=role)
+            with require_unchanged(seen.get(volume.case.id, {})):
+                panel = _panel(plan.places, reader, volume, role=role)
+            panels[place] = panel
         except AttclError as error:
             unread[place] = f"No picture of {volume.target} of {volume.case.id}: {error.message}."
     return [panels[place] for place in sorted(panels)], [unread[place] for place in sorted(unread)]
@@ -283,6 +287,14 @@ def _panel(
     read = {name: reader.volume(paths) for name, paths in files.items()}
     made = tuple(places.output / file for file in places.files(case, volume.target))
     synthetic = reader.volume(made)
+    for name, each in read.items():
+        if each.data.shape != synthetic.data.shape:
+            raise AttclError(
+                f"{files[name][0]}: {each.data.shape} slices, rows and columns, "
+                f"expected {synthetic.data.shape} as {made[0]} has",
+                "put back the file that the volume was made from, or make the volume again with --overwrite",
+                code="shape-differs",
+            )
     brain = intensities.brain_of([each.data for each in read.values()] or [synthetic.data])
     tumour = _tumour(places, reader, case, next(iter(files.values()), ()))
     return pictures.Panel(

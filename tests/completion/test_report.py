@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from completers import LACKING, content, phantom_file
@@ -232,6 +234,62 @@ def test_a_page_that_is_there_is_not_written_again_if_nothing_was_made(arguments
     page = complete(**arguments).page
     page.write_text("mine")
     assert complete(**arguments).page.read_text() == "mine"
+
+
+def test_a_page_that_was_removed_is_written_again_as_it_was(arguments):
+    page = complete(**arguments).page
+    before = page.read_bytes()
+    page.unlink()
+    result = complete(**arguments)
+    assert (result.written, result.page) == (0, page)
+    assert page.read_bytes() == before
+
+
+def before_the_pages(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Let something happen when all volumes are made, and the page is not begun."""
+    real = report.write_report
+
+    def write(*arguments: Any, **options: Any) -> Path:
+        change()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(report, "write_report", write)
+
+
+def test_the_page_says_which_sources_changed_or_vanished_after_their_volumes_were_made(
+    arguments, monkeypatch
+):
+    root = arguments["ori"]
+    gone, changed = root / phantom_file(0, "t1"), root / phantom_file(1, "t2")
+
+    def change() -> None:
+        gone.unlink()
+        image = nib.load(changed)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 2, image.affine), changed)
+
+    before_the_pages(monkeypatch, change)
+    result = complete(**arguments)
+    text = result.page.read_text()
+    assert (result.written, result.failed) == (7, ())
+    for case, target in ((0, "flair"), (0, "t2"), (1, "t1"), (1, "t1ce")):
+        assert f"No picture of {target} of Phantom_{case:05d}: " in text
+    assert f"{gone}: is gone since it was checked" in text
+    assert f"{changed}: has changed since it was checked" in text
+    assert len(data_of(result.page)["panels"]) == 3
+    record = json.loads(result.record.read_text())
+    assert (record["status"], record["exit_code"]) == ("done", 0)
+
+
+def test_a_source_of_another_shape_than_its_volume_has_no_picture(arguments):
+    page = complete(**arguments).page
+    page.unlink()
+    source = arguments["ori"] / phantom_file(1, "t2")
+    for path in source.parent.glob("*.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[::2], image.affine), path)
+    text = complete(**arguments).page.read_text()
+    assert f"No picture of t1 of Phantom_00001: {source}: " in text
+    assert len(data_of(page)["panels"]) == 5
 
 
 def test_a_failed_case_is_named_and_costs_no_other_its_picture(arguments):

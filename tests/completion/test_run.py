@@ -216,6 +216,26 @@ def test_the_record_of_a_run_killed_after_its_last_file_is_finished(finished):
     assert {status for status, _ in cases_in(finished["cpl"]).values()} == {"present"}
 
 
+def test_a_record_that_was_removed_is_written_again_of_what_lies_there(finished):
+    first = cases_in(finished["cpl"])
+    before = states(finished["cpl"])
+    (finished["cpl"] / "run.json").unlink()
+    assert complete(**finished).written == 0
+    record = record_in(finished["cpl"])
+    assert cases_in(finished["cpl"]) == {
+        name: ("present", files) for name, (_, files) in first.items()
+    }
+    assert (record["status"], record["exit_code"], record["device"]) == ("done", 0, "")
+    assert record["trained_on"] and record["weights"]  # `score` reads them
+    after = states(finished["cpl"])
+    assert {name for name in after if after[name] != before[name]} == {"run.json"}
+
+
+def test_no_record_is_written_where_nothing_lies(phantom_root, tmp_path):
+    complete(phantom_root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_overwrite_makes_all_again_with_other_weights(finished, other_weights, tmp_path):
     other = {**finished, "weights": other_weights.path}
     result = complete(**other, overwrite=True)
