@@ -7,15 +7,17 @@ Looks at names, headers and side-cars, and decides everything before anything is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from attcl_cli.completion import checks
 from attcl_cli.completion.jobs import CompletionPlan, Job, Maker, Manner, Places
 from attcl_cli.completion.provenance import learned_cases
 from attcl_cli.completion.styles import Style, Styles
-from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.layouts import Layout
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.unchanged import look_at
@@ -124,7 +126,8 @@ def plan_completion(
         failed |= {name: items[0] for name, items in unplanned.items()}
     elif part[0] == 1:
         problems += [problem for items in unplanned.values() for problem in items]
-    sound, unstorable = _with_styles(places, sound)
+    styles = Styles(dataset)
+    sound, unstorable = _with_styles(places, styles, sound)
     problems += unstorable
     if not problems:
         problems += checks.too_little_room(places, sound)
@@ -140,6 +143,8 @@ def plan_completion(
         notes=(
             *findings.notes,
             *_other_backgrounds(dataset, models, sound),
+            *_unread(styles, sound),
+            *_other_ranges(places, styles, models, sound, present),
         ),
         learned=learned_cases(
             models,
@@ -228,9 +233,10 @@ def _files_to_write(
     return missing if missing or not files else None
 
 
-def _with_styles(places: Places, jobs: Sequence[Job]) -> tuple[list[Job], list[AttclError]]:
+def _with_styles(
+    places: Places, styles: Styles, jobs: Sequence[Job]
+) -> tuple[list[Job], list[AttclError]]:
     """Return the jobs with how their volumes are stored, and the problems of those that cannot be."""
-    styles = Styles(places.dataset)
     with_styles: list[Job] = []
     problems: dict[str, AttclError] = {}  # by message: a modality's is that of all its cases
     for job in jobs:
@@ -243,6 +249,63 @@ def _with_styles(places: Places, jobs: Sequence[Job]) -> tuple[list[Job], list[A
         with_styles.append(replace(job, styles=own))
         problems |= {it.message: it for it in checks.other_style(places, with_styles[-1])}
     return with_styles, list(problems.values())
+
+
+def _unread(styles: Styles, jobs: Sequence[Job]) -> list[str]:
+    """Name the volumes that cannot be read and would count for the range of those that are made."""
+    notes = []
+    for target, style in {name: it for job in jobs for name, it in job.styles.items()}.items():
+        names = styles.unread(target)
+        if names:
+            others = "of the others" if style.own else "that the weights were trained on"
+            notes.append(
+                f"{target} of {some(names)} cannot be read: new volumes of {target} get the intensity range {others}, "
+                f"and may get another one when {'it is' if len(names) == 1 else 'they are'} repaired"
+            )
+    return notes
+
+
+def _other_ranges(
+    places: Places,
+    styles: Styles,
+    models: Sequence[Weights],
+    jobs: Sequence[Job],
+    present: Mapping[str, Collection[str]],
+) -> list[str]:
+    """Name the volumes of earlier runs that are stored in another way than they would be now.
+
+    The dataset that decides it has changed since. Nothing is looked at if nothing is left to make.
+    """
+    made = {target for job in jobs for target in job.outputs}
+    scales = {weights.sha256: weights.info.scales for weights in models}
+    others: dict[str, dict[str, str]] = {}  # target -> case id -> how the volume is stored
+    expected: dict[str, str] = {}
+    for case in places.dataset.cases if made else ():
+        for target in present.get(case.id, ()):
+            side_car = read_side_car(places.side_car(case, target))
+            stored, maker = side_car.get("stored"), side_car.get("weights") or {"sha256": ""}
+            trained = scales.get(maker["sha256"], {}).get(target)
+            if stored is None or trained is None:
+                continue
+            with suppress(AttclError):  # raised before if volumes of this modality are left to make
+                style = styles.of(target, trained)
+                # A range that is learned from a part of the volumes is no measure, but new volumes will have it.
+                if not style.agrees(stored) and (target in made or not styles.unread(target)):
+                    others.setdefault(target, {})[case.id] = _in_words(stored)
+                    expected[target] = _in_words(style.document())
+    first = {name: "repair what cannot be read, then " for name in others if styles.unread(name)}
+    return [
+        f"{target}: {counted(len(ranges), 'volume')} made before ({some(ranges)}) "
+        f"{'has' if len(ranges) == 1 else 'have'} another intensity range, {some(dict.fromkeys(ranges.values()))}, "
+        f"expected {expected[target]}: the dataset's volumes of {target}, which decide it, are not those of that run "
+        f"(added, removed, changed, damaged or repaired); {first.get(target, '')}--overwrite makes all volumes again"
+        for target, ranges in others.items()
+    ]
+
+
+def _in_words(stored: Mapping[str, Any]) -> str:
+    low, high = stored["range"]
+    return f"{stored['number_type']} from {low:.4g} to {high:.4g}"
 
 
 def _sound(

@@ -6,7 +6,7 @@ Decided once per plan from the whole dataset, so that parts and order change not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from attcl_cli.errors import AttclError
 LEAST_STEPS = 64
 """Integers between the ends of a range that hold it: rounding then errs by less than 1 % of it."""
 
+_UNSEEN = 1e-3  # of a range, by which its ends may differ: a fraction of a grey level on a screen
 _LOOKED_AT = 25  # volumes of a modality, evenly spread over the cases
 _THREADS = 8
 
@@ -54,6 +55,12 @@ class Style:
         """Return the least and the greatest value that a volume may hold in tissue."""
         return self.background + self.scale.low, self.background + self.scale.high
 
+    def agrees(self, stored: Mapping[str, Any]) -> bool:
+        """Return whether a volume is stored in this way, as its side-car says."""
+        low, high = self.range
+        ends = np.allclose(stored["range"], self.range, rtol=0, atol=_UNSEEN * (high - low))
+        return ends and bool(stored["number_type"] == self.dtype.name)
+
     def document(self) -> dict[str, Any]:
         """Return it as side-cars say it."""
         return {
@@ -70,7 +77,7 @@ class Styles:
     def __init__(self, dataset: Dataset) -> None:
         """Look at nothing yet."""
         self._dataset = dataset
-        self._own: dict[str, Style | None] = {}
+        self._own: dict[str, tuple[Style | None, list[str]]] = {}
         self._types: list[np.dtype[Any]] | None = None
 
     def of(self, target: str, trained: Scale) -> Style:
@@ -88,9 +95,7 @@ class Styles:
         Raises:
             AttclError: PNG slices, which hold integers alone, cannot hold this range.
         """
-        if target not in self._own:
-            self._own[target] = _own_style(self._dataset, target)
-        own = self._own[target]
+        own, _ = self._look_at(target)
         if own is not None:
             return own
         if self._types is None:
@@ -107,15 +112,32 @@ class Styles:
             code="range-not-storable",
         )
 
+    def unread(self, target: str) -> list[str]:
+        """Return the ids of the cases whose volume of a modality would count, and cannot be read."""
+        _, unread = self._look_at(target)
+        return unread
 
-def _own_style(dataset: Dataset, target: str) -> Style | None:
-    """Return how the dataset's own volumes of a modality are stored; None if none can be read."""
+    def _look_at(self, target: str) -> tuple[Style | None, list[str]]:
+        if target not in self._own:
+            self._own[target] = _own_style(self._dataset, target)
+        return self._own[target]
+
+
+def _own_style(dataset: Dataset, target: str) -> tuple[Style | None, list[str]]:
+    """Return how the dataset's own volumes of a modality are stored, and the ids of the cases whose cannot be read.
+
+    The style is None if no volume can be read, or those that can do not show one.
+    """
     cases = [case for case in dataset.cases if target in case.files]
     types = _map(lambda case: _type_of(dataset.paths(case, target)), cases)
+    unread = {case.id for case, dtype in zip(cases, types, strict=True) if dtype is None}
+    style = None
     for dtype in _by_frequency([it for it in types if it is not None]):
         alike = [case for case, own in zip(cases, types, strict=True) if own == dtype]
         places = np.unique(np.linspace(0, len(alike) - 1, _LOOKED_AT).round().astype(int))
-        records = _map(lambda case: _record_of(dataset, case, target), [alike[it] for it in places])
+        chosen = [alike[it] for it in places]
+        records = _map(lambda case: _record_of(dataset, case, target), chosen)
+        unread |= {case.id for case, it in zip(chosen, records, strict=True) if it is None}
         seen = [record for record in records if record is not None]
         if not seen:
             continue
@@ -128,8 +150,9 @@ def _own_style(dataset: Dataset, target: str) -> Style | None:
         least = 0 if dataset.layout.sliced else LEAST_STEPS
         fits = _holds(dtype, scale, background, least_steps=least)
         if fits or not dataset.layout.sliced:
-            return Style(dtype if fits else FLOAT, scale, background, own=True)
-    return None
+            style = Style(dtype if fits else FLOAT, scale, background, own=True)
+            break
+    return style, [case.id for case in cases if case.id in unread]
 
 
 def _types_of(dataset: Dataset, modalities: Iterable[str]) -> list[np.dtype[Any]]:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import model_validator
+from pydantic import Strict, model_validator
 
 from attcl_cli.documents import (
     CaseId,
@@ -109,6 +109,13 @@ class DoubtRecord(Document):
     far: bool | None = None
 
 
+class StoredRecord(Document):
+    """How a volume is stored."""
+
+    number_type: str
+    range: Annotated[tuple[Finite, Finite], Strict(strict=False)]
+
+
 class SideCarRecord(Document):
     """What the side-car of a synthetic volume says; other keys are compared as they are."""
 
@@ -120,7 +127,7 @@ class SideCarRecord(Document):
     sharpened_by: Items[SourceRecord] = ()
     averaged: Items[MakerRecord] = ()
     doubt: DoubtRecord | None = None
-    stored: dict[str, Any] | None = None
+    stored: StoredRecord | None = None
 
 
 def splits_record(document: Any, path: Path) -> SplitsRecord:

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from completers import LACKING, content, expected_files, outputs, phantom_file
+from completers import (
+    LACKING,
+    content,
+    expected_files,
+    images,
+    outputs,
+    own_scale,
+    phantom_file,
+)
 from helpers import states
 
 from attcl_cli.completion.jobs import CompletionPlan
@@ -354,6 +362,104 @@ def test_a_case_that_fails_in_the_network_stops_the_run_and_the_record_says_so(
     record = record_in(tmp_path / "out")
     assert (record["status"], record["exit_code"]) == ("failed", 1)
     assert list(cases_in(tmp_path / "out")) == ["Phantom_00000"]
+
+
+# --- the range of volumes that an earlier run made ------------------------------------------------------------------
+
+
+def notes_of_range(said: list[str]) -> list[str]:
+    return [text for text in said if text.startswith("note: ") and "range" in text]
+
+
+def test_a_run_says_whose_range_new_volumes_get_if_some_cannot_be_read(one_bad, weights, tmp_path):
+    listener = Listener()
+    complete(
+        one_bad, tmp_path / "out", weights=weights.path, keep_going=True, progress=listener,
+    )  # fmt: skip
+    (note,) = notes_of_range(listener.said)
+    assert "t2 of Phantom_00001 cannot be read" in note
+    assert "intensity range of the others" in note
+    assert note.removeprefix("note: ") in (tmp_path / "out/report.html").read_text()
+
+
+def test_after_a_repair_the_volumes_that_have_another_range_are_named_and_kept(
+    gappy, weights, tmp_path
+):
+    root, out = gappy(), tmp_path / "out"
+    arguments = {"ori": root, "cpl": out, "weights": weights.path}
+    bad = root / phantom_file(1, "t2")
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:-300])
+    complete(**arguments, keep_going=True)
+    bad.write_bytes(whole)
+    before = images(out)
+    listener = Listener()
+    result = complete(**arguments, keep_going=True, progress=listener)
+    assert (result.written, result.failed) == (2, ())
+    (note,) = notes_of_range(listener.said)
+    assert "t2: 1 volume made before (Phantom_00000)" in note
+    assert "--overwrite" in note
+    assert {name: data for name, data in images(out).items() if name in before} == before
+
+    listener = Listener()
+    complete(**arguments, overwrite=True, progress=listener)
+    assert not notes_of_range(listener.said)
+    complete(**arguments | {"cpl": tmp_path / "undisturbed"})
+    assert images(out) == images(tmp_path / "undisturbed")
+
+
+def test_volumes_of_another_range_are_named_if_the_dataset_grew(gappy, weights, tmp_path):
+    root, aside = gappy(lacking=((), ("t1", "t1ce"), ("t2",), ("t2",))), tmp_path / "aside"
+    arguments = {"ori": root, "cpl": tmp_path / "out", "weights": weights.path}
+    (root / "Phantom_00000").rename(aside)
+    (root / "Phantom_00002").rename(tmp_path / "later")
+    complete(**arguments)
+    aside.rename(root / "Phantom_00000")
+    (tmp_path / "later").rename(root / "Phantom_00002")
+    listener = Listener()
+    assert complete(**arguments, progress=listener).written == 1
+    (note,) = (text for text in notes_of_range(listener.said) if text.startswith("note: t2: "))
+    assert "1 volume made before (Phantom_00003) has another" in note
+    low, high = own_scale(root, "t2").low, own_scale(root, "t2").high
+    assert f"expected int16 from {low:.4g} to {high:.4g}: " in note
+    assert "added, removed, changed" in note
+
+
+def without_stored(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "stored"}
+
+
+@pytest.mark.parametrize("change", [dict, without_stored], ids=["ours", "of an earlier version"])
+def test_nothing_is_said_of_ranges_that_agree_or_are_not_known(change, finished):
+    for path in finished["cpl"].glob("*/*.json"):
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    (finished["cpl"] / phantom_file(3, "t1")).unlink()
+    listener = Listener()
+    complete(**finished, progress=listener)
+    assert not notes_of_range(listener.said)
+
+
+def test_a_volume_that_is_damaged_now_does_not_speak_against_those_that_were_made_with_it(finished):
+    bad = finished["ori"] / phantom_file(1, "t2")
+    bad.write_bytes(bad.read_bytes()[:-300])
+    (finished["cpl"] / phantom_file(3, "t1")).unlink()
+    listener = Listener()
+    assert complete(**finished, progress=listener).written == 1
+    assert not notes_of_range(listener.said)
+
+    (finished["cpl"] / phantom_file(0, "t2")).unlink()
+    listener = Listener()
+    complete(**finished, progress=listener)
+    (note,) = notes_of_range(listener.said)
+    assert "t2 of Phantom_00001 cannot be read" in note
+
+
+def test_ranges_are_not_asked_for_if_nothing_is_made(finished, monkeypatch):
+    def refused(*_: object) -> None:
+        raise AssertionError("a volume was looked at")
+
+    monkeypatch.setattr("attcl_cli.completion.styles.read_record", refused)
+    assert complete(**finished).written == 0
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

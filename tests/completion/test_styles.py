@@ -12,7 +12,7 @@ import pytest
 from completers import echo_weights, echoed, plan_of
 from PIL import Image
 
-from attcl_cli.completion.styles import LEAST_STEPS, Styles
+from attcl_cli.completion.styles import LEAST_STEPS, Style, Styles
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.intensities import Scale
@@ -171,7 +171,25 @@ def test_a_volume_that_cannot_be_read_does_not_count(write_dataset):
     root = write_dataset([other, np.rint(spread(100, 900)).astype("i2"), other])
     for name in ("B", "D"):
         (root / f"{name}/{name}_t2.nii.gz").write_bytes(b"broken")
-    assert Styles(open_dataset(root)).of("t2", SOURCE).dtype == np.int16
+    styles = Styles(open_dataset(root))
+    assert styles.of("t2", SOURCE).dtype == np.int16
+    assert styles.unread("t2") == ["B", "D"]
+    assert styles.unread("flair") == []
+
+
+@pytest.mark.parametrize(
+    ("number_type", "low", "high", "agrees"),
+    [
+        ("int16", 100, 1100, True),
+        ("int16", 100.9, 1099.1, True),  # a thousandth of the range is not seen
+        ("int16", 98, 1100, False),
+        ("int16", 100, 1102, False),
+        ("float32", 100, 1100, False),
+    ],
+)
+def test_a_style_agrees_with_what_a_side_car_says(number_type, low, high, agrees):
+    style = Style(np.dtype(np.int16), Scale(50.0, 1050.0), background=50.0, own=True)
+    assert style.agrees({"number_type": number_type, "range": [low, high]}) == agrees
 
 
 # --- nobody has the modality ------------------------------------------------------------------------------------------

@@ -288,6 +288,8 @@ WRONG = {
         ("sharpened_by", "t1"),
         ("sharpened_by", [1]),
         ("stored", 3),
+        ("stored", {"number_type": "int16", "range": ["0", 1]}),
+        ("stored", {"number_type": "int16", "range": [1]}),
         ("synthetic", 1),
     ],
     "record-of-complete": [("trained_on", "A"), ("weights", ["w"]), ("command", 1)],
