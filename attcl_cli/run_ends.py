@@ -50,6 +50,7 @@ class _State:
         records: runs under way whose `run.json` says so.
         deaf: stderr was closed by its reader.
         heard: the first signal was waited for, and the work ended before it could be stopped.
+        finished: the whole work of a command is done and on record; it is left to report it.
         settled: the work of the process is done and reported.
         on_request: what the first signal calls instead of raising `Stop`.
     """
@@ -62,13 +63,14 @@ class _State:
     records: int = 0
     deaf: bool = False
     heard: bool = False
+    finished: bool = False
     settled: bool = False
     on_request: Callable[[], None] | None = None
 
     def reset(self) -> None:
         """Forget the signals of an earlier run."""
         self.number, self.count = None, 0
-        self.ending = self.deaf = self.heard = self.settled = False
+        self.ending = self.deaf = self.heard = self.finished = self.settled = False
 
 
 STATE = _State()
@@ -80,7 +82,7 @@ def signals() -> Iterator[None]:
 
     Does nothing in other threads than the main one, and within another such block. A signal that is ignored, as nohup
     and the background jobs of scripts have it, stays ignored. One that came too late to end the run is raised anew.
-    After `settle`, nothing is restored or raised.
+    After `finish`, nothing is raised; after `settle`, nothing is restored either.
     """
     if STATE.handling or not in_main_thread():
         yield
@@ -100,7 +102,7 @@ def signals() -> Iterator[None]:
             for number, handler in previous.items():
                 signal.signal(number, handler)
         sys.unraisablehook = hook
-        late = None if STATE.ending or STATE.heard else STATE.number
+        late = None if STATE.ending or STATE.heard or STATE.finished else STATE.number
         STATE.handling = False
         STATE.reset()
     if late is not None and late in previous:
@@ -135,6 +137,11 @@ def last_words() -> Iterator[None]:
         yield
     finally:
         STATE.held -= 1
+
+
+def finish() -> None:
+    """Take the work of a command for done and on record: no signal makes it an interrupted one any more."""
+    STATE.finished = True
 
 
 def settle(leave: Callable[[], object]) -> None:
@@ -179,7 +186,7 @@ def request(number: int) -> None:
     """Ask the run to end, as a signal does.
 
     Raises:
-        Stop: unless the signal has to wait (`held`, `awaited`).
+        Stop: unless the signal has to wait (`held`, `awaited`), or nothing is left to end (`finish`).
     """
     STATE.count += 1
     first = STATE.number is None
@@ -188,13 +195,13 @@ def request(number: int) -> None:
     if STATE.on_request is not None and first:
         STATE.heard = True
         STATE.on_request()
-    elif not STATE.held and in_main_thread():
+    elif not (STATE.held or STATE.finished) and in_main_thread():
         raise Stop(number)
 
 
 def check() -> None:
     """Raise `Stop` if a signal waits, or if one was lost where Python drops exceptions."""
-    if STATE.number is None or STATE.ending or STATE.held:
+    if STATE.number is None or STATE.ending or STATE.finished or STATE.held:
         return
     if STATE.on_request is not None and STATE.count == 1:
         return

@@ -137,6 +137,9 @@ class RunRecord:
             InterruptedRun: a signal ended the run.
             AttclError: no space, no memory, or the folder was removed while the run wrote into it.
         """
+        whole = (
+            run_ends.STATE.handling and not run_ends.STATE.records
+        )  # of a command, no stage of it
         with run_ends.signals(), confined(self.path.parent):
             mine = run_ends.in_main_thread()  # the only one that signals break into
             ended: BaseException | None = None
@@ -167,6 +170,8 @@ class RunRecord:
                     code, note = self._outcome(ended, problem)
                     log.end(_ENDS.get(code, "failed"), self._seconds(), note)
                 run_ends.STATE.records -= 1
+                if whole and mine and ended is None and problem is None:
+                    run_ends.finish()
                 run_ends.STATE.held -= mine
             if problem is not None and not isinstance(ended, GeneratorExit | AttclError):
                 raise problem from ended

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from attcl_cli import __version__, run_record
+from attcl_cli import __version__, run_ends, run_record
 from attcl_cli.confined import confined, make_parent
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import write_json, write_whole
@@ -230,6 +230,24 @@ def test_a_signal_while_the_end_is_written_does_not_change_it(ended, record, mon
         signal.signal(signal.SIGTERM, before)
     assert read(record)["status"] == ("done" if ended else "failed")
     assert heard == ([True] if ended else [])  # a run that ends anyway needs no second reason
+
+
+def test_a_signal_after_the_record_of_a_command_does_not_end_it(record):
+    with run_ends.signals():
+        with record.recorded():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        run_ends.check()
+    assert read(record)["status"] == "done"
+
+
+def test_a_signal_after_the_record_of_a_stage_ends_its_command(record, tmp_path):
+    stage = RunRecord(tmp_path / "stage/run.json", "train")
+    with run_ends.signals(), pytest.raises(InterruptedRun), record.recorded():
+        with stage.recorded():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (read(stage)["status"], read(record)["status"]) == ("done", "stopped")
 
 
 def test_a_record_that_nobody_leaves_is_finished_when_it_is_forgotten(record):

@@ -5,7 +5,6 @@ Knows types and names alone; who reads which file, and what it means, is left to
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,17 +52,20 @@ class SplitsRecord(Document):
     @model_validator(mode="after")
     def _agrees(self) -> SplitsRecord:
         known = {*self.modalities}
+        split_of: dict[str, str] = {}
         for split, items in self.splits.items():
             if split not in SPLITS:
                 raise ValueError(
                     f"splits: {clipped(split)!r}, expected train, val or test; {nearest(split, SPLITS)}"
                 )
-            twice, count = (
-                Counter(item.case for item in items).most_common(1)[0] if items else ("", 1)
-            )
-            if count > 1:
-                raise ValueError(f"splits.{split}: case {twice!r} twice, expected it once")
             for item in items:
+                other = split_of.get(item.case)
+                if other is not None:
+                    place = "twice" if other == split else f"which is in {other}, too"
+                    raise ValueError(
+                        f"splits.{split}: case {item.case!r}, {place}; expected it once"
+                    )
+                split_of[item.case] = split
                 strange = {*item.present, *item.hidden} - known
                 if strange:
                     raise ValueError(

@@ -30,7 +30,15 @@ from attcl_cli.report.sections import (
 from attcl_cli.report.viewers import SLICES
 from attcl_cli.scoring.metrics import BRAIN, METRICS, WHOLE
 from attcl_cli.scoring.pairs import CasePairs, Comparison
-from attcl_cli.scoring.rows import COPY, SYNTHETIC, Row, Translate, read_in_pictures
+from attcl_cli.scoring.rows import (
+    COPY,
+    MATCHED,
+    MEAN,
+    SYNTHETIC,
+    Row,
+    Translate,
+    read_in_pictures,
+)
 from attcl_cli.scoring.summary import (
     SIX,
     Figure,
@@ -133,7 +141,9 @@ def write_pages(
     ]
     page = Page(
         title,
-        verdict=_sentence(_verdict(scores, copies, lower_is_better), comparison.caveat),
+        verdict=_sentence(
+            _verdict(scores, copies, lower_is_better, _others(rows)), comparison.caveat
+        ),
         facts={
             "volumes": str(comparison.volumes),
             **_worst(ranked, scores),
@@ -166,8 +176,13 @@ def describe_result(rows: Sequence[Row], comparison: Comparison) -> str:
     ]
     ranked, _ = _worst_first(rows, comparison)
     worst = _worst(ranked, scores).get("worst", "")
-    verdict = _verdict(scores, _labelled(rows, COPY), set(lower))
+    verdict = _verdict(scores, _labelled(rows, COPY), set(lower), _others(rows))
     return "; ".join(filter(None, (verdict, worst and f"worst: {worst}")))
+
+
+def _others(rows: Sequence[Row]) -> list[dict[_Key, dict[str, float]]]:
+    """Return the scores of the baselines beside the copy."""
+    return [_labelled(rows, name) for name in (MATCHED, MEAN)]
 
 
 def _sentence(*parts: str) -> str:
@@ -180,21 +195,36 @@ def _verdict(
     scores: Mapping[_Key, Mapping[str, float]],
     copies: Mapping[_Key, Mapping[str, float]],
     lower_is_better: Collection[str],
+    others: Sequence[Mapping[_Key, Mapping[str, float]]] = (),
 ) -> str:
-    """Return in how many volumes the first score is better than that of a copy; "" without any."""
+    """Return in how many volumes the first score is better than that of a copy; "" without any.
+
+    Args:
+        scores: volume -> label -> value.
+        copies: the same of the copies.
+        lower_is_better: labels of which the lower value is the better one.
+        others: the same of further baselines; if volumes that are better than a copy are not better than all of these,
+            the verdict says so.
+    """
     label = next((name for values in scores.values() for name in values), "")
-    pairs = [
-        (values[label], copies[key][label])
-        for key, values in scores.items()
-        if label in values and label in copies.get(key, {})
-    ]
-    known = [pair for pair in pairs if not any(map(math.isnan, pair))]
-    if not known:
-        return ""
     sign = -1 if label in lower_is_better else 1
-    better = sum(sign * made > sign * copy for made, copy in known)
-    volumes = counted(len(known), "volume")
-    return f"Better than a copy of the most similar source in {better} of {volumes} ({label})"
+    compared = better = best = 0
+    for key, values in scores.items():
+        made, copy = values.get(label, math.nan), copies.get(key, {}).get(label, math.nan)
+        if math.isnan(made) or math.isnan(copy):
+            continue
+        compared += 1
+        if sign * made > sign * copy:
+            better += 1
+            rivals = [other.get(key, {}).get(label, math.nan) for other in others]
+            best += not any(sign * rival >= sign * made for rival in rivals)
+    if not compared:
+        return ""
+    every = f", than every baseline in {best}" if best < better else ""
+    volumes = counted(compared, "volume")
+    return (
+        f"Better than a copy of the most similar source in {better} of {volumes}{every} ({label})"
+    )
 
 
 def _worst_first(rows: Sequence[Row], comparison: Comparison) -> tuple[list[_Key], list[_Key]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -344,3 +345,29 @@ def test_a_splits_json_of_another_kind_is_an_error(content, complaint, tmp_path)
     with pytest.raises(AttclError, match=complaint) as caught:
         read_splits(tmp_path)
     assert str(tmp_path / "splits.json") in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("others", "complaint"),
+    [
+        ({"train": ["A", "A"]}, "splits.train: case 'A', twice"),
+        ({"train": ["A"], "test": ["A"]}, "splits.test: case 'A', which is in train, too"),
+    ],
+)
+def test_a_case_stands_in_one_split_once(others, complaint, tmp_path):
+    splits = {
+        split: [{"case": case, "present": ["t1"], "hidden": []} for case in cases]
+        for split, cases in others.items()
+    }
+    document = {
+        "schema_version": 1,
+        "source": "/data",
+        "layout": "brats",
+        "ratio": "ratio1",
+        "seed": 0,
+        "modalities": ["t1"],
+        "splits": splits,
+    }
+    (tmp_path / "splits.json").write_text(json.dumps(document))
+    with pytest.raises(AttclError, match=complaint):
+        read_splits(tmp_path)

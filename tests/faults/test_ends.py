@@ -768,7 +768,21 @@ class Collected:
     def __del__(self, send=send):
         send()
 moment = sys.argv.pop(1)
-if moment == "the exit code is known":
+if moment == "the last record is written":
+    from attcl_cli.run_record import RunRecord
+    finish = RunRecord.finish
+    RunRecord.finish = lambda *arguments: (finish(*arguments), send())
+elif moment == "results are shown":
+    from attcl_cli.run_record import RunRecord
+    release = RunRecord.recorded
+    from contextlib import contextmanager
+    @contextmanager
+    def recorded(*arguments, **options):
+        with release(*arguments, **options):
+            yield
+        send()
+    RunRecord.recorded = recorded
+elif moment == "the exit code is known":
     real = sys.exit
     sys.exit = lambda code: (send(), real(code))
 elif moment == "threads are waited for":
@@ -782,24 +796,34 @@ app.main()
 
 
 @pytest.mark.parametrize(
-    "moment",
-    ["the exit code is known", "threads are waited for", "libraries end", "modules go"],
+    ("name", "moment"),
+    [
+        (
+            "score",
+            "the last record is written",
+        ),  # `prepare-splits` shows nothing before its record is there
+        ("score", "results are shown"),
+        ("prepare-splits", "the exit code is known"),
+        ("prepare-splits", "threads are waited for"),
+        ("prepare-splits", "libraries end"),
+        ("prepare-splits", "modules go"),
+    ],
 )
-def test_a_signal_after_the_work_does_not_change_how_a_command_ends(moment, world, tmp_path):
-    arguments = [str(argument) for argument in world["prepare-splits"].arguments]
+def test_a_signal_after_the_work_does_not_change_how_a_command_ends(name, moment, world, tmp_path):
+    command = world[name]
     done = subprocess.run(
-        [sys.executable, "-c", _SIGNALLED_AT_ITS_END, moment, *arguments],
+        [sys.executable, "-c", _SIGNALLED_AT_ITS_END, moment, *map(str, command.arguments)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert "error: " not in done.stderr
     assert "Traceback" not in done.stderr
-    assert record_in(tmp_path / "data")["exit_code"] == 0
+    assert record_in(tmp_path / command.output)["exit_code"] == 0
 
 
 # Completes with a writer that takes a minute for its first volume, and says when it begins.

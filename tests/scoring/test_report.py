@@ -165,7 +165,15 @@ def test_the_verdict_counts_the_volumes_that_are_better_than_a_copy(page, folder
     }
     volumes_scored = [key[1:] for key in ssim if key[0] == "synthetic"]
     better = sum(ssim["synthetic", *key] > ssim["copy", *key] for key in volumes_scored)
-    words = f"Better than a copy of the most similar source in {better} of {len(volumes_scored)} volumes (SSIM brain)."
+    best = sum(
+        all(
+            ssim["synthetic", *key] > ssim.get((name, *key), -1)
+            for name in ("copy", "matched-copy", "mean")
+        )
+        for key in volumes_scored
+    )
+    words = f"Better than a copy of the most similar source in {better} of {len(volumes_scored)} volumes"
+    words += f", than every baseline in {best} (SSIM brain)." if best < better else " (SSIM brain)."
     assert f'<p class="verdict">{words}</p>' in page
 
 
@@ -186,6 +194,22 @@ def test_the_verdict_of_few_volumes(made, copy, lower, words):
     )
     verdict = report._verdict(scores, copies, lower)
     assert words in verdict if words else verdict == ""
+
+
+@pytest.mark.parametrize(
+    ("mean", "lower", "words"),
+    [
+        ([0.6, 0.1], [], "source in 2 of 2 volumes, than every baseline in 1 (SSIM)"),
+        ([0.1, 0.1], [], "source in 2 of 2 volumes (SSIM)"),
+        ([0.5, 0.9], ["SSIM"], "source in 0 of 2 volumes (SSIM)"),
+    ],
+)
+def test_the_verdict_says_which_of_them_are_not_better_than_every_baseline(mean, lower, words):
+    def table(values):
+        return {("A", str(number), "t2"): {"SSIM": each} for number, each in enumerate(values)}
+
+    verdict = report._verdict(table([0.5, 0.5]), table([0.4, 0.4]), lower, [table(mean), {}])
+    assert verdict.endswith(words)
 
 
 def test_each_volume_is_shown_beside_its_source_the_truth_and_the_difference(page):
