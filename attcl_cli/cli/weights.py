@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,9 +84,9 @@ def show(
     terminal.table(
         [{"what": key.replace("_", " "), "found": _text(value)} for key, value in rows.items()]
     )
-    if scores:
+    for title, table in _score_tables(scores).items():
         terminal.result("")
-        terminal.table([_score_row(score) for score in scores])
+        terminal.table(table, title=title)
 
 
 @app.command(
@@ -196,9 +197,20 @@ def _row(item: Listed) -> dict[str, Any]:
     }
 
 
-def _score_row(score: dict[str, Any]) -> dict[str, Any]:
-    beside = ", ".join(f"{name} {value:.3f}" for name, value in score["beside"].items())
-    return {**score, "beside": beside or "nothing"}
+def _score_tables(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return a table per data: a row per direction, a column per metric, and the baselines of the first metric."""
+    tables: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    first = scores[0]["metric"] if scores else ""
+    for score in scores:
+        title = f"{score['data']} (n = {score['n']}); baselines: {first}"
+        direction = score["sources"], score["target"]
+        row = tables.setdefault(title, {}).setdefault(
+            direction, {"sources": score["sources"], "target": score["target"]}
+        )
+        row[score["metric"]] = score["value"]
+        if score["metric"] == first:
+            row |= score["beside"]
+    return {title: list(rows.values()) for title, rows in tables.items()}
 
 
 def _text(value: Any) -> str:

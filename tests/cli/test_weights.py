@@ -70,10 +70,24 @@ def test_a_run_that_was_stopped_is_listed_as_such(run, attcl):
 def test_show_names_data_terms_limits_and_scores(attcl, here):
     code, out, _ = attcl("weights", "show", BUNDLED)
     assert code == 0
-    for words in ("48 simulated phantoms", "Apache-2.0", "of no use on patients", "copy 0.337"):
+    for words in (
+        "48 simulated phantoms",
+        "Apache-2.0",
+        "of no use on patients",
+        "baselines: ssim, brain",
+    ):
         assert words in " ".join(out.split())
     card = json.loads(attcl("weights", "show", BUNDLED, "--json")[1])
     assert card["scores"][0]["beside"] == {"copy": 0.337}
+    assert out.splitlines()[-1].split()[-3:] == ["0.796", "0.337", "17.200"]
+
+
+def test_show_has_a_row_per_direction_and_a_column_per_metric(attcl, here):
+    out = attcl("weights", "show", "brain-many")[1]
+    directions = [line for line in out.splitlines() if line.startswith("flair, t1, t2  ")]
+    assert [row.split()[3] for row in directions[::2]] == ["t1ce", "t1ce"]  # two data sets
+    assert len(directions) == 2 * 2  # a second table holds what does not fit into the width
+    assert "2 patients with multiple sclerosis (openms) (n = 2); baselines: ssim, brain" in out
 
 
 def test_the_card_is_a_table_of_plain_words(run, attcl):
