@@ -144,6 +144,11 @@ def finish() -> None:
     STATE.finished = True
 
 
+def is_finished() -> bool:
+    """Return whether the work of the command under way is done and on record."""
+    return STATE.finished
+
+
 def settle(leave: Callable[[], object]) -> None:
     """Take the work of this process for done and reported: signals no longer change how it ends.
 

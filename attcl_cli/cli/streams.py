@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
 from attcl_cli.errors import AttclError
-from attcl_cli.run_ends import lose_reader
+from attcl_cli.run_ends import is_finished, lose_reader
 
 _LEFT = {errno.EPIPE, errno.EIO}  # a pipe without reader, a terminal that was closed
 
@@ -91,9 +91,14 @@ def watched() -> Iterator[None]:
         yield
         out.flush()
         if out.error is not None and out.error.errno not in _LEFT:
+            again = (
+                "; the run is finished, and its files are whole (run.json: done)"
+                if is_finished()
+                else ", then run the same command again"
+            )
             raise AttclError(
                 f"stdout: not written ({out.error.strerror}), expected a place with free space",
-                "free some space, or write to another file, then run the same command again",
+                f"free some space, or write to another file{again}",
                 code="file-not-written",
             )
     finally:

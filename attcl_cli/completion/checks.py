@@ -223,7 +223,7 @@ def unlike_existing(
     try:
         volumes.read_grid(present)
     except AttclError as error:
-        hint = "it is no file that attcl left behind; remove it, or make it again with --overwrite"
+        hint = "attcl writes whole files, so it was changed since; make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
     document = read_side_car(side_car)
     difference = _made_otherwise(document, makers, manner, target)
@@ -317,6 +317,9 @@ def _made_otherwise(
     document: Mapping[str, Any], makers: Sequence[Maker], manner: Manner, target: str
 ) -> str:
     """Return how the volume of this side-car was made, if not as this run would make it; otherwise ""."""
+    said = document.get("target", target) if document.get("synthetic") is True else "nothing"
+    if said != target:
+        return f"a synthetic {said}, as its side-car says, expected a synthetic {target}"
     maker, weights = document.get("weights", {}), makers[0].weights
     sha256 = str(maker.get("sha256"))
     if sha256 != weights.sha256:

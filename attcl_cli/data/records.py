@@ -130,6 +130,7 @@ class SideCarRecord(Document):
     averaged: Items[MakerRecord] = ()
     doubt: DoubtRecord | None = None
     stored: StoredRecord | None = None
+    seed: int = 0
 
 
 def splits_record(document: Any, path: Path) -> SplitsRecord:

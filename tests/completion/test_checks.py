@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections import namedtuple
@@ -178,6 +179,24 @@ def test_results_of_other_weights_are_not_taken_for_done(finished, weights, othe
     assert error.message.endswith("and 3 more like it")  # one line for a whole folder
     assert error.hint.startswith("choose another --cpl")
     assert states(finished["cpl"]) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"target": "t1"}, "a synthetic t1, as its side-car says"),
+        ({"synthetic": False}, "a synthetic nothing, as its side-car says"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+def test_a_side_car_that_contradicts_its_volume_is_named(change, found, gappy, weights, tmp_path):
+    root = gappy(lacking=[("t2",), (), (), ()])
+    completed(root, tmp_path / "out", weights)
+    side_car = tmp_path / "out" / phantom_file(0, "t2").replace(".nii.gz", ".json")
+    side_car.write_text(json.dumps(json.loads(side_car.read_text()) | change))
+    with pytest.raises(AttclError, match=found) as caught:
+        plan_of(root, tmp_path / "out", weights)
+    assert "Phantom_00000_t2" in caught.value.message
 
 
 @pytest.mark.parametrize("layout", ["brats", "slices"])

@@ -757,6 +757,23 @@ def test_streams_that_are_closed_or_full_end_no_command_in_an_odd_way(line, code
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.slow
+def test_results_that_cannot_be_shown_are_said_to_be_whole_if_they_are(world, tmp_path):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "attcl_cli", *map(str, world["score"].arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "the run is finished, and its files are whole" in done.stderr
+    assert record_in(tmp_path / world["score"].output)["status"] == "done"
+
+
 # Runs a command that gets SIGTERM at one moment of its end, after its work.
 _SIGNALLED_AT_ITS_END = """
 import atexit, os, signal, sys, threading
