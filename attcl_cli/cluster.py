@@ -7,6 +7,7 @@ stage. What the stage reads and writes must lie at the same paths on every machi
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import socket
@@ -230,15 +231,19 @@ def _joined(address: str) -> Iterator[Any]:
         return
     _require_address(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    # What Ray says of its tokens, and of workers that died or were ended, is no message of ours; its log files have it.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        ray.init(
-            address=None if address == LOCAL else address,
-            include_dashboard=False if address == LOCAL else None,
-            configure_logging=False,
-            log_to_driver=False,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        with _without_stderr():  # it says there that its level was set
+            ray.init(
+                address=address,  # "local" is a word of Ray's: None would join a cluster that runs here
+                include_dashboard=False if address == LOCAL else None,
+                configure_logging=False,
+                log_to_driver=False,
+            )
+    except Exception as error:  # of no class in particular if its processes are slow to start
         raise _no_cluster(address, first_line(error)) from error
     try:
         if in_main_thread():  # Ray's own handler of SIGTERM would end the run without its record
@@ -249,13 +254,32 @@ def _joined(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what compiled code writes to stderr within the block; errors of Python are raised as ever."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # closed before this process began
+        yield
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
 def _require_address(address: str) -> None:
     """Raise an error unless the address is a word that Ray knows, or somebody listens there: Ray tries for minutes."""
     if address in {LOCAL, "auto"}:
         return
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in address:
-        raise _no_cluster(address, "no address HOST:PORT")
+        client = ", and Ray's client (ray://) is not taken" if "://" in address else ""
+        raise _no_cluster(address, f"no address HOST:PORT{client}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -265,7 +289,9 @@ def _require_address(address: str) -> None:
 def _no_cluster(address: str, reason: str) -> UsageError:
     return UsageError(
         f"--ray: {address}: {reason.rstrip('.')}, expected a Ray cluster",
-        "--ray local starts one on this machine; ray start --head starts one that other machines join",
+        "if this machine is busy, run the same command again"
+        if address == LOCAL
+        else "--ray local starts one on this machine; ray start --head starts one that other machines join",
         code="no-cluster",
     )
 

@@ -192,6 +192,29 @@ def test_workers_are_ended_with_the_run_though_the_cluster_goes_on(monkeypatch):
     assert sorted(map(id, killed)) == sorted(map(id, pool))
 
 
+def joining(monkeypatch, init) -> None:
+    """Join a local cluster with a Ray of which `init` is all that works."""
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with cluster._joined(cluster.LOCAL):
+        pass
+
+
+def test_a_local_cluster_is_a_new_one_though_another_runs_here(monkeypatch):
+    asked = []
+    joining(monkeypatch, lambda **options: asked.append(options["address"]))
+    assert asked == ["local"]  # None would join the other one
+
+
+def test_a_cluster_whose_processes_do_not_start_in_time_is_an_error_with_a_next_step(monkeypatch):
+    def init(**_options):
+        raise Exception("The current node timed out during startup.")
+
+    with pytest.raises(UsageError, match="--ray: local: The current node timed out") as caught:
+        joining(monkeypatch, init)
+    assert "run the same command again" in caught.value.hint
+
+
 def test_a_share_that_is_none_or_has_no_cluster_is_refused():
     assert cluster.asked_for(None, "auto", None) is None
     assert cluster.asked_for("local", "cpu", None) == cluster.Cluster("local", "cpu", 1.0)

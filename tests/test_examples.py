@@ -74,13 +74,20 @@ def test_the_tasks_of_the_job_array_make_together_what_one_run_makes(started: Pa
     (weights,) = (started / "runs").iterdir()
     for task in ("1", "2"):
         ended = run(
-            ["bash", str(EXAMPLES / "slurm_array.sh"), "data", "array", str(weights)],
+            ["bash", str(EXAMPLES / "slurm_array.sh"), "data", "array", str(weights), "2"],
             started,
-            SLURM_ARRAY_TASK_COUNT="2",
             SLURM_ARRAY_TASK_ID=task,
         )
         assert ended.returncode == 0, ended.stderr
     assert volumes(started / "array") == volumes(started / "out")
+
+
+def test_the_job_array_says_what_it_lacks(started: Path) -> None:
+    three = ["bash", str(EXAMPLES / "slurm_array.sh"), "data", "array", "weights"]
+    for arguments in (three, [*three, "2"]):  # the second without an array
+        ended = run(arguments, started)
+        assert ended.returncode != 0
+        assert "usage: sbatch --array=1-SHARES" in ended.stderr
 
 
 def test_the_python_example_makes_the_same_files(started: Path) -> None:
