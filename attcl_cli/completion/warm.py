@@ -39,6 +39,9 @@ class WarmModels:
         self._plan, self._device = plan, device
         self._batch_size, self._workers = batch_size, workers
         self._methods: dict[str, Method] = {}
+        records = plan.places.records
+        # A run's record lies there before its workers begin.
+        self._lasting = records if records.exists() else None
 
     def made(self, jobs: Sequence[Job]) -> Iterator[Completed]:
         """Make a few jobs; one that fails is yielded with its error.
@@ -52,8 +55,7 @@ class WarmModels:
             if model.sha256 not in self._methods:
                 require_same_file(model)
                 self._methods[model.sha256] = load_method(model, device)
-        records = plan.places.records
-        with confined(plan.output, records, lasting=records):
+        with confined(plan.output, plan.places.records, lasting=self._lasting):
             yield from making.make_volumes(
                 plan,
                 self._methods,

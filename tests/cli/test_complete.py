@@ -197,7 +197,9 @@ def test_the_plan_names_the_cases_that_cannot_be_done(one_bad, trained_run, attc
     command = ("complete", "--ori", one_bad, "-w", trained_run, "-n", "--keep-going")
     code, out, err = attcl(*command)
     assert code == 0
-    assert err.startswith(f"error: {one_bad / BAD}: ")
+    note, error, *_ = err.splitlines()
+    assert note.startswith("note: t2 of Phantom_00001 cannot be read")
+    assert error.startswith(f"error: {one_bad / BAD}: ")
     assert "2 volumes to make, 0 done, cases that cannot be done: 1; " in out
     _, out, _ = attcl(*command, "--json")
     assert list(json.loads(out)["failed"]) == ["Phantom_00001"]
