@@ -25,7 +25,7 @@ LOCAL = "local"
 """The address of a cluster that is started on this machine, and ends with the run."""
 
 TRIES = 3
-"""Of a group of items whose worker died; stages try an item that failed as often."""
+"""Of a group of items whose worker died, then of each item; stages try an item that failed as often."""
 
 _DEVICES = ("auto", "cpu", "cuda")
 _WAITING = 2  # groups of a worker: one that it makes, and one that it takes up at once
@@ -110,7 +110,7 @@ def work_on_ray(
     """Yield what becomes of each group of items, in order; close the generator to leave the cluster before its end.
 
     The driver holds a few groups per worker, however many there are. A worker that dies is started again and its group
-    done again, three times; then the group is lost.
+    done again, three times; then its items are done one by one, and one whose worker dies three times more is lost.
 
     Args:
         kind: the class of the workers, called with `shared` and `arguments`.
@@ -180,12 +180,16 @@ def _in_order(
     groups: Sequence[Sequence[Item]],
     lost: Callable[[Sequence[Item], str], Outcome],
 ) -> Iterator[Outcome]:
-    """Yield what becomes of each group, in order; each worker has one that it makes and one that waits for it."""
-    left = deque(enumerate(groups))
-    running: dict[Any, tuple[int, int]] = {}  # reference -> (number of the group, of the worker)
+    """Yield what becomes of each group, in order; each worker has one that it makes and one that waits for it.
+
+    A group whose workers died is divided into groups of one item each, so that one which kills them is lost alone.
+    """
+    left = deque((number, group) for number, group in enumerate(groups))
+    running: dict[Any, tuple[int, Sequence[Item], int]] = {}  # reference -> (number, group, worker)
+    order = deque(range(len(groups)))  # of the numbers whose outcomes were not shown yet
     finished: dict[int, Outcome] = {}
     busy = [0] * len(pool)
-    shown = 0
+    new = len(groups)  # the number of the next group that comes of a divided one
     while left or running:
         for place, worker in enumerate(pool):
             # Groups that are done and cannot be shown yet count, too: memory does not grow behind a slow one.
@@ -193,21 +197,29 @@ def _in_order(
                 left and busy[place] < _WAITING and len(running) + len(finished) < _MOST * len(pool)
             ):
                 number, group = left.popleft()
-                running[worker.work.remote(tuple(group))] = number, place
+                running[worker.work.remote(tuple(group))] = number, group, place
                 busy[place] += 1
         (done, *_), _ = ray.wait(list(running))
-        number, place = running.pop(done)
+        number, group, place = running.pop(done)
         busy[place] -= 1
         try:
             finished[number] = ray.get(done)
         except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            finished[number] = lost(groups[number], first_line(error))
+            if len(group) == 1:
+                finished[number] = lost(group, first_line(error))
+            else:
+                single = [(new + at, [item]) for at, item in enumerate(group)]
+                new += len(single)
+                left.extendleft(reversed(single))
+                at = order.index(number)
+                del order[at]
+                for inner, (of_one, _) in enumerate(single):
+                    order.insert(at + inner, of_one)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error  # Ray's own copy lacks the number and the file of an OSError
         del done  # or the cluster keeps what it refers to
-        while shown in finished:
-            yield finished.pop(shown)
-            shown += 1
+        while order and order[0] in finished:
+            yield finished.pop(order.popleft())
 
 
 def _library() -> Any:

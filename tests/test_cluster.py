@@ -79,6 +79,21 @@ def test_a_group_whose_workers_died_is_lost_with_the_reason_and_the_others_are_n
     assert list(outcomes(Workers(2), [["a"], ["dead"], ["b"]])) == ["a", "lost dead: killed", "b"]
 
 
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_of_a_group_whose_workers_died_the_item_that_kills_them_is_lost_alone(workers):
+    groups = [
+        ["x"],
+        ["a", "dead", "b"],
+        ["y", "z"],
+        ["dead", "c"],
+        *([f"{it}"] for it in range(40)),
+    ]
+    assert list(outcomes(Workers(workers), groups)) == [
+        *("x", "a", "lost dead: killed", "b", "y+z", "lost dead: killed", "c"),
+        *(f"{number}" for number in range(40)),
+    ]
+
+
 def test_a_result_that_went_with_its_machine_is_lost_and_the_others_are_not():
     assert list(outcomes(Workers(2), [["a"], ["gone"], ["b"]])) == [
         "a",

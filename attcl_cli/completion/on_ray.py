@@ -27,7 +27,7 @@ def make_on_ray(
     """Make the planned volumes on a Ray cluster; the same contract as `making.make_volumes`.
 
     The driver holds a few groups of jobs per worker, however many cases there are. A worker that dies is started again
-    and its group made again, three times; then its cases are failed cases.
+    and its group made again, three times, then each of its cases; one that still cannot be made is a failed case.
 
     Args:
         plan: what is to be done.
@@ -65,7 +65,7 @@ def make_on_ray(
 
 
 def _lost(group: Sequence[Job], reason: str) -> list[Completed]:
-    """Return what becomes of jobs whose workers died again and again: all of their cases failed."""
+    """Return what becomes of jobs whose workers died again and again: their cases failed."""
     return [Completed(job, (), 0.0, cluster.worker_died(job.case.id, reason)) for job in group]
 
 
