@@ -201,9 +201,14 @@ def complete(
     )
     kept = originals.folders_of(dataset)
     require_possible(Places(dataset, Path(cpl), naming), manner, kept)
-    names = [weights] if isinstance(weights, Path | str) else list(weights)
     wanted = canonical_targets(targets, dataset)
-    dataset, models, chosen = expect(dataset, names, wanted, progress, force=force)
+    dataset, models, chosen = expect(
+        dataset,
+        [weights] if isinstance(weights, Path | str) else list(weights),
+        wanted,
+        progress,
+        force=force,
+    )
     for note in dataset.notes:
         progress.say(f"note: {note}")
     place, several, on = _places(device, ray)
@@ -231,6 +236,7 @@ def complete(
     record_file = plan.places.records / _record_name(part_id, num_parts)
     if dry_run:
         return CompletionResult(plan, on, record_file, failed=tuple(plan.failed.items()))
+    _require_cluster(on_cluster, plan)
     from attcl_cli.completion import making  # loads torch: all is checked
 
     record = new_record(plan, record_file, on, source, naming, targets)
@@ -239,6 +245,7 @@ def complete(
         "keep_going": keep_going,
         "overwrite": overwrite,
         **({"background": background} if background != "auto" else {}),
+        **({"ray": ray} if ray is not None else {}),
     }
     record.extra["weights_chosen"] = chosen
     if not overwrite:  # what an earlier run made stays
@@ -337,6 +344,12 @@ def _places(device: str, ray: str | None) -> tuple[torch.device, tuple[str, ...]
         return devices.select("cpu"), (), f"ray ({device})"
     place = devices.select(device)
     return place, (), str(place)
+
+
+def _require_cluster(on: cluster.Cluster | None, plan: CompletionPlan) -> None:
+    """Raise an error, before anything is written, unless somebody answers where volumes are to be made."""
+    if on is not None and plan.jobs:
+        cluster.require(on.address)
 
 
 def _require_part(part_id: int, num_parts: int) -> None:
