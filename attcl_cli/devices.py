@@ -69,7 +69,7 @@ def select(name: str) -> torch.device:
     if "," in name:
         raise UsageError(
             f"--device: {name!r} names several devices, expected one",
-            "name one of them; attcl complete alone divides its cases among several",
+            "name one of them; only attcl complete takes several; attcl score --ray and torchrun divide work, too",
             code="several-devices",
         )
     kind, _, index = name.partition(":")

@@ -138,7 +138,7 @@ def _note(
     """Note what became of a case, of which several models may have made volumes."""
     case = items[0].case
     error = next((item.error for item in items if item.error), None)
-    outputs = [*_present(plan, case), *(file for item in items for file in item.outputs)]
+    outputs = [*_present(plan, case), *(file for item in items for file in _lying(plan, item))]
     record.add(
         case,
         "failed" if error else "done",
@@ -147,6 +147,14 @@ def _note(
         error=error,
         further=_doubted(doubts, case),
     )
+
+
+def _lying(plan: CompletionPlan, item: Completed) -> Sequence[str]:
+    """Return the images of a job; of one that failed those that it had written, or another run before it."""
+    if item.error is None:
+        return item.outputs
+    files = (str(file) for files in item.job.outputs.values() for file in files)
+    return [file for file in files if (plan.output / file).is_file()]
 
 
 def _doubted(doubts: Mapping[str, Mapping[str, Doubt]], case: str) -> dict[str, Any]:
