@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     ours = argv is None
     if ours:
+        streams.occupy_closed()
         atexit.register(run_ends.ignore_signals)  # before what libraries register, so it runs last
     with run_ends.signals():
         try:

@@ -73,6 +73,18 @@ class _Watched:
             self._on_left()
 
 
+def occupy_closed() -> None:
+    """Put the null device in the place of stdin, stdout and stderr that were closed before this process began.
+
+    Otherwise the next file that is opened gets the number of one of them, and a message of a compiled library its text.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+
+
 @contextmanager
 def watched() -> Iterator[None]:
     """Watch over stdout and stderr within the block.

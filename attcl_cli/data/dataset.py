@@ -30,7 +30,7 @@ from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a
 from attcl_cli.data.naming import read_folder
 from attcl_cli.data.places import led_to
 from attcl_cli.data.record_cache import FOLDER_VARIABLE, Records, cache_folder
-from attcl_cli.data.records import MOST_BYTES, require_side_car, splits_record
+from attcl_cli.data.records import MOST_BYTES, SplitsRecord, require_side_car, splits_record
 from attcl_cli.data.suggested import complete_folder, complete_images
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
@@ -249,7 +249,11 @@ def open_dataset(
     named = [LAYOUTS[layout]] if layout in LAYOUTS else list(LAYOUTS.values())
     candidates = [own_layout] if own_layout else named
     reading = read_folder(root, candidates, said, bids_filter=bids_filter)
-    expected = {name for case in reading.cases for name in case.files} | _hidden_from(root)
+    splits = _splits_of(root)
+    expected = {name for case in reading.cases for name in case.files}
+    expected |= splits.hidden if splits else set()
+    holds = {case.id: case.files.keys() for case in reading.cases}
+    unlike = splits.differences(holds) if splits else []
     return Dataset(
         root=root,
         layout=reading.layout,
@@ -261,7 +265,7 @@ def open_dataset(
         extension=reading.extension,
         vocabulary=tuple(sorted(reading.vocabulary)),
         vocabulary_file=modalities,
-        notes=reading.notes,
+        notes=(*reading.notes, *(f"{root / SPLITS_FILE} {words}" for words in unlike)),
         naming_files=reading.naming_files,
         recognised=reading.recognised,
     )
@@ -287,16 +291,14 @@ def _of_image(file: Path) -> str:
     return f"beside it lie images of the same patient; complete from all ({names}): {whole}; or {alone}"
 
 
-def _hidden_from(root: Path) -> set[str]:
-    """Return the modalities that `splits.json` says were hidden from some case; none if it is missing or invalid."""
+def _splits_of(root: Path) -> SplitsRecord | None:
+    """Return what `splits.json` of a folder says; None if it is missing or invalid."""
     path = root / SPLITS_FILE
     try:
         document = read_json(path, default=None)
-        record = splits_record(document, path) if document is not None else None
+        return splits_record(document, path) if document is not None else None
     except AttclError:  # `splits.read_splits` reports it
-        return set()
-    items = [item for split in record.splits.values() for item in split] if record else []
-    return {name for item in items for name in item.hidden}
+        return None
 
 
 def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | None) -> Dataset:

@@ -5,6 +5,7 @@ Knows types and names alone; who reads which file, and what it means, is left to
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from attcl_cli.documents import (
     clipped,
     validated,
 )
-from attcl_cli.errors import AttclError, nearest
+from attcl_cli.errors import AttclError, nearest, some
 
 SPLITS = ("train", "val", "test")
 SPLITS_VERSION = 1
@@ -73,6 +74,35 @@ class SplitsRecord(Document):
                         f"expected one of {', '.join(self.modalities)}"
                     )
         return self
+
+    @property
+    def hidden(self) -> set[str]:
+        """The modalities that are hidden from some case."""
+        return {name for items in self.splits.values() for item in items for name in item.hidden}
+
+    def differences(self, folder: Mapping[str, Collection[str]]) -> list[str]:
+        """Return in words what a folder holds otherwise than the splits say; [] if nothing.
+
+        Args:
+            folder: case id -> its modalities.
+        """
+        said = {item.case: item for items in self.splits.values() for item in items}
+        both = sorted(folder.keys() & said.keys())
+        shown = [f"{name} of {it}" for it in both for name in said[it].hidden if name in folder[it]]
+        gone = [
+            f"{name} of {it}" for it in both for name in said[it].present if name not in folder[it]
+        ]
+        unlisted, absent = sorted(folder.keys() - said.keys()), sorted(said.keys() - folder.keys())
+        found = [
+            (unlisted, "does not list {}: neither trained on nor scored"),
+            (absent, "lists {}, not found in this folder"),
+            (
+                shown,
+                "calls {} hidden, but found in this folder: what learns from it knows the answer",
+            ),
+            (gone, "calls {} present, but not found in this folder"),
+        ]
+        return [words.format(some(names)) for names, words in found if names]
 
 
 class ScaleDocument(Document):

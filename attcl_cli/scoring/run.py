@@ -181,6 +181,8 @@ def score(
     known_splits = splits.read_splits(data.root)
     complete = splits.open_truth(source, known_splits, None if truth is None else Path(truth))
     data = data.including(complete.modalities)  # of which perhaps no case has a volume here
+    for note in data.notes:
+        progress.say(f"note: {note}")
     split = split or ("test" if known_splits else "all")
     refuse_inside(folder, folders_of(data, complete), flag="--output")  # a demo holds its data
     refuse_inside(folder, [completed], flag="--output", kept="synthesised volumes")

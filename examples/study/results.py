@@ -24,7 +24,7 @@ from attcl_cli.run_record import read_record
 from attcl_cli.segmentation.summary import read_rows
 
 ERROR, STATUS = "error: ", "exit status "
-SYNTHETIC, COPY = "synthetic", "copy"
+SYNTHETIC, COPY, MATCHED, MEAN = "synthetic", "copy", "matched-copy", "mean"
 _PARTLY = ("score", "directions")  # stages whose failed jobs may have left some of their results
 _LONGEST_LOG = 2**20  # bytes at the end of a log that are searched for its error
 

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 from plan import INCOMPLETE, REAL, Cell, Study, ratio_name, share_name
-from results import COPY, SYNTHETIC, Results
+from results import COPY, MATCHED, MEAN, SYNTHETIC, Results
 from table import FEW, MARK, Column, Table, Value
 
 from attcl_cli.scoring.metrics import METRICS as SCORES
@@ -25,6 +25,8 @@ REGION = "WT"  # whole tumour
 PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
 """Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
 _PUBLISHED = "published (other data)"
+_OF_VOLUMES = ("ssim", "psnr", "nmse", "gms")  # metrics that each volume has in the brain
+_BASELINES = {COPY: COPY, MATCHED: "quantile-matched copy", MEAN: "mean of sources"}
 _GPU = "GPU memory, MB"
 _INTERVAL = (
     "Mean of the paired differences over test cases, those of several seeds averaged first, with its 95 % interval "
@@ -44,7 +46,7 @@ def all_tables(
     tables = [counts(study, results)]
     tables += [
         directions(study, results, published, metric)
-        for metric in ("fid", "fd-effnet", "lpips", "ssim")
+        for metric in ("fid", "fd-effnet", "lpips", *_OF_VOLUMES)
     ]
     tables += [
         segmentation(study, results, published),
@@ -53,6 +55,7 @@ def all_tables(
         layers(study, results),
         small_data(study, results),
         completed(study, results, published),
+        *(completed_in_brain(study, results, metric) for metric in _OF_VOLUMES),
         completed_differences(study, results),
         costs(study, results),
     ]
@@ -260,7 +263,8 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
         for dataset, ratio, cells in _scenarios(study, subset):
             for name in (*study.methods, COPY):
                 for target in [*targets, "all"]:
-                    value = _of_volumes(study, results, cells, name, target)
+                    of, shown = (study.file.reference, COPY) if name == COPY else (name, SYNTHETIC)
+                    value = _of_volumes(results, cells, of, target, ("whole", "ssim", shown))
                     if value is None:
                         continue
                     columns.setdefault(target, Column(target, 1))
@@ -283,6 +287,42 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
             *_few(_most(rows)),
         ],
         unmarked=frozenset({COPY}),
+    )
+
+
+def completed_in_brain(study: Study, results: Results, metric: str) -> Table:
+    """Return one metric of the completed volumes in the brain, by missing modality, beside what needs no training."""
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    better = 1 if SCORES[metric].higher_is_better else -1
+    targets = list(dict.fromkeys(key[2] for key in results.volumes))
+    makers = {name: ([name], SYNTHETIC) for name in study.methods}
+    first = [study.file.reference, *study.methods]  # whose sources are copied
+    makers |= {baseline: (first, baseline) for baseline in _BASELINES}
+    for subset in study.file.subsets:
+        for dataset, ratio, cells in _scenarios(study, subset):
+            for name, (makers_of, shown) in makers.items():
+                for target in [*targets, "all"]:
+                    measure = ("brain", metric, shown)
+                    values = (_of_volumes(results, cells, of, target, measure) for of in makers_of)
+                    value = next((it for it in values if it is not None), None)
+                    if value is not None:
+                        columns.setdefault(target, Column(target, better))
+                        labels = (dataset, ratio, share_name(subset), name)
+                        rows.setdefault(labels, {})[target] = value
+    return Table(
+        f"completed-{metric}",
+        f"Completed volumes of the test cases: {SCORES[metric].title} in the brain, by missing modality",
+        ("dataset", "ratio", "training cases", "method"),
+        list(columns.values()),
+        _titled(study, rows),
+        group=3,
+        notes=[
+            "Copies are those of the sources that the reference method takes; the mean of sources is that of the first "
+            "method that takes several. These three are never marked.",
+            *_few(_most(rows)),
+        ],
+        unmarked=frozenset(_BASELINES.values()),
     )
 
 
@@ -527,18 +567,23 @@ def _of_figures(
 
 
 def _of_volumes(
-    study: Study, results: Results, cells: Sequence[str], name: str, target: str
+    results: Results, cells: Sequence[str], of: str, target: str, measure: tuple[str, str, str]
 ) -> Value | None:
-    """Return the mean SSIM of the whole completed volumes; a copy is that of the reference method's sources."""
-    of, prediction = (study.file.reference, COPY) if name == COPY else (name, SYNTHETIC)
+    """Return a mean over completed volumes; None if there is none.
+
+    Args:
+        results: of the study.
+        cells: the seeds of a scenario.
+        of: the method.
+        target: the modality; "all": any.
+        measure: region, metric, and what is compared with the truth.
+    """
     means, most = [], 0
     for cell in cells:
         values = [
             (case, value)
             for key, by_case in results.volumes.items()
-            if key[:2] == (cell, of)
-            and key[3:] == ("whole", "ssim", prediction)
-            and target in {key[2], "all"}
+            if key[:2] == (cell, of) and key[3:] == measure and target in {key[2], "all"}
             for case, value in by_case.items()
             if not math.isnan(value)
         ]
@@ -616,7 +661,7 @@ def _title(study: Study, name: str) -> str:
     if name == study.file.without:
         return WITHOUT
     model = study.file.methods.get(name)
-    return name if model is None else model.title or name
+    return _BASELINES.get(name, name) if model is None else model.title or name
 
 
 def _titled(
@@ -626,7 +671,7 @@ def _titled(
 
     Of a study that is partly done, the rows were found in another order.
     """
-    names = [study.file.without, INCOMPLETE, *study.methods, REAL, COPY]
+    names = [study.file.without, INCOMPLETE, *study.methods, REAL, *_BASELINES]
     groups = [*dict.fromkeys(labels[:-1] for labels in rows)]
 
     def place(labels: tuple[str, ...]) -> tuple[int, int]:

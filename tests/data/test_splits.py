@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -12,6 +13,7 @@ import pytest
 
 from attcl_cli.data.dataset import Case, Dataset, open_dataset
 from attcl_cli.data.layouts import LAYOUTS
+from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.data.splits import (
     Splits,
     group_sizes,
@@ -371,3 +373,28 @@ def test_a_case_stands_in_one_split_once(others, complaint, tmp_path):
     (tmp_path / "splits.json").write_text(json.dumps(document))
     with pytest.raises(AttclError, match=complaint):
         read_splits(tmp_path)
+
+
+def test_what_a_folder_holds_otherwise_than_its_splits_say_is_named(phantom_root, tmp_path):
+    data = tmp_path / "data"
+    prepare_splits(phantom_root, data, ratio="ratio3", sizes=(2, 1, 1))
+    assert open_dataset(data).notes == ()
+    record = json.loads((data / "splits.json").read_text())
+    items = [item for split in record["splits"].values() for item in split]
+    answered = next(item["case"] for item in items if item["hidden"])
+    lacking, gone, unlisted = [item["case"] for item in items if item["case"] != answered]
+    shutil.copy(phantom_root / answered / f"{answered}_t2.nii.gz", data / answered)
+    (data / lacking / f"{lacking}_t1.nii.gz").unlink()
+    shutil.rmtree(data / gone)
+    for split in record["splits"]:
+        record["splits"][split] = [
+            item for item in record["splits"][split] if item["case"] != unlisted
+        ]
+    (data / "splits.json").write_text(json.dumps(record))
+    file = data / "splits.json"
+    assert list(open_dataset(data).notes) == [
+        f"{file} does not list {unlisted}: neither trained on nor scored",
+        f"{file} lists {gone}, not found in this folder",
+        f"{file} calls t2 of {answered} hidden, but found in this folder: what learns from it knows the answer",
+        f"{file} calls t1 of {lacking} present, but not found in this folder",
+    ]

@@ -757,6 +757,24 @@ def test_streams_that_are_closed_or_full_end_no_command_in_an_odd_way(line, code
     assert "Exception ignored" not in done.stderr
 
 
+def test_no_file_gets_the_number_of_a_stream_that_was_closed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "from attcl_cli.cli.streams import occupy_closed\n"
+        "occupy_closed()\n"
+        "devices = [os.fstat(number).st_rdev for number in range(3)]\n"
+        "assert devices == [os.stat(os.devnull).st_rdev] * 3\n"
+        "sys.exit(open(__file__).fileno())\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"exec {sys.executable} {script} <&- >&- 2>&-"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        check=False,
+    )
+    assert done.returncode == 3
+
+
 @pytest.mark.slow
 def test_results_that_cannot_be_shown_are_said_to_be_whole_if_they_are(world, tmp_path):
     with Path("/dev/full").open("w") as full:

@@ -13,13 +13,14 @@ from charts import cliques, critical_difference, figure_3, layers_png, similarit
 from claims import FAILS, HOLDS, OPEN, claims
 from PIL import Image
 from plan import Study, read_study
-from results import COPY, SYNTHETIC, Cost, Results, published
+from results import COPY, MEAN, SYNTHETIC, Cost, Results, published
 from table import Column, Table, Value, as_csv, as_latex, as_markdown
 from tables import (
     ablation,
     all_tables,
     completed,
     completed_differences,
+    completed_in_brain,
     costs,
     counts,
     differences,
@@ -297,6 +298,28 @@ def volumes(
     for target, values in by_target.items():
         key = (cell(), name, target, "brain", "ssim", prediction)
         results.volumes[key] = {f"P{n}": value for n, value in enumerate(values)}
+
+
+def test_completed_volumes_stand_beside_what_needs_no_training():
+    results = Results()
+    volumes(results, "attcl-gan", t1=[0.8, 0.6], t2=[0.4])
+    volumes(results, "attcl-gan", COPY, t1=[0.5, 0.5], t2=[0.2])
+    volumes(results, "stargan-v2", t1=[0.6, 0.4])
+    volumes(results, "stargan-v2", COPY, t1=[0.9, 0.9], t2=[0.9])
+    volumes(results, "stargan-v2", MEAN, t1=[0.3, 0.1])
+    table = completed_in_brain(study(), results, "ssim")
+    rows = {
+        labels[-1]: {target: value.mean for target, value in row.items()}
+        for labels, row in table.rows.items()
+    }
+    assert [*rows] == ["AttCL-GAN", "StarGAN v2", "copy", "mean of sources"]
+    ours, _, copy, mean = rows.values()
+    assert ours == {"t1": pytest.approx(0.7), "t2": 0.4, "all": pytest.approx(0.6)}
+    assert copy == {"t1": 0.5, "t2": 0.2, "all": pytest.approx(0.4)}  # of the reference method
+    assert mean == {"t1": pytest.approx(0.2), "all": pytest.approx(0.2)}  # of the first that has it
+    marked = {labels[-1] for labels, _ in table.marks()}
+    assert marked == {"AttCL-GAN", "StarGAN v2"}
+    assert not completed_in_brain(study(), results, "psnr").rows
 
 
 def test_completed_volumes_are_compared_case_by_case_in_the_brain():

@@ -117,7 +117,7 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
         for ending in ("csv", "md", "tex")
         for table in (
             *("table-1-counts", "table-2-ssim", "table-3-segmentation", "table-3-differences"),
-            *("plave-table-1-ssim", "plave-table-1-differences"),
+            *("plave-table-1-ssim", "completed-ssim", "plave-table-1-differences"),
         )
     }
     for text in (found["study.html"].decode(), found["study.md"].decode()):
@@ -192,7 +192,7 @@ def test_the_study_of_make_study_has_every_job_done_and_its_tables(tmp_path):
         for table in (
             *("table-1-counts", "table-2-fd-effnet", "table-2-ssim", "table-3-segmentation"),
             *("table-3-differences", "section-5.5-small-data", "plave-table-1-ssim"),
-            *("plave-table-1-differences", "costs"),
+            *("completed-ssim", "plave-table-1-differences", "costs"),
         )
     }
     assert "Nothing to be done" in run(config, tmp_path, "--config", *changes).stdout
