@@ -126,6 +126,8 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
 
     again = run(config, whole)
     assert "Nothing to be done" in again.stdout
+    (whole / "study/jobs" / CELL / "score-attcl-gan.done").unlink()  # its results are made anew
+    assert re.search(r"^score +1$", run(config, whole, "-n").stdout, re.MULTILINE)
 
     cell = killed / "study" / CELL
     for begun in ("run/config.toml", "out/run.json", "segment/run.json"):
