@@ -361,7 +361,9 @@ def _baselines(
     others = quantiles.of_others(arrays.case.case, pair.modality) if quantiles else None
     if others is not None:
         made[MATCHED] = matched_copy(copied, others)
-    return {**made, MEAN: arrays.mean_of_sources, ZEROS: np.zeros_like(copied)}
+    if len(arrays.present) > 1:  # the mean of one volume is its copy
+        made[MEAN] = arrays.mean_of_sources
+    return {**made, ZEROS: np.zeros_like(copied)}
 
 
 # --- Scores of one prediction -------------------------------------------------------------------------------------

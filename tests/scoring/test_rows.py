@@ -64,6 +64,12 @@ def test_a_case_has_a_row_per_volume_prediction_and_region(case, tmp_path):
     assert nmse["zeros"] == 1
 
 
+def test_the_mean_of_one_volume_is_no_baseline_of_its_own(case, tmp_path):
+    case = replace(case, pairs=case.pairs[:1], present={"flair": case.present["flair"]})
+    rows = rows_for(case, Measures(("psnr",)), tmp_path)
+    assert {row.prediction for row in rows} == {"synthetic", "copy", "zeros"}
+
+
 @pytest.mark.parametrize("only", [("synthetic",), ("copy", "zeros"), ("synthetic", "mean")])
 def test_some_predictions_alone_have_the_scores_that_they_have_among_all(only, case, tmp_path):
     case = replace(case, pairs=case.pairs[:1])
