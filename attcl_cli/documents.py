@@ -170,12 +170,14 @@ def validated(
         error: its class.
 
     Raises:
-        AttclError: a key is missing, unknown, or has a value of another kind; the first of these is named.
+        AttclError: a key is missing, unknown, or has a value of another kind; one of these is named. An unknown key
+            comes first: it may be the one that is missing, misspelt.
     """
     try:
         return kind.model_validate(document)
     except ValidationError as failure:
-        first, *others = failure.errors(include_url=False)
+        found = failure.errors(include_url=False)
+        first, *others = sorted(found, key=lambda it: it["type"] != "extra_forbidden")
         key = ".".join(clipped(str(part)) for part in first["loc"])
         more = f"; and {len(others)} more like it" if others else ""
         if first["type"] == "extra_forbidden":

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from attcl_cli.data.splits import RATIOS
 from attcl_cli.documents import validated
 from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
@@ -92,7 +93,7 @@ class Model(_Strict):
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in METHODS:
-            raise ValueError(f"unknown method {name!r}, expected one of {', '.join(METHODS)}")
+            raise ValueError(f"one of {', '.join(METHODS)}")
         return name
 
 
@@ -305,13 +306,21 @@ class Study:
         return self.root / dataset / "phantoms" if source.path is None else Path(source.path)
 
     def require_data(self) -> None:
-        """Raise an error if the folder of a dataset is not there: before the first job, not at night."""
+        """Raise an error if a dataset's folder or a ratio is not there: before the first job, not at night."""
         for name, source in self.file.datasets.items():
             if source.path is not None and not self.origin(name).is_dir():
                 raise AttclError(
                     f"datasets: {name}: {source.path}, no such folder, expected a complete dataset",
                     "write its path into the study's YAML file; it is relative to where snakemake is called",
                     code="no-dataset",
+                )
+
+        for ratio in self.file.ratios:
+            if ratio not in RATIOS and not Path(ratio).is_file():
+                raise AttclError(
+                    f"ratios: {ratio}, no such file, expected {', '.join(RATIOS)}, or a TOML file",
+                    "docs/guides/prepare-splits.md shows such a file; paths are relative to where snakemake is called",
+                    code="no-ratio",
                 )
 
     def simulation(self, dataset: str) -> str:

@@ -211,7 +211,8 @@ def test_the_splits_of_every_cell_of_a_file_can_be_drawn(name, tmp_path):
     ("changes", "message"),
     [
         ({"colour": "blue"}, r"colour: no such key, expected one of a study"),
-        ({"methods": {"x": {"method": "gan"}}}, r"unknown method 'gan', expected one of attcl-gan"),
+        ({"methods": None, "method": {}}, r"method: no such key"),
+        ({"methods": {"x": {"method": "gan"}}}, r"method: found 'gan', expected one of attcl-gan"),
         ({"reference": "unet"}, r"reference 'unet' is none of the methods"),
         ({"datasets": {"p": {}}}, r"expected either path or simulate"),
         ({"datasets": {"../p": {"path": "DATA"}}}, r"pattern"),
@@ -246,3 +247,7 @@ def test_a_dataset_that_is_not_there_is_named_before_the_first_job(tmp_path, mon
         study().require_data()
     Path("DATA").mkdir()
     study().require_data()
+    with pytest.raises(
+        AttclError, match=r"ratios: own.toml, no such file, expected ratio1, ratio2"
+    ):
+        study(ratios=["ratio1", "own.toml"]).require_data()
