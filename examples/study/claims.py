@@ -161,7 +161,9 @@ def _by_direction(
             one = ", ".join(f"{direction} {value:.1f}" for direction, value in known[0].items())
             why = f" ({len(known)} of {len(cells)})" if len(known) < len(cells) else ""
             why = " (one seed)" if len(known) < _TWO else why
-            return [Claim(words, verdict, f"{METRICS[metric].title}, first seed{why}: {one}")]
+            return [
+                Claim(words, verdict, f"{METRICS[metric].title} of {name}, first seed{why}: {one}")
+            ]
     return [Claim(words, OPEN, "No seed has a result of all of these directions")]
 
 

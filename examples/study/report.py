@@ -9,6 +9,7 @@ missing, and why.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,8 @@ from charts import (
     similarity_of_cases,
 )
 from claims import LEAST_CASES, Claim, claims, sign_of
-from plan import Study, Training, read_study
-from results import Results, as_text, collect, published, runs_of
+from plan import Source, Study, Training, read_study
+from results import COPY, Results, as_text, collect, published, runs_of
 from table import Table, as_csv, as_latex, as_markdown
 from tables import REGION, all_tables
 
@@ -95,6 +96,7 @@ def _document(study: Study, results: Results, tables: list[Table], claimed: Sequ
         _verdict(study, tables),
         "\n".join(
             [
+                f"- Data: {'; '.join(_described(name, it) for name, it in file.datasets.items())}.",
                 f"- Training: {_as_options(file.train)}; steps and minutes of each method stand in the last table.",
                 f"- Segmentation: {segment}.",
                 f"- Seeds: {', '.join(map(str, file.seeds))}. Jobs that are done: {_done(study, results)}.",
@@ -224,7 +226,48 @@ def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence
 
 
 def _verdict(study: Study, tables: list[Table]) -> str:
-    """Return what the largest question came to: whether completion is better than one modality alone."""
+    """Return what the largest questions came to: are volumes better than copies, and than one modality alone."""
+    return " ".join(filter(None, (_beside_copies(tables), _beside_one_modality(study, tables))))
+
+
+def _described(name: str, source: Source) -> str:
+    """Return what a dataset is, in words."""
+    sizes = f", {source.sizes} train/val/test" if source.sizes else ""
+    if source.simulate is None:
+        return f"{name}{sizes}"
+    return f"{name}, {source.simulate} simulated patients of {source.voxel_mm:g} mm{sizes}"
+
+
+def _beside_copies(tables: list[Table]) -> str:
+    """Return how the best completed volumes and copies compare; "" without scores of them."""
+    table = next((it for it in tables if it.name == "completed-ssim"), None)
+    words = []
+    rows = table.rows if table is not None else {}
+    for scenario in dict.fromkeys(labels[:-1] for labels in rows):
+        means = {
+            labels[-1]: row["all"].mean
+            for labels, row in rows.items()
+            if labels[:-1] == scenario and "all" in row
+        }
+        copy = means.get(COPY, math.nan)
+        made = {
+            name: mean
+            for name, mean in means.items()
+            if table is not None and name not in table.unmarked
+        }
+        if made and not math.isnan(copy):
+            best = max(made, key=lambda name: made[name])
+            above = sum(mean > copy for mean in made.values())
+            words.append(
+                f"{', '.join(scenario[:2])}, training cases {scenario[2]}: the best method has "
+                f"{made[best]:.3f} ({best}), a copy {copy:.3f}; "
+                f"{above} of {counted(len(made), 'method')} {'is' if above == 1 else 'are'} above the copy"
+            )
+    return f"SSIM of completed volumes in the brain, {'; '.join(words)}." if words else ""
+
+
+def _beside_one_modality(study: Study, tables: list[Table]) -> str:
+    """Return whether completion is better than one modality alone, for segmentation."""
     if study.file.segment is None:
         return "No segmenter is part of this study."
     table = next((it for it in tables if it.name == "table-3-differences"), None)

@@ -135,7 +135,11 @@ def directions(
         group=3,
         notes=[
             "The real volumes of the test cases are translated; A is FLAIR. The mean is that of the six directions.",
-            "A copy of the most similar source is a trivial baseline and is never marked.",
+            *(
+                ["The copy of the source is a trivial baseline and is never marked."]
+                if any(labels[-1] == COPY for labels in rows)
+                else []
+            ),
             *_few_tested(results),
         ],
         unmarked=frozenset({COPY}),
@@ -283,7 +287,7 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
         group=3,
         notes=[
             "Completed volumes of the test cases beside the held-out ones. The whole volume is mostly background, "
-            "so all values are high; scores.csv has the brain alone.",
+            "so all values are high; other tables have the brain alone.",
             *_few(_most(rows)),
         ],
         unmarked=frozenset({COPY}),
@@ -319,7 +323,7 @@ def completed_in_brain(study: Study, results: Results, metric: str) -> Table:
         group=3,
         notes=[
             "Copies are those of the sources that the reference method takes; the mean of sources is that of the first "
-            "method that takes several. These three are never marked.",
+            "method that takes several. Such baselines are never marked.",
             *_few(_most(rows)),
         ],
         unmarked=frozenset(_BASELINES.values()),
@@ -380,7 +384,7 @@ def costs(study: Study, results: Results) -> Table:
                 row[f"{stage}, steps"] = Value(round(fmean(steps)))
         rows[(name,)] = row
     columns = [
-        Column(f"{stage}, {unit}", 0 if unit == "steps" else -1)
+        Column(f"{stage}, {unit}")
         for stage in ("train", "complete")
         for unit in ("steps", "minutes", "MB", "GPU, MB")
         if unit in {"minutes", "MB"} or any(f"{stage}, {unit}" in row for row in rows.values())
@@ -698,10 +702,12 @@ def _few(n: int) -> list[str]:
 
 
 def _few_tested(results: Results) -> list[str]:
-    """Return the remark on few test cases for a table whose n counts slices."""
+    """Return the remark on few test cases for a table of which some n count slices or directions."""
     n = max((counts["test"]["cases"] for counts in results.counts.values()), default=0)
     return (
-        [f"{n} test cases at most: fewer than {FEW}, so that a single one decides."]
+        [
+            f"All values, {MARK} or not: {n} test cases at most, fewer than {FEW}, so that a single one decides."
+        ]
         if 0 < n < FEW
         else []
     )

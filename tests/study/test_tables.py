@@ -272,7 +272,7 @@ def test_table_2_has_both_ways_of_a_pair_in_one_row_and_the_mean_of_six_below():
     assert not any("test cases at most" in note for note in table.notes)
     results.counts[cell()] = {"test": {"cases": 4}}
     table = directions(study(), results, PUBLISHED, "fid")
-    assert table.notes[-1].startswith("4 test cases at most: fewer than 10")
+    assert table.notes[-1].startswith("All values, \u2020 or not: 4 test cases at most")
     mean = table.rows["p", "ratio1", "mean of six", "AttCL-GAN"]["all: mean"]
     assert (mean.mean, mean.n) == (50.0, 0)  # its n would count directions
 

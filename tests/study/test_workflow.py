@@ -121,6 +121,10 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
         )
     }
     for text in (found["study.html"].decode(), found["study.md"].decode()):
+        assert (
+            "SSIM of completed volumes in the brain, phantom, ratio1, training cases all: " in text
+        )
+        assert "above the copy" in text
         assert "9 of 9" in text
         assert "What is missing" not in text
 
