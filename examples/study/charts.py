@@ -51,8 +51,7 @@ def critical_difference(
     Returns:
         A PNG and a sentence; None for fewer than 3 methods or 5 cases.
     """
-    cases = sorted(set.intersection(*(set(it) for it in values.values()))) if values else []
-    cases = [case for case in cases if not any(math.isnan(it[case]) for it in values.values())]
+    cases = _cases_of_all(values)
     if len(values) < _LEAST_METHODS or len(cases) < _LEAST_CASES:
         return None
     sign = -1 if higher_is_better else 1
@@ -68,6 +67,23 @@ def critical_difference(
         f"at the 5 % level by Nemenyi's test (critical difference {critical:.2f})."
     )
     return _ranks_png(dict(zip(values, ranks, strict=True)), critical), words
+
+
+def unranked(values: Mapping[str, Mapping[str, float]]) -> str:
+    """Return why `critical_difference` draws nothing of several methods; "" if it does, or has nothing to compare."""
+    n = len(_cases_of_all(values))
+    if len(values) < 2 or (len(values) >= _LEAST_METHODS and n >= _LEAST_CASES):
+        return ""
+    return (
+        f"{len(values)} methods with {n} test {'case' if n == 1 else 'cases'} in common; a ranking needs "
+        f"{_LEAST_METHODS} methods and {_LEAST_CASES} cases"
+    )
+
+
+def _cases_of_all(values: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the cases of which every method has a value."""
+    cases = sorted(set.intersection(*(set(it) for it in values.values()))) if values else []
+    return [case for case in cases if not any(math.isnan(it[case]) for it in values.values())]
 
 
 def _ranks_png(ranks: Mapping[str, float], critical: float) -> bytes:

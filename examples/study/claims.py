@@ -127,7 +127,7 @@ def _by_case(words: str, gaps: dict[str, Value | None]) -> list[Claim]:
     signs = {0 if value is None else sign_of(value) for value in gaps.values()}
     verdict = HOLDS if signs == {1} else FAILS if -1 in signs else OPEN
     evidence = "; ".join(
-        f"{name}: no result" if value is None else f"{name} {value.text} (n {value.n})"
+        f"{name}: no result" if value is None else f"{name} {value.text()} (n {value.n})"
         for name, value in gaps.items()
     )
     return [Claim(words, verdict, f"Dice: {evidence}")]

@@ -22,12 +22,13 @@ from charts import (
     layers_png,
     patients,
     similarity_of_cases,
+    unranked,
 )
 from claims import LEAST_CASES, Claim, claims, sign_of
 from plan import Source, Study, Training, read_study
 from results import COPY, Results, as_text, collect, published, runs_of
 from table import Table, as_csv, as_latex, as_markdown
-from tables import REGION, all_tables
+from tables import OVERALL, REGION, all_tables
 
 from attcl_cli import __version__
 from attcl_cli.errors import EXIT_INCOMPLETE, AttclError, counted
@@ -39,6 +40,10 @@ from attcl_cli.training.report import read_statistics
 
 _HERE = Path(__file__).resolve().parent
 _SHOWN_MISSING = 200
+_RANKED = {
+    "SSIM of completed volumes, in the brain": similarity_of_cases,
+    "Dice of the whole tumour": dice_of_cases,
+}
 _MISSING = "What is missing"
 _CLAIMS = "What the paper claims, and what this study shows"
 _HOW_CLAIMED = (
@@ -216,6 +221,7 @@ def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence
             "Columns called published hold the papers' own figures, of BraTS 2021 with 243 patients: other data, other "
             "training. They stand there for orientation, and never in a comparison.",
             "W2GAN and MSA-GAN are re-specifications of ours: neither has public code.",
+            *_not_ranked(study, results),
             *unread,
         ],
         files=[
@@ -245,9 +251,9 @@ def _beside_copies(tables: list[Table]) -> str:
     rows = table.rows if table is not None else {}
     for scenario in dict.fromkeys(labels[:-1] for labels in rows):
         means = {
-            labels[-1]: row["all"].mean
+            labels[-1]: row[OVERALL].mean
             for labels, row in rows.items()
-            if labels[:-1] == scenario and "all" in row
+            if labels[:-1] == scenario and OVERALL in row
         }
         copy = means.get(COPY, math.nan)
         made = {
@@ -280,7 +286,7 @@ def _beside_one_modality(study: Study, tables: list[Table]) -> str:
                 )
                 words.append(
                     f"{labels[1]}, training cases {column}: one modality alone is {way} the completed dataset "
-                    f"(Dice {value.text}, {counted(value.n, 'case')})"
+                    f"(Dice {value.text()}, {counted(value.n, 'case')})"
                 )
     unknown = "One modality alone and the completed dataset cannot be compared: their segmenters are missing."
     return f"{'; '.join(words)}." if words else unknown
@@ -317,12 +323,20 @@ def _boxes(study: Study, results: Results) -> list[Distribution]:
     return plots
 
 
+def _not_ranked(study: Study, results: Results) -> list[str]:
+    """Return why methods are not ranked, by measure and cell."""
+    found = []
+    for what, values_of in _RANKED.items():
+        for cell in study.cells:
+            why = unranked(values_of(study, results, cell.name))
+            if why:
+                found.append(f"Methods of {cell.name} are not ranked by {what}: {why}.")
+    return found
+
+
 def _images(study: Study, results: Results, tables: list[Table]) -> list[Images]:
     found = []
-    for what, values_of in (
-        ("SSIM of completed volumes, in the brain", similarity_of_cases),
-        ("Dice of the whole tumour", dice_of_cases),
-    ):
+    for what, values_of in _RANKED.items():
         images = {}
         for cell in study.cells:
             drawn = critical_difference(values_of(study, results, cell.name))

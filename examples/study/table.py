@@ -34,16 +34,17 @@ class Value:
     low: float = math.nan
     high: float = math.nan
 
-    @property
-    def text(self) -> str:
-        """Return it as a table shows it."""
+    def text(self, decimals: int = 3) -> str:
+        """Return it as a table shows it; a count has no decimals."""
         if math.isnan(self.mean):
             return "\u2013"
-        words = _short(self.mean)
+        if isinstance(self.mean, int):
+            return str(self.mean)
+        words = f"{self.mean:.{decimals}f}"
         if not math.isnan(self.sd):
-            words += f" \u00b1 {_short(self.sd)}"
+            words += f" \u00b1 {self.sd:.{decimals}f}"
         if not math.isnan(self.low):
-            words += f" [{_short(self.low)}, {_short(self.high)}]"
+            words += f" [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
         return words
 
 
@@ -90,10 +91,16 @@ class Table:
     def text(self, labels: tuple[str, ...], heading: str) -> str:
         """Return a cell as it is shown: a dagger for few cases, the number of seeds if some are missing."""
         value = self.rows[labels].get(heading, Value(math.nan))
-        words = value.text + (MARK if 0 < value.n < FEW else "")
+        words = value.text(self._decimals(heading)) + (MARK if 0 < value.n < FEW else "")
         if 0 < value.seeds < self.seeds:
             words += f" ({value.seeds} of {self.seeds} seeds)"
         return words
+
+    def _decimals(self, heading: str) -> int:
+        """Return how many decimals the values of a column have: all the same, fewer where they are large."""
+        means = [abs(row[heading].mean) for row in self.rows.values() if heading in row]
+        largest = max((mean for mean in means if not math.isnan(mean)), default=0)
+        return 1 if largest >= 100 else 2 if largest >= 10 else 3
 
     def marks(self) -> dict[tuple[tuple[str, ...], str], int]:
         """Return (labels, heading) -> 1 for the best value of its group, 2 for the second best."""
@@ -190,10 +197,3 @@ _LATEX = {
 
 def _escaped(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
-
-
-def _short(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    size = abs(value)
-    return f"{value:.1f}" if size >= 10 else f"{value:.3f}"

@@ -22,6 +22,8 @@ from attcl_cli.segmentation.summary import bootstrap
 
 WITHOUT = "w/o DA"  # a single modality, as the paper calls it
 REGION = "WT"  # whole tumour
+OVERALL = "mean of modalities"
+"""Heading of the last column of completed volumes, as in Table 1 of PLAVE: each modality counts once."""
 PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
 """Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
 _PUBLISHED = "published (other data)"
@@ -260,29 +262,17 @@ def small_data(study: Study, results: Results) -> Table:
 
 def completed(study: Study, results: Results, published: Mapping[tuple[str, ...], float]) -> Table:
     """Return Table 1 of PLAVE: the similarity of the completed volumes with the held-out ones, by modality."""
-    rows: dict[tuple[str, ...], dict[str, Value]] = {}
-    columns: dict[str, Column] = {}
-    targets = list(dict.fromkeys(key[2] for key in results.volumes))
-    for subset in study.file.subsets:
-        for dataset, ratio, cells in _scenarios(study, subset):
-            for name in (*study.methods, COPY):
-                for target in [*targets, "all"]:
-                    of, shown = (study.file.reference, COPY) if name == COPY else (name, SYNTHETIC)
-                    value = _of_volumes(results, cells, of, target, ("whole", "ssim", shown))
-                    if value is None:
-                        continue
-                    columns.setdefault(target, Column(target, 1))
-                    rows.setdefault((dataset, ratio, share_name(subset), name), {})[target] = value
+    rows, columns = _by_target(study, results, ("whole", "ssim"), (COPY,))
     known = {key[4]: Value(value) for key, value in published.items() if key[0] == "plave-1"}
     if rows and any(model.method == "plave" for model in study.file.methods.values()):
         rows["\u2013", "\u2013", "\u2013", f"PLAVE, {_PUBLISHED}"] = {
-            heading: known[heading] for heading in columns if heading in known
+            column.heading: known[column.heading] for column in columns if column.heading in known
         }
     return Table(
         "plave-table-1-ssim",
         "Table 1 of PLAVE. SSIM of the whole volume, by missing modality",
         ("dataset", "ratio", "training cases", "method"),
-        list(columns.values()),
+        columns,
         _titled(study, rows),
         group=3,
         notes=[
@@ -296,29 +286,12 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
 
 def completed_in_brain(study: Study, results: Results, metric: str) -> Table:
     """Return one metric of the completed volumes in the brain, by missing modality, beside what needs no training."""
-    rows: dict[tuple[str, ...], dict[str, Value]] = {}
-    columns: dict[str, Column] = {}
-    better = 1 if SCORES[metric].higher_is_better else -1
-    targets = list(dict.fromkeys(key[2] for key in results.volumes))
-    makers = {name: ([name], SYNTHETIC) for name in study.methods}
-    first = [study.file.reference, *study.methods]  # whose sources are copied
-    makers |= {baseline: (first, baseline) for baseline in _BASELINES}
-    for subset in study.file.subsets:
-        for dataset, ratio, cells in _scenarios(study, subset):
-            for name, (makers_of, shown) in makers.items():
-                for target in [*targets, "all"]:
-                    measure = ("brain", metric, shown)
-                    values = (_of_volumes(results, cells, of, target, measure) for of in makers_of)
-                    value = next((it for it in values if it is not None), None)
-                    if value is not None:
-                        columns.setdefault(target, Column(target, better))
-                        labels = (dataset, ratio, share_name(subset), name)
-                        rows.setdefault(labels, {})[target] = value
+    rows, columns = _by_target(study, results, ("brain", metric), tuple(_BASELINES))
     return Table(
         f"completed-{metric}",
         f"Completed volumes of the test cases: {SCORES[metric].title} in the brain, by missing modality",
         ("dataset", "ratio", "training cases", "method"),
-        list(columns.values()),
+        columns,
         _titled(study, rows),
         group=3,
         notes=[
@@ -400,6 +373,41 @@ def costs(study: Study, results: Results) -> Table:
             "and are no part of the other tables."
         ],
     )
+
+
+def _by_target(
+    study: Study, results: Results, measure: tuple[str, str], baselines: Sequence[str]
+) -> tuple[dict[tuple[str, ...], dict[str, Value]], list[Column]]:
+    """Return the rows and columns of a table of completed volumes, by missing modality.
+
+    Args:
+        study: the study.
+        results: its results.
+        measure: region and metric.
+        baselines: what stands beside the methods; each is that of the reference method, which others lack or repeat.
+    """
+    better = 1 if SCORES[measure[1]].higher_is_better else -1
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    columns: dict[str, Column] = {}
+    targets: dict[str, str | None] = {key[2]: key[2] for key in results.volumes}
+    targets[OVERALL] = None
+    makers = {name: ([name], SYNTHETIC) for name in study.methods}
+    first = [study.file.reference, *study.methods]  # whose sources are copied
+    makers |= {baseline: (first, baseline) for baseline in baselines}
+    for subset in study.file.subsets:
+        for dataset, ratio, cells in _scenarios(study, subset):
+            for name, (makers_of, shown) in makers.items():
+                for heading, target in targets.items():
+                    values = (
+                        _of_volumes(results, cells, of, target, (*measure, shown))
+                        for of in makers_of
+                    )
+                    value = next((it for it in values if it is not None), None)
+                    if value is not None:
+                        columns.setdefault(heading, Column(heading, better))
+                        labels = (dataset, ratio, share_name(subset), name)
+                        rows.setdefault(labels, {})[heading] = value
+    return rows, list(columns.values())
 
 
 def _compared_with_reference(
@@ -571,29 +579,32 @@ def _of_figures(
 
 
 def _of_volumes(
-    results: Results, cells: Sequence[str], of: str, target: str, measure: tuple[str, str, str]
+    results: Results,
+    cells: Sequence[str],
+    of: str,
+    target: str | None,
+    measure: tuple[str, str, str],
 ) -> Value | None:
-    """Return a mean over completed volumes; None if there is none.
+    """Return a mean over completed volumes, then over seeds; None if there is none.
 
     Args:
         results: of the study.
         cells: the seeds of a scenario.
         of: the method.
-        target: the modality; "all": any.
+        target: the modality; None: the mean of all modalities.
         measure: region, metric, and what is compared with the truth.
     """
     means, most = [], 0
     for cell in cells:
-        values = [
-            (case, value)
+        of_targets = [
+            {case: value for case, value in by_case.items() if not math.isnan(value)}
             for key, by_case in results.volumes.items()
-            if key[:2] == (cell, of) and key[3:] == measure and target in {key[2], "all"}
-            for case, value in by_case.items()
-            if not math.isnan(value)
+            if key[:2] == (cell, of) and key[3:] == measure and target in {key[2], None}
         ]
-        if values:
-            means.append(fmean(value for _, value in values))
-            most = max(most, len({case for case, _ in values}))
+        known = [by_case for by_case in of_targets if by_case]
+        if known:
+            means.append(fmean(fmean(by_case.values()) for by_case in known))
+            most = max(most, len(set().union(*known)))
     return _over_seeds(means, most) if means else None
 
 

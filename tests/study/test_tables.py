@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from charts import cliques, critical_difference, figure_3, layers_png, similarity_of_cases
+from charts import cliques, critical_difference, figure_3, layers_png, similarity_of_cases, unranked
 from claims import FAILS, HOLDS, OPEN, claims
 from PIL import Image
 from plan import Study, read_study
 from results import COPY, MEAN, SYNTHETIC, Cost, Results, published
 from table import Column, Table, Value, as_csv, as_latex, as_markdown
 from tables import (
+    OVERALL,
     ablation,
     all_tables,
     completed,
@@ -78,7 +79,7 @@ def test_a_cell_is_the_mean_over_seeds_of_the_mean_over_cases_with_the_deviation
     assert value.mean == pytest.approx(0.4)
     assert value.sd == pytest.approx(math.sqrt(0.02))
     assert (value.n, value.seeds) == (2, 2)
-    assert value.text == "0.400 \u00b1 0.141"
+    assert value.text() == "0.400 \u00b1 0.141"
 
 
 def test_best_and_second_best_are_marked_among_the_methods_alone():
@@ -98,6 +99,22 @@ def test_best_and_second_best_are_marked_among_the_methods_alone():
         (("p", "ratio1", "AttCL-GAN"), "all: hd95"): 2,
         (("p", "ratio1", "StarGAN v2"), "all: hd95"): 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("means", "texts"),
+    [
+        ((0.9712, 0.5), ("0.971", "0.500")),
+        ((9.971, 10.04), ("9.97", "10.04")),
+        ((146.9, 9.9712), ("146.9", "10.0")),
+        ((1, 12000), ("1", "12000")),
+        ((math.nan, 13.4), ("\u2013", "13.40")),
+    ],
+)
+def test_all_values_of_a_column_have_the_same_decimals(means, texts):
+    rows = {(str(n),): {"x": Value(mean)} for n, mean in enumerate(means)}
+    table = Table("t", "T", ("name",), [Column("x", 1)], rows)
+    assert tuple(table.text(labels, "x") for labels in rows) == texts
 
 
 def test_equal_values_share_their_mark_and_a_single_one_has_none():
@@ -286,8 +303,9 @@ def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():
             }
     rows = completed(study(), results, PUBLISHED).rows
     assert rows["p", "ratio1", "all", "AttCL-GAN"]["t1"].mean == pytest.approx(0.85)
-    assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].mean == pytest.approx(0.8)
-    assert rows["p", "ratio1", "all", "AttCL-GAN"]["all"].n == 2  # cases, not volumes
+    mean = rows["p", "ratio1", "all", "AttCL-GAN"][OVERALL]
+    assert mean.mean == pytest.approx((0.85 + 0.7) / 2)  # each modality counts once
+    assert mean.n == 2  # cases, not volumes
     assert rows["p", "ratio1", "all", "copy"]["t2"].mean == pytest.approx(0.2)
     assert not any("PLAVE" in labels[-1] for labels in rows)
 
@@ -314,9 +332,12 @@ def test_completed_volumes_stand_beside_what_needs_no_training():
     }
     assert [*rows] == ["AttCL-GAN", "StarGAN v2", "copy", "mean of sources"]
     ours, _, copy, mean = rows.values()
-    assert ours == {"t1": pytest.approx(0.7), "t2": 0.4, "all": pytest.approx(0.6)}
-    assert copy == {"t1": 0.5, "t2": 0.2, "all": pytest.approx(0.4)}  # of the reference method
-    assert mean == {"t1": pytest.approx(0.2), "all": pytest.approx(0.2)}  # of the first that has it
+    assert ours == {"t1": pytest.approx(0.7), "t2": 0.4, OVERALL: pytest.approx(0.55)}
+    assert copy == {"t1": 0.5, "t2": 0.2, OVERALL: pytest.approx(0.35)}  # of the reference method
+    assert mean == {
+        "t1": pytest.approx(0.2),
+        OVERALL: pytest.approx(0.2),
+    }  # of the first that has it
     marked = {labels[-1] for labels, _ in table.marks()}
     assert marked == {"AttCL-GAN", "StarGAN v2"}
     assert not completed_in_brain(study(), results, "psnr").rows
@@ -355,7 +376,7 @@ def test_table_1_counts_what_is_left_of_the_first_seed():
     results = Results()
     results.counts[cell()] = {"train": {"cases": 4, "flair": 4, "t1": 0}}
     (row,) = counts(study(), results).rows.values()
-    assert {heading: value.text for heading, value in row.items()} == {
+    assert {heading: value.text() for heading, value in row.items()} == {
         "train total": "4",
         "train flair": "4",
         "train t1": "0",
@@ -377,7 +398,7 @@ def test_costs_are_minutes_and_memory_of_each_method():
     assert [column.heading for column in table.columns][:4] == [
         *("train, steps", "train, minutes", "train, MB", "train, GPU, MB")
     ]
-    assert table.rows[("AttCL-GAN",)]["train, steps"].text == "250"
+    assert table.rows[("AttCL-GAN",)]["train, steps"].text() == "250"
 
 
 def test_a_table_without_a_value_is_left_out():
@@ -517,6 +538,12 @@ def test_a_bar_joins_the_largest_groups_that_do_not_differ():
 def test_too_few_methods_or_cases_are_not_ranked():
     assert critical_difference({"a": {"P": 1.0}, "b": {"P": 2.0}}) is None
     assert critical_difference({name: {"P": 1.0} for name in "abc"}) is None
+    assert unranked({name: {"P": 1.0} for name in "abc"}) == (
+        "3 methods with 1 test case in common; a ranking needs 3 methods and 5 cases"
+    )
+    assert unranked({name: dict.fromkeys("PQRSTU", 1.0) for name in "ab"}).startswith("2 methods")
+    assert unranked({name: dict.fromkeys("PQRSTU", 1.0) for name in "abc"}) == ""
+    assert unranked({"a": {"P": 1.0}}) == unranked({}) == ""  # nothing to compare
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
