@@ -27,7 +27,9 @@ import attcl_cli.segmentation.training, attcl_cli.training.session
 from attcl_cli.cli.app import main
 
 LONGEST = 240  # seconds, after which a command hangs
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # of a child too, until its handlers are ours
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # of a child too, until its handlers are ours; under nohup, no command would hear of SIGHUP
+    signal.signal(number, signal.SIG_DFL)
 
 def forked(task, streams):
     child = os.fork()
