@@ -12,7 +12,7 @@ from torch import nn
 
 from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.settings import Settings, preset_names, resolve
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -151,10 +151,10 @@ def test_wrong_usage_is_known_before_anything_is_counted(options, code, monkeypa
     assert capsys.readouterr().out == ""
 
 
-def guide() -> dict[str, list[str]]:
-    """Return the rows of the table of all methods in the guide: name -> further cells."""
+def guide(heading: str = "All methods") -> dict[str, list[str]]:
+    """Return the rows of a table of all methods in the guide: name -> further cells."""
     text = (REPOSITORY / "docs" / "guides" / "choose-a-method.md").read_text(encoding="utf-8")
-    table = text.split("## All methods")[1].split("\n\n")[1]
+    table = text.split(f"## {heading}")[1].split("\n\n")[1]
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]
     ]
@@ -168,6 +168,15 @@ def test_the_guide_has_a_row_per_method_with_its_title_and_page():
         assert re.fullmatch(
             rf"\[{re.escape(METHODS.title(name))}\]\(\.\./methods/\d+-{name}\.md\)", row[0]
         )
+
+
+def test_the_guide_says_of_each_method_what_it_was_written_from():
+    rows = guide("Compare methods")
+    assert set(rows) == set(METHODS)
+    for name, (origin, published, _) in rows.items():
+        assert ("re-specified" in origin) == ("re-specified" in METHODS.title(name))
+        presets = preset_names(METHODS[name].settings_class)
+        assert ("published" in published) == ("published" in presets)
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import typer
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import Debug, Json
 from attcl_cli.errors import AttclError, all_of, counted
-from attcl_cli.methods import METHODS
 
 if TYPE_CHECKING:
     from attcl_cli.methods.bundled import Listed
@@ -143,6 +142,7 @@ def _problem(item: Listed) -> AttclError | None:
 def _described(item: Listed) -> dict[str, Any]:
     """Return all that is known of weights, as plain data."""
     from attcl_cli.methods.bundled import describe_sources
+    from attcl_cli.methods.settings import title_of
 
     content: dict[str, Any] = {
         "name": item.name,
@@ -157,7 +157,7 @@ def _described(item: Listed) -> dict[str, Any]:
         info = item.weights.info
         content |= {
             "method": info.settings.method,
-            "method_title": METHODS.title(info.settings.method),
+            "method_title": title_of(info.settings),
             "sources": describe_sources(info.rule, info.modalities),
             "modalities": list(info.modalities),
             "image_size": info.settings.image_size,

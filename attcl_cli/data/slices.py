@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -422,6 +422,38 @@ def _squares(data: Array, rows: Array, corners: Array | None, side: int, *, beyo
         for place, row in enumerate(rows[index]):
             out[index, place][here] = data[row, y, x]
     return out
+
+
+def notes_of_canvas(
+    dataset: Dataset, cases: Iterable[Case], *, image_size: int, canvas: int
+) -> list[str]:
+    """Return a note if a smaller canvas would hold all slices, so that networks would see more detail; [] otherwise.
+
+    Reads headers, up to that of the first case that needs the canvas.
+
+    Args:
+        dataset: the dataset of the cases.
+        cases: the cases.
+        image_size: edge of the slices that networks see, in pixels.
+        canvas: edge that slices are padded to before they are averaged down, in voxels; a multiple of `image_size`.
+    """
+    largest = 0
+    if canvas > image_size:
+        for case in cases:
+            first = dataset.paths(case, next(iter(case.files)))
+            _, height, width = volumes.read_grid(first).axial_shape
+            largest = max(largest, height, width)
+            if largest > canvas - image_size:
+                return []
+    if not largest:
+        return []
+    fitting = -(-largest // image_size) * image_size
+    kept = fitting // image_size
+    return [
+        f"slices have at most {largest}x{largest} voxels, and are padded to {canvas}x{canvas}: a pixel of the network "
+        f"is the mean of {canvas // image_size}x{canvas // image_size} voxels; --set canvas={fitting} makes it "
+        + ("one voxel" if kept == 1 else f"that of {kept}x{kept}")
+    ]
 
 
 def _plan_rows(

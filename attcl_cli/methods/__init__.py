@@ -40,11 +40,23 @@ _BUILT_IN: Mapping[str, tuple[str, str, str]] = {
     ),
     "msa-gan": (
         "MSA-GAN (re-specified)",
-        "one source per volume",
+        "re-specified: one source per volume",
         "attcl_cli.methods.msa_gan:MsaGan",
     ),
-    "w2gan": ("W2GAN (re-specified)", "one source per volume", "attcl_cli.methods.w2gan:W2Gan"),
+    "w2gan": (
+        "W2GAN (re-specified)",
+        "re-specified: one source per volume",
+        "attcl_cli.methods.w2gan:W2Gan",
+    ),
 }
+
+VARIANTS: Mapping[str, str] = {
+    "stargan-v2": "attcl-gan",
+    "aca-gan": "plave",
+    "ae-gan": "plave",
+    "auto-gan": "plave",
+}
+"""Published method -> the method of which it is a variant."""
 
 
 class Registry(Mapping[str, "type[Method]"]):

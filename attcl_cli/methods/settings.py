@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
-from attcl_cli.methods import METHODS
+from attcl_cli.methods import METHODS, VARIANTS
 from attcl_cli.methods.presets import DEFAULT_METHOD, DEFAULT_PRESET, FURTHER_PRESETS, PRESETS
 from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
 
@@ -220,9 +220,12 @@ def require_method(method: str) -> None:
         UsageError: there is no such method.
     """
     if method not in METHODS:
+        variant = method.lower()
         raise UsageError(
             f"--method: unknown method {clipped(repr(method))}, expected one of {', '.join(METHODS)}",
-            nearest(clipped(method), METHODS),
+            f"it is a variant: --method {VARIANTS[variant]} --variant {variant}"
+            if variant in VARIANTS
+            else nearest(clipped(method), METHODS),
             code="unknown-method",
         )
 
@@ -432,9 +435,24 @@ def require_preset(preset: str, known: Iterable[str]) -> None:
     if preset not in names:
         raise UsageError(
             f"--preset: unknown preset {clipped(repr(preset))}, expected one of {', '.join(names)}",
-            nearest(clipped(preset), names),
+            "paper is the published set-up of this method"
+            if preset == "published" and "paper" in names
+            else nearest(clipped(preset), names),
             code="unknown-preset",
         )
+
+
+def title_of(settings: Settings) -> str:
+    """Return what people call the method of some settings, with the variant of it that they are, if any."""
+    title = METHODS.title(settings.method)
+    fitting = [
+        name
+        for name, switches in settings.variants.items()
+        if all(getattr(settings, key) == value for key, value in switches.items())
+    ]
+    if not fitting or settings.method in fitting:
+        return title
+    return f"{title}, variant {fitting[0]}"
 
 
 def to_tables(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -27,7 +27,7 @@ from attcl_cli.errors import UNSEEN, AttclError, UsageError, first_line
 from attcl_cli.files import parse_json, read_json, sha256, write_json, write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.finite import require_finite_tensors
-from attcl_cli.methods.settings import Settings, parse, parse_first_schema, to_tables
+from attcl_cli.methods.settings import Settings, parse, parse_first_schema, title_of, to_tables
 from attcl_cli.methods.sources import AllPresent, SeenTogether, SourceRule
 
 if TYPE_CHECKING:  # a name of nothing is reported before torch is loaded
@@ -288,7 +288,7 @@ def save_weights(path: Path, method: Method, info: WeightsInfo, *, note: str = "
         path, to_safetensors(half, {METADATA_KEY: json.dumps({**document, **_measured(info)})})
     )
     # Beside the name: a title also says whether a method had to be specified anew.
-    title = {"method_title": METHODS.title(info.settings.method)}
+    title = {"method_title": title_of(info.settings)}
     write_json(card, {"sha256": sha256(path), "note": note, **title, **document})
 
 

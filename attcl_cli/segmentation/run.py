@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli.confined import make_parent
+from attcl_cli.data import slices
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.devices import Precision
 from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
@@ -206,6 +207,9 @@ def segment(
         progress=progress,
     )
     notes += plan.notes
+    if resume is None:
+        size = {"image_size": resolved.image_size, "canvas": resolved.canvas}
+        notes += slices.notes_of_canvas(study.data, study.data.cases, **size)
     if unsaid and request.preset is not None:
         progress.say(about_default_preset(place, request.preset))
     if place.type == "cpu" and resolved.image_size > _SLOW_CPU_PIXELS:

@@ -17,7 +17,7 @@ from attcl_cli import __version__
 from attcl_cli.errors import AttclError, InterruptedRun, counted, quoted
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.citations import references
-from attcl_cli.methods.settings import Settings, dump
+from attcl_cli.methods.settings import Settings, dump, title_of
 from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.progress import SILENT, Progress, duration
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
@@ -161,7 +161,7 @@ class RunPage:
             facts["page written"] = f"{time.strftime('%H:%M:%S')}, anew at each checkpoint"
         files = (WEIGHTS_FILE, "config.toml", STATS_FILE, "run.json")
         return Page(
-            f"Training of {METHODS.title(self.settings.method)}",
+            f"Training of {title_of(self.settings)}",
             verdict=self._verdict(statistics, finished=finished),
             facts=facts,
             sections=[
@@ -209,7 +209,7 @@ class RunPage:
         s, seconds = self.settings, statistics.seconds_per_step
         processes = int(self.facts.get("processes") or 1)
         facts = {
-            "method": METHODS.title(s.method),
+            "method": title_of(s),
             "slices": f"{s.side} \u00d7 {s.side} pixels",
             "device": str(self.facts.get("device") or "")
             + (f", {processes} processes" if processes > 1 else ""),
@@ -272,7 +272,7 @@ class RunPage:
         if self.facts.get("simulated"):
             trained = trained.replace("case", "simulated case")
         text = (
-            f"{METHODS.title(s.method)} was trained with attcl {__version__} on {trained} for "
+            f"{title_of(s)} was trained with attcl {__version__} on {trained} for "
             f"{counted(s.steps, 'step')} with batches of {counted(s.batch_size, 'slice')} of {s.side} \u00d7 {s.side} "
             f"pixels, a learning rate of {s.learning_rate:g} and seed {s.seed}, "
             f"in {self.facts.get('precision') or 'fp32'}."

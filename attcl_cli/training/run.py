@@ -328,8 +328,12 @@ def _checked_cases(
     refuse_among_originals(run_dir, folders_of(origin), flag="--output")
     if resume is not None:
         require_same_cases(resume, cases)
-    leaks = [problem.message for problem in splits.leaks_of(origin)]
-    return cases, validated, [*origin.notes, *leaks, *findings.notes]
+    notes = [*origin.notes, *(problem.message for problem in splits.leaks_of(origin))]
+    notes += findings.notes
+    if resume is None:
+        size = {"image_size": settings.image_size, "canvas": settings.canvas}
+        notes += slices.notes_of_canvas(origin, cases, **size)
+    return cases, validated, notes
 
 
 def _notes(

@@ -57,6 +57,7 @@ def test_a_dry_run_shows_inputs_and_settings(run):
     assert code == 0 and "would train 2 steps at 40 pixels" in out
     assert "learning_rate = 0.01  # " in out
     assert "learning_rate = 0.001  # " in run("--preset", "base", "-n")[1]
+    assert "--set canvas=40 makes it one voxel" in run("--set", "canvas=80", "-n")[2]
     code, out, _ = run("--json", "-n")
     document = json.loads(out)
     assert document["inputs"] == {"completed": {"train": 2, "val": 1, "test": 1}}

@@ -101,6 +101,15 @@ def test_a_dry_run_explains_the_settings_of_its_method_alone(here, incomplete_ro
     assert "plave_" not in out
 
 
+def test_a_canvas_that_costs_detail_is_said_before_the_run(here, phantom_root, attcl):
+    given = ("train", "--data", phantom_root, "--preset", "tiny", "-n")
+    _, _, err = attcl(*given)
+    assert "note: slices have at most 40x40 voxels, and are padded to 256x256" in err
+    assert "; --set canvas=64 makes it one voxel" in err
+    _, _, err = attcl(*given, "--set", "canvas=64")
+    assert "slices have at most" not in err
+
+
 def test_the_published_plave_is_refused_without_its_target(here, phantom_root, attcl):
     given = ("train", "--data", phantom_root, "--preset", "paper", "--method", "plave", "-n")
     code, _, err = attcl(*given)

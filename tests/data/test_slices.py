@@ -201,6 +201,41 @@ def test_a_canvas_too_small_is_reported_for_every_volume_with_one_that_fits(phan
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.parametrize(
+    ("image_size", "canvas", "said"),
+    [
+        (16, 64, "4x4 voxels; --set canvas=48 makes it that of 3x3"),
+        (40, 120, "3x3 voxels; --set canvas=40 makes it one voxel"),
+        (16, 48, None),  # the smallest that holds them
+        (64, 64, None),  # nothing is averaged
+        (20, 40, None),
+    ],
+)
+def test_a_canvas_that_costs_detail_is_noted_with_one_that_does_not(
+    image_size, canvas, said, phantom_root
+):
+    dataset = open_dataset(phantom_root)
+    notes = slices.notes_of_canvas(dataset, dataset.cases, image_size=image_size, canvas=canvas)
+    if said is None:
+        assert notes == []
+    else:
+        (note,) = notes
+        assert note.startswith(
+            f"slices have at most 40x40 voxels, and are padded to {canvas}x{canvas}:"
+        )
+        assert note.endswith(said)
+
+
+def test_one_case_that_needs_the_canvas_is_enough(phantom_root, tmp_path, write_case):
+    dataset = open_dataset(phantom_root)
+    size = {"image_size": 16, "canvas": 64}
+    assert slices.notes_of_canvas(dataset, [], **size) == []
+    large = tmp_path / "large"
+    write_case(large, ["P1/P1_t1.nii.gz", "P1/P1_t2.nii.gz"], shape=(60, 20, 8))
+    wide = open_dataset(large)
+    assert slices.notes_of_canvas(wide, wide.cases, **size) == []
+
+
 def test_all_volumes_that_cannot_be_used_are_reported(incomplete_root, tmp_path, write_nifti):
     shutil.rmtree(incomplete_root / "Phantom_00003")
     for case in ("Phantom_00000", "Phantom_00002"):

@@ -9,7 +9,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from attcl_cli.errors import ProblemsError, UsageError
-from attcl_cli.methods import METHODS
+from attcl_cli.methods import METHODS, VARIANTS
 from attcl_cli.methods.presets import PRESETS, parse_override
 from attcl_cli.methods.settings import (
     SECTIONS,
@@ -24,6 +24,7 @@ from attcl_cli.methods.settings import (
     resolve,
     section_of,
     settings_of,
+    title_of,
     to_tables,
 )
 
@@ -63,6 +64,9 @@ def test_an_unknown_preset_names_the_nearest():
         == "--preset: unknown preset 'papr', expected one of tiny, small, base, paper"
     )
     assert caught.value.hint == "did you mean 'paper'?"
+    with pytest.raises(UsageError) as caught:
+        resolve(preset="published", method="plave")
+    assert caught.value.hint == "paper is the published set-up of this method"
 
 
 def test_an_unknown_method_names_the_nearest():
@@ -70,6 +74,38 @@ def test_an_unknown_method_names_the_nearest():
         resolve(preset="tiny", method="plav")
     assert caught.value.code == "unknown-method"
     assert caught.value.hint == "did you mean 'plave'?"
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "ACA-GAN"])
+def test_a_published_method_that_is_a_variant_is_named_with_its_method(name):
+    with pytest.raises(UsageError) as caught:
+        resolve(preset="tiny", method=name)
+    method = VARIANTS[name.lower()]
+    assert caught.value.hint == f"it is a variant: --method {method} --variant {name.lower()}"
+    assert name.lower() in settings_of(method).variants
+
+
+@pytest.mark.parametrize(
+    ("method", "variant", "title"),
+    [
+        ("attcl-gan", None, "AttCL-GAN"),
+        ("attcl-gan", "attcl-gan", "AttCL-GAN"),
+        ("attcl-gan", "stargan-v2", "AttCL-GAN, variant stargan-v2"),
+        ("attcl-gan", "acl+scd", "AttCL-GAN, variant acl+scd"),
+        ("plave", None, "PLAVE"),
+        ("plave", "aca-gan", "PLAVE, variant aca-gan"),
+        ("plave", "auto-gan", "PLAVE, variant auto-gan"),
+        ("w2gan", "w2gan", "W2GAN (re-specified)"),
+        ("w2gan", "wavelet-loss", "W2GAN (re-specified), variant wavelet-loss"),
+        ("msa-gan", "cyclegan", "MSA-GAN (re-specified), variant cyclegan"),
+        ("unet", None, "U-Net"),
+    ],
+)
+def test_a_variant_is_part_of_the_title(method, variant, title):
+    for preset in ("tiny", "small", "paper"):
+        overrides = {"plave_target": "t1"} if method == "plave" else {}
+        settings = resolve(preset=preset, method=method, variant=variant, overrides=overrides)
+        assert title_of(settings) == title
 
 
 def test_a_file_beats_the_preset_and_overrides_beat_the_file(tmp_path):
