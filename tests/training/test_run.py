@@ -95,7 +95,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(phantom_root, here):
 def test_a_dry_run_into_a_folder_of_results_notes_that_they_are_there(phantom_root, here):
     Path("run").mkdir()
     Path("run/notes.txt").write_text("mine")
-    (note,) = start(phantom_root, dry_run=True).notes
+    (note,) = start(phantom_root, dry_run=True, overrides={"canvas": 48}).notes
     assert note.startswith("--output: run") and "attcl train --resume run" in note
     with pytest.raises(UsageError) as caught:
         start(phantom_root)
@@ -109,12 +109,12 @@ def test_a_single_patient_is_noted_before_anything_costly(gappy, here):
     root = gappy(lacking=[()] * 4)
     for case in open_dataset(root).cases[1:]:
         shutil.rmtree(root / case.id)
-    (note,) = start(root, dry_run=True).notes
+    (note,) = start(root, dry_run=True, overrides={"canvas": 48}).notes
     assert note.startswith("one training patient: networks that saw a single patient are of no use")
 
 
 def test_several_patients_are_not_noted(phantom_root, here):
-    assert start(phantom_root, dry_run=True).notes == ()
+    assert start(phantom_root, dry_run=True, overrides={"canvas": 48}).notes == ()
 
 
 def test_a_modality_of_no_training_case_is_refused_before_anything_costly(gappy, here):
