@@ -23,8 +23,9 @@ from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, Source, guides_in, read_side_car, sources_in
 from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.errors import AttclError, counted, quoted, some
-from attcl_cli.methods import METHODS, bundled
+from attcl_cli.methods import bundled
 from attcl_cli.methods.citations import references
+from attcl_cli.methods.settings import title_of, variant_of
 from attcl_cli.methods.weights import Weights
 from attcl_cli.report import pictures
 from attcl_cli.report.chosen import Chosen, choose, count_roles
@@ -380,7 +381,7 @@ def _facts(
         facts["weights" if len(hashes) == 1 else f"weights {name}"] = (
             f"{name}, SHA-256 {sha256[:_SHA_SHOWN]}"
         )
-    methods = dict.fromkeys(METHODS.title(model.info.settings.method) for model in plan.models)
+    methods = dict.fromkeys(title_of(model.info.settings) for model in plan.models)
     return facts | ({"method": ", ".join(methods)} if methods else {}) | {"attcl": __version__}
 
 
@@ -429,7 +430,7 @@ def _methods_paragraph(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
         info = model.info
         words.append(
             f"The weights {model.name} (SHA-256 {model.sha256[:_SHA_SHOWN]}) were trained by "
-            f"{METHODS.title(info.settings.method)} on {counted(len(info.trained_on), 'case')} for "
+            f"{title_of(info.settings)} on {counted(len(info.trained_on), 'case')} for "
             f"{counted(info.steps, 'step')}."
         )
     words.append(_sources_sentence(plan, made))
@@ -486,7 +487,8 @@ def _citations(models: Sequence[Weights]) -> list[str]:
     """Return what to cite: the methods, what the weights' training data asks for, and attcl."""
     cited: dict[str, None] = {}
     for model in models:
-        cited |= dict.fromkeys(references(model.info.settings.method))
+        settings = model.info.settings
+        cited |= dict.fromkeys(references(settings.method, variant_of(settings)))
         card = bundled.read_card(model.path)
         if card is not None:
             cited |= dict.fromkeys(card.citations)

@@ -442,17 +442,20 @@ def require_preset(preset: str, known: Iterable[str]) -> None:
         )
 
 
-def title_of(settings: Settings) -> str:
-    """Return what people call the method of some settings, with the variant of it that they are, if any."""
-    title = METHODS.title(settings.method)
+def variant_of(settings: Settings) -> str:
+    """Return the variant whose switches some settings have; "" if they have those of none, or of the method itself."""
     fitting = [
         name
         for name, switches in settings.variants.items()
         if all(getattr(settings, key) == value for key, value in switches.items())
     ]
-    if not fitting or settings.method in fitting:
-        return title
-    return f"{title}, variant {fitting[0]}"
+    return "" if settings.method in fitting else next(iter(fitting), "")
+
+
+def title_of(settings: Settings) -> str:
+    """Return what people call the method of some settings, with its variant."""
+    variant = variant_of(settings)
+    return METHODS.title(settings.method) + (f", variant {variant}" if variant else "")
 
 
 def to_tables(settings: Settings) -> dict[str, dict[str, Any]]:

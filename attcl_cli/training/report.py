@@ -17,7 +17,7 @@ from attcl_cli import __version__
 from attcl_cli.errors import AttclError, InterruptedRun, counted, quoted
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.citations import references
-from attcl_cli.methods.settings import Settings, dump, title_of
+from attcl_cli.methods.settings import Settings, dump, title_of, variant_of
 from attcl_cli.methods.weights import WEIGHTS_FILE
 from attcl_cli.progress import SILENT, Progress, duration
 from attcl_cli.report.page import REPORT_FILE, Page, write_page
@@ -255,7 +255,7 @@ class RunPage:
         return Patterns(modalities, counts, heading="Modalities of the training cases")
 
     def _texts(self, statistics: Statistics, *, finished: bool) -> list[Section]:
-        cited = references(self.settings.method)
+        cited = references(self.settings.method, variant_of(self.settings))
         texts: list[Section] = [
             Text("Settings", folded={"config.toml": dump(self.settings)}),
         ]
