@@ -447,13 +447,18 @@ def notes_of_canvas(
                 return []
     if not largest:
         return []
-    fitting = -(-largest // image_size) * image_size
+    fitting = _fitting(largest, image_size)
     kept = fitting // image_size
     return [
         f"slices have at most {largest}x{largest} voxels, and are padded to {canvas}x{canvas}: a pixel of the network "
         f"is the mean of {canvas // image_size}x{canvas // image_size} voxels; --set canvas={fitting} makes it "
         + ("one voxel" if kept == 1 else f"that of {kept}x{kept}")
     ]
+
+
+def _fitting(side: int, image_size: int) -> int:
+    """Return the smallest canvas, a multiple of `image_size`, that holds slices of a side."""
+    return -(-side // image_size) * image_size
 
 
 def _plan_rows(
@@ -475,7 +480,7 @@ def _plan_rows(
                 continue
             depth, height, width = volumes.read_grid(dataset.paths(case, modality)).axial_shape
             if max(height, width) > canvas:
-                size = -(-max(height, width) // image_size) * image_size
+                size = _fitting(max(height, width), image_size)
                 problems.append(
                     AttclError(
                         f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, "

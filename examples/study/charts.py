@@ -19,7 +19,7 @@ from tables import REGION, ssim_of_cases
 
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.splits import open_truth, read_splits
-from attcl_cli.errors import AttclError
+from attcl_cli.errors import AttclError, counted
 from attcl_cli.report.pictures import (
     REAL,
     SOURCE,
@@ -75,7 +75,7 @@ def unranked(values: Mapping[str, Mapping[str, float]]) -> str:
     if len(values) < 2 or (len(values) >= _LEAST_METHODS and n >= _LEAST_CASES):
         return ""
     return (
-        f"{len(values)} methods with {n} test {'case' if n == 1 else 'cases'} in common; a ranking needs "
+        f"{len(values)} methods with {counted(n, 'test case')} in common; a ranking needs "
         f"{_LEAST_METHODS} methods and {_LEAST_CASES} cases"
     )
 
