@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from attcl_cli.data.intensities import Array
-from attcl_cli.data.voxels import BINS, Look, Sample, read_sample
+from attcl_cli.data.voxels import BINS, Look, Sample, count_along, read_sample
 
 FEWEST_VOXELS = 2000  # in both masks, for mutual information to be more than noise
 
@@ -49,19 +49,20 @@ class PairRecord:
 
     Attributes:
         overlap: Dice of what is not background in either.
+        voxels: of the sample in both masks. Of fewer than `FEWEST_VOXELS` nothing is measured but `covered`, `apart`
+            and `hole`.
+        covered: share of the first one's mask that the second one's has, and the other way round.
+        apart: by how much the masks end apart along (D, H, W), at the worse of both ends, over the longer of both.
+        hole: share of the first one's inner mask that is background in the second one, and the other way round.
+        out_of_order: of the sample's slices across (D, H, W), how many at least have to move for the masks to lie on
+            each other; 0 if moving them does not help.
         information: normalised mutual information where neither is background, less what chance gives: 0 for
             unrelated images.
         gain: the most that a shift makes of it, over that.
         shift_mm: by how much the second is shifted against the first, (D, H, W).
-        voxels: of the sample in both masks.
-        covered: share of the first one's mask that the second one's has, and the other way round.
-        apart: by how much the masks end apart along (D, H, W), at the worse of both ends, over the longer of both.
-        out_of_order: of the sample's slices across (D, H, W), how many at least have to move for the masks to lie on
-            each other; 0 if moving them does not help.
         turned_degrees: about the axes (D, H, W), that make the second share more with the first than any shift does: of
             one axis, the others 0.
         turned_information: what `information` is then.
-        hole: share of the first one's inner mask that is background in the second one, and the other way round.
         mirrored: axes of (D, H, W) along which the second, mirrored, shares the most with the first; none if it shares
             more as stored or shifted.
         mirrored_information: what `information` is then.
@@ -69,16 +70,16 @@ class PairRecord:
     """
 
     overlap: float
-    information: float
-    gain: float
-    shift_mm: tuple[float, float, float]
     voxels: int
     covered: tuple[float, float]
     apart: tuple[float, float, float]
-    out_of_order: tuple[int, int, int]
+    hole: tuple[float, float] = (0.0, 0.0)
+    out_of_order: tuple[int, int, int] = (0, 0, 0)
+    information: float = 0.0
+    gain: float = 1.0
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turned_degrees: tuple[float, float, float] = (0.0, 0.0, 0.0)
     turned_information: float = 0.0
-    hole: tuple[float, float] = (0.0, 0.0)
     mirrored: tuple[int, ...] = ()
     mirrored_information: float = 0.0
     mirrored_overlap: float = 0.0
@@ -164,16 +165,17 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     mirrored: always from side to side, where a brain is symmetric, and along all axes if something is wrong. If the
     masks differ, also turned by some degrees about each axis.
     """
-    masks = first.data != 0, second.data != 0
+    masks = first.mask, second.mask
     sizes = [int(np.count_nonzero(mask)) for mask in masks]
     both = int(np.count_nonzero(masks[0] & masks[1]))
     overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
     covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
-    apart, order = _apart(first, second), _out_of_order(*masks)
+    apart = _apart(first, second)
     hole = _hole(*masks) if min(covered) < _WHOLE else (0.0, 0.0)
-    pair = PairRecord(overlap, 0.0, 1.0, (0.0, 0.0, 0.0), both, covered, apart, order, hole=hole)
+    pair = PairRecord(overlap, both, covered, apart, hole)
     if both < FEWEST_VOXELS:
         return pair
+    pair = replace(pair, out_of_order=_out_of_order(first, second))
     box = tuple(
         slice(int(hits[0]), int(hits[-1]) + 1)
         for axis in range(3)
@@ -233,28 +235,32 @@ def _apart(first: Sample, second: Sample) -> tuple[float, float, float]:
     return z, y, x
 
 
-def _out_of_order(first: Array, second: Array) -> tuple[int, int, int]:
+def _out_of_order(first: Sample, second: Sample) -> tuple[int, int, int]:
     """Return along each axis how many slices of the second mask have to move at least to lie where the first's do."""
+    differing = count_along(first.mask != second.mask)
     z, y, x = (
-        _unordered(np.moveaxis(first, axis, 0), np.moveaxis(second, axis, 0)) for axis in range(3)
+        _unordered(np.moveaxis(first.mask, axis, 0), np.moveaxis(second.mask, axis, 0), sizes)
+        if (here > _LEAST_CLOSER * sizes).any()  # seldom, and it costs ten times as much
+        else 0
+        for axis, (here, sizes) in enumerate(zip(differing, second.counts, strict=True))
     )
     return z, y, x
 
 
-def _unordered(first: Array, second: Array) -> int:
+def _unordered(first: Array, second: Array, sizes: Array) -> int:
     """Return how many slices of the second mask, stacked along its first axis, have to move at least.
 
     A slice belongs where the first mask's slice is nearly its own, if that fits clearly better than where it lies after
     the best shift of all; of several such places, to the nearest. Unless most of the mask has a known place, and the
     masks differ clearly less with the slices put there, none has to move: the masks differ in another way (tilted,
     grown, of another brain).
+
+    Args:
+        first: a mask, slices first.
+        second: another one of the same shape.
+        sizes: voxels of the second mask in each slice.
     """
-    first, second = (mask.reshape(len(mask), -1) for mask in (first, second))
-    sizes = np.count_nonzero(second, axis=1)
-    here = np.count_nonzero(first != second, axis=1)
-    if not (here > _LEAST_CLOSER * sizes).any():  # the usual case, at a tenth of the cost
-        return 0
-    one, two = first.astype(np.float32), second.astype(np.float32)
+    one, two = (mask.reshape(len(mask), -1).astype(np.float32) for mask in (first, second))
     differing = one.sum(axis=1)[:, None] + sizes - 2 * (one @ two.T)  # [place, slice], in voxels
     lying, here = _best_shift(differing, sizes)
     most = np.minimum(np.minimum(_CLOSER * here, here - _LEAST_CLOSER * sizes), _CLOSE * sizes)

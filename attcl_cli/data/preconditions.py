@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -43,6 +45,8 @@ from attcl_cli.progress import SILENT, Progress
 _SMALL_CASE = 2**18  # bytes; threads made 10,000 cases of 2 KB take twice as long
 _TELLING = {"volume-mirrored": 0, "images-unrelated": 2}  # the rest: 1
 _MANY_CASES = 50  # take long enough to be counted aloud
+
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -105,15 +109,9 @@ def examine(
     }
     listener = progress if len(chosen) > _MANY_CASES else SILENT
     examined = []
-    with (
-        _threads(dataset, chosen) as pool,
-        listener.bar(len(chosen), "check", every_seconds=10) as bar,
-    ):
-        for case, it in zip(
-            chosen,
-            pool.map(lambda case: _examine_case(dataset, case, labels=labels), chosen),
-            strict=True,
-        ):
+    found = _of_each(dataset, chosen, lambda case: _examine_case(dataset, case, labels=labels))
+    with listener.bar(len(chosen), "check", every_seconds=10) as bar, closing(found):
+        for case, it in zip(chosen, found, strict=True):
             examined.append(it)
             bar(case.id)
     volumes = [volume for it in examined for volume in it.volumes]
@@ -140,18 +138,25 @@ def labels_off_brain(dataset: Dataset, cases: Collection[str]) -> list[AttclErro
         cases: their ids.
     """
     chosen = [case for case in dataset.cases if case.id in cases and case.segmentation]
-    with _threads(dataset, chosen) as pool:
-        found = pool.map(lambda case: _label_problems(dataset, case), chosen)
-        return [it for problems in found for it in problems if it.code == "labels-off-brain"]
+    found = _of_each(dataset, chosen, lambda case: _label_problems(dataset, case))
+    return [it for problems in found for it in problems if it.code == "labels-off-brain"]
 
 
-def _threads(dataset: Dataset, cases: Sequence[Case]) -> ThreadPoolExecutor:
-    """Return the threads that look at cases: one if these are small, for several would wait for Python's lock alone."""
+def _of_each(
+    dataset: Dataset, cases: Sequence[Case], look: Callable[[Case], _Found]
+) -> Generator[_Found]:
+    """Yield what a look at each case finds, in their order.
+
+    Threads look at several at once, unless cases are small: then they would only wait for Python's lock.
+    """
     first = [
         path for case in cases[:1] for name in case.files for path in dataset.paths(case, name)
     ]
-    small = sum(path.stat().st_size for path in first if path.is_file()) < _SMALL_CASE
-    return ThreadPoolExecutor(max_workers=1 if small else min(8, (os.cpu_count() or 1) * 2))
+    if sum(path.stat().st_size for path in first if path.is_file()) < _SMALL_CASE:
+        yield from map(look, cases)
+        return
+    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
+        yield from pool.map(look, cases)
 
 
 def _label_problems(dataset: Dataset, case: Case) -> list[AttclError]:
@@ -294,7 +299,7 @@ def _judge_labels(
     """
 
     def brain() -> Array:
-        masks = [read_sample(files[name], look).data != 0 for name in volumes]
+        masks = [read_sample(files[name], look).mask for name in volumes]
         union: Array = np.logical_or.reduce(masks)
         return union
 

@@ -82,8 +82,8 @@ class Records:
         except (OSError, ValueError):  # a name with a zero byte is a ValueError
             return None
         files = [state for _, state in states]
-        text = json.dumps([kind, version, states[0][0], files, [str(it) for it in options]])
-        return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        text = repr((kind, version, states[0][0], files, [str(it) for it in options]))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def read(self, key: str | None, kind: TypeAdapter[Record]) -> Record | None:
         """Return the record with this key; None if there is none, or it is damaged or of another kind."""

@@ -116,9 +116,20 @@ class Sample:
     step_mm: tuple[float, float, float]
 
     @cached_property
+    def mask(self) -> Array:
+        """Return what is not background; bool."""
+        mask: Array = self.data != 0
+        return mask
+
+    @cached_property
+    def counts(self) -> tuple[Array, Array, Array]:
+        """Return the number of the mask's voxels in each slice along each axis."""
+        return count_along(self.mask)
+
+    @cached_property
     def binned(self) -> Array:
         """Return the bin of each voxel, from 1 on with equal counts, and 0 for background; int16."""
-        inside = self.data != 0
+        inside = self.mask
         values = self.data[inside]
         if not values.size:
             return np.zeros(self.data.shape, np.int16)
@@ -130,11 +141,14 @@ class Sample:
     @cached_property
     def ends(self) -> list[tuple[int, int]]:
         """Return where the mask begins and ends along each axis; slices with next to nothing of it do not count."""
-        inside = self.data != 0
-        flat = inside.sum(axis=0, dtype=np.uint16)
-        slices = np.array([np.count_nonzero(slice_) for slice_ in inside])
-        profiles = slices, flat.sum(axis=1), flat.sum(axis=0)
-        return [_ends(counts) for counts in profiles]
+        return [_ends(counts) for counts in self.counts]
+
+
+def count_along(mask: Array) -> tuple[Array, Array, Array]:
+    """Return the number of True in each slice of a mask (d, h, w) along each axis; int64."""
+    flat = mask.sum(axis=0, dtype=np.int32)
+    slices = np.array([np.count_nonzero(slice_) for slice_ in mask])
+    return slices, flat.sum(axis=1, dtype=np.int64), flat.sum(axis=0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -164,8 +178,9 @@ def read_record(paths: Sequence[Path], look: Look) -> VolumeRecord:
     Raises:
         AttclError: as `volumes.load`.
     """
-    record = look.records.read(look.key_of("volume", paths), _VOLUMES)
-    return measure(paths, look)[0] if record is None else record
+    key = look.key_of("volume", paths)
+    record = look.records.read(key, _VOLUMES)
+    return _measure(paths, look, key)[0] if record is None else record
 
 
 def read_sample(paths: Sequence[Path], look: Look) -> Sample:
@@ -174,16 +189,11 @@ def read_sample(paths: Sequence[Path], look: Look) -> Sample:
     Raises:
         AttclError: as `volumes.load`.
     """
-    return look.samples.get(paths[0]) or measure(paths, look)[1]
+    return look.samples.get(paths[0]) or _measure(paths, look, look.key_of("volume", paths))[1]
 
 
-def measure(paths: Sequence[Path], look: Look) -> tuple[VolumeRecord, Sample]:
-    """Read a volume; return its figures and a coarse copy, and keep both at hand.
-
-    Raises:
-        AttclError: as `volumes.load`.
-    """
-    key = look.key_of("volume", paths)
+def _measure(paths: Sequence[Path], look: Look, key: str | None) -> tuple[VolumeRecord, Sample]:
+    """Read a volume; return its figures and a coarse copy, and keep both at hand, the figures by their key."""
     grid = look.grids.get(paths[0]) or volumes.read_grid(paths)
     data, _ = volumes.read_exactly(paths, grid)
     spacing = None if grid.header is None else grid.axial_spacing_mm
@@ -242,7 +252,7 @@ def describe(
         background=ground.kind,
         value=ground.value,
         noise=ground.noise,
-        border=float(np.median(data[[0, -1]])),
+        border=percentiles_of(np.sort(data[[0, -1]].astype(np.float32), axis=None), (50,))[0],
         below=_clipped(data, stored, ground),
         shape=(data.shape[0], data.shape[1], data.shape[2]),
         spacing_mm=spacing_mm,
@@ -360,8 +370,8 @@ def _commonest(ordered: Array) -> float:
     if not ordered.size:
         return 0.0
     steps = np.flatnonzero(ordered[1:] != ordered[:-1])
-    counts = np.diff(steps, prepend=-1, append=ordered.size - 1)
-    return float(counts.max() / ordered.size)
+    last = np.concatenate(([-1], steps, [ordered.size - 1]))  # places of the last of each value
+    return float((last[1:] - last[:-1]).max() / ordered.size)
 
 
 def _rim(

@@ -49,11 +49,11 @@ def critical_difference(
         higher_is_better: which end is the best.
 
     Returns:
-        A PNG and a sentence; None for fewer than 3 methods or 5 cases.
+        A PNG and a sentence; None of a single method, or if something speaks against it (`unranked`).
     """
-    cases = _cases_of_all(values)
-    if len(values) < _LEAST_METHODS or len(cases) < _LEAST_CASES:
+    if len(values) < 2 or unranked(values):
         return None
+    cases = _cases_of_all(values)
     sign = -1 if higher_is_better else 1
     table = np.array([[sign * it[case] for it in values.values()] for case in cases])
     ranks = stats.rankdata(table, axis=1).mean(axis=0)
@@ -70,7 +70,7 @@ def critical_difference(
 
 
 def unranked(values: Mapping[str, Mapping[str, float]]) -> str:
-    """Return why `critical_difference` draws nothing of several methods; "" if it does, or has nothing to compare."""
+    """Return why several methods are not ranked: too few, or too few cases; "" if nothing speaks against it."""
     n = len(_cases_of_all(values))
     if len(values) < 2 or (len(values) >= _LEAST_METHODS and n >= _LEAST_CASES):
         return ""

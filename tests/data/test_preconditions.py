@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from attcl_cli.data import judgements, nifti_files, voxels
+from attcl_cli.data import judgements, nifti_files
 from attcl_cli.data.dataset import Source, open_dataset
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.phantom_cohort import write_cohort
@@ -688,7 +688,7 @@ def test_unchanged_volumes_are_not_read_again(cohort, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(voxels, "measure", refuse)
+    monkeypatch.setattr(nifti_files, "read_stored", refuse)
     assert examine(open_dataset(cohort)) == before
 
 
