@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -67,23 +68,37 @@ def is_packed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def read_start(path: Path) -> bytes:
-    """Return the bytes of a NIfTI-1 or NIfTI-2 header, as they are stored. Extensions are not read, nothing needs them.
+@dataclass(frozen=True)
+class Ends:
+    """What both ends of a NIfTI file say; nothing between them is read.
+
+    Attributes:
+        header: its bytes as they are stored. Extensions are not among them, nothing needs them.
+        length: of the file in bytes; if it is compressed, of what it holds, modulo 2**32, as its last four bytes say.
+    """
+
+    header: bytes
+    length: int
+
+
+def read_ends(path: Path) -> Ends:
+    """Read the header of a NIfTI-1 or NIfTI-2 file, and how long it says it is.
 
     Raises:
         AttclError: the file is missing, empty, or damaged before the header ends.
     """
-    require_bytes(path, _KIND)
+    size = require_bytes(path, _KIND)
     with gate(path, _KIND, partial(_no_nifti, path)):
-        block = _first_bytes(path)
-        return block[: _kind_of(block).template_dtype.itemsize]
+        block, last = _first_and_last_bytes(path)
+        header = block[: _kind_of(block).template_dtype.itemsize]
+        return Ends(header, struct.unpack("<I", last)[0] if is_packed(path) else size)
 
 
 def parse_header(start: bytes, path: Path) -> Any:
     """Return a header; that it is of one 3-D volume of numbers with a place in space is certain then.
 
     Args:
-        start: of `read_start`.
+        start: of `read_ends`.
         path: named in errors.
 
     Raises:
@@ -107,7 +122,9 @@ def read_description(path: Path) -> str:
     """
     require_bytes(path, _KIND)
     with gate(path, _KIND, partial(_no_nifti, path)):
-        return bytes(_parse(_first_bytes(path))["descrip"]).rstrip(b"\0").decode("latin-1")
+        return (
+            bytes(_parse(_first_and_last_bytes(path)[0])["descrip"]).rstrip(b"\0").decode("latin-1")
+        )
 
 
 def shape_of(header: Any) -> tuple[int, int, int]:
@@ -116,22 +133,26 @@ def shape_of(header: Any) -> tuple[int, int, int]:
     return first, second, third
 
 
-def require_whole(path: Path, header: Any) -> None:
+def require_whole(path: Path, header: Any, length: int) -> None:
     """Prove cheaply that a file holds what its header promises; mostly no voxel is decompressed.
 
-    gzip stores the length, modulo 2**32, in the last four bytes. Only if that disagrees (some writers chain several
-    members) the file is decompressed, as far as it may go on.
+    Only if the length that gzip stores disagrees (some writers chain several members) the file is decompressed, as far
+    as it may go on.
+
+    Args:
+        path: a NIfTI file.
+        header: of `parse_header`.
+        length: of `read_ends`.
 
     Raises:
         AttclError: it is cut off, damaged, or goes on for too long.
     """
-    size, promised = require_bytes(path, _KIND), _promised(header)
+    promised = _promised(header)
     if not is_packed(path):
-        if size < promised:
-            raise _cut_off(path, size, promised)
-        return
-    with gate(path, _KIND, partial(_not_to_its_end, path)):
-        if _stored_length(path) != promised % 2**32:
+        if length < promised:
+            raise _cut_off(path, length, promised)
+    elif length != promised % 2**32:
+        with gate(path, _KIND, partial(_not_to_its_end, path)):
             _measure(path, promised)
 
 
@@ -222,15 +243,20 @@ def _kind_of(start: bytes) -> Any:
     return nib.Nifti2Header if of_version_2 else nib.Nifti1Header
 
 
-def _first_bytes(path: Path) -> bytes:
-    """Return the bytes that hold a header, fewer if the file has no more."""
+def _first_and_last_bytes(path: Path) -> tuple[bytes, bytes]:
+    """Return the decompressed bytes that hold a header, and the last four as stored; fewer if the file has no more."""
+    with path.open("rb") as stream:
+        start = stream.read(_START)
+        stream.seek(max(stream.seek(0, io.SEEK_END) - 4, 0))
+        last = stream.read(4)
     if is_packed(path):
-        with path.open("rb") as start, contextlib.suppress(zlib.error):
-            block = zlib.decompressobj(_GZIP).decompress(start.read(_START), _NIFTI2_HEADER)
+        with contextlib.suppress(zlib.error):
+            block = zlib.decompressobj(_GZIP).decompress(start, _NIFTI2_HEADER)
             if len(block) == _NIFTI2_HEADER:
-                return block
-    with _opened(path) as stream:  # members of few bytes, or damage
-        return stream.read(_NIFTI2_HEADER)
+                return block, last
+        with _opened(path) as stream:  # members of few bytes, or damage
+            return stream.read(_NIFTI2_HEADER), last
+    return start[:_NIFTI2_HEADER], last
 
 
 def _promised(header: Any) -> int:
@@ -327,12 +353,6 @@ def _require_room(path: Path, header: Any) -> int:
     elif size < promised:
         raise _cut_off(path, size, promised)
     return promised
-
-
-def _stored_length(path: Path) -> int:
-    with path.open("rb") as stream:
-        stream.seek(-4, io.SEEK_END)
-        return int(struct.unpack("<I", stream.read(4))[0])
 
 
 def _measure(path: Path, promised: int) -> None:

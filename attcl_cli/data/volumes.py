@@ -180,8 +180,9 @@ def read_grid(paths: Sequence[Path]) -> Grid:
     path = paths[0]
     if _is_png(path):
         return _png_grid(*png_slices.read_shape(paths))
-    grid = _read_nifti_grid(path)
-    nifti_files.require_whole(path, grid.header)
+    ends = nifti_files.read_ends(path)
+    grid = _grid_of(ends.header, path)
+    nifti_files.require_whole(path, grid.header, ends.length)
     return grid
 
 
@@ -351,7 +352,7 @@ def read_exactly(paths: Sequence[Path], grid: Grid | None = None) -> tuple[Array
         pixels, dtype = png_slices.load(paths)
         return pixels.astype(dtype), 0.0
 
-    grid = grid or _read_nifti_grid(path)
+    grid = grid or _grid_of(nifti_files.read_ends(path).header, path)
     stored = nifti_files.read_stored(path, grid.header)
     if grid.scaled:
         stored = nifti_files.scaled(stored, grid.header, np.float64, path)
@@ -446,15 +447,14 @@ def _png_grid(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Grid:
 
 
 def _load_nifti(path: Path) -> Volume:
-    grid = _read_nifti_grid(path)
+    grid = _grid_of(nifti_files.read_ends(path).header, path)
     stored = nifti_files.read_stored(path, grid.header)
     values = nifti_files.scaled(stored, grid.header, np.float32, path)
     return Volume(np.ascontiguousarray(to_working_order(values, grid)), grid)
 
 
-def _read_nifti_grid(path: Path) -> Grid:
-    """Return the geometry of a NIfTI file, the same object for files with the same header."""
-    start = nifti_files.read_start(path)
+def _grid_of(start: bytes, path: Path) -> Grid:
+    """Return the geometry that a header describes, the same object for files with the same header."""
     known = _grids.get(start)
     if known is not None:
         return known

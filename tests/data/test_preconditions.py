@@ -706,14 +706,14 @@ def test_nothing_of_a_case_is_read_twice(cohort, monkeypatch):
 
         return count
 
-    for name in ("read_start", "read_stored"):
+    for name in ("read_ends", "read_stored"):
         monkeypatch.setattr(nifti_files, name, counting(name))
     examine(open_dataset(cohort))
     assert read["read_stored"] == 4 * 4
-    assert read["read_start"] == 4 * 4 + 4  # of the image beside each label map
+    assert read["read_ends"] == 4 * 4 + 4  # of the image beside each label map
     read.clear()
     examine(open_dataset(cohort))
-    assert read == {"read_start": 4 * 4 + 4}
+    assert read == {"read_ends": 4 * 4 + 4}
 
 
 def test_a_tree_of_links_shares_the_records_of_its_source(cohort, tmp_path, monkeypatch):
