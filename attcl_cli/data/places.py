@@ -23,17 +23,19 @@ def led_to(root: Path, files: Iterable[PurePosixPath], known: Iterable[Path]) ->
     folders: dict[str, str] = {}  # as a file's path names it -> where it really lies
     inside = [Path(os.path.realpath(folder)) for folder in known]
     found: list[Path] = []
-    checked: set[Path] = set()
+    checked: set[str] = set()
     for file in files:
         folder, name = os.path.split(file)
         if folder not in folders:
             folders[folder] = os.path.realpath(root / folder)
-        real = Path(folders[folder], name)
-        if real.is_symlink():
-            real = Path(os.path.realpath(real))
-        if real.parent in checked:
+        place = os.path.join(folders[folder], name)  # noqa: PTH118 - of every file; a Path takes as long as the look
+        if os.path.islink(place):  # noqa: PTH114
+            place = os.path.realpath(place)
+        parent = os.path.dirname(place)  # noqa: PTH120
+        if parent in checked:
             continue
-        checked.add(real.parent)
+        checked.add(parent)
+        real = Path(place)
         if not any(real.is_relative_to(it) for it in (*inside, *found)):
             found.append(root_of(real, file))
     return found
