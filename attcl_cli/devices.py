@@ -5,6 +5,7 @@ What runs there is left to the stages, and which other processes take part to `p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -136,6 +137,19 @@ def several(name: str) -> tuple[str, ...]:
                 code="device-list",
             )
     return tuple(f"cuda:{number}" for number in numbers)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """Return the memory of a GPU, or of this machine, in bytes; None if it is not known."""
+    import torch  # noqa: PLC0415
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    with contextlib.suppress(OSError, ValueError):  # a system that does not know these names
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,3 +101,10 @@ def test_memory_of_a_gpu_is_in_megabytes_and_a_cpu_has_none(monkeypatch) -> None
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: device.index * 2_500_000)
     assert devices.peak_memory_mb(torch.device("cuda", 2)) == 5.0
     assert devices.peak_memory_mb(torch.device("cpu")) is None
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="Linux alone says it there")
+def test_the_memory_of_the_machine_is_that_of_the_system() -> None:
+    total = re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert devices.memory_of(torch.device("cpu")) == pytest.approx(1024 * int(total[1]), rel=0.01)
+    assert devices.memory_of(torch.device("meta")) is None

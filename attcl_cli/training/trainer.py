@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attcl_cli import devices
 from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.data.volume_statistics import Described, describe_store
 from attcl_cli.devices import Precision
-from attcl_cli.errors import UsageError, quoted
+from attcl_cli.errors import AttclError, UsageError, quoted
 from attcl_cli.files import copy_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
@@ -49,6 +50,9 @@ from attcl_cli.training.stats import STATS_FILE, log_stats
 
 VALIDATION_SSIM = "validation_ssim"  # in stats.jsonl
 _SMALLER_STEPS = "--set learning_rate=5e-5"
+_BYTES_OF_A_WEIGHT = (
+    16  # at least: itself, its gradient, a moment of the optimiser, and its average
+)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # every process starts from the same weights
             self.method = METHODS[settings.method](settings, store.modalities)
+        _require_memory(self.method, device)
         for network in self.method.networks().values():
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What is averaged is what completion will use, so it samples and validates in eval mode.
@@ -314,6 +319,24 @@ def _batch_norms(method: Method) -> list[str]:
         for name, layer in method.named_modules()
         if isinstance(layer, nn.modules.batchnorm._BatchNorm)
     ]
+
+
+def _require_memory(method: Method, device: torch.device) -> None:
+    """Refuse networks that cannot be trained in the memory of a device: on a CPU, the system would kill the process.
+
+    Raises:
+        AttclError: they are too large, whatever the batch is.
+    """
+    memory = devices.memory_of(device)
+    weights = sum(parameter.numel() for parameter in method.parameters())
+    least = weights * _BYTES_OF_A_WEIGHT
+    if memory is not None and least > memory:
+        raise AttclError(
+            f"{device}: networks of {weights / 1e6:,.1f} million weights take {least / 1e9:,.2f} GB at least "
+            f"in training, expected no more than the {memory / 1e9:,.2f} GB that are there",
+            "choose a smaller --preset, or another --device",
+            code="networks-too-large",
+        )
 
 
 def _require_whole_batches(method: Method, settings: Settings, processes: Processes) -> None:

@@ -17,6 +17,7 @@ from helpers import changed, small_settings
 from toy_method import Toy, ToySettings
 from training_runs import CPU, KilledError, require_same_runs, run, stats
 
+from attcl_cli import devices
 from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import sha256
 from attcl_cli.methods import METHODS
@@ -336,6 +337,18 @@ def test_training_leaves_the_global_generator_alone(six, store, tmp_path):
 
 
 # --- what stops a run -------------------------------------------------------------------------------------------------
+
+
+def test_networks_that_no_memory_holds_are_refused_at_once(toy_six, store, tmp_path, monkeypatch):
+    method = METHODS[toy_six.method](toy_six, store.modalities)
+    least = 16 * sum(parameter.numel() for parameter in method.parameters())
+    monkeypatch.setattr(devices, "memory_of", lambda _device: least - 1)
+    with pytest.raises(AttclError, match="million weights") as error:
+        run(toy_six, store, tmp_path / "run")
+    assert error.value.code == "networks-too-large"
+    assert list((tmp_path / "run").iterdir()) == []
+    monkeypatch.setattr(devices, "memory_of", lambda _device: least)
+    assert run(toy_six, store, tmp_path / "run") > 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stays(
