@@ -170,12 +170,14 @@ def compare(first: Sample, second: Sample) -> PairRecord:
     both = int(np.count_nonzero(masks[0] & masks[1]))
     overlap = 2 * both / sum(sizes) if any(sizes) else 1.0
     covered = both / max(sizes[0], 1), both / max(sizes[1], 1)
-    apart = _apart(first, second)
+    same = overlap == 1.0
+    apart = (0.0, 0.0, 0.0) if same else _apart(first, second)
     hole = _hole(*masks) if min(covered) < _WHOLE else (0.0, 0.0)
     pair = PairRecord(overlap, both, covered, apart, hole)
     if both < FEWEST_VOXELS:
         return pair
-    pair = replace(pair, out_of_order=_out_of_order(first, second))
+    if not same:
+        pair = replace(pair, out_of_order=_out_of_order(first, second))
     box = tuple(
         slice(int(hits[0]), int(hits[-1]) + 1)
         for axis in range(3)
