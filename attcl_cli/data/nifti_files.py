@@ -65,7 +65,7 @@ _SILENT.addHandler(logging.NullHandler())
 
 def is_packed(path: Path) -> bool:
     """Return whether a file's name says that it is compressed."""
-    return path.suffix.lower() == ".gz"
+    return path.name[-3:].lower() == ".gz"
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,30 @@ def read_description(path: Path) -> str:
         )
 
 
-def shape_of(header: Any) -> tuple[int, int, int]:
-    """Return the stored shape of a volume without further axes of length 1."""
-    first, second, third = (int(side) for side in header.get_data_shape()[:_DIMENSIONS])
-    return first, second, third
+@dataclass(frozen=True)
+class Block:
+    """Where the voxels of a volume lie in its file, decompressed.
+
+    Attributes:
+        shape: as stored, (X, Y, Z), without further axes of length 1.
+        dtype: of the stored numbers.
+        start: the byte of the first one.
+        end: the byte after the last one, to which a whole file goes at least.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+    start: int
+    end: int
 
 
-def require_whole(path: Path, header: Any, length: int) -> None:
+def block_of(header: Any) -> Block:
+    """Return where the voxels lie by a header of `parse_header`; always exact."""
+    shape, dtype, start = _shape_of(header), header.get_data_dtype(), int(header.get_data_offset())
+    return Block(shape, dtype, start, start + math.prod(shape) * int(dtype.itemsize))
+
+
+def require_whole(path: Path, block: Block, length: int) -> None:
     """Prove cheaply that a file holds what its header promises; mostly no voxel is decompressed.
 
     Only if the length that gzip stores disagrees (some writers chain several members) the file is decompressed, as far
@@ -141,48 +158,45 @@ def require_whole(path: Path, header: Any, length: int) -> None:
 
     Args:
         path: a NIfTI file.
-        header: of `parse_header`.
+        block: of its header.
         length: of `read_ends`.
 
     Raises:
         AttclError: it is cut off, damaged, or goes on for too long.
     """
-    promised = _promised(header)
     if not is_packed(path):
-        if length < promised:
-            raise _cut_off(path, length, promised)
-    elif length != promised % 2**32:
+        if length < block.end:
+            raise _cut_off(path, length, block.end)
+    elif length != block.end % 2**32:
         with gate(path, _KIND, partial(_not_to_its_end, path)):
-            _measure(path, promised)
+            _measure(path, block.end)
 
 
-def read_stored(path: Path, header: Any) -> Array:
+def read_stored(path: Path, block: Block) -> Array:
     """Read the numbers of a volume as they are stored, (X, Y, Z).
 
     Args:
         path: a NIfTI file.
-        header: of `parse_header`.
+        block: of its header.
 
     Raises:
         AttclError: the file is cut off, damaged, or goes on for too long.
     """
     with gate(path, _KIND, partial(_not_to_its_end, path)):
-        promised, offset = _require_room(path, header), int(header.get_data_offset())
-        block = memoryview(bytearray(promised - offset))
+        _require_room(path, block)
+        voxels = memoryview(bytearray(block.end - block.start))
         with _opened(path) as stream:
-            stream.seek(offset)
+            stream.seek(block.start)
             filled = 0
-            while filled < len(block):
-                chunk = stream.read(min(_CHUNK, len(block) - filled))
+            while filled < len(voxels):
+                chunk = stream.read(min(_CHUNK, len(voxels) - filled))
                 if not chunk:
-                    raise _cut_off(path, stream.tell(), promised)
-                block[filled : filled + len(chunk)] = chunk
+                    raise _cut_off(path, stream.tell(), block.end)
+                voxels[filled : filled + len(chunk)] = chunk
                 filled += len(chunk)
             if is_packed(path):
-                deque(_rest(stream, path, promised), maxlen=0)
-        stored: Array = np.ndarray(
-            shape_of(header), header.get_data_dtype(), buffer=block, order="F"
-        )
+                deque(_rest(stream, path, block.end), maxlen=0)
+        stored: Array = np.ndarray(block.shape, block.dtype, buffer=voxels, order="F")
     return stored
 
 
@@ -206,23 +220,23 @@ def scaled(stored: Array, header: Any, dtype: DTypeLike, path: Path) -> Array:
     return result
 
 
-def read_bytes(path: Path, header: Any) -> bytes:
+def read_bytes(path: Path, block: Block) -> bytes:
     """Read a whole file, decompressed.
 
     Args:
         path: a NIfTI file.
-        header: of `parse_header`.
+        block: of its header.
 
     Raises:
         AttclError: the file is cut off, damaged, or goes on for too long.
     """
     with gate(path, _KIND, partial(_not_to_its_end, path)):
-        promised = _require_room(path, header)
+        _require_room(path, block)
         with _opened(path) as stream:
-            first = stream.read(promised)
-            if len(first) < promised:
-                raise _cut_off(path, len(first), promised)
-            return b"".join((first, *_rest(stream, path, promised)))
+            first = stream.read(block.end)
+            if len(first) < block.end:
+                raise _cut_off(path, len(first), block.end)
+            return b"".join((first, *_rest(stream, path, block.end)))
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -259,10 +273,9 @@ def _first_and_last_bytes(path: Path) -> tuple[bytes, bytes]:
     return start[:_NIFTI2_HEADER], last
 
 
-def _promised(header: Any) -> int:
-    """Return the length of a file up to its last voxel, in bytes; always exact."""
-    voxels = math.prod(shape_of(header))
-    return int(header.get_data_offset()) + voxels * int(header.get_data_dtype().itemsize)
+def _shape_of(header: Any) -> tuple[int, int, int]:
+    first, second, third = (int(side) for side in header.get_data_shape()[:_DIMENSIONS])
+    return first, second, third
 
 
 def _require_volume(header: Any, path: Path) -> None:
@@ -311,7 +324,7 @@ def _require_space(header: Any, path: Path) -> None:
     """Refuse an affine that gives the voxels no place, or axes that are one axis when rounded."""
     affine = header.get_best_affine()
     matrix = affine.tolist()  # of numbers of Python, several times faster than arrays of nine
-    shape = (*shape_of(header), 1)
+    shape = (*_shape_of(header), 1)
     corner = [sum(map(operator.mul, row, shape)) for row in matrix]
     axes = list(zip(*(row[:3] for row in matrix[:3]), strict=True))
     edges = [math.hypot(*axis) for axis in axes]
@@ -340,19 +353,18 @@ def _along_axes(axes: Sequence[Sequence[float]], edges: Sequence[float]) -> bool
     } == {0, 1, 2}
 
 
-def _require_room(path: Path, header: Any) -> int:
-    """Return the promised length; memory for it may be taken then.
+def _require_room(path: Path, block: Block) -> None:
+    """Check that a file can hold its voxels; memory for them may be taken then.
 
     Raises:
-        AttclError: the file is too small to hold it.
+        AttclError: it is too small.
     """
-    size, promised = require_bytes(path, _KIND), _promised(header)
+    size = require_bytes(path, _KIND)
     if is_packed(path):
-        if not can_hold(size, promised):
-            _measure(path, promised)
-    elif size < promised:
-        raise _cut_off(path, size, promised)
-    return promised
+        if not can_hold(size, block.end):
+            _measure(path, block.end)
+    elif size < block.end:
+        raise _cut_off(path, size, block.end)
 
 
 def _measure(path: Path, promised: int) -> None:

@@ -73,6 +73,11 @@ class Grid:
         return float(x), float(y), float(z)
 
     @cached_property
+    def block(self) -> nifti_files.Block:
+        """Return where the voxels lie in a NIfTI file with this header; not of PNG slices."""
+        return nifti_files.block_of(self.header)
+
+    @cached_property
     def orientation(self) -> Array:
         """Return how stored axes become those of the working order, (3, 2), as nibabel has it; not of PNG slices."""
         order: Array = ornt_transform(io_orientation(self.affine), _WORKING_ORDER)
@@ -182,7 +187,7 @@ def read_grid(paths: Sequence[Path]) -> Grid:
         return _png_grid(*png_slices.read_shape(paths))
     ends = nifti_files.read_ends(path)
     grid = _grid_of(ends.header, path)
-    nifti_files.require_whole(path, grid.header, ends.length)
+    nifti_files.require_whole(path, grid.block, ends.length)
     return grid
 
 
@@ -216,7 +221,7 @@ def read_as_3d(path: Path) -> bytes:
         AttclError: as `read_grid`.
     """
     grid = read_grid([path])
-    header, raw = grid.header.copy(), nifti_files.read_bytes(path, grid.header)
+    header, raw = grid.header.copy(), nifti_files.read_bytes(path, grid.block)
     if len(header.get_data_shape()) == _DIMENSIONS:
         return raw
     header.set_data_shape(grid.shape)
@@ -353,7 +358,7 @@ def read_exactly(paths: Sequence[Path], grid: Grid | None = None) -> tuple[Array
         return pixels.astype(dtype), 0.0
 
     grid = grid or _grid_of(nifti_files.read_ends(path).header, path)
-    stored = nifti_files.read_stored(path, grid.header)
+    stored = nifti_files.read_stored(path, grid.block)
     if grid.scaled:
         stored = nifti_files.scaled(stored, grid.header, np.float64, path)
     integers = grid.scaled and grid.dtype.kind in "iu"
@@ -448,7 +453,7 @@ def _png_grid(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Grid:
 
 def _load_nifti(path: Path) -> Volume:
     grid = _grid_of(nifti_files.read_ends(path).header, path)
-    stored = nifti_files.read_stored(path, grid.header)
+    stored = nifti_files.read_stored(path, grid.block)
     values = nifti_files.scaled(stored, grid.header, np.float32, path)
     return Volume(np.ascontiguousarray(to_working_order(values, grid)), grid)
 
@@ -459,10 +464,11 @@ def _grid_of(start: bytes, path: Path) -> Grid:
     if known is not None:
         return known
     header = nifti_files.parse_header(start, path)
+    block = nifti_files.block_of(header)
     grid = Grid(
-        shape=nifti_files.shape_of(header),
+        shape=block.shape,
         affine=header.get_best_affine(),
-        dtype=header.get_data_dtype(),
+        dtype=block.dtype,
         header=header,
         scaled=header.get_slope_inter() not in {(1, 0), (None, None)},
     )
