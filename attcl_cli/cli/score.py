@@ -101,12 +101,13 @@ def score(
         ),
     ] = False,
     baselines: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--baselines",
-            help="Also score a quantile-matched copy, and all trivial baselines by the networks.",
+            "--baselines/--no-baselines",
+            help="Also score a quantile-matched copy, and all trivial baselines by the networks; or no baseline.",
+            show_default=False,
         ),
-    ] = False,
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(

@@ -30,6 +30,7 @@ class Recipe:
         cache: folder in which features of real volumes are kept between runs, by content.
         fid_network: a key of `feature_networks.NETWORKS`.
         baselines: score the trivial baselines by the networks, too.
+        only: names of the predictions that are scored; empty: all.
         quantiles: of other patients, for the baseline that is a quantile-matched copy.
         weights: of what translates and draws samples; None: nothing does.
         samples: style samples per volume; None: 10 for metrics of samples, otherwise none.
@@ -41,6 +42,7 @@ class Recipe:
     cache: Path
     fid_network: str = "inception"
     baselines: bool = False
+    only: tuple[str, ...] = ()
     quantiles: Quantiles | None = None
     weights: Weights | None = None
     samples: int | None = None
@@ -68,6 +70,7 @@ class Recipe:
         return Measures(
             metrics=self.metrics,
             baselines=self.baselines,
+            only=self.only,
             quantiles=self.quantiles,
             embed=embed,
             perceptual=perceptual,

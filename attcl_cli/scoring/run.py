@@ -99,7 +99,7 @@ def score(
     output: Path | str = "scores",
     metrics: Sequence[str] = (),
     fid_network: str = "inception",
-    baselines: bool = False,
+    baselines: bool | None = None,
     directions: bool = False,
     samples: int | None = None,
     weights: Path | str | None = None,
@@ -130,8 +130,9 @@ def score(
         output: the folder for the results; those of an earlier run are replaced.
         metrics: the command line's flags without dashes, such as "ssim" and "fid"; none: those without a network.
         fid_network: `inception`, or `effnet-lite0`, which needs no download and is reported as fd-effnet and kd-effnet.
-        baselines: score the trivial baselines by the networks, too, and with them a copy whose quantiles
-            are matched to those of other patients' volumes of the target modality.
+        baselines: True: score the trivial baselines by the networks, too, and with them a copy whose quantiles are
+            matched to those of other patients' volumes of the target modality; False: score none. None: those that
+            need no network, if a metric needs none.
         directions: translate the real volumes in every direction instead of reading completed ones (Table 2).
         samples: style samples per volume. "fid", "kid" and "lpips" then also score these samples, as the prediction
             "samples" (StarGAN v2's protocol: 10), and "lpips-diversity" compares so many of them. None: 10 for
@@ -231,7 +232,8 @@ def score(
         names,
         folder / "features",
         fid_network=fid_network,
-        baselines=baselines,
+        baselines=bool(baselines),
+        only=(rows.SYNTHETIC,) if baselines is False else (),
         weights=chosen,
         samples=samples,
         offline=offline,

@@ -260,6 +260,13 @@ class Study:
         """Return the file that says that a job is done: empty, written by Snakemake after it."""
         return self.root / "jobs" / cell / (f"{stage}-{of}.done" if of else f"{stage}.done")
 
+    def scorer_of_baselines(self, stage: str) -> str:
+        """Return the method whose scores of a stage have the baselines, which are the same for all methods."""
+        methods, reference = self.file.methods, self.file.reference
+        if stage != "directions" or methods[reference].directions:
+            return reference
+        return next(name for name, model in methods.items() if model.directions)
+
     def simulated(self, dataset: str) -> Path | None:
         """Return the file that says that the patients of a dataset are simulated; None if they are real."""
         return self.root / "jobs" / f"{dataset}.done" if self.simulation(dataset) else None
@@ -371,6 +378,8 @@ class Study:
             places += (
                 ["--directions", "-w", str(run)] if stage == "directions" else ["--cpl", str(out)]
             )
+            if of != self.scorer_of_baselines(stage):
+                places.append("--no-baselines")
             command = _attcl(
                 places,
                 [f"--{name}" for name in file.metrics],

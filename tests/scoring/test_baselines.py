@@ -10,6 +10,7 @@ from score_files import rows_of
 
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import open_dataset
+from attcl_cli.files import read_json
 from attcl_cli.scoring import baselines
 from attcl_cli.scoring.baselines import LEVELS, Quantiles, matched_copy, measure_quantiles
 
@@ -63,6 +64,17 @@ def test_a_volume_of_zeros_has_no_quantiles_and_an_empty_copy():
     empty = np.zeros((2, 3, 4), np.float32)
     assert baselines.quantiles_of(empty) is None
     assert not matched_copy(empty, LEVELS).any()
+
+
+def test_without_baselines_the_volumes_alone_are_scored_and_just_as_with_them(scored, folders):
+    scored("--ssim", "--fid", "--fid-network", "effnet-lite0")
+    with_them = [row for row in rows_of(folders.scores) if row["prediction"] == "synthetic"]
+    figures = read_json(folders.scores / "summary.json")["scores"]
+    assert scored("--ssim", "--fid", "--fid-network", "effnet-lite0", "--no-baselines")[0] == 0
+    assert rows_of(folders.scores) == with_them
+    assert read_json(folders.scores / "summary.json")["scores"] == [
+        figure for figure in figures if figure["prediction"] == "synthetic"
+    ]
 
 
 def test_a_matched_copy_is_scored_beside_the_copy_if_baselines_are_asked_for(scored, folders):

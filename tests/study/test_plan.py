@@ -112,6 +112,26 @@ def test_the_references_see_no_completed_volume():
         assert "--cpl" not in words
 
 
+def test_baselines_are_scored_once_with_the_reference_method():
+    plan = study(methods={name: {"method": name} for name in ("unet", "attcl-gan", "plave")})
+    assert plan.scorer_of_baselines("score") == "attcl-gan"
+    for stage in ("score", "directions"):
+        bare = [
+            name
+            for name in plan.file.methods
+            if "--no-baselines" in plan.command(CELL, stage, name)
+        ]
+        assert bare == ["unet", "plave"]
+
+
+def test_another_method_has_the_baselines_of_directions_if_the_reference_has_none():
+    methods = {name: {"method": name} for name in ("attcl-gan", "unet", "plave")}
+    methods["attcl-gan"]["directions"] = False
+    plan = study(methods=methods)
+    assert "--no-baselines" not in plan.command(CELL, "directions", "unet")
+    assert "--no-baselines" in plan.command(CELL, "directions", "plave")
+
+
 def test_directions_are_scored_with_the_weights_of_the_run():
     words = options(study().command(CELL, "directions", "attcl-gan"))
     assert words[words.index("-w") + 1] == f"study/{CELL}/attcl-gan/run"
