@@ -7,7 +7,7 @@ Importing it loads pydantic, so that `attcl --help` must not.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -57,6 +57,12 @@ def _name(text: str) -> str:
     if not is_name(text):
         raise ValueError("a name without / that is not ..")
     return text
+
+
+def _within(short: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether another error is about something within what is called too short."""
+    place = short["loc"]
+    return any(it is not short and it["loc"][: len(place)] == place for it in found)
 
 
 def _relative(text: str) -> str:
@@ -177,10 +183,12 @@ def validated(
         return kind.model_validate(document)
     except ValidationError as failure:
         found = failure.errors(include_url=False)
+        # A list is also called too short if none of its items is sound.
+        found = [it for it in found if it["type"] != "too_short" or not _within(it, found)]
         first, *others = sorted(found, key=lambda it: it["type"] != "extra_forbidden")
         key = ".".join(clipped(str(part)) for part in first["loc"])
         more = f"; and {len(others)} more like it" if others else ""
-        if first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             hint = f"{nearest(str(first['loc'][-1]), kind.model_fields)}; {hint}"
         raise error(
             f"{name}: {key and f'{key}: '}{_complaint(first, expected)}{more}",

@@ -27,8 +27,12 @@ STAGES = ("splits", "train", "complete", "score", "directions", "segment", "refe
 """The kinds of job, in the order of the data; `reference` trains the segmenters that need no completion."""
 
 LOGGED = """( {params.command} ) > /dev/null 2> {log} || {{
-    code=$?; echo "exit status $code" >> {log} || true; exit $code; }}"""
-"""The shell of a job as Snakemake formats it: messages go to the log, and so does how a job ended that failed."""
+    code=$?; [ ! -f {log} ] || tail -n 3 {log} >&2
+    echo "exit status $code" >> {log} || true; exit $code; }}"""
+"""The shell of a job as Snakemake formats it: messages go to the log, and so does how a job ended that failed.
+
+Its last words are shown, too: a quiet Snakemake says only that there was a failure.
+"""
 
 REAL, INCOMPLETE = "real", "incomplete"
 _ATTCL = f"{shlex.quote(sys.executable)} -m attcl_cli"

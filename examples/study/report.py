@@ -48,7 +48,8 @@ _MISSING = "What is missing"
 _CLAIMS = "What the paper claims, and what this study shows"
 _HOW_CLAIMED = (
     "Claims about Dice rest on paired 95 % intervals over the test cases, of which there must be "
-    f"{LEAST_CASES} or more; those about distances of sets on two or more seeds that agree. "
+    f"{LEAST_CASES} or more, and on a test that flips the signs of their differences (p < 0.05); "
+    "those about distances of sets on two or more seeds that agree. "
     "No claim holds before all of its comparisons are there."
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from attcl_cli.data.splits import read_splits
 from attcl_cli.errors import AttclError, visible
 from attcl_cli.files import read_csv, read_json
 from attcl_cli.run_record import read_record
+from attcl_cli.scoring.summary import ALL
 from attcl_cli.segmentation.summary import read_rows
 
 ERROR, STATUS = "error: ", "exit status "
@@ -158,7 +160,19 @@ def _read_splits(study: Study, results: Results, cell: str, _of: str) -> None:
 
 
 def _read_scores(study: Study, results: Results, cell: str, of: str) -> None:
-    for row in read_csv(study.folder(cell, "score", of) / "scores.csv"):
+    folder = study.folder(cell, "score", of)
+    rows = read_csv(folder / "scores.csv")
+    _require_all(
+        folder / "scores.csv",
+        Counter((row["prediction"], row["region"], row["metric"]) for row in rows),
+        {
+            (figure["prediction"], figure["region"], figure["metric"]): figure
+            for figure in read_json(folder / "summary.json")["scores"]
+            if figure["group"] == ALL
+            and figure["region"]  # a distance of sets has none, and no rows
+        },
+    )
+    for row in rows:
         key = (cell, of, row["modality"], row["region"], row["metric"], row["prediction"])
         results.volumes.setdefault(key, {})[row["case"]] = _number(row["value"])
 
@@ -173,9 +187,42 @@ def _read_directions(study: Study, results: Results, cell: str, of: str) -> None
 
 
 def _read_segment(study: Study, results: Results, cell: str, of: str, stage: str) -> None:
-    for row in read_rows(study.folder(cell, stage, of) / "segment.csv"):
+    folder = study.folder(cell, stage, of)
+    rows = read_rows(folder / "segment.csv")
+    _require_all(
+        folder / "segment.csv",
+        Counter((row.input, row.region, row.metric) for row in rows),
+        {
+            (figure["input"], figure["region"], figure["metric"]): figure
+            for figure in read_json(folder / "summary.json")["scores"]
+        },
+    )
+    for row in rows:
         key = (cell, of, row.region, row.metric)
         results.cases.setdefault(key, {})[row.case] = row.value
+
+
+def _require_all(
+    table: Path, rows: Mapping[tuple[str, ...], int], figures: Mapping[tuple[str, ...], Any]
+) -> None:
+    """Check that a table has all rows that the summary beside it counts: one that was cut off reads well, too.
+
+    Args:
+        table: its file.
+        rows: what a row is of -> how many the table has.
+        figures: what a row is of -> figure of the summary.
+
+    Raises:
+        AttclError: rows are lacking.
+    """
+    for key, figure in figures.items():
+        wanted = figure["n"] + figure["n_undefined"] + figure.get("n_infinite", 0)
+        if rows.get(key, 0) != wanted:
+            raise AttclError(
+                f"{table}: {rows.get(key, 0)} rows of {', '.join(key)}, expected {wanted} as summary.json has",
+                "run the job again",
+                code="rows-lacking",
+            )
 
 
 def _nothing(_study: Study, _results: Results, _cell: str, _of: str) -> None:

@@ -25,6 +25,7 @@ class Value:
         n: cases, or slices of a distance of sets, of a seed.
         seeds: how many have a value.
         low, high: an interval of the mean, if the column is a difference.
+        p: of a difference, by a test that has no difference as its null hypothesis.
     """
 
     mean: float
@@ -33,6 +34,7 @@ class Value:
     seeds: int = 0
     low: float = math.nan
     high: float = math.nan
+    p: float = math.nan
 
     def text(self, decimals: int = 3) -> str:
         """Return it as a table shows it; a count has no decimals."""
@@ -92,9 +94,13 @@ class Table:
         """Return a cell as it is shown: a dagger for few cases, the number of seeds if some are missing."""
         value = self.rows[labels].get(heading, Value(math.nan))
         words = value.text(self._decimals(heading)) + (MARK if 0 < value.n < FEW else "")
-        if 0 < value.seeds < self.seeds:
+        if self._lacks_seeds(value):
             words += f" ({value.seeds} of {self.seeds} seeds)"
         return words
+
+    def _lacks_seeds(self, value: Value) -> bool:
+        """Return whether a value has fewer seeds than others, with other cases: it is not compared with them."""
+        return 0 < value.seeds < self.seeds
 
     def _decimals(self, heading: str) -> int:
         """Return how many decimals the values of a column have: all the same, fewer where they are large."""
@@ -115,6 +121,7 @@ class Table:
                     labels: column.better * self.rows[labels][column.heading].mean
                     for labels in members
                     if column.heading in self.rows[labels]
+                    and not self._lacks_seeds(self.rows[labels][column.heading])
                 }
                 levels = sorted({it for it in known.values() if not math.isnan(it)}, reverse=True)
                 if column.better and len(levels) > 1:

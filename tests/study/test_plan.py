@@ -112,6 +112,25 @@ def test_the_references_see_no_completed_volume():
         assert "--cpl" not in words
 
 
+@pytest.mark.parametrize(
+    ("change", "message", "hint"),
+    [
+        ({"seeds": ["a"]}, "seeds.0: found 'a'", "examples/"),
+        ({"seeds": ["a", "b"]}, "; and 1 more like it", "examples/"),
+        ({"datasets": {"p": {"voxelmm": 3}}}, "datasets.p.voxelmm: no such key", "examples/"),
+        ({"seed": [0]}, "seed: no such key", "did you mean 'seeds'?"),
+    ],
+)
+def test_a_mistake_in_a_study_is_counted_once_and_has_the_keys_of_its_own_table(
+    change, message, hint
+):
+    with pytest.raises(AttclError) as caught:
+        study(**change)
+    assert message in caught.value.message
+    assert caught.value.message.count("more like it") == message.count("more like it")
+    assert caught.value.hint.startswith(hint)
+
+
 def test_baselines_are_scored_once_with_the_reference_method():
     plan = study(methods={name: {"method": name} for name in ("unet", "attcl-gan", "plave")})
     assert plan.scorer_of_baselines("score") == "attcl-gan"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -276,6 +277,8 @@ def test_a_missing_network_for_fid_is_named(study, monkeypatch, capsys, tmp_path
     scores.write_text(
         "case,source,modality,prediction,metric,region,value\nP,flair,t1,synthetic,ssim,whole,0.75\n"
     )
+    figure = {"group": "all", "prediction": "synthetic", "region": "whole", "metric": "ssim"}
+    summarised(scores, {**figure, "n": 1, "n_undefined": 0, "n_infinite": 0})
     write_study(study)
     page = Path("study/study.html").read_text()
     (row,) = re.findall(r"<td[^>]*>score attcl-gan</td>(.*?)</tr>", page, flags=re.DOTALL)
@@ -316,13 +319,24 @@ def test_splits_that_wait_for_their_simulated_patients_say_why(study):
     assert why(study, "train", "attcl-gan") == "waits for splits"
 
 
+def summarised(table: Path, *figures: dict[str, object]) -> None:
+    table.with_name("summary.json").write_text(json.dumps({"scores": figures}))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         (None, r"done, but .*scores\.csv: not readable as CSV .*; remove .*score-attcl-gan.done"),
-        ("case,metric\nP,ssim\n", r"done, but its results are not read \(KeyError\('modality'\)\)"),
+        (
+            "case,metric\nP,ssim\n",
+            r"done, but its results are not read \(KeyError\('prediction'\)\)",
+        ),
+        (
+            "case,modality,region,metric,value,prediction\nP,t1,brain,ssim,0.5,synthetic\n",
+            r"done, but .*scores\.csv: 1 rows of synthetic, brain, ssim, expected 3 as summary\.json has; remove .*",
+        ),
     ],
-    ids=["gone", "damaged"],
+    ids=["gone", "damaged", "cut off"],
 )
 def test_results_that_are_damaged_or_gone_are_named_and_cost_no_other_its_place(
     study, text, reason
@@ -332,10 +346,13 @@ def test_results_that_are_damaged_or_gone_are_named_and_cost_no_other_its_place(
         path = study.folder(CELL, "score", "attcl-gan") / "scores.csv"
         path.parent.mkdir(parents=True)
         path.write_text(text)
+        figure = {"group": "all", "prediction": "synthetic", "region": "brain", "metric": "ssim"}
+        summarised(path, {**figure, "n": 1, "n_undefined": 1, "n_infinite": 1})
     end(study.done(CELL, "reference", "real"))
     path = study.folder(CELL, "reference", "real") / "segment.csv"
     path.parent.mkdir(parents=True)
     path.write_text("case,region,metric,value,input\nP,WT,dice,0.5,real\n")
+    summarised(path, {"input": "real", "region": "WT", "metric": "dice", "n": 1, "n_undefined": 0})
     results = collect(study)
     (found,) = [it for it in results.missing if (it.stage, it.of) == ("score", "attcl-gan")]
     assert re.match(reason, found.reason)
