@@ -195,8 +195,12 @@ def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence
                 "How it was made",
                 [
                     "Each method was trained on what the scenario leaves of the training cases, completed all missing "
-                    "volumes of all cases, and was scored on the test cases beside the held-out volumes. Segmenters "
-                    "were trained on the completed dataset and tested on the test cases."
+                    "volumes of all cases, and was scored on the test cases beside the held-out volumes."
+                    + (
+                        " Segmenters were trained on the completed dataset and tested on the test cases."
+                        if study.file.segment is not None
+                        else ""
+                    )
                 ],
                 {
                     "Study": as_text(study.file.model_dump(mode="json")),
@@ -221,7 +225,11 @@ def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence
         notes=[
             "Columns called published hold the papers' own figures, of BraTS 2021 with 243 patients: other data, other "
             "training. They stand there for orientation, and never in a comparison.",
-            "W2GAN and MSA-GAN are re-specifications of ours: neither has public code.",
+            *(
+                ["W2GAN and MSA-GAN are re-specifications of ours: neither has public code."]
+                if {it.method for it in study.file.methods.values()} & {"w2gan", "msa-gan"}
+                else []
+            ),
             *_not_ranked(study, results),
             *unread,
         ],

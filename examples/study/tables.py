@@ -139,6 +139,12 @@ def directions(
         group=3,
         notes=[
             "The real volumes of the test cases are translated; A is FLAIR. The mean is that of the six directions.",
+            *([f"{title} is that in the brain."] if metric in _OF_VOLUMES else []),
+            *(
+                ["Mean over seeds, with their deviation; each seed has test patients of its own."]
+                if len(study.file.seeds) > 1
+                else []
+            ),
             *(
                 ["The copy of the source is a trivial baseline and is never marked."]
                 if any(labels[-1] == COPY for labels in rows)
@@ -154,6 +160,7 @@ def segmentation(
     study: Study, results: Results, published: Mapping[tuple[str, ...], float]
 ) -> Table:
     """Return Table 3 of AttCL-GAN: the whole tumour of the test cases, segmented on what each method completed."""
+    apart = [_title(study, name) for name in study.methods if name not in _compared(study)]
     return _segmented(
         study,
         results,
@@ -162,6 +169,7 @@ def segmentation(
         [study.file.without, INCOMPLETE, *_compared(study), REAL],
         name="table-3-segmentation",
         title="Table 3. Segmentation of the whole tumour, by what completed the dataset",
+        notes=[f"In Table 4 or Figure 4, as in the paper: {', '.join(apart)}."] if apart else [],
     )
 
 
@@ -460,6 +468,7 @@ def _segmented(
     *,
     name: str,
     title: str,
+    notes: Sequence[str] = (),
 ) -> Table:
     rows: dict[tuple[str, ...], dict[str, Value]] = {}
     columns: dict[str, Column] = {}
@@ -495,8 +504,15 @@ def _segmented(
         notes=[
             "Mean over the test cases, then over seeds, with the deviation of the seeds. The columns before the colon "
             "say which share of the training cases was used.",
-            f"{WITHOUT}: one modality ({study.file.without}) alone; incomplete: missing channels are 0; real: the "
-            "held-out volumes. These three are never marked.",
+            *(
+                [
+                    f"{WITHOUT}: one modality ({study.file.without}) alone; incomplete: missing channels are 0; real: "
+                    "the held-out volumes. These three are never marked."
+                ]
+                if study.file.without in names
+                else []
+            ),
+            *notes,
             *_few(_most(rows)),
         ],
         unmarked=frozenset({WITHOUT, INCOMPLETE, REAL}),

@@ -279,6 +279,23 @@ def figures(results: Results, name: str, **by_direction: float) -> None:
         results.figures[cell(), name, direction, "fid", COPY] = (100.0, 94)
 
 
+def test_table_2_says_which_region_it_has_and_what_its_deviations_are():
+    assert not any("in the brain" in it for it in directions(study(), Results(), {}, "fid").notes)
+    notes = directions(study(seeds=[0, 1]), Results(), {}, "ssim").notes
+    assert "SSIM is that in the brain." in notes
+    assert any("over seeds, with their deviation" in it for it in notes)
+
+
+def test_table_3_says_which_rows_stand_elsewhere():
+    methods = {
+        "attcl-gan": {"method": "attcl-gan", "variant": "attcl-gan"},
+        "acl": {"method": "attcl-gan", "variant": "acl", "title": "ACL alone"},
+    }
+    notes = segmentation(study(methods=methods), Results(), {}).notes
+    assert "In Table 4 or Figure 4, as in the paper: ACL alone." in notes
+    assert not any("Table 4" in it for it in segmentation(study(), Results(), {}).notes)
+
+
 def test_table_2_has_both_ways_of_a_pair_in_one_row_and_the_mean_of_six_below():
     results = Results()
     figures(results, "attcl-gan", flair_to_t1=40.0, t1_to_flair=60.0)
