@@ -98,7 +98,7 @@ def parse_header(start: bytes, path: Path) -> Any:
     """Return a header; that it is of one 3-D volume of numbers with a place in space is certain then.
 
     Args:
-        start: of `read_ends`.
+        start: the bytes of a header (`Ends.header`).
         path: named in errors.
 
     Raises:
