@@ -37,7 +37,7 @@ from attcl_cli.cli import (
 from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError
 
 # What the parser raises. Recent Typers bring a click of their own, so the class is found, not imported.
-_ParserError: type[Exception] = next(
+ParserError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 
@@ -155,7 +155,7 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             terminal.show_traceback()
         return _report(error, arguments)
-    except _ParserError as error:
+    except ParserError as error:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context else _command_of(arguments)
         message = error.format_message()  # type: ignore[attr-defined]

@@ -85,8 +85,8 @@ def prepare_splits(
         dataset,
         output,
         ratio=ratio,
-        sizes=_triple(sizes, "--sizes", int),
-        fractions=_triple(fractions, "--fractions", float),
+        sizes=triple(sizes, "--sizes", int),
+        fractions=triple(fractions, "--fractions", float),
         subset=subset,
         link=link,
         layout=layout,
@@ -133,8 +133,12 @@ def _next(output: Path, *, trains: bool) -> str:
     return f"attcl train{data}; or, with bundled weights: {complete}"
 
 
-def _triple(text: str | None, flag: str, kind: type[Any]) -> Any:
-    """Return `a/b/c` as three numbers; None stays None."""
+def triple(text: str | None, flag: str, kind: type[Any]) -> Any:
+    """Return `a/b/c` as three numbers; None stays None.
+
+    Raises:
+        UsageError: the text is something else.
+    """
     if text is None:
         return None
     try:

@@ -60,20 +60,20 @@ def claims(study: Study, results: Results) -> list[Claim]:
                     found += _by_case(
                         f"Each addition to StarGAN v2 helps segmentation (5.2); {place}",
                         {
-                            title: gap(_named(study, part), base)
+                            f"{title} - StarGAN v2": gap(_named(study, part), base)
                             for part, title in PARTS.items()
                             if base
                         },
                     )
                     found += _by_case(
                         f"Completion is better than one modality alone (5.1.2 i); {place}",
-                        {"difference": gap(reference, study.file.without)},
-                        beside={"incomplete dataset alone": gap(INCOMPLETE, study.file.without)},
+                        {f"{reference} - w/o DA": gap(reference, study.file.without)},
+                        beside={"incomplete - w/o DA": gap(INCOMPLETE, study.file.without)},
                     )
                     found += _by_case(
                         f"The reference method is better than every other (5.1.2 v); {place}",
                         {
-                            f"than {name}": gap(reference, name)
+                            f"{reference} - {name}": gap(reference, name)
                             for name in study.methods
                             if name != reference
                         },

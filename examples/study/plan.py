@@ -16,9 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from attcl_cli.data.splits import RATIOS
 from attcl_cli.documents import validated
-from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS
 from attcl_cli.scoring.metrics import METRICS
@@ -35,6 +33,7 @@ Its last words are shown, too: a quiet Snakemake says only that there was a fail
 """
 
 REAL, INCOMPLETE = "real", "incomplete"
+_RESUMED = ("train", "segment", "reference")  # stages whose broken-off jobs go on by --resume
 _ATTCL = f"{shlex.quote(sys.executable)} -m attcl_cli"
 _HERE = Path(__file__).resolve().parent
 
@@ -273,7 +272,8 @@ class Study:
 
     def simulated(self, dataset: str) -> Path | None:
         """Return the file that says that the patients of a dataset are simulated; None if they are real."""
-        return self.root / "jobs" / f"{dataset}.done" if self.simulation(dataset) else None
+        made = self.file.datasets[dataset].simulate is not None
+        return self.root / "jobs" / f"{dataset}.done" if made else None
 
     def log(self, done: Path) -> Path:
         """Return where the messages of a job are."""
@@ -316,91 +316,117 @@ class Study:
         source = self.file.datasets[dataset]
         return self.root / dataset / "phantoms" if source.path is None else Path(source.path)
 
-    def require_data(self) -> None:
-        """Raise an error if a dataset's folder or a ratio is not there: before the first job, not at night."""
-        for name, source in self.file.datasets.items():
-            if source.path is not None and not self.origin(name).is_dir():
-                raise AttclError(
-                    f"datasets: {name}: {source.path}, no such folder, expected a complete dataset",
-                    "write its path into the study's YAML file; it is relative to where snakemake is called",
-                    code="no-dataset",
-                )
-
-        for ratio in self.file.ratios:
-            if ratio not in RATIOS and not Path(ratio).is_file():
-                raise AttclError(
-                    f"ratios: {ratio}, no such file, expected {', '.join(RATIOS)}, or a TOML file",
-                    "docs/guides/prepare-splits.md shows such a file; paths are relative to where snakemake is called",
-                    code="no-ratio",
-                )
-
     def simulation(self, dataset: str) -> str:
         """Return the command that simulates the patients of a dataset; "" if it is a folder."""
-        source = self.file.datasets[dataset]
-        if source.simulate is None:
+        done = self.simulated(dataset)
+        if done is None:
             return ""
-        script = _HERE / "simulate.py"
-        return _shell(
-            [sys.executable, str(script), str(self.origin(dataset))],
-            ["--cases", str(source.simulate), "--voxel-mm", f"{source.voxel_mm:g}"],
-        )
+        script, *words = self._simulated(dataset)
+        start = shlex.join([sys.executable, str(_HERE / script), *words])
+        return _noting(done, self._noted([script, *words]), start)
+
+    def _simulated(self, dataset: str) -> list[str]:
+        source = self.file.datasets[dataset]
+        numbers = ["--cases", str(source.simulate), "--voxel-mm", f"{source.voxel_mm:g}"]
+        return ["simulate.py", str(self.origin(dataset)), *numbers]
 
     def command(self, cell: str, stage: str, of: str = "") -> str:
-        """Return the command of a job, for a POSIX shell. A job that was broken off goes on where it was."""
+        """Return the command of a job, for a POSIX shell. A job that was broken off goes on where it was.
+
+        It first notes what it will do, so that a study that is changed later is not taken for the one that was run.
+        """
+        start = _attcl(self.arguments(cell, stage, of))
+        folder = self.folder(cell, stage, of)
+        if stage in {"score", "directions"}:
+            bare = [name for name in self.file.metrics if not METRICS[name].network]
+            if 0 < len(bare) < len(self.file.metrics):
+                alone = _attcl(self._scored(cell, stage, of, bare))
+                start = _without_networks(start, alone, folder / "scores.csv")
+        start = _noting(self.done(cell, stage, of), self.made_by(cell, stage, of), start)
+        if stage not in _RESUMED:
+            return start
+        data = ["--data", str(self.folder(cell, "splits"))] if stage == "train" else []
+        verb = "train" if stage == "train" else "segment"
+        resume = _attcl([verb, "--resume", str(folder), *data, "-d", self.file.device])
+        begun = shlex.quote(str(folder / "run.json"))
+        return f"if [ -e {begun} ]; then {resume}; else {start}; fi"
+
+    def arguments(self, cell: str, stage: str, of: str = "") -> list[str]:
+        """Return what attcl is given to start a job."""
         place = self._cells[cell]
         data, folder = self.folder(cell, "splits"), self.folder(cell, stage, of)
+        run, out = self.folder(cell, "train", of), self.folder(cell, "complete", of)
         file = self.file
+        places, seed = ["-o", str(folder)], ["--seed", str(place.seed)]
+        device = ["-d", file.device]
         if stage == "splits":
             source = file.datasets[place.dataset]
             sizes = [] if source.sizes is None else ["--sizes", source.sizes]
-            return _attcl(
-                ["prepare-splits", str(self.origin(place.dataset)), "-o", str(folder)],
-                ["--ratio", place.ratio, "--subset", place.subset, "--seed", str(place.seed)],
-                [*sizes, *source.options],
-            )
-        device = ["-d", file.device]
+            scenario = ["--ratio", place.ratio, "--subset", place.subset]
+            origin = str(self.origin(place.dataset))
+            return ["prepare-splits", origin, *places, *scenario, *seed, *sizes, *source.options]
         if stage == "train":
             model = file.methods[of]
-            layers = ",".join(map(str, model.layers))
-            start = _attcl(
-                ["train", "--data", str(data), "-o", str(folder), "--method", model.method],
-                [] if model.variant is None else ["--variant", model.variant],
-                file.train.arguments,
-                ["--set", f"contrastive_layers={layers}"] if layers else [],
-                [*model.options, "--seed", str(place.seed), *device],
-            )
-            return _resumed(
-                folder / "run.json",
-                ["train", "--resume", str(folder), "--data", str(data), *device],
-                start,
-            )
-        run, out = self.folder(cell, "train", of), self.folder(cell, "complete", of)
+            variant = [] if model.variant is None else ["--variant", model.variant]
+            layers = [*model.layers]
+            layered = ["--set", f"contrastive_layers={layers}"] if layers else []
+            start = ["train", "--data", str(data), *places, "--method", model.method, *variant]
+            return [*start, *file.train.arguments, *layered, *model.options, *seed, *device]
         if stage == "complete":
-            return _attcl(["complete", "-i", str(data), "-o", str(out), "-w", str(run), *device])
+            return ["complete", "-i", str(data), *places, "-w", str(run), *device]
         if stage in {"score", "directions"}:
-            places = ["score", "-i", str(data), "-o", str(folder), "--split", "test", *device]
-            places += (
-                ["--directions", "-w", str(run)] if stage == "directions" else ["--cpl", str(out)]
-            )
-            if of != self.scorer_of_baselines(stage):
-                places.append("--no-baselines")
-            command = _attcl(
-                places,
-                [f"--{name}" for name in file.metrics],
-                ["--fid-network", file.fid_network] if {"fid", "kid"} & {*file.metrics} else [],
-                ["--offline"] if file.offline else [],
-            )
-            bare = [f"--{name}" for name in file.metrics if not METRICS[name].network]
-            if not 0 < len(bare) < len(file.metrics):
-                return command
-            return _without_networks(command, _attcl(places, bare), folder / "scores.csv")
+            return self._scored(cell, stage, of, file.metrics)
         assert file.segment is not None, "`jobs` yields no such stage"
         seen = ["--input", of] if stage == "reference" else ["--cpl", str(out)]
-        start = _attcl(
-            ["segment", "-i", str(data), "-o", str(folder), *seen, *file.segment.arguments],
-            ["--seed", str(place.seed), *device],
-        )
-        return _resumed(folder / "run.json", ["segment", "--resume", str(folder), *device], start)
+        start = ["segment", "-i", str(data), *places, *seen, *file.segment.arguments]
+        return [*start, *seed, *device]
+
+    def _scored(self, cell: str, stage: str, of: str, metrics: Sequence[str]) -> list[str]:
+        """Return what attcl is given to measure these metrics."""
+        data, folder = self.folder(cell, "splits"), self.folder(cell, stage, of)
+        run, out = self.folder(cell, "train", of), self.folder(cell, "complete", of)
+        start = ["score", "-i", str(data), "-o", str(folder), "--split", "test"]
+        what = ["--directions", "-w", str(run)] if stage == "directions" else ["--cpl", str(out)]
+        alone = [] if of == self.scorer_of_baselines(stage) else ["--no-baselines"]
+        network = ["--fid-network", self.file.fid_network] if {"fid", "kid"} & {*metrics} else []
+        offline = ["--offline"] if self.file.offline else []
+        wanted = [f"--{name}" for name in metrics]
+        return [*start, *what, *alone, *wanted, *network, *offline, "-d", self.file.device]
+
+    def made_by(self, cell: str, stage: str, of: str = "") -> str:
+        """Return the command that a job's results come from, as the job notes it.
+
+        Paths are those below the study's folder, which may be moved; without what may differ from call to call and
+        changes no study: the device, and whether a network may be downloaded.
+        """
+        return self._noted(["attcl", *self.arguments(cell, stage, of)])
+
+    def notes(self) -> Iterator[tuple[Path, str]]:
+        """Yield each file in which a job noted its command, with what the study's own job notes.
+
+        Of all jobs and simulated patients that are done, and of trainings that were begun.
+        """
+        for dataset in self.file.datasets:
+            done = self.simulated(dataset)
+            if done is not None and done.is_file():
+                yield _note(done), self._noted(self._simulated(dataset))
+        for job in self.jobs():
+            begun = job[1] in _RESUMED and (self.folder(*job) / "run.json").is_file()
+            if begun or self.done(*job).is_file():
+                yield _note(self.done(*job)), self.made_by(*job)
+
+    def _noted(self, words: Sequence[str]) -> str:
+        """Return words of a command without what changes no study."""
+        kept, left = [], iter(words)
+        for word in left:
+            if word in {"-d", "--device"}:
+                next(left, None)
+            elif word != "--offline" and not word.startswith("--device="):
+                path = Path(word)
+                kept.append(
+                    str(path.relative_to(self.root)) if path.is_relative_to(self.root) else word
+                )
+        return shlex.join(kept)
 
 
 def share_name(subset: str) -> str:
@@ -430,12 +456,19 @@ def read_study(config: Mapping[str, Any], *, name: str = "the study's YAML file"
     return Study(file)
 
 
-def _attcl(*arguments: Sequence[str]) -> str:
-    return f"{_ATTCL} {_shell(*arguments)}"
+def _attcl(arguments: Sequence[str]) -> str:
+    return f"{_ATTCL} {shlex.join(arguments)}"
 
 
-def _shell(*arguments: Sequence[str]) -> str:
-    return shlex.join([each for group in arguments for each in group])
+def _note(done: Path) -> Path:
+    """Return the file in which a job notes its command."""
+    return done.with_suffix(".command")
+
+
+def _noting(done: Path, note: str, start: str) -> str:
+    """Return a command that first notes what it will do."""
+    place = shlex.quote(str(_note(done)))
+    return f"printf '%s\\n' {shlex.quote(note)} > {place} && {{ {start}; }}"
 
 
 def _without_networks(whole: str, bare: str, scores: Path) -> str:
@@ -445,8 +478,3 @@ def _without_networks(whole: str, bare: str, scores: Path) -> str:
     """
     there = f"[ $code -gt 128 ] || [ -e {shlex.quote(str(scores))} ]"
     return f"{{ {whole}; }} || {{ code=$?; {there} || {bare}; exit $code; }}"
-
-
-def _resumed(begun: Path, resume: Sequence[str], start: str) -> str:
-    """Return the command that resumes a run if it was begun, and starts it otherwise."""
-    return f"if [ -e {shlex.quote(str(begun))} ]; then {_attcl(resume)}; else {start}; fi"

@@ -28,7 +28,7 @@ from claims import LEAST_CASES, Claim, claims, sign_of
 from plan import Source, Study, Training, read_study
 from results import COPY, Results, as_text, collect, published, runs_of
 from table import Table, as_csv, as_latex, as_markdown
-from tables import OVERALL, REGION, all_tables
+from tables import OVERALL, REGION, WITHOUT, all_tables
 
 from attcl_cli import __version__
 from attcl_cli.errors import EXIT_INCOMPLETE, AttclError, counted
@@ -283,19 +283,20 @@ def _beside_copies(tables: list[Table]) -> str:
 
 def _beside_one_modality(study: Study, tables: list[Table]) -> str:
     """Return whether completion is better than one modality alone, for segmentation."""
+    reference = study.file.reference
     if study.file.segment is None:
         return "No segmenter is part of this study."
     table = next((it for it in tables if it.name == "table-3-differences"), None)
     words = []
     for labels, values in table.rows.items() if table is not None else ():
-        if labels[-1] == "w/o DA":
+        if labels[-1] == WITHOUT:
             for column, value in values.items():
                 way = {-1: "worse than", 1: "better than"}.get(
                     sign_of(value), "not clearly different from"
                 )
                 words.append(
                     f"{labels[1]}, training cases {column}: one modality alone is {way} the completed dataset "
-                    f"(Dice {value.text()}, {counted(value.n, 'case')})"
+                    f"(Dice, {WITHOUT} - {reference}: {value.text()}, {counted(value.n, 'case')})"
                 )
     unknown = "One modality alone and the completed dataset cannot be compared: their segmenters are missing."
     return f"{'; '.join(words)}." if words else unknown

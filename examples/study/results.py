@@ -73,6 +73,7 @@ class Results:
 
     Attributes:
         counts: cell -> split -> "cases" and modality -> how many.
+        hidden: cell -> what the scenario hides from its groups of patients, each kind of group once.
         cases: (cell, method or input, region, metric) -> case -> value, of segmenters.
         volumes: (cell, method, target, region, metric, prediction) -> case -> value, of completed volumes.
         figures: (cell, method, group, metric, prediction) -> (mean, n), of translations in every direction; a metric
@@ -82,6 +83,7 @@ class Results:
     """
 
     counts: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    hidden: dict[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     cases: dict[tuple[str, str, str, str], dict[str, float]] = field(default_factory=dict)
     volumes: dict[tuple[str, ...], dict[str, float]] = field(default_factory=dict)
     figures: dict[tuple[str, ...], tuple[float, int]] = field(default_factory=dict)
@@ -111,10 +113,10 @@ def collect(study: Study) -> Results:
                 for before in study.needed(stage, of)
                 if (cell, *before) in undone
             ]
-            reason = f"waits for {waits[0]}" if waits else _reason(study.log(study.done(*job)))
+            reason = f"waits for {waits[0]}" if waits else _reason(study, study.done(*job))
             simulated = study.simulated(study.cell(cell).dataset)
             if stage == "splits" and simulated is not None and not simulated.is_file():
-                reason = f"waits for simulated patients: {_reason(study.log(simulated))}"
+                reason = f"waits for simulated patients: {_reason(study, simulated)}"
             left = study.folder(*job) / "scores.csv"
             found, damage = (
                 _read(study, *job) if stage in _PARTLY and left.is_file() else (Results(), "")
@@ -157,6 +159,8 @@ def _read_splits(study: Study, results: Results, cell: str, _of: str) -> None:
         row["split"]: {name: n for name, n in row.items() if name != "split"}
         for row in splits.table()
     }
+    items = [item for each in splits.splits.values() for item in each]
+    results.hidden[cell] = tuple(sorted({item.hidden for item in items}))
 
 
 def _read_scores(study: Study, results: Results, cell: str, of: str) -> None:
@@ -265,10 +269,17 @@ def _memory(table: Path) -> float | None:
         return None
 
 
-def _reason(log: Path) -> str:
-    """Return why a job is not done: the last error in its log, otherwise how it ended and its last words."""
+def _reason(study: Study, done: Path) -> str:
+    """Return why a job is not done, and whether that is what an earlier call of the study has left."""
+    log, record = study.log(done), study.record
     if not log.is_file():
         return "not run"
+    earlier = record.is_file() and log.stat().st_mtime_ns < record.stat().st_mtime_ns
+    return ("not tried again by the last call; before it: " if earlier else "") + _end(log)
+
+
+def _end(log: Path) -> str:
+    """Return how a job ended: the last error in its log, otherwise its exit status and its last words."""
     with log.open("rb") as stream:
         stream.seek(max(0, log.stat().st_size - _LONGEST_LOG))
         lines = stream.read().decode("utf-8", "replace").splitlines()

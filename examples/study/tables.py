@@ -71,7 +71,11 @@ def counts(study: Study, results: Results) -> Table:
     """Return Table 1 of AttCL-GAN: how many volumes each split keeps, of the first seed."""
     rows: dict[tuple[str, ...], dict[str, Value]] = {}
     columns: dict[str, Column] = {}
+    hidden = {}
     for cell in _first_seeds(study):
+        groups = [" and ".join(group) or "nothing" for group in results.hidden.get(cell.name, ())]
+        if groups:
+            hidden[ratio_name(cell.ratio)] = ", ".join(groups)
         for split, numbers in results.counts.get(cell.name, {}).items():
             for name, number in numbers.items():
                 heading = f"{split} {'total' if name == 'cases' else name}"
@@ -86,7 +90,10 @@ def counts(study: Study, results: Results) -> Table:
         ("dataset", "ratio", "training cases"),
         list(columns.values()),
         rows,
-        notes=["Patients are divided, never slices."],
+        notes=[
+            "Patients are divided, never slices.",
+            *(f"{ratio} hides, by group of patients: {words}." for ratio, words in hidden.items()),
+        ],
     )
 
 
@@ -455,7 +462,11 @@ def _compared_with_reference(
         ("dataset", "ratio", label),
         list(columns.values()),
         _titled(study, rows),
-        notes=[_INTERVAL, *_few(_most(rows))],
+        notes=[
+            f"A difference is the row's value - that of {_title(study, reference)}.",
+            _INTERVAL,
+            *_few(_most(rows)),
+        ],
     )
 
 

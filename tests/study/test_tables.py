@@ -479,7 +479,7 @@ def test_an_interval_of_few_cases_decides_nothing_if_flipped_signs_give_as_much(
     (claim,) = [it for it in claims(study(), results) if it.words.startswith("Completion is")]
     assert claim.verdict == OPEN
     assert f"p {value.p:.2g}" in claim.evidence
-    assert "incomplete dataset alone: no result" in claim.evidence
+    assert "incomplete - w/o DA: no result" in claim.evidence
 
 
 def test_an_interval_with_0_decides_nothing():

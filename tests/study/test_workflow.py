@@ -131,6 +131,11 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
 
     again = run(config, whole)
     assert "Nothing to be done" in again.stdout
+    longer = write(tmp_path / "longer.yaml", TINY | {"train": TINY["train"] | {"steps": 3}})
+    changed = run(longer, whole)
+    assert changed.returncode == 1
+    assert "train-attcl-gan.command: the job was run with '--steps 2', expected" in changed.stdout
+    assert "'--steps 3' as the study says now" in " ".join(changed.stdout.split())
     (whole / "study/jobs" / CELL / "score-attcl-gan.done").unlink()  # its results are made anew
     assert re.search(r"^score +1$", run(config, whole, "-n").stdout, re.MULTILINE)
 
@@ -303,6 +308,13 @@ def test_a_job_that_said_nothing_is_named_with_how_it_ended(study, command, stat
     assert why(study, "splits").startswith(reason)
 
 
+def test_what_an_earlier_call_said_is_named_as_such(study):
+    assert logged(study, "error: no memory\n", "splits") == "no memory"
+    study.keep()  # the next call begins
+    assert why(study, "splits") == "not tried again by the last call; before it: no memory"
+    assert logged(study, "error: no memory\n", "splits") == "no memory"
+
+
 def test_on_a_full_disk_a_job_fails_with_its_own_status_and_the_page_says_so(study):
     assert run_logged("echo error: x >&2; exit 4", Path("/dev/full")) == 4
     reason = logged(study, "", "splits")
@@ -378,11 +390,9 @@ def test_the_study_of_make_study_plans_every_job(tmp_path):
     assert not (tmp_path / "study-phantom").exists()
 
 
-def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):
+def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path, names_alone):
     study = yaml.safe_load((HERE / "paper.yaml").read_text())
-    folder = tmp_path / "BRATS2021"
-    for number in range(243):  # names alone
-        (folder / f"BraTS2021_{number:05d}").mkdir(parents=True)
+    names_alone(tmp_path / "BRATS2021", 243)
     config = write(tmp_path / "paper.yaml", study)
     outcome = run(config, tmp_path, "-n")
     assert outcome.returncode == 0, outcome.stdout
@@ -391,17 +401,18 @@ def test_the_study_of_the_papers_plans_on_a_folder_of_243_patients(tmp_path):
     assert f"total {len(jobs) + 2}" in " ".join(outcome.stdout.split())
 
 
-def test_the_short_study_of_the_guide_plans_with_its_minutes_and_steps(tmp_path):
+def test_the_short_study_of_the_guide_plans_with_its_minutes_and_steps(tmp_path, names_alone):
     guide = (HERE.parents[1] / "docs" / "guides" / "study.md").read_text()
     (line,) = re.findall(r"^snakemake .*cohort\.yaml.*$", guide, flags=re.MULTILINE)
     words = [word.replace("examples/study", str(HERE)) for word in shlex.split(line)[1:]]
-    (tmp_path / "COHORT").mkdir()
+    names_alone(tmp_path / "COHORT", 20)
     shown = ["-n", "-p", "--quiet", "host"]
     outcome = quietly([sys.executable, "-m", "snakemake", *words, *shown], tmp_path)
     assert outcome.returncode == 0, outcome.stdout
     assert "total 31" in " ".join(outcome.stdout.split())  # one scenario of five methods
-    assert outcome.stdout.count("--preset small --minutes 10 ") == 5
-    assert outcome.stdout.count("--preset small --steps 300 ") == 5 + 3
+    commands = re.findall(r"-m attcl_cli [^;]*", outcome.stdout)
+    assert sum(" --preset small --minutes 10 " in command for command in commands) == 5
+    assert sum(" --preset small --steps 300 " in command for command in commands) == 5 + 3
     assert "-o study-short/cohort/ratio1/all/seed0/data" in outcome.stdout
     assert not (tmp_path / "study-short").exists()
 
@@ -420,7 +431,7 @@ def test_snakemake_without_a_study_says_how_to_name_one(tmp_path):
     assert "no study: add --configfile" in outcome.stdout
 
 
-def test_the_slurm_profile_passes_the_plugin_s_own_checks(tmp_path):
+def test_the_slurm_profile_passes_the_plugin_s_own_checks(tmp_path, names_alone):
     plugin = pytest.importorskip(
         "snakemake_executor_plugin_slurm", reason="the plugin for Slurm is not installed"
     )
@@ -441,7 +452,7 @@ def test_the_slurm_profile_passes_the_plugin_s_own_checks(tmp_path):
     job = SimpleNamespace(resources=resources, threads=needs.threads)
     validation.validate_slurm_extra(job)
     assert utils.set_gres_string(job).strip() == "--gpus=1"
-    (tmp_path / "BRATS2021").mkdir()
+    names_alone(tmp_path / "BRATS2021", 243)
     outcome = run(
         HERE / "paper.yaml", tmp_path, "-n", "--workflow-profile", str(SLURM), "--quiet", "all"
     )
