@@ -152,7 +152,7 @@ def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_pat
     """A method that crashes, and a network of FID that may not be downloaded."""
     monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    broken = {"method": "unet", "options": ["--set", "no_such_setting=1"]}
+    broken = {"method": "unet", "options": ["--modalities", "no-such.toml"]}
     study = {
         **TINY,
         "methods": {**TINY["methods"], "broken": broken},
@@ -173,7 +173,7 @@ def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_pat
     assert kept["train"] == TINY["train"]
     page = (tmp_path / "changed" / "study.html").read_text()
     assert "What is missing" in page
-    assert "no_such_setting" in page
+    assert "no-such.toml" in page
     assert "waits for train broken" in page
     assert "not downloaded (the run is offline)" in page
     assert "<dd>3 of 8</dd>" in page
