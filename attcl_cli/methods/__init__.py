@@ -58,6 +58,9 @@ VARIANTS: Mapping[str, str] = {
 }
 """Published method -> the method of which it is a variant."""
 
+RE_SPECIFIED = ("auto-gan",)
+"""Variants of which neither text nor code was public, so that theirs is our specification."""
+
 
 class Registry(Mapping[str, "type[Method]"]):
     """Name -> class of a method, loaded when it is looked up."""

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, nearest, raise_all
 from attcl_cli.files import read_toml
-from attcl_cli.methods import METHODS, VARIANTS
+from attcl_cli.methods import METHODS, RE_SPECIFIED, VARIANTS
 from attcl_cli.methods.presets import DEFAULT_METHOD, DEFAULT_PRESET, FURTHER_PRESETS, PRESETS
 from attcl_cli.methods.setting_fields import Decay, Positive, Rate, Share, Weight, setting
 
@@ -455,7 +455,12 @@ def variant_of(settings: Settings) -> str:
 def title_of(settings: Settings) -> str:
     """Return what people call the method of some settings, with its variant."""
     variant = variant_of(settings)
-    return METHODS.title(settings.method) + (f", variant {variant}" if variant else "")
+    said = f", variant {variant}" if variant else ""
+    return (
+        METHODS.title(settings.method)
+        + said
+        + (" (re-specified)" if variant in RE_SPECIFIED else "")
+    )
 
 
 def to_tables(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -33,6 +33,7 @@ from tables import OVERALL, REGION, WITHOUT, all_tables
 from attcl_cli import __version__
 from attcl_cli.errors import EXIT_INCOMPLETE, AttclError, counted
 from attcl_cli.files import write_whole
+from attcl_cli.methods import RE_SPECIFIED
 from attcl_cli.report import sections
 from attcl_cli.report.page import Page, write_page
 from attcl_cli.report.sections import BoxPlots, Curve, Curves, Distribution, Images, Text, Viewer
@@ -226,8 +227,9 @@ def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence
             "Columns called published hold the papers' own figures, of BraTS 2021 with 243 patients: other data, other "
             "training. They stand there for orientation, and never in a comparison.",
             *(
-                ["W2GAN and MSA-GAN are re-specifications of ours: neither has public code."]
-                if {it.method for it in study.file.methods.values()} & {"w2gan", "msa-gan"}
+                ["W2GAN, MSA-GAN and Auto-GAN are re-specifications of ours: none has public code."]
+                if {name for it in study.file.methods.values() for name in (it.method, it.variant)}
+                & {"w2gan", "msa-gan", *RE_SPECIFIED}
                 else []
             ),
             *_not_ranked(study, results),

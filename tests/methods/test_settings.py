@@ -94,7 +94,7 @@ def test_a_published_method_that_is_a_variant_is_named_with_its_method(name):
         ("attcl-gan", "acl+scd", "AttCL-GAN, variant acl+scd"),
         ("plave", None, "PLAVE"),
         ("plave", "aca-gan", "PLAVE, variant aca-gan"),
-        ("plave", "auto-gan", "PLAVE, variant auto-gan"),
+        ("plave", "auto-gan", "PLAVE, variant auto-gan (re-specified)"),
         ("w2gan", "w2gan", "W2GAN (re-specified)"),
         ("w2gan", "wavelet-loss", "W2GAN (re-specified), variant wavelet-loss"),
         ("msa-gan", "cyclegan", "MSA-GAN (re-specified), variant cyclegan"),
