@@ -362,7 +362,7 @@ def _unchanged_randomness() -> Iterator[None]:
 
 
 def _prepare(network: nn.Module, device: torch.device) -> Any:
-    """Fold batch norms into convolutions, and store channels last: on a CPU a third faster together."""
+    """Fold batch norms and even paddings into convolutions, and store channels last: on a CPU faster by a third and more."""
     network.eval().requires_grad_(requires_grad=False)
     for module in list(network.modules()):
         for convolution, norm in _FOLDED:
@@ -370,6 +370,12 @@ def _prepare(network: nn.Module, device: torch.device) -> Any:
             if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
                 setattr(module, convolution, fuse_conv_bn_eval(first, second))
                 setattr(module, norm, nn.Identity())
+    for module in network.modules():
+        padding = getattr(module, "static_padding", None)
+        if isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d):
+            left, right, top, bottom = padding.padding
+            if (left, top) == (right, bottom):  # what is uneven stays a copy of the image
+                module.padding, module.static_padding = (top, left), nn.Identity()
     network.requires_grad_(requires_grad=False)  # folding makes new parameters
     return network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
