@@ -22,6 +22,7 @@ from attcl_cli.data.splits import read_splits
 from attcl_cli.errors import AttclError, visible
 from attcl_cli.files import read_csv, read_json
 from attcl_cli.run_record import read_record
+from attcl_cli.scoring.metrics import METRICS
 from attcl_cli.scoring.summary import ALL
 from attcl_cli.segmentation.summary import read_rows
 
@@ -172,8 +173,7 @@ def _read_scores(study: Study, results: Results, cell: str, of: str) -> None:
         {
             (figure["prediction"], figure["region"], figure["metric"]): figure
             for figure in read_json(folder / "summary.json")["scores"]
-            if figure["group"] == ALL
-            and figure["region"]  # a distance of sets has none, and no rows
+            if figure["group"] == ALL and METRICS[figure["metric"]].sees != "sets"
         },
     )
     for row in rows:

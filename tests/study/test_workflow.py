@@ -41,7 +41,8 @@ TINY = {
         "options": ["--set", "image_size=32", "--set", "canvas=32", "--set", "batch_size=2"],
     },
     "segment": {"preset": "tiny", "steps": 2},
-    "metrics": ["ssim"],
+    "metrics": ["ssim", "fid"],
+    "fid_network": "effnet-lite0",
     "device": "cpu",
 }
 
@@ -117,7 +118,8 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
         f"{table}.{ending}"
         for ending in ("csv", "md", "tex")
         for table in (
-            *("table-1-counts", "table-2-ssim", "table-3-segmentation", "table-3-differences"),
+            *("table-1-counts", "table-2-ssim", "table-2-fd-effnet"),
+            *("table-3-segmentation", "table-3-differences"),
             *("plave-table-1-ssim", "completed-ssim", "plave-table-1-differences"),
         )
     }
@@ -157,7 +159,7 @@ def test_jobs_that_fail_leave_the_others_and_the_page_says_which_and_why(tmp_pat
         **TINY,
         "methods": {**TINY["methods"], "broken": broken},
         "segment": None,
-        "metrics": ["ssim", "fid"],
+        "fid_network": "inception",
         "offline": True,
     }
     study["methods"]["attcl-gan"] = {**TINY["methods"]["attcl-gan"], "directions": False}
@@ -370,6 +372,22 @@ def test_results_that_are_damaged_or_gone_are_named_and_cost_no_other_its_place(
     assert re.match(reason, found.reason)
     assert results.cases == {(CELL, "real", "WT", "dice"): {"P": 0.5}}
     assert write_study(study) == 8
+
+
+def test_a_distance_of_sets_has_no_rows_and_is_no_damage(study):
+    end(study.done(CELL, "score", "attcl-gan"))
+    path = study.folder(CELL, "score", "attcl-gan") / "scores.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "case,modality,region,metric,value,prediction\nP,t1,slices,lpips,0.5,synthetic\n"
+    )
+    figure = {"group": "all", "prediction": "synthetic", "region": "slices"}
+    counts = {"n_undefined": 0, "n_infinite": 0}
+    lpips = {**figure, **counts, "metric": "lpips", "n": 1}
+    summarised(path, lpips, {**figure, **counts, "metric": "fd-effnet", "n": 46})
+    assert "score" not in {it.stage for it in collect(study).missing}
+    summarised(path, {**lpips, "n": 2})
+    assert "1 rows of synthetic, slices, lpips, expected 2" in why(study, "score", "attcl-gan")
 
 
 def test_of_many_missing_jobs_the_page_says_how_many_it_names(tmp_path, monkeypatch):
