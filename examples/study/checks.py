@@ -6,7 +6,6 @@ of this very study. Opens no volume and writes nothing.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import takewhile
@@ -190,7 +189,7 @@ def require_same(study: Study) -> None:
     workflow ran has no note.
     """
     for note, now in study.notes():
-        was = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        was = note.read_text("utf-8", "replace").strip() if note.is_file() else ""
         if was and was != now:
             found, wanted = _differing(was, now)
             raise AttclError(
@@ -202,13 +201,13 @@ def require_same(study: Study) -> None:
 
 
 def _differing(was: str, now: str) -> tuple[str, str]:
-    """Return where two commands part, from the word before it on; whole if they have little in common."""
-    old, new = shlex.split(was), shlex.split(now)
-    start = _alike(old, new)
-    end = _alike(old[start:][::-1], new[start:][::-1])
-    start = max(index for index in range(start) if index == 0 or old[index].startswith("-"))
-    parts = (words[start : len(words) - end] for words in (old, new))
-    found, wanted = (repr(shlex.join(part)) for part in parts)
+    """Return where two commands part, from the option before it on."""
+    old, new = was.split(), now.split()
+    alike = _alike(old, new)
+    end = _alike(old[alike:][::-1], new[alike:][::-1])
+    options = (index for index in range(alike) if old[index].startswith("-"))
+    start = max(options, default=0)
+    found, wanted = (repr(" ".join(words[start : len(words) - end])) for words in (old, new))
     return found, wanted
 
 

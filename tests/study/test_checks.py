@@ -178,6 +178,9 @@ def test_a_study_that_was_changed_is_not_taken_for_the_one_that_was_run(begun):
     with pytest.raises(AttclError, match="'--steps 5 --set batch_size=2', expected '--steps 5'"):
         require_same(study(train={"steps": 5}))
     (note,) = Path("study").rglob("train-attcl-gan.command")
+    note.write_bytes(b"a note that was 'damaged \xff")
+    with pytest.raises(AttclError, match="the job was run with"):
+        require_same(begun)
     note.unlink()  # as an earlier version of the workflow left it
     require_same(longer())
 
