@@ -15,10 +15,10 @@ import numpy as np
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.labels import CONVENTIONS
 from attcl_cli.segmentation import run, slices
-from attcl_cli.segmentation.inputs import StudyPlan, plan_inputs
+from attcl_cli.segmentation.inputs import Size, StudyPlan, plan_inputs
 from attcl_cli.segmentation.network import SegmenterInfo
 from attcl_cli.segmentation.settings import SegmentSettings
-from attcl_cli.segmentation.slices import Loaded, SegmentationStore, Size
+from attcl_cli.segmentation.slices import Loaded, SegmentationStore
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 # A network of some thousand weights on the shared phantoms, which are 40x40x26 voxels.
@@ -38,7 +38,7 @@ BRATS_2021 = CONVENTIONS["2021"]
 
 def plan_of(study: SimpleNamespace, *names: str, **changes: Any) -> StudyPlan:
     """Return the plan of some inputs."""
-    options = {"completed": study.root / "out", "truth": open_dataset(study.truth), "canvas": 40}
+    options = {"completed": study.root / "out", "truth": open_dataset(study.truth), "size": SIZE}
     return plan_inputs(study.data, study.splits, names, **{**options, **changes})
 
 

@@ -447,7 +447,7 @@ def notes_of_canvas(
                 return []
     if not largest:
         return []
-    fitting = _fitting(largest, image_size)
+    fitting = fitting_canvas(largest, image_size)
     kept = fitting // image_size
     return [
         f"slices have at most {largest}x{largest} voxels, and are padded to {canvas}x{canvas}: a pixel of the network "
@@ -456,7 +456,7 @@ def notes_of_canvas(
     ]
 
 
-def _fitting(side: int, image_size: int) -> int:
+def fitting_canvas(side: int, image_size: int) -> int:
     """Return the smallest canvas, a multiple of `image_size`, that holds slices of a side."""
     return -(-side // image_size) * image_size
 
@@ -480,7 +480,7 @@ def _plan_rows(
                 continue
             depth, height, width = volumes.read_grid(dataset.paths(case, modality)).axial_shape
             if max(height, width) > canvas:
-                size = _fitting(max(height, width), image_size)
+                size = fitting_canvas(max(height, width), image_size)
                 problems.append(
                     AttclError(
                         f"{dataset.paths(case, modality)[0]}: axial slices of {height}x{width} voxels, "

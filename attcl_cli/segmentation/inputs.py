@@ -19,6 +19,7 @@ from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.preconditions import Findings, examine
+from attcl_cli.data.slices import fitting_canvas
 from attcl_cli.data.splits import SPLITS, Splits
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 from attcl_cli.progress import SILENT, Progress
@@ -31,6 +32,19 @@ EXPLAINED: Mapping[str, str] = {
     COMPLETED: "what each case has, and the synthesised volumes",
     REAL: "the held-out ground truth restored: the upper bound",
 }
+
+
+@dataclass(frozen=True)
+class Size:
+    """Slices are padded to `canvas` voxels and averaged down to `image` pixels."""
+
+    image: int
+    canvas: int
+
+    @property
+    def factor(self) -> int:
+        """Return the voxels per pixel, along each side."""
+        return self.canvas // self.image
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def plan_inputs(
     *,
     completed: Path,
     truth: Dataset | None,
-    canvas: int | None,
+    size: Size | None,
     parts: Sequence[str] = SPLITS,
     allow_missing: bool = False,
     force: bool = False,
@@ -155,7 +169,7 @@ def plan_inputs(
         names: the inputs: `completed`, `incomplete`, `real`, or a modality.
         completed: the folder of the synthesised volumes.
         truth: the complete dataset; needed by `real`.
-        canvas: no slice may be larger, in voxels; None: any size.
+        size: no slice may be larger than its canvas; None: any size.
         parts: only these splits.
         allow_missing: leave out cases without a label map instead of refusing.
         force: take volumes that a check of their voxels refuses.
@@ -193,7 +207,7 @@ def plan_inputs(
         inputs[name] = Input(name, channels, samples)
     everything = [case for members in cases.values() for case in members]
     findings = examine(data, everything, labels=True, force=force, progress=progress)
-    checks = _check(data, everything, extra, canvas, findings, allow_missing=allow_missing)
+    checks = _check(data, everything, extra, size, findings, allow_missing=allow_missing)
     raise_all([*fold(problems, _same_lack), *checks.problems])
     unlabelled = set(checks.unlabelled)
     labelled = {
@@ -349,7 +363,7 @@ def _check(
     data: Dataset,
     cases: Sequence[Case],
     extra: Mapping[str, Sequence[tuple[Path, ...]]],
-    canvas: int | None,
+    size: Size | None,
     findings: Findings | None,
     *,
     allow_missing: bool,
@@ -359,7 +373,7 @@ def _check(
     unlabelled = []
     with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 1) * 2)) as pool:
         checked = pool.map(
-            lambda case: _check_one(data, case, extra.get(case.id, ()), canvas, findings), cases
+            lambda case: _check_one(data, case, extra.get(case.id, ()), size, findings), cases
         )
         for case, checks in zip(cases, checked, strict=True):
             problems += checks.problems
@@ -399,7 +413,7 @@ def _check_one(
     data: Dataset,
     case: Case,
     extra: Iterable[tuple[Path, ...]],
-    canvas: int | None,
+    size: Size | None,
     findings: Findings | None,
 ) -> _CaseChecks:
     """Check the files of a case; without `findings`, which know what its images hold, headers alone."""
@@ -411,11 +425,11 @@ def _check_one(
     first = data.paths(case, next(iter(case.files)))
     grid = volumes.read_grid(first)
     _, height, width = grid.axial_shape
-    if canvas is not None and max(height, width) > canvas:
+    if size is not None and max(height, width) > size.canvas:
         problems.append(
             AttclError(
-                f"{first[0]}: axial slices of {height}x{width} voxels, expected at most {canvas}x{canvas}",
-                f"--set canvas={-(-max(height, width) // canvas) * canvas}",
+                f"{first[0]}: axial slices of {height}x{width} voxels, expected at most {size.canvas}x{size.canvas}",
+                f"train with --set canvas={fitting_canvas(max(height, width), size.image)}",
                 code="slices-larger-than-canvas",
             )
         )

@@ -28,8 +28,9 @@ from attcl_cli.files import parse_json, write_whole
 from attcl_cli.methods.finite import require_finite_tensors
 from attcl_cli.methods.settings import validated
 from attcl_cli.methods.weights import WEIGHTS_FILE, opened, read_tensors
+from attcl_cli.segmentation.inputs import Size
 from attcl_cli.segmentation.settings import SegmentSettings
-from attcl_cli.segmentation.slices import Loaded, Size
+from attcl_cli.segmentation.slices import Loaded
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "attcl-segment"  # our entry in the metadata of a safetensors file

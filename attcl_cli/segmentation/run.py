@@ -27,6 +27,7 @@ from attcl_cli.segmentation import evaluation, report, summary
 from attcl_cli.segmentation.inputs import (
     REAL,
     Input,
+    Size,
     StudyPlan,
     lacks_truth,
     plan_inputs,
@@ -201,7 +202,7 @@ def segment(
         names,
         completed=Path(request.cpl),
         truth=ground_truth,
-        canvas=resolved.canvas,
+        size=Size(resolved.image_size, resolved.canvas),
         allow_missing=request.allow_missing,
         force=force,
         progress=progress,

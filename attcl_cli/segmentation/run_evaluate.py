@@ -16,7 +16,7 @@ from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.segmentation import evaluation, page, report
-from attcl_cli.segmentation.inputs import Input, plan_inputs, plan_truths, require_inputs
+from attcl_cli.segmentation.inputs import Input, Size, plan_inputs, plan_truths, require_inputs
 from attcl_cli.segmentation.report import Scores
 from attcl_cli.segmentation.request import (
     DEFAULT_OUTPUT,
@@ -249,7 +249,7 @@ def _evaluate_segmenter(
         (name,),
         completed=Path(request.cpl),
         truth=ground_truth,
-        canvas=info.settings.canvas,
+        size=Size(info.settings.image_size, info.settings.canvas),
         parts=("test",),
         allow_missing=request.allow_missing,
         force=True,

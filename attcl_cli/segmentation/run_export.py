@@ -126,7 +126,7 @@ def export(
         (name,),
         completed=Path(cpl),
         truth=ground_truth,
-        canvas=None,
+        size=None,
         allow_missing=allow_missing,
         force=True,
         progress=progress,

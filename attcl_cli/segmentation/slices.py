@@ -26,24 +26,11 @@ from attcl_cli.documents import Count, Document, Items, validated
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import appended, read_json, write_json
 from attcl_cli.prefetch import read_ahead
-from attcl_cli.segmentation.inputs import Sample
+from attcl_cli.segmentation.inputs import Sample, Size
 
 _Length = Annotated[int, Field(gt=0, lt=2**40)]
 _IMAGES, _CLASSES = "images.int16", "classes.uint8"
 _GAIN, _SHIFT = 0.1, 0.1  # of augmentation: intensities in [-1, 1] times 1 +- .1, plus 0 +- .1
-
-
-@dataclass(frozen=True)
-class Size:
-    """Slices are padded to `canvas` voxels and averaged down to `image` pixels."""
-
-    image: int
-    canvas: int
-
-    @property
-    def factor(self) -> int:
-        """Return the voxels per pixel, along each side."""
-        return self.canvas // self.image
 
 
 @dataclass(frozen=True, eq=False)

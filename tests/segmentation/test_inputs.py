@@ -15,8 +15,9 @@ from segmenters import MODALITIES, label_map, own_data, plan_of, the_test_case
 from attcl_cli.completion.provenance import read_provenance
 from attcl_cli.data import splits
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.errors import AttclError, ProblemsError
+from attcl_cli.errors import AttclError, ProblemsError, single_problems
 from attcl_cli.segmentation.inputs import (
+    Size,
     find_cases,
     lacks_truth,
     plan_inputs,
@@ -131,7 +132,12 @@ def test_an_empty_split_is_refused(study):
     for plan in (
         lambda: plan_truths(study.data, empty),
         lambda: plan_inputs(
-            study.data, empty, ["flair"], completed=study.root / "out", truth=None, canvas=40
+            study.data,
+            empty,
+            ["flair"],
+            completed=study.root / "out",
+            truth=None,
+            size=Size(40, 40),
         ),
     ):
         with pytest.raises(AttclError, match="in the test split") as error:
@@ -180,10 +186,14 @@ def test_an_input_that_cannot_be_shown_is_refused(study, name, code):
 
 
 def test_slices_larger_than_the_canvas_are_refused_and_without_a_canvas_any_size_fits(study):
-    with pytest.raises(AttclError, match="expected at most 20x20") as error:
-        plan_of(study, "flair", canvas=20)
+    with pytest.raises(AttclError, match="expected at most 24x24") as error:
+        plan_of(study, "flair", size=Size(4, 24))
     assert set(codes(error)) == {"slices-larger-than-canvas"}
-    assert plan_of(study, "flair", canvas=None).cases("test")
+    hints = {problem.hint for problem in single_problems(error.value)}
+    assert hints == {
+        "train with --set canvas=40"
+    }  # a multiple of 4 that holds 40 voxels, not one of 24
+    assert plan_of(study, "flair", size=None).cases("test")
 
 
 def test_a_case_without_a_label_map_is_refused_or_left_out(study):

@@ -13,6 +13,7 @@ from torch import nn
 
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.segmentation import slices
+from attcl_cli.segmentation.inputs import Size
 from attcl_cli.segmentation.network import (
     Segmenter,
     in_parts,
@@ -67,8 +68,8 @@ def test_a_prediction_is_the_most_probable_class_inside_the_brain_alone(study, p
 
 def test_a_smaller_networks_probabilities_are_enlarged_to_the_cases_resolution(study, packed):
     info = info_of(packed, image_size=24, canvas=48)
-    assert size_of(info.settings) == slices.Size(24, 48)
-    sample = plan_of(study, "flair", canvas=48).inputs["flair"].splits["train"][0]
+    assert size_of(info.settings) == Size(24, 48)
+    sample = plan_of(study, "flair", size=Size(24, 48)).inputs["flair"].splits["train"][0]
     case = slices.load(sample, size_of(info.settings), BRATS_2021)
     classes = predict(Segmenter(Threshold(), info, CPU), case)
     assert classes.shape == case.brain.shape and set(np.unique(classes)) == {0, 2}

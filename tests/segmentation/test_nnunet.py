@@ -98,7 +98,7 @@ def test_labels_of_2023_are_linked_unless_their_header_differs(phantoms, tmp_pat
     prepare_splits(whole, ratio="none.toml", sizes=(3, 0, 1), seed=1)
     data = open_dataset(tmp_path / "data")
     plan = plan_inputs(
-        data, read_splits(data.root), ["flair"], completed=tmp_path, truth=None, canvas=None
+        data, read_splits(data.root), ["flair"], completed=tmp_path, truth=None, size=None
     )
     nnunet.export(plan.inputs["flair"], FOLDER, convention=plan.convention, ending=".nii.gz")
     labels = sorted((FOLDER / "labelsTr").iterdir())

@@ -16,7 +16,7 @@ from attcl_cli.data.labels import CONVENTIONS
 from attcl_cli.data.slices import is_store
 from attcl_cli.errors import AttclError
 from attcl_cli.segmentation import slices
-from attcl_cli.segmentation.inputs import Sample
+from attcl_cli.segmentation.inputs import Sample, Size
 
 # --- reading ---
 
@@ -51,8 +51,8 @@ def test_a_modality_alone_is_one_channel_of_the_dataset(study):
 
 def test_slices_are_padded_and_averaged_down(study):
     sample = plan_of(study, "flair").inputs["flair"].splits["train"][0]
-    whole = slices.load(sample, slices.Size(image=48, canvas=48), BRATS_2021)
-    small = slices.load(sample, slices.Size(image=24, canvas=48), BRATS_2021)
+    whole = slices.load(sample, Size(image=48, canvas=48), BRATS_2021)
+    small = slices.load(sample, Size(image=24, canvas=48), BRATS_2021)
     blocks = whole.images.reshape(26, 1, 24, 2, 24, 2).mean(axis=(3, 5))
     np.testing.assert_allclose(small.images, blocks, atol=1e-6)
     assert small.truth.shape == (26, 40, 40)  # the truth keeps the case's resolution
