@@ -32,7 +32,7 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.segmentation_scores import show_scores
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.errors import counted
-from attcl_cli.methods.presets import parse_override
+from attcl_cli.methods.presets import overrides_of
 from attcl_cli.segmentation.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -109,9 +109,6 @@ def segment(
     from attcl_cli.segmentation import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    overrides = dict(parse_override(text) for text in set_ or [])
-    flags = {"steps": steps, "seed": seed}
-    overrides |= {key: value for key, value in flags.items() if value is not None}
     result = run.segment(
         ori,
         cpl,
@@ -120,7 +117,7 @@ def segment(
         input=input_,
         compare=compare,
         preset=preset,
-        overrides=overrides,
+        overrides=overrides_of(set_, steps=steps, seed=seed),
         per_slice=per_slice,
         allow_missing=allow_missing,
         resume=resume,

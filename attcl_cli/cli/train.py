@@ -28,7 +28,7 @@ from attcl_cli.cli.options import (
 from attcl_cli.cli.terminal import Terminal, document
 from attcl_cli.errors import counted
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.presets import FURTHER_PRESETS, PRESETS, parse_override
+from attcl_cli.methods.presets import FURTHER_PRESETS, PRESETS, overrides_of
 
 EXAMPLES = "Examples:  attcl train --minutes 90   |   attcl train --preset tiny --steps 200 --set lambda_pair=5"
 
@@ -113,8 +113,6 @@ def train(
     from attcl_cli.training import run
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
-    overrides = dict(parse_override(text) for text in set_ or [])
-    given = {"steps": steps, "seed": seed}
     result = run.train(
         data,
         output=output,
@@ -122,7 +120,7 @@ def train(
         preset=preset,
         variant=variant,
         config=config,
-        overrides=overrides | {key: value for key, value in given.items() if value is not None},
+        overrides=overrides_of(set_, steps=steps, seed=seed),
         epochs=epochs,
         minutes=minutes,
         resume=resume,

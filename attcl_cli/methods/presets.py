@@ -6,7 +6,7 @@ Apart from `settings`, so that `attcl --help` and other commands start without l
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attcl_cli.errors import UsageError
@@ -39,3 +39,14 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except (ValueError, RecursionError):  # no TOML, or a number of thousands of digits
         return key.strip(), value.strip()
+
+
+def overrides_of(texts: Iterable[str] | None, **flags: Any) -> dict[str, Any]:
+    """Return single settings as a command line gives them: those of `--set`, over which flags win.
+
+    Args:
+        texts: each `key=value`, as `parse_override` reads it.
+        flags: setting -> value of its own flag; None: not given.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    return dict(parse_override(text) for text in texts or ()) | given

@@ -20,7 +20,7 @@ from attcl_cli.cli.prepare_splits import triple
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.splits import RATIOS, Splits, make_splits
 from attcl_cli.errors import AttclError, counted, raise_all
-from attcl_cli.methods.presets import parse_override
+from attcl_cli.methods.presets import overrides_of
 from attcl_cli.methods.settings import resolve
 from attcl_cli.segmentation import settings as segmentation
 from attcl_cli.training.request import default_preset, with_length
@@ -118,8 +118,7 @@ def _require_segmenter(given: Mapping[str, Any]) -> None:
 
 def _overrides(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return single settings, as `attcl train` and `attcl segment` put them together."""
-    flags = {key: given[key] for key in ("steps", "seed") if given[key] is not None}
-    return dict(parse_override(text) for text in given["set_"] or ()) | flags
+    return overrides_of(given["set_"], steps=given["steps"], seed=given["seed"])
 
 
 _SETTINGS: Mapping[str, Callable[[Mapping[str, Any]], None]] = {

@@ -190,9 +190,8 @@ def test_slices_larger_than_the_canvas_are_refused_and_without_a_canvas_any_size
         plan_of(study, "flair", size=Size(4, 24))
     assert set(codes(error)) == {"slices-larger-than-canvas"}
     hints = {problem.hint for problem in single_problems(error.value)}
-    assert hints == {
-        "train with --set canvas=40"
-    }  # a multiple of 4 that holds 40 voxels, not one of 24
+    # a multiple of 4 that holds 40 voxels, not one of 24
+    assert hints == {"train with --set canvas=40"}
     assert plan_of(study, "flair", size=None).cases("test")
 
 
