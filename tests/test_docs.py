@@ -67,7 +67,7 @@ OTHER_OPTIONS = {
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm", "--against"),
     *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),
-    *("--parts", "--workers", "--volumes", "--rounds"),
+    *("--parts", "--workers", "--volumes", "--rounds", "--turns"),
 }
 """Options of the scripts in benchmarks/."""
 

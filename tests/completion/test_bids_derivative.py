@@ -384,7 +384,7 @@ def test_the_segmenter_reads_marked_names(phantoms, weights, tmp_path):
         ("completed",),
         completed=tmp_path / "out",
         truth=None,
-        canvas=None,
+        size=None,
     )
     channels = [
         paths
