@@ -15,7 +15,7 @@ from plan import Study
 from results import Results
 from scipy import stats
 from table import Table
-from tables import REGION, ssim_of_cases
+from values import REGION, ssim_of_cases
 
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.splits import open_truth, read_splits

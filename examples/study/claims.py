@@ -15,7 +15,8 @@ from itertools import pairwise
 from plan import INCOMPLETE, Cell, Study, ratio_name, share_name
 from results import SYNTHETIC, Results
 from table import Value
-from tables import PARTS, paired
+from tables import PARTS
+from values import paired
 
 from attcl_cli.scoring.metrics import METRICS
 

@@ -28,7 +28,8 @@ from claims import LEAST_CASES, Claim, claims, sign_of
 from plan import Source, Study, Training, read_study
 from results import COPY, Results, as_text, collect, published, runs_of
 from table import Table, as_csv, as_latex, as_markdown
-from tables import OVERALL, REGION, WITHOUT, all_tables
+from tables import OVERALL, WITHOUT, all_tables
+from values import REGION
 
 from attcl_cli import __version__
 from attcl_cli.errors import EXIT_INCOMPLETE, AttclError, counted

@@ -1,6 +1,6 @@
-"""The tables of the papers, from the results of a study.
+"""The tables of the papers, from the results of a study: their rows, columns and notes.
 
-A cell is the mean over seeds of the mean over cases, with the deviation of the seeds. Knows no folders of results.
+Knows no folders of results; what a cell's figure is, `values` says.
 """
 
 from __future__ import annotations
@@ -8,28 +8,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
+from statistics import fmean
 
-import numpy as np
-from numpy.typing import NDArray
 from plan import INCOMPLETE, REAL, Cell, Study, ratio_name, share_name
 from results import COPY, MATCHED, MEAN, SYNTHETIC, Results
-from scipy import stats
 from table import FEW, MARK, Column, Table, Value
+from values import (
+    REGION,
+    difference,
+    mean_defined,
+    of_figures,
+    of_volumes,
+    over_seeds,
+    paired,
+    ssim_of_cases,
+)
 
 from attcl_cli.scoring.metrics import METRICS as SCORES
 from attcl_cli.scoring.summary import SIX, SIX_DIRECTIONS
 from attcl_cli.segmentation.metrics import METRICS as SEGMENT
-from attcl_cli.segmentation.summary import bootstrap
 
 WITHOUT = "w/o DA"  # a single modality, as the paper calls it
-REGION = "WT"  # whole tumour
 OVERALL = "mean of modalities"
 """Heading of the last column of completed volumes, as in Table 1 of PLAVE: each modality counts once."""
 PARTS = {"acl": "ACL", "att-adain": "AttAdaIN", "scd": "SCD"}
 """Variant of AttCL-GAN -> the part that it adds to StarGAN v2."""
+_ALL_WAYS = "mean of directions"
 _PUBLISHED = "published (other data)"
 _OF_VOLUMES = ("ssim", "psnr", "nmse", "gms")  # metrics that each volume has in the brain
+_TRANSLATED = ("fid", "fd-effnet", "lpips", *_OF_VOLUMES)
 _BASELINES = {COPY: COPY, MATCHED: "quantile-matched copy", MEAN: "mean of sources"}
 _GPU = "GPU memory, MB"
 _INTERVAL = (
@@ -48,10 +55,8 @@ def all_tables(
 ) -> list[Table]:
     """Return every table that the results have something for, in the order of the papers."""
     tables = [counts(study, results)]
-    tables += [
-        directions(study, results, published, metric)
-        for metric in ("fid", "fd-effnet", "lpips", *_OF_VOLUMES)
-    ]
+    tables += [directions(study, results, published, metric) for metric in _TRANSLATED]
+    tables += [every_direction(study, results, metric) for metric in _TRANSLATED]
     tables += [
         segmentation(study, results, published),
         differences(study, results),
@@ -124,7 +129,7 @@ def directions(
                 heading = f"{share_name(subset)}: {way}"
                 for dataset, ratio, cells in _scenarios(study, subset):
                     for name in (*study.methods, COPY):
-                        value = _of_figures(results, cells, name, direction, metric)
+                        value = of_figures(results, cells, name, direction, metric)
                         labels = (dataset, ratio, "mean of six" if pair == SIX else pair, name)
                         known = published.get(
                             ("2", ratio, subset, _known_as(study, name), direction, metric)
@@ -152,11 +157,48 @@ def directions(
                 if len(study.file.seeds) > 1
                 else []
             ),
-            *(
-                ["The copy of the source is a trivial baseline and is never marked."]
-                if any(labels[-1] == COPY for labels in rows)
-                else []
-            ),
+            *_copied(rows),
+            *_few_tested(results),
+        ],
+        unmarked=frozenset({COPY}),
+    )
+
+
+def every_direction(study: Study, results: Results, metric: str) -> Table:
+    """Return one metric of translations between all modalities; Table 2 has those from and to FLAIR alone."""
+    ways = sorted({key[2] for key in results.figures if "->" in key[2]})
+    if not {*ways} - {*SIX_DIRECTIONS}:
+        ways = []  # Table 2 has them all
+    rows: dict[tuple[str, ...], dict[str, Value]] = {}
+    for subset in study.file.subsets:
+        for dataset, ratio, cells in _scenarios(study, subset):
+            for name in (*study.methods, COPY):
+                found = {way: of_figures(results, cells, name, way, metric) for way in ways}
+                row = {_to(way): value for way, value in found.items() if value is not None}
+                if row:
+                    rows[dataset, ratio, share_name(subset), name] = row
+                if row and len(row) == len(ways):
+                    values = [*row.values()]
+                    row[_ALL_WAYS] = Value(
+                        fmean(it.mean for it in values), seeds=min(it.seeds for it in values)
+                    )
+    better = 1 if SCORES[metric].higher_is_better else -1
+    title = SCORES[metric].title
+    return Table(
+        f"directions-{metric}",
+        f"Translation in every direction: {title}",
+        ("dataset", "ratio", "training cases", "method"),
+        [
+            Column(heading, better)
+            for heading in (*map(_to, ways), _ALL_WAYS)
+            if any(heading in row for row in rows.values())
+        ],
+        _titled(study, rows),
+        group=3,
+        notes=[
+            "The real volumes of the test cases are translated.",
+            *([f"{title} is that in the brain."] if metric in _OF_VOLUMES else []),
+            *_copied(rows),
             *_few_tested(results),
         ],
         unmarked=frozenset({COPY}),
@@ -225,8 +267,8 @@ def layers(study: Study, results: Results) -> Table:
         chosen = "{" + ", ".join(map(str, study.file.methods[name].layers)) + "}"
         rows[dataset, ratio, chosen] = {
             **values,
-            "training, hours": _over_seeds(hours),
-            **{heading: _over_seeds(values) for heading, values in memory.items() if values},
+            "training, hours": over_seeds(hours),
+            **{heading: over_seeds(values) for heading, values in memory.items() if values},
         }
     further = ("training, hours", "memory, MB", _GPU)
     columns = [
@@ -254,7 +296,7 @@ def small_data(study: Study, results: Results) -> Table:
             fewer = [_other(study, cell, part) for cell in cells]
             for name in (study.file.without, *study.methods, REAL):
                 for metric, definition in SEGMENT.items():
-                    value = _paired(
+                    value = difference(
                         (
                             results.cases.get((less, name, REGION, metric), {}),
                             results.cases.get((cell, name, REGION, metric), {}),
@@ -339,7 +381,7 @@ def completed_differences(study: Study, results: Results) -> Table:
 
     def gap(cells: Sequence[str], name: str) -> Value | None:
         of, prediction = (reference, COPY) if name == COPY else (name, SYNTHETIC)
-        return _paired(
+        return difference(
             (ssim_of_cases(results, cell, of, prediction), ssim_of_cases(results, cell, reference))
             for cell in cells
         )
@@ -416,7 +458,7 @@ def _by_target(
             for name, (makers_of, shown) in makers.items():
                 for heading, target in targets.items():
                     values = (
-                        _of_volumes(results, cells, of, target, (*measure, shown))
+                        of_volumes(results, cells, of, target, (*measure, shown))
                         for of in makers_of
                     )
                     value = next((it for it in values if it is not None), None)
@@ -489,7 +531,7 @@ def _segmented(
             for dataset, ratio, cells in _scenarios(study, subset):
                 for row in names:
                     values = [results.cases.get((cell, row, REGION, metric), {}) for cell in cells]
-                    means = [_mean(it.values()) for it in values]
+                    means = [mean_defined(it.values()) for it in values]
                     known = [it for it in means if not math.isnan(it)]
                     if not known:
                         continue
@@ -497,7 +539,7 @@ def _segmented(
                     better = 1 if definition.higher_is_better else -1
                     columns.setdefault(heading, Column(heading, better))
                     labels = (dataset, ratio, row)
-                    rows.setdefault(labels, {})[heading] = _over_seeds(known, n)
+                    rows.setdefault(labels, {})[heading] = over_seeds(known, n)
                     theirs = published.get(
                         (number, ratio, subset, _known_as(study, row), REGION, metric)
                     )
@@ -530,136 +572,7 @@ def _segmented(
     )
 
 
-# --- Values -----------------------------------------------------------------------------------------------------------
-
-
-def paired(results: Results, cells: Sequence[str], name: str, other: str) -> Value | None:
-    """Return the mean paired difference of two inputs in Dice of the whole tumour, with its interval; None if unknown.
-
-    Args:
-        results: of the study.
-        cells: the seeds of a scenario; the differences of a case are averaged over them.
-        name: method or input.
-        other: what it is compared with.
-    """
-    return _paired(
-        (
-            results.cases.get((cell, name, REGION, "dice"), {}),
-            results.cases.get((cell, other, REGION, "dice"), {}),
-        )
-        for cell in cells
-    )
-
-
-def ssim_of_cases(
-    results: Results, cell: str, name: str, prediction: str = SYNTHETIC
-) -> dict[str, float]:
-    """Return case -> mean SSIM in the brain of the volumes that a method completed."""
-    values: dict[str, list[float]] = {}
-    for key, by_case in results.volumes.items():
-        if key[:2] == (cell, name) and key[3:] == ("brain", "ssim", prediction):
-            for case, value in by_case.items():
-                values.setdefault(case, []).append(value)
-    return {case: _mean(of_case) for case, of_case in values.items()}
-
-
-def _paired(seeds: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -> Value | None:
-    """Return the mean paired difference, the first minus the second, with its interval; None without a common case.
-
-    Args:
-        seeds: (case -> value, case -> value) of each seed; the differences of a case are averaged over them.
-    """
-    gaps: dict[str, list[float]] = {}
-    known = 0
-    for one, two in seeds:
-        of_seed = {case: one[case] - two[case] for case in sorted(one.keys() & two.keys())}
-        defined = {case: gap for case, gap in of_seed.items() if not math.isnan(gap)}
-        known += bool(defined)
-        for case, gap in defined.items():
-            gaps.setdefault(case, []).append(gap)
-    if not gaps:
-        return None
-    means = np.array([fmean(it) for it in gaps.values()])
-    low, high = bootstrap(means)
-    mean = float(means.mean())
-    return Value(mean, n=len(means), low=low, high=high, seeds=known, p=_sign_flips(means))
-
-
-def _sign_flips(differences: NDArray[np.float64]) -> float:
-    """Return the two-sided p of differences whose signs are flipped; exact up to 13 of them.
-
-    Intervals of a bootstrap are too narrow for few cases; this is not.
-    """
-    if len(differences) < 2 or not differences.any():
-        return 1.0
-    test = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", n_resamples=9999, random_state=0
-    )
-    return float(test.pvalue)
-
-
-def _of_figures(
-    results: Results, cells: Sequence[str], name: str, direction: str, metric: str
-) -> Value | None:
-    """Return the figure of a direction; that of a copy is the same whatever the method, so the first one is taken."""
-    found = []
-    for cell in cells:
-        keys = (
-            [
-                key
-                for key in results.figures
-                if key[0] == cell and key[2:] == (direction, metric, COPY)
-            ][:1]
-            if name == COPY
-            else [(cell, name, direction, metric, SYNTHETIC)]
-        )
-        found += [results.figures[key] for key in keys if key in results.figures]
-    known = [(mean, n) for mean, n in found if not math.isnan(mean)]
-    if not known:
-        return None
-    cases = 0 if direction == SIX else max(n for _, n in known)  # its n counts directions
-    return _over_seeds([mean for mean, _ in known], cases)
-
-
-def _of_volumes(
-    results: Results,
-    cells: Sequence[str],
-    of: str,
-    target: str | None,
-    measure: tuple[str, str, str],
-) -> Value | None:
-    """Return a mean over completed volumes, then over seeds; None if there is none.
-
-    Args:
-        results: of the study.
-        cells: the seeds of a scenario.
-        of: the method.
-        target: the modality; None: the mean of all modalities.
-        measure: region, metric, and what is compared with the truth.
-    """
-    means, most = [], 0
-    for cell in cells:
-        of_targets = [
-            {case: value for case, value in by_case.items() if not math.isnan(value)}
-            for key, by_case in results.volumes.items()
-            if key[:2] == (cell, of) and key[3:] == measure and target in {key[2], None}
-        ]
-        known = [by_case for by_case in of_targets if by_case]
-        if known:
-            means.append(fmean(fmean(by_case.values()) for by_case in known))
-            most = max(most, len(set().union(*known)))
-    return _over_seeds(means, most) if means else None
-
-
-def _over_seeds(values: Sequence[float], n: int = 0) -> Value:
-    if not values:
-        return Value(math.nan)
-    return Value(fmean(values), stdev(values) if len(values) > 1 else math.nan, n, len(values))
-
-
-def _mean(values: Iterable[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return fmean(defined) if defined else math.nan
+# --- Scenarios and names ----------------------------------------------------------------------------------------------
 
 
 def _scenarios(study: Study, subset: str) -> Iterable[tuple[str, str, list[str]]]:
@@ -677,6 +590,11 @@ def _first_seeds(study: Study) -> list[Cell]:
 def _other(study: Study, cell: str, subset: str) -> str:
     place = study.cell(cell)
     return Cell(place.dataset, place.ratio, subset, place.seed).name
+
+
+def _to(direction: str) -> str:
+    """`t1->flair` -> `t1 to flair`, for a heading."""
+    return direction.replace("->", " to ")
 
 
 def _pair(direction: str) -> str:
@@ -751,6 +669,15 @@ def _few(n: int) -> list[str]:
     return (
         [f"{MARK} {n} test cases at most: fewer than {FEW}, so that a single one decides."]
         if 0 < n < FEW
+        else []
+    )
+
+
+def _copied(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    """Return the remark on copies of the source for a table that has any."""
+    return (
+        ["The copy of the source is a trivial baseline and is never marked."]
+        if any(labels[-1] == COPY for labels in rows)
         else []
     )
 

@@ -28,6 +28,7 @@ from tables import (
     counts,
     differences,
     directions,
+    every_direction,
     layers,
     paired,
     segmentation,
@@ -312,6 +313,29 @@ def test_table_2_has_both_ways_of_a_pair_in_one_row_and_the_mean_of_six_below():
     assert table.notes[-1].startswith("All values, \u2020 or not: 4 test cases at most")
     mean = table.rows["p", "ratio1", "mean of six", "AttCL-GAN"]["all: mean"]
     assert (mean.mean, mean.n) == (50.0, 0)  # its n would count directions
+
+
+def test_translations_beyond_those_of_flair_have_a_table_with_a_row_per_method():
+    results = Results()
+    figures(results, "attcl-gan", flair_to_t1=40.0, t1_to_flair=60.0)
+    assert not every_direction(study(), results, "fid").rows  # Table 2 has them
+    figures(results, "attcl-gan", flair_to_t1=40.0, t1_to_flair=60.0, t1_to_t2=80.0)
+    figures(results, "stargan-v2", flair_to_t1=30.0, t1_to_flair=70.0)
+    table = every_direction(study(), results, "fid")
+    ours, theirs, copied = (
+        table.rows["p", "ratio1", "all", it] for it in ("AttCL-GAN", "StarGAN v2", "copy")
+    )
+    assert [column.heading for column in table.columns] == [
+        *("flair to t1", "t1 to flair", "t1 to t2", "mean of directions")
+    ]
+    assert ours["t1 to t2"].mean == 80.0
+    assert ours["mean of directions"].mean == 60.0
+    assert "mean of directions" not in theirs  # one is lacking: no mean of others
+    marks = table.marks()
+    assert marks[("p", "ratio1", "all", "StarGAN v2"), "flair to t1"] == 1  # the lowest
+    assert copied
+    assert "copy" not in {labels[-1] for labels, _ in marks}
+    assert any("never marked" in note for note in table.notes)
 
 
 def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():

@@ -119,6 +119,7 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
         for ending in ("csv", "md", "tex")
         for table in (
             *("table-1-counts", "table-2-ssim", "table-2-fd-effnet"),
+            *("directions-ssim", "directions-fd-effnet"),
             *("table-3-segmentation", "table-3-differences"),
             *("plave-table-1-ssim", "completed-ssim", "plave-table-1-differences"),
         )
@@ -205,6 +206,7 @@ def test_the_study_of_make_study_has_every_job_done_and_its_tables(tmp_path):
         for ending in ("csv", "md", "tex")
         for table in (
             *("table-1-counts", "table-2-fd-effnet", "table-2-ssim", "table-3-segmentation"),
+            *("directions-fd-effnet", "directions-ssim"),
             *("table-3-differences", "section-5.5-small-data", "plave-table-1-ssim"),
             *("completed-ssim", "plave-table-1-differences", "costs"),
         )
