@@ -19,12 +19,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from shapes import example_store, made, slices_for, translations, without_values
+from shapes import PUBLISHED_METHODS, example_store, made, slices_for, translations, without_values
 from torch import Tensor, nn
 
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method
-from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.settings import Settings, resolve, title_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "methods" / "figures"
 
@@ -83,31 +83,39 @@ class _Call:
 def main() -> None:
     """Draw, and print the paths."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=PUBLISHED_METHODS, default=PUBLISHED_METHODS
+    )
     parser.add_argument("--output", type=Path, default=FOLDER)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.methods:
-        path = options.output / f"{name}.svg"
+        path = options.output / file_name(name)
         path.write_text(figure(name), encoding="utf-8")
         print(path)
 
 
+def file_name(name: str) -> str:
+    """Return the name of the file of a method, or of `method:variant`."""
+    return f"{name.rpartition(':')[2]}.svg"
+
+
 def figure(name: str) -> str:
-    """Return the figure of a method, an SVG."""
+    """Return the figure of a method, or of `method:variant`, an SVG."""
     settings = published(name)
-    title = f"{METHODS.title(name)}: networks at {settings.image_size} pixels"
+    title = f"{title_of(settings)}: networks at {settings.image_size} pixels"
     return drawing(title, networks_of(settings))
 
 
-def published(name: str) -> Settings:
-    """Return the published settings of a method, two slices per step; PLAVE's for T1ce."""
+def published(text: str) -> Settings:
+    """Return the published settings of a method, or of `method:variant`, two slices per step; PLAVE's for T1ce."""
+    name, _, variant = text.partition(":")
     kind = METHODS[name].settings_class
     changes: dict[str, Any] = {"batch_size": 2, "epochs": 0}
     if "plave_target" in kind.model_fields:
         changes["plave_target"] = "t1ce"
     preset = "published" if "published" in kind.presets else "paper"
-    settings = resolve(preset=preset, method=name, overrides=changes)
+    settings = resolve(preset=preset, method=name, variant=variant or None, overrides=changes)
     settled: Settings = METHODS[name].settled(settings, example_store(16))
     return settled
 

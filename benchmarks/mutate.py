@@ -51,6 +51,10 @@ _ATTGAN = ("methods/test_attgan.py",)
 _SUPERSTARGAN = ("methods/test_superstargan.py",)
 _ADVERSARIAL = ("methods/test_adversarial.py",)
 _TOWERS = ("methods/test_towers.py",)
+_PAIRWISE = ("methods/test_pairwise.py", "methods/test_cyclegan.py")
+_U_GAT_IT = ("methods/test_u_gat_it.py", "methods/test_adalin.py")
+_ATTENTIONGAN = ("methods/test_attentiongan.py",)
+_MSA_GAN = ("methods/test_msa_gan.py",)
 _EVERY = ("test_every_method.py",)
 TESTS: Mapping[str, Sequence[str]] = {
     "attcl_gan.py": (*_ATTCL, "methods/test_samplers.py", *_EVERY),
@@ -60,21 +64,31 @@ TESTS: Mapping[str, Sequence[str]] = {
     "attgan.py": (*_ATTGAN, "methods/test_samplers.py", *_EVERY),
     "superstargan.py": (*_SUPERSTARGAN, "methods/test_samplers.py", *_EVERY),
     "labelled.py": (*_ATTGAN, *_SUPERSTARGAN, "methods/test_samplers.py", *_EVERY),
+    "pairwise.py": (*_PAIRWISE, "methods/test_samplers.py", *_EVERY),
+    "cyclegan.py": (*_PAIRWISE, *_EVERY),
+    "u_gat_it.py": (*_U_GAT_IT, *_EVERY),
+    "attentiongan.py": (*_ATTENTIONGAN, *_EVERY),
+    "msa_gan.py": (*_MSA_GAN, *_EVERY),
     "adversarial.py": (*_ADVERSARIAL, *_ATTGAN, *_SUPERSTARGAN),
     "losses.py": ("methods/test_losses.py", *_PLAVE, *_ATTCL, *_UNET),
     "updates.py": (*_ATTCL, *_PLAVE),
     "networks/attgan.py": _ATTGAN,
+    "networks/adalin.py": _U_GAT_IT,
+    "networks/attention_maps.py": _ATTENTIONGAN,
     "networks/attention.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL),
     "networks/blocks.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
+    "networks/cam.py": _U_GAT_IT,
     "networks/discriminator.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL, *_PLAVE),
     "networks/fusion.py": ("methods/test_fusion.py", *_PLAVE, *_EVERY),
     "networks/generator.py": ("methods/test_networks.py", *_ATTCL, *_W2GAN),
     "networks/layers.py": ("methods/test_fusion.py", *_PLAVE),
     "networks/patches.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
+    "networks/resnet.py": (*_PAIRWISE, *_MSA_GAN, *_ATTENTIONGAN, *_U_GAT_IT, *_SUPERSTARGAN),
     "networks/style.py": ("methods/test_networks.py", *_ATTCL),
     "networks/superstargan.py": _SUPERSTARGAN,
     "networks/styled_unet.py": ("methods/test_styled_unet.py", "methods/test_networks.py", *_ATTCL),
-    "networks/towers.py": (*_TOWERS, *_ATTGAN, *_SUPERSTARGAN),
+    "networks/towers.py": (*_TOWERS, *_ATTGAN, *_SUPERSTARGAN, *_PAIRWISE, *_U_GAT_IT),
+    "networks/u_gat_it.py": _U_GAT_IT,
     "networks/wavelets.py": _W2GAN,
     "muon.py": ("methods/test_muon.py", *_ATTCL),
 }  # fmt: skip

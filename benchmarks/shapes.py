@@ -19,11 +19,13 @@ from torch.utils.flop_counter import flop_registry
 
 from attcl_cli.data.intensities import Scale
 from attcl_cli.data.slices import STEPS, Entry, SliceStore
-from attcl_cli.methods import METHODS
+from attcl_cli.methods import METHODS, VARIANTS
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
+PUBLISHED_METHODS = (*METHODS, *(f"{method}:{variant}" for variant, method in VARIANTS.items()))
+"""Every method of the registry, and every published one that is a variant of one: `plave:aca-gan`."""
 
 _CASES, _SLICES = 2, 2  # of the store: a case has all modalities, so all losses of a method arise
 _ATEN = torch.ops.aten

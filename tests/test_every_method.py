@@ -28,6 +28,7 @@ from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.base import Method, Runtime
 from attcl_cli.methods.settings import Settings, dump, resolve
+from attcl_cli.methods.settings import settings_of as settings_class
 from attcl_cli.methods.weights import find_weights, load_method
 from attcl_cli.training.state import STATE_FILE, load_state
 
@@ -123,6 +124,24 @@ def test_how_often_pictures_are_drawn_changes_nothing(name, store, undisturbed, 
     one, two = (load_state(folder / STATE_FILE) for folder in (undisturbed(name), tmp_path / "run"))
     assert one.tensors.keys() == two.tensors.keys()
     assert all(torch.equal(value, two.tensors[key]) for key, value in one.tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        (name, preset)
+        for name, preset in itertools.product(METHODS, ("published", "paper"))
+        if name != "unet" and preset in settings_class(name).presets
+    ],
+)
+def test_what_is_ours_is_off_in_what_was_published(name, preset):
+    changes = {"plave_target": "t1ce"} if name == "plave" else {}
+    settings = resolve(preset=preset, method=name, overrides=changes).model_dump()
+    ours = {"lambda_pair": 0.0, "augment": 0.0, "warp": 0.0, "crop": 0, "supervised": 0.0}
+    ours |= {"plave_supervised": 0.0, "plave_lambda_structure": 0.0, "muon": False}
+    assert {key: settings[key] for key in ours if key in settings} == {
+        key: value for key, value in ours.items() if key in settings
+    }
 
 
 # --- parts and processes ----------------------------------------------------------------------------------------------

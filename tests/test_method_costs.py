@@ -12,7 +12,7 @@ from torch import nn
 
 from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
-from attcl_cli.methods.settings import Settings, preset_names, resolve
+from attcl_cli.methods.settings import Settings, preset_names, resolve, title_of
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -140,7 +140,7 @@ def test_ratios_of_times_are_medians_of_those_of_the_turns():
     [
         (["--methods", "unett"], "unknown-method"),
         (["--methods", "cyclegan", "--set", "widht=4"], "unknown-setting"),
-        (["--methods", "plave", "--preset", "paper"], "target-not-named"),
+        (["--methods", "plave", "--preset", "paper", "--set", "plave_target=pd"], "unknown-target"),
     ],
 )
 def test_wrong_usage_is_known_before_anything_is_counted(options, code, monkeypatch, capsys):
@@ -192,6 +192,20 @@ def test_the_guide_has_the_costs_of_preset_base(name):
     cost = methods.gflop_per_slice(method)
     assert float(gflop) == pytest.approx(cost, rel=0.005)
     assert float(ratio) == pytest.approx(cost / float(guide()["unet"][-2]), abs=0.01)
+
+
+def test_without_names_every_published_method_is_counted_in_any_preset(monkeypatch):
+    seen = []
+    monkeypatch.setattr(methods, "count", lambda settings, **_: seen.append(settings))
+    monkeypatch.setattr(methods, "table", lambda counts, turns: [*counts])
+    for preset in ("tiny", "published"):
+        monkeypatch.setattr(sys, "argv", ["methods.py", "--only-count", "--preset", preset])
+        methods.main()
+        titles = {title_of(settings) for settings in seen}
+        assert titles >= {METHODS.title(name) for name in METHODS if name != "plave"}
+        assert titles >= {"AttCL-GAN, variant stargan-v2", "PLAVE, variant aca-gan"}
+        assert "PLAVE, variant auto-gan (re-specified)" in titles
+        seen.clear()
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ sys.path.append(str(REPOSITORY / "benchmarks"))
 import mutants
 import mutate
 
+from attcl_cli.methods import METHODS
+
 SOURCE = '''
 """A method in few lines: lambda x: -x."""
 
@@ -102,7 +104,9 @@ def test_a_kind_of_change_is_found_wherever_it_can_be_made(kind, expected):
 
 
 def test_every_file_of_methods_and_losses_has_mutants_and_tests():
-    assert mutate.TESTS.keys() >= {"attcl_gan.py", "plave.py", "unet.py", "losses.py"}
+    networks = (REPOSITORY / mutate.METHODS / "networks").glob("[!_]*.py")
+    methods = {f"{METHODS[name].__module__.rpartition('.')[2]}.py" for name in METHODS}
+    assert mutate.TESTS.keys() >= methods | {f"networks/{path.name}" for path in networks}
     for file, tests in mutate.TESTS.items():
         source = (REPOSITORY / mutate.METHODS / file).read_text()
         assert mutants.mutants_of(file, source), file

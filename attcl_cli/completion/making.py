@@ -51,6 +51,7 @@ from attcl_cli.data.written import require_finite, require_image
 from attcl_cli.errors import AttclError
 from attcl_cli.files import copy_whole, is_within, sha256, write_json
 from attcl_cli.methods.base import Method
+from attcl_cli.methods.settings import title_of
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.report.rounding import rounded
 from attcl_cli.temporaries import temporary_folder
@@ -421,7 +422,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         file = plan.places.files(job.case, target)[0]
         description = (
             f"Synthetic {target} image made from {plan.manner.sources_in_words(job.makers, target)} by attcl "
-            f"({weights.info.settings.method}, {weights.name}); no acquisition"
+            f"({title_of(weights.info.settings)}, {weights.name}); no acquisition"
         )
         files = [job.case.files[name][0] for name in (*job.sources, *guides)]
         fields = derivative.image_fields(dataset, files, file, description)
@@ -437,6 +438,7 @@ def _side_car(plan: CompletionPlan, job: Job, target: str, doubt: Doubt) -> dict
         "stored": job.styles[target].document(),
         **({"doubt": said} if said else {}),
         "method": weights.info.settings.method,
+        "method_title": title_of(weights.info.settings),
         "weights": {"name": weights.name, "sha256": weights.sha256},
         "seed": weights.info.settings.seed,
         "attcl_version": __version__,

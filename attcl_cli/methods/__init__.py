@@ -58,8 +58,8 @@ VARIANTS: Mapping[str, str] = {
 }
 """Published method -> the method of which it is a variant."""
 
-RE_SPECIFIED = ("auto-gan",)
-"""Variants of which neither text nor code was public, so that theirs is our specification."""
+RE_SPECIFIED = frozenset({"w2gan", "msa-gan", "auto-gan"})
+"""Methods and variants of which neither text nor code was public, so that theirs is our specification."""
 
 
 class Registry(Mapping[str, "type[Method]"]):

@@ -174,7 +174,7 @@ class Plave(Method):
     def training_step(self, batch: CaseBatch, step: int) -> dict[str, Tensor]:
         """Run one iteration: first the auto-encoder alone; then it is frozen, and D and G take turns.
 
-        As part of D (AE-GAN) it goes on learning with it.
+        As part of D (AE-GAN) it learns all the time, with D or before D joins.
         """
         parts = self.parts(batch)
         self.autoencoder.train(step < self.pretraining or self._judged_by_autoencoder)
@@ -198,6 +198,8 @@ class Plave(Method):
                 lambda part: self._discriminator_loss(part, fake(part)),
                 path="d",
             )
+        elif self._judged_by_autoencoder:
+            logged = self.update(parts, ("autoencoder",), self._autoencoder_loss, path="a")
         learning = ["generator"]
         learning += ["segmenter"] if grown * s.plave_lambda_seg > 0 else []
         learning += ["heads"] if grown * s.plave_lambda_patch > 0 else []

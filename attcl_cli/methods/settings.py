@@ -463,6 +463,18 @@ def title_of(settings: Settings) -> str:
     )
 
 
+def notes_of(settings: Settings) -> tuple[str, ...]:
+    """Return what a user should know before a run starts: whose specification the method is, and of the settings."""
+    ours = {settings.method, variant_of(settings)} & RE_SPECIFIED
+    return (
+        *(
+            f"neither text nor code of {name} is public: its layers and losses are our specification (docs/methods)"
+            for name in sorted(ours)
+        ),
+        *settings.notes,
+    )
+
+
 def to_tables(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return the settings as they stand on disk: table -> setting -> value, in the order of the class."""
     tables: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, settings.method)}

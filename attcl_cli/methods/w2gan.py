@@ -20,8 +20,6 @@ from attcl_cli.methods.networks.generator import Features
 from attcl_cli.methods.networks.wavelets import haar, weights_of_cycle
 from attcl_cli.methods.setting_fields import Positive, Weight, setting
 
-NOTE = "W2GAN has no public text or code: this is a re-specification of ours (docs/methods/12-w2gan.md)"
-
 _SKIP = (1, 2)  # half and a quarter of the slice: 128 and 64 pixels of 256
 _PLAIN: Mapping[str, Any] = {"wavelet_layers": (), "weighted_cycle": False, "lambda_wav": 0.0}
 
@@ -76,11 +74,6 @@ class W2GanSettings(AttclGanSettings):
     lambda_wav: Weight = setting(
         1.0, "L1 between the wavelet details of a slice and of its reconstruction."
     )
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """See `Settings`."""
-        return (NOTE, *super().notes)
 
     @model_validator(mode="after")
     def _require_fitting_wavelets(self) -> W2GanSettings:

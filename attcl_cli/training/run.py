@@ -21,7 +21,7 @@ from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
 from attcl_cli.errors import AttclError, UsageError, as_note, counted, raise_all
 from attcl_cli.files import sha256
-from attcl_cli.methods.settings import Settings, read_settings, require_names, resolve
+from attcl_cli.methods.settings import Settings, notes_of, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
 from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
@@ -345,7 +345,7 @@ def _notes(
     resumed: bool,
 ) -> list[str]:
     """Return what a new run's settings bring with them, and what makes a run useless: too slow, or a single patient."""
-    notes = [] if resumed else list(settings.notes)
+    notes = [] if resumed else list(notes_of(settings))
     if not timed and device.type == "cpu" and settings.side > _SLOW_CPU_PIXELS:
         notes.append(
             f"no GPU; {settings.side}-pixel networks take months on a CPU. "

@@ -230,7 +230,7 @@ def _page(study: Study, results: Results, tables: list[Table], claimed: Sequence
             *(
                 ["W2GAN, MSA-GAN and Auto-GAN are re-specifications of ours: none has public code."]
                 if {name for it in study.file.methods.values() for name in (it.method, it.variant)}
-                & {"w2gan", "msa-gan", *RE_SPECIFIED}
+                & RE_SPECIFIED
                 else []
             ),
             *_not_ranked(study, results),

@@ -24,6 +24,7 @@ from values import (
     ssim_of_cases,
 )
 
+from attcl_cli.methods import RE_SPECIFIED
 from attcl_cli.scoring.metrics import METRICS as SCORES
 from attcl_cli.scoring.summary import SIX, SIX_DIRECTIONS
 from attcl_cli.segmentation.metrics import METRICS as SEGMENT
@@ -637,7 +638,11 @@ def _title(study: Study, name: str) -> str:
     if name == study.file.without:
         return WITHOUT
     model = study.file.methods.get(name)
-    return _BASELINES.get(name, name) if model is None else model.title or name
+    if model is None:
+        return _BASELINES.get(name, name)
+    title = model.title or name
+    ours = bool({model.method, model.variant} & RE_SPECIFIED) and "re-specified" not in title
+    return f"{title} (re-specified)" if ours else title
 
 
 def _titled(

@@ -424,6 +424,7 @@ def test_a_side_car_says_that_the_volume_is_synthetic_and_where_it_comes_from(
             "like": "the dataset",
         },
         "method": "attcl-gan",
+        "method_title": "AttCL-GAN",
         "weights": {"name": weights.name, "sha256": sha256(weights.path)},
         "seed": weights.info.settings.seed,
         "attcl_version": __version__,

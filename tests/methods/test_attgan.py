@@ -62,6 +62,23 @@ def test_the_networks_have_the_published_numbers_of_weights():
     assert parameters(heads["pooled"]) == pooled == 44_707_717  # 44.7 million
 
 
+def test_first_weights_and_norms_are_those_of_tensorflow_slim():
+    judge = AttganDiscriminator(
+        image_size=32, width=8, max_width=32, downs=3, domains=4, head="flat"
+    )
+    for network in (generator_of(), judge):
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                assert layer.eps == 1e-3
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                size = layer.weight[0, 0].numel()
+                limit = (6 / (size * (layer.weight.shape[0] + layer.weight.shape[1]))) ** 0.5
+                assert layer.weight.abs().max() <= limit
+                if layer.weight.numel() > 500:
+                    assert layer.weight.std().item() == pytest.approx(limit / 3**0.5, rel=0.1)
+                assert layer.bias is None or not layer.bias.any()
+
+
 def test_the_label_stands_beside_the_deepest_features_and_after_the_first_step_up():
     generator = generator_of().eval()
     noise = torch.Generator().manual_seed(0)

@@ -25,7 +25,7 @@ from attcl_cli.methods.networks.discriminator import FeatureDiscriminator
 from attcl_cli.methods.networks.fusion import Decoder, Design, PlainFusion
 from attcl_cli.methods.networks.layers import BatchNormLayers
 from attcl_cli.methods.plave import Plave
-from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.settings import Settings, notes_of, resolve
 from attcl_cli.methods.weights import find_weights, load_method
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -245,6 +245,68 @@ def test_auto_gan_follows_the_decoder_of_the_autoencoder_by_l1():
     assert logged["g_image"].item() == pytest.approx(image.item(), rel=1e-4)
 
 
+def test_ae_gan_s_generator_follows_the_decoder_by_kl_and_is_judged_by_what_the_judge_has_become():
+    settings = small("ae-gan")
+    method = method_of(settings)
+    batch, seen = batch_of(), {}
+    with torch.no_grad():
+        fake, ours = generated(method, batch)
+    update = method.update
+
+    def noting(parts: Any, networks: Any, loss_of: Any, *, path: str) -> dict[str, Tensor]:
+        if path == "g":  # after D's update, before G's
+            seen["judge"] = copy.deepcopy((method.autoencoder, method.discriminator))
+        return update(parts, networks, loss_of, path=path)
+
+    method.update = noting  # type: ignore[method-assign]
+    logged = method.training_step(batch, 3)
+    a, head = seen["judge"]
+    with torch.no_grad():
+        *_, true = a(batch.images[:, 2, None], batch.target)
+        divergence = 0.0
+        for one, two in zip(ours, true, strict=True):
+            p, q = two.softmax(dim=1), one.softmax(dim=1)
+            divergence += (p * (p / q).log()).mean().item()
+        h = a.branch(fake, None)[-1]
+        for block in a.trunk:
+            h = block(h, None)
+        adversarial = F.softplus(-head.layers(h)).mean().item()
+    assert logged["g_decoder"].item() == pytest.approx(divergence, rel=1e-3)
+    assert logged["g_adv"].item() == pytest.approx(adversarial, rel=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"plave_lambda_adv": 0.0}])
+def test_the_autoencoder_of_ae_gan_learns_before_its_encoder_judges(changes):
+    method = method_of(small("ae-gan", "tiny", plave_supervised=0.5, steps=10, **changes))
+    before = {key: value.clone() for key, value in method.named_parameters()}
+    real, target = batch_of().images[:, 2, None], batch_of().target
+    with torch.no_grad():
+        rec, *_ = method.autoencoder(real, target)
+    logged = method.training_step(batch_of(), 0)
+    assert moved(method, before) == {"generator", "autoencoder"}
+    assert logged["a_image"].item() == pytest.approx((rec - real).abs().mean().item(), rel=1e-4)
+    assert method.autoencoder.training
+
+
+def test_the_other_reading_of_auto_gan_follows_branches_and_fusion_by_mse():
+    changes = {"plave_lambda_branch": 0.1, "plave_lambda_fused": 0.1, "plave_lambda_decoder": 0.0}
+    method = method_of(small("auto-gan", **changes))
+    batch, g = batch_of(), copy.deepcopy(method.generator)
+    a = copy.deepcopy(method.autoencoder).eval()
+    logged = method.training_step(batch, 3)
+    assert "g_decoder" not in logged
+    with torch.no_grad():
+        own = a.encode(batch.images[:, 2, None], batch.target)
+        maps = [
+            g.branches[i](batch.images[:, slot, None], None)[-1] for i, slot in enumerate((0, 1, 3))
+        ]
+        fused = torch.relu(g.fusion.mix(torch.cat(maps, dim=1)))
+    assert logged["g_branch"].item() == pytest.approx(
+        sum(((one - own.branch) ** 2).mean().item() for one in maps) / 3, rel=1e-3
+    )
+    assert logged["g_fused"].item() == pytest.approx(F.mse_loss(fused, own.last).item(), rel=1e-3)
+
+
 def test_ae_gan_shows_its_encoder_the_true_image_the_fake_and_the_reconstruction():
     _, logged, method = weights_and_losses("ae-gan")
     batch = batch_of()
@@ -363,4 +425,5 @@ def test_a_variant_changes_networks_and_losses_and_keeps_slices_and_optimiser(na
             resolve(preset=preset, method="plave", variant=one) for one in (None, name)
         )
         assert [getattr(variant, key) for key in kept] == [getattr(plain, key) for key in kept]
-        assert not (variant.plave_segmentation or variant.plave_lambda_seg or variant.notes)
+        assert not (variant.plave_segmentation or variant.plave_lambda_seg)
+        assert bool(notes_of(variant)) == (name == "auto-gan")  # that it is our specification

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import recorded, require_equal
 from helpers import small_settings
 from slice_stores import FOUR
 from torch import Tensor, nn
@@ -116,18 +117,114 @@ def test_spectral_norms_follow_the_weights_once_per_step():
     assert torch.allclose(norm.left, F.normalize(weight.flatten(1) @ right, dim=0), atol=1e-6)
 
 
-def test_a_generator_attends_and_modulates_all_blocks_alike():
-    network, x = generator(blocks=2), torch.rand(2, 1, 16, 16) * 2 - 1
-    h, logits = network.attention(network.trunk(x))
-    gamma, beta = network.modulation(h)
-    for block in network.blocks:
-        h = block(h, gamma, beta)
-    first, second = network.ups[:4], network.ups[4:]
-    assert [type(layer).__name__ for layer in first] == ["Upsample", "Conv2d", "LIN", "ReLU"]
-    expected = torch.tanh(network.last(second(first(h))))
+def mirrored(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
+    """Convolve with mirrored edges: half of an odd kernel's side; a pixel for one of 4x4."""
+    edge = 1 if weight.shape[-1] == 4 else weight.shape[-1] // 2
+    padded = nn.ReflectionPad2d(edge)(x)
+    return F.conv2d(padded, weight, bias, stride=stride)
+
+
+def normed(x: Tensor, *axes: int) -> Tensor:
+    mean, variance = x.mean(dim=axes, keepdim=True), x.var(dim=axes, unbiased=False, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
+def modulated(x: Tensor, rho: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    share = rho.view(1, -1, 1, 1)
+    mixed = share * normed(x, 2, 3) + (1 - share) * normed(x, 1, 2, 3)
+    return gamma[..., None, None] * mixed + beta[..., None, None]
+
+
+def attended(p: dict[str, Tensor], x: Tensor, units: list[Tensor], slope: float) -> Tensor:
+    """Weigh the channels by both units, (1, C) each, and join them."""
+    both = torch.cat([x * unit.view(1, -1, 1, 1) for unit in units], dim=1)
+    return F.leaky_relu(F.conv2d(both, p["attention.join.weight"], p["attention.join.bias"]), slope)
+
+
+def plain_generator(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return image and logits of a generator with one block of each kind that reads the whole map, written out."""
+    p = dict(network.named_parameters())
+    h = normed(mirrored(x, p["trunk.0.weight"]), 2, 3).relu()
+    for name in ("trunk.3.weight", "trunk.6.weight"):
+        h = normed(mirrored(h, p[name], stride=2), 2, 3).relu()
+    inner = normed(mirrored(h, p["trunk.9.branch.0.weight"]), 2, 3).relu()
+    h = h + normed(mirrored(inner, p["trunk.9.branch.3.weight"]), 2, 3)
+    units = [p["attention.mean.weight"], p["attention.maximum.weight"]]
+    logits = torch.cat([h.mean(dim=(2, 3)) @ units[0].T, h.amax(dim=(2, 3)) @ units[1].T], dim=1)
+    h = attended(p, h, units, 0.0)
+    hidden = (h.flatten(1) @ p["modulation.hidden.0.weight"].T).relu()
+    hidden = (hidden @ p["modulation.hidden.2.weight"].T).relu()
+    gamma, beta = (hidden @ p[f"modulation.{name}.weight"].T for name in ("gamma", "beta"))
+    inner = mirrored(h, p["blocks.0.conv1.weight"])
+    inner = modulated(inner, p["blocks.0.norm1.rho"], gamma, beta).relu()
+    inner = mirrored(inner, p["blocks.0.conv2.weight"])
+    h = h + modulated(inner, p["blocks.0.norm2.rho"], gamma, beta)
+    for conv, norm in (("ups.1", "ups.2"), ("ups.5", "ups.6")):
+        h = h.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+        own = p[f"{norm}.gamma"][None], p[f"{norm}.beta"][None]
+        h = modulated(mirrored(h, p[f"{conv}.weight"]), p[f"{norm}.norm.rho"], *own).relu()
+    return mirrored(h, p["last.weight"]).tanh(), logits
+
+
+def plain_discriminator(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return map and logits of a discriminator with one halving, written out.
+
+    Each weight is divided by its norm, but for the 1x1 convolution, and where the units weigh channels.
+    """
+    p = dict(network.named_parameters()) | dict(network.named_buffers())
+
+    def raw(layer: str) -> Tensor:
+        return p[f"{layer}.parametrizations.weight.original"]
+
+    def spectral(layer: str) -> Tensor:
+        at, weight = f"{layer}.parametrizations.weight.0", raw(layer)
+        return weight / (p[f"{at}.left"] @ weight.flatten(1) @ p[f"{at}.right"])
+
+    h = x
+    for layer, stride in (("tower.0.0", 2), ("tower.1.0", 1)):
+        h = F.leaky_relu(mirrored(h, spectral(layer), p[f"{layer}.bias"], stride=stride), 0.2)
+    mean, most = "attention.mean", "attention.maximum"
+    logits = [h.mean(dim=(2, 3)) @ spectral(mean).T, h.amax(dim=(2, 3)) @ spectral(most).T]
+    h = attended(p, h, [raw(mean), raw(most)], 0.2)
+    return mirrored(h, spectral("last")), torch.cat(logits, dim=1)
+
+
+def disordered(network: nn.Module) -> None:
+    """Give every weight another size, so that norms, shares and units of 0, of 1 or all alike hide nothing."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("rho"):
+                parameter.uniform_(0.2, 0.8)
+            else:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    follow_spectra(network)
+
+
+def test_the_generator_is_the_published_one_written_out():
+    network, x = generator(), torch.rand(2, 1, 16, 16) * 2 - 1
+    disordered(network)
+    image, logits = plain_generator(network, x)
     made = network(x)
-    assert torch.equal(made.image, expected)
-    assert torch.equal(made.logits, logits)
+    assert torch.allclose(made.image, image, atol=1e-5)
+    assert torch.allclose(made.logits, logits, atol=1e-5)
+
+
+def test_a_generator_modulates_all_blocks_alike():
+    network, seen = generator(blocks=3), []
+    for block in network.blocks:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[1:]))
+    network(torch.rand(2, 1, 16, 16) * 2 - 1)
+    assert len(seen) == 3
+    assert all(one is other for given in seen for one, other in zip(given, seen[0], strict=True))
+
+
+def test_the_discriminator_is_the_published_one_written_out():
+    network, x = AttentiveDiscriminator(width=4, halvings=1), torch.rand(2, 1, 16, 16) * 2 - 1
+    disordered(network)
+    patches, logits = plain_discriminator(network, x)
+    judged = network(x)
+    assert torch.allclose(judged[0], patches, atol=1e-5)
+    assert torch.allclose(judged[1], logits, atol=1e-5)
 
 
 def test_instance_norms_are_not_affine_and_convolutions_have_no_bias_but_that_of_the_attention():
@@ -253,6 +350,58 @@ def test_discriminators_step_first_and_see_the_fakes_of_now_alone():
     assert logged["g_gan"].item() == pytest.approx(squares(method, 1.0), rel=1e-4)
     assert logged["d_fake"].item() == pytest.approx(squares(before, 0.0), rel=1e-4)
     assert method.pool.images.numel() == 0
+
+
+def test_a_step_goes_down_the_gradients_of_the_published_losses_written_out():
+    changes = {"gamma_input": "full", "resnet_blocks": 1, "keep_background": False}
+    changes |= {"lambda_cam": 7.0, "lambda_cycle": 3.0, "lambda_identity": 2.0}
+    method, oracle = (method_of(**changes) for _ in range(2))
+    oracle.load_state_dict(method.state_dict())
+    batch, optimisers = couple(), oracle.optimisers()
+    seen, expected = recorded(method.optimisers()), recorded(optimisers)
+    logged = method.training_step(batch, 0)
+
+    ways = ((FLAIR, T1), (T1, FLAIR))
+    makers = [oracle.network("generator", *way) for way in ways]
+    judges = [oracle.network("discriminator", *way) for way in ways]
+    real = {FLAIR: batch.a, T1: batch.b}
+    for judge in judges:
+        follow_spectra(judge)
+
+    def squares(judge: nn.Module, image: Tensor, wanted: float) -> Tensor:
+        judged = [
+            *plain_discriminator(judge.near, image),
+            *plain_discriminator(judge.far, image),
+        ]
+        return sum(((one - wanted) ** 2).mean() for one in judged)
+
+    def descend(networks: list[nn.Module], names: list[str], loss: Tensor) -> None:
+        inputs = [parameter for network in networks for parameter in network.parameters()]
+        for parameter, gradient in zip(inputs, torch.autograd.grad(loss, inputs), strict=True):
+            parameter.grad = gradient
+        for name in names:
+            optimisers[name].step()
+
+    loss = torch.zeros(())
+    for (x, y), maker, judge in zip(ways, makers, judges, strict=True):
+        fake, _ = plain_generator(maker, real[x])
+        loss = loss + squares(judge, real[y], 1) + squares(judge, fake.detach(), 0)
+    descend(judges, [f"discriminator_{x}_{y}" for x, y in ways], loss)
+
+    loss, of_cam = torch.zeros(()), torch.zeros(())
+    for (x, y), maker, back, judge in zip(ways, makers, makers[::-1], judges, strict=True):
+        fake, of_source = plain_generator(maker, real[x])
+        cycled, _ = plain_generator(back, fake)
+        own, of_target = plain_generator(maker, real[y])
+        cam = F.binary_cross_entropy_with_logits(of_source, torch.ones_like(of_source))
+        cam = cam + F.binary_cross_entropy_with_logits(of_target, torch.zeros_like(of_target))
+        of_cam = of_cam + cam
+        loss = loss + squares(judge, fake, 1) + 7 * cam
+        loss = loss + 3 * (cycled - real[x]).abs().mean() + 2 * (own - real[y]).abs().mean()
+    descend(makers, [f"generator_{x}_{y}" for x, y in ways], loss)
+
+    require_equal(seen, expected, tolerance=1e-4)
+    assert logged["g_cam"].item() == pytest.approx(of_cam.item(), rel=1e-5)
 
 
 # --- shares stay shares -----------------------------------------------------------------------------------------------

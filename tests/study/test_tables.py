@@ -338,6 +338,22 @@ def test_translations_beyond_those_of_flair_have_a_table_with_a_row_per_method()
     assert any("never marked" in note for note in table.notes)
 
 
+def test_what_is_our_specification_says_so_whatever_the_study_calls_it():
+    methods = {
+        "attcl-gan": {"method": "attcl-gan", "title": "AttCL-GAN"},
+        "w2": {"method": "w2gan"},
+        "msa": {"method": "msa-gan", "title": "MSA-GAN (re-specified)"},
+        "auto": {"method": "plave", "variant": "auto-gan", "title": "Auto"},
+    }
+    results = Results()
+    for name in methods:
+        dice(results, cell(), name, 0.5)
+    rows = segmentation(study(methods=methods), results, {}).rows
+    assert [labels[-1] for labels in rows] == [
+        *("AttCL-GAN", "w2 (re-specified)", "MSA-GAN (re-specified)", "Auto (re-specified)")
+    ]
+
+
 def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():
     results = Results()
     for target, values in {"t1": (0.9, 0.8), "t2": (0.7,)}.items():

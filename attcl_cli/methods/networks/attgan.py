@@ -13,11 +13,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from attcl_cli.methods.networks.blocks import leaky_relu, widths
+from attcl_cli.methods.networks.blocks import initialise_as_slim, leaky_relu, widths
 from attcl_cli.methods.networks.towers import StridedTower
 
 Head = Literal["pooled", "flat"]
 
+_EPSILON = 1e-3  # in the root of a batch norm's variance, as in TensorFlow-Slim
 _POOLED = 4  # pixels; what the published head sees of a slice of 128
 
 
@@ -61,6 +62,10 @@ class AttganGenerator(nn.Module):
             for before, after in zip(inputs[:-1], outputs, strict=True)
         )
         self.last = nn.ConvTranspose2d(inputs[-1], 1, 4, stride=2, padding=1)
+        initialise_as_slim(self)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.eps = _EPSILON
 
     def encode(self, x: Tensor) -> Latent:
         """Encode slices (B, 1, H, W), H and W multiples of 2^downs."""
@@ -103,6 +108,7 @@ class AttganDiscriminator(nn.Module):
         inputs = channels[-1] * side**2
         self.judge = _Head(inputs, channels[-1], 1)
         self.classify = _Head(inputs, channels[-1], domains)
+        initialise_as_slim(self)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return how real slices look, (B,), and a logit per modality, (B, domains): (B, 1, S, S)."""

@@ -187,6 +187,15 @@ def initialise_as_pix2pix(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
+def initialise_as_slim(module: nn.Module) -> None:
+    """Initialise weights by Xavier's uniform distribution, biases by 0 (TensorFlow-Slim's defaults)."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
 def pick(codes: Tensor, domain: Tensor) -> Tensor:
     """Return the entry of each row's own domain: codes (B, N, ...), domain (B,) int64 -> (B, ...)."""
     return codes[torch.arange(codes.shape[0], device=codes.device), domain]

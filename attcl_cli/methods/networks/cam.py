@@ -12,13 +12,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 class CamAttention(nn.Module):
     """Weighs each channel by how much it says about the domain, and says the domain.
 
     A linear unit on the mean of each channel and another one on its maximum classify the image. The weights of a unit
-    then multiply the channels; a 1x1 convolution joins the two weighted maps.
+    then multiply the channels, as they are learned: the spectral norm of a discriminator's unit is for its logit alone,
+    as in the published code. A 1x1 convolution joins the two weighted maps.
 
     Args:
         channels: of the features.
@@ -41,6 +43,15 @@ class CamAttention(nn.Module):
         logits = torch.cat(
             [self.mean(features.mean(dim=(2, 3))), self.maximum(features.amax(dim=(2, 3)))], dim=1
         )
-        weighted = [features * unit.weight[:, :, None, None] for unit in (self.mean, self.maximum)]
+        weighted = [
+            features * _as_learned(unit)[:, :, None, None] for unit in (self.mean, self.maximum)
+        ]
         value: Tensor = self.activation(self.join(torch.cat(weighted, dim=1)))
         return value, logits
+
+
+def _as_learned(unit: nn.Linear) -> Tensor:
+    """Return the weight of a unit, (1, C), without a norm that it may have."""
+    if parametrize.is_parametrized(unit, "weight"):
+        return unit.get_parameter("parametrizations.weight.original")
+    return unit.weight

@@ -111,6 +111,7 @@ class ResnetTrunk(nn.Sequential):
         blocks: residual blocks.
         block: makes one of so many channels; `ResnetBlock` is CycleGAN's.
         pad: of the 7x7 convolution.
+        pad_halvings: of the two convolutions that halve.
         norm: makes the norms after the first three convolutions.
         bias: whether these have one.
         kernel: side of the two convolutions that halve; an even one halves without a shift.
@@ -124,6 +125,7 @@ class ResnetTrunk(nn.Sequential):
         blocks: int = 9,
         block: MakeBlock = ResnetBlock,
         pad: Pad = "reflect",
+        pad_halvings: Pad = "zeros",
         norm: MakeNorm = InstanceNorm,
         bias: bool = True,
         kernel: int = 3,
@@ -135,7 +137,13 @@ class ResnetTrunk(nn.Sequential):
         ]
         for channels in (width, 2 * width):
             layers += [
-                nn.Conv2d(channels, 2 * channels, kernel, stride=2, padding=1, bias=bias),
+                nn.Conv2d(
+                    *(channels, 2 * channels, kernel),
+                    stride=2,
+                    padding=1,
+                    padding_mode=pad_halvings,
+                    bias=bias,
+                ),
                 norm(2 * channels),
                 nn.ReLU(),
             ]

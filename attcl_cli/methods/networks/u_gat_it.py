@@ -62,7 +62,9 @@ class AttentiveGenerator(nn.Module):
     def __init__(self, *, width: int, blocks: int, pooled: int) -> None:
         super().__init__()
         deep = 4 * width
-        self.trunk = ResnetTrunk(width=width, blocks=blocks, block=_block, bias=False)
+        self.trunk = ResnetTrunk(
+            width=width, blocks=blocks, block=_block, pad_halvings="reflect", bias=False
+        )
         self.attention = CamAttention(deep, F.relu)
         self.modulation = Modulation(deep, pooled)
         self.blocks = nn.ModuleList(AdaLINBlock(deep) for _ in range(blocks))
