@@ -14,14 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY, changed, fresh_python, small_settings
+from segmenters import segment
 from torch import Tensor, nn
 from toy_method import install
 from training_runs import CPU, KilledError, require_same_runs, run
 
-from attcl_cli import complete
+from attcl_cli import complete, prepare_splits, score
 from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError
@@ -314,6 +317,35 @@ def test_the_batch_size_of_completion_changes_no_byte(name, undisturbed, gappy, 
         (image,) = out.rglob("*_t2.nii.gz")
         images.append(image.read_bytes())
     assert images[0] == images[1]
+
+
+@pytest.mark.parametrize("name", METHODS)  # toys make one target alone
+def test_a_run_serves_all_commands_after_training(name, undisturbed, phantoms, tmp_path):
+    root, data = phantoms("brats"), tmp_path / "data"
+    ratio = tmp_path / "two.toml"
+    ratio.write_text('hidden = [["t2"], ["t1"]]')
+    prepare_splits(root, data, ratio=str(ratio), sizes=(2, 1, 1))
+    weights = undisturbed(name)
+    made = complete(data, tmp_path / "out", weights=weights, device="cpu")
+    assert made.written == 4
+    for case in made.plan.dataset.cases:
+        (image,) = (tmp_path / "out" / case.id).glob("*.nii.gz")
+        voxels = np.asarray(nib.load(image).dataobj)
+        background = np.ones(voxels.shape, bool)
+        for files in case.files.values():
+            background &= np.asarray(nib.load(data / files[0]).dataobj) == 0
+        assert voxels.any()
+        assert not voxels[background].any()
+    options: dict[str, Any] = {"truth": root, "metrics": ["ssim"], "device": "cpu"}
+    scores = score(data, tmp_path / "out", output=tmp_path / "scores", **options)
+    assert scores.figure("ssim", region="brain").n == 1
+    options |= {"directions": True, "weights": weights}
+    directions = score(data, output=tmp_path / "directions", **options)
+    assert directions.figure("ssim", region="brain").n == 12
+    places = {"ori": data, "cpl": tmp_path / "out", "output": tmp_path / "segment"}
+    result = segment(**places)
+    assert result.scores is not None
+    assert {row.input for row in result.scores.rows} == {"completed"}
 
 
 @every_method
