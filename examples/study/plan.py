@@ -387,11 +387,11 @@ class Study:
         run, out = self.folder(cell, "train", of), self.folder(cell, "complete", of)
         start = ["score", "-i", str(data), "-o", str(folder), "--split", "test"]
         what = ["--directions", "-w", str(run)] if stage == "directions" else ["--cpl", str(out)]
-        alone = [] if of == self.scorer_of_baselines(stage) else ["--no-baselines"]
+        alone = "--baselines" if of == self.scorer_of_baselines(stage) else "--no-baselines"
         network = ["--fid-network", self.file.fid_network] if {"fid", "kid"} & {*metrics} else []
         offline = ["--offline"] if self.file.offline else []
         wanted = [f"--{name}" for name in metrics]
-        return [*start, *what, *alone, *wanted, *network, *offline, "-d", self.file.device]
+        return [*start, *what, alone, *wanted, *network, *offline, "-d", self.file.device]
 
     def made_by(self, cell: str, stage: str, of: str = "") -> str:
         """Return the command that a job's results come from, as the job notes it.

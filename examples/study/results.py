@@ -28,6 +28,7 @@ from attcl_cli.segmentation.summary import read_rows
 
 ERROR, STATUS = "error: ", "exit status "
 SYNTHETIC, COPY, MATCHED, MEAN = "synthetic", "copy", "matched-copy", "mean"
+COPIES = (COPY, MATCHED)  # of a source, whatever the method
 _PARTLY = ("score", "directions")  # stages whose failed jobs may have left some of their results
 _LONGEST_LOG = 2**20  # bytes at the end of a log that are searched for its error
 

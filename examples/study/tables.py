@@ -11,7 +11,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from plan import INCOMPLETE, REAL, Cell, Study, ratio_name, share_name
-from results import COPY, MATCHED, MEAN, SYNTHETIC, Results
+from results import COPIES, COPY, MATCHED, MEAN, SYNTHETIC, Results
 from table import FEW, MARK, Column, Table, Value
 from values import (
     REGION,
@@ -39,6 +39,7 @@ _PUBLISHED = "published (other data)"
 _OF_VOLUMES = ("ssim", "psnr", "nmse", "gms")  # metrics that each volume has in the brain
 _TRANSLATED = ("fid", "fd-effnet", "lpips", *_OF_VOLUMES)
 _BASELINES = {COPY: COPY, MATCHED: "quantile-matched copy", MEAN: "mean of sources"}
+_UNMARKED = frozenset(_BASELINES.values())
 _GPU = "GPU memory, MB"
 _INTERVAL = (
     "Mean of the paired differences over test cases, those of several seeds averaged first, with its 95 % interval "
@@ -129,7 +130,7 @@ def directions(
                 way = "mean" if pair == SIX else ("A to B", "B to A")[place]
                 heading = f"{share_name(subset)}: {way}"
                 for dataset, ratio, cells in _scenarios(study, subset):
-                    for name in (*study.methods, COPY):
+                    for name in (*study.methods, *COPIES):
                         value = of_figures(results, cells, name, direction, metric)
                         labels = (dataset, ratio, "mean of six" if pair == SIX else pair, name)
                         known = published.get(
@@ -161,7 +162,7 @@ def directions(
             *_copied(rows),
             *_few_tested(results),
         ],
-        unmarked=frozenset({COPY}),
+        unmarked=_UNMARKED,
     )
 
 
@@ -173,7 +174,7 @@ def every_direction(study: Study, results: Results, metric: str) -> Table:
     rows: dict[tuple[str, ...], dict[str, Value]] = {}
     for subset in study.file.subsets:
         for dataset, ratio, cells in _scenarios(study, subset):
-            for name in (*study.methods, COPY):
+            for name in (*study.methods, *COPIES):
                 found = {way: of_figures(results, cells, name, way, metric) for way in ways}
                 row = {_to(way): value for way, value in found.items() if value is not None}
                 if row:
@@ -202,7 +203,7 @@ def every_direction(study: Study, results: Results, metric: str) -> Table:
             *_copied(rows),
             *_few_tested(results),
         ],
-        unmarked=frozenset({COPY}),
+        unmarked=_UNMARKED,
     )
 
 
@@ -340,7 +341,7 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
             "so all values are high; other tables have the brain alone.",
             *_few(_most(rows)),
         ],
-        unmarked=frozenset({COPY}),
+        unmarked=_UNMARKED,
     )
 
 
@@ -359,7 +360,7 @@ def completed_in_brain(study: Study, results: Results, metric: str) -> Table:
             "method that takes several. Such baselines are never marked.",
             *_few(_most(rows)),
         ],
-        unmarked=frozenset(_BASELINES.values()),
+        unmarked=_UNMARKED,
     )
 
 
@@ -681,8 +682,8 @@ def _few(n: int) -> list[str]:
 def _copied(rows: Iterable[tuple[str, ...]]) -> list[str]:
     """Return the remark on copies of the source for a table that has any."""
     return (
-        ["The copy of the source is a trivial baseline and is never marked."]
-        if any(labels[-1] == COPY for labels in rows)
+        ["Copies of the source are trivial baselines and never marked."]
+        if any(labels[-1] in COPIES for labels in rows)
         else []
     )
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 
 import numpy as np
 from numpy.typing import NDArray
-from results import COPY, SYNTHETIC, Results
+from results import COPIES, SYNTHETIC, Results
 from scipy import stats
 from table import Value
 
@@ -96,9 +96,9 @@ def of_figures(
             [
                 key
                 for key in results.figures
-                if key[0] == cell and key[2:] == (direction, metric, COPY)
+                if key[0] == cell and key[2:] == (direction, metric, name)
             ][:1]
-            if name == COPY
+            if name in COPIES
             else [(cell, name, direction, metric, SYNTHETIC)]
         )
         found += [results.figures[key] for key in keys if key in results.figures]

@@ -154,19 +154,21 @@ def test_baselines_are_scored_once_with_the_reference_method():
     plan = study(methods={name: {"method": name} for name in ("unet", "attcl-gan", "plave")})
     assert plan.scorer_of_baselines("score") == "attcl-gan"
     for stage in ("score", "directions"):
-        bare = [
-            name
+        words = {
+            name: [word for word in options(plan.command(CELL, stage, name)) if "baselines" in word]
             for name in plan.file.methods
-            if "--no-baselines" in plan.command(CELL, stage, name)
-        ]
-        assert bare == ["unet", "plave"]
+        }
+        assert words == {
+            "attcl-gan": ["--baselines"],
+            **{name: ["--no-baselines"] for name in ("unet", "plave")},
+        }
 
 
 def test_another_method_has_the_baselines_of_directions_if_the_reference_has_none():
     methods = {name: {"method": name} for name in ("attcl-gan", "unet", "plave")}
     methods["attcl-gan"]["directions"] = False
     plan = study(methods=methods)
-    assert "--no-baselines" not in plan.command(CELL, "directions", "unet")
+    assert "--baselines" in plan.command(CELL, "directions", "unet")
     assert "--no-baselines" in plan.command(CELL, "directions", "plave")
 
 

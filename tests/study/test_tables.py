@@ -15,7 +15,7 @@ from charts import cliques, critical_difference, figure_3, layers_png, similarit
 from claims import FAILS, HOLDS, OPEN, claims
 from PIL import Image
 from plan import Study, read_study
-from results import COPY, MEAN, SYNTHETIC, Cost, Results, published
+from results import COPY, MATCHED, MEAN, SYNTHETIC, Cost, Results, published
 from table import Column, Table, Value, as_csv, as_latex, as_markdown
 from tables import (
     OVERALL,
@@ -334,7 +334,11 @@ def test_translations_beyond_those_of_flair_have_a_table_with_a_row_per_method()
     marks = table.marks()
     assert marks[("p", "ratio1", "all", "StarGAN v2"), "flair to t1"] == 1  # the lowest
     assert copied
-    assert "copy" not in {labels[-1] for labels, _ in marks}
+    results.figures[cell(), "attcl-gan", "flair->t1", "fid", MATCHED] = (1.0, 94)
+    table = every_direction(study(), results, "fid")
+    matched = table.rows["p", "ratio1", "all", "quantile-matched copy"]
+    assert matched["flair to t1"].mean == 1.0
+    assert not {"copy", "quantile-matched copy"} & {labels[-1] for labels, _ in table.marks()}
     assert any("never marked" in note for note in table.notes)
 
 
