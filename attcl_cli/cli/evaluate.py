@@ -12,6 +12,7 @@ from attcl_cli.cli.options import (
     Debug,
     Device,
     DryRun,
+    ForceData,
     Json,
     LayoutName,
     Ori,
@@ -76,6 +77,15 @@ def evaluate(
     ] = False,
     layout: LayoutName = "auto",
     modalities: Vocabulary = None,
+    background: Annotated[
+        str | None,
+        typer.Option(
+            "--background",
+            metavar="VALUE",
+            help="What is background in the images: auto, keep, or a value.  [default: as the segmenter was trained]",
+        ),
+    ] = None,
+    force: ForceData = False,
     device: Device = "auto",
     workers: Workers = 2,
     overwrite: Overwrite = False,
@@ -86,6 +96,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Score label maps of test cases, or a trained segmenter. Any program may have made the label maps."""
+    from attcl_cli.data.background import parse_background
     from attcl_cli.segmentation import run_evaluate
 
     terminal = Terminal(as_json=as_json, quiet=quiet)
@@ -101,6 +112,8 @@ def evaluate(
         allow_missing=allow_missing,
         layout=layout,
         modalities=modalities,
+        background=None if background is None else parse_background(background),
+        force=force,
         device=device,
         num_workers=workers,
         overwrite=overwrite,

@@ -435,9 +435,13 @@ def _refuse_mixture(places: Places) -> None:
     """Refuse a folder of the other kind: a challenge's folder holds its volumes and nothing else."""
     output, naming = places.output, places.naming
     if naming is None:
-        record = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records
-        layout = read_record(record).get("config", {}).get("layout")
-        if layout in SUBMISSIONS and output.is_dir():
+        records = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records
+        layouts = {
+            read_record(records, path.name).get("config", {}).get("layout")
+            for path in sorted(records.glob("run*.json"))  # of parts, too
+        }
+        layout = next((it for it in layouts if it in SUBMISSIONS), None)
+        if layout is not None and output.is_dir():
             raise UsageError(
                 f"--cpl: {output} holds what --layout {layout} wrote, expected another folder for the dataset's names",
                 "choose another --cpl",

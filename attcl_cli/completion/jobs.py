@@ -5,6 +5,7 @@ Decides nothing: the rule is in `plan`, the refusals are in `checks`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -258,7 +259,9 @@ class Places:
         """Return the folder of side-cars and `run.json`: the output folder, or the one beside it."""
         if self.naming is None:
             return self.output
-        return self.output.parent / f"{self.output.absolute().name}-labels"
+        # The parent of "." is no other folder; a link stays a link.
+        whole = Path(os.path.abspath(self.output))  # noqa: PTH100
+        return whole.parent / f"{whole.name}-labels"
 
     def files(self, case: Case, target: str) -> tuple[PurePosixPath, ...]:
         """Return the volume, or its PNG slices, relative to the output folder."""

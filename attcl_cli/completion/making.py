@@ -336,7 +336,7 @@ def _write(
         if side_car.exists():
             before = read_side_car(side_car)
             if _making(before) != _making(document):
-                for file in whole:
+                for file in (*whole, uncertainty_file(whole[0])):
                     require_inside(plan.output / file)
                     with contextlib.suppress(OSError):
                         (plan.output / file).unlink()

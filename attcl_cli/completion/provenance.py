@@ -46,15 +46,16 @@ def read_provenance(
     """
     weights: list[Mapping[str, str]] = []
     learned: dict[str, set[str]] = {}
+    recorded: set[str] = set()
     known = True
     for path in sorted(completed.glob("run*.json")):
         record = read_record(completed, path.name)
         if record.get("command") != "complete":
             continue
-        if record.get("weights") and record["weights"] not in weights:
-            weights.append(record["weights"])
+        weights += [it for it in named(record) if it not in weights]
         known = known and isinstance(record.get("trained_on"), list)
-        for sha256, cases in _trained_on(record).items():
+        recorded |= trained_on(record).keys()
+        for sha256, cases in _cases_of_patients(record).items():
             learned.setdefault(sha256, set()).update(cases)
     seen = {
         case
@@ -62,9 +63,9 @@ def read_provenance(
         for case in training_cases(made_by, cases, patient_of)
         if not made_by[case] or sha256 in made_by[case]
     }
-    return Provenance(
-        tuple(weights), known and bool(weights), tuple(case for case in made_by if case in seen)
-    )
+    makers = {sha256 for each in made_by.values() for sha256 in each}
+    known = known and bool(weights) and makers <= recorded
+    return Provenance(tuple(weights), known, tuple(case for case in made_by if case in seen))
 
 
 def training_cases(
@@ -123,11 +124,18 @@ def notes_of_learned(learned: Mapping[str, Sequence[str]]) -> list[str]:
     ]
 
 
-def _trained_on(record: Mapping[str, Any]) -> Mapping[str, Collection[str]]:
-    """Return SHA-256 of weights -> their training cases, of a record; phantoms of all cohorts have the same names."""
-    named = record.get("weights") or {}
-    if named.get("name") == BUNDLED:
-        return {}
-    return record.get("trained_on_by_weights") or {
-        named.get("sha256", ""): record.get("trained_on") or ()
-    }
+def named(record: Mapping[str, Any]) -> list[Mapping[str, str]]:
+    """Return name and SHA-256 of all weights of a record, its first ones first."""
+    return [it for it in (record.get("weights"), *record.get("further_weights", ())) if it]
+
+
+def trained_on(record: Mapping[str, Any]) -> Mapping[str, Collection[str]]:
+    """Return SHA-256 of weights -> their training cases, of a record."""
+    first = (record.get("weights") or {}).get("sha256", "")
+    return record.get("trained_on_by_weights") or {first: record.get("trained_on") or ()}
+
+
+def _cases_of_patients(record: Mapping[str, Any]) -> Mapping[str, Collection[str]]:
+    """Return the same without the weights of phantoms, of which all cohorts have the same names."""
+    simulated = {it.get("sha256", "") for it in named(record) if it.get("name") == BUNDLED}
+    return {sha256: it for sha256, it in trained_on(record).items() if sha256 not in simulated}

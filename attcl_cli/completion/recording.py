@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attcl_cli.completion import provenance
 from attcl_cli.completion.doubt import read_doubt
 from attcl_cli.completion.jobs import Completed, CompletionPlan, Doubt
-from attcl_cli.data.dataset import Source
+from attcl_cli.data.dataset import Source, makers_in, read_side_car
 from attcl_cli.data.layouts import Layout
 from attcl_cli.errors import AttclError, counted
 from attcl_cli.methods.weights import Weights
@@ -24,10 +25,13 @@ def new_record(
     naming: Layout | None,
     targets: Sequence[str],
 ) -> RunRecord:
-    """Return the record of a completion that begins: its options, its weights, and the cases these were trained on."""
+    """Return the record of a completion that begins: its options, its weights, and the cases these were trained on.
+
+    Weights of an earlier run stay in it, if they made volumes that stay.
+    """
     first = plan.models[0] if plan.models else None
     trained_on = {case for model in plan.models for case in model.info.trained_on}
-    return RunRecord(
+    record = RunRecord(
         path,
         "complete",
         outputs_in=plan.output,
@@ -63,6 +67,34 @@ def new_record(
             ),
         },
     )
+    _keep_earlier_weights(plan, record)
+    return record
+
+
+def _keep_earlier_weights(plan: CompletionPlan, record: RunRecord) -> None:
+    """Add the weights of an earlier run that made volumes which stay: `score` asks whom these were trained on."""
+    before = read_record(record.path.parent, record.path.name)
+    own = {weights.sha256 for weights in plan.models}
+    earlier = [it for it in provenance.named(before) if it.get("sha256") not in own]
+    if before.get("command") != record.command or not earlier:
+        return
+    made_anew = {(job.case.id, target) for job in plan.jobs for target in job.outputs}
+    left = {
+        sha256
+        for case in plan.dataset.cases
+        for target in plan.dataset.modalities
+        if target not in case.files and (case.id, target) not in made_anew
+        for sha256 in makers_in(read_side_car(plan.places.side_car(case, target)))
+    }
+    kept = [it for it in earlier if it.get("sha256") in left]
+    if not kept:
+        return
+    learned = provenance.trained_on(before)
+    by_weights = {weights.sha256: list(weights.info.trained_on) for weights in plan.models}
+    by_weights |= {it["sha256"]: list(learned.get(it["sha256"], ())) for it in kept}
+    record.extra["further_weights"] = [*record.extra.get("further_weights", []), *kept]
+    record.extra["trained_on_by_weights"] = by_weights
+    record.extra["trained_on"] = sorted({case for cases in by_weights.values() for case in cases})
 
 
 def _named(weights: Weights) -> dict[str, str]:

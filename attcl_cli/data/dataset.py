@@ -199,6 +199,12 @@ def read_side_car(path: Path) -> dict[str, Any]:
     return document
 
 
+def makers_in(side_car: Mapping[str, Any]) -> frozenset[str]:
+    """Return the SHA-256 of all weights that a side-car says made its volume."""
+    makers = (side_car.get("weights"), *(side_car.get("averaged") or ()))
+    return frozenset(it["sha256"] for it in makers if it)
+
+
 def sources_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a side-car says that its volume was made from, a modality and its files each."""
     return list(side_car.get("sources") or [side_car.get("source") or {}])

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli.data.dataset import SPLITS_FILE, Case, Dataset, Source
-from attcl_cli.data.layouts import canonical
+from attcl_cli.data.layouts import LAYOUTS, canonical
 from attcl_cli.data.patients import leaks
 from attcl_cli.data.records import SPLITS as SPLITS  # noqa: PLC0414 - part of what splits are
 from attcl_cli.data.records import SPLITS_VERSION, splits_record
+from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.documents import clipped
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, raise_all, some
 from attcl_cli.files import read_json, read_toml
@@ -259,8 +260,25 @@ def open_truth(
         raise AttclError(
             f"{folder}: no such folder, expected the complete dataset", hint, code="truth-not-found"
         )
-    recorded = splits.bids_filter if splits is not None else ()
-    return replace(source, folder=folder, bids_filter=source.bids_filter or recorded).open()
+    return _as_it_was_split(replace(source, folder=folder), splits, source.folder).open()
+
+
+def _as_it_was_split(complete: Source, splits: Splits | None, data: Path) -> Source:
+    """Return how a complete dataset is read: as `prepare-splits` read it, but for what the user says.
+
+    The data tree has a copy of the modality names that it was made with. They hold for another complete dataset, too,
+    unless that has names of its own.
+    """
+    same = splits is not None and complete.folder.resolve() == Path(splits.source).resolve()
+    names = data / VOCABULARY_FILE
+    has_its_own = not same and (complete.folder / VOCABULARY_FILE).is_file()
+    if complete.modalities is None and names.is_file() and not has_its_own:
+        complete = replace(complete, modalities=names)
+    if splits is None:
+        return complete
+    if complete.layout == "auto" and same and splits.layout in LAYOUTS:
+        complete = replace(complete, layout=splits.layout)
+    return replace(complete, bids_filter=complete.bids_filter or splits.bids_filter)
 
 
 def to_json(splits: Splits) -> dict[str, Any]:

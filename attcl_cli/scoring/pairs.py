@@ -13,7 +13,7 @@ from typing import Any
 
 from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Case, Dataset, read_side_car, sources_in
+from attcl_cli.data.dataset import Case, Dataset, makers_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
 from attcl_cli.data.unchanged import State, look_at
@@ -165,8 +165,7 @@ def plan_comparison(
             label = read_side_car(output / data.place_side_car(case, modality))
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
-            makers = {it["sha256"] for it in (made_by, *(label.get("averaged") or ())) if it}
-            makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers
+            makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers_in(label)
             by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)
         segmentation = _segmentation(truth, true_case, problems)
         cases += [

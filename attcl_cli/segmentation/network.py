@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from attcl_cli import __version__, documents
 from attcl_cli.data import intensities
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.labels import CLASSES, CONVENTIONS
 from attcl_cli.documents import Count, Document, Items, Name
@@ -50,6 +51,7 @@ class SegmenterInfo:
         trained_on: ids of the training cases.
         validated_on: ids of the cases that chose the weights; empty: the last weights were taken.
         steps: how many training steps the weights have seen.
+        background: what was background in the volumes (`volumes.load`).
     """
 
     settings: SegmentSettings
@@ -60,6 +62,7 @@ class SegmenterInfo:
     validated_on: tuple[str, ...] = ()
     steps: int = 0
     attcl_version: str = __version__
+    background: BackgroundOption = "auto"
 
 
 class _InfoDocument(Document):
@@ -72,6 +75,7 @@ class _InfoDocument(Document):
     validated_on: Items[str]
     steps: Count
     attcl_version: str
+    background: BackgroundOption = "auto"
 
     @field_validator("convention")
     @classmethod
@@ -223,6 +227,7 @@ def read_info(path: Path) -> SegmenterInfo:
             validated_on=record.validated_on,
             steps=record.steps,
             attcl_version=record.attcl_version,
+            background=record.background,
         )
     except (ValueError, AttclError) as error:
         raise AttclError(

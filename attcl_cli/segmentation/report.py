@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from attcl_cli.completion.provenance import Provenance
+from attcl_cli.completion.provenance import PatientOf, Provenance, training_cases
 from attcl_cli.errors import counted, some
 from attcl_cli.files import write_csv
 from attcl_cli.segmentation.inputs import COMPLETED, INCOMPLETE, REAL
@@ -97,9 +97,9 @@ def leaks(provenance: Provenance, inputs: Sequence[str]) -> list[str]:
     ]
 
 
-def seen(tested_on: Sequence[str], trained_on: Sequence[str]) -> list[str]:
-    """Return warnings about a segmenter that was trained, or chosen, on test cases."""
-    both = [case for case in tested_on if case in set(trained_on)]
+def seen(tested_on: Sequence[str], trained_on: Sequence[str], patient_of: PatientOf) -> list[str]:
+    """Return warnings about a segmenter that was trained, or chosen, on test cases or other visits of a patient."""
+    both = training_cases(tested_on, set(trained_on), patient_of)
     if not both:
         return []
     return [

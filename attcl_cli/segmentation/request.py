@@ -51,6 +51,7 @@ class Request:
         layout: as in `Source`.
         modalities: as in `Source`.
         background: as in `Source`.
+        force: take volumes that a check of their voxels refuses.
         input: what the segmenter sees; None: `DEFAULT_INPUT`.
         allow_missing: leave out what has no label map, or no prediction.
     """
@@ -61,6 +62,7 @@ class Request:
     layout: str = "auto"
     modalities: str | None = None
     background: BackgroundOption = "auto"
+    force: bool = False
     input: str | None = None
     allow_missing: bool = False
 
@@ -74,8 +76,9 @@ class Request:
     def config(self) -> dict[str, Any]:
         """Return the request as `run.json` keeps it."""
         value: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        if self.background == "auto":  # as earlier versions wrote it
-            del value["background"]
+        for name, usual in (("background", "auto"), ("force", False)):
+            if value[name] == usual:  # as earlier versions wrote it
+                del value[name]
         return value
 
 
@@ -95,6 +98,11 @@ class TrainingRequest(Request):
     overrides: tuple[tuple[str, Any], ...] = ()
     per_slice: bool = False
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Return the request as `run.json` keeps it, with the folder to which its paths are relative."""
+        return {**super().config, "cwd": str(Path.cwd())}
+
 
 class _RequestDocument(Document):
     """A request in the `run.json` of a run to resume."""
@@ -105,12 +113,14 @@ class _RequestDocument(Document):
     layout: str = "auto"
     modalities: PathText | None = None
     background: BackgroundOption = "auto"
+    force: bool = False
     input: str | None = None
     allow_missing: bool = False
     compare: bool = False
     preset: str | None = None
     overrides: Items[Annotated[tuple[str, Any], Strict(strict=False)]]
     per_slice: bool = False
+    cwd: PathText | None = None
 
 
 @dataclass(frozen=True)
@@ -220,9 +230,19 @@ def resumed(output: Path, request: TrainingRequest) -> TrainingRequest:
         hint="restore it, or start a new run with another --output",
         code="invalid-record",
     )
-    values = before.model_dump(include=before.model_fields_set)
+    values = before.model_dump(include=before.model_fields_set - {"cwd"})
+    for name in ("ori", "cpl", "truth", "modalities"):
+        if values.get(name) is not None:
+            values[name] = _from_there(values[name], before.cwd)
     overrides = dict(before.overrides) | new
     return TrainingRequest(**{**values, "overrides": tuple(overrides.items())})
+
+
+def _from_there(path: str, cwd: str | None) -> str:
+    """Return a path of a run to resume: where the run began, or here, if the folders were moved since."""
+    if cwd is None or Path(cwd) == Path.cwd() or not (Path(cwd) / path).exists():
+        return path
+    return str(Path(cwd) / path)
 
 
 def refuse_place(

@@ -151,6 +151,7 @@ def segment(
         layout=layout,
         modalities=as_text(modalities),
         background=background,
+        force=force,
         input=input,
         allow_missing=allow_missing,
         compare=compare,
@@ -204,7 +205,7 @@ def segment(
         truth=ground_truth,
         size=Size(resolved.image_size, resolved.canvas),
         allow_missing=request.allow_missing,
-        force=force,
+        force=request.force,
         progress=progress,
     )
     notes += plan.notes
@@ -436,6 +437,7 @@ def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:
         input=item.name,
         channels=item.channels,
         convention=session.plan.convention.name,
+        background=session.request.background,
         trained_on=store.cases,
         validated_on=validation.cases if validation is not None else (),
     )

@@ -6,10 +6,11 @@ How the result is shown is left to the caller.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attcl_cli.data.background import BackgroundOption
 from attcl_cli.errors import AttclError, UsageError, as_note, counted
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
@@ -64,6 +65,8 @@ def evaluate(
     allow_missing: bool = False,
     layout: str = "auto",
     modalities: Path | str | None = None,
+    background: BackgroundOption | None = None,
+    force: bool = False,
     device: str = "auto",
     num_workers: int = 2,
     overwrite: bool = False,
@@ -85,6 +88,8 @@ def evaluate(
         allow_missing: leave out cases without label map or prediction.
         layout: a key of `layouts.LAYOUTS`, or `auto`.
         modalities: a TOML file with other modality names or another naming.
+        background: what is background in the images (`volumes.load`); None: as the segmenter was trained.
+        force: show the segmenter volumes that a check of their voxels refuses. Only with `weights`.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; only a segmenter needs it.
         num_workers: cases read ahead.
         overwrite: replace what an earlier evaluation left in `output`.
@@ -104,6 +109,8 @@ def evaluate(
         truth=as_text(truth),
         layout=layout,
         modalities=as_text(modalities),
+        background=background or "auto",
+        force=force,
         input=input,
         allow_missing=allow_missing,
     )
@@ -112,7 +119,8 @@ def evaluate(
     )
     if weights is not None and predictions is None:
         folder = Path(output or f"{DEFAULT_OUTPUT}-evaluated")
-        return _evaluate_segmenter(Path(weights), folder, device, options)
+        own = background is None
+        return _evaluate_segmenter(Path(weights), folder, device, options, own_background=own)
     if predictions is None or weights is not None:
         raise UsageError(
             f"PREDICTIONS: {'missing' if predictions is None else 'given with --weights'}, "
@@ -120,12 +128,13 @@ def evaluate(
             "attcl evaluate PREDICTIONS scores label maps; attcl evaluate --weights SEGMENTER predicts first",
             code="one-of-two",
         )
-    if input is not None:
-        raise UsageError(
-            "--input: given with PREDICTIONS, expected it with --weights alone",
-            "leave --input out: predictions are what they are",
-            code="options-exclude-each-other",
-        )
+    for flag, given in {"--input": input is not None, "--force": force}.items():
+        if given:
+            raise UsageError(
+                f"{flag}: given with PREDICTIONS, expected it with --weights alone",
+                f"leave {flag} out: predictions are what they are",
+                code="options-exclude-each-other",
+            )
     folder = Path(output or f"{DEFAULT_OUTPUT}-{Path(predictions).resolve().name}")
     return _evaluate_predictions(Path(predictions), folder, options)
 
@@ -227,8 +236,9 @@ def _evaluate_predictions(predictions: Path, output: Path, options: _Options) ->
 
 
 def _evaluate_segmenter(
-    weights: Path, output: Path, device: str, options: _Options
+    weights: Path, output: Path, device: str, options: _Options, *, own_background: bool
 ) -> EvaluateResult:
+    """Predict and score; with `own_background`, volumes are read as those that the segmenter was trained on."""
     request = options.request
     study = open_study(request)
     if request.input is not None:
@@ -239,6 +249,9 @@ def _evaluate_segmenter(
     from attcl_cli.segmentation.network import load_segmenter, read_info, weights_file
 
     info, file = read_info(weights), weights_file(weights)
+    if own_background:
+        request = replace(request, background=info.background)
+        study = replace(study, data=replace(study.data, background=info.background))
     name = request.input or info.input
     ground_truth = open_ground_truth(request, study, (name,))
     refuse_place(output, request, study, ground_truth)
@@ -252,7 +265,7 @@ def _evaluate_segmenter(
         size=Size(info.settings.image_size, info.settings.canvas),
         parts=("test",),
         allow_missing=request.allow_missing,
-        force=True,
+        force=request.force,
         progress=options.progress,
     )
     for note in plan.notes:
@@ -264,7 +277,9 @@ def _evaluate_segmenter(
     tested_on = plan.cases("test")
     warnings = [
         *report.leaks(study.provenance, (name,)),
-        *report.seen(tested_on, (*info.trained_on, *info.validated_on)),
+        *report.seen(
+            tested_on, (*info.trained_on, *info.validated_on), study.data.layout.patient_of
+        ),
     ]
     described = evaluation.describe(item, file, str(file))
     record = RunRecord(

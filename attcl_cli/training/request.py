@@ -8,12 +8,15 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from attcl_cli import documents
 from attcl_cli.data import splits
-from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.background import BackgroundOption
+from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
@@ -32,6 +35,16 @@ from attcl_cli.run_record import read_record
 
 CPU_PRESET = "small"
 """The preset of a run that names none and has no GPU."""
+
+
+class _Reading(documents.Document):
+    """What the `run.json` of a training says of how its volumes are found and read."""
+
+    layout: str = "auto"
+    modalities: documents.PathText | None = None
+    bids_filter: documents.Items[str] = ()
+    background: BackgroundOption = "auto"
+    force: bool = False
 
 
 def default_preset(device: str) -> str:
@@ -103,6 +116,65 @@ def data_of(run_dir: Path | None) -> Path:
     """Return the dataset that a run was trained on; `data` if there is no run, or it does not say."""
     recorded = read_record(run_dir).get("data") if run_dir is not None else None
     return Path(recorded) if isinstance(recorded, str) else Path("data")
+
+
+def reading_of(source: Source, *, force: bool) -> dict[str, Any]:
+    """Return how the volumes of a run are found and read, as `run.json` keeps it: what is not left to its default."""
+    default = Source(source.folder)
+    said = {
+        "layout": source.layout,
+        "modalities": source.modalities and str(source.modalities.absolute()),
+        "bids_filter": list(source.bids_filter),
+        "background": source.background,
+        "force": force,
+    }
+    usual = {**asdict(default), "bids_filter": [], "force": False}
+    return {name: value for name, value in said.items() if value != usual[name]}
+
+
+def require_one_place(output: Path | None, resume: Path | None) -> None:
+    """Raise a `UsageError` if a new folder and that of a run to resume are both named."""
+    if resume is not None and output is not None:
+        raise UsageError(
+            "--output: given with --resume, expected one of them",
+            "leave --output out",
+            code="options-exclude-each-other",
+        )
+
+
+def read_as_before(run_dir: Path | None, source: Source, *, force: bool) -> tuple[Source, bool]:
+    """Return how the volumes of a run to resume are read: as before, where the user says nothing.
+
+    Of a new run, None, nothing changes.
+
+    Raises:
+        UsageError: the background would be another one, so that the slices were others.
+        AttclError: the record was edited, and says what no option could.
+    """
+    if run_dir is None:
+        return source, force
+    before = documents.validated(
+        _Reading,
+        read_record(run_dir),
+        name=run_dir / "run.json",
+        expected="the record of a training",
+        hint="restore it, or start a new run",
+        code="invalid-record",
+    )
+    if source.background not in ("auto", before.background):
+        raise UsageError(
+            f"--background: {source.background}, but {run_dir} was started with {before.background}, expected the same",
+            "leave it out, or start a new run",
+            code="resumed-run-changed",
+        )
+    own = before.modalities and Path(before.modalities)
+    return replace(
+        source,
+        layout=before.layout if source.layout == "auto" else source.layout,
+        modalities=source.modalities or own or None,
+        bids_filter=source.bids_filter or before.bids_filter,
+        background=before.background,
+    ), force or before.force
 
 
 def require_run(run_dir: Path) -> None:

@@ -19,7 +19,7 @@ from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.preconditions import examine
 from attcl_cli.devices import Precision
-from attcl_cli.errors import AttclError, UsageError, as_note, counted, raise_all
+from attcl_cli.errors import AttclError, as_note, counted, raise_all
 from attcl_cli.files import sha256
 from attcl_cli.methods.settings import Settings, notes_of, read_settings, require_names, resolve
 from attcl_cli.methods.weights import WEIGHTS_FILE, find_weights
@@ -32,7 +32,9 @@ from attcl_cli.training.request import (
     data_of,
     default_preset,
     minutes_of,
+    read_as_before,
     require_free,
+    require_one_place,
     require_run,
     require_same_cases,
     require_tensorboard,
@@ -138,12 +140,7 @@ def train(
     started = time.monotonic()
     resume = Path(resume) if resume is not None else None
     output = Path(output) if output is not None else None
-    if resume is not None and output is not None:
-        raise UsageError(
-            "--output: given with --resume, expected one of them",
-            "leave --output out",
-            code="options-exclude-each-other",
-        )
+    require_one_place(output, resume)
     source = Source(
         Path(data) if data is not None else data_of(resume),
         layout,
@@ -151,6 +148,7 @@ def train(
         tuple(bids_filter),
         background,
     )
+    source, force = read_as_before(resume, source, force=force)
     file = Path(config) if config is not None else None
     chosen = with_length(overrides or {}, file, epochs=epochs, minutes=minutes)
     if resume is None:
@@ -216,6 +214,8 @@ def train(
 
     run = Session(
         origin=origin,
+        source=source,
+        force=force,
         cases=cases,
         validated=validated,
         settings=settings,

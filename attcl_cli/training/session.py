@@ -17,7 +17,7 @@ import torch
 
 from attcl_cli import devices
 from attcl_cli.data import slices
-from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.devices import Precision
@@ -33,7 +33,7 @@ from attcl_cli.report.page import REPORT_FILE
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord
 from attcl_cli.training import planning, report, trainer, validation
-from attcl_cli.training.request import step_of
+from attcl_cli.training.request import reading_of, step_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Session:
     """What one run needs to know."""
 
     origin: Dataset | Path  # a dataset, or a folder of packed slices
+    source: Source  # as the user named it
+    force: bool  # take volumes that a check of their voxels refuses
     cases: Sequence[Case]
     validated: Sequence[Case]
     settings: Settings
@@ -121,11 +123,7 @@ def _record(run: Session) -> RunRecord:
             "trained_on": [case.id for case in run.cases] or None,
             **({"simulated": True} if phantoms else {}),  # completion warns of such weights
             **({"minutes": run.minutes} if run.minutes is not None else {}),
-            **(
-                {"background": dataset.background}
-                if dataset is not None and dataset.background != "auto"
-                else {}
-            ),
+            **({} if dataset is None else reading_of(run.source, force=run.force)),
         },
         alone=not run.resume,
     )

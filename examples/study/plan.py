@@ -24,9 +24,9 @@ from attcl_cli.scoring.metrics import METRICS
 STAGES = ("splits", "train", "complete", "score", "directions", "segment", "reference")
 """The kinds of job, in the order of the data; `reference` trains the segmenters that need no completion."""
 
-LOGGED = """( {params.command} ) > /dev/null 2> {log} || {{
-    code=$?; [ ! -f {log} ] || tail -n 3 {log} >&2
-    echo "exit status $code" >> {log} || true; exit $code; }}"""
+LOGGED = """( {params.command} ) > /dev/null 2> {log:q} || {{
+    code=$?; [ ! -f {log:q} ] || tail -n 3 {log:q} >&2
+    echo "exit status $code" >> {log:q} || true; exit $code; }}"""
 """The shell of a job as Snakemake formats it: messages go to the log, and so does how a job ended that failed.
 
 Its last words are shown, too: a quiet Snakemake says only that there was a failure.
@@ -42,7 +42,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Share = Annotated[str, Field(pattern=r"^(1|[01]?\.\d+|\d+/\d+)$")]
+Share = Annotated[str, Field(pattern=r"^(1|[01]?\.\d+|[1-9]\d*/[1-9]\d*)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+_-]*$")]
 """A name that is also a folder's; no slash, and nothing that a shell would read."""
 
@@ -182,6 +182,7 @@ class StudyFile(_Strict):
         for what, names in (
             ("ratios", [ratio_name(ratio) for ratio in self.ratios]),
             ("subsets", self.subsets),
+            ("seeds", [str(seed) for seed in self.seeds]),
             ("titles of methods", [row.title or name for name, row in self.methods.items()]),
         ):
             if len(set(names)) < len(names):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from attcl_cli import complete
 from attcl_cli.completion.provenance import (
     describe_training_patients,
     read_provenance,
@@ -70,3 +71,48 @@ def test_patients_are_counted_and_not_their_visits():
         describe_training_patients(cases[1:3], cases, visits)
         == "2 of 3 patients are training patients of the weights"
     )
+
+
+def test_weights_of_phantoms_beside_others_do_not_hide_these(tmp_path):
+    record = {
+        "weights": {"name": "phantom-tiny", "sha256": OTHER},
+        "further_weights": [{"name": "w", "sha256": ONE}],
+        "trained_on": ["P1", "P2"],
+        "trained_on_by_weights": {OTHER: ["P2"], ONE: ["P1"]},
+    }
+    makers = (ONE, OTHER)
+    assert seen(tmp_path, {"P1": makers, "P2": makers}, **record) == ("P1",)
+    assert [it["sha256"] for it in read_provenance(tmp_path, {}, visits).weights] == [OTHER, ONE]
+
+
+def test_a_volume_of_weights_that_no_record_names_leaves_it_unknown(tmp_path):
+    document = {
+        "command": "complete",
+        "weights": {"name": "w", "sha256": ONE},
+        "trained_on": ["P1"],
+    }
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    assert read_provenance(tmp_path, {"P2": (ONE,)}, visits).known
+    assert not read_provenance(tmp_path, {"P2": (ONE, OTHER)}, visits).known
+
+
+def test_a_second_run_into_a_folder_keeps_whose_weights_made_what_stays(
+    gappy, weights, other_weights, tmp_path
+):
+    places = {"ori": gappy(lacking=[["t1", "t2"], [], [], []]), "cpl": tmp_path / "out"}
+    places["device"] = "cpu"
+    complete(**places, weights=weights.path, targets=["t2"])
+    complete(**places, weights=other_weights.path, targets=["t1"])
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    named = [record["weights"], *record["further_weights"]]
+    assert [it["sha256"] for it in named] == [other_weights.sha256, weights.sha256]
+    assert record["trained_on_by_weights"] == {
+        other_weights.sha256: list(other_weights.info.trained_on),
+        weights.sha256: list(weights.info.trained_on),
+    }
+    assert set(record["trained_on"]) == {*weights.info.trained_on, *other_weights.info.trained_on}
+    # Made again by others, nothing is left of the first.
+    complete(**places, weights=other_weights.path, targets=["t1", "t2"], overwrite=True)
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["weights"]["sha256"] == other_weights.sha256
+    assert "further_weights" not in record

@@ -114,3 +114,13 @@ def test_an_uncertainty_that_was_removed_is_made_again_with_its_volume(gappy, we
     assert make(root, output, weights, **options) == files
     assert content(output) == before
     assert make(root, output, weights, **options) == []
+
+
+def test_other_weights_leave_no_deviation_of_the_ones_before(
+    incomplete_root, weights, other_weights, tmp_path
+):
+    out = tmp_path / "out"
+    make(incomplete_root, out, weights, samples=3, uncertainty=True)
+    assert list(out.rglob("*_uncertainty.nii.gz"))
+    make(incomplete_root, out, other_weights, overwrite=True)
+    assert not list(out.rglob("*_uncertainty.nii.gz"))

@@ -72,3 +72,25 @@ def test_originals_are_not_linked_into_a_submission(gappy, runs, tmp_path):
         )  # fmt: skip
     assert caught.value.code == "options-exclude-each-other"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_submission_in_the_working_directory_has_its_records_beside_it(
+    gappy, runs, tmp_path, monkeypatch
+):
+    flat = {"ori": gappy("brats2023"), "weights": runs["general"], "device": "cpu"}
+    flat["layout"] = "brasyn-submission"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert complete(**flat, cpl=".").written == 4
+    assert (tmp_path / "sub-labels/run.json").is_file()
+    assert {path.name for path in (tmp_path / "sub").iterdir()} == {f"{it}.nii.gz" for it in NAMES}
+    assert complete(**flat, cpl=".").done_before == 4
+
+
+def test_a_submission_that_was_made_in_parts_is_none_of_a_dataset_either(gappy, runs, tmp_path):
+    own = {"ori": gappy("brats2023"), "weights": runs["general"], "device": "cpu"}
+    own["cpl"] = tmp_path / "sub"
+    for part in (1, 2):
+        complete(**own, layout="brasyn-submission", num_parts=2, part_id=part)
+    with pytest.raises(UsageError, match="holds what --layout brasyn-submission wrote"):
+        complete(**own)

@@ -10,14 +10,16 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 
 import pytest
+from completers import phantom_file
 
-from attcl_cli.data.dataset import Case, Dataset, open_dataset
+from attcl_cli.data.dataset import Case, Dataset, Source, open_dataset
 from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.data.splits import (
     Splits,
     group_sizes,
     make_splits,
+    open_truth,
     read_ratio,
     read_splits,
 )
@@ -398,3 +400,43 @@ def test_what_a_folder_holds_otherwise_than_its_splits_say_is_named(phantom_root
         f"{file} calls t2 of {answered} hidden, but found in this folder: what learns from it knows the answer",
         f"{file} calls t1 of {lacking} present, but not found in this folder",
     ]
+
+
+def test_the_truth_is_read_with_the_names_that_the_dataset_was_split_with(phantom_root, tmp_path):
+    root, images = tmp_path / "all", {"t1": "t1", "t1_denoised": "flair", "t2": "t2"}
+    for case, number in zip("ABC", range(3), strict=True):
+        for name, image in images.items():
+            file = root / case / f"{case}_{name}.nii.gz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(phantom_root / phantom_file(number, image), file)
+    names = tmp_path / "mine.toml"
+    names.write_text('ignore = ["*_t1.nii.gz"]\n[modalities]\nt1 = ["t1_denoised"]\nt2 = ["t2"]\n')
+    ratio = tmp_path / "ratio.toml"
+    ratio.write_text('hidden = [["t1"], ["t2"]]')
+    data = tmp_path / "data"
+    prepare_splits(root, data, modalities=names, ratio=str(ratio), sizes=(2, 0, 1))
+    splits = read_splits(data)
+    for folder in (None, root):
+        truth = open_truth(Source(data), splits, folder)
+        assert {files["t1"][0].name[1:] for files in (case.files for case in truth.cases)} == {
+            "_t1_denoised.nii.gz"
+        }
+    # Another complete dataset has its own names, if it has any.
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    (other / "modalities.toml").write_text('[modalities]\nt1 = ["t1"]\nt2 = ["t2"]\n')
+    truth = open_truth(Source(data), splits, other)
+    assert truth.cases[0].files["t1"][0].name == "A_t1.nii.gz"
+
+
+def test_the_truth_is_read_in_the_layout_that_was_split(phantoms, tmp_path):
+    root, data = tmp_path / "all", tmp_path / "data"
+    shutil.copytree(phantoms("bids"), root)
+    for number in range(9):  # more than there are of BIDS
+        file = root / f"Other_{number}" / f"Other_{number}_t1.nii.gz"
+        file.parent.mkdir()
+        file.touch()
+    prepare_splits(root, data, layout="bids", sizes=(2, 1, 1), ratio="ratio3")
+    truth = open_truth(Source(data), read_splits(data), None)
+    assert truth.layout.name == "bids"
+    assert len(truth.cases) == 4

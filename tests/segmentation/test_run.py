@@ -395,3 +395,23 @@ def test_real_modalities_beat_flair_and_a_perfect_completion_equals_them(tmp_pat
     for region in ("WT", "TC", "ET"):
         equal = gaps["real", "completed", region]
         assert (equal.mean, equal.low, equal.high) == (0, 0, 0)
+
+
+def test_a_run_is_resumed_with_force_and_from_any_folder(study, tmp_path, monkeypatch):
+    segment(input="flair", force=True)
+    config = json_in(Path("segment/run.json"))["config"]
+    assert config["force"] is True
+    assert (config["ori"], config["cwd"]) == ("data", str(study.root))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    seen = []
+    plan = run.plan_inputs
+
+    def noting(*values, **options):
+        seen.append(options["force"])
+        return plan(*values, **options)
+
+    monkeypatch.setattr(run, "plan_inputs", noting)
+    result = run.segment(resume=study.root / "segment", overrides={"steps": 4}, device="cpu")
+    assert seen == [True]
+    assert result.scores is not None

@@ -9,8 +9,9 @@ import pytest
 from helpers import fingerprint
 from segmenters import json_in, perfect_prediction, rows_in, segment, the_test_case
 
+from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.errors import AttclError, UsageError
-from attcl_cli.segmentation import evaluation
+from attcl_cli.segmentation import evaluation, report, run_evaluate
 from attcl_cli.segmentation.network import save_segmenter
 from attcl_cli.segmentation.run_evaluate import evaluate
 
@@ -173,3 +174,36 @@ def test_an_evaluation_never_replaces_a_training(study):
         evaluate("theirs", output="segment", overwrite=True)
     assert error.value.code == "output-not-ours"
     assert fingerprint(Path("segment")) == before
+
+
+def test_a_segmenter_sees_volumes_with_the_background_that_it_was_trained_with(study):
+    segment(input="flair", background=100.0, force=True)
+    evaluate(weights="segment", output="again", device="cpu", force=True)
+    assert rows_in(Path("again")) == rows_in(Path("segment"))
+    evaluate(weights="segment", output="other", background="auto", device="cpu", force=True)
+    assert rows_in(Path("other")) != rows_in(Path("segment"))
+
+
+def test_volumes_that_a_check_refuses_are_shown_to_a_segmenter_with_force_alone(study, monkeypatch):
+    segment()
+    seen = []
+    plan = run_evaluate.plan_inputs
+
+    def noting(*values, **options):
+        seen.append(options["force"])
+        return plan(*values, **options)
+
+    monkeypatch.setattr(run_evaluate, "plan_inputs", noting)
+    evaluate(weights="segment", output="one", device="cpu")
+    evaluate(weights="segment", output="two", device="cpu", force=True)
+    assert seen == [False, True]
+    with pytest.raises(UsageError, match="--force: given with PREDICTIONS"):
+        evaluate("segment/predictions", force=True)
+
+
+def test_another_visit_of_a_training_patient_is_a_warning():
+    patient_of = LAYOUTS["brats2023"].patient_of
+    trained_on, tested_on = ["BraTS-GLI-00001-000"], ["BraTS-GLI-00001-001", "BraTS-GLI-00002-000"]
+    (warning,) = report.seen(tested_on, trained_on, patient_of)
+    assert "1 of the test cases (BraTS-GLI-00001-001)" in warning
+    assert report.seen(tested_on[1:], trained_on, patient_of) == []

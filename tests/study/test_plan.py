@@ -296,3 +296,10 @@ def test_what_is_wrong_in_the_file_is_named(changes, message):
     with pytest.raises(AttclError, match=message) as caught:
         study(**changes)
     assert caught.value.code == "invalid-study"
+
+
+def test_seeds_and_shares_are_named_once_and_are_possible():
+    with pytest.raises(AttclError, match="seeds: 0, 0, expected each name once"):
+        study(seeds=[0, 0])
+    with pytest.raises(AttclError, match="subsets"):
+        study(subsets=["1", "1/0"])

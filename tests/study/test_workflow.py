@@ -258,7 +258,9 @@ def why(study: Study, stage: str, of: str = "") -> str:
 
 def run_logged(command: str, log: Path) -> int:
     """Run a job's shell as Snakemake does."""
-    text = LOGGED.format(params=SimpleNamespace(command=command), log=log)
+    text = LOGGED.replace(":q}", "}").format(
+        params=SimpleNamespace(command=command), log=shlex.quote(str(log))
+    )
     return subprocess.run(
         ["bash", "-c", f"set -euo pipefail; {text}"], check=False, capture_output=True
     ).returncode
@@ -437,6 +439,15 @@ def test_the_short_study_of_the_guide_plans_with_its_minutes_and_steps(tmp_path,
     assert sum(" --preset small --steps 300 " in command for command in commands) == 5 + 3
     assert "-o study-short/cohort/ratio1/all/seed0/data" in outcome.stdout
     assert not (tmp_path / "study-short").exists()
+
+
+def test_names_with_spaces_and_signs_run_like_others(tmp_path):
+    (tmp_path / "hide-t1+t2.toml").write_text('hidden = [["t1"], ["t2"]]')
+    study = {**TINY, "output": "a study", "ratios": ["hide-t1+t2.toml"], "subsets": ["1"]}
+    config = write(tmp_path / "tiny.yaml", study)
+    outcome = run(config, tmp_path, "--until", "splits")
+    assert outcome.returncode == 0, outcome.stdout
+    assert (tmp_path / "a study/phantom/hide-t1+t2/all/seed0/data/splits.json").is_file()
 
 
 def test_a_missing_dataset_ends_the_plan_with_its_name(tmp_path):

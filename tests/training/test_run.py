@@ -318,3 +318,26 @@ def test_a_checkpoint_that_is_damaged_is_refused(half):
     with pytest.raises(AttclError) as caught:
         train(resume=half, overrides={"steps": 4}, device="cpu")
     assert caught.value.code == "weights-unreadable"
+
+
+def test_a_resumed_run_reads_its_volumes_as_before(phantoms, here):
+    data = here / "all"
+    shutil.copytree(phantoms("brats"), data)
+    for path in data.rglob("*_t1.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_t1.", "_first.")))
+    names = here / "names.toml"
+    tokens = {"flair": ["flair"], "t1": ["first"], "t1ce": ["t1ce"], "t2": ["t2"]}
+    names.write_text(tomli_w.dumps({"modalities": tokens}))
+    how = {"modalities": names, "background": "keep", "force": True}
+    start(data, "whole", overrides={"steps": 4}, **how)
+    start(data, overrides={"steps": 2}, **how)
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["background"], record["force"]) == ("keep", True)
+    assert record["modalities"] == str(names)
+    with pytest.raises(UsageError, match="was started with keep") as caught:
+        train(resume="run", overrides={"steps": 4}, background=3.0, device="cpu")
+    assert caught.value.code == "resumed-run-changed"
+    train(resume="run", overrides={"steps": 4}, device="cpu")
+    require_same_runs(Path("whole"), Path("run"))
+    record = json.loads(Path("run/run.json").read_text())
+    assert (record["background"], record["force"]) == ("keep", True)
