@@ -6,11 +6,12 @@ import csv
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.labels import CONVENTIONS
@@ -59,6 +60,18 @@ def segment(**options: Any) -> run.SegmentResult:
     """Call `segment` of a tiny segmenter for two steps on a CPU."""
     overrides = {**TINY, **options.pop("overrides", {})}
     return run.segment(**{"device": "cpu", "overrides": overrides, **options})
+
+
+def forced(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> list[bool]:
+    """Return a list that each later plan of inputs of a module adds its `force` to."""
+    seen: list[bool] = []
+
+    def noting(*values: Any, **options: Any) -> StudyPlan:
+        seen.append(options["force"])
+        return plan_inputs(*values, **options)
+
+    monkeypatch.setattr(module, "plan_inputs", noting)
+    return seen
 
 
 def rows_in(folder: Path) -> list[dict[str, str]]:

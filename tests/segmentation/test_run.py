@@ -16,7 +16,7 @@ import nibabel as nib
 import pytest
 from helpers import REPOSITORY, complete_perfectly, fingerprint
 from safetensors.numpy import load_file
-from segmenters import FLAGS, TINY, json_in, rows_in, segment, the_test_case
+from segmenters import FLAGS, TINY, forced, json_in, rows_in, segment, the_test_case
 
 from attcl_cli.data.phantom_cohort import write_cohort
 from attcl_cli.data.prepare import prepare_splits
@@ -404,14 +404,7 @@ def test_a_run_is_resumed_with_force_and_from_any_folder(study, tmp_path, monkey
     assert (config["ori"], config["cwd"]) == ("data", str(study.root))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    seen = []
-    plan = run.plan_inputs
-
-    def noting(*values, **options):
-        seen.append(options["force"])
-        return plan(*values, **options)
-
-    monkeypatch.setattr(run, "plan_inputs", noting)
+    seen = forced(monkeypatch, run)
     result = run.segment(resume=study.root / "segment", overrides={"steps": 4}, device="cpu")
     assert seen == [True]
     assert result.scores is not None

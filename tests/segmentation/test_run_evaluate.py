@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 from helpers import fingerprint
-from segmenters import json_in, perfect_prediction, rows_in, segment, the_test_case
+from segmenters import forced, json_in, perfect_prediction, rows_in, segment, the_test_case
 
 from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.errors import AttclError, UsageError
@@ -186,14 +186,7 @@ def test_a_segmenter_sees_volumes_with_the_background_that_it_was_trained_with(s
 
 def test_volumes_that_a_check_refuses_are_shown_to_a_segmenter_with_force_alone(study, monkeypatch):
     segment()
-    seen = []
-    plan = run_evaluate.plan_inputs
-
-    def noting(*values, **options):
-        seen.append(options["force"])
-        return plan(*values, **options)
-
-    monkeypatch.setattr(run_evaluate, "plan_inputs", noting)
+    seen = forced(monkeypatch, run_evaluate)
     evaluate(weights="segment", output="one", device="cpu")
     evaluate(weights="segment", output="two", device="cpu", force=True)
     assert seen == [False, True]
