@@ -259,8 +259,9 @@ class Places:
         """Return the folder of side-cars and `run.json`: the output folder, or the one beside it."""
         if self.naming is None:
             return self.output
-        # The parent of "." is no other folder; a link stays a link.
-        whole = Path(os.path.abspath(self.output))  # noqa: PTH100
+        whole = self.output
+        if whole.name in {"", ".."}:  # the parent of "." is no other folder; a link stays a link
+            whole = Path(os.path.abspath(whole))  # noqa: PTH100
         return whole.parent / f"{whole.name}-labels"
 
     def files(self, case: Case, target: str) -> tuple[PurePosixPath, ...]:

@@ -56,8 +56,8 @@ def test_completion_that_has_seen_test_patients_is_a_warning():
 
 
 def test_a_segmenter_that_has_seen_test_cases_is_a_warning():
-    assert seen(["a", "b"], ["c"]) == []
-    (warning,) = seen(["a", "b"], ["c", "b"])
+    assert seen(["a", "b"], ["c"], str) == []
+    (warning,) = seen(["a", "b"], ["c", "b"], str)
     assert "trained on 1 of the test cases (b)" in warning
 
 
