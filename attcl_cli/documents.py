@@ -134,6 +134,7 @@ class RunDocument(Document):
     command: str | None = None
     config: dict[str, Any] = Field({})
     weights: dict[str, str] = Field({})
+    further_weights: Items[dict[str, str]] = ()
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     earlier: Items[RunPart] = ()
     cases: Items[dict[str, Any]] = ()

@@ -138,10 +138,12 @@ def test_how_often_pictures_are_drawn_changes_nothing(name, store, undisturbed, 
     ],
 )
 def test_what_is_ours_is_off_in_what_was_published(name, preset):
+    known = {key for each in METHODS for key in settings_class(each).model_fields}
     changes = {"plave_target": "t1ce"} if name == "plave" else {}
     settings = resolve(preset=preset, method=name, overrides=changes).model_dump()
     ours = {"lambda_pair": 0.0, "augment": 0.0, "warp": 0.0, "crop": 0, "supervised": 0.0}
     ours |= {"plave_supervised": 0.0, "plave_lambda_structure": 0.0, "muon": False}
+    assert ours.keys() <= known
     assert {key: settings[key] for key in ours if key in settings} == {
         key: value for key, value in ours.items() if key in settings
     }

@@ -436,11 +436,11 @@ def _refuse_mixture(places: Places) -> None:
     output, naming = places.output, places.naming
     if naming is None:
         records = Places(places.dataset, output, next(iter(SUBMISSIONS.values()))).records
-        layouts = {
+        layouts = [
             read_record(records, path.name).get("config", {}).get("layout")
             for path in sorted(records.glob("run*.json"))  # of parts, too
-        }
-        layout = next((it for it in layouts if it in SUBMISSIONS), None)
+        ]
+        layout = next((it for it in layouts if isinstance(it, str) and it in SUBMISSIONS), None)
         if layout is not None and output.is_dir():
             raise UsageError(
                 f"--cpl: {output} holds what --layout {layout} wrote, expected another folder for the dataset's names",

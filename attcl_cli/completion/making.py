@@ -389,7 +389,7 @@ def _makers(job: Job) -> str:
 
 def _making(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a side-car says of how a volume was made, of earlier versions, too."""
-    others = {"doubt", "stored", *derivative.FIELDS}
+    others = {"doubt", "stored", "attcl_version", "method_title", "note", *derivative.FIELDS}
     return {key: value for key, value in {**OLD_MANNER, **document}.items() if key not in others}
 
 

@@ -130,9 +130,11 @@ def named(record: Mapping[str, Any]) -> list[Mapping[str, str]]:
 
 
 def trained_on(record: Mapping[str, Any]) -> Mapping[str, Collection[str]]:
-    """Return SHA-256 of weights -> their training cases, of a record."""
-    first = (record.get("weights") or {}).get("sha256", "")
-    return record.get("trained_on_by_weights") or {first: record.get("trained_on") or ()}
+    """Return SHA-256 of weights -> their training cases, of those of which a record says them."""
+    by_weights: Mapping[str, Collection[str]] | None = record.get("trained_on_by_weights")
+    if by_weights or record.get("trained_on") is None:
+        return by_weights or {}
+    return {(record.get("weights") or {}).get("sha256", ""): record["trained_on"]}
 
 
 def _cases_of_patients(record: Mapping[str, Any]) -> Mapping[str, Collection[str]]:

@@ -72,29 +72,52 @@ def new_record(
 
 
 def _keep_earlier_weights(plan: CompletionPlan, record: RunRecord) -> None:
-    """Add the weights of an earlier run that made volumes which stay: `score` asks whom these were trained on."""
+    """Add the weights of an earlier run whose volumes lie there: `score` asks whom these were trained on.
+
+    `_drop_replaced_weights` removes those that have none left in the end; if the run stops, they stay.
+    """
     before = read_record(record.path.parent, record.path.name)
     own = {weights.sha256 for weights in plan.models}
-    earlier = [it for it in provenance.named(before) if it.get("sha256") not in own]
-    if before.get("command") != record.command or not earlier:
-        return
-    made_anew = {(job.case.id, target) for job in plan.jobs for target in job.outputs}
-    left = {
-        sha256
-        for case in plan.dataset.cases
-        for target in plan.dataset.modalities
-        if target not in case.files and (case.id, target) not in made_anew
-        for sha256 in makers_in(read_side_car(plan.places.side_car(case, target)))
-    }
-    kept = [it for it in earlier if it.get("sha256") in left]
+    left = _makers_of_all(plan) if before.get("command") == record.command else set()
+    kept = [it for it in provenance.named(before) if it.get("sha256") in left - own]
     if not kept:
         return
     learned = provenance.trained_on(before)
     by_weights = {weights.sha256: list(weights.info.trained_on) for weights in plan.models}
-    by_weights |= {it["sha256"]: list(learned.get(it["sha256"], ())) for it in kept}
+    # Of weights that are not among them it stays unknown.
+    by_weights |= {sha: list(learned[sha]) for it in kept if (sha := it["sha256"]) in learned}
     record.extra["further_weights"] = [*record.extra.get("further_weights", []), *kept]
-    record.extra["trained_on_by_weights"] = by_weights
+    _note_trained_on(record, by_weights)
+
+
+def _drop_replaced_weights(plan: CompletionPlan, record: RunRecord) -> None:
+    """Remove the weights of earlier runs of which this one has left no volume."""
+    further = record.extra.get("further_weights", [])
+    own = {weights.sha256 for weights in plan.models}
+    if all(it["sha256"] in own for it in further):
+        return
+    left = own | _makers_of_all(plan)
+    record.extra["further_weights"] = [it for it in further if it["sha256"] in left]
+    by_weights = record.extra["trained_on_by_weights"]
+    _note_trained_on(record, {sha: cases for sha, cases in by_weights.items() if sha in left})
+    if not record.extra["further_weights"]:
+        del record.extra["further_weights"], record.extra["trained_on_by_weights"]
+
+
+def _note_trained_on(record: RunRecord, by_weights: Mapping[str, list[str]]) -> None:
+    record.extra["trained_on_by_weights"] = dict(by_weights)
     record.extra["trained_on"] = sorted({case for cases in by_weights.values() for case in cases})
+
+
+def _makers_of_all(plan: CompletionPlan) -> set[str]:
+    """Return the SHA-256 of the weights that made the volumes of the output folder, as their side-cars say."""
+    return {
+        sha256
+        for case in plan.dataset.cases
+        for target in plan.dataset.modalities
+        if target not in case.files
+        for sha256 in makers_in(read_side_car(plan.places.side_car(case, target)))
+    }
 
 
 def _named(weights: Weights) -> dict[str, str]:
@@ -158,6 +181,7 @@ def make_all(
                 _note(plan, record, parts.pop(item.case), doubts)
                 bar(item.case)
     record.require_files()  # before the page shows them
+    _drop_replaced_weights(plan, record)
     return written, failed
 
 

@@ -59,7 +59,7 @@ VARIANTS: Mapping[str, str] = {
 """Published method -> the method of which it is a variant."""
 
 RE_SPECIFIED = frozenset({"w2gan", "msa-gan", "auto-gan"})
-"""Methods and variants of which neither text nor code was public, so that theirs is our specification."""
+"""Methods and variants of whose authors we found no code: their layers and losses are our specification."""
 
 
 class Registry(Mapping[str, "type[Method]"]):

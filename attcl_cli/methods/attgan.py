@@ -21,7 +21,7 @@ from attcl_cli.methods.adversarial import adversarial_loss
 from attcl_cli.methods.base import Losses
 from attcl_cli.methods.labelled import OURS, LabelledMethod, LabelledPart, LabelledSettings
 from attcl_cli.methods.networks.attgan import AttganDiscriminator, AttganGenerator, Head
-from attcl_cli.methods.setting_fields import Positive, Share, Weight, setting
+from attcl_cli.methods.setting_fields import Positive, Rate, Share, Weight, setting
 from attcl_cli.methods.updates import frozen
 
 _LEAST_SIDE = 2  # pixels of the deepest features: an instance norm of a single one is 0
@@ -48,6 +48,8 @@ class AttganSettings(LabelledSettings):
         "published": {"learning_rate": 2e-4, "beta1": 0.5, "beta2": 0.999, "weight_decay": 0.0},
     }  # fmt: skip
 
+    earlier: ClassVar[Mapping[str, Any]] = {**LabelledSettings.earlier, "norm_epsilon": 1e-5}
+
     epochs: int = setting(
         60,
         "Passes over the training slices, which set steps. 0: steps counts.",
@@ -69,6 +71,9 @@ class AttganSettings(LabelledSettings):
         "pooled",
         "What the discriminator's two heads see: 4x4 means of the features, or all of them (flat, as published).",
         fixed=True,
+    )
+    norm_epsilon: Rate = setting(
+        1e-3, "In the root of a batch norm's variance; TensorFlow-Slim's, as published.", fixed=True
     )
     jitter: Share = setting(
         15 / 128,
@@ -101,7 +106,9 @@ class Attgan(LabelledMethod):
         super().__init__(settings, modalities)
         s = settings
         shape = {"width": s.width, "max_width": s.max_width, "downs": s.downs}
-        self.generator = AttganGenerator(**shape, domains=len(modalities))
+        self.generator = AttganGenerator(
+            **shape, domains=len(modalities), norm_epsilon=s.norm_epsilon
+        )
         self.discriminator = AttganDiscriminator(
             image_size=s.side, **shape, domains=len(modalities), head=s.head
         )

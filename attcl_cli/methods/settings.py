@@ -468,7 +468,7 @@ def notes_of(settings: Settings) -> tuple[str, ...]:
     ours = {settings.method, variant_of(settings)} & RE_SPECIFIED
     return (
         *(
-            f"neither text nor code of {name} is public: its layers and losses are our specification (docs/methods)"
+            f"{name}: we found no code of its authors; layers and losses are our specification (docs/methods)"
             for name in sorted(ours)
         ),
         *settings.notes,

@@ -19,6 +19,7 @@ from attcl_cli.methods import losses
 from attcl_cli.methods.base import Losses
 from attcl_cli.methods.cyclegan import COMMON_ADAM, OURS
 from attcl_cli.methods.networks.adalin import GammaInput, clip_shares, pooled_side
+from attcl_cli.methods.networks.resnet import Pad
 from attcl_cli.methods.networks.towers import follow_spectra
 from attcl_cli.methods.networks.u_gat_it import (
     AttentiveDiscriminators,
@@ -49,6 +50,8 @@ class UGatItSettings(PairwiseSettings):
         "published": _PUBLISHED,
     }
 
+    earlier: ClassVar[Mapping[str, Any]] = {**PairwiseSettings.earlier, "halving_edges": "zeros"}
+
     learning_rate: Rate = setting(1e-4, "Adam step of the networks.", section="optimiser")
     weight_decay: Weight = setting(1e-4, "Adam: weight decay.", section="optimiser")
     image_pool: int = setting(
@@ -62,6 +65,11 @@ class UGatItSettings(PairwiseSettings):
     width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
     resnet_blocks: int = setting(
         4, "Residual blocks of a generator's encoder, and of its decoder.", fixed=True, ge=1, le=32
+    )
+    halving_edges: Pad = setting(
+        "reflect",
+        "What the generators' halvings see beyond the edges: their mirror image, as published, or zeros.",
+        fixed=True,
     )
     gamma_input: GammaInput = setting(
         "full",
@@ -86,7 +94,9 @@ class UGatIt(Pairwise):
         """See `Pairwise`."""
         s = self.settings
         pooled = pooled_side(s.gamma_input, s.side // 4)
-        return AttentiveGenerator(width=s.width, blocks=s.resnet_blocks, pooled=pooled)
+        return AttentiveGenerator(
+            width=s.width, blocks=s.resnet_blocks, pooled=pooled, pad_halvings=s.halving_edges
+        )
 
     def make_discriminator(self) -> nn.Module:
         """See `Pairwise`: a local and a global one."""

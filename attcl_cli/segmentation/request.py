@@ -205,7 +205,11 @@ def resumed(output: Path, request: TrainingRequest) -> TrainingRequest:
         UsageError: there is no such run, or the request has other options.
     """
     default = TrainingRequest()
-    changed = [key for key, value in asdict(request).items() if value != getattr(default, key)]
+    changed = [
+        key
+        for key, value in asdict(request).items()
+        if value != getattr(default, key) and key != "force"
+    ]
     new = dict(request.overrides)
     if (changed and changed != ["overrides"]) or set(new) - {"steps"}:
         flag = changed[0].replace("_", "-").replace("overrides", "set")
@@ -234,6 +238,7 @@ def resumed(output: Path, request: TrainingRequest) -> TrainingRequest:
     for name in ("ori", "cpl", "truth", "modalities"):
         if values.get(name) is not None:
             values[name] = _from_there(values[name], before.cwd)
+    values["force"] = request.force or before.force  # which earlier versions did not keep
     overrides = dict(before.overrides) | new
     return TrainingRequest(**{**values, "overrides": tuple(overrides.items())})
 

@@ -109,7 +109,7 @@ def evaluate(
         truth=as_text(truth),
         layout=layout,
         modalities=as_text(modalities),
-        background=background or "auto",
+        background="auto" if background is None else background,
         force=force,
         input=input,
         allow_missing=allow_missing,
@@ -292,6 +292,7 @@ def _evaluate_segmenter(
         weights={"name": str(file), "sha256": described["sha256"]},
         extra={
             "settings": info.settings.model_dump(mode="json"),
+            "background": study.data.background,
             "trained_on": list(info.trained_on),
             "validated_on": list(info.validated_on),
             "tested_on": tested_on,

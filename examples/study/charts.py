@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from plan import Study
+from plan import Study, title_of
 from results import Results
 from scipy import stats
 from table import Table
@@ -145,8 +145,8 @@ def layers_png(table: Table) -> bytes | None:
 def dice_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[str, float]]:
     """Return title -> case -> Dice of the whole tumour, of all methods of a cell."""
     return {
-        model.title or name: results.cases[cell, name, REGION, "dice"]
-        for name, model in study.file.methods.items()
+        title_of(study.file, name): results.cases[cell, name, REGION, "dice"]
+        for name in study.methods
         if (cell, name, REGION, "dice") in results.cases
     }
 
@@ -154,8 +154,7 @@ def dice_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[s
 def similarity_of_cases(study: Study, results: Results, cell: str) -> dict[str, dict[str, float]]:
     """Return title -> case -> SSIM in the brain of the completed volumes, of all methods of a cell."""
     values = {
-        model.title or name: ssim_of_cases(results, cell, name)
-        for name, model in study.file.methods.items()
+        title_of(study.file, name): ssim_of_cases(results, cell, name) for name in study.methods
     }
     return {title: by_case for title, by_case in values.items() if by_case}
 
@@ -182,7 +181,7 @@ def patients(study: Study, results: Results, cell: str) -> tuple[list[Panel], li
     panels: dict[tuple[str, str], Panel] = {}
     unread: list[str] = []
     for name in done:
-        title = study.file.methods[name].title or name
+        title = title_of(study.file, name)
         try:
             comparison = plan_comparison(
                 dataset.including(truth.modalities),

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from attcl_cli.documents import validated
 from attcl_cli.files import write_whole
-from attcl_cli.methods import METHODS
+from attcl_cli.methods import METHODS, RE_SPECIFIED
 from attcl_cli.scoring.metrics import METRICS
 
 STAGES = ("splits", "train", "complete", "score", "directions", "segment", "reference")
@@ -183,11 +183,19 @@ class StudyFile(_Strict):
             ("ratios", [ratio_name(ratio) for ratio in self.ratios]),
             ("subsets", self.subsets),
             ("seeds", [str(seed) for seed in self.seeds]),
-            ("titles of methods", [row.title or name for name, row in self.methods.items()]),
+            ("titles of methods", [title_of(self, name) for name in self.methods]),
         ):
             if len(set(names)) < len(names):
                 raise ValueError(f"{what}: {', '.join(names)}, expected each name once")
         return self
+
+
+def title_of(study: StudyFile, name: str) -> str:
+    """Return what tables and figures call a method of a study; of our own specifications that they are such."""
+    model = study.methods[name]
+    title = model.title or name
+    ours = bool({model.method, model.variant} & RE_SPECIFIED) and "re-specified" not in title
+    return f"{title} (re-specified)" if ours else title
 
 
 @dataclass(frozen=True)
@@ -422,7 +430,8 @@ class Study:
         for word in left:
             if word in {"-d", "--device"}:
                 next(left, None)
-            elif word != "--offline" and not word.startswith("--device="):
+            # Whether copies are scored by networks, too, changes nothing else; earlier studies did not ask for it.
+            elif word not in {"--offline", "--baselines"} and not word.startswith("--device="):
                 path = Path(word)
                 kept.append(
                     str(path.relative_to(self.root)) if path.is_relative_to(self.root) else word

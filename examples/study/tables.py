@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from plan import INCOMPLETE, REAL, Cell, Study, ratio_name, share_name
+from plan import INCOMPLETE, REAL, Cell, Study, ratio_name, share_name, title_of
 from results import COPIES, COPY, MATCHED, MEAN, SYNTHETIC, Results
 from table import FEW, MARK, Column, Table, Value
 from values import (
@@ -24,7 +24,6 @@ from values import (
     ssim_of_cases,
 )
 
-from attcl_cli.methods import RE_SPECIFIED
 from attcl_cli.scoring.metrics import METRICS as SCORES
 from attcl_cli.scoring.summary import SIX, SIX_DIRECTIONS
 from attcl_cli.segmentation.metrics import METRICS as SEGMENT
@@ -638,12 +637,7 @@ def _known_as(study: Study, name: str) -> str:
 def _title(study: Study, name: str) -> str:
     if name == study.file.without:
         return WITHOUT
-    model = study.file.methods.get(name)
-    if model is None:
-        return _BASELINES.get(name, name)
-    title = model.title or name
-    ours = bool({model.method, model.variant} & RE_SPECIFIED) and "re-specified" not in title
-    return f"{title} (re-specified)" if ours else title
+    return title_of(study.file, name) if name in study.methods else _BASELINES.get(name, name)
 
 
 def _titled(

@@ -571,3 +571,17 @@ def test_memory_holds_a_handful_of_cases_however_many_there_are(
     assert len(images(tmp_path / "out")) == len(most) == 24
     # read ahead, in the network, in the writers and waiting for one
     assert max(most) <= workers + 1 + making.WRITERS + 2
+
+
+def test_slices_of_an_earlier_version_stay_when_a_run_goes_on(gappy, weights, tmp_path):
+    root = gappy("slices", [("t2",), (), (), ()])
+    completed(root, tmp_path / "out", weights, slices=(10, 14))
+    before = images(tmp_path / "out")
+    missing = sorted(before)[1]
+    (tmp_path / "out" / missing).unlink()
+    side_car = next((tmp_path / "out").rglob("*.json"))
+    document = json.loads(side_car.read_text())
+    del document["method_title"]
+    side_car.write_text(json.dumps({**document, "attcl_version": "0.0.1", "note": "earlier"}))
+    completed(root, tmp_path / "out", weights, slices=(10, 14))
+    assert images(tmp_path / "out") == before

@@ -14,7 +14,9 @@ from attcl_cli.completion.provenance import (
     read_provenance,
     training_cases,
 )
+from attcl_cli.data import volumes
 from attcl_cli.data.layouts import LAYOUTS
+from attcl_cli.errors import AttclError
 
 ONE, OTHER = "a" * 64, "b" * 64
 
@@ -102,17 +104,65 @@ def test_a_second_run_into_a_folder_keeps_whose_weights_made_what_stays(
     places = {"ori": gappy(lacking=[["t1", "t2"], [], [], []]), "cpl": tmp_path / "out"}
     places["device"] = "cpu"
     complete(**places, weights=weights.path, targets=["t2"])
+    file = tmp_path / "out/run.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "trained_on": ["X"]}))  # other cases than the next have
     complete(**places, weights=other_weights.path, targets=["t1"])
-    record = json.loads((tmp_path / "out/run.json").read_text())
+    record = json.loads(file.read_text())
     named = [record["weights"], *record["further_weights"]]
     assert [it["sha256"] for it in named] == [other_weights.sha256, weights.sha256]
     assert record["trained_on_by_weights"] == {
         other_weights.sha256: list(other_weights.info.trained_on),
-        weights.sha256: list(weights.info.trained_on),
+        weights.sha256: ["X"],
     }
-    assert set(record["trained_on"]) == {*weights.info.trained_on, *other_weights.info.trained_on}
+    assert set(record["trained_on"]) == {"X", *other_weights.info.trained_on}
     # Made again by others, nothing is left of the first.
     complete(**places, weights=other_weights.path, targets=["t1", "t2"], overwrite=True)
-    record = json.loads((tmp_path / "out/run.json").read_text())
+    record = json.loads(file.read_text())
     assert record["weights"]["sha256"] == other_weights.sha256
     assert "further_weights" not in record
+    assert record["trained_on"] == list(other_weights.info.trained_on)
+
+
+def test_an_overwriting_run_that_fails_keeps_the_weights_of_what_it_left(
+    gappy, weights, other_weights, tmp_path, monkeypatch
+):
+    places = {"ori": gappy(lacking=[["t2"], ["t2"], [], []]), "cpl": tmp_path / "out"}
+    places["device"] = "cpu"
+    complete(**places, weights=weights.path)
+    save, written = volumes.save, []
+
+    def failing(paths, *values, **options):
+        if written:
+            raise AttclError("no", "more", code="test")
+        written.append(paths)
+        return save(paths, *values, **options)
+
+    monkeypatch.setattr(volumes, "save", failing)
+    with pytest.raises(AttclError):
+        complete(**places, weights=other_weights.path, overwrite=True)
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert [it["sha256"] for it in record["further_weights"]] == [weights.sha256]
+    assert weights.sha256 in record["trained_on_by_weights"]
+
+
+def test_what_was_unknown_of_earlier_weights_stays_unknown(gappy, weights, other_weights, tmp_path):
+    places = {"ori": gappy(lacking=[["t1", "t2"], [], [], []]), "cpl": tmp_path / "out"}
+    places["device"] = "cpu"
+    complete(**places, weights=weights.path, targets=["t2"])
+    file = tmp_path / "out/run.json"
+    record = json.loads(file.read_text())
+    del record["trained_on"]
+    file.write_text(json.dumps(record))
+    complete(**places, weights=other_weights.path, targets=["t1"])
+    made_by = {"P": (weights.sha256, other_weights.sha256)}
+    assert not read_provenance(tmp_path / "out", made_by, visits).known
+
+
+@pytest.mark.parametrize("wrong", [None, 5, "abc", ["x"]])
+def test_a_record_with_other_kinds_of_values_is_an_error(wrong, tmp_path):
+    document = {"command": "complete", "trained_on": [], "further_weights": wrong}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.raises(AttclError) as caught:
+        read_provenance(tmp_path, {}, visits)
+    assert "further_weights" in caught.value.message

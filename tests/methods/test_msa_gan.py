@@ -16,7 +16,7 @@ from attcl_cli.methods.msa_gan import MsaGan, MsaGanSettings
 from attcl_cli.methods.networks.attention import CBAM
 from attcl_cli.methods.networks.resnet import PatchGan, Res2NetBlock, ResnetBlock
 from attcl_cli.methods.pairwise import Pairwise
-from attcl_cli.methods.settings import resolve
+from attcl_cli.methods.settings import notes_of, resolve
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 OFF = {"res2net": False, "cbam": False}
@@ -149,3 +149,5 @@ def test_the_discriminator_attends_if_it_is_asked_to():
 
 def test_its_title_says_that_it_is_re_specified():
     assert METHODS.title("msa-gan") == "MSA-GAN (re-specified)"
+    assert ["msa-gan" in note for note in notes_of(resolve(method="msa-gan"))] == [True]
+    assert notes_of(resolve(method="cyclegan")) == ()

@@ -14,7 +14,7 @@ from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.networks.wavelets import Bands, haar, inverse_haar
-from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.methods.settings import Settings, notes_of, resolve
 from attcl_cli.methods.w2gan import W2Gan, wavelet_loss, weighted_cycle_loss
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -229,6 +229,7 @@ def test_gates_learn_with_the_generator():
 
 def test_it_is_called_re_specified_and_says_so_when_it_starts():
     assert METHODS.title("w2gan") == "W2GAN (re-specified)"
+    assert ["w2gan" in note for note in notes_of(resolve(method="w2gan"))] == [True]
 
 
 @pytest.mark.parametrize("preset", ["published", "paper"])

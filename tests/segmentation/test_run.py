@@ -406,5 +406,10 @@ def test_a_run_is_resumed_with_force_and_from_any_folder(study, tmp_path, monkey
     monkeypatch.chdir(tmp_path / "elsewhere")
     seen = forced(monkeypatch, run)
     result = run.segment(resume=study.root / "segment", overrides={"steps": 4}, device="cpu")
-    assert seen == [True]
     assert result.scores is not None
+    record = study.root / "segment/run.json"
+    document = json_in(record)
+    del document["config"]["force"]  # as earlier versions wrote it
+    record.write_text(json.dumps(document))
+    run.segment(resume=study.root / "segment", overrides={"steps": 5}, force=True, device="cpu")
+    assert seen == [True, True]

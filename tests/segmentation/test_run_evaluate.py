@@ -180,8 +180,11 @@ def test_a_segmenter_sees_volumes_with_the_background_that_it_was_trained_with(s
     segment(input="flair", background=100.0, force=True)
     evaluate(weights="segment", output="again", device="cpu", force=True)
     assert rows_in(Path("again")) == rows_in(Path("segment"))
-    evaluate(weights="segment", output="other", background="auto", device="cpu", force=True)
-    assert rows_in(Path("other")) != rows_in(Path("segment"))
+    assert json_in(Path("again/run.json"))["background"] == 100.0
+    for output, background in (("other", "auto"), ("zero", 0.0)):
+        evaluate(weights="segment", output=output, background=background, device="cpu", force=True)
+        assert rows_in(Path(output)) != rows_in(Path("segment"))
+    assert json_in(Path("zero/run.json"))["background"] == 0.0
 
 
 def test_volumes_that_a_check_refuses_are_shown_to_a_segmenter_with_force_alone(study, monkeypatch):

@@ -303,3 +303,10 @@ def test_seeds_and_shares_are_named_once_and_are_possible():
         study(seeds=[0, 0])
     with pytest.raises(AttclError, match="subsets"):
         study(subsets=["1", "1/0"])
+
+
+def test_a_study_that_was_run_before_copies_were_scored_by_networks_is_the_same():
+    plan = study()
+    for stage in ("score", "directions"):
+        assert "--baselines" in plan.command(CELL, stage, "attcl-gan")
+        assert "baselines" not in plan.made_by(CELL, stage, "attcl-gan")

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from charts import cliques, critical_difference, figure_3, layers_png, similarity_of_cases, unranked
+from charts import (
+    cliques,
+    critical_difference,
+    dice_of_cases,
+    figure_3,
+    layers_png,
+    similarity_of_cases,
+    unranked,
+)
 from claims import FAILS, HOLDS, OPEN, claims
 from PIL import Image
 from plan import Study, read_study
@@ -35,6 +43,7 @@ from tables import (
     small_data,
 )
 
+from attcl_cli.errors import AttclError
 from attcl_cli.report.pictures import REAL as REAL_TILE
 from attcl_cli.report.pictures import SYNTHETIC as SYNTHETIC_TILE
 from attcl_cli.report.pictures import Panel, Tile
@@ -356,6 +365,10 @@ def test_what_is_our_specification_says_so_whatever_the_study_calls_it():
     assert [labels[-1] for labels in rows] == [
         *("AttCL-GAN", "w2 (re-specified)", "MSA-GAN (re-specified)", "Auto (re-specified)")
     ]
+    assert "w2 (re-specified)" in dice_of_cases(study(methods=methods), results, cell())
+    methods["other"] = {"method": "unet", "title": "Auto (re-specified)"}
+    with pytest.raises(AttclError, match="expected each name once"):
+        study(methods=methods)
 
 
 def test_plave_s_table_has_the_ssim_of_each_target_and_of_all_volumes():

@@ -18,7 +18,6 @@ from attcl_cli.methods.networks.towers import StridedTower
 
 Head = Literal["pooled", "flat"]
 
-_EPSILON = 1e-3  # in the root of a batch norm's variance, as in TensorFlow-Slim
 _POOLED = 4  # pixels; what the published head sees of a slice of 128
 
 
@@ -45,9 +44,12 @@ class AttganGenerator(nn.Module):
         width, max_width: channels of the first convolution, and the most there are.
         downs: halvings, 2 at least.
         domains: number of modalities.
+        norm_epsilon: in the root of a batch norm's variance; TensorFlow-Slim's default.
     """
 
-    def __init__(self, *, width: int, max_width: int, downs: int, domains: int) -> None:
+    def __init__(
+        self, *, width: int, max_width: int, downs: int, domains: int, norm_epsilon: float = 1e-3
+    ) -> None:
         super().__init__()
         channels = widths(width, max_width, downs - 1)
         self.encoder = StridedTower(1, channels, norm="batch")
@@ -65,7 +67,7 @@ class AttganGenerator(nn.Module):
         initialise_as_slim(self)
         for layer in self.modules():
             if isinstance(layer, nn.BatchNorm2d):
-                layer.eps = _EPSILON
+                layer.eps = norm_epsilon
 
     def encode(self, x: Tensor) -> Latent:
         """Encode slices (B, 1, H, W), H and W multiples of 2^downs."""

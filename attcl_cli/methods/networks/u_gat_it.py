@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from attcl_cli.methods.networks.adalin import LIN, AdaLINBlock, Modulation
 from attcl_cli.methods.networks.blocks import initialise_as_pix2pix, leaky_relu
 from attcl_cli.methods.networks.cam import CamAttention
-from attcl_cli.methods.networks.resnet import ResnetBlock, ResnetTrunk
+from attcl_cli.methods.networks.resnet import Pad, ResnetBlock, ResnetTrunk
 from attcl_cli.methods.networks.towers import StridedTower, add_spectral_norm
 
 _LOCAL_HALVINGS, _GLOBAL_HALVINGS = 3, 5
@@ -57,13 +57,16 @@ class AttentiveGenerator(nn.Module):
         width: channels of the first convolution; the features in the middle have four times as many.
         blocks: residual blocks of the encoder, and of the decoder.
         pooled: side of the map that gamma and beta are read off (`adalin.pooled_side`).
+        pad_halvings: how the two convolutions that halve pad.
     """
 
-    def __init__(self, *, width: int, blocks: int, pooled: int) -> None:
+    def __init__(
+        self, *, width: int, blocks: int, pooled: int, pad_halvings: Pad = "reflect"
+    ) -> None:
         super().__init__()
         deep = 4 * width
         self.trunk = ResnetTrunk(
-            width=width, blocks=blocks, block=_block, pad_halvings="reflect", bias=False
+            width=width, blocks=blocks, block=_block, pad_halvings=pad_halvings, bias=False
         )
         self.attention = CamAttention(deep, F.relu)
         self.modulation = Modulation(deep, pooled)
