@@ -6,13 +6,15 @@ of this very study. Opens no volume and writes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import typer
+import yaml
 from plan import Cell, Study, ratio_name
 
 from attcl_cli.cli.app import ParserError, app
@@ -20,6 +22,7 @@ from attcl_cli.cli.prepare_splits import triple
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.splits import RATIOS, Splits, make_splits
 from attcl_cli.errors import AttclError, counted, raise_all
+from attcl_cli.files import is_within
 from attcl_cli.methods.presets import overrides_of
 from attcl_cli.methods.settings import resolve
 from attcl_cli.segmentation import settings as segmentation
@@ -35,6 +38,7 @@ def require_runnable(study: Study) -> None:
         AttclError: all problems of the first kind that there is, together.
     """
     require_places(study)
+    require_apart(study)
     require_commands(study)
     require_splits(study)
     require_same(study)
@@ -56,6 +60,53 @@ def require_places(study: Study) -> None:
                 "docs/guides/prepare-splits.md shows such a file; paths are relative to where snakemake is called",
                 code="no-ratio",
             )
+
+
+def require_apart(study: Study) -> None:
+    """Check that the study's own folder does not lie in a dataset, nor a dataset in it."""
+    for name, source in study.file.datasets.items():
+        origin = study.origin(name)
+        if source.path is not None and (
+            is_within(study.root, origin) or is_within(origin, study.root)
+        ):
+            raise AttclError(
+                f"output: {study.file.output} and the dataset {name}, {source.path}, lie in one another, expected a "
+                "folder apart from the originals",
+                "write another output into the study's YAML file",
+                code="output-among-originals",
+            )
+
+
+def require_single_keys(paths: Iterable[Path]) -> None:
+    """Check that no key of a YAML file stands there twice: the parser takes the last one, and drops the first.
+
+    Raises:
+        AttclError: a key does.
+    """
+    for path in paths:
+        try:
+            node = yaml.compose(path.read_text("utf-8"), Loader=yaml.SafeLoader)
+        except (OSError, ValueError, yaml.YAMLError):
+            continue  # Snakemake has read it
+        _refuse_twice(node, path)
+
+
+def _refuse_twice(node: yaml.Node | None, path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise AttclError(
+                    f"{path}: {key.value} stands twice in one table (line {key.start_mark.line + 1}), expected each "
+                    "key once",
+                    "give one of them another name",
+                    code="key-twice",
+                )
+            seen.add(key.value)
+            _refuse_twice(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_twice(item, path)
 
 
 def require_commands(study: Study) -> None:
@@ -187,16 +238,20 @@ def require_same(study: Study) -> None:
     Where networks run and whether they may be downloaded changes no study. A job that an earlier version of the
     workflow ran has no note.
     """
-    for note, now in study.notes():
+    problems = []
+    for note, now, folder in study.notes():
         was = note.read_text("utf-8", "replace").strip() if note.is_file() else ""
         if was and was != now:
             found, wanted = _differing(was, now)
-            raise AttclError(
-                f"{note}: the job was run with {found}, expected {wanted} as the study says now",
-                "write another output for the changed study, or remove the results of such jobs and their .done files "
-                "(docs/guides/study.md, Stop, resume, fail)",
-                code="study-changed",
+            remove = shlex.join(["rm", "-r", str(folder), str(note.with_suffix(".done"))])
+            problems.append(
+                AttclError(
+                    f"{note}: the job was run with {found}, expected {wanted} as the study says now",
+                    f"write another output for the changed study; or make this job and those after it anew: {remove}",
+                    code="study-changed",
+                )
             )
+    raise_all(problems)
 
 
 def _differing(was: str, now: str) -> tuple[str, str]:

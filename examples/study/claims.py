@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from plan import INCOMPLETE, Cell, Study, ratio_name, share_name
-from results import SYNTHETIC, Results
+from results import COPIES, SYNTHETIC, Results
 from table import Value
 from tables import PARTS
-from values import paired
+from values import paired, paired_ssim
 
 from attcl_cli.scoring.metrics import METRICS
 
@@ -56,6 +56,7 @@ def claims(study: Study, results: Results) -> list[Claim]:
                 def gap(one: str, two: str, cells: Sequence[str] = cells) -> Value | None:
                     return paired(results, cells, one, two)
 
+                found += _of_volumes(study, results, cells, place)
                 if segments:
                     base = _named(study, "stargan-v2")
                     found += _by_case(
@@ -119,8 +120,32 @@ def sign_of(value: Value) -> int:
     return (value.low > 0) - (value.high < 0)
 
 
+def _of_volumes(study: Study, results: Results, cells: Sequence[str], place: str) -> list[Claim]:
+    """Return our own questions, which need no segmenter: is the reference method above copies, and above others."""
+    reference = study.file.reference
+    copies = {
+        f"{reference} - {name}": paired_ssim(results, cells, reference, reference, name)
+        for name in COPIES
+    }
+    copies = {name: gap for name, gap in copies.items() if gap is not None} or copies
+    others = {
+        f"{reference} - {name}": paired_ssim(results, cells, reference, name)
+        for name in study.methods
+        if name != reference
+    }
+    words = "Completed volumes of the reference method have a higher SSIM than"
+    return [
+        *_by_case(f"{words} copies of their sources (ours); {place}", copies, what="SSIM"),
+        *_by_case(f"{words} those of every other method (ours); {place}", others, what="SSIM"),
+    ]
+
+
 def _by_case(
-    words: str, gaps: dict[str, Value | None], beside: Mapping[str, Value | None] | None = None
+    words: str,
+    gaps: dict[str, Value | None],
+    beside: Mapping[str, Value | None] | None = None,
+    *,
+    what: str = "Dice",
 ) -> list[Claim]:
     """Return the claim that all of these differences are above 0; none if the study has no such difference.
 
@@ -128,6 +153,7 @@ def _by_case(
         words: of the claim.
         gaps: name -> difference; None: there is no result of it, so that the claim does not hold yet.
         beside: the same of what is shown, too, and decides nothing.
+        what: the metric of the differences.
     """
     if not gaps:
         return []
@@ -139,7 +165,7 @@ def _by_case(
         else f"{name} {value.text()} (n {value.n}, p {value.p:.2g})"
         for name, value in {**gaps, **(beside or {})}.items()
     )
-    return [Claim(words, verdict, f"Dice: {evidence}")]
+    return [Claim(words, verdict, f"{what}: {evidence}")]
 
 
 def _by_direction(

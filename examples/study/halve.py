@@ -6,14 +6,21 @@ python halve.py BraTS2021 BraTS2021-half
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
+from attcl_cli.cli.terminal import show_error
 from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.vocabulary import VOCABULARY_FILE
+from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import ordinary_mode
 from attcl_cli.temporaries import temporary_folder
 
@@ -25,10 +32,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dataset", type=Path, help="a dataset of NIfTI files")
     parser.add_argument("output", type=Path, help="a new folder")
+    parser.add_argument("--layout", default="auto", help="as in attcl info --help")
+    parser.add_argument("--modalities", type=Path, help="a TOML file with other modality names")
     options = parser.parse_args()
     if options.output.exists():
         parser.error(f"{options.output} exists, expected a new folder")
-    dataset = open_dataset(options.dataset)
+    try:
+        _halve(options)
+    except AttclError as error:
+        show_error(error)
+        sys.exit(error.exit_code)
+
+
+def _halve(options: argparse.Namespace) -> None:
+    dataset = open_dataset(options.dataset, layout=options.layout, modalities=options.modalities)
+    raise_all(dataset.problems)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(options.output) as building:
         for case in dataset.cases:
@@ -36,9 +54,22 @@ def main() -> None:
                 for file in files:
                     target = building / file
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    nib.save(halved(nib.load(dataset.root / file), labels=labels), target)
+                    nib.save(_read_and_halve(dataset.root / file, labels=labels), target)
+        if dataset.vocabulary_file is not None:
+            shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
         building.chmod(ordinary_mode(0o777))
         building.rename(options.output)
+
+
+def _read_and_halve(file: Path, *, labels: bool) -> Any:
+    try:
+        return halved(nib.load(file), labels=labels)
+    except (OSError, EOFError, zlib.error, ImageFileError) as error:
+        raise AttclError(
+            f"{file}: not readable as NIfTI ({error}), expected a whole file",
+            "restore it, or leave its case out",
+            code="not-nifti",
+        ) from error
 
 
 def halved(image: Any, *, labels: bool) -> Any:

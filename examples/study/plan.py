@@ -68,6 +68,9 @@ class Source(_Strict):
     def _require_one(self) -> Source:
         if (self.path is None) == (self.simulate is None):
             raise ValueError("expected either path or simulate")
+        wanted = sum(map(int, self.sizes.split("/"))) if self.sizes else 0
+        if self.simulate is not None and wanted > self.simulate:
+            raise ValueError(f"sizes {self.sizes} of {self.simulate} simulated patients")
         return self
 
 
@@ -169,13 +172,15 @@ class StudyFile(_Strict):
     )
     fid_network: Literal["inception", "effnet-lite0"] = "inception"
     offline: bool = False
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
     needs: Mapping[Literal[STAGES], Needs] = {}  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _require_known(self) -> StudyFile:
         if self.reference not in self.methods:
-            raise ValueError(f"reference {self.reference!r} is none of the methods")
+            raise ValueError(
+                f"reference {self.reference!r} is none of the methods: write reference: {next(iter(self.methods))}"
+            )
         reserved = {"data", self.without, INCOMPLETE, REAL} & set(self.methods)
         if reserved:
             raise ValueError(f"a method cannot be called {', '.join(sorted(reserved))}")
@@ -235,10 +240,27 @@ class Study:
         """Return the file that holds the study as it is run."""
         return self.root / "study.yaml"
 
+    @property
+    def page(self) -> Path:
+        """Return the report."""
+        return self.root / "study.html"
+
+    def has_old_page(self) -> bool:
+        """Return whether there is a page, and it is that of another study or of a call that did not end."""
+        if not self.page.is_file():
+            return False
+        record = self.record
+        kept = record.read_text("utf-8", "replace") if record.is_file() else ""
+        return kept != self.text or record.stat().st_mtime_ns > self.page.stat().st_mtime_ns
+
+    @property
+    def text(self) -> str:
+        """Return what the YAML file says, with what the command line changed."""
+        return yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
+
     def keep(self) -> None:
-        """Write that file: what the YAML file says, with what the command line changed."""
-        text = yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
-        write_whole(self.record, text.encode())
+        """Write that text to `record`."""
+        write_whole(self.record, self.text.encode())
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -410,19 +432,19 @@ class Study:
         """
         return self._noted(["attcl", *self.arguments(cell, stage, of)])
 
-    def notes(self) -> Iterator[tuple[Path, str]]:
-        """Yield each file in which a job noted its command, with what the study's own job notes.
+    def notes(self) -> Iterator[tuple[Path, str, Path]]:
+        """Yield each file in which a job noted its command, what the study's own job notes, and the job's folder.
 
         Of all jobs and simulated patients that are done, and of trainings that were begun.
         """
         for dataset in self.file.datasets:
             done = self.simulated(dataset)
             if done is not None and done.is_file():
-                yield _note(done), self._noted(self._simulated(dataset))
+                yield _note(done), self._noted(self._simulated(dataset)), self.origin(dataset)
         for job in self.jobs():
             begun = job[1] in _RESUMED and (self.folder(*job) / "run.json").is_file()
             if begun or self.done(*job).is_file():
-                yield _note(self.done(*job)), self.made_by(*job)
+                yield _note(self.done(*job)), self.made_by(*job), self.folder(*job)
 
     def _noted(self, words: Sequence[str]) -> str:
         """Return words of a command without what changes no study."""

@@ -26,7 +26,7 @@ from charts import (
 )
 from claims import LEAST_CASES, Claim, claims, sign_of
 from plan import Source, Study, Training, read_study
-from results import COPY, Results, as_text, collect, published, runs_of
+from results import Results, as_text, collect, published, runs_of
 from table import Table, as_csv, as_latex, as_markdown
 from tables import OVERALL, WITHOUT, all_tables
 from values import REGION
@@ -257,7 +257,7 @@ def _described(name: str, source: Source) -> str:
 
 
 def _beside_copies(tables: list[Table]) -> str:
-    """Return how the best completed volumes and copies compare; "" without scores of them."""
+    """Return how the best completed volumes and what needs no training compare; "" without scores of them."""
     table = next((it for it in tables if it.name == "completed-ssim"), None)
     words = []
     rows = table.rows if table is not None else {}
@@ -267,19 +267,24 @@ def _beside_copies(tables: list[Table]) -> str:
             for labels, row in rows.items()
             if labels[:-1] == scenario and OVERALL in row
         }
-        copy = means.get(COPY, math.nan)
+        free = {
+            name: mean
+            for name, mean in means.items()
+            if table is not None and name in table.unmarked and not math.isnan(mean)
+        }
         made = {
             name: mean
             for name, mean in means.items()
             if table is not None and name not in table.unmarked
         }
-        if made and not math.isnan(copy):
-            best = max(made, key=lambda name: made[name])
-            above = sum(mean > copy for mean in made.values())
+        if made and free:
+            best, rival = max(made, key=made.__getitem__), max(free, key=free.__getitem__)
+            above = sum(mean > free[rival] for mean in made.values())
+            few = max(row[OVERALL].n for row in rows.values() if OVERALL in row)
             words.append(
                 f"{', '.join(scenario[:2])}, training cases {scenario[2]}: the best method has "
-                f"{made[best]:.3f} ({best}), a copy {copy:.3f}; "
-                f"{above} of {counted(len(made), 'method')} {'is' if above == 1 else 'are'} above the copy"
+                f"{made[best]:.3f} ({best}), the best of what needs no training {free[rival]:.3f} ({rival}); "
+                f"{above} of {counted(len(made), 'method')} above it ({counted(few, 'test case')})"
             )
     return f"SSIM of completed volumes in the brain, {'; '.join(words)}." if words else ""
 

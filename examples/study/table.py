@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 FEW = 10  # cases: fewer are flagged
 MARK = "\u2020"
@@ -35,6 +35,10 @@ class Value:
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
+
+    def __neg__(self) -> Value:
+        """Return the same difference seen from the other side."""
+        return replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
     def text(self, decimals: int = 3) -> str:
         """Return it as a table shows it; a count has no decimals."""
@@ -135,14 +139,17 @@ def as_csv(table: Table) -> str:
     """Return a table in full precision: a line per value, so that nothing has to be parsed out of a cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*table.labels, "column", "mean", "sd", "low", "high", "n", "seeds"])
+    writer.writerow([*table.labels, "column", "mean", "sd", "low", "high", "n", "seeds", "p"])
     for labels, values in table.rows.items():
         for column in table.columns:
             value = values.get(column.heading)
             if value is not None:
                 numbers = (value.mean, value.sd, value.low, value.high)
-                cells = ["" if math.isnan(it) else repr(float(it)) for it in numbers]
-                writer.writerow([*labels, column.heading, *cells, value.n or "", value.seeds or ""])
+                *cells, p = [
+                    "" if math.isnan(it) else repr(float(it)) for it in (*numbers, value.p)
+                ]
+                counts = (value.n or "", value.seeds or "")
+                writer.writerow([*labels, column.heading, *cells, *counts, p])
     return stream.getvalue()
 
 
@@ -162,11 +169,15 @@ def as_latex(table: Table) -> str:
     head = [_escaped(it) for it in (*table.labels, *(column.heading for column in table.columns))]
     layout = "l" * len(table.labels) + "r" * len(table.columns)
     body = "\n".join(f"{' & '.join(row)} \\\\" for row in lines)
-    notes = "\n".join(f"% {note}" for note in table.notes)
+    notes = "\n".join(f"% {note}" for note in table.notes if MARK not in note)
+    marks = "".join(
+        f"\\par\\footnotesize {_escaped(note)}\n" for note in table.notes if MARK in note
+    )
     return (
         f"% needs \\usepackage{{booktabs}}\n\\begin{{table}}\n\\caption{{{_escaped(table.title)}}}\n"
+        f"\\label{{tab:{table.name}}}\n"
         f"\\begin{{tabular}}{{{layout}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{body}\n"
-        f"\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n{notes}\n"
+        f"\\bottomrule\n\\end{{tabular}}\n{marks}\\end{{table}}\n{notes}\n"
     )
 
 

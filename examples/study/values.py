@@ -51,6 +51,24 @@ def ssim_of_cases(
     return {case: mean_defined(of_case) for case, of_case in values.items()}
 
 
+def paired_ssim(
+    results: Results, cells: Sequence[str], name: str, other: str, baseline: str = SYNTHETIC
+) -> Value | None:
+    """Return the mean paired difference of two methods in SSIM of completed volumes in the brain; None if unknown.
+
+    Args:
+        results: of the study.
+        cells: the seeds of a scenario; the differences of a case are averaged over them.
+        name: of a method.
+        other: what it is compared with.
+        baseline: what stands in place of the other's volumes: a copy of its sources.
+    """
+    return difference(
+        (ssim_of_cases(results, cell, name), ssim_of_cases(results, cell, other, baseline))
+        for cell in cells
+    )
+
+
 def difference(seeds: Iterable[tuple[Mapping[str, float], Mapping[str, float]]]) -> Value | None:
     """Return the mean paired difference, the first minus the second, with its interval; None without a common case.
 

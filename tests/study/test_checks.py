@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 from checks import (
+    require_apart,
     require_commands,
     require_places,
     require_runnable,
     require_same,
+    require_single_keys,
     require_splits,
 )
 from plan import Study, read_study
 
-from attcl_cli.errors import AttclError, single_problems
+from attcl_cli.errors import AttclError, ProblemsError, single_problems
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "study"
 CELL = "p/ratio1/all/seed0"
@@ -193,3 +195,32 @@ def test_a_training_that_is_to_be_resumed_is_that_of_the_study(begun):
     require_same(begun)
     with pytest.raises(AttclError, match=r"'--steps 5', expected '--steps 6'"):
         require_same(longer())
+
+
+def test_a_study_does_not_lie_in_its_dataset_nor_the_dataset_in_it(data):
+    for output in ("DATA", "DATA/study", "."):
+        with pytest.raises(AttclError, match="lie in one another") as caught:
+            require_apart(study(output=output))
+        assert caught.value.code == "output-among-originals"
+    require_apart(study())
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("methods:\n  plave: {method: plave}\n  plave: {method: unet}\n")
+    with pytest.raises(AttclError, match=r"plave stands twice in one table \(line 3\)"):
+        require_single_keys([file])
+    file.write_text("methods:\n  plave: {method: plave}\n  unet: {method: unet}\n")
+    require_single_keys([file, tmp_path / "none.yaml"])
+
+
+def test_all_jobs_that_were_run_otherwise_are_named_with_what_makes_them_anew(begun):
+    for job in begun.jobs():
+        begun.done(*job).touch()
+    with pytest.raises(ProblemsError) as caught:
+        require_same(study(train=begun.file.train, metrics=["psnr"]))
+    problems = single_problems(caught.value)
+    assert len(problems) > 1
+    assert problems[0].hint.endswith(
+        f"rm -r study/{CELL}/attcl-gan/scores study/jobs/{CELL}/score-attcl-gan.done"
+    )

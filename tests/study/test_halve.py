@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import nibabel as nib
@@ -29,6 +30,35 @@ def test_a_smaller_dataset_has_the_same_patients_in_the_same_place(
     assert ours == pytest.approx(large.affine @ [0.5, 0.5, 0.5, 1])
     with pytest.raises(SystemExit):  # a folder that exists
         main()
+
+
+def test_other_names_are_halved_and_what_is_wrong_is_an_error_without_a_traceback(
+    phantom_root, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "all"
+    shutil.copytree(phantom_root, root)
+    for path in root.rglob("*_t1.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_t1.", "_first.")))
+    tokens = '[modalities]\nflair = ["flair"]\nt1 = ["first"]\nt1ce = ["t1ce"]\nt2 = ["t2"]\n'
+    (tmp_path / "names.toml").write_text(tokens)
+    words = [
+        "halve.py",
+        str(root),
+        str(tmp_path / "half"),
+        "--modalities",
+        str(tmp_path / "names.toml"),
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    assert dataset_info(tmp_path / "half")["modalities"] == ["flair", "t1", "t1ce", "t2"]
+    for wrong in (tmp_path / "none", root):
+        next(root.rglob("*_t2.nii.gz")).write_bytes(b"no image")
+        monkeypatch.setattr(sys, "argv", ["halve.py", str(wrong), str(tmp_path / "other")])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

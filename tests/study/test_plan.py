@@ -305,6 +305,15 @@ def test_seeds_and_shares_are_named_once_and_are_possible():
         study(subsets=["1", "1/0"])
 
 
+def test_what_the_file_alone_shows_to_be_impossible_is_an_error():
+    with pytest.raises(AttclError, match="sizes 30/1/2 of 6 simulated patients"):
+        study(datasets={"p": {"simulate": 6, "sizes": "30/1/2"}})
+    with pytest.raises(AttclError, match="device"):
+        study(device="cudaa")
+    with pytest.raises(AttclError, match="write reference: unet"):
+        study(methods={"unet": {"method": "unet"}})
+
+
 def test_a_study_that_was_run_before_copies_were_scored_by_networks_is_the_same():
     plan = study()
     for stage in ("score", "directions"):

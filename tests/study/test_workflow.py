@@ -121,14 +121,14 @@ def test_a_study_ends_with_tables_and_a_page_and_a_killed_one_with_the_same(tmp_
             *("table-1-counts", "table-2-ssim", "table-2-fd-effnet"),
             *("directions-ssim", "directions-fd-effnet"),
             *("table-3-segmentation", "table-3-differences"),
-            *("plave-table-1-ssim", "completed-ssim", "plave-table-1-differences"),
+            *("plave-table-1-ssim", "completed-ssim", "completed-differences"),
         )
     }
     for text in (found["study.html"].decode(), found["study.md"].decode()):
         assert (
             "SSIM of completed volumes in the brain, phantom, ratio1, training cases all: " in text
         )
-        assert "above the copy" in text
+        assert "the best of what needs no training" in text
         assert "9 of 9" in text
         assert "What is missing" not in text
 
@@ -208,7 +208,7 @@ def test_the_study_of_make_study_has_every_job_done_and_its_tables(tmp_path):
             *("table-1-counts", "table-2-fd-effnet", "table-2-ssim", "table-3-segmentation"),
             *("directions-fd-effnet", "directions-ssim"),
             *("table-3-differences", "section-5.5-small-data", "plave-table-1-ssim"),
-            *("completed-ssim", "plave-table-1-differences", "costs"),
+            *("completed-ssim", "completed-differences", "costs"),
         )
     }
     assert "Nothing to be done" in run(config, tmp_path, "--config", *changes).stdout
@@ -448,6 +448,25 @@ def test_names_with_spaces_and_signs_run_like_others(tmp_path):
     outcome = run(config, tmp_path, "--until", "splits")
     assert outcome.returncode == 0, outcome.stdout
     assert (tmp_path / "a study/phantom/hide-t1+t2/all/seed0/data/splits.json").is_file()
+
+
+@pytest.mark.slow
+def test_another_title_makes_the_page_anew_and_so_does_a_study_without_the_method_that_failed(
+    tmp_path,
+):
+    study = {**TINY, "output": "study", "segment": None, "metrics": ["ssim"]}
+    wrong = {"method": "plave", "options": ["--set", "plave_target=pd"]}  # found by training alone
+    config = write(tmp_path / "tiny.yaml", {**study, "methods": {**TINY["methods"], "p": wrong}})
+    assert run(config, tmp_path, "--keep-going").returncode == 1
+    page, text = tmp_path / "study/study.html", tmp_path / "study/study.md"
+    assert "expected one of flair" in text.read_text()
+    write(config, study)
+    assert run(config, tmp_path).returncode == 0
+    assert "waits for train p" not in text.read_text() and "A study of a minute" in page.read_text()
+    assert "Nothing to be done" in run(config, tmp_path).stdout
+    write(config, {**study, "title": "Another question"})
+    assert run(config, tmp_path).returncode == 0
+    assert "Another question" in page.read_text() and "Another question" in text.read_text()
 
 
 def test_a_missing_dataset_ends_the_plan_with_its_name(tmp_path):
