@@ -106,7 +106,7 @@ def _ranks_png(ranks: Mapping[str, float], critical: float) -> bytes:
     for row, (first, end) in enumerate(cliques([ranks[name] for name in order], critical)):
         level = -0.3 - 0.22 * row
         axes.plot([first - 0.04, end + 0.04], [level, level], color="tab:blue", linewidth=4)
-    return _png(figure)
+    return _png(figure, whole=True)
 
 
 def cliques(ranks: Sequence[float], critical: float) -> list[tuple[float, float]]:
@@ -302,7 +302,9 @@ def _with(panel: Panel, made: Tile) -> Panel:
     )
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, *, whole: bool = False) -> bytes:
+    """Return a figure as PNG; with `whole`, as large as what is drawn, such as long names beside the axes."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    box = "tight" if whole else None
+    figure.savefig(stream, format="png", metadata={"Software": None}, bbox_inches=box)
     return stream.getvalue()
