@@ -284,7 +284,7 @@ def _beside_copies(tables: list[Table]) -> str:
             words.append(
                 f"{', '.join(scenario[:2])}, training cases {scenario[2]}: the best method has "
                 f"{made[best]:.3f} ({best}), the best of what needs no training {free[rival]:.3f} ({rival}); "
-                f"{above} of {counted(len(made), 'method')} above it ({counted(few, 'test case')})"
+                f"methods above it: {above} of {len(made)} ({counted(few, 'test case')})"
             )
     return f"SSIM of completed volumes in the brain, {'; '.join(words)}." if words else ""
 
