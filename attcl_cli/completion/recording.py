@@ -78,8 +78,11 @@ def _keep_earlier_weights(plan: CompletionPlan, record: RunRecord) -> None:
     """
     before = read_record(record.path.parent, record.path.name)
     own = {weights.sha256 for weights in plan.models}
-    left = _makers_of_all(plan) if before.get("command") == record.command else set()
-    kept = [it for it in provenance.named(before) if it.get("sha256") in left - own]
+    earlier = [it for it in provenance.named(before) if it.get("sha256") not in own]
+    if before.get("command") != record.command or not earlier:
+        return  # as nearly always: no side-car is read
+    left = _makers_of_all(plan)
+    kept = [it for it in earlier if it.get("sha256") in left]
     if not kept:
         return
     learned = provenance.trained_on(before)

@@ -24,12 +24,7 @@ from attcl_cli.completion.jobs import (
     Places,
 )
 from attcl_cli.completion.plan import notes_of_unproven, plan_completion
-from attcl_cli.completion.recording import (
-    finish_earlier,
-    known_doubts,
-    make_all,
-    new_record,
-)
+from attcl_cli.completion.recording import finish_earlier, known_doubts, make_all, new_record
 from attcl_cli.confined import confined
 from attcl_cli.data import derivative, originals
 from attcl_cli.data.background import BackgroundOption

@@ -167,11 +167,11 @@ def read_as_before(run_dir: Path | None, source: Source, *, force: bool) -> tupl
             "leave it out, or start a new run",
             code="resumed-run-changed",
         )
-    own = before.modalities and Path(before.modalities)
+    own = Path(before.modalities) if before.modalities else None
     return replace(
         source,
         layout=before.layout if source.layout == "auto" else source.layout,
-        modalities=source.modalities or own or None,
+        modalities=source.modalities or own,
         bids_filter=source.bids_filter or before.bids_filter,
         background=before.background,
     ), force or before.force
