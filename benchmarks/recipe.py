@@ -33,7 +33,7 @@ from recipe_cells import (
     part_of_protocol,
     read_cells,
 )
-from recipe_report import tables, write_calibration
+from recipe_report import far_volumes, tables, write_calibration
 from recipe_runs import RecipeRun, read_runs, with_yardstick
 
 from attcl_cli.cli.terminal import Terminal, show_error
@@ -83,9 +83,14 @@ def _compare(options: argparse.Namespace) -> None:
     refuse_repository(output)
     terminal = Terminal()
     if options.calibration:
-        correlations = write_calibration(output / "calibration.png", read_cells(output))
-        for name, value in correlations.items():
-            terminal.result(f"{name}: Spearman {value:.3f} with 1 - SSIM")
+        cells = read_cells(output)
+        for name, told in write_calibration(output / "calibration.png", cells).items():
+            terminal.result(
+                f"{name}: Spearman {told.overall:.3f} with 1 - SSIM over all volumes; "
+                f"{told.within:.3f} within a direction (mean of {told.directions})"
+            )
+        for (run, part), (far, of) in far_volumes(cells).items():
+            terminal.result(f"far: {far} of {of} volumes of {run} in {part}")
         terminal.result(str(output / "calibration.png"))
         return
     seeds = _seeds(options.seeds)

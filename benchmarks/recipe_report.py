@@ -5,7 +5,9 @@ Reads the records of cells (`recipe_cells`) and volumes; computes no score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -90,7 +92,32 @@ def above(
     return sum(better), len(common)
 
 
-def write_calibration(path: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Calibration:
+    """What a figure of doubt tells of the error, by Spearman's rank correlation with 1 - SSIM in the brain.
+
+    Attributes:
+        overall: over all volumes.
+        within: mean over the directions of a run in a part that have three volumes at least; nan: there are none.
+        directions: of how many it is the mean.
+    """
+
+    overall: float
+    within: float
+    directions: int
+
+
+@dataclass(frozen=True)
+class _Dot:
+    """A volume with a figure of doubt: its value, the error, the part, and the run and direction in it."""
+
+    value: float
+    error: float
+    part: str
+    direction: tuple[str, ...]
+
+
+def write_calibration(path: Path, cells: Sequence[Mapping[str, Any]]) -> dict[str, Calibration]:
     """Draw each figure of doubt against 1 - SSIM in the brain, a dot per completed volume; no picture of a patient.
 
     Args:
@@ -98,44 +125,76 @@ def write_calibration(path: Path, cells: Sequence[Mapping[str, Any]]) -> dict[st
         cells: with volumes whose side-cars carry a doubt.
 
     Returns:
-        Figure of doubt -> Spearman's correlation with 1 - SSIM.
+        Figure of doubt -> what it tells.
 
     Raises:
         UsageError: no volume has such a figure.
     """
-    points: dict[str, list[tuple[float, float, str]]] = {}
-    for cell in cells:
-        for volume in cell["volumes"]:
-            ssim = volume["values"].get("ssim brain")
-            if volume["prediction"] == SYNTHETIC and ssim is not None:
-                for name in DOUBTS:
-                    if (value := volume["doubt"].get(name)) is not None:
-                        points.setdefault(name, []).append((value, 1 - ssim, cell["part"]))
-    if not points:
+    dots: dict[str, list[_Dot]] = {}
+    for cell, volume in _completed(cells):
+        ssim = volume["values"].get("ssim brain")
+        if ssim is not None:
+            direction = (cell["part"], cell["name"], *volume["present"], volume["target"])
+            for name in DOUBTS:
+                if (value := volume["doubt"].get(name)) is not None:
+                    dot = _Dot(value, 1 - ssim, cell["part"], direction)
+                    dots.setdefault(name, []).append(dot)
+    if not dots:
         raise UsageError(
             "--calibration: no completed volume has a figure of doubt, expected some",
             "score runs or weights whose side-cars carry a doubt",
             code="no-doubt-figures",
         )
+    _draw_calibration(path, dots)
+    return {name: _calibration(of_name) for name, of_name in dots.items()}
+
+
+def far_volumes(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Return (run, part) -> how many volumes were called far from the training data, of how many."""
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for cell, volume in _completed(cells):
+        far, of = counts.get((cell["name"], cell["part"]), (0, 0))
+        here = bool(volume["doubt"].get("far"))
+        counts[cell["name"], cell["part"]] = far + here, of + 1
+    return counts
+
+
+def _completed(
+    cells: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Yield the completed volumes of cells, each with its cell."""
+    for cell in cells:
+        for volume in cell["volumes"]:
+            if volume["prediction"] == SYNTHETIC:
+                yield cell, volume
+
+
+def _calibration(dots: Sequence[_Dot]) -> Calibration:
+    groups: dict[tuple[str, ...], list[_Dot]] = {}
+    for dot in dots:
+        groups.setdefault(dot.direction, []).append(dot)
+    each = [_rank_correlation(group) for group in groups.values()]
+    known = [value for value in each if not math.isnan(value)]
+    return Calibration(_rank_correlation(dots), fmean(known) if known else math.nan, len(known))
+
+
+def _draw_calibration(path: Path, dots: Mapping[str, Sequence[_Dot]]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(points), figsize=(5 * len(points), 4), squeeze=False)
-    correlations = {}
-    for axis, (name, dots) in zip(axes[0], points.items(), strict=True):
-        for part in dict.fromkeys(part for _, _, part in dots):
-            chosen = np.array([dot[:2] for dot in dots if dot[2] == part])
-            axis.scatter(chosen[:, 0], chosen[:, 1], s=14, alpha=0.7, label=part)
-        values = np.array([dot[:2] for dot in dots])
-        correlations[name] = _rank_correlation(values)
-        axis.set_title(f"Spearman {correlations[name]:.2f}, n = {len(dots)}")
+    figure, axes = pyplot.subplots(1, len(dots), figsize=(5 * len(dots), 4), squeeze=False)
+    for axis, (name, of_name) in zip(axes[0], dots.items(), strict=True):
+        for part in dict.fromkeys(dot.part for dot in of_name):
+            chosen = [dot for dot in of_name if dot.part == part]
+            values, errors = [dot.value for dot in chosen], [dot.error for dot in chosen]
+            axis.scatter(values, errors, s=14, alpha=0.7, label=part)
+        axis.set_title(f"Spearman {_rank_correlation(of_name):.2f}, n = {len(of_name)}")
         axis.set_xlabel(name)
         axis.set_ylabel("1 - SSIM in the brain")
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-    return correlations
 
 
 def write_pictures(cases: Sequence[CasePairs], folder: Path) -> None:
@@ -305,10 +364,12 @@ def _place(key: Key) -> tuple[int, str, str]:
     return key[0].count("+"), key[0] if "+" not in key[0] else "", f"{key[1]} {key[0]}"
 
 
-def _rank_correlation(values: intensities.Array) -> float:
-    if len(values) < 3 or np.ptp(values[:, 0]) == 0 or np.ptp(values[:, 1]) == 0:
-        return float("nan")
-    return float(stats.spearmanr(values[:, 0], values[:, 1]).statistic)
+def _rank_correlation(dots: Sequence[_Dot]) -> float:
+    """Return Spearman's correlation of value and error; nan of fewer than three dots, or if one never changes."""
+    values, errors = [dot.value for dot in dots], [dot.error for dot in dots]
+    if len(dots) < 3 or len(set(values)) == 1 or len(set(errors)) == 1:
+        return math.nan
+    return float(stats.spearmanr(values, errors).statistic)
 
 
 # --- Pictures -----------------------------------------------------------------------------------------------------

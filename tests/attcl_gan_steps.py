@@ -5,15 +5,23 @@ from __future__ import annotations
 import copy
 
 import torch
+from helpers import SMALL_NETWORKS, SMALL_RUN
 from torch import Tensor
 
 from attcl_cli.data.sampling import DomainBatch
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.attcl_gan import AttclGan
-from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.settings import Settings, resolve
 
 FOUR = ("flair", "t1", "t1ce", "t2")
 ALL_OFF = {"acl": "none", "att_adain": False, "scd": False}
+
+
+def small_paper(**changes: object) -> Settings:
+    """Return preset `paper` with networks that train in milliseconds."""
+    return resolve(
+        preset="paper", overrides={**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], **changes}
+    )
 
 
 def method_of(settings: Settings) -> AttclGan:

@@ -13,6 +13,7 @@ from helpers import REPOSITORY
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.splits import read_splits
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
+from attcl_cli.methods.weights import find_weights
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
 
@@ -85,6 +86,12 @@ def test_the_protocol_has_15_training_and_5_test_patients_and_5_folds_of_3(split
     assert len(split.test) == 5 and set(TEST) < set(split.test)
     assert (len(split.validation), len(split.other_domain)) == (2, 2)
     assert not {*split.test, *split.validation, *split.other_domain} & set(split.train)
+
+
+@pytest.mark.parametrize("name", ["brain-attcl", "brain-many"])
+def test_the_bundled_weights_saw_the_training_patients_and_no_other(name, split):
+    weights = find_weights(name)
+    assert sorted(weights.info.trained_on) == sorted(split.train)
 
 
 def test_outside_a_fold_are_the_other_training_patients(split):

@@ -261,22 +261,55 @@ def test_parts_have_tables_of_their_own():
     assert text.index("## test") < text.index("0.500") < text.index("## other-domain")
 
 
+def volume_of(source: str, error: float, **doubt: Any) -> dict[str, Any]:
+    """Return a completed T2 of a cell, from one source."""
+    return {
+        "prediction": "synthetic",
+        "present": [source],
+        "target": "t2",
+        "values": {"ssim brain": 1 - error},
+        "doubt": doubt,
+    }
+
+
 def test_the_calibration_ranks_the_doubt_against_the_error(tmp_path):
     cell = cell_of("mine")
     cell["volumes"] = [
-        {
-            "prediction": "synthetic",
-            "values": {"ssim brain": 1 - error},
-            "doubt": {"disagreement": error**2, "distance": -error},
-        }
+        volume_of("t1", error, disagreement=error**2, distance=-error)
         for error in (0.1, 0.4, 0.2, 0.3)
     ]
-    correlations = recipe_report.write_calibration(tmp_path / "plot.png", [cell])
-    assert correlations == pytest.approx({"disagreement": 1.0, "distance": -1.0})
+    told = recipe_report.write_calibration(tmp_path / "plot.png", [cell])
+    assert set(told) == {"disagreement", "distance"}
+    for name, value in (("disagreement", 1), ("distance", -1)):
+        assert (told[name].overall, told[name].within) == pytest.approx((value, value))
+        assert told[name].directions == 1
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UsageError) as caught:
         recipe_report.write_calibration(tmp_path / "none.png", [cell_of("mine")])
     assert caught.value.code == "no-doubt-figures"
+
+
+def test_the_calibration_within_a_direction_is_not_that_between_directions(tmp_path):
+    cell = cell_of("mine")
+    # FLAIR is worse than T1 and doubted more, but within each the worse volumes are doubted less.
+    cell["volumes"] = [
+        volume_of(source, base + step, disagreement=base - step)
+        for source, base in (("t1", 0.1), ("flair", 0.6))
+        for step in (0.01, 0.02, 0.03)
+    ]
+    cell["volumes"] += [volume_of("t1ce", 0.9, disagreement=0.9)] * 2  # too few to have an order
+    told = recipe_report.write_calibration(tmp_path / "plot.png", [cell])["disagreement"]
+    assert told.overall > 0.5
+    assert (told.within, told.directions) == (pytest.approx(-1), 2)
+
+
+def test_volumes_far_from_the_training_data_are_counted_by_run_and_part():
+    mine, other = cell_of("mine"), cell_of("mine", "other-domain")
+    mine["volumes"] = [volume_of("t1", 0.1, far=False), volume_of("t1", 0.1)]
+    other["volumes"] = [volume_of("t1", 0.1, far=True), volume_of("t1", 0.1, far=False)]
+    other["volumes"].append({**volume_of("t1", 0.1, far=True), "prediction": "copy"})
+    counts = recipe_report.far_volumes([mine, other])
+    assert counts == {("mine", "test"): (0, 2), ("mine", "other-domain"): (1, 2)}
 
 
 # --- whole comparisons ---

@@ -544,13 +544,15 @@ class AttclGan(Method):
         x_org = self._middle(batch.x_src)
         terms: Losses = {}
         terms["adv"] = (1.0, losses.real_loss(self._judge(x_fake, batch.y_ref)))
-        encoded = pick(self.style_encoder(x_fake), batch.y_ref)
+        codes_fake = self.style_encoder(x_fake)
+        encoded = pick(codes_fake, batch.y_ref)
         style = translation.style.float()
         terms["sty"] = (s.lambda_sty, losses.style_loss(style, encoded.float()))
         # The way back starts from the fake's own features, which the contrastive loss compares, too.
         fake_features = self._encode_image(x_fake, batch.y_ref)
         fake_refined = self._refine(fake_features)
-        style_org = pick(self.style_encoder(x_org), batch.y_src)
+        generated = s.cycle_style == "generated"
+        style_org = pick(codes_fake if generated else self.style_encoder(x_org), batch.y_src)
         x_rec = self.generator.decode(fake_features, style_org, self._to_add(fake_refined))
         x_rec = self._masked(x_rec, translation.shown)
         terms |= self.cycle_losses(x_org, x_rec.float(), translation.features)

@@ -55,11 +55,9 @@ _OURS: Mapping[str, Any] = {
     "plave_brain": True,
     "plave_lambda_structure": 60.0,
 }
-# The small ones take larger steps, which shrink over the whole run: 600 steps of `tiny` at 32 pixels on 32 phantoms
-# with a modality missing each, in-brain SSIM on 8 others, mean over the four targets (seeds 0 and 1): 0.557 and 0.563
-# at 1e-3, 0.524 and 0.531 at 5e-4, 0.460 and 0.463 at 2e-4. (0.577 and 0.589 at 2e-3, but that is not measured at the
-# preset's own size and length.) The steps of `small`, 3e-4, are not measured. They begin with the image terms alone, as
-# a step with all terms takes several times as long; both terms are means over the brain, and weigh as the yardstick's.
+# The small ones take larger steps, which shrink over the whole run (docs/experiments/phantoms.md). They begin with the
+# image terms alone, as a step with all terms takes several times as long; both terms are means over the brain, and
+# weigh as the yardstick's.
 _QUICK: Mapping[str, Any] = {**_OURS, "plave_supervised": 0.5}
 
 # PLAVE's ancestors: what each has in its networks and losses. Slices, sizes, norm and optimiser stay the preset's.

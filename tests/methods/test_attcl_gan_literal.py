@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attcl_gan_steps import ALL_OFF, batch_of, method_of, weights_of
+from attcl_gan_steps import ALL_OFF, batch_of, method_of, small_paper, weights_of
 from gradients import gradients_left_by, recorded, require_equal
 from helpers import changed
 from oracles import masked, similarity
@@ -61,7 +61,8 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
     def translate(x, style):
         features = g.encode(x)
         fake = g.decode(features, style, refine(features) if s.att_adain else None)
-        return masked(fake, batch.x_src)  # x_src is all that was shown, also on the way back
+        # x_src is all that was shown, also on the way back.
+        return masked(fake, batch.x_src) if s.keep_background else fake
 
     def bce(x, domain, label):
         logits = d(x, domain)
@@ -120,7 +121,8 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
         x_fake = translate(batch.x_src, style)
         parts = {"adv": bce(x_fake, batch.y_ref, 1.0)}
         parts["sty"] = F.l1_loss(e(x_fake)[rows, batch.y_ref], style)
-        x_rec = translate(x_fake, e(batch.x_src)[rows, batch.y_src])
+        seen = x_fake if s.cycle_style == "generated" else batch.x_src
+        x_rec = translate(x_fake, e(seen)[rows, batch.y_src])
         parts["cyc"] = F.l1_loss(x_rec, batch.x_src)
         parts["ds"] = F.l1_loss(translate(batch.x_src, style2).detach(), x_fake)
         weights = {"adv": 1, "sty": s.lambda_sty, "cyc": s.lambda_cyc}
@@ -131,14 +133,15 @@ def literal_step(  # noqa: PLR0915 - read from top to bottom, as an iteration is
             parts["scd"], weights["scd"] = spread(f(z)), -s.lambda_scd
             parts["scd_reference"] = spread(e(batch.x_ref))
             weights["scd_reference"] = -s.lambda_scd
-        fake, true = x_fake[batch.has_pair], batch.x_pair[batch.has_pair]
-        counts = 1 + (s.pair_bright - 1) * (true > 0.8)
-        parts["pair"] = (counts * (fake - true).abs()).mean()
-        weights["pair"] = s.lambda_pair
-        inside = similarity(fake, true) * (true > -1)
-        shares = inside.sum(dim=(1, 2, 3)) / (true > -1).sum(dim=(1, 2, 3))
-        parts["structure"] = 1 - shares.mean()
-        weights["structure"] = s.lambda_structure
+        if s.lambda_pair > 0 or s.lambda_structure > 0:  # ours
+            fake, true = x_fake[batch.has_pair], batch.x_pair[batch.has_pair]
+            counts = 1 + (s.pair_bright - 1) * (true > 0.8)
+            parts["pair"] = (counts * (fake - true).abs()).mean()
+            weights["pair"] = s.lambda_pair
+            inside = similarity(fake, true) * (true > -1)
+            shares = inside.sum(dim=(1, 2, 3)) / (true > -1).sum(dim=(1, 2, 3))
+            parts["structure"] = 1 - shares.mean()
+            weights["structure"] = s.lambda_structure
         learn(sum(weights[name] * parts[name] for name in parts), *names)
         losses.update({f"g_{path}_{name}": value for name, value in parts.items()})
 
@@ -213,11 +216,22 @@ def require_literal(
 
 @pytest.mark.parametrize(
     "switches",
-    [ALL_OFF, {}, {**ALL_OFF, "acl": "qs"}, {**ALL_OFF, "acl": "cut"}],
-    ids=["stargan-v2", "attcl-gan", "stargan-v2+qs", "stargan-v2+cut"],
+    [
+        ALL_OFF,
+        {},
+        {**ALL_OFF, "acl": "qs"},
+        {**ALL_OFF, "acl": "cut"},
+        {"cycle_style": "generated"},
+    ],
+    ids=["stargan-v2", "attcl-gan", "stargan-v2+qs", "stargan-v2+cut", "cycle-generated"],
 )
 def test_a_step_is_the_literal_iteration_of_the_papers(switches, tiny_settings):
     require_literal(changed(tiny_settings, **WEIGHTS, **switches))
+
+
+@pytest.mark.parametrize("changes", [{}, {"cycle_style": "generated"}, ALL_OFF])
+def test_a_step_of_preset_paper_is_the_literal_iteration_without_anything_of_ours(changes):
+    require_literal(small_paper(**changes))
 
 
 def test_alternating_steps_are_the_two_halves_of_the_literal_iteration(tiny_settings):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from helpers import SMALL_NETWORKS, SMALL_RUN
+from attcl_gan_steps import small_paper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,12 +19,6 @@ from attcl_cli.methods.networks.generator import Generator
 from attcl_cli.methods.settings import Settings, parse, resolve
 
 FOUR = ("flair", "t1", "t1ce", "t2")
-
-
-def small_paper(**changes: object) -> Settings:
-    return resolve(
-        preset="paper", overrides={**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], **changes}
-    )
 
 
 def method_of(settings: Settings) -> AttclGan:

@@ -28,6 +28,7 @@ from attcl_cli.methods.networks.fusion import Branch, Design, ModalityFusion
 from attcl_cli.methods.networks.layers import BatchNormLayers
 from attcl_cli.methods.plave import Plave
 from attcl_cli.methods.settings import Settings, resolve
+from attcl_cli.training.learning_rates import rate_factor
 from attcl_cli.training.state import STATE_FILE, load_state
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -492,6 +493,16 @@ def test_batch_norm_needs_the_batch_at_once(store: SliceStore, tmp_path):
 def test_scores_of_whole_maps_want_images_as_in_training():
     assert method_of(small_paper()).stride == 16
     assert method_of(small_paper(plave_fusion="position")).stride == 4
+
+
+def test_rates_stay_for_400_epochs_and_fall_over_the_last_100():
+    s = resolve(preset="paper", method="plave", overrides={"plave_target": "t1ce"})
+    assert s.epochs == 500
+    factors = [
+        rate_factor(epoch, steps=500, decay=s.learning_rate_decay, warm_up=s.warm_up)
+        for epoch in (0, 399, 400, 450, 499)
+    ]
+    assert factors == pytest.approx([1, 1, 1, 0.5, 0.01])
 
 
 def test_the_discriminator_loss_is_halved():

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import SMALL_NETWORKS, SMALL_RUN, changed, small_settings
 
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError
-from attcl_cli.methods.settings import Settings, read_run_settings
+from attcl_cli.methods import METHODS
+from attcl_cli.methods.settings import Settings, read_run_settings, resolve
 from attcl_cli.processes import Processes
 from attcl_cli.progress import Bar, Silent
 from attcl_cli.training import planning
@@ -192,12 +196,46 @@ def test_a_method_of_two_phases_is_measured_in_both(store, tmp_path):
 # --- epochs -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_is_every_filled_slice_once(store: SliceStore):
+def test_an_epoch_has_as_many_batches_as_the_filled_slices_need(store: SliceStore):
     slices = int(store.filled.sum())
     for batch_size, steps in ((1, slices), (2, -(-slices // 2)), (slices + 1, 1)):
         settings = small_settings(epochs=1, batch_size=batch_size)
         assert planning.steps_of_epochs(settings, store) == steps
         assert planning.steps_of_epochs(changed(settings, epochs=3), store) == 3 * steps
+
+
+# What an epoch counts, of patients with four modalities each: images, places that a patient shows in all of them, or
+# the places of three pairs round a hub.
+IMAGES_OF_A_PLACE = {"plave": 1, "unet": 1} | dict.fromkeys(
+    ("cyclegan", "u-gat-it", "attentiongan", "msa-gan"), 3
+)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_trained_for_epochs(method, store: SliceStore):
+    places = int(store.filled.sum()) // 4
+    slices = places * IMAGES_OF_A_PLACE.get(method, 4)
+    settings = small_settings(method, epochs=2, batch_size=5)
+    assert planning.steps_of_epochs(settings, store) == 2 * math.ceil(slices / 5)
+
+
+def test_an_epoch_of_plaves_published_set_up_goes_over_the_slices_with_tumour(store: SliceStore):
+    volumes = [entry for entry in store.entries if entry.modality == "flair"]
+    starts = [sum(entry.count for entry in volumes[:place]) for place in range(len(volumes))]
+    segmented = replace(
+        store,
+        segmentations=tuple(
+            replace(entry, start=start) for entry, start in zip(volumes, starts, strict=True)
+        ),
+        tumour=np.arange(sum(entry.count for entry in volumes)) % 3 == 0,
+    )
+    filled = np.concatenate(
+        [store.filled[entry.start : entry.start + entry.count] for entry in volumes]
+    )
+    slices = int((filled & segmented.tumour).sum())
+    settings = resolve(preset="paper", method="plave", overrides={"plave_target": "t1ce"})
+    assert settings.epochs == 500
+    assert planning.steps_of_epochs(settings, segmented) == 500 * math.ceil(slices / 4)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
