@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from attcl_cli.errors import UsageError
@@ -150,6 +151,18 @@ def memory_of(device: torch.device) -> int | None:
     with contextlib.suppress(OSError, ValueError):  # a system that does not know these names
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None
+
+
+def has_amx(device: torch.device, listing: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether a device is a CPU with Intel's AMX, which multiplies matrices of bfloat16 several times as fast.
+
+    Args:
+        device: where networks run.
+        listing: Linux's description of the CPU; False on systems without one.
+    """
+    if device.type != "cpu" or not listing.is_file():
+        return False
+    return "amx_bf16" in listing.read_text(encoding="utf-8", errors="replace").split()
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

@@ -103,6 +103,18 @@ def test_memory_of_a_gpu_is_in_megabytes_and_a_cpu_has_none(monkeypatch) -> None
     assert devices.peak_memory_mb(torch.device("cpu")) is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [("fpu avx512_bf16 amx_bf16 amx_tile", True), ("fpu avx512_bf16", False), (None, False)],
+)
+def test_amx_is_found_in_the_description_of_the_cpu(flags, found, tmp_path) -> None:
+    listing = tmp_path / "cpuinfo"
+    if flags is not None:
+        listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    assert devices.has_amx(torch.device("cpu"), listing) is found
+    assert not devices.has_amx(torch.device("meta"), listing)
+
+
 @pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="Linux alone says it there")
 def test_the_memory_of_the_machine_is_that_of_the_system() -> None:
     total = re.search(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())

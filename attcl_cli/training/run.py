@@ -189,14 +189,14 @@ def train(
     cases, validated, remarks = _checked_cases(
         origin, settings, run_dir, resume, force=force, progress=progress
     )
+    notes += remarks + _notes(
+        settings, place, cases, precision, timed=minutes is not None, resumed=resume is not None
+    )
     precision = precision_for(precision, resume)
     if resume is not None:
         progress.say(f"{resume}: continues from step {first} in {precision}")
     elif preset is None and (file is None or "preset" not in read_settings(file)[0]):
         progress.say(about_default_preset(place, usual))
-    notes += remarks + _notes(
-        settings, place, cases, timed=minutes is not None, resumed=resume is not None
-    )
     for note in notes:
         progress.say(f"note: {note}")
     planned = TrainingResult(
@@ -340,16 +340,21 @@ def _notes(
     settings: Settings,
     device: torch.device,
     cases: Sequence[Case],
+    precision: Precision | None,
     *,
     timed: bool,
     resumed: bool,
 ) -> list[str]:
-    """Return what a new run's settings bring with them, and what makes a run useless: too slow, or a single patient."""
+    """Return what a new run's settings bring with them, what makes it faster, and what makes it useless."""
     notes = [] if resumed else list(notes_of(settings))
     if not timed and device.type == "cpu" and settings.side > _SLOW_CPU_PIXELS:
         notes.append(
             f"no GPU; {settings.side}-pixel networks take months on a CPU. "
             "To try things out: attcl train --preset tiny"
+        )
+    if precision is None and not resumed and devices.has_amx(device):
+        notes.append(
+            "this CPU has AMX: with --precision bf16 steps at full resolution take less than half the time"
         )
     if len({case.patient for case in cases}) == 1:
         notes.append(

@@ -13,6 +13,7 @@ import tomli_w
 from helpers import SMALL_NETWORKS, SMALL_RUN, fingerprint, small_settings
 from training_runs import require_same_runs
 
+from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, UsageError
@@ -35,6 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start(data: Path, output: str = "run", **options: Any) -> TrainingResult:
     overrides = {**SMALL, **options.pop("overrides", {})}
+    options.setdefault("precision", "fp32")  # chosen: nothing to note on a CPU with AMX
     return train(data, output=output, preset="tiny", overrides=overrides, device="cpu", **options)
 
 
@@ -111,6 +113,15 @@ def test_a_single_patient_is_noted_before_anything_costly(gappy, here):
         shutil.rmtree(root / case.id)
     (note,) = start(root, dry_run=True, overrides={"canvas": 48}).notes
     assert note.startswith("one training patient: networks that saw a single patient are of no use")
+
+
+@pytest.mark.parametrize(("precision", "noted"), [(None, True), ("fp32", False), ("bf16", False)])
+def test_a_cpu_with_amx_is_noted_unless_the_precision_is_chosen(
+    precision, noted, phantom_root, here, monkeypatch
+):
+    monkeypatch.setattr(devices, "has_amx", lambda device: device.type == "cpu")
+    options = {"dry_run": True, "overrides": {"canvas": 48}, "precision": precision}
+    assert ["AMX" in note for note in start(phantom_root, **options).notes] == [True] * noted
 
 
 def test_several_patients_are_not_noted(phantom_root, here):
