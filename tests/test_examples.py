@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from helpers import fingerprint
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.data.prepare import prepare_splits
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOK = EXAMPLES / "first_patient.ipynb"
@@ -104,13 +107,72 @@ def test_the_python_example_tells_an_error_in_one_line(started: Path) -> None:
     assert ended.stderr.startswith("error: --weights: 'nowhere'")
 
 
+# --- Packed slices ------------------------------------------------------------------------------------------------
+
+
+PACK = str(EXAMPLES / "pack_slices.py")
+SIZES = ["--image-size=16", "--canvas=32"]
+Pack = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def packing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the slices of two phantoms to train on and one to validate, in packed/, in several parts each."""
+    folder = tmp_path_factory.mktemp("packing")
+    write_cohort(folder / "phantoms", cases=3, voxel_mm=8)
+    (folder / "ratio.toml").write_text('hidden = [["t1"], ["t2"]]')
+    ratio = str(folder / "ratio.toml")
+    prepare_splits(folder / "phantoms", folder / "data", ratio=ratio, sizes=(2, 1, 0))
+    pack = [sys.executable, PACK, "pack", "data", "packed", *SIZES, "--part-mb=0.001"]
+    ended = run(pack, folder)
+    assert ended.returncode == 0, ended.stderr
+    return folder / "packed"
+
+
+@pytest.fixture
+def pack_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Pack:
+    """`pack_slices("pack", ...)` runs the script in the folder of the test: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(PACK)["main"]
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", [PACK, *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            assert isinstance(ended.code, int)
+            code = ended.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def unpack(pack_slices: Pack, packing: Path, tmp_path: Path) -> Callable[..., str]:
+    """`unpack("train.json", ...)` unpacks these packed files alone into slices/, and returns what is said."""
+
+    def call(*names: str, packed: Path = packing) -> str:
+        parts = tmp_path / "parts"
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir()
+        for name in names:
+            shutil.copy(packed / name, parts)
+        code, out, err = pack_slices("unpack", "parts", "slices")
+        assert code == 0, err
+        return out
+
+    return call
+
+
 def test_packed_slices_are_unpacked_to_eight_bits_of_what_they_were(tmp_path: Path) -> None:
     write_cohort(tmp_path / "phantoms", cases=2, voxel_mm=8)
-    script = str(EXAMPLES / "pack_slices.py")
-    sizes = ["--image-size=16", "--canvas=32", "--part-mb=1"]
-    packed = run([sys.executable, script, "pack", "phantoms", "packed", *sizes], tmp_path)
+    packed = run([sys.executable, PACK, "pack", "phantoms", "packed", *SIZES], tmp_path)
     assert packed.returncode == 0, packed.stderr
-    unpacked = run([sys.executable, script, "unpack", "packed", "slices"], tmp_path)
+    unpacked = run([sys.executable, PACK, "unpack", "packed", "slices"], tmp_path)
     assert unpacked.returncode == 0, unpacked.stderr
     dataset = open_dataset(tmp_path / "phantoms")
     store = slices.build(dataset, dataset.cases, tmp_path / "store", image_size=16, canvas=32)
@@ -120,6 +182,110 @@ def test_packed_slices_are_unpacked_to_eight_bits_of_what_they_were(tmp_path: Pa
     assert (other.data[store.data == -slices.STEPS] == -slices.STEPS).all()  # the background
     difference = abs(store.data.astype(int) - other.data.astype(int))
     assert 0 < difference.max() <= slices.STEPS / 255 + 1  # half a step of 8 bits
+
+
+@pytest.mark.parametrize("output", ["precious", "phantoms", ".", "phantoms/packed"])
+def test_packing_deletes_nothing_that_it_did_not_write(
+    output: str, pack_slices: Pack, tmp_path: Path
+) -> None:
+    write_cohort(tmp_path / "phantoms", cases=1, voxel_mm=8)
+    (tmp_path / "precious").mkdir()
+    for name in ("notes.txt", "train.json", "train-000.xz"):
+        (tmp_path / "precious" / name).write_text("{}")
+    before = fingerprint(tmp_path)
+    code, _, err = pack_slices("pack", "phantoms", output, *SIZES)
+    assert (code, fingerprint(tmp_path)) == (2, before)
+    found = {
+        "precious": "precious holds notes.txt, train-000.xz, train.json, which pack did not write",
+        ".": ". holds phantoms, expected a folder without originals",
+    }
+    assert f"error: output: {found.get(output, f'{output} lies inside phantoms')}" in err
+
+
+def test_packing_again_replaces_its_own_files_alone(
+    packing: Path, pack_slices: Pack, tmp_path: Path
+) -> None:
+    packed = tmp_path / "packed"
+    shutil.copytree(packing, packed)
+    before = fingerprint(packed)
+    assert {"train.json", "val.json", "train-001.xz", "val-001.xz"} <= set(before)
+    write_cohort(tmp_path / "phantoms", cases=1, voxel_mm=8)
+    again = ["pack", "phantoms", "packed", *SIZES]
+    assert pack_slices(*again, "--canvas=16")[0] == 1  # its slices are larger
+    assert fingerprint(packed) == before
+    assert pack_slices(*again)[0] == 0
+    assert {path.name for path in packed.iterdir()} == {"train.json", "train-000.xz"}
+
+
+def test_parts_are_unpacked_by_several_calls_and_trained_on_when_all_are_there(
+    packing: Path, pack_slices: Pack, unpack: Callable[..., str], tmp_path: Path
+) -> None:
+    train, val = (sorted(it.name for it in packing.glob(f"{it}-*.xz")) for it in ("train", "val"))
+    made = tmp_path / "slices"
+    said = unpack("train.json", *train[1:])
+    assert f"not here yet: {train[0]}, val.json; another call may bring them" in said
+    said = unpack(train[0])  # its description came with the others
+    assert "not here yet: val.json;" in said
+    said = unpack("val.json", *val[:-1])
+    assert f"not here yet: {val[-1]};" in said
+    assert (
+        list(made.rglob(slices.INDEX_FILE)) == []
+    )  # nobody trains on a part, or without validation
+    assert "not here yet" not in unpack(val[-1])
+    assert pack_slices("unpack", packing, "at-once")[0] == 0
+    assert len(list(made.rglob(slices.INDEX_FILE))) == 2
+    assert fingerprint(made) == fingerprint(tmp_path / "at-once")
+
+
+def test_a_part_counts_only_when_its_slices_are_written(
+    packing: Path, pack_slices: Pack, unpack: Callable[..., str], tmp_path: Path
+) -> None:
+    """A full state beside slices that were removed is not believed, and a damaged part brings nothing."""
+    every = [path.name for path in packing.iterdir()]
+    unpack(*every)
+    made = tmp_path / "slices" / slices.TRAINING_FOLDER
+    (made / slices.DATA_FILE).unlink()
+    assert "not here yet: train-000.xz" in unpack()
+    assert not slices.is_store(made)
+    part = packing / "train-000.xz"
+    (tmp_path / "parts" / part.name).write_bytes(part.read_bytes()[:-1])
+    code, _, err = pack_slices("unpack", "parts", "slices")
+    assert code == 1
+    assert "train-000.xz: not the bytes that its description names" in err
+    assert "not here yet: train-000.xz" in unpack()
+
+
+def test_slices_that_unpack_did_not_write_are_refused(
+    packing: Path, pack_slices: Pack, tmp_path: Path
+) -> None:
+    store = tmp_path / "slices" / slices.TRAINING_FOLDER
+    store.mkdir(parents=True)
+    (store / slices.INDEX_FILE).write_text("{}")  # as in the folder of a run
+    code, _, err = pack_slices("unpack", packing, "slices")
+    assert code == 2
+    assert "holds other slices, which unpack did not write" in err
+    assert [path.name for path in store.iterdir()] == [slices.INDEX_FILE]
+
+
+def test_packed_slices_of_earlier_versions_are_unpacked(
+    packing: Path, unpack: Callable[..., str], tmp_path: Path
+) -> None:
+    """They name neither the other splits nor the bytes of their parts; an earlier unpack wrote an index at once."""
+    old = tmp_path / "old"
+    shutil.copytree(packing, old)
+    described = json.loads((old / "train.json").read_text())
+    del described["splits"]
+    for part in described["parts"]:
+        del part["sha256"]
+    (old / "train.json").write_text(json.dumps(described))
+    store = tmp_path / "slices" / slices.TRAINING_FOLDER
+    store.mkdir(parents=True)
+    (store / slices.INDEX_FILE).write_text(json.dumps(described["index"]))
+    said = unpack("train.json", "train-000.xz", packed=old)
+    assert "not here yet: train-001.xz" in said and "val" not in said
+    assert not slices.is_store(store)
+    unpack(*(it.name for it in old.glob("train-*")), packed=old)
+    assert list(slices.open_store(store).trained_on) == described["index"]["cases"]
 
 
 # --- The notebook -------------------------------------------------------------------------------------------------
