@@ -6,7 +6,9 @@ Leaves to `weights` how a file is found by its name, verified and loaded.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,7 @@ import numpy as np
 from pydantic import ConfigDict, Field
 
 from attcl_cli.data import volumes
-from attcl_cli.data.dataset import Dataset
+from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
 from attcl_cli.documents import Document, Finite, Items, validated
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
@@ -42,6 +44,7 @@ _VOXEL_TOLERANCE = 0.2  # of the voxel size that the weights were trained at
 # Share of the voxels on the six faces of a volume that are 0: 0.98 and more of 24 skull-stripped patients, 0.76 to 0.83
 # of the volumes of one as the scanner left them.
 _EMPTY_FACES = 0.9
+_LOOKED_AT = 3  # cases whose background is looked at: a volume takes a tenth of a second
 
 
 class CardScore(Document):
@@ -223,13 +226,15 @@ def choose_weights(
             return Choice(weights, "newest run", training, tuple(notes))
         notes.append(f"{path.parent} {reason}")
     fitting: list[Weights] = []
+    lacking = [case for case in dataset.cases if wanted.intersection(expected.missing(case))]
+    preparation = _Preparation(dataset, lacking or dataset.cases)
     for name, path in named_weights().items():
         card = read_card(path)
         if card is None or card.kind != "patients":
             continue
         weights = find_weights(name)
         reason = _against_modalities(weights, expected, wanted)
-        reason = reason or _against_preparation(dataset, card)
+        reason = reason or _against_preparation(preparation, card)
         if reason:
             notes.append(f"{name} {reason}")
         else:
@@ -359,28 +364,70 @@ def _against_modalities(weights: Weights, dataset: Dataset, wanted: set[str]) ->
     return f"makes no {', '.join(unmade)}" if unmade else ""
 
 
-def _against_preparation(dataset: Dataset, card: Card) -> str:
-    """Return how a dataset is prepared otherwise than the training data, from one volume; "" if it is alike."""
-    for case in dataset.cases:
-        for name in case.files:
-            try:
-                volume = volumes.load(dataset.paths(case, name), background=dataset.background)
-            except AttclError:
-                continue  # what is wrong with it is reported when all volumes are checked
-            return _otherwise_prepared(volume, card)
-    return "fits volumes only, and none is readable"
+class _Preparation:
+    """How the volumes of some cases are prepared; looked at once for all weights, and only if one asks.
+
+    What cannot be read is left out: it is reported when all volumes are checked.
+    """
+
+    def __init__(self, dataset: Dataset, cases: Sequence[Case]) -> None:
+        self._dataset = dataset
+        self._cases = cases
+
+    @cached_property
+    def grids(self) -> dict[str, volumes.Grid]:
+        """Case -> the grid of its volumes, as the header of one of them says; of PNG slices, one case alone."""
+        found: dict[str, volumes.Grid] = {}
+        for case in self._cases:
+            for name in case.files:
+                with suppress(AttclError):
+                    found[case.id] = volumes.read_grid(self._dataset.paths(case, name))
+                    break
+            if case.id in found and found[case.id].header is None:
+                break  # slices state no voxel size, and have no header that is read at once
+        return found
+
+    @cached_property
+    def empty_faces(self) -> dict[str, float]:
+        """Case -> the share of the voxels on the six faces of a volume that are 0, of a few cases.
+
+        These are the first, the one in the middle and the last, or others for those that cannot be read.
+        """
+        found: dict[str, float] = {}
+        ends = [self._cases[place] for place in (0, len(self._cases) // 2, -1)]
+        for case in {it.id: it for it in (*ends, *self._cases)}.values():
+            if len(found) == _LOOKED_AT:
+                break
+            for name in case.files:
+                with suppress(AttclError):
+                    paths = self._dataset.paths(case, name)
+                    data = volumes.load(paths, background=self._dataset.background).data
+                    faces = [data[[0, -1]], data[:, [0, -1]], data[:, :, [0, -1]]]
+                    voxels = np.concatenate([face.ravel() for face in faces])
+                    found[case.id] = float(np.mean(voxels == 0))
+                    break
+        return found
 
 
-def _otherwise_prepared(volume: volumes.Volume, card: Card) -> str:
-    if volume.grid.header is None:
-        return f"needs voxels of {card.voxel_mm:g} mm, and PNG slices do not state theirs"
-    spacing = volume.grid.spacing_mm
-    if any(abs(edge - card.voxel_mm) > _VOXEL_TOLERANCE * card.voxel_mm for edge in spacing):
-        edges = " x ".join(f"{edge:.2g}" for edge in spacing)
-        return f"needs voxels of about {card.voxel_mm:g} mm, found {edges} mm"
-    data = volume.data
-    faces = [data[[0, -1]], data[:, [0, -1]], data[:, :, [0, -1]]]
-    empty = float(np.mean(np.concatenate([face.ravel() for face in faces]) == 0))
-    if card.skull_stripped and empty < _EMPTY_FACES:
-        return "needs skull-stripped volumes with a background of 0"
-    return ""
+def _against_preparation(preparation: _Preparation, card: Card) -> str:
+    """Return how cases are prepared otherwise than the training data; "" if they are not."""
+    if not preparation.grids:
+        return "fits volumes only, and none is readable"
+    others: dict[str, list[str]] = {}
+    for case, grid in preparation.grids.items():
+        if grid.header is None:
+            return f"needs voxels of {card.voxel_mm:g} mm, and PNG slices do not state theirs"
+        off = (abs(edge - card.voxel_mm) for edge in grid.spacing_mm)
+        if any(gap > _VOXEL_TOLERANCE * card.voxel_mm for gap in off):
+            edges = " x ".join(f"{edge:.2g}" for edge in grid.spacing_mm)
+            others.setdefault(edges, []).append(case)
+    if others:
+        found = [f"{edges} mm in {some(cases, most=3)}" for edges, cases in others.items()]
+        return f"needs voxels of about {card.voxel_mm:g} mm, found {some(found, most=3)}"
+    if not card.skull_stripped:
+        return ""
+    if not preparation.empty_faces:
+        return "fits volumes only, and none is readable"
+    heads = [case for case, empty in preparation.empty_faces.items() if empty < _EMPTY_FACES]
+    unlike = f", unlike those of {', '.join(heads)}"
+    return f"needs skull-stripped volumes with a background of 0{unlike}" if heads else ""

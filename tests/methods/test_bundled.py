@@ -125,17 +125,28 @@ def make_run(save: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def patients(write_nifti: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """`patients()` is a dataset of two cases without a t2: a cube of brain, alone or in a head, voxels of 1 mm."""
+    """`patients()` is a dataset of two cases without a t2: a cube of brain, alone or in a head, voxels of 1 mm.
 
-    def write(spacing: Sequence[float] = (1, 1, 1), *, head: bool = False) -> Path:
+    Of more `cases`, those that are `odd` alone have that spacing or head.
+    """
+
+    def write(
+        spacing: Sequence[float] = (1, 1, 1),
+        *,
+        head: bool = False,
+        cases: str = "AB",
+        odd: str = "",
+    ) -> Path:
         root = tmp_path / "patients"
         shutil.rmtree(root, ignore_errors=True)
-        for case in ("A", "B"):
+        for case in cases:
+            usual = bool(odd) and case not in odd
             for number, name in enumerate(("flair", "t1", "t1ce")):
                 random = np.random.default_rng(number)
-                image = random.integers(20, 100, (12, 12, 12)).astype(np.int16) * head
+                image = random.integers(20, 100, (12, 12, 12)).astype(np.int16)
+                image *= head and not usual
                 image[2:10, 2:10, 2:10] = random.integers(100, 1000, (8, 8, 8))
-                affine = np.diag([*spacing, 1.0])
+                affine = np.diag([*((1, 1, 1) if usual else spacing), 1.0])
                 write_nifti(root / case / f"{case}_{name}.nii.gz", image, affine=affine)
         return root
 
@@ -300,6 +311,43 @@ def test_data_that_is_prepared_otherwise_gets_an_error_that_says_what_to_do(
 def test_voxels_within_a_fifth_of_the_size_fit(save, named, patients, tmp_path):
     save(named / "mine.safetensors", **PATIENTS)
     assert chosen(patients(spacing=(0.81, 1.19, 1)), tmp_path).weights.name == "mine"
+
+
+def test_bundled_weights_must_fit_every_case_that_is_to_be_completed(
+    save, named, patients, tmp_path
+):
+    save(named / "mine.safetensors", **PATIENTS)
+    root = patients(spacing=(1, 1, 6), cases="ABCDEFG", odd="BDEFG")
+    with pytest.raises(UsageError) as caught:
+        chosen(root, tmp_path)
+    expected = "mine needs voxels of about 1 mm, found 1 x 1 x 6 mm in B, D, E and 2 more"
+    assert expected in caught.value.message
+    for case in "BDEFG":  # they lack nothing any more
+        shutil.copy(root / case / f"{case}_t1.nii.gz", root / case / f"{case}_t2.nii.gz")
+    assert chosen(root, tmp_path).weights.name == "mine"
+
+
+@pytest.mark.parametrize("odd", ["A", "D", "G"])  # the first, a middle and the last one
+def test_the_background_of_three_cases_is_looked_at(odd, save, named, patients, tmp_path):
+    save(named / "mine.safetensors", **PATIENTS)
+    root = patients(head=True, cases="ABCDEFG", odd=odd)
+    with pytest.raises(UsageError, match=f"with a background of 0, unlike those of {odd},"):
+        chosen(root, tmp_path)
+
+
+def test_a_volume_that_cannot_be_read_speaks_neither_for_nor_against_weights(
+    save, named, patients, tmp_path
+):
+    """It is reported when all volumes are checked."""
+    save(named / "mine.safetensors", **PATIENTS)
+    root = patients(cases="ABC")
+    for name in ("flair", "t1", "t1ce"):
+        (root / "A" / f"A_{name}.nii.gz").write_bytes(b"no image")
+    assert chosen(root, tmp_path).weights.name == "mine"
+    for path in root.rglob("*.nii.gz"):
+        path.write_bytes(b"no image")
+    with pytest.raises(UsageError, match="fits volumes only, and none is readable"):
+        chosen(root, tmp_path)
 
 
 def test_slices_do_not_state_the_size_of_their_voxels(save, named, phantoms, tmp_path):
