@@ -33,14 +33,18 @@ def _root(context: typer.Context) -> None:
 def list_(as_json: Json = False, debug: Debug = False) -> None:
     """List the weights that are found, also those of the runs in runs/."""
     from attcl_cli.methods.bundled import list_weights
+    from attcl_cli.methods.weights import note_of_folder
 
     found = list_weights()
+    notes = [note] if (note := note_of_folder()) else []
     if as_json:
-        terminal.document({"weights": [_described(item) for item in found]})
+        terminal.document({"weights": [_described(item) for item in found], "notes": notes})
         return
     if not found:
         terminal.result("no weights found: attcl train makes some")
     terminal.table([_row(item) for item in found])
+    for note in notes:
+        terminal.result(f"- {note}")
     for item in found:
         if item.problem is not None:
             terminal.result(f"- {item.problem.message}")

@@ -28,6 +28,7 @@ from attcl_cli.methods.weights import (
     Weights,
     find_weights,
     named_weights,
+    note_of_folder,
 )
 from attcl_cli.run_record import read_record
 
@@ -120,7 +121,7 @@ class Choice:
         weights: those that are taken.
         origin: `newest run` or `bundled`.
         training: how they were trained, in a few words.
-        notes: what was passed over, and why.
+        notes: what was passed over, and why; damaged files among it.
     """
 
     weights: Weights
@@ -184,7 +185,7 @@ def look_up(name: str, *, flag: str = "NAME") -> Listed:
         raise
     except AttclError:  # damaged: `problem` says how
         path = named_weights().get(name) or Path(name)
-        path = path / WEIGHTS_FILE if path.is_dir() else path
+        path = path / WEIGHTS_FILE if (path / WEIGHTS_FILE).is_file() else path
     run = path.name == WEIGHTS_FILE
     return _listed(name, path, "runs" if run else _origin(path))
 
@@ -226,13 +227,18 @@ def choose_weights(
             return Choice(weights, "newest run", training, tuple(notes))
         notes.append(f"{path.parent} {reason}")
     fitting: list[Weights] = []
+    notes += [note] if (note := note_of_folder()) else []
     lacking = [case for case in dataset.cases if wanted.intersection(expected.missing(case))]
     preparation = _Preparation(dataset, lacking or dataset.cases)
     for name, path in named_weights().items():
-        card = read_card(path)
-        if card is None or card.kind != "patients":
+        try:
+            card = read_card(path)
+            if card is None or card.kind != "patients":
+                continue
+            weights = find_weights(name)
+        except AttclError as error:  # others may be sound
+            notes.append(f"{name} is damaged: {error.message}")
             continue
-        weights = find_weights(name)
         reason = _against_modalities(weights, expected, wanted)
         reason = reason or _against_preparation(preparation, card)
         if reason:

@@ -158,6 +158,14 @@ def weights_folders() -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
+def note_of_folder() -> str:
+    """Return that ATTCL_WEIGHTS names no folder, if so; otherwise "". Downloads may make it: so it is no error."""
+    named = os.environ.get("ATTCL_WEIGHTS")
+    if not named or Path(named).is_dir():
+        return ""
+    return f"ATTCL_WEIGHTS: {named} is no folder, expected one with weights"
+
+
 def named_weights() -> dict[str, Path]:
     """Return name -> file of all weights that can be asked for by name."""
     files: dict[str, Path] = {}
@@ -176,15 +184,18 @@ def find_weights(name: str, *, flag: str = "--weights") -> Weights:
 
     Raises:
         UsageError: there is nothing of that name.
-        AttclError: the file is damaged: not safetensors, not ours, or not the bytes that its card describes.
+        AttclError: the file is damaged: not safetensors, not ours, or not the bytes that its card describes; or its
+            name leads to no file.
     """
-    path = named_weights().get(name) or Path(name)
-    if path.is_dir():
-        path = path / WEIGHTS_FILE
+    place = named_weights().get(name) or Path(name)
+    path = place / WEIGHTS_FILE if place.is_dir() else place
     if not path.is_file():
+        if place.suffix == ".safetensors" and os.path.lexists(place):
+            raise _no_file(place)
+        note = note_of_folder()
         raise UsageError(
             f"{flag}: {name!r} is no file and no known name, "
-            f"expected a run's folder, a .safetensors file or one of {_known_names()}",
+            f"expected a run's folder, a .safetensors file or one of {_known_names()}{note and f' ({note})'}",
             "attcl weights list shows those that are found",
             code="unknown-weights",
         )
@@ -322,6 +333,17 @@ def _misfit(weights: Weights, why: str) -> AttclError:
         "expected a file that attcl wrote",
         _COPY,
         code="weights-do-not-fit",
+    )
+
+
+def _no_file(place: Path) -> AttclError:
+    found = "a folder" if place.is_dir() else "no plain file"
+    if not place.exists():
+        found = "a link that leads nowhere"
+    return AttclError(
+        f"{place}: {found}, expected a file of weights",
+        "copy the file again from its source, or remove it",
+        code="weights-unreadable",
     )
 
 

@@ -103,6 +103,15 @@ def test_show_takes_a_run_without_a_card_of_its_own(run, attcl):
     assert "terms" not in json.loads(out)
 
 
+def test_a_folder_of_weights_that_is_not_there_is_said(attcl, here, monkeypatch):
+    monkeypatch.setenv("ATTCL_WEIGHTS", "mistyped")
+    note = "ATTCL_WEIGHTS: mistyped is no folder, expected one with weights"
+    assert f"- {note}" in attcl("weights", "list")[1].splitlines()
+    assert json.loads(attcl("weights", "list", "--json")[1])["notes"] == [note]
+    monkeypatch.setenv("ATTCL_WEIGHTS", ".")
+    assert "ATTCL_WEIGHTS" not in attcl("weights", "list")[1]
+
+
 def test_sound_weights_verify(run, attcl):
     code, out, err = attcl("weights", "verify")
     assert (code, err) == (0, "")

@@ -372,6 +372,33 @@ def test_weights_of_phantoms_or_without_a_card_of_ours_are_never_taken_unasked(
     assert caught.value.code == "no-weights"
 
 
+@pytest.mark.parametrize("damaged", ["card", "weights"])
+def test_damaged_weights_do_not_stand_in_the_way_of_sound_ones(
+    damaged, save, named, patients, tmp_path
+):
+    save(named / "mine.safetensors", **PATIENTS)
+    other = save(named / "a-damaged.safetensors", **PATIENTS)
+    broken = other.with_suffix(".json") if damaged == "card" else other
+    broken.write_text("{")
+    choice = chosen(patients(), tmp_path)
+    assert choice.weights.name == "mine"
+    (note,) = choice.notes
+    assert note.startswith(f"a-damaged is damaged: {broken}: ")
+    (named / "mine.safetensors").unlink()
+    with pytest.raises(UsageError, match="a-damaged is damaged: "):
+        chosen(patients(), tmp_path)
+
+
+def test_a_folder_of_weights_that_is_not_there_is_noted(patients, monkeypatch, tmp_path):
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "mistyped"))
+    words = f"ATTCL_WEIGHTS: {tmp_path / 'mistyped'} is no folder"
+    assert chosen(patients(), tmp_path).notes == (f"{words}, expected one with weights",)
+    with pytest.raises(UsageError, match=rf"{words}"):
+        find_weights("mine")
+    monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path))
+    assert chosen(patients(), tmp_path).notes == ()
+
+
 # --- phantoms ---------------------------------------------------------------------------------------------------------
 
 
@@ -459,6 +486,18 @@ def test_damaged_weights_are_listed_with_what_is_wrong(save, named):
     for item in (bundled.look_up("mine"), bundled.look_up(str(path))):
         assert item.weights is None
         assert item.problem.code == "weights-changed"
+
+
+def test_a_name_that_leads_to_no_file_is_listed_as_damaged(named):
+    (named / "broken.safetensors").symlink_to(named / "nowhere")
+    (named / "folder.safetensors").mkdir()
+    for name, found in (("broken", "a link that leads nowhere"), ("folder", "a folder")):
+        path = named / f"{name}.safetensors"
+        listed = {item.name: item for item in bundled.list_weights(runs=Path("nowhere"))}
+        for item in (listed[name], bundled.look_up(name), bundled.look_up(str(path))):
+            assert (item.path, item.weights) == (path, None)
+            assert item.problem.message == f"{path}: {found}, expected a file of weights"
+            assert (item.problem.code, item.problem.exit_code) == ("weights-unreadable", 1)
 
 
 def test_a_name_of_nothing_is_refused(named):
