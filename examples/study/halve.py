@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from attcl_cli.cli.terminal import show_error
 from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.image_files import times
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.errors import AttclError, raise_all
 from attcl_cli.files import ordinary_mode
 from attcl_cli.temporaries import temporary_folder
 
+_AXES = 3
 _FEWEST = 4  # of the 8 voxels of a block: with fewer, it is background
 
 
@@ -55,6 +57,9 @@ def _halve(options: argparse.Namespace) -> None:
                     target = building / file
                     target.parent.mkdir(parents=True, exist_ok=True)
                     nib.save(_read_and_halve(dataset.root / file, labels=labels), target)
+        for file in dataset.naming_files:  # without them, nobody knows what the names mean
+            (building / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(dataset.root / file, building / file)
         if dataset.vocabulary_file is not None:
             shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
         building.chmod(ordinary_mode(0o777))
@@ -63,7 +68,15 @@ def _halve(options: argparse.Namespace) -> None:
 
 def _read_and_halve(file: Path, *, labels: bool) -> Any:
     try:
-        return halved(nib.load(file), labels=labels)
+        image = nib.load(file)
+        shape = _shape_of(image)
+        if len(shape) != _AXES:
+            raise AttclError(
+                f"{file}: {len(shape)}-D ({times(shape)}), expected one 3-D volume",
+                "save one volume per file, or leave its case out",
+                code="volume-not-3d",
+            )
+        return halved(image, labels=labels)
     except (OSError, EOFError, zlib.error, ImageFileError) as error:
         raise AttclError(
             f"{file}: not readable as NIfTI ({error}), expected a whole file",
@@ -76,10 +89,10 @@ def halved(image: Any, *, labels: bool) -> Any:
     """Return a volume in which each block of 2x2x2 voxels is one; a last odd plane is left out.
 
     Args:
-        image: a NIfTI image of three axes.
+        image: a NIfTI image of three axes; further ones of length 1 are dropped.
         labels: take the most frequent label of a block instead of the mean of its voxels that are not 0.
     """
-    data = np.asanyarray(image.dataobj)
+    data = np.asanyarray(image.dataobj).reshape(_shape_of(image))
     i, j, k = (length // 2 for length in data.shape)
     blocks = data[: 2 * i, : 2 * j, : 2 * k].reshape(i, 2, j, 2, k, 2)
     blocks = blocks.transpose(0, 2, 4, 1, 3, 5).reshape(i, j, k, 8)
@@ -94,6 +107,14 @@ def halved(image: Any, *, labels: bool) -> Any:
     for code in ("qform", "sform"):
         getattr(made, f"set_{code}")(affine, int(image.header[f"{code}_code"]))
     return made
+
+
+def _shape_of(image: Any) -> tuple[int, ...]:
+    """Return the shape of an image, without axes of length 1 behind the third."""
+    shape = tuple(image.shape)
+    while len(shape) > _AXES and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _mean_of_tissue(blocks: NDArray[Any]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 
@@ -73,3 +74,47 @@ def test_a_block_is_the_mean_of_its_tissue_or_its_most_frequent_label(labels, bl
     data = np.array(block, np.int16).reshape(2, 2, 2)
     image = nib.Nifti1Image(data, np.eye(4))
     assert halved(image, labels=labels).get_fdata().tolist() == [[[value]]]
+
+
+def test_trailing_axes_of_length_1_are_dropped():
+    data = np.arange(8, dtype=np.int16).reshape(2, 2, 2)
+    flat = halved(nib.Nifti1Image(data, np.eye(4)), labels=False)
+    small = halved(nib.Nifti1Image(data[..., None, None], np.eye(4)), labels=False)
+    assert small.shape == (1, 1, 1)
+    assert small.get_fdata() == flat.get_fdata()
+    assert small.header.get_zooms() == flat.header.get_zooms()
+
+
+def test_a_file_that_is_no_volume_is_an_error_that_names_it(
+    phantom_root, tmp_path, monkeypatch, capsys
+):
+    root = tmp_path / "all"
+    shutil.copytree(phantom_root, root)
+    file = root / "Phantom_00000" / "Phantom_00000_t1.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.int16), np.eye(4)), file)
+    monkeypatch.setattr(sys, "argv", ["halve.py", str(root), str(tmp_path / "half")])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(
+        f"error: {file}: 4-D (4x4x4x2), expected one 3-D volume"
+    )
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_dataset_of_nnunet_keeps_the_file_that_names_its_channels(
+    phantom_root, tmp_path, monkeypatch
+):
+    root = tmp_path / "Dataset501"
+    (root / "imagesTr").mkdir(parents=True)
+    channels = {str(number): name for number, name in enumerate(("FLAIR", "T1", "T1ce", "T2"))}
+    described = {"channel_names": channels, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps({**described, "numTraining": 2}))
+    for case in ("Phantom_00000", "Phantom_00001"):
+        for number, name in channels.items():
+            source = phantom_root / case / f"{case}_{name.lower()}.nii.gz"
+            shutil.copy(source, root / "imagesTr" / f"{case}_{int(number):04d}.nii.gz")
+    monkeypatch.setattr(sys, "argv", ["halve.py", str(root), str(tmp_path / "half")])
+    main()
+    before, after = (dataset_info(folder) for folder in (root, tmp_path / "half"))
+    assert after["problems"] == before["problems"] == []
+    assert after["modalities"] == before["modalities"] == ["flair", "t1", "t1ce", "t2"]
