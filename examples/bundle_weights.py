@@ -32,12 +32,13 @@ def main(run: str, name: str, card: Path, output: Path) -> Path:
         sys.exit(f"error: {found.path}: {size:.1f} MB, expected {MOST_MB} MB at most")
     try:
         fields = Card.model_validate(tomllib.loads(card.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+    except (OSError, ValueError, ValidationError) as error:  # also what is no UTF-8 or no TOML
         sys.exit(f"error: {card}: {error}")
     own = read_json(found.path.with_suffix(".json"))
     target = output / f"{name}.safetensors"
-    if target.exists():
-        sys.exit(f"error: {target}: exists, expected a new name")
+    for file in (target, target.with_suffix(".json")):
+        if file.exists():
+            sys.exit(f"error: {file}: exists, expected a new name")
     copy_whole(found.path, target)
     note = {"sha256": own["sha256"], "note": fields.title}
     write_json(

@@ -90,6 +90,20 @@ def test_what_is_no_bundle_is_refused_in_one_line(change, words, script, own_run
     assert not (tmp_path / "mine" / "brain-test.json").exists()
 
 
+def test_a_file_that_has_the_name_of_the_new_card_is_kept(script, own_run, card, tmp_path):
+    notes = tmp_path / "brain-test.json"
+    notes.write_text("mine")
+    with pytest.raises(SystemExit, match=r"brain-test\.json: exists, expected a new name"):
+        script.main(str(own_run), "brain-test", card, tmp_path)
+    assert notes.read_text() == "mine"
+
+
+def test_a_card_that_is_no_utf_8_is_refused_in_one_line(script, own_run, card, tmp_path):
+    card.write_bytes("title = 'Wörter'".encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"card\.toml: .*utf-8"):
+        script.main(str(own_run), "brain-test", card, tmp_path)
+
+
 def test_a_file_that_is_too_large_is_refused(script, own_run, card, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "MOST_MB", 0.001)
     with pytest.raises(SystemExit, match=r"MB, expected 0\.001 MB at most"):
