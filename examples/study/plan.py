@@ -6,6 +6,7 @@ Snakemake nor results: the Snakefile asks this module for names and commands, `r
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from attcl_cli.documents import validated
+from attcl_cli.errors import AttclError
 from attcl_cli.files import write_whole
 from attcl_cli.methods import METHODS, RE_SPECIFIED
 from attcl_cli.scoring.metrics import METRICS
@@ -249,9 +251,9 @@ class Study:
         """Return whether there is a page, and it is that of another study or of a call that did not end."""
         if not self.page.is_file():
             return False
-        record = self.record
-        kept = record.read_text("utf-8", "replace") if record.is_file() else ""
-        return kept != self.text or record.stat().st_mtime_ns > self.page.stat().st_mtime_ns
+        if not self._is_kept():
+            return True
+        return self.record.stat().st_mtime_ns > self.page.stat().st_mtime_ns
 
     @property
     def text(self) -> str:
@@ -259,8 +261,19 @@ class Study:
         return yaml.safe_dump(self.file.model_dump(mode="json"), sort_keys=False)
 
     def keep(self) -> None:
-        """Write that text to `record`."""
-        write_whole(self.record, self.text.encode())
+        """Write that text to `record`; one that says the same only becomes newer: it may be the user's own file."""
+        if self._is_kept():
+            os.utime(self.record)
+        else:
+            write_whole(self.record, self.text.encode())
+
+    def _is_kept(self) -> bool:
+        """Return whether `record` says this very study, in whatever words."""
+        try:
+            document = yaml.safe_load(self.record.read_text("utf-8"))
+            return read_study(document or {}).file == self.file
+        except (OSError, ValueError, TypeError, yaml.YAMLError, AttclError):
+            return False
 
     @property
     def methods(self) -> tuple[str, ...]:

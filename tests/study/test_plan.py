@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -243,6 +244,28 @@ def test_a_study_that_is_kept_is_read_as_the_same(tmp_path, monkeypatch):
     plan.keep()
     assert plan.record == Path("study/study.yaml")
     assert read_study(yaml.safe_load(plan.record.read_text())).file == plan.file
+
+
+def test_a_file_of_ones_own_that_says_the_same_is_not_written_over(tmp_path, monkeypatch):
+    """A study's own file may lie in its folder, under the name of the record."""
+    monkeypatch.chdir(tmp_path)
+    plan = study(segment=None)
+    plan.record.parent.mkdir()
+    own = f"# why these seeds\n{plan.text}"
+    plan.record.write_text(own)
+    os.utime(plan.record, (0, 0))
+    plan.page.touch()
+    assert not plan.has_old_page()
+    plan.keep()
+    assert plan.record.read_text() == own
+    assert plan.record.stat().st_mtime > 0  # by which jobs of earlier calls are known
+    other = study(segment=None, seeds=[7])
+    assert other.has_old_page()
+    other.keep()
+    assert read_study(yaml.safe_load(plan.record.read_text())).file == other.file
+    plan.record.write_text("[1]")
+    plan.keep()
+    assert plan.record.read_text() == plan.text
 
 
 @pytest.mark.parametrize("name", ["methods.yaml", "methods-cohort.yaml"])
