@@ -246,8 +246,15 @@ def weights_sha256(result: TrainingResult) -> str:
 
 def _open(source: Source) -> Dataset | Path:
     """Return the dataset, or the folder itself if it holds packed slices."""
-    if slices.is_store(source.folder / slices.TRAINING_FOLDER):
+    packed = source.folder / slices.TRAINING_FOLDER
+    if slices.is_store(packed):
         return source.folder
+    if (packed / slices.DATA_FILE).is_file():
+        raise AttclError(
+            f"{packed}: slices without {slices.INDEX_FILE}, expected all parts of packed slices",
+            "examples/pack_slices.py unpack names the parts that lack: bring and unpack them",
+            code="packed-slices-incomplete",
+        )
     return source.open()
 
 

@@ -314,6 +314,16 @@ def test_a_dataset_that_teaches_nothing_is_refused_before_anything_is_made(
     assert not Path("run").exists()
 
 
+def test_packed_slices_of_which_parts_lack_are_refused(store, here):
+    packed = here / "packed" / slices.TRAINING_FOLDER
+    shutil.copytree(Path(store.data.filename).parent, packed)
+    (packed / slices.INDEX_FILE).unlink()
+    with pytest.raises(AttclError, match="expected all parts of packed slices") as caught:
+        start(here / "packed", overrides={"steps": 2})
+    assert caught.value.code == "packed-slices-incomplete"
+    assert not (here / "runs").exists()
+
+
 def test_packed_slices_of_another_size_are_refused(store, here):
     packed = here / "packed" / slices.TRAINING_FOLDER
     shutil.copytree(Path(store.data.filename).parent, packed)
