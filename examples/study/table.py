@@ -155,7 +155,7 @@ def as_csv(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """Return a table for a page: the best value of each group bold, the second best in italics."""
-    lines = _lines(table, {1: "**{}**".format, 2: "*{}*".format}, str)
+    lines = _lines(table, {1: "**{}**".format, 2: "*{}*".format}, _without_bars)
     head = [*table.labels, *(column.heading for column in table.columns)]
     rows = [head, ["---"] * len(head), *lines]
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
@@ -194,6 +194,11 @@ def _lines(
             line.append(styles[mark](text) if mark else text)
         lines.append(line)
     return lines
+
+
+def _without_bars(text: str) -> str:
+    """Return a cell of Markdown, in which a bar ends none."""
+    return text.replace("|", r"\|")
 
 
 _LATEX = {

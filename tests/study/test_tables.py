@@ -193,6 +193,11 @@ def test_small_data_is_the_difference_of_the_same_seeds():
     assert "-0.200\u2020" in as_markdown(table)
 
 
+def test_a_title_with_a_bar_stays_in_its_cell():
+    table = Table("t", "T", ["method"], [Column("x")], {("A | B",): {"x": Value(0.5)}})
+    assert r"| A \| B | 0.500 |" in as_markdown(table)
+
+
 def test_the_difference_of_fewer_training_cases_has_a_paired_interval():
     results = Results()
     dice(results, cell(), "attcl-gan", 0.8, 0.7, math.nan)
