@@ -212,7 +212,7 @@ def choose_weights(
 
     Raises:
         UsageError: nothing fits.
-        AttclError: the newest run that would be taken is damaged.
+        AttclError: the newest run that would be taken is damaged, or weights that come with attcl are.
     """
     expected = dataset.including(targets)
     missing = {name for case in expected.cases for name in expected.missing(case)}
@@ -236,7 +236,9 @@ def choose_weights(
             if card is None or card.kind != "patients":
                 continue
             weights = find_weights(name)
-        except AttclError as error:  # others may be sound
+        except AttclError as error:
+            if _origin(path) == "bundled":
+                raise  # others in their place would be a worse answer than none
             notes.append(f"{name} is damaged: {error.message}")
             continue
         reason = _against_modalities(weights, expected, wanted)

@@ -389,6 +389,16 @@ def test_damaged_weights_do_not_stand_in_the_way_of_sound_ones(
         chosen(patients(), tmp_path)
 
 
+def test_damaged_weights_that_come_with_attcl_are_an_error(
+    save, named, patients, monkeypatch, tmp_path
+):
+    save(named / "mine.safetensors", **PATIENTS)
+    save(named / "a-damaged.safetensors", **PATIENTS).write_text("{")
+    monkeypatch.setattr(bundled, "_origin", lambda _path: "bundled")
+    with pytest.raises(AttclError, match=r"a-damaged\.safetensors"):
+        chosen(patients(), tmp_path)
+
+
 def test_a_folder_of_weights_that_is_not_there_is_noted(patients, monkeypatch, tmp_path):
     monkeypatch.setenv("ATTCL_WEIGHTS", str(tmp_path / "mistyped"))
     words = f"ATTCL_WEIGHTS: {tmp_path / 'mistyped'} is no folder"
