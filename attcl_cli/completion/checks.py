@@ -230,8 +230,8 @@ def unlike_existing(
     before, own = document.get("background", "auto"), places.dataset.background
     if not difference and before != own:
         difference = _with_another_option("background", before, own)
-    if not difference and not places.dataset.layout.names_cases:
-        difference = _of_another_patient(document, places.dataset, case)
+    if not difference:
+        difference = _from_other_sources(document, places.dataset, case)
     if not difference:
         return []
     return [
@@ -243,15 +243,19 @@ def unlike_existing(
     ]
 
 
-def _of_another_patient(document: Mapping[str, Any], dataset: Dataset, case: Case) -> str:
-    """Return how the sources of a volume differ from a case's files; "" if they are the same.
+def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Case) -> str:
+    """Return how the sources of a volume differ from a case's files; "" if the case has them.
 
-    Asked if names do not tell whose a volume is: two patients completed into one folder would have one volume.
+    A modality that was hidden since must not show through a volume that was made from it. One that was added since is
+    no reason to make the volume again. If names do not tell whose a volume is, its sources are compared by content: two
+    patients completed into one folder would have one volume.
     """
-    for source in (*sources_in(document), *guides_in(document)):
+    sources = [it for it in (*sources_in(document), *guides_in(document)) if it]
+    gone = [name for name in (str(it.get("modality")) for it in sources) if name not in case.files]
+    if gone:
+        return f"made from {', '.join(gone)}, which its case does not have (any more), expected sources that it has"
+    for source in () if dataset.layout.names_cases else sources:
         name = str(source.get("modality"))
-        if name not in case.files:
-            return f"made from a {name}, expected sources that {case.id} has"
         path = dataset.paths(case, name)[0]
         if sha256(path) != source.get("sha256"):
             return f"made from another {name}, expected {path}"

@@ -181,6 +181,31 @@ def test_results_of_other_weights_are_not_taken_for_done(finished, weights, othe
     assert states(finished["cpl"]) == before
 
 
+def test_results_of_a_source_that_was_hidden_since_are_not_taken_for_done(gappy, general, tmp_path):
+    root = gappy(lacking=[("t1ce",), ("t1ce",), (), ()])
+    completed(root, tmp_path / "out", general)
+    for case in (0, 1):
+        (root / phantom_file(case, "t1")).unlink()
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", general, targets=["t1ce"])
+    assert caught.value.code == "made-in-another-way"
+    assert caught.value.message == (
+        f"{tmp_path / 'out' / phantom_file(0, 't1ce')}: made from t1, which its case does not have (any more), "
+        "expected sources that it has; and 1 more like it"
+    )
+    assert plan_of(root, tmp_path / "out", general, overwrite=True).volumes == 4
+
+
+def test_results_of_fewer_sources_than_the_case_has_now_stay_done(
+    gappy, general, phantom_root, tmp_path
+):
+    root = gappy(lacking=[("t1", "t1ce"), (), (), ()])
+    completed(root, tmp_path / "out", general, targets=["t1ce"])
+    shutil.copy(phantom_root / phantom_file(0, "t1"), root / phantom_file(0, "t1"))
+    plan = plan_of(root, tmp_path / "out", general)
+    assert (plan.volumes, plan.done) == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
