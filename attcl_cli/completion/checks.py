@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -221,7 +222,7 @@ def unlike_existing(
     if overwrite:
         return []
     try:
-        volumes.read_grid(present)
+        grid = volumes.read_grid(present)
     except AttclError as error:
         hint = "attcl writes whole files, so it was changed since; make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
@@ -233,12 +234,38 @@ def unlike_existing(
     if not difference:
         difference = _from_other_sources(document, places.dataset, case)
     if not difference:
-        return []
+        return _on_another_grid(present[0], grid, places.dataset, case)
     return [
         AttclError(
             f"{present[0]}: {difference}",
             "choose another --cpl, or make it again with --overwrite",
             code="made-in-another-way",
+        )
+    ]
+
+
+def _on_another_grid(
+    path: Path, grid: volumes.Grid, dataset: Dataset, case: Case
+) -> list[AttclError]:
+    """Return a problem if a volume does not lie on the grid of its case: of another dataset with the same case ids.
+
+    Of PNG slices only the size is compared; some of them may be missing.
+    """
+    try:
+        expected = volumes.read_grid(dataset.paths(case, next(iter(case.files)))[:1])
+    except AttclError:  # of a source; nothing is made from it if all is done
+        return []
+    if dataset.layout.sliced:
+        grid = replace(grid, shape=(*grid.shape[:2], 1))
+    difference = grid.differs_from(expected)
+    if not difference:
+        return []
+    return [
+        AttclError(
+            f"{path}: made on another grid than its case has ({difference}), expected one grid",
+            "if it was made from another dataset with the same names, choose another --cpl; "
+            "otherwise make it again with --overwrite",
+            code="grids-differ",
         )
     ]
 

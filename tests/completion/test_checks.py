@@ -15,7 +15,8 @@ from helpers import states
 from attcl_cli.completion import checks
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.layouts import SUBMISSIONS
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.errors import AttclError, UsageError, single_problems
 from attcl_cli.methods.weights import Weights
 
 LACKING = (("t1ce",), ("t1", "t2"), (), ("t1ce",))
@@ -204,6 +205,22 @@ def test_results_of_fewer_sources_than_the_case_has_now_stay_done(
     shutil.copy(phantom_root / phantom_file(0, "t1"), root / phantom_file(0, "t1"))
     plan = plan_of(root, tmp_path / "out", general)
     assert (plan.volumes, plan.done) == (0, 1)
+
+
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+def test_results_of_another_dataset_with_the_same_names_are_not_taken_for_done(
+    layout, gappy, weights, tmp_path
+):
+    completed(gappy(layout), tmp_path / "out", weights, targets=["t1ce"])
+    lacking = [["t1ce"], ["t1ce"]]
+    write_cohort(
+        tmp_path / "others", cases=2, layout=layout, voxel_mm=8, missing=lacking, workers=1
+    )
+    with pytest.raises(AttclError, match="made on another grid than its case has") as caught:
+        plan_of(tmp_path / "others", tmp_path / "out", weights, targets=["t1ce"])
+    assert {it.code for it in single_problems(caught.value)} == {"grids-differ"}
+    plan = plan_of(tmp_path / "others", tmp_path / "out", weights, targets=["t1ce"], overwrite=True)
+    assert plan.volumes == 2
 
 
 @pytest.mark.parametrize(
