@@ -332,14 +332,16 @@ def escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
     return []
 
 
-def too_little_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
-    """Return a problem if the disk has no room for the volumes."""
+def too_little_room(places: Places, jobs: Sequence[Job], manner: Manner) -> list[AttclError]:
+    """Return a problem if the disk has no room for the volumes, and for their standard deviations."""
     dataset, output = places.dataset, places.output
     needed = 0.0
     for job in jobs:
         shape = volumes.read_grid(dataset.paths(job.case, job.sources[0])).shape
         share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
         stored = sum(style.dtype.itemsize for style in job.styles.values())
+        if manner.uncertainty:
+            stored += len(job.outputs) * np.dtype(np.float32).itemsize
         needed += float(np.prod(shape, dtype=np.int64)) * stored * share
     return lack_of_room(output, needed, "the volumes", flag="--cpl")
 

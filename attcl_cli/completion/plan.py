@@ -130,7 +130,7 @@ def plan_completion(
     sound, unstorable = _with_styles(places, styles, sound)
     problems += unstorable
     if not problems:
-        problems += checks.too_little_room(places, sound)
+        problems += checks.too_little_room(places, sound, manner)
     raise_all(problems)
     return CompletionPlan(
         places=places,

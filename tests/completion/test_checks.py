@@ -315,6 +315,20 @@ def test_room_is_asked_for_the_volumes_that_are_left(gappy, weights, tmp_path, m
     assert caught.value.code == "disk-full"
 
 
+def test_room_is_asked_for_standard_deviations_too(gappy, weights, tmp_path, monkeypatch):
+    voxels = 40 * 40 * 26
+    usage = namedtuple("usage", "total used free")
+    free = round(voxels * (2 + 4) / 4)  # of a volume of int16 and one of float32, compressed
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 0, free))
+    options = {"samples": 2, "uncertainty": True}
+    root = gappy(lacking=[("t2",), ("t1",), (), ()])
+    assert plan_of(root, tmp_path / "out", weights, targets=["t2"], **options).volumes == 1
+    assert plan_of(root, tmp_path / "out", weights).volumes == 2
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", weights, **options)
+    assert caught.value.code == "disk-full"
+
+
 # --- the challenge's names --------------------------------------------------------------------------------------------
 
 
