@@ -154,16 +154,19 @@ def image_fields(
     return fields
 
 
-def write_side_car_of_link(dataset: Dataset, case: Case, file: PurePosixPath, output: Path) -> None:
+def write_side_car_of_link(
+    dataset: Dataset, case: Case, file: PurePosixPath, output: Path, *, anew: bool = False
+) -> None:
     """Write the side-car of an original that is linked into the output folder, if it is not there; in BIDS alone.
 
-    It says what the dataset says of the image, with the fields that BIDS wants of an image in a derivative.
+    With `anew` also if it is: the link led elsewhere before. It says what the dataset says of the image, with the
+    fields that BIDS wants of an image in a derivative.
 
     Raises:
         AttclError: the file cannot be written.
     """
     side_car = output / dataset.layout.place_side_car(file, case.id)
-    if dataset.layout.name != LAYOUT or side_car.exists():
+    if dataset.layout.name != LAYOUT or (side_car.exists() and not anew):
         return
     fields = image_fields(dataset, [file], file, "The original, linked by attcl")
     if file in case.segmentation:  # a label map has no skull

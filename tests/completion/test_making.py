@@ -32,7 +32,7 @@ from helpers import states
 from PIL import Image
 
 from attcl_cli import __version__
-from attcl_cli.completion import inference, making, preparation
+from attcl_cli.completion import inference, linking, making, preparation
 from attcl_cli.completion.styles import Styles
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset, open_dataset
@@ -520,7 +520,7 @@ def test_links_are_never_put_among_the_originals(gappy, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/Phantom_00000").symlink_to(root / "Phantom_00001")
     with pytest.raises(AttclError) as caught:
-        making.link_originals(open_dataset(root), tmp_path / "out")
+        linking.link_originals(open_dataset(root), tmp_path / "out")
     assert caught.value.code == "leads-out-of-output"
     assert states(root) == before
 
@@ -531,7 +531,7 @@ def test_a_file_system_without_links_is_named(phantom_root, tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     with pytest.raises(AttclError, match="Operation not supported") as caught:
-        making.link_originals(open_dataset(phantom_root), tmp_path / "out")
+        linking.link_originals(open_dataset(phantom_root), tmp_path / "out")
     assert caught.value.code == "no-links"
 
 

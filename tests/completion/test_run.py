@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from helpers import states
 from attcl_cli.completion.jobs import CompletionPlan
 from attcl_cli.completion.run import CompletionResult, complete
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, single_problems
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.weights import BUNDLED, WEIGHTS_FILE
 from attcl_cli.progress import Silent
@@ -477,3 +478,38 @@ def test_link_originals_makes_the_output_a_complete_dataset(gappy, weights, tmp_
     before = states(out)
     assert complete(root, out, weights=weights.path, link_originals=True).linked == 0
     assert states(out) == before
+
+
+def test_links_follow_a_dataset_that_was_moved_or_corrected(phantom_root, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    shutil.copytree(phantom_root, tmp_path / "in")
+    links = complete(tmp_path / "in", out, link_originals=True).linked
+    shutil.copytree(phantom_root, elsewhere)  # both there: links lead to the old one
+    assert complete(elsewhere, out, link_originals=True).linked == links
+    elsewhere.rename(tmp_path / "moved")  # links lead nowhere
+    assert complete(tmp_path / "moved", out, link_originals=True).linked == links
+    linked = {path.resolve() for path in out.rglob("*") if path.is_symlink()}
+    assert linked == set((tmp_path / "moved").rglob("*.nii.gz"))
+
+
+def test_a_file_in_the_place_of_a_link_is_named_and_kept(gappy, weights, phantom_root, tmp_path):
+    """A synthetic volume whose original arrived later, and somebody's own file; a copy of the original is fine."""
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    complete(root, out, weights=weights.path, link_originals=True)
+    late = phantom_file(0, "t2")
+    shutil.copy(phantom_root / late, root / late)
+    own, copy = out / phantom_file(1, "t1"), out / phantom_file(1, "t2")
+    for file, data in ((own, b"mine"), (copy, copy.read_bytes())):
+        file.unlink()
+        file.write_bytes(data)
+    before = states(out)
+    with pytest.raises(AttclError) as caught:
+        complete(root, out, weights=weights.path, link_originals=True)
+    assert [(it.code, it.message.split(": ")[0]) for it in single_problems(caught.value)] == [
+        ("no-place-for-link", str(out / late)),
+        ("no-place-for-link", str(own)),
+    ]
+    assert states(out) == before
+    for file in (own, out / late, (out / late).with_name("Phantom_00000_t2.json")):
+        file.unlink()
+    assert complete(root, out, weights=weights.path, link_originals=True).linked == 2
