@@ -13,6 +13,7 @@ from pathlib import Path
 from attcl_cli.confined import leads_out, make_parent
 from attcl_cli.data import derivative
 from attcl_cli.data.dataset import Dataset, read_side_car
+from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.errors import AttclError, fold
 from attcl_cli.files import copy_whole, is_within
 
@@ -86,6 +87,8 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                 count += 1
                 derivative.write_side_car_of_link(dataset, case, file, output, anew=old)
     copies = {output / file: dataset.root / file for file in dataset.naming_files}
+    if dataset.vocabulary_file is not None:
+        copies[output / VOCABULARY_FILE] = dataset.vocabulary_file
     for copy, source in copies.items():  # names cannot be read without them
         if not copy.is_file() or not filecmp.cmp(source, copy, shallow=False):
             copy_whole(source, copy)

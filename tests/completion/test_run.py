@@ -513,3 +513,14 @@ def test_a_file_in_the_place_of_a_link_is_named_and_kept(gappy, weights, phantom
     for file in (own, out / late, (out / late).with_name("Phantom_00000_t2.json")):
         file.unlink()
     assert complete(root, out, weights=weights.path, link_originals=True).linked == 2
+
+
+def test_linked_originals_bring_the_names_of_their_modalities(gappy, tmp_path):
+    root, out = gappy(lacking=[()] * 4), tmp_path / "out"
+    for path in root.rglob("*_t2.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_t2.", "_weird.")))
+    tokens = {"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "weird"}
+    lines = [f'{name} = ["{token}"]' for name, token in tokens.items()]
+    (root / "modalities.toml").write_text("\n".join(["[modalities]", *lines]))
+    complete(root, out, link_originals=True)
+    assert open_dataset(out).counts() == open_dataset(root).counts() == dict.fromkeys(tokens, 4)
