@@ -187,7 +187,11 @@ def complete(
         source = replace(source, layout="auto")
     dataset = source.open()
     if naming is None:
-        dataset = replace(dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc))
+        dataset = replace(
+            dataset,
+            desc=derivative.choose_desc(dataset, Path(cpl), bids_desc),
+            completed=Path(cpl),
+        )
     manner = Manner(
         slices=slices,
         samples=samples,

@@ -51,9 +51,8 @@ _CODE_URLS = ("Source", "Repository", "Homepage")  # labels of the package's URL
 
 
 def named_in(dataset: Dataset, output: Path) -> Dataset:
-    """Return the dataset with the names of synthetic volumes that an output folder has (`--bids-desc`)."""
-    desc = desc_of(dataset, output)
-    return replace(dataset, desc=desc) if desc != dataset.desc else dataset
+    """Return the dataset with the names of synthetic volumes that an output folder has (`--bids-desc`, `completed`)."""
+    return replace(dataset, desc=desc_of(dataset, output), completed=output)
 
 
 def desc_of(dataset: Dataset, output: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from helpers import states
 
 from attcl_cli.completion.jobs import CompletionPlan
 from attcl_cli.completion.run import CompletionResult, complete
+from attcl_cli.data import derivative
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, UsageError, single_problems
 from attcl_cli.methods.attcl_gan import AttclGan
@@ -461,6 +463,52 @@ def test_ranges_are_not_asked_for_if_nothing_is_made(finished, monkeypatch):
 
     monkeypatch.setattr("attcl_cli.completion.styles.read_record", refused)
     assert complete(**finished).written == 0
+
+
+def images_and_side_cars(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in outputs(folder).items() if "/" in name}
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_volumes_keep_their_names_if_the_originals_are_decompressed(finished):
+    """A dataset decides the ending of new files; those of an earlier run are found under the old one."""
+    made = images_and_side_cars(finished["cpl"])
+    for path in finished["ori"].rglob("*.nii.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    result = complete(**finished, device="cpu")
+    assert (result.written, result.done_before) == (0, 7)
+    assert complete(**finished, device="cpu", overwrite=True).written == 7
+    assert images_and_side_cars(finished["cpl"]).keys() == made.keys()
+    found = derivative.named_in(open_dataset(finished["ori"]), finished["cpl"])  # as score does
+    assert str(found.place(found.cases[0], "t2")[0]) == phantom_file(0, "t2")
+
+
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+def test_volumes_keep_their_names_if_further_cases_spell_the_modality_otherwise(
+    layout, gappy, weights, tmp_path
+):
+    root = gappy(layout, [("t2",), ("t2",), (), ("t2",)])
+    request = {"weights": weights.path, "device": "cpu"}
+    complete(root, tmp_path / "out", **request)
+    made = images_and_side_cars(tmp_path / "out")
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if layout == "brats" and path.name.startswith("Phantom_00002"):
+            for case in ("Further_1", "Further_2"):
+                name = path.name.replace("Phantom_00002", case).replace("_t2.", "_T2.")
+                (root / case).mkdir(exist_ok=True)
+                shutil.copy(path, root / case / name)
+        elif layout == "slices" and path.name.startswith("Phantom00002_"):
+            folder = root / path.parent.name.replace("t2", "T2")
+            folder.mkdir(exist_ok=True)
+            for case in ("Further1", "Further2"):
+                shutil.copy(path, folder / path.name.replace("Phantom00002", case))
+    assert open_dataset(root).spellings["t2"] == "T2"
+    result = complete(root, tmp_path / "out", **request)
+    assert (result.written, result.done_before) == (0, 3)
+    assert images_and_side_cars(tmp_path / "out") == made
 
 
 # --- links ------------------------------------------------------------------------------------------------------------
