@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from threading import BoundedSemaphore
 from typing import Any
 
@@ -302,10 +302,10 @@ def _write(
         if side_car.exists():
             before = read_side_car(side_car)
             if _making(before) != _making(document):
-                for file in (*whole, uncertainty_file(whole[0])):
-                    require_inside(plan.output / file)
-                    with contextlib.suppress(OSError):
-                        (plan.output / file).unlink()
+                new = [it for it in whole if it not in job.existing.get(target, ())]
+                if any((plan.output / it).exists() for it in new):
+                    raise _made_meanwhile(plan.output / whole[0])
+                _remove(plan, (*whole, uncertainty_file(whole[0])))
             elif "doubt" in before and len(files) < len(whole):
                 document["doubt"] = before["doubt"]  # of more of the slices than are made now
         write_json(side_car, document)
@@ -317,8 +317,29 @@ def _write(
         left = [file for file in files if file not in proven]
         if left:
             save([plan.output / file for file in left], _of_files(data, whole, left))
+            after = read_side_car(side_car)
+            if after and _making(after) != _making(document):  # of a run that began meanwhile
+                _remove(plan, (*left, uncertainty_file(whole[0])))
+                raise _made_meanwhile(plan.output / whole[0])
         outputs += [str(file) for file in files]
     return tuple(outputs)
+
+
+def _remove(plan: CompletionPlan, files: Iterable[PurePosixPath]) -> None:
+    """Remove files of the output folder, so that none lies beside the side-car of another run."""
+    for file in files:
+        require_inside(plan.output / file)
+        with contextlib.suppress(OSError):
+            (plan.output / file).unlink()
+
+
+def _made_meanwhile(file: Path) -> AttclError:
+    """Return the error of a volume that another run with other settings makes at the same time."""
+    return AttclError(
+        f"{file}: another run makes it with other settings, expected the same settings in all runs into one folder",
+        "wait until the other run has ended, and choose another --cpl for this one",
+        code="made-meanwhile",
+    )
 
 
 def _of_files(data: Array, whole: Sequence[PurePosixPath], files: Sequence[PurePosixPath]) -> Array:

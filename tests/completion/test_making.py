@@ -183,6 +183,42 @@ def test_two_plans_made_at_once_end_with_the_bytes_of_one(gappy, weights, method
     assert content(tmp_path / "both") == content(tmp_path / "plain")
 
 
+def test_a_volume_that_a_run_with_other_weights_made_meanwhile_is_kept(
+    gappy, weights, other_weights, tmp_path
+):
+    root = gappy(lacking=[("t2",), (), (), ()])
+    late = plan_of(root, tmp_path / "out", other_weights)
+    completed(root, tmp_path / "out", weights)
+    before = states(tmp_path / "out")
+    with pytest.raises(AttclError) as caught:
+        make(late)
+    assert caught.value.code == "made-meanwhile"
+    assert states(tmp_path / "out") == before
+
+
+def test_no_volume_lies_beside_the_side_car_of_a_run_with_other_weights(
+    gappy, weights, other_weights, tmp_path, monkeypatch
+):
+    root = gappy(lacking=[("t2",), (), (), ()])
+    first, second = (plan_of(root, tmp_path / "out", it) for it in (weights, other_weights))
+    save = volumes.save
+
+    def save_late(*arguments: object, **options: object) -> None:
+        """Save when the second run has done all that it does."""
+        monkeypatch.setattr(volumes, "save", save)
+        make(second)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(volumes, "save", save_late)
+    with pytest.raises(AttclError) as caught:
+        make(first)
+    assert caught.value.code == "made-meanwhile"
+    assert images(tmp_path / "out") == {}
+    completed(root, tmp_path / "out", other_weights)  # as its side-car says
+    completed(root, tmp_path / "alone", other_weights)
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
+
+
 def test_originals_keep_their_bytes_and_times(gappy, weights, tmp_path):
     root = gappy()
     before = states(root)
