@@ -277,12 +277,14 @@ def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Cas
     no reason to make the volume again. If names do not tell whose a volume is, its sources are compared by content: two
     patients completed into one folder would have one volume.
     """
-    sources = [it for it in (*sources_in(document), *guides_in(document)) if it]
-    gone = [name for name in (str(it.get("modality")) for it in sources) if name not in case.files]
+    named = dataset.layout.names_cases
+    # A side-car without sources says nothing; that is too little if names do not tell the patient.
+    sources = [it for it in (*sources_in(document), *guides_in(document)) if it or not named]
+    names = [str(it.get("modality", "unknown sources")) for it in sources]
+    gone = [name for name in names if name not in case.files]
     if gone:
         return f"made from {', '.join(gone)}, which its case does not have (any more), expected sources that it has"
-    for source in () if dataset.layout.names_cases else sources:
-        name = str(source.get("modality"))
+    for name, source in () if named else zip(names, sources, strict=True):
         path = dataset.paths(case, name)[0]
         if sha256(path) != source.get("sha256"):
             return f"made from another {name}, expected {path}"
