@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -221,7 +222,7 @@ def unlike_existing(
     if overwrite:
         return []
     try:
-        volumes.read_grid(present)
+        grid = volumes.read_grid(present)
     except AttclError as error:
         hint = "attcl writes whole files, so it was changed since; make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
@@ -230,10 +231,10 @@ def unlike_existing(
     before, own = document.get("background", "auto"), places.dataset.background
     if not difference and before != own:
         difference = _with_another_option("background", before, own)
-    if not difference and not places.dataset.layout.names_cases:
-        difference = _of_another_patient(document, places.dataset, case)
     if not difference:
-        return []
+        difference = _from_other_sources(document, places.dataset, case)
+    if not difference:
+        return _on_another_grid(present[0], grid, places.dataset, case)
     return [
         AttclError(
             f"{present[0]}: {difference}",
@@ -243,15 +244,47 @@ def unlike_existing(
     ]
 
 
-def _of_another_patient(document: Mapping[str, Any], dataset: Dataset, case: Case) -> str:
-    """Return how the sources of a volume differ from a case's files; "" if they are the same.
+def _on_another_grid(
+    path: Path, grid: volumes.Grid, dataset: Dataset, case: Case
+) -> list[AttclError]:
+    """Return a problem if a volume does not lie on the grid of its case: of another dataset with the same case ids.
 
-    Asked if names do not tell whose a volume is: two patients completed into one folder would have one volume.
+    Of PNG slices only the size is compared; some of them may be missing.
     """
-    for source in (*sources_in(document), *guides_in(document)):
-        name = str(source.get("modality"))
-        if name not in case.files:
-            return f"made from a {name}, expected sources that {case.id} has"
+    try:
+        expected = volumes.read_grid(dataset.paths(case, next(iter(case.files)))[:1])
+    except AttclError:  # of a source; nothing is made from it if all is done
+        return []
+    if dataset.layout.sliced:
+        grid = replace(grid, shape=(*grid.shape[:2], 1))
+    difference = grid.differs_from(expected)
+    if not difference:
+        return []
+    return [
+        AttclError(
+            f"{path}: made on another grid than its case has ({difference}), expected one grid",
+            "if it was made from another dataset with the same names, choose another --cpl; "
+            "otherwise make it again with --overwrite",
+            code="grids-differ",
+        )
+    ]
+
+
+def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Case) -> str:
+    """Return how the sources of a volume differ from a case's files; "" if the case has them.
+
+    A modality that was hidden since must not show through a volume that was made from it. One that was added since is
+    no reason to make the volume again. If names do not tell whose a volume is, its sources are compared by content: two
+    patients completed into one folder would have one volume.
+    """
+    named = dataset.layout.names_cases
+    # A side-car without sources says nothing; that is too little if names do not tell the patient.
+    sources = [it for it in (*sources_in(document), *guides_in(document)) if it or not named]
+    names = [str(it.get("modality", "unknown sources")) for it in sources]
+    gone = [name for name in names if name not in case.files]
+    if gone:
+        return f"made from {', '.join(gone)}, which its case does not have (any more), expected sources that it has"
+    for name, source in () if named else zip(names, sources, strict=True):
         path = dataset.paths(case, name)[0]
         if sha256(path) != source.get("sha256"):
             return f"made from another {name}, expected {path}"
@@ -301,14 +334,16 @@ def escapes(output: Path, file: PurePosixPath) -> list[AttclError]:
     return []
 
 
-def too_little_room(places: Places, jobs: Sequence[Job]) -> list[AttclError]:
-    """Return a problem if the disk has no room for the volumes."""
+def too_little_room(places: Places, jobs: Sequence[Job], manner: Manner) -> list[AttclError]:
+    """Return a problem if the disk has no room for the volumes, and for their standard deviations."""
     dataset, output = places.dataset, places.output
     needed = 0.0
     for job in jobs:
         shape = volumes.read_grid(dataset.paths(job.case, job.sources[0])).shape
         share = 1 if dataset.extension_of(job.case) == ".nii" else _COMPRESSED_SHARE
         stored = sum(style.dtype.itemsize for style in job.styles.values())
+        if manner.uncertainty:
+            stored += len(job.outputs) * np.dtype(np.float32).itemsize
         needed += float(np.prod(shape, dtype=np.int64)) * stored * share
     return lack_of_room(output, needed, "the volumes", flag="--cpl")
 

@@ -61,6 +61,7 @@ class Job:
         seen: the files of the case as they were before they were checked.
         unproven: target -> those of its outputs that lie there without a side-car, but say of themselves that this job
             makes them; they are compared with what it makes, and never written.
+        existing: target -> those of its files that lay there when the job was planned.
     """
 
     case: Case
@@ -69,6 +70,7 @@ class Job:
     styles: Mapping[str, Style] = field(default_factory=dict)
     seen: Mapping[Path, State] = field(default_factory=dict)
     unproven: Mapping[str, tuple[PurePosixPath, ...]] = field(default_factory=dict)
+    existing: Mapping[str, tuple[PurePosixPath, ...]] = field(default_factory=dict)
 
     @property
     def weights(self) -> Weights:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,7 +40,7 @@ from attcl_cli.completion.jobs import (
     not_made_by_attcl,
     uncertainty_file,
 )
-from attcl_cli.confined import leads_out, make_parent, require_inside
+from attcl_cli.confined import require_inside
 from attcl_cli.data import derivative, intensities, volumes
 from attcl_cli.data.dataset import Case, Dataset, read_side_car
 from attcl_cli.data.intensities import Array
@@ -49,7 +49,7 @@ from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.data.volumes import Grid
 from attcl_cli.data.written import require_finite, require_image
 from attcl_cli.errors import AttclError
-from attcl_cli.files import copy_whole, is_within, sha256, write_json
+from attcl_cli.files import sha256, write_json
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import title_of
 from attcl_cli.prefetch import read_ahead
@@ -124,40 +124,6 @@ def make_volumes(
             while pending and pending[0][-1].done():
                 yield _finished(*pending.pop(0), keep_going=keep_going)
         yield from finish_all()
-
-
-def link_originals(dataset: Dataset, output: Path) -> int:
-    """Link every file of the dataset into the output folder, which then is a whole dataset; return how many.
-
-    Raises:
-        AttclError: a link would lead out of the output folder, or the file system has no links.
-    """
-    count = 0
-    for case in dataset.cases:
-        for files in (*case.files.values(), case.segmentation):
-            for file in files:
-                link = output / file
-                if not is_within(link.parent, output):
-                    raise leads_out(link, output)
-                if link.exists() or link.is_symlink():
-                    continue
-                try:
-                    make_parent(link)
-                    with contextlib.suppress(FileExistsError):  # another part was faster
-                        link.symlink_to((dataset.root / file).resolve())
-                except OSError as error:
-                    raise AttclError(
-                        f"{link}: not linked ({error.strerror}), "
-                        "expected a file system with symbolic links",
-                        "run without --link-originals",
-                        code="no-links",
-                    ) from error
-                count += 1
-                derivative.write_side_car_of_link(dataset, case, file, output)
-    for file in dataset.naming_files:  # names cannot be read without them
-        if not (output / file).exists():
-            copy_whole(dataset.root / file, output / file)
-    return count
 
 
 @dataclass(frozen=True)
@@ -336,10 +302,10 @@ def _write(
         if side_car.exists():
             before = read_side_car(side_car)
             if _making(before) != _making(document):
-                for file in (*whole, uncertainty_file(whole[0])):
-                    require_inside(plan.output / file)
-                    with contextlib.suppress(OSError):
-                        (plan.output / file).unlink()
+                new = [it for it in whole if it not in job.existing.get(target, ())]
+                if any((plan.output / it).exists() for it in new):
+                    raise _made_meanwhile(plan.output / whole[0])
+                _remove(plan, (*whole, uncertainty_file(whole[0])))
             elif "doubt" in before and len(files) < len(whole):
                 document["doubt"] = before["doubt"]  # of more of the slices than are made now
         write_json(side_car, document)
@@ -351,8 +317,29 @@ def _write(
         left = [file for file in files if file not in proven]
         if left:
             save([plan.output / file for file in left], _of_files(data, whole, left))
+            after = read_side_car(side_car)
+            if after and _making(after) != _making(document):  # of a run that began meanwhile
+                _remove(plan, (*left, uncertainty_file(whole[0])))
+                raise _made_meanwhile(plan.output / whole[0])
         outputs += [str(file) for file in files]
     return tuple(outputs)
+
+
+def _remove(plan: CompletionPlan, files: Iterable[PurePosixPath]) -> None:
+    """Remove files of the output folder, so that none lies beside the side-car of another run."""
+    for file in files:
+        require_inside(plan.output / file)
+        with contextlib.suppress(OSError):
+            (plan.output / file).unlink()
+
+
+def _made_meanwhile(file: Path) -> AttclError:
+    """Return the error of a volume that another run with other settings makes at the same time."""
+    return AttclError(
+        f"{file}: another run makes it with other settings, expected the same settings in all runs into one folder",
+        "wait until the other run has ended, and choose another --cpl for this one",
+        code="made-meanwhile",
+    )
 
 
 def _of_files(data: Array, whole: Sequence[PurePosixPath], files: Sequence[PurePosixPath]) -> Array:

@@ -109,7 +109,16 @@ def plan_completion(
             elif not makers:
                 unmade.setdefault(case.id, []).append(target)
             else:
-                _add(groups, Job(case, makers, {target: files}, unproven={target: unproven}))
+                _add(
+                    groups,
+                    Job(
+                        case,
+                        makers,
+                        {target: files},
+                        unproven={target: unproven},
+                        existing={target: existing},
+                    ),
+                )
         jobs += _as_they_are(dataset, case, groups.values())  # before anything is read
     problems += fold(unlike, checks.same_making)
     problems += checks.synthetic_sources(dataset, jobs, manner)
@@ -130,7 +139,7 @@ def plan_completion(
     sound, unstorable = _with_styles(places, styles, sound)
     problems += unstorable
     if not problems:
-        problems += checks.too_little_room(places, sound)
+        problems += checks.too_little_room(places, sound, manner)
     raise_all(problems)
     return CompletionPlan(
         places=places,
@@ -162,6 +171,7 @@ def _add(groups: _Groups, volume: Job) -> None:
         job,
         outputs={**job.outputs, **volume.outputs},
         unproven={**job.unproven, **volume.unproven},
+        existing={**job.existing, **volume.existing},
     )
 
 

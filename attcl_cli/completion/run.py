@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attcl_cli import cluster, devices
-from attcl_cli.completion import provenance
+from attcl_cli.completion import linking, provenance
 from attcl_cli.completion.checks import require_possible
 from attcl_cli.completion.expected import canonical_targets, expect
 from attcl_cli.completion.jobs import (
@@ -30,7 +30,7 @@ from attcl_cli.data import derivative, originals
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, raise_all
 from attcl_cli.methods.weights import load_method
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
@@ -187,7 +187,11 @@ def complete(
         source = replace(source, layout="auto")
     dataset = source.open()
     if naming is None:
-        dataset = replace(dataset, desc=derivative.choose_desc(dataset, Path(cpl), bids_desc))
+        dataset = replace(
+            dataset,
+            desc=derivative.choose_desc(dataset, Path(cpl), bids_desc),
+            completed=Path(cpl),
+        )
     manner = Manner(
         slices=slices,
         samples=samples,
@@ -211,6 +215,7 @@ def complete(
     )
     for note in dataset.notes:
         progress.say(f"note: {note}")
+    raise_all(linking.in_the_way(dataset, Path(cpl)) if link_originals else [])
     place, several, on = _places(device, ray)
     on_cluster = cluster.asked_for(ray, device, gpu_share)
     plan = plan_completion(
@@ -237,8 +242,6 @@ def complete(
     if dry_run:
         return CompletionResult(plan, on, record_file, failed=tuple(plan.failed.items()))
     _require_cluster(on_cluster, plan)
-    from attcl_cli.completion import making  # loads torch: all is checked
-
     record = new_record(plan, record_file, on, source, naming, targets)
     record.config |= {
         "part": [part_id, num_parts],
@@ -261,7 +264,7 @@ def complete(
             done = [case for case in dataset.cases if case.id in plan.present]
             made = dataset.cases if link_originals else [*done, *(job.case for job in plan.jobs)]
             derivative.write_description(dataset, plan.output, made)
-        linked = making.link_originals(dataset, plan.output) if link_originals else 0
+        linked = linking.link_originals(dataset, plan.output) if link_originals else 0
         doubts = known_doubts(plan)
         written = 0
         failed: dict[str, AttclError] = {}

@@ -9,7 +9,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,6 +38,8 @@ from attcl_cli.files import read_json, refuse_inside
 
 _DEFAULT = Path("data")  # of every command that names none
 
+_ENDINGS = frozenset((".nii", ".nii.gz"))
+
 SPLITS_FILE = "splits.json"
 """What prepare-splits writes into a data tree; `splits` reads it."""
 
@@ -56,6 +58,7 @@ class Dataset:
             what is wrong with files.
         ignored: relative paths of files that are no image of the layout.
         spellings: modality -> the token that most files of this dataset use.
+        tokens: modality -> every token that a file of this dataset uses.
         extension: the file ending that most files use.
         vocabulary: every modality whose names are known, sorted.
         vocabulary_file: where the modality names come from, if not the default ones.
@@ -64,6 +67,7 @@ class Dataset:
         recognised: public datasets that the cases' ids come from.
         desc: the value of the entity `desc-` in names of new volumes (BIDS alone); "": as the dataset's others.
         background: what is background in its volumes, so that all readers agree (`volumes.load`).
+        completed: the folder of synthetic volumes, which keep the names that they have there; None: there is none.
         scattered: its files were named one by one, so that the root is no folder of its own.
     """
 
@@ -83,6 +87,8 @@ class Dataset:
     desc: str = ""
     background: BackgroundOption = "auto"
     scattered: bool = False
+    tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    completed: Path | None = None
 
     @property
     def problems(self) -> tuple[AttclError, ...]:
@@ -135,18 +141,21 @@ class Dataset:
         return tuple(sorted(self.modalities, key=lambda name: (-counts[name], name)))
 
     def place(self, case: Case, modality: str) -> tuple[PurePosixPath, ...]:
-        """Return where the files of a modality that the case lacks belong, relative to the root."""
-        model = next(iter(case.files.values()))  # slices are numbered as those of another modality
-        return tuple(
-            self.layout.place(
-                case=case.id,
-                token=self._token(case, modality),
-                prefix=case.prefix,
-                slice_=self.layout.slice_number(file),
-                extension=self.extension_of(case),
-            )
-            for file in (model if self.layout.sliced else model[:1])
-        )
+        """Return where the files of a modality that the case lacks belong, relative to the root.
+
+        They are named as most files of the dataset are. A synthetic volume in `completed` keeps its name if the dataset
+        was compressed since, or got further cases that spell the modality otherwise.
+        """
+        token, extension = self._token(case, modality), self.extension_of(case)
+        usual = self._named(case, token, extension)
+        others = self._other_names(modality, token, extension) if self.completed else []
+        if not others or self._lie_completed(usual):
+            return usual
+        for other in others:
+            files = self._named(case, *other)
+            if self._lie_completed(files) and self._is_synthetic(case, modality, files):
+                return files
+        return usual
 
     def place_side_car(self, case: Case, modality: str) -> PurePosixPath:
         """Return where the side-car JSON of a synthetic volume belongs; the slices of a volume share one."""
@@ -164,6 +173,37 @@ class Dataset:
         """Return the ending of most files of the case (`.nii` beside `.nii.gz` happens)."""
         endings = Counter(ending_of(files[0]) for files in case.files.values())
         return endings.most_common(1)[0][0].lower() if endings else self.extension
+
+    def _named(self, case: Case, token: str, extension: str) -> tuple[PurePosixPath, ...]:
+        model = next(iter(case.files.values()))  # slices are numbered as those of another modality
+        return tuple(
+            self.layout.place(
+                case=case.id,
+                token=token,
+                prefix=case.prefix,
+                slice_=self.layout.slice_number(file),
+                extension=extension,
+            )
+            for file in (model if self.layout.sliced else model[:1])
+        )
+
+    def _other_names(self, modality: str, token: str, extension: str) -> list[tuple[str, str]]:
+        """Return the other tokens and endings that a volume may be named with; in BIDS only the ending differs."""
+        tokens = [token]
+        if self.layout.name != bids.LAYOUT:
+            first = self.layout.tokens.get(modality, modality)  # when no case had the modality
+            tokens = [*dict.fromkeys((token, *self.tokens.get(modality, ()), first))]
+        endings = [extension] if self.layout.sliced else [extension, *_ENDINGS - {extension}]
+        return [(name, ending) for name in tokens for ending in endings][1:]
+
+    def _lie_completed(self, files: Iterable[PurePosixPath]) -> bool:
+        return self.completed is not None and any((self.completed / it).exists() for it in files)
+
+    def _is_synthetic(self, case: Case, modality: str, files: Sequence[PurePosixPath]) -> bool:
+        """Return whether the side-car of files in `completed` says that they are a synthetic volume of a modality."""
+        folder = self.completed or self.root
+        side_car = read_side_car(folder / self.layout.place_side_car(files[0], case.id))
+        return side_car.get("synthetic") is True and side_car.get("target", modality) == modality
 
     def _token(self, case: Case, modality: str) -> str:
         """Return how a modality that the case lacks is spelled."""
@@ -268,6 +308,7 @@ def open_dataset(
         wrong=reading.wrong,
         ignored=reading.ignored,
         spellings=reading.spellings,
+        tokens=reading.tokens,
         extension=reading.extension,
         vocabulary=tuple(sorted(reading.vocabulary)),
         vocabulary_file=modalities,

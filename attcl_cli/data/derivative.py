@@ -51,9 +51,8 @@ _CODE_URLS = ("Source", "Repository", "Homepage")  # labels of the package's URL
 
 
 def named_in(dataset: Dataset, output: Path) -> Dataset:
-    """Return the dataset with the names of synthetic volumes that an output folder has (`--bids-desc`)."""
-    desc = desc_of(dataset, output)
-    return replace(dataset, desc=desc) if desc != dataset.desc else dataset
+    """Return the dataset with the names of synthetic volumes that an output folder has (`--bids-desc`, `completed`)."""
+    return replace(dataset, desc=desc_of(dataset, output), completed=output)
 
 
 def desc_of(dataset: Dataset, output: Path) -> str:
@@ -154,16 +153,19 @@ def image_fields(
     return fields
 
 
-def write_side_car_of_link(dataset: Dataset, case: Case, file: PurePosixPath, output: Path) -> None:
+def write_side_car_of_link(
+    dataset: Dataset, case: Case, file: PurePosixPath, output: Path, *, anew: bool = False
+) -> None:
     """Write the side-car of an original that is linked into the output folder, if it is not there; in BIDS alone.
 
-    It says what the dataset says of the image, with the fields that BIDS wants of an image in a derivative.
+    With `anew` also if it is: the link led elsewhere before. It says what the dataset says of the image, with the
+    fields that BIDS wants of an image in a derivative.
 
     Raises:
         AttclError: the file cannot be written.
     """
     side_car = output / dataset.layout.place_side_car(file, case.id)
-    if dataset.layout.name != LAYOUT or side_car.exists():
+    if dataset.layout.name != LAYOUT or (side_car.exists() and not anew):
         return
     fields = image_fields(dataset, [file], file, "The original, linked by attcl")
     if file in case.segmentation:  # a label map has no skull

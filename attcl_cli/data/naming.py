@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -64,6 +64,7 @@ class Reading:
         wrong: case id, or name of a folder -> what is wrong with its names, or looks like an image and is not read.
         ignored: relative paths of images that are not read and are no loss.
         spellings: modality -> the token that most files use.
+        tokens: modality -> every token that a file uses.
         extension: the file ending that most files use.
         vocabulary: modality -> its spellings.
         expected: the modalities that the user or the dataset itself names.
@@ -83,6 +84,7 @@ class Reading:
     naming_files: tuple[PurePosixPath, ...] = ()
     recognised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def read_folder(
@@ -394,6 +396,7 @@ def _assemble(
         naming_files=read.channels.files if read.channels is not None else (),
         recognised=patients.recognised,
         notes=patients.notes,
+        tokens={modality: tuple(counter) for modality, counter in tokens.items()},
     )
 
 

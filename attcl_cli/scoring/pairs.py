@@ -13,11 +13,11 @@ from typing import Any
 
 from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Case, Dataset, makers_in, read_side_car, sources_in
+from attcl_cli.data.dataset import Case, Dataset, guides_in, makers_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
 from attcl_cli.data.unchanged import State, look_at
-from attcl_cli.errors import AttclError, UsageError, raise_all
+from attcl_cli.errors import AttclError, UsageError, fold, raise_all
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -150,6 +150,7 @@ def plan_comparison(
             code="no-completed-folder",
         )
     problems: list[AttclError] = []
+    strange: list[AttclError] = []
     for case, true_case, hidden in _hidden_volumes(data, truth, splits, split, problems):
         by_sources: dict[tuple[str, ...], list[Pair]] = {}
         present = {modality: data.paths(case, modality) for modality in case.files}
@@ -163,6 +164,7 @@ def plan_comparison(
             seen |= look_at((*pair.truth, *pair.prediction))
             problems += _misfits(pair)
             label = read_side_car(output / data.place_side_car(case, modality))
+            strange += _sources_gone(label, case, files[0])
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
             makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers_in(label)
@@ -172,6 +174,7 @@ def plan_comparison(
             CasePairs(case.id, sources, present, tuple(pairs), segmentation, data.background, seen)
             for sources, pairs in by_sources.items()
         ]
+    problems += fold(strange, lambda problem: problem.message.split(": ", 1)[-1])
     if missing and not allow_missing:
         problems.append(_not_completed(output, missing, split))
     raise_all(problems)
@@ -331,6 +334,20 @@ def _sources_of(label: Mapping[str, Any], case: Case, modal_list: Sequence[str])
     named = {item.get("modality") for item in sources_in(label)}
     present = [modality for modality in modal_list if modality in case.files]
     return tuple(modality for modality in present if modality in named) or (present[0],)
+
+
+def _sources_gone(label: Mapping[str, Any], case: Case, file: Path) -> list[AttclError]:
+    """Return a problem if a completed volume was made from a modality that its case does not have."""
+    named = [it["modality"] for it in (*sources_in(label), *guides_in(label)) if it.get("modality")]
+    gone = [name for name in named if name not in case.files]
+    if not gone:
+        return []
+    message = (
+        f"{file}: made from {', '.join(gone)}, which its case does not have (any more), "
+        "expected sources that it has"
+    )
+    hint = "complete this dataset into another --cpl, or again with attcl complete --overwrite"
+    return [AttclError(message, hint, code="made-in-another-way")]
 
 
 def _segmentation(truth: Dataset, case: Case, problems: list[AttclError]) -> tuple[Path, ...]:

@@ -15,7 +15,8 @@ from helpers import states
 from attcl_cli.completion import checks
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.layouts import SUBMISSIONS
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.data.phantom_cohort import write_cohort
+from attcl_cli.errors import AttclError, UsageError, single_problems
 from attcl_cli.methods.weights import Weights
 
 LACKING = (("t1ce",), ("t1", "t2"), (), ("t1ce",))
@@ -181,6 +182,47 @@ def test_results_of_other_weights_are_not_taken_for_done(finished, weights, othe
     assert states(finished["cpl"]) == before
 
 
+def test_results_of_a_source_that_was_hidden_since_are_not_taken_for_done(gappy, general, tmp_path):
+    root = gappy(lacking=[("t1ce",), ("t1ce",), (), ()])
+    completed(root, tmp_path / "out", general)
+    for case in (0, 1):
+        (root / phantom_file(case, "t1")).unlink()
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", general, targets=["t1ce"])
+    assert caught.value.code == "made-in-another-way"
+    assert caught.value.message == (
+        f"{tmp_path / 'out' / phantom_file(0, 't1ce')}: made from t1, which its case does not have (any more), "
+        "expected sources that it has; and 1 more like it"
+    )
+    assert plan_of(root, tmp_path / "out", general, overwrite=True).volumes == 4
+
+
+def test_results_of_fewer_sources_than_the_case_has_now_stay_done(
+    gappy, general, phantom_root, tmp_path
+):
+    root = gappy(lacking=[("t1", "t1ce"), (), (), ()])
+    completed(root, tmp_path / "out", general, targets=["t1ce"])
+    shutil.copy(phantom_root / phantom_file(0, "t1"), root / phantom_file(0, "t1"))
+    plan = plan_of(root, tmp_path / "out", general)
+    assert (plan.volumes, plan.done) == (0, 1)
+
+
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+def test_results_of_another_dataset_with_the_same_names_are_not_taken_for_done(
+    layout, gappy, weights, tmp_path
+):
+    completed(gappy(layout), tmp_path / "out", weights, targets=["t1ce"])
+    lacking = [["t1ce"], ["t1ce"]]
+    write_cohort(
+        tmp_path / "others", cases=2, layout=layout, voxel_mm=8, missing=lacking, workers=1
+    )
+    with pytest.raises(AttclError, match="made on another grid than its case has") as caught:
+        plan_of(tmp_path / "others", tmp_path / "out", weights, targets=["t1ce"])
+    assert {it.code for it in single_problems(caught.value)} == {"grids-differ"}
+    plan = plan_of(tmp_path / "others", tmp_path / "out", weights, targets=["t1ce"], overwrite=True)
+    assert plan.volumes == 2
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -270,6 +312,20 @@ def test_room_is_asked_for_the_volumes_that_are_left(gappy, weights, tmp_path, m
     assert plan_of(root, tmp_path / "out", weights, targets=["t1ce"]).volumes == 2
     with pytest.raises(AttclError) as caught:
         plan_of(root, tmp_path / "out", weights)
+    assert caught.value.code == "disk-full"
+
+
+def test_room_is_asked_for_standard_deviations_too(gappy, weights, tmp_path, monkeypatch):
+    voxels = 40 * 40 * 26
+    usage = namedtuple("usage", "total used free")
+    free = round(voxels * (2 + 4) / 4)  # of a volume of int16 and one of float32, compressed
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 0, free))
+    options = {"samples": 2, "uncertainty": True}
+    root = gappy(lacking=[("t2",), ("t1",), (), ()])
+    assert plan_of(root, tmp_path / "out", weights, targets=["t2"], **options).volumes == 1
+    assert plan_of(root, tmp_path / "out", weights).volumes == 2
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", weights, **options)
     assert caught.value.code == "disk-full"
 
 

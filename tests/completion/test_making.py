@@ -32,7 +32,7 @@ from helpers import states
 from PIL import Image
 
 from attcl_cli import __version__
-from attcl_cli.completion import inference, making, preparation
+from attcl_cli.completion import inference, linking, making, preparation
 from attcl_cli.completion.styles import Styles
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset, open_dataset
@@ -181,6 +181,42 @@ def test_two_plans_made_at_once_end_with_the_bytes_of_one(gappy, weights, method
     for steps in zip(*both, strict=True):
         assert len({item.case for item in steps}) == 1
     assert content(tmp_path / "both") == content(tmp_path / "plain")
+
+
+def test_a_volume_that_a_run_with_other_weights_made_meanwhile_is_kept(
+    gappy, weights, other_weights, tmp_path
+):
+    root = gappy(lacking=[("t2",), (), (), ()])
+    late = plan_of(root, tmp_path / "out", other_weights)
+    completed(root, tmp_path / "out", weights)
+    before = states(tmp_path / "out")
+    with pytest.raises(AttclError) as caught:
+        make(late)
+    assert caught.value.code == "made-meanwhile"
+    assert states(tmp_path / "out") == before
+
+
+def test_no_volume_lies_beside_the_side_car_of_a_run_with_other_weights(
+    gappy, weights, other_weights, tmp_path, monkeypatch
+):
+    root = gappy(lacking=[("t2",), (), (), ()])
+    first, second = (plan_of(root, tmp_path / "out", it) for it in (weights, other_weights))
+    save = volumes.save
+
+    def save_late(*arguments: object, **options: object) -> None:
+        """Save when the second run has done all that it does."""
+        monkeypatch.setattr(volumes, "save", save)
+        make(second)
+        save(*arguments, **options)
+
+    monkeypatch.setattr(volumes, "save", save_late)
+    with pytest.raises(AttclError) as caught:
+        make(first)
+    assert caught.value.code == "made-meanwhile"
+    assert images(tmp_path / "out") == {}
+    completed(root, tmp_path / "out", other_weights)  # as its side-car says
+    completed(root, tmp_path / "alone", other_weights)
+    assert content(tmp_path / "out") == content(tmp_path / "alone")
 
 
 def test_originals_keep_their_bytes_and_times(gappy, weights, tmp_path):
@@ -520,7 +556,7 @@ def test_links_are_never_put_among_the_originals(gappy, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/Phantom_00000").symlink_to(root / "Phantom_00001")
     with pytest.raises(AttclError) as caught:
-        making.link_originals(open_dataset(root), tmp_path / "out")
+        linking.link_originals(open_dataset(root), tmp_path / "out")
     assert caught.value.code == "leads-out-of-output"
     assert states(root) == before
 
@@ -531,7 +567,7 @@ def test_a_file_system_without_links_is_named(phantom_root, tmp_path, monkeypatc
 
     monkeypatch.setattr(Path, "symlink_to", refuse)
     with pytest.raises(AttclError, match="Operation not supported") as caught:
-        making.link_originals(open_dataset(phantom_root), tmp_path / "out")
+        linking.link_originals(open_dataset(phantom_root), tmp_path / "out")
     assert caught.value.code == "no-links"
 
 

@@ -116,9 +116,13 @@ def test_a_volume_of_another_patient_is_not_taken_for_this_ones(files, trained_r
     images = {"flair": "flair-1.nii.gz"}
     with pytest.raises(AttclError, match="made from another flair"):
         complete(cpl="out", images=images, **request)
-    with pytest.raises(AttclError, match="made from a flair, expected sources that x has"):
+    with pytest.raises(AttclError, match="made from flair, which its case does not have"):
         complete(cpl="out", images={"t1": "x/t1-0.nii.gz"}, **request)
     assert complete("patient-0", "out", **request).done_before == 1
+    said = json.loads(Path("out/t2.json").read_text())
+    Path("out/t2.json").write_text(json.dumps({**said, "source": None}))
+    with pytest.raises(AttclError, match="made from unknown sources"):
+        complete("patient-0", "out", **request)
     assert complete(cpl="out", images=images, overwrite=True, **request).written == 1
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from helpers import states
 
 from attcl_cli.completion.jobs import CompletionPlan
 from attcl_cli.completion.run import CompletionResult, complete
+from attcl_cli.data import derivative
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, single_problems
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.weights import BUNDLED, WEIGHTS_FILE
 from attcl_cli.progress import Silent
@@ -462,6 +465,52 @@ def test_ranges_are_not_asked_for_if_nothing_is_made(finished, monkeypatch):
     assert complete(**finished).written == 0
 
 
+def images_and_side_cars(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in outputs(folder).items() if "/" in name}
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_volumes_keep_their_names_if_the_originals_are_decompressed(finished):
+    """A dataset decides the ending of new files; those of an earlier run are found under the old one."""
+    made = images_and_side_cars(finished["cpl"])
+    for path in finished["ori"].rglob("*.nii.gz"):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    result = complete(**finished, device="cpu")
+    assert (result.written, result.done_before) == (0, 7)
+    assert complete(**finished, device="cpu", overwrite=True).written == 7
+    assert images_and_side_cars(finished["cpl"]).keys() == made.keys()
+    found = derivative.named_in(open_dataset(finished["ori"]), finished["cpl"])  # as score does
+    assert str(found.place(found.cases[0], "t2")[0]) == phantom_file(0, "t2")
+
+
+@pytest.mark.parametrize("layout", ["brats", "slices"])
+def test_volumes_keep_their_names_if_further_cases_spell_the_modality_otherwise(
+    layout, gappy, weights, tmp_path
+):
+    root = gappy(layout, [("t2",), ("t2",), (), ("t2",)])
+    request = {"weights": weights.path, "device": "cpu"}
+    complete(root, tmp_path / "out", **request)
+    made = images_and_side_cars(tmp_path / "out")
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        if layout == "brats" and path.name.startswith("Phantom_00002"):
+            for case in ("Further_1", "Further_2"):
+                name = path.name.replace("Phantom_00002", case).replace("_t2.", "_T2.")
+                (root / case).mkdir(exist_ok=True)
+                shutil.copy(path, root / case / name)
+        elif layout == "slices" and path.name.startswith("Phantom00002_"):
+            folder = root / path.parent.name.replace("t2", "T2")
+            folder.mkdir(exist_ok=True)
+            for case in ("Further1", "Further2"):
+                shutil.copy(path, folder / path.name.replace("Phantom00002", case))
+    assert open_dataset(root).spellings["t2"] == "T2"
+    result = complete(root, tmp_path / "out", **request)
+    assert (result.written, result.done_before) == (0, 3)
+    assert images_and_side_cars(tmp_path / "out") == made
+
+
 # --- links ------------------------------------------------------------------------------------------------------------
 
 
@@ -477,3 +526,49 @@ def test_link_originals_makes_the_output_a_complete_dataset(gappy, weights, tmp_
     before = states(out)
     assert complete(root, out, weights=weights.path, link_originals=True).linked == 0
     assert states(out) == before
+
+
+def test_links_follow_a_dataset_that_was_moved_or_corrected(phantom_root, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    shutil.copytree(phantom_root, tmp_path / "in")
+    links = complete(tmp_path / "in", out, link_originals=True).linked
+    shutil.copytree(phantom_root, elsewhere)  # both there: links lead to the old one
+    assert complete(elsewhere, out, link_originals=True).linked == links
+    elsewhere.rename(tmp_path / "moved")  # links lead nowhere
+    assert complete(tmp_path / "moved", out, link_originals=True).linked == links
+    linked = {path.resolve() for path in out.rglob("*") if path.is_symlink()}
+    assert linked == set((tmp_path / "moved").rglob("*.nii.gz"))
+
+
+def test_a_file_in_the_place_of_a_link_is_named_and_kept(gappy, weights, phantom_root, tmp_path):
+    """A synthetic volume whose original arrived later, and somebody's own file; a copy of the original is fine."""
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    complete(root, out, weights=weights.path, link_originals=True)
+    late = phantom_file(0, "t2")
+    shutil.copy(phantom_root / late, root / late)
+    own, copy = out / phantom_file(1, "t1"), out / phantom_file(1, "t2")
+    for file, data in ((own, b"mine"), (copy, copy.read_bytes())):
+        file.unlink()
+        file.write_bytes(data)
+    before = states(out)
+    with pytest.raises(AttclError) as caught:
+        complete(root, out, weights=weights.path, link_originals=True)
+    assert [(it.code, it.message.split(": ")[0]) for it in single_problems(caught.value)] == [
+        ("no-place-for-link", str(out / late)),
+        ("no-place-for-link", str(own)),
+    ]
+    assert states(out) == before
+    for file in (own, out / late, (out / late).with_name("Phantom_00000_t2.json")):
+        file.unlink()
+    assert complete(root, out, weights=weights.path, link_originals=True).linked == 2
+
+
+def test_linked_originals_bring_the_names_of_their_modalities(gappy, tmp_path):
+    root, out = gappy(lacking=[()] * 4), tmp_path / "out"
+    for path in root.rglob("*_t2.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_t2.", "_weird.")))
+    tokens = {"flair": "flair", "t1": "t1", "t1ce": "t1ce", "t2": "weird"}
+    lines = [f'{name} = ["{token}"]' for name, token in tokens.items()]
+    (root / "modalities.toml").write_text("\n".join(["[modalities]", *lines]))
+    complete(root, out, link_originals=True)
+    assert open_dataset(out).counts() == open_dataset(root).counts() == dict.fromkeys(tokens, 4)

@@ -14,7 +14,7 @@ from completers import LACKING, content, phantom_file
 from helpers import REPOSITORY
 
 from attcl_cli import processes
-from attcl_cli.completion import making
+from attcl_cli.completion import linking
 from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import UsageError
@@ -147,5 +147,5 @@ def test_a_link_that_another_part_makes_at_the_same_time_is_no_error(gappy, tmp_
 
     dataset = open_dataset(gappy())
     monkeypatch.setattr(Path, "symlink_to", second)
-    linked = making.link_originals(dataset, tmp_path / "out")
+    linked = linking.link_originals(dataset, tmp_path / "out")
     assert linked == sum(path.is_symlink() for path in (tmp_path / "out").rglob("*"))

@@ -58,6 +58,16 @@ def test_volumes_of_one_case_with_the_same_sources_stand_together(folders):
     assert comparison.weights == {"abc": "mine"}
 
 
+def test_a_volume_that_was_made_from_what_its_case_lacks_is_refused(folders):
+    file = folders.cpl / "Phantom_00001" / "Phantom_00001_t1.nii.gz"
+    leaked = {"sources": [{"modality": "flair"}, {"modality": "t1ce"}]}
+    file.with_name("Phantom_00001_t1.json").write_text(json.dumps(leaked))
+    with pytest.raises(AttclError) as caught:
+        plan_comparison(open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None)
+    assert caught.value.code == "made-in-another-way"
+    assert caught.value.message.startswith(f"{file}: made from t1ce, which its case does not have")
+
+
 def test_all_problems_are_reported_together(folders):
     first_completed(folders).write_bytes(b"no volume")
     (folders.cpl / "Phantom_00001" / "Phantom_00001_t1.nii.gz").unlink()
