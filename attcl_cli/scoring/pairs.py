@@ -16,6 +16,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, makers_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
+from attcl_cli.data.synthetic import no_truths
 from attcl_cli.data.unchanged import State, look_at
 from attcl_cli.errors import AttclError, UsageError, raise_all
 
@@ -193,7 +194,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         split: one of `SPLITS`.
 
     Raises:
-        AttclError: no case has two modalities, or label maps do not fit their case.
+        AttclError: no case has two modalities, a volume is synthetic, or label maps do not fit their case.
     """
     cases = []
     problems: list[AttclError] = []
@@ -202,6 +203,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         if hidden is not None and case.id not in hidden:
             continue
         files = {modality: truth.paths(case, modality) for modality in case.files}
+        problems += no_truths(truth, case, case.files)
         seen = look_at(chain(*files.values(), truth.paths(case, SEGMENTATION)))
         segmentation = _segmentation(truth, case, problems)
         for source, of_source in files.items():
@@ -268,7 +270,9 @@ def _hidden_volumes(
     if hidden_by_case is None:
         for case_id in common:
             case, true_case = incomplete[case_id], complete[case_id]
-            yield case, true_case, [m for m in data.missing(case) if m in true_case.files]
+            names = [name for name in data.missing(case) if name in true_case.files]
+            problems += no_truths(truth, true_case, names)
+            yield case, true_case, names
         return
     for case_id, hidden in hidden_by_case.items():
         if case_id not in incomplete:
@@ -291,6 +295,7 @@ def _hidden_volumes(
             for modality in without_truth
         ]
         if not without_truth:
+            problems += no_truths(truth, complete[case_id], hidden)
             yield incomplete[case_id], complete[case_id], hidden
 
 

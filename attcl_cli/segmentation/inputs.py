@@ -21,6 +21,7 @@ from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.slices import fitting_canvas
 from attcl_cli.data.splits import SPLITS, Splits
+from attcl_cli.data.synthetic import no_truths
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 from attcl_cli.progress import SILENT, Progress
 
@@ -324,7 +325,8 @@ def _channel(  # noqa: PLR0911 - one per input, and one per lack
             "name the complete dataset with --truth, or choose another --input",
             code="truth-missing",
         )
-    return truth.paths(real, modality)
+    synthetic = no_truths(truth, real, [modality])
+    return synthetic[0] if synthetic else truth.paths(real, modality)
 
 
 def _same_lack(problem: AttclError) -> str:

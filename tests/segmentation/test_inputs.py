@@ -101,6 +101,20 @@ def test_a_truth_that_lacks_a_volume_is_told_apart(study):
     assert codes(error) == ["truth-missing"]
 
 
+def test_a_synthetic_volume_is_no_ground_truth(study):
+    item = study.splits.splits["train"][0]
+    truth = study.root / "truth"
+    shutil.copytree(study.truth, truth)
+    side_cars = [truth / item.case / f"{item.case}_{name}.json" for name in item.hidden]
+    for side_car in side_cars:
+        side_car.write_text('{"synthetic": true}')
+    with pytest.raises(AttclError) as caught:
+        plan_of(study, "real", truth=open_dataset(truth))
+    assert caught.value.code == "synthetic-truth"
+    assert "; and 1 more like it" in caught.value.message
+    assert plan_of(study, "completed", truth=None).cases("train")
+
+
 def test_label_maps_alone_are_planned_without_any_volume(study):
     plan = plan_truths(study.data, study.splits)
     (sample,) = plan.inputs[""].splits["test"]
