@@ -194,7 +194,8 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         split: one of `SPLITS`.
 
     Raises:
-        AttclError: no case has two modalities, a volume is synthetic, or label maps do not fit their case.
+        AttclError: no case has two modalities, names leave open which file is meant, a volume is synthetic, or label
+            maps do not fit their case.
     """
     cases = []
     problems: list[AttclError] = []
@@ -203,7 +204,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         if hidden is not None and case.id not in hidden:
             continue
         files = {modality: truth.paths(case, modality) for modality in case.files}
-        problems += no_truths(truth, case, case.files)
+        problems += [*truth.wrong.get(case.id, ()), *no_truths(truth, case, case.files)]
         seen = look_at(chain(*files.values(), truth.paths(case, SEGMENTATION)))
         segmentation = _segmentation(truth, case, problems)
         for source, of_source in files.items():
@@ -270,6 +271,10 @@ def _hidden_volumes(
     if hidden_by_case is None:
         for case_id in common:
             case, true_case = incomplete[case_id], complete[case_id]
+            wrong = _wrong_names(data, truth, case_id) if data.missing(case) else []
+            if wrong:
+                problems += wrong
+                continue
             names = [name for name in data.missing(case) if name in true_case.files]
             problems += no_truths(truth, true_case, names)
             yield case, true_case, names
@@ -284,6 +289,10 @@ def _hidden_volumes(
                 )
             )
             continue
+        wrong = _wrong_names(data, truth, case_id) if hidden else []
+        if wrong:  # which file is meant is not clear: more would only confuse
+            problems += wrong
+            continue
         true_files = complete[case_id].files if case_id in complete else {}
         without_truth = [modality for modality in hidden if modality not in true_files]
         problems += [
@@ -297,6 +306,11 @@ def _hidden_volumes(
         if not without_truth:
             problems += no_truths(truth, complete[case_id], hidden)
             yield incomplete[case_id], complete[case_id], hidden
+
+
+def _wrong_names(data: Dataset, truth: Dataset, case_id: str) -> list[AttclError]:
+    """Return what is wrong with the names of a case that is compared."""
+    return [*data.wrong.get(case_id, ()), *truth.wrong.get(case_id, ())]
 
 
 def _misfits(pair: Pair) -> list[AttclError]:

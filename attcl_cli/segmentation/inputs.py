@@ -184,7 +184,7 @@ def plan_inputs(
     data = derivative.named_in(data, completed)
     cases = find_cases(data, splits, parts)
     whole = {case.id: case for case in truth.cases} if truth is not None else {}
-    problems: list[AttclError] = []
+    problems = _wrong_names(data, truth, cases) if truth is not None and REAL in names else []
     extra: dict[str, list[tuple[Path, ...]]] = {}  # files outside of the dataset, by case
     inputs: dict[str, Input] = {}
     for name in names:
@@ -286,6 +286,19 @@ def find_cases(data: Dataset, splits: Splits, parts: Sequence[str]) -> dict[str,
                 cases[part].append(case)
     raise_all(problems)
     return cases
+
+
+def _wrong_names(
+    data: Dataset, truth: Dataset, cases: Mapping[str, Sequence[Case]]
+) -> list[AttclError]:
+    """Return what is wrong with the names of the truths that take the place of missing volumes."""
+    return [
+        problem
+        for members in cases.values()
+        for case in members
+        if data.missing(case)
+        for problem in truth.wrong.get(case.id, ())
+    ]
 
 
 def _channel(  # noqa: PLR0911 - one per input, and one per lack

@@ -67,6 +67,35 @@ def test_all_problems_are_reported_together(folders):
     assert codes == {"completed-unreadable", "not-completed"}
 
 
+def test_names_that_leave_open_which_file_is_the_truth_are_refused(folders, tmp_path):
+    truth = tmp_path / "truth"
+    shutil.copytree(folders.truth, truth)
+    for number in (0, 2):  # of which the second has nothing hidden
+        case = f"Phantom_{number:05d}"
+        shutil.copy(truth / case / f"{case}_flair.nii.gz", truth / case / f"{case}_T2.nii.gz")
+    wrong = open_dataset(truth).wrong
+    with pytest.raises(AttclError) as caught:
+        plan_comparison(open_dataset(folders.ori), open_dataset(truth), folders.cpl, None)
+    assert caught.value.code == "modality-twice"
+    assert caught.value.message == wrong["Phantom_00000"][0].message
+    with pytest.raises(ProblemsError) as every:
+        plan_directions(open_dataset(truth), None)
+    assert len(every.value.problems) == len(wrong) == 2
+
+
+def test_names_of_the_incomplete_dataset_are_checked_with_its_splits(study):
+    item = study.splits.splits["test"][0]
+    folder = study.root / "data" / item.case
+    shutil.copy(
+        folder / f"{item.case}_flair.nii.gz",
+        folder / f"{item.case}_{item.present[0].upper()}.nii.gz",
+    )
+    data, truth = open_dataset(study.root / "data"), open_dataset(study.truth)
+    with pytest.raises(AttclError) as caught:
+        plan_comparison(data, truth, study.root / "out", study.splits)
+    assert caught.value.code == "modality-twice"
+
+
 def test_a_synthetic_volume_is_no_truth(folders, tmp_path):
     truth = tmp_path / "truth"
     shutil.copytree(folders.truth, truth)

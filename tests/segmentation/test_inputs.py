@@ -115,6 +115,18 @@ def test_a_synthetic_volume_is_no_ground_truth(study):
     assert plan_of(study, "completed", truth=None).cases("train")
 
 
+def test_names_that_leave_open_which_file_is_real_are_refused(study):
+    item = study.splits.splits["train"][0]
+    truth = study.root / "truth"
+    shutil.copytree(study.truth, truth)
+    file = truth / item.case / f"{item.case}_{item.hidden[0].upper()}.nii.gz"
+    shutil.copy(truth / item.case / f"{item.case}_flair.nii.gz", file)
+    with pytest.raises(AttclError) as caught:
+        plan_of(study, "real", truth=open_dataset(truth))
+    assert codes(caught) == ["modality-twice"]
+    assert plan_of(study, "completed", truth=open_dataset(truth)).cases("train")
+
+
 def test_label_maps_alone_are_planned_without_any_volume(study):
     plan = plan_truths(study.data, study.splits)
     (sample,) = plan.inputs[""].splits["test"]
