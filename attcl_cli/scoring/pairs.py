@@ -16,7 +16,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, makers_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
-from attcl_cli.data.synthetic import no_truths
+from attcl_cli.data.synthetic import no_truths, notes_of_slices
 from attcl_cli.data.unchanged import State, look_at
 from attcl_cli.errors import AttclError, UsageError, raise_all
 
@@ -84,6 +84,7 @@ class Comparison:
         seen: ids of the cases of which the patient is a training patient of the weights.
         learned: whether it is known which patients the weights were trained on.
         caveat: how many of the patients these are, in words; "" if none is.
+        notes: what the side-cars of the completed volumes say that bears on their scores.
     """
 
     cases: tuple[CasePairs, ...]
@@ -94,6 +95,7 @@ class Comparison:
     seen: tuple[str, ...] = ()
     learned: bool = True
     caveat: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def training_patients(self) -> list[str] | None:
@@ -144,6 +146,7 @@ def plan_comparison(
     missing: list[tuple[str, str]] = []
     weights: dict[str, str] = {}
     makers_of: dict[str, frozenset[str]] = {}
+    labels: list[dict[str, Any]] = []
     if not output.is_dir():
         raise AttclError(
             f"{output}: no such folder, expected the completed volumes",
@@ -164,6 +167,7 @@ def plan_comparison(
             seen |= look_at((*pair.truth, *pair.prediction))
             problems += _misfits(pair)
             label = read_side_car(output / data.place_side_car(case, modality))
+            labels.append(label)
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
             makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers_in(label)
@@ -182,7 +186,14 @@ def plan_comparison(
             "choose another --split (train, val, test or all)",
             code="nothing-hidden",
         )
-    return Comparison(tuple(cases), tuple(missing), truth.root, weights, makers_of)
+    return Comparison(
+        tuple(cases),
+        tuple(missing),
+        truth.root,
+        weights,
+        makers_of,
+        notes=tuple(notes_of_slices(labels)),
+    )
 
 
 def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all") -> Comparison:

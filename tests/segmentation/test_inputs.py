@@ -127,6 +127,17 @@ def test_names_that_leave_open_which_file_is_real_are_refused(study):
     assert plan_of(study, "completed", truth=open_dataset(truth)).cases("train")
 
 
+def test_volumes_made_in_some_slices_alone_are_a_note(study):
+    item = study.splits.splits["train"][0]
+    for name in item.hidden:
+        side_car = study.root / "out" / item.case / f"{item.case}_{name}.json"
+        side_car.write_text(json.dumps({"synthetic": True, "slices": [8, 12]}))
+    hidden = sum(len(it.hidden) for part in study.splits.splits.values() for it in part)
+    (note,) = plan_of(study, "completed").notes
+    assert note.startswith(f"2 of {hidden} completed volumes have slices 8:12 alone")
+    assert plan_of(study, "incomplete").notes == ()
+
+
 def test_label_maps_alone_are_planned_without_any_volume(study):
     plan = plan_truths(study.data, study.splits)
     (sample,) = plan.inputs[""].splits["test"]
