@@ -98,7 +98,7 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     )
     splits = replace(splits, bids_filter=source.bids_filter)
     if dry_run:
-        tree.is_written(opened, splits, folder, overwrite=overwrite)
+        tree.is_written(opened, splits, folder, link=link, overwrite=overwrite)
         return PreparedSplits(folder, splits, written=False)
     config = {"dataset": str(source.folder), "ratio": splits.ratio, "link": link}
     config |= {"layout": opened.layout.name, "subset": str(share)}

@@ -50,6 +50,13 @@ def test_a_dry_run_draws_the_splits_and_writes_nothing(phantom_root, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_dry_run_refuses_another_link(phantom_root, tmp_path):
+    prepare_splits(phantom_root, tmp_path / "data", ratio="ratio3")
+    with pytest.raises(UsageError) as caught:
+        prepare_splits(phantom_root, tmp_path / "data", ratio="ratio3", link="copy", dry_run=True)
+    assert caught.value.code == "other-link"
+
+
 def test_a_dry_run_refuses_what_the_run_would(phantom_root, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UsageError, match="exists already"):

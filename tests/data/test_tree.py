@@ -90,6 +90,39 @@ def test_the_same_splits_are_not_written_a_second_time(made, tmp_path):
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == times
 
 
+@pytest.mark.parametrize("first", ["symlink", "hardlink", "copy"])
+def test_another_link_needs_overwrite(first, made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data", link=first)
+    assert not write_tree(dataset, splits, tmp_path / "data", link=first, overwrite=True)
+    second = {"symlink": "copy", "hardlink": "symlink", "copy": "hardlink"}[first]
+    with pytest.raises(UsageError) as caught:
+        write_tree(dataset, splits, tmp_path / "data", link=second)
+    assert caught.value.code == "other-link"
+    assert caught.value.message.endswith(f"is a {first}, expected the same")
+    assert write_tree(dataset, splits, tmp_path / "data", link=second, overwrite=True)
+    file = tmp_path / "data" / min(kept_names(splits))
+    assert file.is_symlink() == (second == "symlink")
+    assert file.samefile(dataset.root / min(kept_names(splits))) == (second != "copy")
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link to nothing"])
+def test_a_tree_that_lost_a_file_needs_overwrite(left, made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data")
+    name = min(kept_names(splits))
+    file = tmp_path / "data" / name
+    file.unlink()
+    if left != "nothing":
+        file.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError) as caught:
+        write_tree(dataset, splits, tmp_path / "data")
+    assert caught.value.code == "tree-incomplete"
+    assert f"has lost 1 file of its splits (the first: {name})" in caught.value.message
+    assert write_tree(dataset, splits, tmp_path / "data", overwrite=True)
+    assert file.samefile(dataset.root / name)
+
+
 def test_other_splits_need_overwrite(made, tmp_path):
     dataset, splits = made
     write_tree(dataset, splits, tmp_path / "data")
