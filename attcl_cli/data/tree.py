@@ -1,4 +1,4 @@
-"""The data tree: what remains of a dataset under the same names, as links or copies, and `splits.json`.
+"""The data tree: what remains of a dataset under the same names (in BIDS with its metadata), and `splits.json`.
 
 Which case is in which split, and what is hidden from it, is left to `splits`.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from attcl_cli.confined import make_parent
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
+from attcl_cli.data.derivative import side_cars_of
 from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
@@ -110,16 +111,16 @@ def write_tree(
     if is_written(dataset, splits, output, link=link, overwrite=overwrite):
         return False
     document = to_json(splits)
+    kept = [*_kept_files(dataset, splits)]
+    kept += [*dataset.naming_files, *side_cars_of(dataset, kept)]
     with _beside(output) as building:
-        for file in _kept_files(dataset, splits):
-            _link(dataset.root / file, building / file, link)
-        for file in dataset.naming_files:
+        for file in kept:
             _link(dataset.root / file, building / file, link)
         if dataset.vocabulary_file is not None:
             shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
         write_json(building / SPLITS_FILE, document)
         finish(building)
-        _require_whole(dataset, splits, building, output)
+        _require_whole(kept, building, output)
     return True
 
 
@@ -165,9 +166,9 @@ def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
             yield from case.segmentation
 
 
-def _require_whole(dataset: Dataset, splits: Splits, building: Path, output: Path) -> None:
+def _require_whole(kept: Iterable[PurePosixPath], building: Path, output: Path) -> None:
     """Raise an error if a file of the tree was removed while it was built."""
-    for file in (*_kept_files(dataset, splits), *dataset.naming_files):
+    for file in kept:
         if not os.path.lexists(building / file):
             raise AttclError(
                 f"{output}: {file} was removed while the run was going on, expected a folder that stays",
