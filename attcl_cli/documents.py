@@ -153,6 +153,7 @@ class RunDocument(Document):
     validated_on: Items[str] | None = None
     tested_on: Items[str] | None = None
     inputs: dict[Name, Any] = Field({})
+    fingerprints: dict[Name, dict[Name, str]] = Field({})
 
 
 def validated(

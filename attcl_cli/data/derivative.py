@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -183,18 +184,41 @@ def metadata_of(root: Path, file: PurePosixPath) -> dict[str, Any]:
         root: the folder that the path is relative to.
         file: the image.
     """
-    said = entities(file)
     known: dict[str, Any] = {}
+    for path in _side_cars(root, file, _named):
+        known |= read_side_car(root / path)
+    return known
+
+
+def side_cars_of(dataset: Dataset, files: Iterable[PurePosixPath]) -> list[PurePosixPath]:
+    """Return the side-cars that `metadata_of` reads of some images, relative to the root; none if it is not BIDS."""
+    if dataset.layout.name != LAYOUT:
+        return []
+    named = cache(_named)  # the folders above are those of many images
+    found = {path: None for file in files for path in _side_cars(dataset.root, file, named)}
+    return list(found)
+
+
+def _side_cars(
+    root: Path, file: PurePosixPath, named: Callable[[Path, str], Sequence[str]]
+) -> Iterator[PurePosixPath]:
+    """Yield the side-cars that say something of an image, the nearest last; `named` is `_named`."""
+    said = entities(file)
     for folder in reversed(file.parents[1:]):
         applicable = []
-        for path in sorted((root / folder).glob(f"*{said['suffix']}.json")):
-            its = entities(PurePosixPath(path.name))
+        for name in named(root / folder, said["suffix"]):
+            its = entities(PurePosixPath(name))
             if its.items() - {("extension", "json")} <= said.items():
-                applicable.append((len(its), path))
-        for _, path in sorted(applicable):
-            known |= read_side_car(path)
-    name = file.name.removesuffix(ending_of(file)) + ".json"
-    return known | read_side_car(root / file.with_name(name))
+                applicable.append((len(its), folder / name))
+        yield from (path for _, path in sorted(applicable))
+    own = file.with_name(file.name.removesuffix(ending_of(file)) + ".json")
+    if (root / own).is_file():
+        yield own
+
+
+def _named(folder: Path, suffix: str) -> list[str]:
+    """Return the names of the side-cars of a suffix that lie in a folder."""
+    return [path.name for path in folder.glob(f"*{suffix}.json")]
 
 
 def _description(dataset: Dataset, output: Path, top: PurePosixPath) -> dict[str, Any]:

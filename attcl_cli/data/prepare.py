@@ -13,11 +13,12 @@ from pathlib import Path
 from attcl_cli import run_ends
 from attcl_cli.data import tree
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Source
+from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.preconditions import examine
 from attcl_cli.data.splits import Splits, make_splits
+from attcl_cli.data.synthetic import describe_synthetic
 from attcl_cli.data.tree import LinkKind
-from attcl_cli.errors import UsageError, counted, raise_all
+from attcl_cli.errors import AttclError, UsageError, counted, raise_all
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.run_record import RunRecord
 
@@ -91,13 +92,13 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
     findings = examine(opened, force=force, progress=progress)
     for note in (*opened.notes, *findings.notes):
         progress.say(f"note: {note}")
-    raise_all(findings.problems)
+    raise_all([*_synthetic_volumes(opened), *findings.problems])
     splits = make_splits(
         opened, ratio=ratio, sizes=sizes, fractions=fractions, subset=share, seed=seed
     )
     splits = replace(splits, bids_filter=source.bids_filter)
     if dry_run:
-        tree.is_written(opened, splits, folder, overwrite=overwrite)
+        tree.is_written(opened, splits, folder, link=link, overwrite=overwrite)
         return PreparedSplits(folder, splits, written=False)
     config = {"dataset": str(source.folder), "ratio": splits.ratio, "link": link}
     config |= {"layout": opened.layout.name, "subset": str(share)}
@@ -111,6 +112,20 @@ def prepare_splits(  # noqa: PLR0913 - what a user may ask for
             opened, splits, folder, link=link, overwrite=overwrite, finish=finish
         )
     return PreparedSplits(folder, splits, written)
+
+
+def _synthetic_volumes(dataset: Dataset) -> list[AttclError]:
+    """Return a problem if attcl made some volumes: the tree has no side-cars, so they would pass as real ones."""
+    found = describe_synthetic(dataset, dataset.cases)
+    if not found:
+        return []
+    return [
+        AttclError(
+            f"{dataset.root}: {found}, expected real ones, which are learned from and compared with",
+            "name the dataset that was completed",
+            code="synthetic-truth",
+        )
+    ]
 
 
 def _share(subset: Fraction | float | str) -> Fraction:

@@ -1,4 +1,4 @@
-"""The data tree: what remains of a dataset under the same names, as links or copies, and `splits.json`.
+"""The data tree: what remains of a dataset under the same names (in BIDS with its metadata), and `splits.json`.
 
 Which case is in which split, and what is hidden from it, is left to `splits`.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from attcl_cli.confined import make_parent
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
+from attcl_cli.data.derivative import side_cars_of
 from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
-from attcl_cli.errors import AttclError, UsageError, refusal
+from attcl_cli.errors import AttclError, UsageError, counted, refusal
 from attcl_cli.files import (
     is_within,
     ordinary_mode,
@@ -31,12 +32,19 @@ from attcl_cli.temporaries import TEMPORARY_SUFFIX, is_empty, temporary_folder
 LinkKind = Literal["symlink", "hardlink", "copy"]
 
 
-def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: bool = False) -> bool:
+def is_written(
+    dataset: Dataset,
+    splits: Splits,
+    output: Path,
+    *,
+    link: LinkKind = "symlink",
+    overwrite: bool = False,
+) -> bool:
     """Return whether `output` holds these very splits already; otherwise check that it may be written.
 
     Raises:
-        UsageError: `output` holds something else (and not `overwrite`) or cannot be a folder; or it and the dataset
-            contain one another.
+        UsageError: `output` holds something else, has lost files, or has its files in another way than `link` says (and
+            not `overwrite`); it cannot be a folder; or it and the dataset contain one another.
     """
     if is_within(output, dataset.root) or is_within(dataset.root, output):
         raise UsageError(
@@ -50,7 +58,11 @@ def is_written(dataset: Dataset, splits: Splits, output: Path, *, overwrite: boo
     if output.exists() or output.is_symlink():
         existing = output / SPLITS_FILE
         if existing.is_file() and read_json(existing) == to_json(splits):
-            return True
+            problem = _changed(dataset, splits, output, link)
+            if problem is None:
+                return True
+            if not overwrite:
+                raise problem
         foreign = not output.is_dir() or (not is_empty(output) and not existing.is_file())
         if not overwrite:
             replace = "" if foreign else ", or replace it with --overwrite"
@@ -91,25 +103,57 @@ def write_tree(
         finish: called with the folder of the whole tree, before it gets its name.
 
     Returns:
-        False if `output` already holds these very splits, so that nothing was written.
+        False if `output` already holds these very splits, with `link`, so that nothing was written.
 
     Raises:
         AttclError: `output` holds something else (and not `overwrite`), lies inside the dataset, or cannot be written.
     """
-    if is_written(dataset, splits, output, overwrite=overwrite):
+    if is_written(dataset, splits, output, link=link, overwrite=overwrite):
         return False
     document = to_json(splits)
+    kept = [*_kept_files(dataset, splits)]
+    kept += [*dataset.naming_files, *side_cars_of(dataset, kept)]
     with _beside(output) as building:
-        for file in _kept_files(dataset, splits):
-            _link(dataset.root / file, building / file, link)
-        for file in dataset.naming_files:
+        for file in kept:
             _link(dataset.root / file, building / file, link)
         if dataset.vocabulary_file is not None:
             shutil.copyfile(dataset.vocabulary_file, building / VOCABULARY_FILE)
         write_json(building / SPLITS_FILE, document)
         finish(building)
-        _require_whole(dataset, splits, building, output)
+        _require_whole(kept, building, output)
     return True
+
+
+def _changed(dataset: Dataset, splits: Splits, output: Path, link: LinkKind) -> UsageError | None:
+    """Return how a tree of these splits differs from what `write_tree` would write; None if it does not."""
+    lost = []
+    for file in (*_kept_files(dataset, splits), *dataset.naming_files):
+        kind = _kind(output / file, dataset.root / file)
+        if kind is None:
+            lost.append(file)
+        elif kind != link:
+            return UsageError(
+                f"--link: {link}, but {output / file} is a {kind}, expected the same",
+                f"give --link {kind}, choose another --output, or replace the folder with --overwrite",
+                code="other-link",
+            )
+    if not lost:
+        return None
+    return UsageError(
+        f"--output: {output} has lost {counted(len(lost), 'file')} of its splits (the first: {lost[0]}), "
+        "expected all",
+        "write the folder again with --overwrite, or choose another --output",
+        code="tree-incomplete",
+    )
+
+
+def _kind(file: Path, original: Path) -> LinkKind | None:
+    """Return how a file got into the tree; None if it is not there, or a link to nothing."""
+    if not file.exists():
+        return None
+    if file.is_symlink():
+        return "symlink"
+    return "hardlink" if file.samefile(original) else "copy"
 
 
 def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
@@ -122,9 +166,9 @@ def _kept_files(dataset: Dataset, splits: Splits) -> Iterator[PurePosixPath]:
             yield from case.segmentation
 
 
-def _require_whole(dataset: Dataset, splits: Splits, building: Path, output: Path) -> None:
+def _require_whole(kept: Iterable[PurePosixPath], building: Path, output: Path) -> None:
     """Raise an error if a file of the tree was removed while it was built."""
-    for file in (*_kept_files(dataset, splits), *dataset.naming_files):
+    for file in kept:
         if not os.path.lexists(building / file):
             raise AttclError(
                 f"{output}: {file} was removed while the run was going on, expected a folder that stays",

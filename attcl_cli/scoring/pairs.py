@@ -16,6 +16,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, guides_in, makers_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
+from attcl_cli.data.synthetic import no_truths, notes_of_slices
 from attcl_cli.data.unchanged import State, look_at
 from attcl_cli.errors import AttclError, UsageError, fold, raise_all
 
@@ -83,6 +84,7 @@ class Comparison:
         seen: ids of the cases of which the patient is a training patient of the weights.
         learned: whether it is known which patients the weights were trained on.
         caveat: how many of the patients these are, in words; "" if none is.
+        notes: what the side-cars of the completed volumes say that bears on their scores.
     """
 
     cases: tuple[CasePairs, ...]
@@ -93,6 +95,7 @@ class Comparison:
     seen: tuple[str, ...] = ()
     learned: bool = True
     caveat: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def training_patients(self) -> list[str] | None:
@@ -143,6 +146,7 @@ def plan_comparison(
     missing: list[tuple[str, str]] = []
     weights: dict[str, str] = {}
     makers_of: dict[str, frozenset[str]] = {}
+    labels: list[dict[str, Any]] = []
     if not output.is_dir():
         raise AttclError(
             f"{output}: no such folder, expected the completed volumes",
@@ -165,6 +169,7 @@ def plan_comparison(
             problems += _misfits(pair)
             label = read_side_car(output / data.place_side_car(case, modality))
             strange += _sources_gone(label, case, files[0])
+            labels.append(label)
             if made_by := label.get("weights"):
                 weights[made_by["sha256"]] = made_by["name"]
             makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers_in(label)
@@ -184,7 +189,14 @@ def plan_comparison(
             "choose another --split (train, val, test or all)",
             code="nothing-hidden",
         )
-    return Comparison(tuple(cases), tuple(missing), truth.root, weights, makers_of)
+    return Comparison(
+        tuple(cases),
+        tuple(missing),
+        truth.root,
+        weights,
+        makers_of,
+        notes=tuple(notes_of_slices(labels)),
+    )
 
 
 def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all") -> Comparison:
@@ -196,7 +208,8 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         split: one of `SPLITS`.
 
     Raises:
-        AttclError: no case has two modalities, or label maps do not fit their case.
+        AttclError: no case has two modalities, names leave open which file is meant, a volume is synthetic, or label
+            maps do not fit their case.
     """
     cases = []
     problems: list[AttclError] = []
@@ -205,6 +218,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
         if hidden is not None and case.id not in hidden:
             continue
         files = {modality: truth.paths(case, modality) for modality in case.files}
+        problems += [*truth.wrong.get(case.id, ()), *no_truths(truth, case, case.files)]
         seen = look_at(chain(*files.values(), truth.paths(case, SEGMENTATION)))
         segmentation = _segmentation(truth, case, problems)
         for source, of_source in files.items():
@@ -271,7 +285,13 @@ def _hidden_volumes(
     if hidden_by_case is None:
         for case_id in common:
             case, true_case = incomplete[case_id], complete[case_id]
-            yield case, true_case, [m for m in data.missing(case) if m in true_case.files]
+            wrong = _wrong_names(data, truth, case_id) if data.missing(case) else []
+            if wrong:
+                problems += wrong
+                continue
+            names = [name for name in data.missing(case) if name in true_case.files]
+            problems += no_truths(truth, true_case, names)
+            yield case, true_case, names
         return
     for case_id, hidden in hidden_by_case.items():
         if case_id not in incomplete:
@@ -282,6 +302,10 @@ def _hidden_volumes(
                     code="case-missing",
                 )
             )
+            continue
+        wrong = _wrong_names(data, truth, case_id) if hidden else []
+        if wrong:  # which file is meant is not clear: more would only confuse
+            problems += wrong
             continue
         true_files = complete[case_id].files if case_id in complete else {}
         without_truth = [modality for modality in hidden if modality not in true_files]
@@ -294,7 +318,13 @@ def _hidden_volumes(
             for modality in without_truth
         ]
         if not without_truth:
+            problems += no_truths(truth, complete[case_id], hidden)
             yield incomplete[case_id], complete[case_id], hidden
+
+
+def _wrong_names(data: Dataset, truth: Dataset, case_id: str) -> list[AttclError]:
+    """Return what is wrong with the names of a case that is compared."""
+    return [*data.wrong.get(case_id, ()), *truth.wrong.get(case_id, ())]
 
 
 def _misfits(pair: Pair) -> list[AttclError]:

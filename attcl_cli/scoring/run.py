@@ -196,6 +196,8 @@ def score(
             data, complete, completed, known_splits, split=split, allow_missing=allow_missing
         )
     )
+    for note in comparison.notes:
+        progress.say(f"note: {note}")
     if dry_run:
         return ScoreResult(folder, split, names, comparison)
     record = RunRecord(
@@ -279,7 +281,11 @@ def score(
                 "truth": complete.root.name,
                 "weights": _weights_of(comparison, record),
             },
-            notes=[*notes, *_warn_of_labels(complete, comparison, progress)],
+            notes=[
+                *notes,
+                *(f"{note}." for note in comparison.notes),
+                *_warn_of_labels(complete, comparison, progress),
+            ],
             translate=measures.translate,
             viewer=viewer,
             progress=progress,

@@ -15,12 +15,13 @@ import numpy as np
 
 from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Case, Dataset, check_case
+from attcl_cli.data.dataset import Case, Dataset, check_case, read_side_car
 from attcl_cli.data.labels import CONVENTIONS, KNOWN, Convention, convention_of
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.preconditions import Findings, examine
 from attcl_cli.data.slices import fitting_canvas
 from attcl_cli.data.splits import SPLITS, Splits
+from attcl_cli.data.synthetic import no_truths, notes_of_slices
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 from attcl_cli.progress import SILENT, Progress
 
@@ -99,7 +100,7 @@ class StudyPlan:
         inputs: name -> input; all have the same cases.
         convention: how the dataset's label maps write the classes.
         unlabelled: ids of the cases that are left out, since they have no label map.
-        notes: what is fixed on reading the images (`preconditions.examine`).
+        notes: what is fixed on reading the images (`preconditions.examine`), and which are completed in part.
     """
 
     inputs: Mapping[str, Input]
@@ -183,7 +184,7 @@ def plan_inputs(
     data = derivative.named_in(data, completed)
     cases = find_cases(data, splits, parts)
     whole = {case.id: case for case in truth.cases} if truth is not None else {}
-    problems: list[AttclError] = []
+    problems = _wrong_names(data, truth, cases) if truth is not None and REAL in names else []
     extra: dict[str, list[tuple[Path, ...]]] = {}  # files outside of the dataset, by case
     inputs: dict[str, Input] = {}
     for name in names:
@@ -220,7 +221,11 @@ def plan_inputs(
         )
         for name, item in inputs.items()
     }
-    plan = StudyPlan(labelled, checks.convention, tuple(checks.unlabelled), findings.notes)
+    notes = (
+        *findings.notes,
+        *(_notes_of_completed(data, everything, completed) if COMPLETED in names else ()),
+    )
+    plan = StudyPlan(labelled, checks.convention, tuple(checks.unlabelled), notes)
     for part in ("train", "test"):
         if part in parts and not plan.cases(part):
             raise _empty_split(data, part)
@@ -287,6 +292,29 @@ def find_cases(data: Dataset, splits: Splits, parts: Sequence[str]) -> dict[str,
     return cases
 
 
+def _wrong_names(
+    data: Dataset, truth: Dataset, cases: Mapping[str, Sequence[Case]]
+) -> list[AttclError]:
+    """Return what is wrong with the names of the truths that take the place of missing volumes."""
+    return [
+        problem
+        for members in cases.values()
+        for case in members
+        if data.missing(case)
+        for problem in truth.wrong.get(case.id, ())
+    ]
+
+
+def _notes_of_completed(data: Dataset, cases: Iterable[Case], completed: Path) -> list[str]:
+    return notes_of_slices(
+        [
+            read_side_car(completed / data.place_side_car(case, name))
+            for case in cases
+            for name in data.missing(case)
+        ]
+    )
+
+
 def _channel(  # noqa: PLR0911 - one per input, and one per lack
     data: Dataset,
     case: Case,
@@ -324,7 +352,8 @@ def _channel(  # noqa: PLR0911 - one per input, and one per lack
             "name the complete dataset with --truth, or choose another --input",
             code="truth-missing",
         )
-    return truth.paths(real, modality)
+    synthetic = no_truths(truth, real, [modality])
+    return synthetic[0] if synthetic else truth.paths(real, modality)
 
 
 def _same_lack(problem: AttclError) -> str:

@@ -9,14 +9,16 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attcl_cli.confined import make_parent
 from attcl_cli.data import slices
 from attcl_cli.data.background import BackgroundOption
+from attcl_cli.data.unchanged import fingerprint
 from attcl_cli.devices import Precision
-from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted
+from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted, some
 from attcl_cli.files import write_csv
 from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
@@ -291,8 +293,10 @@ def _train_and_test(session: _Session) -> Scores | None:
         "validated_on": plan.cases("val"),
         "tested_on": plan.cases("test"),
     }
+    fingerprints = _fingerprints(plan)
     if session.resume:
         _require_same_cases(output, lists)
+        _require_same_files(output, fingerprints)
     elif main:
         clear(
             output,
@@ -318,6 +322,7 @@ def _train_and_test(session: _Session) -> Scores | None:
             "completed_by": list(session.study.provenance.weights),
             "warnings": warnings,
             "inputs": {},
+            "fingerprints": fingerprints,
         },
     )
     if session.resume:
@@ -409,6 +414,36 @@ def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> Non
                 "start a new run with another --output",
                 code="other-cases",
             )
+
+
+def _fingerprints(plan: StudyPlan) -> dict[str, dict[str, str]]:
+    """Return input -> case -> fingerprint of the files that it is shown as, with its label map."""
+    return {
+        name: {
+            sample.case: fingerprint(chain(*sample.channels, sample.segmentation))
+            for samples in item.splits.values()
+            for sample in samples
+        }
+        for name, item in plan.inputs.items()
+    }
+
+
+def _require_same_files(output: Path, now: Mapping[str, Mapping[str, str]]) -> None:
+    """Check that no volume was made anew since a run began; one of an earlier version has not noted them."""
+    before = read_record(output).get("fingerprints", {})
+    changed = [
+        f"{case} ({name})"
+        for name, cases in now.items()
+        for case, value in cases.items()
+        if before.get(name, {}).get(case, value) != value
+    ]
+    if changed:
+        raise UsageError(
+            f"--resume: images or label maps have changed since {output} was begun, of {some(changed)}; "
+            "expected the same",
+            "start a new run with another --output, or with --overwrite in place of --resume",
+            code="inputs-changed",
+        )
 
 
 def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:

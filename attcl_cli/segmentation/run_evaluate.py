@@ -323,6 +323,7 @@ def _evaluate_segmenter(
             inputs=(name,),
             missing=plan.unlabelled,
             warnings=tuple(warnings),
+            notes=plan.notes,
             trained=report.describe_training(
                 info.settings, len(info.trained_on), {name: described}
             ),

@@ -17,6 +17,7 @@ from attcl_cli import documents
 from attcl_cli.data import splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
+from attcl_cli.data.synthetic import describe_synthetic
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
@@ -288,15 +289,12 @@ def require_usable(settings: Settings, dataset: Dataset, cases: Sequence[Case]) 
 
 def synthetic_volumes(dataset: Dataset, cases: Sequence[Case]) -> list[AttclError]:
     """Return a problem if there are volumes that attcl made: their side-cars say so."""
-    names = [
-        f"{name} of {case.id}" for case in cases for name in dataset.synthetic(case, case.files)
-    ]
-    if not names:
+    found = describe_synthetic(dataset, cases)
+    if not found:
         return []
     return [
         AttclError(
-            f"{dataset.root}: {counted(len(names), 'volume has', 'volumes have')} a side-car that says synthetic "
-            f"(the first: {names[0]}), expected real ones to learn from",
+            f"{dataset.root}: {found}, expected real ones to learn from",
             "train on the dataset that was completed: --data ORIGINALS",
             code="synthetic-training-data",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from fractions import Fraction
 
 import pytest
@@ -49,6 +50,13 @@ def test_a_dry_run_draws_the_splits_and_writes_nothing(phantom_root, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_a_dry_run_refuses_another_link(phantom_root, tmp_path):
+    prepare_splits(phantom_root, tmp_path / "data", ratio="ratio3")
+    with pytest.raises(UsageError) as caught:
+        prepare_splits(phantom_root, tmp_path / "data", ratio="ratio3", link="copy", dry_run=True)
+    assert caught.value.code == "other-link"
+
+
 def test_a_dry_run_refuses_what_the_run_would(phantom_root, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(UsageError, match="exists already"):
@@ -76,4 +84,17 @@ def test_an_unusable_file_is_refused_before_anything_is_written(incomplete_root,
     (incomplete_root / "Phantom_00002/Phantom_00002_t1.nii.gz").write_bytes(b"no volume")
     with pytest.raises(AttclError, match="Phantom_00002_t1"):
         prepare_splits(incomplete_root, tmp_path / "data", ratio="ratio3")
+    assert not (tmp_path / "data").exists()
+
+
+def test_synthetic_volumes_are_no_ground_truth_to_hide(phantom_root, tmp_path):
+    whole = tmp_path / "out"
+    shutil.copytree(phantom_root, whole)
+    for name in ("t1", "t2"):
+        (whole / f"Phantom_00001/Phantom_00001_{name}.json").write_text('{"synthetic": true}')
+    for dry_run in (True, False):
+        with pytest.raises(AttclError, match="2 volumes have a side-car that says") as caught:
+            prepare_splits(whole, tmp_path / "data", ratio="ratio3", dry_run=dry_run)
+        assert caught.value.code == "synthetic-truth"
+        assert "t1 of Phantom_00001" in caught.value.message
     assert not (tmp_path / "data").exists()

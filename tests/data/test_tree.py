@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from attcl_cli.data.dataset import Dataset, open_dataset
+from attcl_cli.data.derivative import metadata_of
 from attcl_cli.data.phantom_cohort import COHORT_LAYOUTS
 from attcl_cli.data.splits import Splits, make_splits, read_splits, to_json
 from attcl_cli.data.tree import write_tree
@@ -65,6 +66,27 @@ def test_the_tree_of_every_layout_reads_back_as_the_splits_say(layout, phantoms,
     assert tree.problems == ()
 
 
+@pytest.mark.parametrize("link", ["symlink", "copy"])
+def test_the_metadata_of_bids_goes_along_but_not_that_of_hidden_images(link, gappy, tmp_path):
+    root = gappy("bids", [[]] * 4)
+    (root / "T1w.json").write_text('{"SkullStripped": false, "RepetitionTime": 2}')
+    for image in root.rglob("*.nii.gz"):
+        name = image.name.removesuffix(".nii.gz")
+        image.with_name(f"{name}.json").write_text(json.dumps({"SeriesDescription": name}))
+    dataset = open_dataset(root)
+    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+    assert write_tree(dataset, splits, tmp_path / "data", link=link)
+    tree = open_dataset(tmp_path / "data")
+    kept = [file for file in tree.every_file() if (root / file).is_file()]
+    assert len(kept) == len(kept_names(splits))
+    for file in kept:
+        assert metadata_of(tree.root, file) == metadata_of(root, file) != {}
+    assert any(metadata_of(tree.root, file).get("RepetitionTime") == 2 for file in kept)
+    side_cars = {path.name for path in tree.root.rglob("sub-*.json")}
+    assert side_cars == {file.name.replace(".nii.gz", ".json") for file in kept}
+    assert not write_tree(dataset, splits, tmp_path / "data", link=link)
+
+
 def test_splits_json_has_its_schema_and_comes_back(made, tmp_path):
     dataset, splits = made
     write_tree(dataset, splits, tmp_path / "data")
@@ -88,6 +110,39 @@ def test_the_same_splits_are_not_written_a_second_time(made, tmp_path):
     times = {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
     assert not write_tree(dataset, splits, tmp_path / "data")
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == times
+
+
+@pytest.mark.parametrize("first", ["symlink", "hardlink", "copy"])
+def test_another_link_needs_overwrite(first, made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data", link=first)
+    assert not write_tree(dataset, splits, tmp_path / "data", link=first, overwrite=True)
+    second = {"symlink": "copy", "hardlink": "symlink", "copy": "hardlink"}[first]
+    with pytest.raises(UsageError) as caught:
+        write_tree(dataset, splits, tmp_path / "data", link=second)
+    assert caught.value.code == "other-link"
+    assert caught.value.message.endswith(f"is a {first}, expected the same")
+    assert write_tree(dataset, splits, tmp_path / "data", link=second, overwrite=True)
+    file = tmp_path / "data" / min(kept_names(splits))
+    assert file.is_symlink() == (second == "symlink")
+    assert file.samefile(dataset.root / min(kept_names(splits))) == (second != "copy")
+
+
+@pytest.mark.parametrize("left", ["nothing", "a link to nothing"])
+def test_a_tree_that_lost_a_file_needs_overwrite(left, made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data")
+    name = min(kept_names(splits))
+    file = tmp_path / "data" / name
+    file.unlink()
+    if left != "nothing":
+        file.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError) as caught:
+        write_tree(dataset, splits, tmp_path / "data")
+    assert caught.value.code == "tree-incomplete"
+    assert f"has lost 1 file of its splits (the first: {name})" in caught.value.message
+    assert write_tree(dataset, splits, tmp_path / "data", overwrite=True)
+    assert file.samefile(dataset.root / name)
 
 
 def test_other_splits_need_overwrite(made, tmp_path):

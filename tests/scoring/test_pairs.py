@@ -77,6 +77,67 @@ def test_all_problems_are_reported_together(folders):
     assert codes == {"completed-unreadable", "not-completed"}
 
 
+def test_names_that_leave_open_which_file_is_the_truth_are_refused(folders, tmp_path):
+    truth = tmp_path / "truth"
+    shutil.copytree(folders.truth, truth)
+    for number in (0, 2):  # of which the second has nothing hidden
+        case = f"Phantom_{number:05d}"
+        shutil.copy(truth / case / f"{case}_flair.nii.gz", truth / case / f"{case}_T2.nii.gz")
+    wrong = open_dataset(truth).wrong
+    with pytest.raises(AttclError) as caught:
+        plan_comparison(open_dataset(folders.ori), open_dataset(truth), folders.cpl, None)
+    assert caught.value.code == "modality-twice"
+    assert caught.value.message == wrong["Phantom_00000"][0].message
+    with pytest.raises(ProblemsError) as every:
+        plan_directions(open_dataset(truth), None)
+    assert len(every.value.problems) == len(wrong) == 2
+
+
+def test_names_of_the_incomplete_dataset_are_checked_with_its_splits(study):
+    item = study.splits.splits["test"][0]
+    folder = study.root / "data" / item.case
+    shutil.copy(
+        folder / f"{item.case}_flair.nii.gz",
+        folder / f"{item.case}_{item.present[0].upper()}.nii.gz",
+    )
+    data, truth = open_dataset(study.root / "data"), open_dataset(study.truth)
+    with pytest.raises(AttclError) as caught:
+        plan_comparison(data, truth, study.root / "out", study.splits)
+    assert caught.value.code == "modality-twice"
+
+
+def test_a_synthetic_volume_is_no_truth(folders, tmp_path):
+    truth = tmp_path / "truth"
+    shutil.copytree(folders.truth, truth)
+    label = json.dumps({"synthetic": True, "target": "t2"})
+    (truth / "Phantom_00003" / "Phantom_00003_t2.json").write_text(label)
+    (truth / "Phantom_00002" / "Phantom_00002_t2.json").write_text(label)  # hidden from nobody
+    with pytest.raises(AttclError) as caught:
+        plan_comparison(open_dataset(folders.ori), open_dataset(truth), folders.cpl, None)
+    assert caught.value.code == "synthetic-truth"
+    file = truth / "Phantom_00003" / "Phantom_00003_t2.nii.gz"
+    assert caught.value.message.startswith(f"{file}: synthetic, as its side-car says")
+    with pytest.raises(ProblemsError) as every:
+        plan_directions(open_dataset(truth), None)
+    assert [problem.code for problem in every.value.problems] == ["synthetic-truth"] * 2
+
+
+def test_synthetic_truths_of_the_splits_are_reported_with_what_is_missing(study):
+    hidden = [(item.case, name) for item in study.splits.splits["train"] for name in item.hidden]
+    truth = study.root / "truth"
+    shutil.copytree(study.truth, truth)
+    for case, name in hidden:
+        (truth / case / f"{case}_{name}.json").write_text('{"synthetic": true}')
+    case, name = hidden[0]
+    (study.root / "out" / case / f"{case}_{name}.nii.gz").unlink()
+    with pytest.raises(ProblemsError) as caught:
+        plan_comparison(
+            study.data, open_dataset(truth), study.root / "out", study.splits, split="train"
+        )
+    codes = [problem.code for problem in caught.value.problems]
+    assert codes == ["synthetic-truth"] * len(hidden) + ["not-completed"]
+
+
 def test_directions_pair_every_modality_with_every_other(phantom_root):
     comparison = plan_directions(open_dataset(phantom_root), None)
     first = [case for case in comparison.cases if case.case == "Phantom_00000"]

@@ -69,6 +69,16 @@ def test_the_page_carries_the_callers_title_and_notes(folders):
     assert "<h1>My study</h1>" in page and "<p>Of phantoms.</p>" in page
 
 
+def test_volumes_made_in_some_slices_alone_are_a_note(scored, folders):
+    for name, said in {"t1": [8, 12], "t1ce": "all"}.items():
+        side_car = folders.cpl / "Phantom_00001" / f"Phantom_00001_{name}.json"
+        side_car.write_text(json.dumps({"synthetic": True, "target": name, "slices": said}))
+    code, _, err = scored("--psnr")
+    note = "1 of 4 completed volumes has slices 8:12 alone, as made with --slices"
+    assert code == 0 and f"note: {note}" in err
+    assert note in (folders.scores / "report.html").read_text()
+
+
 def test_one_sample_has_no_distance_to_another(folders):
     with pytest.raises(UsageError) as caught:
         score(folders.ori, folders.cpl, truth=folders.truth, samples=1)

@@ -101,6 +101,43 @@ def test_a_truth_that_lacks_a_volume_is_told_apart(study):
     assert codes(error) == ["truth-missing"]
 
 
+def test_a_synthetic_volume_is_no_ground_truth(study):
+    item = study.splits.splits["train"][0]
+    truth = study.root / "truth"
+    shutil.copytree(study.truth, truth)
+    side_cars = [truth / item.case / f"{item.case}_{name}.json" for name in item.hidden]
+    for side_car in side_cars:
+        side_car.write_text('{"synthetic": true}')
+    with pytest.raises(AttclError) as caught:
+        plan_of(study, "real", truth=open_dataset(truth))
+    assert caught.value.code == "synthetic-truth"
+    assert "; and 1 more like it" in caught.value.message
+    assert plan_of(study, "completed", truth=None).cases("train")
+
+
+def test_names_that_leave_open_which_file_is_real_are_refused(study):
+    item = study.splits.splits["train"][0]
+    truth = study.root / "truth"
+    shutil.copytree(study.truth, truth)
+    file = truth / item.case / f"{item.case}_{item.hidden[0].upper()}.nii.gz"
+    shutil.copy(truth / item.case / f"{item.case}_flair.nii.gz", file)
+    with pytest.raises(AttclError) as caught:
+        plan_of(study, "real", truth=open_dataset(truth))
+    assert codes(caught) == ["modality-twice"]
+    assert plan_of(study, "completed", truth=open_dataset(truth)).cases("train")
+
+
+def test_volumes_made_in_some_slices_alone_are_a_note(study):
+    item = study.splits.splits["train"][0]
+    for name in item.hidden:
+        side_car = study.root / "out" / item.case / f"{item.case}_{name}.json"
+        side_car.write_text(json.dumps({"synthetic": True, "slices": [8, 12]}))
+    hidden = sum(len(it.hidden) for part in study.splits.splits.values() for it in part)
+    (note,) = plan_of(study, "completed").notes
+    assert note.startswith(f"2 of {hidden} completed volumes have slices 8:12 alone")
+    assert plan_of(study, "incomplete").notes == ()
+
+
 def test_label_maps_alone_are_planned_without_any_volume(study):
     plan = plan_truths(study.data, study.splits)
     (sample,) = plan.inputs[""].splits["test"]

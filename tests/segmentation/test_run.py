@@ -275,6 +275,34 @@ def test_a_resumed_run_needs_the_cases_that_it_was_started_with(study):
     assert error.value.code == "other-cases"
 
 
+def test_a_resumed_run_needs_the_volumes_that_it_was_started_with(study):
+    segment()
+    case = study.splits.names("train")[0]
+    file = next((study.root / "out" / case).glob("*.nii.gz"))
+    before = file.read_bytes()
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(image.get_fdata()[::-1].astype("int16"), image.affine), file)
+    longer = {"resume": "segment", "overrides": {"steps": 4}, "device": "cpu"}
+    with pytest.raises(UsageError, match="have changed since segment was begun") as error:
+        run.segment(**longer)
+    assert error.value.code == "inputs-changed"
+    assert f"of {case} (completed)" in error.value.message
+    file.write_bytes(before)  # at another time
+    run.segment(**longer)
+
+
+def test_a_run_of_an_earlier_version_is_resumed_whatever_its_volumes_are(study):
+    segment()
+    path = Path("segment/run.json")
+    record = json_in(path)
+    assert set(record.pop("fingerprints")["completed"]) == {
+        name for part in ("train", "val", "test") for name in study.splits.names(part)
+    }
+    path.write_text(json.dumps(record))
+    run.segment(resume="segment", device="cpu")
+    assert "fingerprints" in json_in(path)
+
+
 def test_a_resumed_run_goes_into_its_own_folder(study):
     with pytest.raises(UsageError) as error:
         run.segment(resume="segment", output="other")

@@ -1,0 +1,55 @@
+"""Volumes that attcl made, as their side-cars say: no ground truth, and perhaps not made in whole.
+
+How a side-car is read is left to `dataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.errors import AttclError, counted, some
+
+
+def describe_synthetic(dataset: Dataset, cases: Iterable[Case]) -> str:
+    """Return how many volumes of some cases are synthetic, in words; "" if none is."""
+    names = [
+        f"{name} of {case.id}" for case in cases for name in dataset.synthetic(case, case.files)
+    ]
+    if not names:
+        return ""
+    have = counted(len(names), "volume has", "volumes have")
+    return f"{have} a side-car that says synthetic (the first: {names[0]})"
+
+
+def no_truths(truth: Dataset, case: Case, names: Iterable[str]) -> list[AttclError]:
+    """Return a problem for each of these volumes of a case that is synthetic, and so no ground truth."""
+    return [
+        AttclError(
+            f"{truth.paths(case, name)[0]}: synthetic, as its side-car says, expected a real volume",
+            "name the complete dataset with --truth",
+            code="synthetic-truth",
+        )
+        for name in truth.synthetic(case, names)
+    ]
+
+
+def notes_of_slices(side_cars: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a note if volumes were made in some slices alone (`attcl complete --slices`), as their side-cars say.
+
+    Args:
+        side_cars: of all volumes that are read; {} of one that has none.
+    """
+    ranges = [":".join(map(str, it["slices"])) for it in side_cars if _is_partial(it)]
+    if not ranges:
+        return []
+    are = "has" if len(ranges) == 1 else "have"
+    return [
+        f"{len(ranges):,} of {counted(len(side_cars), 'completed volume')} {are} slices {some(sorted(set(ranges)))} "
+        "alone, as made with --slices, and 0 elsewhere: figures of whole volumes count that, too"
+    ]
+
+
+def _is_partial(side_car: Mapping[str, Any]) -> bool:
+    return side_car.get("synthetic") is True and isinstance(side_car.get("slices"), list)
