@@ -31,6 +31,7 @@ from attcl_cli.data.dataset import Case, Dataset, open_dataset
 from attcl_cli.data.intensities import Array
 from attcl_cli.data.originals import folders_of, refuse_among_originals
 from attcl_cli.data.splits import read_splits
+from attcl_cli.data.synthetic import describe_synthetic
 from attcl_cli.errors import AttclError, UsageError, raise_all, some
 from attcl_cli.files import read_json, require_folder, sha256, write_json
 from attcl_cli.temporaries import sweep_beside, temporary_folder
@@ -55,6 +56,12 @@ def pack(data: Path, output: Path, *, image_size: int, canvas: int, part_mb: flo
     """
     dataset = open_dataset(data)
     raise_all(dataset.problems)
+    if found := describe_synthetic(dataset, dataset.cases):
+        raise UsageError(
+            f"{dataset.root}: {found}, expected real ones to learn from",
+            "pack the dataset that was completed",
+            code="synthetic-training-data",
+        )
     refuse_among_originals(output, folders_of(dataset), flag="output")
     replaced = _own_files(output)
     splits = read_splits(data)
