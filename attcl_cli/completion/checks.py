@@ -28,6 +28,7 @@ from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset, guides_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
+from attcl_cli.data.synthetic import sources_gone
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import is_within, lack_of_room, require_folder, sha256
 from attcl_cli.methods.weights import Weights
@@ -281,10 +282,10 @@ def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Cas
     # A side-car without sources says nothing; that is too little if names do not tell the patient.
     sources = [it for it in (*sources_in(document), *guides_in(document)) if it or not named]
     names = [str(it.get("modality", "unknown sources")) for it in sources]
-    gone = [name for name in names if name not in case.files]
-    if gone:
-        return f"made from {', '.join(gone)}, which its case does not have (any more), expected sources that it has"
-    for name, source in () if named else zip(names, sources, strict=True):
+    gone = sources_gone(names, case)
+    if gone or named:
+        return gone
+    for name, source in zip(names, sources, strict=True):
         path = dataset.paths(case, name)[0]
         if sha256(path) != source.get("sha256"):
             return f"made from another {name}, expected {path}"

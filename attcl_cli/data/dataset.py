@@ -148,12 +148,13 @@ class Dataset:
         """
         token, extension = self._token(case, modality), self.extension_of(case)
         usual = self._named(case, token, extension)
-        others = self._other_names(modality, token, extension) if self.completed else []
-        if not others or self._lie_completed(usual):
+        folder = self.completed
+        if folder is None or _any_lies_in(folder, usual):
             return usual
-        for other in others:
+        for other in self._other_names(modality, token, extension):
             files = self._named(case, *other)
-            if self._lie_completed(files) and self._is_synthetic(case, modality, files):
+            side_car = folder / self.layout.place_side_car(files[0], case.id)
+            if _any_lies_in(folder, files) and _is_synthetic(side_car, modality):
                 return files
         return usual
 
@@ -196,15 +197,6 @@ class Dataset:
         endings = [extension] if self.layout.sliced else [extension, *_ENDINGS - {extension}]
         return [(name, ending) for name in tokens for ending in endings][1:]
 
-    def _lie_completed(self, files: Iterable[PurePosixPath]) -> bool:
-        return self.completed is not None and any((self.completed / it).exists() for it in files)
-
-    def _is_synthetic(self, case: Case, modality: str, files: Sequence[PurePosixPath]) -> bool:
-        """Return whether the side-car of files in `completed` says that they are a synthetic volume of a modality."""
-        folder = self.completed or self.root
-        side_car = read_side_car(folder / self.layout.place_side_car(files[0], case.id))
-        return side_car.get("synthetic") is True and side_car.get("target", modality) == modality
-
     def _token(self, case: Case, modality: str) -> str:
         """Return how a modality that the case lacks is spelled."""
         usual = self.spellings.get(modality, modality)
@@ -243,6 +235,16 @@ def makers_in(side_car: Mapping[str, Any]) -> frozenset[str]:
     """Return the SHA-256 of all weights that a side-car says made its volume."""
     makers = (side_car.get("weights"), *(side_car.get("averaged") or ()))
     return frozenset(it["sha256"] for it in makers if it)
+
+
+def _any_lies_in(folder: Path, files: Iterable[PurePosixPath]) -> bool:
+    return any((folder / file).exists() for file in files)
+
+
+def _is_synthetic(side_car: Path, modality: str) -> bool:
+    """Return whether a side-car is that of a synthetic volume of a modality."""
+    said = read_side_car(side_car)
+    return said.get("synthetic") is True and said.get("target", modality) == modality
 
 
 def sources_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:

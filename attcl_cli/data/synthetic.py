@@ -35,6 +35,19 @@ def no_truths(truth: Dataset, case: Case, names: Iterable[str]) -> list[AttclErr
     ]
 
 
+def sources_gone(names: Iterable[str], case: Case) -> str:
+    """Return that a volume was made from modalities which its case lacks, in words; "" if the case has them all.
+
+    Args:
+        names: the modalities that it was made from or sharpened by, as its side-car says.
+        case: as it is now.
+    """
+    gone = [name for name in names if name not in case.files]
+    if not gone:
+        return ""
+    return f"made from {', '.join(gone)}, which its case does not have (any more), expected sources that it has"
+
+
 def notes_of_slices(side_cars: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a note if volumes were made in some slices alone (`attcl complete --slices`), as their side-cars say.
 

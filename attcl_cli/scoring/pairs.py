@@ -16,7 +16,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, guides_in, makers_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
-from attcl_cli.data.synthetic import no_truths, notes_of_slices
+from attcl_cli.data.synthetic import no_truths, notes_of_slices, sources_gone
 from attcl_cli.data.unchanged import State, look_at
 from attcl_cli.errors import AttclError, UsageError, fold, raise_all
 
@@ -369,15 +369,11 @@ def _sources_of(label: Mapping[str, Any], case: Case, modal_list: Sequence[str])
 def _sources_gone(label: Mapping[str, Any], case: Case, file: Path) -> list[AttclError]:
     """Return a problem if a completed volume was made from a modality that its case does not have."""
     named = [it["modality"] for it in (*sources_in(label), *guides_in(label)) if it.get("modality")]
-    gone = [name for name in named if name not in case.files]
+    gone = sources_gone(named, case)
     if not gone:
         return []
-    message = (
-        f"{file}: made from {', '.join(gone)}, which its case does not have (any more), "
-        "expected sources that it has"
-    )
     hint = "complete this dataset into another --cpl, or again with attcl complete --overwrite"
-    return [AttclError(message, hint, code="made-in-another-way")]
+    return [AttclError(f"{file}: {gone}", hint, code="made-in-another-way")]
 
 
 def _segmentation(truth: Dataset, case: Case, problems: list[AttclError]) -> tuple[Path, ...]:
