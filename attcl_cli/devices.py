@@ -153,16 +153,20 @@ def memory_of(device: torch.device) -> int | None:
     return None
 
 
-def has_amx(device: torch.device, listing: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether a device is a CPU with Intel's AMX, which multiplies matrices of bfloat16 several times as fast.
+def fast_bf16(device: torch.device, listing: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Return the instructions by which a CPU multiplies bfloat16 faster than float32, by the name that Linux has.
 
     Args:
         device: where networks run.
-        listing: Linux's description of the CPU; False on systems without one.
+        listing: Linux's description of the CPU.
+
+    Returns:
+        amx_bf16 (Intel), else avx512_bf16; None if it has neither, on other devices, and on systems without a listing.
     """
     if device.type != "cpu" or not listing.is_file():
-        return False
-    return "amx_bf16" in listing.read_text(encoding="utf-8", errors="replace").split()
+        return None
+    words = set(listing.read_text(encoding="utf-8", errors="replace").split())
+    return next((name for name in ("amx_bf16", "avx512_bf16") if name in words), None)
 
 
 def peak_memory_mb(device: torch.device) -> float | None:

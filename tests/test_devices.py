@@ -105,14 +105,19 @@ def test_memory_of_a_gpu_is_in_megabytes_and_a_cpu_has_none(monkeypatch) -> None
 
 @pytest.mark.parametrize(
     ("flags", "found"),
-    [("fpu avx512_bf16 amx_bf16 amx_tile", True), ("fpu avx512_bf16", False), (None, False)],
+    [
+        ("fpu avx512_bf16 amx_bf16 amx_tile", "amx_bf16"),
+        ("fpu avx512_bf16", "avx512_bf16"),
+        ("fpu avx512f", None),
+        (None, None),
+    ],
 )
-def test_amx_is_found_in_the_description_of_the_cpu(flags, found, tmp_path) -> None:
+def test_bf16_is_found_in_the_description_of_the_cpu(flags, found, tmp_path) -> None:
     listing = tmp_path / "cpuinfo"
     if flags is not None:
         listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-    assert devices.has_amx(torch.device("cpu"), listing) is found
-    assert not devices.has_amx(torch.device("meta"), listing)
+    assert devices.fast_bf16(torch.device("cpu"), listing) == found
+    assert devices.fast_bf16(torch.device("meta"), listing) is None
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="Linux alone says it there")

@@ -104,7 +104,7 @@ PrecisionOption = Annotated[
     Precision | None,
     typer.Option(
         "--precision",
-        help="bf16 is faster on recent GPUs, and on CPUs with AMX; weights stay float32.  "
+        help="bf16 is faster on recent GPUs, and on CPUs with amx_bf16 or avx512_bf16; weights stay float32.  "
         "[default: fp32, or that of the run to --resume]",
     ),
 ]

@@ -50,7 +50,9 @@ class Sampler(Protocol):
 class DomainSampler:
     """Draws slices, a target modality for each, and references of that modality.
 
-    Modalities are drawn uniformly, however unequal their numbers of volumes (StarGAN v2 balances its domains, too).
+    Modalities are drawn uniformly, however unequal their numbers of volumes (StarGAN v2 balances its domains, too). Of
+    true pairs it is the target that is drawn first: where every case has FLAIR and one other modality (ratio1), three
+    of four sources are not FLAIR, and would all be taught to become FLAIR, which no case lacks.
     """
 
     def __init__(  # noqa: PLR0913 - one per choice of the settings
@@ -61,6 +63,7 @@ class DomainSampler:
         seed: int,
         mirror: float = 0.0,
         pair_targets: float = 0.0,
+        missing_targets: float = 0.0,
         paired_until: int = 0,
         context: int = 0,
         crop: int = 0,
@@ -78,7 +81,10 @@ class DomainSampler:
             batch_size: slices per batch.
             seed: of all that is drawn.
             mirror: share of slices mirrored left to right.
-            pair_targets: share of targets drawn from the modalities that the source's case has.
+            pair_targets: share of slices whose case has the target; of these, the target is drawn first and then a
+                source of such a case.
+            missing_targets: share of those targets that are drawn as often as cases lack the modality, in place of
+                uniformly; without effect if no case lacks any.
             paired_until: before this step, that share is 1, and no references are drawn.
             context: neighbouring slices on each side that the slices to translate have, too.
             crop: side of the squares that slices are cut to, in pixels (`Crops`); a source and its pair have one
@@ -127,6 +133,36 @@ class DomainSampler:
         ]
         self._partner = store.partner_starts()
         self._starts = store.starts()
+        # target -> the slices that can become it, per source modality that has any
+        self._paired_pools = [
+            [rows for domain in range(count) if len(rows := self._pairs(domain, target))]
+            for target in range(count)
+        ]
+        self._target_shares = self._shares(missing_targets)
+
+    def _pairs(self, source: int, target: int) -> Array:
+        """Return the slices of a source modality whose cases have the target."""
+        pool = self._pools[source]
+        if source == target:
+            return pool[:0]
+        value: Array = pool[self._partner[self._entry[pool], target] >= 0]
+        return value
+
+    def _shares(self, missing_targets: float) -> Array | None:
+        """Return how often each modality is the target of a true pair, (N,); None if there is no such pair."""
+        possible = np.array([bool(pools) for pools in self._paired_pools])
+        if not possible.any():
+            return None
+        cases = self.store.volumes_by_case().values()
+        lacking = np.array(
+            [sum(name not in case for case in cases) for name in self.store.modalities]
+        )
+        lacking = lacking * possible
+        uniform: Array = possible / possible.sum()
+        if not lacking.any():
+            return uniform
+        value: Array = (1 - missing_targets) * uniform + missing_targets * lacking / lacking.sum()
+        return value
 
     @property
     def size(self) -> int:
@@ -144,12 +180,13 @@ class DomainSampler:
             y_ref = rng.integers(domains, size=size)
         source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
         paired = 1.0 if step < self.paired_until else self.pair_targets
-        for index in np.flatnonzero(rng.random(size) < paired):
-            # drawn uniformly, few targets have a truth (one in five under ratio1)
-            partners = self._partner[self._entry[source[index]]] >= 0
-            partners[y_src[index]] = False
-            if partners.any():
-                y_ref[index] = rng.choice(np.flatnonzero(partners))
+        # drawn uniformly, few targets have a truth (one in five under ratio1)
+        chosen = rng.random(size) < paired
+        for index in np.flatnonzero(chosen) if self._target_shares is not None else ():
+            y_ref[index] = rng.choice(domains, p=self._target_shares)
+            pools = self._paired_pools[y_ref[index]]
+            source[index] = rng.choice(pools[rng.integers(len(pools))])
+            y_src[index] = self._domain[source[index]]
         first, second = (
             np.array([rng.choice(self._pools[domain]) for domain in y_ref]) for _ in range(2)
         )

@@ -128,6 +128,7 @@ class AttclGan(Method):
             seed=s.seed,
             mirror=s.mirror,
             pair_targets=s.pair_targets,
+            missing_targets=s.missing_targets,
             paired_until=self._supervised_steps,
             context=s.context,
             crop=s.crop,

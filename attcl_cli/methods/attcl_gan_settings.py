@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from attcl_cli.methods.networks import patches
-from attcl_cli.methods.networks.styled_unet import GROUPS
+from attcl_cli.methods.networks.brain_norm import GROUPS
 from attcl_cli.methods.setting_fields import Positive, Rate, Share, Weight, setting
 from attcl_cli.methods.settings import Settings
 
@@ -61,6 +61,7 @@ TINY: Mapping[str, Any] = {
 # Presets that see squares of full-resolution slices, and all that a case has.
 _SQUARES: Mapping[str, Any] = {
     "sources": "many",
+    "missing_targets": 0.75,
     "generator": "u-net",
     "full_size_skips": False,
     "shortcut_refined": False,
@@ -228,8 +229,10 @@ class AttclGanSettings(Settings):
     lambda_structure: Weight = setting(
         0.0, "1 - SSIM in the brain to the true target slice if the training case has it (ours)."
     )
-    pair_targets: Share = setting(
-        0.0, "Share of targets drawn from the modalities that the source's case has (ours)."
+    pair_targets: Share = setting(0.0, "Share of slices whose case has the target (ours).")
+    missing_targets: Share = setting(
+        0.0,
+        "Share of these targets drawn as often as training cases lack the modality; the others uniformly (ours).",
     )
     supervised: Share = setting(
         0.0,

@@ -58,9 +58,7 @@ class LabelledSettings(Settings):
     lambda_pair: Weight = setting(
         0.0, "L1 to the true slice of the target modality, if the case has it (ours)."
     )
-    pair_targets: Share = setting(
-        0.0, "Share of targets drawn from the modalities that the source's case has (ours)."
-    )
+    pair_targets: Share = setting(0.0, "Share of slices whose case has the target (ours).")
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,22 @@ _LEAST_OUTPUTS = (
 
 def orthogonalised(matrix: Tensor) -> Tensor:
     """Return about U V^T of a matrix U S V^T: (M, N) -> (M, N), float32."""
-    a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.float().T if tall else matrix.float()
     x = x / (x.norm() + _EPS)
-    for _ in range(_ROUNDS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
-    result: Tensor = x.T if tall else x
-    return result
+    # Each round multiplies x by a polynomial of its x x^T. These have the size of the smaller side alone, so they are
+    # collected, and x itself is multiplied once.
+    a, b, c = _QUINTIC
+    square = x @ x.T
+    factor = None
+    for last in range(_ROUNDS)[::-1]:
+        polynomial = torch.addmm(square, square, square, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        factor = polynomial if factor is None else factor @ polynomial
+        if last:
+            square = polynomial @ (square @ polynomial)
+    result: Tensor = factor @ x
+    return result.T if tall else result
 
 
 class Muon(Optimizer):
@@ -115,7 +122,9 @@ def _move_kernel(kernel: Tensor, state: dict[str, Any], rate: float) -> None:
         state["momentum"] = torch.zeros_like(kernel)
     state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
     ahead = gradient.lerp(state["momentum"], _MOMENTUM)
-    matrix = ahead.flatten(1)
-    direction = orthogonalised(matrix).view(kernel.shape).to(kernel.dtype)
+    # As columns lie in memory: their order makes no difference to singular vectors, and a copy costs time.
+    matrix = ahead.permute(0, 2, 3, 1).flatten(1)
+    height, width = kernel.shape[2:]
+    direction = orthogonalised(matrix).view(len(kernel), height, width, -1).permute(0, 3, 1, 2)
     # All singular values near 1: the root mean square of an (M, N) matrix is then 1 / sqrt(max(M, N)).
-    kernel.add_(direction, alpha=-rate * max(matrix.shape) ** 0.5)
+    kernel.add_(direction.to(kernel.dtype), alpha=-rate * max(matrix.shape) ** 0.5)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -40,8 +41,15 @@ def feed(
     """
     workers = drawing_processes(device, processes)
     if not workers:
-        for step, future in read_ahead(draw, steps, depth=ahead):
-            yield step, future.result()
+        cores = torch.get_num_threads()
+        try:
+            begin = partial(torch.set_num_threads, 1)
+            for step, future in read_ahead(
+                draw, steps, depth=ahead, begin=begin if ahead else None
+            ):
+                yield step, future.result()
+        finally:
+            torch.set_num_threads(cores)  # threads that begin later share again
         return
     loader = DataLoader(
         _Steps(draw),

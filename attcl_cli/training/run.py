@@ -359,9 +359,11 @@ def _notes(
             f"no GPU; {settings.side}-pixel networks take months on a CPU. "
             "To try things out: attcl train --preset tiny"
         )
-    if precision is None and not resumed and devices.has_amx(device):
+    faster = devices.fast_bf16(device) if precision is None and not resumed else None
+    if faster is not None:
+        share = "less than half" if faster == "amx_bf16" else "about three quarters of"
         notes.append(
-            "this CPU has AMX: with --precision bf16 steps at full resolution take less than half the time"
+            f"this CPU has {faster}: with --precision bf16 steps at full resolution take {share} the time"
         )
     if len({case.patient for case in cases}) == 1:
         notes.append(

@@ -114,6 +114,50 @@ def test_every_set_of_sources_with_the_source_in_it_is_drawn():
     assert len(drawn) == 4 * 3 * 4  # source, target, any of the two others
 
 
+RATIO1 = {"A": ("flair", "t1"), "B": ("flair", "t1ce"), "C": ("flair", "t2"), "D": ("t2",)}
+
+
+def targets_of(sampler: DomainSampler) -> list[float]:
+    """Return the share of each modality among the targets of true pairs."""
+    batches = [sampler.batch(step) for step in range(200)]
+    assert all(bool(batch.has_pair.all()) for batch in batches)
+    targets = torch.cat([batch.y_ref for batch in batches])
+    return (torch.bincount(targets, minlength=4) / len(targets)).tolist()
+
+
+def test_targets_of_true_pairs_are_drawn_uniformly_whatever_has_a_partner():
+    # Of sources that are drawn first, three in four would be taught to become FLAIR.
+    assert targets_of(sampler_of(RATIO1, pair_targets=1.0)) == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_a_share_of_targets_is_drawn_as_often_as_cases_lack_them():
+    sampler = sampler_of(RATIO1, pair_targets=1.0, missing_targets=0.75)
+    lacking = [1, 3, 3, 2]  # flair, t1, t1ce, t2
+    expected = [0.25 / 4 + 0.75 * count / 9 for count in lacking]
+    assert targets_of(sampler) == pytest.approx(expected, abs=0.03)  # sd 0.009
+
+
+def test_without_missing_modalities_all_targets_are_drawn_alike():
+    sampler = sampler_of({"A": FOUR, "B": FOUR}, pair_targets=1.0, missing_targets=1.0)
+    assert targets_of(sampler) == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_a_modality_that_no_case_has_beside_another_is_no_target_of_a_true_pair():
+    cases = {"A": ("flair", "t1"), "B": ("t2",), "C": ("t1ce",)}
+    sampler = sampler_of(cases, pair_targets=1.0, missing_targets=1.0)
+    assert targets_of(sampler) == pytest.approx(
+        [0.5, 0.5, 0, 0], abs=0.03
+    )  # both are lacking twice
+
+
+def test_where_no_case_has_two_modalities_nothing_is_paired():
+    alone = {case: (name,) for case, name in zip("ABCD", FOUR, strict=True)}
+    sampler = sampler_of(alone, pair_targets=1.0)
+    for step in range(5):
+        batch = sampler.batch(step)
+        assert torch.equal(batch.has_pair, batch.y_src == batch.y_ref)
+
+
 def test_mirrored_sources_are_mirrored_together():
     store = store_of_cases({"A": FOUR})
     noise = np.random.default_rng(0).integers(0, 99, store.data.shape, dtype=np.int16)

@@ -29,6 +29,25 @@ def test_singular_values_become_about_1_and_directions_stay(shape):
     assert (inner - torch.diag(inner.diagonal())).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (20, 20)])
+def test_collected_polynomials_are_the_published_iteration(shape):
+    matrix = torch.randn(shape)
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    torch.testing.assert_close(orthogonalised(matrix).double(), x, rtol=1e-4, atol=1e-4)
+
+
+def test_how_a_kernel_lies_in_memory_makes_no_difference():
+    plain = with_gradient(16, 4, 3, 3)
+    last = nn.Parameter(plain.detach().clone(memory_format=torch.channels_last))
+    last.grad = plain.grad.to(memory_format=torch.channels_last)
+    for kernel in (plain, last):
+        Muon([kernel], 0.01, (0.9, 0.99)).step()
+    torch.testing.assert_close(plain.detach(), last.detach())
+
+
 def test_a_kernel_moves_by_its_orthogonalised_momentum():
     kernel = with_gradient(16, 4, 3, 3)
     before, gradients = kernel.detach().clone(), [kernel.grad.clone(), torch.randn(16, 4, 3, 3)]

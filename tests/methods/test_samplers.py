@@ -20,6 +20,7 @@ COMMON = {"seed": 3, "batch_size": 5, "mirror": 0.2, "crop": 16, "augment": 0.3,
             "attcl-gan",
             {
                 "pair_targets": 0.6,
+                "missing_targets": 0.35,
                 "supervised": 0.75,
                 "context": 1,
                 "sources": "many",

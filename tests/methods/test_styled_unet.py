@@ -1,4 +1,4 @@
-"""The U-Net that a style code modulates: its layers by hand, its norm, what it does not look at."""
+"""The U-Net that a style code modulates: its layers by hand, what it does not look at."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from attcl_cli.methods.networks.styled_unet import BrainNorm, Convolution, StyledUNet
+from attcl_cli.methods.networks.styled_unet import Convolution, StyledUNet
 
 
 def net_of(**changes: int) -> StyledUNet:
@@ -25,53 +25,7 @@ def everywhere(x: torch.Tensor) -> torch.Tensor:
     return torch.ones(len(x), 1, x.shape[2] * x.shape[3])
 
 
-# --- the norm ---------------------------------------------------------------------------------------------------------
-
-
-def normalised(norm: BrainNorm, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-    times, plus = norm.affine(x, inside)
-    return x * times[:, :, None, None] + plus[:, :, None, None]
-
-
-def norm_of(channels: int) -> BrainNorm:
-    norm = BrainNorm(channels)
-    with torch.no_grad():
-        norm.weight.uniform_(0.5, 2)
-        norm.bias.uniform_(-1, 1)
-    return norm
-
-
-def test_the_norm_is_the_same_in_bf16_networks():
-    # Far from 0 the variance is a small difference of large numbers.
-    x = 5 + 0.05 * torch.randn(2, 16, 8, 8)
-    norm = norm_of(16)
-    exact = norm.affine(x, everywhere(x))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = norm.affine(x, everywhere(x))
-    for found, expected in zip(inside, exact, strict=True):
-        torch.testing.assert_close(found, expected)
-
-
-def test_where_all_pixels_count_the_norm_is_a_group_norm():
-    norm, x = norm_of(16), torch.randn(3, 16, 5, 4)
-    expected = F.group_norm(x, 8, norm.weight, norm.bias)
-    torch.testing.assert_close(normalised(norm, x, everywhere(x)), expected)
-
-
-def test_the_norm_of_the_brain_is_that_of_the_brain_alone():
-    norm, x = norm_of(16), torch.randn(3, 16, 6, 8)
-    inside = torch.zeros(3, 1, 6, 8)
-    inside[..., 3:] = 1
-    found = normalised(norm, x, inside.flatten(2))
-    expected = F.group_norm(x[..., 3:], 8, norm.weight, norm.bias)
-    torch.testing.assert_close(found[..., 3:], expected)
-
-
-def test_a_constant_image_has_a_norm_and_a_gradient():
-    norm = norm_of(8)
-    x = torch.full((1, 8, 4, 4), 3.0, requires_grad=True)
-    normalised(norm, x, everywhere(x)).sum().backward()
-    assert torch.isfinite(x.grad).all()
+# --- what the norm is for --------------------------------------------------------------------------------------------
 
 
 def test_what_is_brain_looks_alike_however_much_background_there_is():

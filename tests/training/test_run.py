@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def start(data: Path, output: str = "run", **options: Any) -> TrainingResult:
     overrides = {**SMALL, **options.pop("overrides", {})}
-    options.setdefault("precision", "fp32")  # chosen: nothing to note on a CPU with AMX
+    options.setdefault("precision", "fp32")  # chosen: nothing to note on a CPU with bf16
     return train(data, output=output, preset="tiny", overrides=overrides, device="cpu", **options)
 
 
@@ -116,12 +116,16 @@ def test_a_single_patient_is_noted_before_anything_costly(gappy, here):
 
 
 @pytest.mark.parametrize(("precision", "noted"), [(None, True), ("fp32", False), ("bf16", False)])
-def test_a_cpu_with_amx_is_noted_unless_the_precision_is_chosen(
+def test_a_cpu_with_fast_bf16_is_noted_unless_the_precision_is_chosen(
     precision, noted, phantom_root, here, monkeypatch
 ):
-    monkeypatch.setattr(devices, "has_amx", lambda device: device.type == "cpu")
+    monkeypatch.setattr(
+        devices, "fast_bf16", lambda device: "avx512_bf16" if device.type == "cpu" else None
+    )
     options = {"dry_run": True, "overrides": {"canvas": 48}, "precision": precision}
-    assert ["AMX" in note for note in start(phantom_root, **options).notes] == [True] * noted
+    assert ["avx512_bf16" in note for note in start(phantom_root, **options).notes] == [
+        True
+    ] * noted
 
 
 def test_several_patients_are_not_noted(phantom_root, here):

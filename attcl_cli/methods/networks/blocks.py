@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_SLOPE = 0.2  # of LeakyReLU, everywhere (StarGAN v2, Appendix)
+SLOPE = 0.2  # of LeakyReLU, everywhere (StarGAN v2, Appendix)
 
 
 def leaky_relu(x: Tensor) -> Tensor:
     """Apply LeakyReLU with the slope that all networks share."""
-    return F.leaky_relu(x, _SLOPE)
+    return F.leaky_relu(x, SLOPE)
 
 
 def widths(first: int, largest: int, count: int) -> list[int]:
@@ -100,7 +100,7 @@ class ResidualBlock(nn.Module):
             h, x = convolve_and_halve(h, self.conv1), F.avg_pool2d(x, 2)
         else:
             h = self.conv1(h)
-        h = self.conv2(F.leaky_relu_(self.norm2(h), _SLOPE))
+        h = self.conv2(F.leaky_relu_(self.norm2(h), SLOPE))
         value: Tensor = (self.skip(x) + h).div_(math.sqrt(2))
         return value
 
@@ -138,14 +138,14 @@ class AdaINResidualBlock(nn.Module):
 
         `added`, (B, inputs, H, W), is added to what the first AdaIN takes, but not to what the shortcut takes.
         """
-        h = F.leaky_relu_(self.norm1(x if added is None else x + added, style), _SLOPE)
+        h = F.leaky_relu_(self.norm1(x if added is None else x + added, style), SLOPE)
         x = self.skip(x)
         if self.up:
             # A 1x1 convolution (the skip) and nearest upsampling commute; the convolution first costs a quarter.
             h, x = double_and_convolve(h, self.conv1), F.interpolate(x, scale_factor=2)
         else:
             h = self.conv1(h)
-        h = self.conv2(F.leaky_relu_(self.norm2(h, style), _SLOPE))
+        h = self.conv2(F.leaky_relu_(self.norm2(h, style), SLOPE))
         value: Tensor = (x + h).div_(math.sqrt(2))
         return value
 

@@ -13,51 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attcl_cli.methods.networks.blocks import initialise, leaky_relu, widths
+from attcl_cli.methods.networks.blocks import initialise, widths
+from attcl_cli.methods.networks.brain_norm import BrainNorm
 from attcl_cli.methods.networks.generator import Features
 
-GROUPS = 8  # of channels that are normalised together (group norm, Wu and He 2018)
-_EPS = 1e-5
 _OUTSIDE = (
     1e-4  # what a pixel of the background weighs, so that a square without brain has a mean, too
 )
-
-
-class BrainNorm(nn.Module):
-    """Group norm whose mean and variance are those of the brain.
-
-    Over all pixels they would hang on how much background an image has: a network that learns from squares within the
-    brain would see other numbers in whole slices.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def affine(self, x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what normalising multiplies each channel by, and what it then adds.
-
-        Args:
-            x: (B, C, H, W).
-            inside: (B, 1, H * W), the weight of each pixel.
-
-        Returns:
-            Two of (B, C), float32.
-        """
-        count, channels = x.shape[:2]
-        groups = (count, GROUPS, channels // GROUPS)
-        # The variance is a difference of numbers that can be alike: in 8 bits of bf16 nothing would be left of it.
-        kind = "cpu" if x.is_meta else x.device.type
-        with torch.autocast(kind, enabled=False):
-            pixels = x.permute(0, 2, 3, 1).reshape(count, -1, channels).float()
-            total = inside.sum(dim=2)
-            mean = (torch.bmm(inside, pixels).view(groups).mean(dim=2) / total)[:, :, None]
-            square = torch.bmm(inside, pixels.square()).view(groups).mean(dim=2) / total
-        square = square[:, :, None]
-        scale = torch.rsqrt((square - mean.square()).clamp(min=0) + _EPS)
-        times = (scale * self.weight.view(groups[1:])).view(count, channels)
-        return times, self.bias - (mean.expand(groups).reshape(count, channels) * times)
 
 
 class Convolution(nn.Module):
@@ -72,12 +34,9 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, inside: Tensor, style: Tensor | None = None) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H, W); inside (B, 1, H * W), style (B or 1, style_dim)."""
         h = self.conv(x)
-        times, plus = self.norm.affine(h, inside)
-        if self.style is not None:
-            gamma, beta = self.style(style).float().chunk(2, dim=1)
-            times, plus = times * (1 + gamma), plus * (1 + gamma) + beta
-        times, plus = (each[:, :, None, None].to(h.dtype) for each in (times, plus))
-        return leaky_relu(torch.addcmul(plus, times, h))
+        modulation = None if self.style is None else self.style(style)
+        value: Tensor = self.norm(h, inside, modulation)
+        return value
 
 
 class Level(nn.ModuleList):
