@@ -77,6 +77,7 @@ TESTS: Mapping[str, Sequence[str]] = {
     "networks/attention_maps.py": _ATTENTIONGAN,
     "networks/attention.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL),
     "networks/blocks.py": ("methods/test_networks.py", *_ATTCL, *_PLAVE),
+    "networks/brain_norm.py": ("methods/test_brain_norm.py", "methods/test_styled_unet.py", *_ATTCL),
     "networks/cam.py": _U_GAT_IT,
     "networks/discriminator.py": ("methods/test_networks.py", "methods/test_fusion.py", *_ATTCL, *_PLAVE),
     "networks/fusion.py": ("methods/test_fusion.py", *_PLAVE, *_EVERY),

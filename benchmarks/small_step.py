@@ -5,6 +5,7 @@ and steps beside threads that draw batches on one core each or on all cores. Bot
 whose speed drifts is fair to both.
 
     python benchmarks/small_step.py
+    python benchmarks/small_step.py --device cuda    (without the threads, which do not draw beside a GPU)
 """
 
 from __future__ import annotations
@@ -56,14 +57,15 @@ def plain_rounds(matrix: Tensor) -> Tensor:
     return x
 
 
-def norms() -> tuple[Callable[[], None], Callable[[], None]]:
+def norms(device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return both ways through a norm of every level, forward and backward."""
     layers = []
     for channels, side in _LEVELS:
-        x = torch.randn(_SLICES, channels, side, side).to(memory_format=torch.channels_last)
-        inside = (torch.rand(_SLICES, 1, side * side) > 0.3).float() + 1e-4
-        style = torch.randn(_SLICES, 2 * channels, requires_grad=True)
-        layers.append((BrainNorm(channels), x.requires_grad_(), inside, style))
+        x = torch.randn(_SLICES, channels, side, side, device=device)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+        inside = (torch.rand(_SLICES, 1, side * side, device=device) > 0.3).float() + 1e-4
+        style = torch.randn(_SLICES, 2 * channels, device=device, requires_grad=True)
+        layers.append((BrainNorm(channels).to(device), x, inside, style))
 
     def run(function: Callable[[BrainNorm, Tensor, Tensor, Tensor], Tensor]) -> None:
         for norm, x, inside, style in layers:
@@ -73,10 +75,10 @@ def norms() -> tuple[Callable[[], None], Callable[[], None]]:
     return lambda: run(plain_norm), lambda: run(lambda norm, *of: norm(*of))
 
 
-def rounds() -> tuple[Callable[[], None], Callable[[], None]]:
+def rounds(device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return both ways to make the kernels of the generator orthogonal."""
     kernels = [each for each in _generator().parameters() if each.ndim == 4]
-    matrices = [torch.randn_like(kernel).flatten(1) for kernel in kernels]
+    matrices = [torch.randn_like(kernel, device=device).flatten(1) for kernel in kernels]
 
     def run(function: Callable[[Tensor], Tensor]) -> None:
         for matrix in matrices:
@@ -114,29 +116,33 @@ def _generator() -> StyledUNet:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
     options = parser.parse_args()
-    devices.select("cpu")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
+    device = devices.select(options.device)
+    print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
     parts = {
-        "norms, forward and backward": norms(),
-        "orthogonal kernels": rounds(),
-        "10 coarse steps beside drawing": steps(10),
+        "norms, forward and backward": norms(device),
+        "orthogonal kernels": rounds(device),
     }
+    if device.type == "cpu":
+        parts["10 coarse steps beside drawing"] = steps(10)
     for name, (plain, ours) in parts.items():
         times: list[tuple[float, float]] = []
         for repeat in range(options.repeats + 1):  # the first one warms up
-            both = tuple(_seconds(run) for run in (plain, ours))
+            both = _seconds(plain, device), _seconds(ours, device)
             if repeat:
-                times.append((both[0], both[1]))
+                times.append(both)
         ratio = statistics.median(one / other for one, other in times)
         medians = [statistics.median(each) for each in zip(*times, strict=True)]
         print(f"{name:<32} plain {medians[0]:.3f} s, ours {medians[1]:.3f} s: {ratio:.2f} times")
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
     clock = time.perf_counter()
     run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     return time.perf_counter() - clock
 
 

@@ -67,9 +67,10 @@ _SQUARES: Mapping[str, Any] = {
     "shortcut_refined": False,
     "muon": True,
     "warm_up": 30,
+    "context": 1,
     "coarse": 0.6,
     "lambda_structure": 60.0,
-    "supervised": 0.9,
+    "supervised": 0.96,
     "ramp": 0.02,
     "discriminator": "patches",
     "fixed_style": "latent",
@@ -81,7 +82,6 @@ _SQUARES: Mapping[str, Any] = {
 # What goes with a GPU: so many steps that the training patients are learned by heart unless they look different each
 # time, and weights decay.
 _PLENTY: Mapping[str, Any] = {
-    "context": 1,
     "coarse": 0.3,
     "supervised": 0.85,
     "augment": 0.9,
