@@ -99,6 +99,23 @@ def test_the_benchmark_of_training_prints_its_ratio():
 
 
 @pytest.mark.slow
+def test_the_benchmark_of_a_small_step_prints_a_ratio_per_part():
+    output = fresh_python("benchmarks/small_step.py", "--repeats", "1")
+    parts = re.findall(
+        r"^(\w[\w, ]+\w) +plain (\d+\.\d+) s, ours (\d+\.\d+) s: (\d+\.\d+) times",
+        output,
+        re.MULTILINE,
+    )
+    assert [name for name, *_ in parts] == [
+        "norms, forward and backward",
+        "orthogonal kernels",
+        "10 coarse steps beside drawing",
+    ]
+    for _, plain, ours, ratio in parts:
+        assert float(ratio) == pytest.approx(float(plain) / float(ours), rel=0.1)
+
+
+@pytest.mark.slow
 def test_the_benchmark_of_variants_prints_a_line_per_variant(tmp_path):
     options = (
         "--cases 2 --test-cases 2 --voxel-mm 6 --image-size 32 --device cpu --batch-size 2 "
