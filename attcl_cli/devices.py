@@ -10,6 +10,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -197,9 +198,22 @@ def in_turn(
     if device.type != "cpu" or cores == 1:
         yield from map(work, items)
         return
-    depth = min(cores, MOST_AT_ONCE)
+    ahead = one_core_each(work, items, depth=min(cores, MOST_AT_ONCE))
+    yield from (future.result() for _, future in ahead)
+
+
+def one_core_each(
+    work: Callable[[Item], Result], items: Iterable[Item], *, depth: int
+) -> Iterator[tuple[Item, Future[Result]]]:
+    """Do what `read_ahead` does; each of its threads computes on one core, and the caller on as many as before.
+
+    Where every thread shares its operations among all cores, OpenMP has more threads than cores, and lets them sleep
+    between two operations instead of waiting for a moment: many small ones then take twice as long, the caller's too.
+    """
+    import torch  # noqa: PLC0415
+
+    cores = torch.get_num_threads()
     try:
-        ahead = read_ahead(work, items, depth=depth, begin=partial(torch.set_num_threads, 1))
-        yield from (future.result() for _, future in ahead)
+        yield from read_ahead(work, items, depth=depth, begin=partial(torch.set_num_threads, 1))
     finally:
         torch.set_num_threads(cores)  # threads that begin later share again

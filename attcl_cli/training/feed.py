@@ -9,13 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from attcl_cli.prefetch import read_ahead
+from attcl_cli import devices
 
 Drawn = TypeVar("Drawn")
 
@@ -41,15 +40,8 @@ def feed(
     """
     workers = drawing_processes(device, processes)
     if not workers:
-        cores = torch.get_num_threads()
-        try:
-            begin = partial(torch.set_num_threads, 1)
-            for step, future in read_ahead(
-                draw, steps, depth=ahead, begin=begin if ahead else None
-            ):
-                yield step, future.result()
-        finally:
-            torch.set_num_threads(cores)  # threads that begin later share again
+        for step, future in devices.one_core_each(draw, steps, depth=ahead):
+            yield step, future.result()
         return
     loader = DataLoader(
         _Steps(draw),
