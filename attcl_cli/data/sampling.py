@@ -180,9 +180,10 @@ class DomainSampler:
             y_ref = rng.integers(domains, size=size)
         source = np.array([rng.choice(self._pools[domain]) for domain in y_src])
         paired = 1.0 if step < self.paired_until else self.pair_targets
+        if self._target_shares is None:
+            paired = 0.0
         # Drawn uniformly, few targets have a truth (one in five under ratio1).
-        chosen = rng.random(size) < paired
-        for index in np.flatnonzero(chosen) if self._target_shares is not None else ():
+        for index in np.flatnonzero(rng.random(size) < paired):
             y_ref[index] = rng.choice(domains, p=self._target_shares)
             pools = self._paired_pools[y_ref[index]]
             source[index] = rng.choice(pools[rng.integers(len(pools))])
