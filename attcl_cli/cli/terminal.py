@@ -19,6 +19,7 @@ import typer
 
 from attcl_cli.errors import UNSEEN, AttclError, counted, single_problems, visible
 from attcl_cli.progress import Lines, duration
+from attcl_cli.report.rounding import number
 
 _MAX_PROBLEMS = 50
 _TABLE_GAP = 2  # between columns
@@ -312,4 +313,4 @@ def describe(problem: AttclError) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else visible(str(value))
+    return number(value) if isinstance(value, float) else visible(str(value))

@@ -202,19 +202,13 @@ def _row(item: Listed) -> dict[str, Any]:
 
 
 def _score_tables(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return a table per data: a row per direction, a column per metric, and the baselines of the first metric."""
-    tables: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
-    first = scores[0]["metric"] if scores else ""
+    """Return a table per data and metric: a row per direction, what the weights reach, and each baseline."""
+    tables: dict[str, list[dict[str, Any]]] = {}
     for score in scores:
-        title = f"{score['data']} (n = {score['n']}); baselines: {first}"
-        direction = score["sources"], score["target"]
-        row = tables.setdefault(title, {}).setdefault(
-            direction, {"sources": score["sources"], "target": score["target"]}
-        )
-        row[score["metric"]] = score["value"]
-        if score["metric"] == first:
-            row |= score["beside"]
-    return {title: list(rows.values()) for title, rows in tables.items()}
+        row = {"sources": score["sources"], "target": score["target"], "weights": score["value"]}
+        title = f"{score['data']} (n = {score['n']}): {score['metric']}"
+        tables.setdefault(title, []).append(row | score["beside"])
+    return tables
 
 
 def _text(value: Any) -> str:

@@ -222,31 +222,12 @@ def choose_weights(
         reason = _against_run(path, expected, wanted)
         if not reason:
             weights = find_weights(str(path))
-            info = weights.info
-            training = f"{counted(info.steps, 'step')} on {counted(len(info.trained_on), 'case')}"
-            return Choice(weights, "newest run", training, tuple(notes))
+            others = _also_fitting(dataset, expected, wanted)
+            return Choice(weights, "newest run", _training_of(weights), (*notes, *others))
         notes.append(f"{path.parent} {reason}")
-    fitting: list[Weights] = []
     notes += [note] if (note := note_of_folder()) else []
-    lacking = [case for case in dataset.cases if wanted.intersection(expected.missing(case))]
-    preparation = _Preparation(dataset, lacking or dataset.cases)
-    for name, path in named_weights().items():
-        try:
-            card = read_card(path)
-            if card is None or card.kind != "patients":
-                continue
-            weights = find_weights(name)
-        except AttclError as error:
-            if _origin(path) == "bundled":
-                raise  # others in their place would be a worse answer than none
-            notes.append(f"{name} is damaged: {error.message}")
-            continue
-        reason = _against_modalities(weights, expected, wanted)
-        reason = reason or _against_preparation(preparation, card)
-        if reason:
-            notes.append(f"{name} {reason}")
-        else:
-            fitting.append(weights)
+    fitting, against = _fitting(dataset, expected, wanted)
+    notes += against
     if not fitting:
         why = f": {'; '.join(notes)}" if notes else ""
         foreign = sorted(set(expected.modalities) - set(dataset.modalities))
@@ -260,9 +241,71 @@ def choose_weights(
             f"{step}; {'name' if foreign else 'or name'} weights with -w (attcl weights list shows them)",
             code="no-weights",
         )
-    best = min(fitting, key=lambda it: (takes_one(it.info.rule, it.info.modalities), it.name))
-    training = f"bundled, trained on {counted(len(best.info.trained_on), 'patient')}"
-    return Choice(best, "bundled", training, tuple(notes))
+    training = f"bundled, trained on {counted(len(fitting[0].info.trained_on), 'patient')}"
+    return Choice(fitting[0], "bundled", training, tuple(notes))
+
+
+def _fitting(
+    dataset: Dataset, expected: Dataset, wanted: set[str]
+) -> tuple[list[Weights], list[str]]:
+    """Return the named weights of patients that fit a dataset, those of many sources first; and what the others lack.
+
+    Args:
+        dataset: the dataset to complete.
+        expected: the same with the modalities that are asked for and no case has.
+        wanted: modalities to make.
+
+    Raises:
+        AttclError: weights that come with attcl are damaged.
+    """
+    fitting: list[Weights] = []
+    against: list[str] = []
+    lacking = [case for case in dataset.cases if wanted.intersection(expected.missing(case))]
+    preparation = _Preparation(dataset, lacking or dataset.cases)
+    for name, path in named_weights().items():
+        try:
+            card = read_card(path)
+            if card is None or card.kind != "patients":
+                continue
+            weights = find_weights(name)
+        except AttclError as error:
+            if _origin(path) == "bundled":
+                raise  # others in their place would be a worse answer than none
+            against.append(f"{name} is damaged: {error.message}")
+            continue
+        reason = _against_modalities(weights, expected, wanted)
+        reason = reason or _against_preparation(preparation, card)
+        if reason:
+            against.append(f"{name} {reason}")
+        else:
+            fitting.append(weights)
+    fitting.sort(key=lambda it: (takes_one(it.info.rule, it.info.modalities), it.name))
+    return fitting, against
+
+
+def _also_fitting(dataset: Dataset, expected: Dataset, wanted: set[str]) -> list[str]:
+    """Return that named weights would fit, too, so that nobody takes a first trial's for want of better ones."""
+    with suppress(AttclError):  # not what is asked for
+        fitting, _ = _fitting(dataset, expected, wanted)
+        return [f"{it.name}, which fits, too: -w {it.name}" for it in fitting[:1]]
+    return []
+
+
+def _training_of(weights: Weights) -> str:
+    """Return how a run's weights were trained, in a few words, and how good they are on its validation cases."""
+    info = weights.info
+    training = f"{counted(info.steps, 'step')} on {counted(len(info.trained_on), 'case')}"
+    record = _record_of(weights.path.parent)
+    judged = record.get("validation")
+    if judged == {}:
+        return f"{training}, not validated"
+    ssim, copy = (
+        (judged or {}).get(name) if isinstance(judged, dict) else None
+        for name in ("ssim", "copy_ssim")
+    )
+    if ssim is None or copy is None:
+        return training
+    return f"{training}, validation SSIM {ssim:.3f}, of a copy {copy:.3f}"
 
 
 def refuse_patients(models: Sequence[Weights], dataset: Dataset, *, force: bool) -> str:

@@ -1,11 +1,10 @@
-"""How numbers are rounded for people: one rule for pages, pictures, and the figures of doubt in side-cars."""
+"""How numbers are rounded for people: one rule for pages, pictures, tables of a terminal, and figures of side-cars."""
 
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any
-
-import numpy as np
 
 DASH = "\u2013"
 
@@ -16,7 +15,7 @@ def number(value: Any) -> str:
         return DASH
     if math.isinf(value):
         return "\u221e" if value > 0 else "-\u221e"
-    if isinstance(value, int | np.integer):
+    if isinstance(value, Integral):
         return str(value)
     return f"{value:.{_decimals(value)}f}"
 

@@ -28,6 +28,7 @@ from attcl_cli.training.trainer import VALIDATION_SSIM
 REFRESH_SECONDS = 30
 SAMPLES_FOLDER = "samples"
 COPY_SSIM = "copy_ssim"  # in run.json, below `validation`
+KEPT_SSIM = "ssim"  # likewise: of the weights that were kept
 
 _FIGURE = "in-brain SSIM"
 _SECONDS = "seconds_a_step"  # in stats.jsonl
@@ -55,6 +56,12 @@ class Statistics:
     def best(self) -> tuple[float, float] | None:
         """The step that scores best, the first of equal ones, and its SSIM; None without validation."""
         return max(self.validation, key=lambda point: point[1], default=None)
+
+    def kept(self, keep: str) -> float | None:
+        """Return the SSIM of the weights that are kept (setting `keep`); None without validation."""
+        if self.best is None:
+            return None
+        return (self.best if keep == "best" else self.validation[-1])[1]
 
 
 def read_statistics(folder: Path) -> Statistics:
@@ -193,7 +200,7 @@ class RunPage:
             return (
                 "No validation yet: the first checkpoint brings it."
                 if self._validated_on
-                else "Not validated: no validation case has a true pair; judge by the pictures."
+                else "Not validated: there is no validation case with two modalities; judge by the pictures."
             )
         (step, last), (best_step, best) = statistics.validation[-1], statistics.best
         text = f"In-brain SSIM on the validation cases {last:.3f} at step {step:,}"

@@ -50,6 +50,10 @@ from attcl_cli.training.request import (
 if TYPE_CHECKING:
     import torch
 
+_NOT_VALIDATED = (
+    "not validated, since no splits.json names validation cases with two modalities: the last weights are kept, "
+    "whether they are worth having or not (attcl prepare-splits sets cases apart)"
+)
 _SLOW_CPU_PIXELS = 128  # networks for larger slices train for months on a CPU
 
 
@@ -337,6 +341,8 @@ def _checked_cases(
         require_same_cases(resume, cases)
     notes = [*origin.notes, *(problem.message for problem in splits.leaks_of(origin))]
     notes += findings.notes
+    if not validated:
+        notes.append(_NOT_VALIDATED)
     if resume is None:
         size = {"image_size": settings.image_size, "canvas": settings.canvas}
         notes += slices.notes_of_canvas(origin, cases, **size)

@@ -98,6 +98,9 @@ def run_session(run: Session) -> tuple[Session, int]:
                 run = replace(run, settings=shortened.settings, first=shortened.step)
         if main:
             slices.remove_caches(run.folder)
+            kept = report.read_statistics(run.folder).kept(run.settings.keep)
+            if kept is not None:
+                record.extra["validation"][report.KEPT_SSIM] = round(kept, 6)
             _page(run, record).done()
             names = (WEIGHTS_FILE, "config.toml", REPORT_FILE)
             record.results = [run.folder / name for name in names]

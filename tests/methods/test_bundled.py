@@ -107,8 +107,11 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def make_run(save: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """`make_run(name)` writes a run's folder below runs/, each newer than the one before; `record` is its run.json."""
+def make_run(save: Callable[..., Path], named: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`make_run(name)` writes a run's folder below runs/, each newer than the one before; `record` is its run.json.
+
+    Beside the runs there are no named weights of patients, unless a test saves some.
+    """
     made: list[Path] = []
 
     def make(name: str, modalities: Sequence[str] = FOUR, **record: Any) -> Path:
@@ -172,6 +175,39 @@ def test_the_newest_run_is_taken(make_run, patients, tmp_path):
     assert choice.weights.path == newer
     assert (choice.origin, choice.notes) == ("newest run", ())
     assert choice.title == f"{newer} (7 steps on 3 cases)"
+
+
+@pytest.mark.parametrize(
+    ("validation", "told"),
+    [
+        (None, ""),  # a copied file, or packed slices of an earlier version
+        ({}, ", not validated"),
+        ({"cases": 2, "copy_ssim": 0.0864}, ""),  # by a version that did not note what was kept
+        (
+            {"cases": 2, "copy_ssim": 0.0864, "ssim": 0.41},
+            ", validation SSIM 0.410, of a copy 0.086",
+        ),
+    ],
+    ids=str,
+)
+def test_what_is_known_of_a_run_is_said_where_it_is_taken(
+    validation, told, make_run, patients, tmp_path
+):
+    made = make_run(
+        "mine", status="done", **({} if validation is None else {"validation": validation})
+    )
+    assert chosen(patients(), tmp_path).title == f"{made} (7 steps on 3 cases{told})"
+
+
+def test_weights_that_come_along_are_named_where_a_run_is_taken(
+    save, named, make_run, patients, tmp_path
+):
+    make_run("mine", status="done")
+    save(named / "others.safetensors", **PATIENTS)
+    assert chosen(patients(), tmp_path).notes == ("others, which fits, too: -w others",)
+    assert chosen(patients(spacing=(1, 1, 3)), tmp_path).notes == ()  # they do not fit
+    (named / "others.safetensors").write_bytes(b"damaged")
+    assert chosen(patients(), tmp_path).notes == ()  # nobody asked for them
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "stopped"])
