@@ -101,7 +101,7 @@ class DomainSampler:
                 source and its pair have one square (not with many).
 
         Raises:
-            AttclError: with others, the store has a single modality.
+            AttclError: no slice of a modality shows brain; or, with others, the store has a single modality.
         """
         if others and len(store.modalities) == 1:
             raise AttclError(
@@ -131,6 +131,9 @@ class DomainSampler:
         self._pools = [
             np.flatnonzero((self._domain == domain) & store.filled) for domain in range(count)
         ]
+        for name, pool in zip(store.modalities, self._pools, strict=True):
+            if not len(pool):
+                raise _nothing_of(name, store.modalities)
         self._partner = store.partner_starts()
         self._starts = store.starts()
         # target -> the slices that can become it, per source modality that has any
@@ -486,11 +489,7 @@ class PairSampler:
             ]
             pool = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
             if not store.filled[pool].any():
-                raise AttclError(
-                    f"training slices: none of {modality}, expected both of {' and '.join(pair)}",
-                    "train on cases that have it",
-                    code="nothing-to-learn-from",
-                )
+                raise _nothing_of(modality, pair)
             self._pools.append(pool[store.filled[pool]])
 
     @property
@@ -509,6 +508,15 @@ class PairSampler:
             images = crops.read(rows, crops.around(rows), context=self.context)
             sides.append(_mirrored(images, mirrored))
         return PairBatch(*sides)
+
+
+def _nothing_of(modality: str, expected: Sequence[str]) -> AttclError:
+    """Return the error about a modality of which no training slice shows any brain."""
+    return AttclError(
+        f"training slices: none of {modality} shows brain, expected some of {', '.join(expected)}",
+        "train on cases that have it in the slices of the setting slice_span",
+        code="nothing-to-learn-from",
+    )
 
 
 def _mirrored(images: Tensor, chosen: Array) -> Tensor:

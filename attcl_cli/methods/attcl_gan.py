@@ -114,6 +114,13 @@ class AttclGan(Method):
         names = tuple(modalities)
         return AllPresent(names) if settings.sources == "many" else AnyOne(names)
 
+    @classmethod
+    def settled(cls, settings: AttclGanSettings, store: SliceStore) -> AttclGanSettings:
+        """See `Method`: without a single true pair there is no start in which these alone teach."""
+        if any(len(volumes) > 1 for volumes in store.volumes_by_case().values()):
+            return settings
+        return settings.model_copy(update={"supervised": 0.0, "coarse": 0.0})
+
     @property
     def stride(self) -> int:
         """See `Method`."""

@@ -107,6 +107,13 @@ def test_a_single_modality_has_no_other_one_to_draw():
     assert str(caught.value).startswith("training slices: t1 alone")
 
 
+def test_a_modality_that_no_slice_shows_cannot_be_drawn():
+    t2 = [*range(5, 10), *range(14, 20)]
+    with pytest.raises(AttclError, match="none of t2 shows brain") as caught:
+        DomainSampler(store_of_volumes(PARTLY_PAIRED, empty=t2), batch_size=4, seed=0)
+    assert caught.value.code == "nothing-to-learn-from"
+
+
 def test_jitter_enlarges_a_source_and_its_pair_alike(store):
     plain, other = (DomainSampler(store, batch_size=8, seed=1, jitter=one) for one in (0.0, 0.5))
     before, after = plain.batch(2), other.batch(2)

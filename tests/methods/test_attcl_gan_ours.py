@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import changed
 from oracles import masked, similarity
+from slice_stores import store_of_cases
 from torch import Tensor
 
 from attcl_cli.data.sampling import DomainBatch
@@ -164,6 +165,17 @@ def test_after_the_supervised_start_everything_learns(tiny_settings):
 
 def test_without_a_supervised_start_there_is_one_phase(tiny_settings):
     assert method_of(tiny_settings).phases == ()
+
+
+def test_without_true_pairs_there_is_no_supervised_start(tiny_settings):
+    # Slices that become themselves, which the source's own modality as the target asks for, would be all that teaches.
+    settings = changed(tiny_settings, supervised=0.75, coarse=0.5, downs=1, contrastive_layers=(1,))
+    pairs = {"A": ("flair", "t1"), "B": ("t2",), "C": ("t1ce",)}
+    assert AttclGan.settled(settings, store_of_cases(pairs)) == settings
+    alone = store_of_cases({case: (name,) for case, name in zip("ABCD", FOUR, strict=True)})
+    settled = AttclGan.settled(settings, alone)
+    assert settled == settings.model_copy(update={"supervised": 0.0, "coarse": 0.0})
+    assert AttclGan.settled(settled, alone) == settled
 
 
 def test_the_other_losses_grow_to_their_weights_over_the_ramp(tiny_settings):

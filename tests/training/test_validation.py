@@ -11,7 +11,7 @@ import torch
 
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.methods.sources import AnyOne
-from attcl_cli.training.validation import make_validation
+from attcl_cli.training.validation import CopyOfSource, make_validation
 
 CPU = torch.device("cpu")
 
@@ -130,3 +130,10 @@ def test_the_brain_s_box_alone_gives_the_same_figure_of_a_copy(store: SliceStore
     assert set(copies[0].sizes) == {(16, 16)}
     assert all(height % 4 == 0 and width % 4 == 0 for height, width in copies[1].sizes)
     assert any(height * width < 256 for height, width in copies[1].sizes)
+
+
+def test_neighbouring_slices_are_no_brain_of_the_slice_itself(store: SliceStore) -> None:
+    score = make_validation(store, AnyOne(store.modalities), CPU)
+    assert score is not None
+    alone, beside = (score(CopyOfSource(context, stride=4)) for context in (0, 1))
+    assert beside == alone
