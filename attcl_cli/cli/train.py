@@ -157,7 +157,10 @@ def train(
             "",
             *explain(result.settings).splitlines(),
         )
-        if minutes is not None or result.settings.epochs:
+        if minutes is not None:
+            planned = f"as many as end in {minutes:g} min on this machine, which is measured"
+            terminal.result("", f"steps: {planned} when the training slices are ready")
+        elif result.settings.epochs:
             terminal.result("", "steps are counted when the training slices are ready")
     elif as_json:
         outcome = {

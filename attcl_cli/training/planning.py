@@ -242,9 +242,10 @@ def steps_within(seconds: float, settings: Settings, costs: Costs, first: int) -
 
 
 def describe(settings: Settings, costs: Costs, minutes: float, *, validates: bool) -> str:
-    """Return a plan in one line: `90 minutes: 4,200 steps (0.90 s per step, then 3.1 s), validation every 280`."""
-    first, *others = (_short(cost) for _, cost in costs.phases)
-    pace = ", ".join([f"{first} s per step", *(f"then {other} s" for other in others)])
+    """Return a plan: `90 minutes: 4,200 steps (0.90 s per step, 3.1 s from 60 % on), validation every 280`."""
+    (_, first), *others = costs.phases
+    later = (f"{_short(cost)} s from {100 * share:.0f} % on" for share, cost in others)
+    pace = ", ".join([f"{_short(first)} s per step", *later])
     what = "validation" if validates else "checkpoint"
     return (
         f"{minutes:g} {'minute' if minutes == 1 else 'minutes'}: "

@@ -168,6 +168,7 @@ def _with_steps(
             settings = settings.model_copy(update={"steps": steps})
             run.progress.say(f"{counted(settings.epochs, 'epoch')}: {counted(steps, 'step')}")
         return replace(run, settings=settings), None
+    run.progress.say(f"measuring how long steps take, to end in {run.minutes:g} min")
     costs = planning.measure(
         settings,
         store,

@@ -151,8 +151,11 @@ def test_without_a_preset_the_device_says_which_and_the_first_line_names_it(
 
 def test_a_plan_is_said_in_one_line_and_kept_in_the_settings(here, incomplete_root, attcl):
     command = ("train", "--data", incomplete_root, "-c", "tiny.toml", "-o", "run")
+    _, out, _ = attcl(*command, "--minutes", 0.01, "--dry-run")
+    assert out.splitlines()[-1].startswith("steps: as many as end in 0.01 min on this machine")
     code, _, err = attcl(*command, "--minutes", 0.01)
     assert code == 0, err
+    assert "measuring how long steps take, to end in 0.01 min" in err.splitlines()
     plan = r"0\.01 minutes: (\d+) steps? \([\d.]+ s per step\), checkpoint every 2"
     (steps,) = [match[1] for line in err.splitlines() if (match := re.fullmatch(plan, line))]
     assert read_run_settings(Path("run/config.toml")).steps == int(steps)

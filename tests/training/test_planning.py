@@ -103,8 +103,8 @@ def test_a_plan_is_described_in_one_line():
     costs = Costs(((0.0, 0.9), (0.25, 3.14)))
     settings = small_settings(steps=4200, save_every=280)
     described = planning.describe(settings, costs, 90.0, validates=True)
-    assert (
-        described == "90 minutes: 4,200 steps (0.90 s per step, then 3.1 s), validation every 280"
+    assert described == (
+        "90 minutes: 4,200 steps (0.90 s per step, 3.1 s from 25 % on), validation every 280"
     )
     one = planning.describe(changed(settings, steps=1), Costs(((0.0, 0.0021),)), 1, validates=False)
     assert one == "1 minute: 1 step (0.0021 s per step), checkpoint every 280"

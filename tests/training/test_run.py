@@ -16,6 +16,7 @@ from training_runs import require_same_runs
 from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.dataset import open_dataset
+from attcl_cli.data.prepare import prepare_splits
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.weights import WEIGHTS_FILE
@@ -97,7 +98,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(phantom_root, here):
 def test_a_dry_run_into_a_folder_of_results_notes_that_they_are_there(phantom_root, here):
     Path("run").mkdir()
     Path("run/notes.txt").write_text("mine")
-    (note,) = start(phantom_root, dry_run=True, overrides={"canvas": 48}).notes
+    note, _ = start(phantom_root, dry_run=True, overrides={"canvas": 48}).notes
     assert note.startswith("--output: run") and "attcl train --resume run" in note
     with pytest.raises(UsageError) as caught:
         start(phantom_root)
@@ -111,7 +112,7 @@ def test_a_single_patient_is_noted_before_anything_costly(gappy, here):
     root = gappy(lacking=[()] * 4)
     for case in open_dataset(root).cases[1:]:
         shutil.rmtree(root / case.id)
-    (note,) = start(root, dry_run=True, overrides={"canvas": 48}).notes
+    _, note = start(root, dry_run=True, overrides={"canvas": 48}).notes
     assert note.startswith("one training patient: networks that saw a single patient are of no use")
 
 
@@ -123,13 +124,17 @@ def test_a_cpu_with_fast_bf16_is_noted_unless_the_precision_is_chosen(
         devices, "fast_bf16", lambda device: "avx512_bf16" if device.type == "cpu" else None
     )
     options = {"dry_run": True, "overrides": {"canvas": 48}, "precision": precision}
-    assert ["avx512_bf16" in note for note in start(phantom_root, **options).notes] == [
-        True
-    ] * noted
+    notes = start(phantom_root, **options).notes
+    assert sum("avx512_bf16" in note for note in notes) == noted
 
 
-def test_several_patients_are_not_noted(phantom_root, here):
-    assert start(phantom_root, dry_run=True, overrides={"canvas": 48}).notes == ()
+def test_several_patients_are_noted_only_if_none_of_them_validates(phantom_root, here):
+    options = {"dry_run": True, "overrides": {"canvas": 48}}
+    (note,) = start(phantom_root, **options).notes
+    assert note.startswith("not validated, since no splits.json names validation cases")
+    Path("ratio.toml").write_text('hidden = [["t1ce", "t2"], ["t1"]]')
+    prepare_splits(phantom_root, ratio="ratio.toml", sizes=(2, 1, 1))
+    assert start(Path("data"), **options).notes == ()
 
 
 def test_a_modality_of_no_training_case_is_refused_before_anything_costly(gappy, here):
