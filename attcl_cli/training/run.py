@@ -375,6 +375,13 @@ def _notes(
         notes.append(
             "one training patient: networks that saw a single patient are of no use on others; add patients"
         )
+    beside = {name for case in cases if len(case.files) > 1 for name in case.files}
+    alone = sorted({name for case in cases for name in case.files} - beside)
+    if alone and getattr(settings, "lambda_pair", 1) > 0:  # at 0 no true pair teaches at all
+        notes.append(
+            f"{', '.join(alone)}: in no training case beside another modality, so that no true pair teaches how to "
+            "make it; add cases that have both"
+        )
     return notes
 
 

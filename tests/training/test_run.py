@@ -137,6 +137,19 @@ def test_several_patients_are_noted_only_if_none_of_them_validates(phantom_root,
     assert start(Path("data"), **options).notes == ()
 
 
+def test_a_modality_that_is_never_beside_another_one_is_noted(gappy, here):
+    without_t2 = [("t2",)] * 3
+    root = gappy(lacking=[*without_t2, ("flair", "t1", "t1ce")])
+    options = {"dry_run": True, "overrides": {"canvas": 48}}
+    notes = start(root, **options).notes
+    assert [note for note in notes if "true pair" in note] == [
+        "t2: in no training case beside another modality, so that no true pair teaches how to make it; "
+        "add cases that have both"
+    ]
+    published = {**options, "overrides": {"canvas": 48, "lambda_pair": 0, "lambda_structure": 0}}
+    assert not any("true pair" in note for note in start(root, **published).notes)
+
+
 def test_a_modality_of_no_training_case_is_refused_before_anything_costly(gappy, here):
     root = gappy(lacking=[("t2",)] * 4)
     assert start(root, dry_run=True).run_dir == Path("run")  # t2 is no modality of this dataset
