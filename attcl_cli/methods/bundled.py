@@ -249,15 +249,15 @@ def choose_weights(
             fitting.append(weights)
     if not fitting:
         why = f": {'; '.join(notes)}" if notes else ""
-        foreign = sorted(set(expected.modalities) - set(dataset.modalities))
+        unseen = sorted(wanted.difference(*(case.files for case in dataset.cases)))
         step = (
-            f"no case has {', '.join(foreign)}, so that training on this dataset does not help"
-            if foreign
+            f"no case has {', '.join(unseen)}, so that training on this dataset does not help: train on one that has"
+            if unseen
             else f"train on this dataset: attcl train --data {quoted(dataset.root)}"
         )
         raise UsageError(
             f"{flag}: none given, and none found that fit {dataset.root}{why}, expected weights for it",
-            f"{step}; {'name' if foreign else 'or name'} weights with -w (attcl weights list shows them)",
+            f"{step}; or name weights with -w (attcl weights list shows them)",
             code="no-weights",
         )
     best = min(fitting, key=lambda it: (takes_one(it.info.rule, it.info.modalities), it.name))
