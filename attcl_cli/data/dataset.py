@@ -507,8 +507,4 @@ def read_grids(
             grids[paths[0]] = volumes.read_grid(paths)
         except AttclError as error:
             problems.append(error)
-    places = list(grids)
-    for path in places[1:]:
-        problem = volumes.other_grid(path, grids[path], places[0], grids[places[0]])
-        problems += [problem] if problem is not None else []
-    return grids, problems
+    return grids, problems + volumes.other_grids(grids)

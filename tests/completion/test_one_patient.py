@@ -15,7 +15,7 @@ from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.originals import folders_of
 from attcl_cli.data.suggested import complete_images
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, single_problems
 
 NAMES = ("Phantom_00000", "Phantom_00001")
 
@@ -247,3 +247,18 @@ def test_an_error_names_options_as_they_were_typed(files, phantom_root, attcl):
     image = ("--image", "flair=flair-0.nii.gz")
     assert "error: --image: given with -i x," in attcl("complete", *image, "-i", "x")[2]
     assert "given with --ori x," in attcl("complete", *image, "--ori", "x", "-o", "out")[2]
+
+
+def test_volumes_on_another_grid_are_named_before_the_weights_that_do_not_fit_them(
+    write_nifti, tmp_path
+):
+    for name, thick in {"flair": 5, "t1": 1, "t1ce": 1}.items():
+        image = np.arange(1, 2001, dtype=np.int16).reshape(20, 20, 5).repeat(5 // thick, axis=2)
+        affine = np.diag([1, 1, thick, 1])
+        write_nifti(tmp_path / "A" / f"A_{name}.nii.gz", image, affine=affine)
+    with pytest.raises(AttclError) as caught:
+        complete(tmp_path / "A", tmp_path / "out", device="cpu")
+    problems = single_problems(caught.value)
+    assert [it.code for it in problems] == ["grids-differ", "no-weights"]
+    found = "A_flair.nii.gz: shape 20x20x5 against 20x20x25 of A_t1.nii.gz"
+    assert found in problems[0].message
