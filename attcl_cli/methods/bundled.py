@@ -289,7 +289,8 @@ def refuse_patients(models: Sequence[Weights], dataset: Dataset, *, force: bool)
     raise AttclError(
         f"{dataset.root}: {found}, and {some(others, most=3)} of {counted(len(dataset.cases), 'case')} are none, "
         "expected phantoms that attcl made",
-        "leave out -w, or train on this dataset: attcl train; to see the workflow only: --force",
+        f"leave out -w, or train on this dataset: attcl train --data {quoted(dataset.root)}; "
+        "to see the workflow only: --force",
         code="phantom-weights-on-patients",
     )
 

@@ -143,6 +143,11 @@ def test_the_command_line_reads_images_and_points_to_them(files, trained_run, at
     assert code == 2 and f"for these images: attcl complete {images} -o out; " in err
     code, _, err = attcl("complete", "x", *options)
     assert code == 2 and "this folder: attcl complete -i x -o out" in err
+    for folder in ("new", "../new"):
+        code, _, err = attcl("complete", "x", folder, *options)
+        assert code == 2 and f"this folder: attcl complete -i x -o {folder}" in err
+    code, _, err = attcl("complete", "flair-0.nii.gz", "new", *options)
+    assert code == 2 and "attcl complete --image flair=flair-0.nii.gz -o new; " in err
     code, _, err = attcl("complete", "nowhere", *options)
     assert code == 2 and "-o out" not in err
     code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)
@@ -175,6 +180,9 @@ def test_a_wrong_try_is_answered_with_a_command_that_works(typed, hint, named, a
 def test_paths_without_a_command_are_answered_with_complete(named, attcl):
     assert "folder: attcl complete -i P -o out" in attcl("P")[2]
     assert "folder: attcl complete -i P -o P-attcl" in attcl("P", "-o", "P/x")[2]
+    for words in (("P", "flat"), ("compelte", "P", "flat")):
+        assert "folder: attcl complete -i P -o flat" in attcl(*words)[2]
+    assert "folder: attcl complete -i P -o out" in attcl("compelte", "P")[2]
     assert "image: attcl complete --image t1=P/P_t1.nii.gz -o out" in attcl("P/P_t1.nii.gz")[2]
     Path("P/P_seg.nii.gz").touch()  # a label map among P/*.nii.gz is no source
     images = sorted(Path("P").iterdir())
@@ -194,7 +202,11 @@ def test_without_data_the_current_folder_is_offered_if_it_holds_a_patient(
     assert command not in attcl("complete", "-i", "data")[2]
     (named / "empty").mkdir()
     monkeypatch.chdir(named / "empty")
-    assert "hint: name yours, such as -i PATIENT/" in attcl("complete")[2]
+    named_folder = "writes; name yours: attcl {}\n".format
+    assert named_folder("complete -o x -i MINE/") in attcl("complete", "-o", "x")[2]
+    assert named_folder("train --data MINE/") in attcl("train")[2]
+    assert named_folder("train --steps 1 --data MINE/") in attcl("train", "--steps", "1")[2]
+    assert attcl("info", "data")[2].endswith("writes; name yours\n")
 
 
 def test_output_is_another_name_of_cpl(named, trained_run, attcl):

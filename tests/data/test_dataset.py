@@ -637,4 +637,4 @@ def test_a_folder_that_is_not_there_has_a_neighbour_that_was_meant(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AttclError) as caught:
         Source(Path("data")).open()
-    assert caught.value.hint.startswith("name yours, such as -i PATIENT/; data/, the default, is")
+    assert caught.value.hint.startswith("data/, the default, is")
