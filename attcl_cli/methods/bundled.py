@@ -173,7 +173,7 @@ def list_weights(*, runs: Path = RUNS) -> list[Listed]:
     return named + [_listed(str(path.parent), path, "runs") for path in _runs(runs)]
 
 
-def look_up(name: str, *, flag: str = "NAME") -> Listed:
+def look_up(name: str, *, flag: str = "weights") -> Listed:
     """Return weights by name, file or run's folder, as `list_weights` does.
 
     Raises:

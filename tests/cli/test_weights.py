@@ -163,7 +163,15 @@ def test_damaged_weights_are_listed_and_not_shown(run, attcl):
 def test_a_name_of_nothing_is_wrong_usage(command, attcl, here):
     code, out, err = attcl("weights", command, "nothing")
     assert (code, out) == (2, "")
-    assert err.startswith("error: NAME: 'nothing' is no file and no known name")
+    assert err.startswith("error: weights: 'nothing' is no file and no known name")
+    assert err.endswith("hint: attcl weights list shows those that are found\n")
+
+
+def test_a_misspelt_name_is_answered_with_the_command_that_was_meant(attcl, phantom_root):
+    hint = "hint: did you mean phantom-tiny? attcl {}\n".format
+    for words in ("weights show {}", f"complete --ori {phantom_root} -w {{}} -n"):
+        err = attcl(*words.format("phantom-tyni").split())[2]
+        assert err.endswith(hint(words.format("phantom-tiny")))
 
 
 def test_weights_alone_shows_its_help(attcl):
