@@ -295,6 +295,12 @@ def require_image(data: Array, path: Path) -> None:
     low, high = data.min(), data.max()  # NaN if any value is
     if not (np.isfinite(low) and np.isfinite(high)):
         wrong = ~np.isfinite(data)
+        if wrong.all():
+            raise AttclError(
+                f"{path}: every voxel is NaN or infinite, expected finite intensities",
+                "copy or convert it again from its source, or remove it, so that the modality counts as missing",
+                code="voxels-not-finite",
+            )
         raise AttclError(
             f"{path}: {counted(int(wrong.sum()), 'voxel is', 'voxels are')} NaN or infinite, expected finite "
             "intensities",
