@@ -46,10 +46,13 @@ def test_the_list_says_what_each_is_for(run, attcl):
     code, out, err = attcl("weights", "list")
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["name", "kind", "method", "sources", "modalities", "pixels", "cases"]
+    assert lines[0] == ["name", "trained", "on", "method", "sources", "modalities", "pixels"]
     described = ["AttCL-GAN", "one", "flair,", "t1,", "t1ce,", "t2"]
-    assert [BUNDLED, "phantom", *described, "64", "48"] in lines
-    assert [str(run), "run", *described, "16", "3"] in lines
+    assert [BUNDLED, "48", "phantoms", *described, "64"] in lines
+    assert ["brain-attcl", "15", "patients", *described, "256"] in lines
+    assert [str(run), "3", "cases", *described, "16"] in lines
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.endswith("\nattcl weights show NAME: data, terms, scores and limits of one\n")
 
 
 def test_the_list_as_json_has_all_of_it(run, attcl):
