@@ -36,10 +36,11 @@ def info(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what a folder holds, what is wrong with it, and what is not read. Exit code 3 if something is wrong.
+    """List what a folder holds, and what is wrong with it.
 
-    Names of BraTS 2018 to 2025, UPENN-GBM, UCSF-PDGM, TCGA, IXI, BIDS and nnU-Net are recognised, and the patients that
-    they name. A file that looks like a volume and cannot be read (.mha, DICOM, another name) is a problem.
+    Files that are not read are named, too. The exit code is 3 if something is wrong. Names of BraTS 2018 to 2025,
+    UPENN-GBM, UCSF-PDGM, TCGA, IXI, BIDS and nnU-Net are recognised, and the patients that they name. A file that looks
+    like a volume and cannot be read (.mha, DICOM, another name) is a problem.
     """
     if folder is None:
         _show_installation(as_json=as_json)
