@@ -34,7 +34,7 @@ class RunLog:
         """Take the listener that everything is passed on to."""
         self._progress = progress
         self._file: FileIO | None = None
-        self._waiting: list[str] = []
+        self._waiting: list[tuple[datetime, str]] = []  # what was reported, and when
 
     def begin(self, path: Path, command: str) -> None:
         """Open the file, after the lines of earlier runs, and write what has waited.
@@ -54,9 +54,10 @@ class RunLog:
         except OSError as error:
             raise not_written(path, error) from error
         before, self._waiting = self._waiting, []
-        self._note(f"attcl {__version__} {command} begins: {shlex.join(sys.argv)}")
-        for line in before:
-            self._write(line)
+        began = before[0][0] if before else datetime.now(UTC)
+        self._write(began, f"attcl {__version__} {command} begins: {shlex.join(sys.argv)}")
+        for when, text in before:
+            self._write(when, text)
 
     def end(self, status: str, seconds: float, error: AttclError | None = None) -> None:
         """Write how the run ended, and close the file."""
@@ -104,12 +105,13 @@ class RunLog:
                 self._note(f"hint: {single.hint}")
 
     def _note(self, text: str) -> None:
-        self._write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {visible(text)}\n")
+        self._write(datetime.now(UTC), text)
 
-    def _write(self, line: str) -> None:
+    def _write(self, when: datetime, text: str) -> None:
         if self._file is None:
-            self._waiting.append(line)
+            self._waiting.append((when, text))
             return
+        line = f"{when:%Y-%m-%dT%H:%M:%SZ} {visible(text)}\n"
         # A log that finds no room ends no run: the next result that finds none does, and says so.
         with suppress(OSError):
             self._file.write(line.encode())

@@ -200,6 +200,12 @@ def test_the_links_of_a_page_lead_somewhere(page: str, generated: dict[str, str]
             assert target.exists() or (made and page.startswith("docs/")), f"{page}: {link}"
 
 
+def test_readers_of_the_repository_are_told_which_pages_are_made(generated: dict[str, str]) -> None:
+    assert "docs/reference/README.md" in README
+    listed = re.findall(r"^\| `([\w/]+\.md)` \|", PAGES["docs/reference/README.md"], re.MULTILINE)
+    assert set(listed) == set(generated)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_toml_examples_of_a_page_are_read(page: str, tmp_path: Path) -> None:
     for number, block in enumerate(blocks(page, "toml")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_a_log_has_every_line_of_a_run_from_its_arguments_to_its_end(record):
         "hint: copy it again",
     ]
     assert re.fullmatch(r"done after \d+\.\d s", last)
+
+
+def test_the_times_of_a_log_rise_from_what_was_said_before_it_was_open(record):
+    log = RunLog(SILENT)
+    log.say("weights: brain-many")
+    time.sleep(1.1)  # seconds are the finest that a log tells
+    with record.recorded(log):
+        log.say("1 volume to make")
+    times = [line.partition(" ")[0] for line in log_file(record.path).read_text().splitlines()]
+    assert times == sorted(times) and times[0] < times[-1]
 
 
 def test_all_of_it_is_passed_on_to_the_listener_too(record, capsys):

@@ -62,6 +62,7 @@ def complete(
         typer.Option(
             "-w",
             "--weights",
+            metavar="NAME|PATH",
             help="A run's folder, a weights file, or a bundled name; may be given several times: the first model that "
             "can make a volume makes it.  [default: the newest finished run of these modalities, otherwise bundled "
             "weights of patients if the data fits them]",
@@ -71,6 +72,7 @@ def complete(
         list[str] | None,
         typer.Option(
             "--target",
+            metavar="MODALITY",
             help="Only this modality, also if no case has it; may be given several times.",
         ),
     ] = None,
@@ -81,7 +83,12 @@ def complete(
         ),
     ] = 64,
     slices: Annotated[
-        str, typer.Option("--slices", help="all, or FIRST:STOP such as 31:125.")
+        str,
+        typer.Option(
+            "--slices",
+            metavar="all|FIRST:STOP",
+            help="Counted from 0, at the feet, without STOP: 31:125 makes slices 31 to 124.",
+        ),
     ] = "all",
     samples: Annotated[
         int,
@@ -222,9 +229,10 @@ def complete(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Make the MRI volumes that patients lack from those that they have (Algorithm 1). Originals are only read.
+    """Make the volumes that patients lack from those they have.
 
-    PATIENT/ may also be a dataset of many patients. Files that are done are not made again; --dry-run shows the plan.
+    This is Algorithm 1 of the paper. Originals are only read. PATIENT/ may also be a dataset of many patients. Files
+    that are done are not made again; --dry-run shows the plan.
     """
     from attcl_cli.completion import run
     from attcl_cli.data.background import parse_background

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,11 @@ from attcl_cli import __version__
 from attcl_cli.cli import terminal
 from attcl_cli.cli.options import BackgroundText, BidsFilter, Debug, Json, LayoutName, Vocabulary
 from attcl_cli.data.suggested import complete_folder
-from attcl_cli.errors import EXIT_INCOMPLETE, counted
+from attcl_cli.errors import EXIT_INCOMPLETE, AttclError, counted
+from attcl_cli.progress import SILENT
+
+if TYPE_CHECKING:
+    from attcl_cli.data.dataset import Source
 
 EXAMPLES = "Examples:  attcl info BraTS2021/   |   attcl info data/ --json"
 
@@ -32,15 +36,17 @@ def info(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List what a folder holds, what is wrong with it, and what is not read. Exit code 3 if something is wrong.
+    """List what a folder holds, and what is wrong with it.
 
-    Names of BraTS 2018 to 2025, UPENN-GBM, UCSF-PDGM, TCGA, IXI, BIDS and nnU-Net are recognised, and the patients that
-    they name. A file that looks like a volume and cannot be read (.mha, DICOM, another name) is a problem.
+    Files that are not read are named, too. The exit code is 3 if something is wrong. Names of BraTS 2018 to 2025,
+    UPENN-GBM, UCSF-PDGM, TCGA, IXI, BIDS and nnU-Net are recognised, and the patients that they name. A file that looks
+    like a volume and cannot be read (.mha, DICOM, another name) is a problem.
     """
     if folder is None:
         _show_installation(as_json=as_json)
     else:
         from attcl_cli.data.background import parse_background
+        from attcl_cli.data.dataset import Source
         from attcl_cli.data.info import dataset_info
 
         content = dataset_info(
@@ -51,20 +57,42 @@ def info(
             background=parse_background(background),
             progress=terminal.Terminal(as_json=as_json),
         )
-        _show_dataset(folder, content, as_json=as_json)
+        source = Source(
+            folder, layout, modalities, tuple(bids_filter or []), parse_background(background)
+        )
+        command = _command_for_one(source, content)
+        _show_dataset(folder, content, command, as_json=as_json)
 
 
-def _show_dataset(folder: Path, content: Mapping[str, Any], *, as_json: bool) -> None:
+def _command_for_one(source: Source, content: dict[str, Any]) -> str:
+    """Return the command that makes what a single case lacks; "" if it would be refused.
+
+    If that is for want of weights alone, the notes of the content say so.
+    """
+    from attcl_cli.completion.expected import expect
+
+    sound = not content["problems"] and not content["synthetic"]
+    if content["cases"] != 1 or not content["patterns"][0]["missing"] or not sound:
+        return ""
+    try:
+        expect(source.open(), (), (), SILENT, force=False)
+    except AttclError as error:
+        content["notes"].append(f"attcl complete would stop: {error.message}; {error.hint}")
+        return ""
+    return complete_folder(source.folder)
+
+
+def _show_dataset(folder: Path, content: Mapping[str, Any], command: str, *, as_json: bool) -> None:
     """Show what a folder holds; exit with code 3 if something is wrong with it."""
     if as_json:
         terminal.document(content)
     else:
-        _show_tables(folder, content)
+        _show_tables(folder, content, command)
     if content["problems"]:
         raise typer.Exit(EXIT_INCOMPLETE)
 
 
-def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
+def _show_tables(folder: Path, content: Mapping[str, Any], command: str) -> None:
     cases, patients = content["cases"], content["patients"]
     with_seg = content["segmentations"]
     names = [name for name in content["recognised"] if name not in content["layout_title"]]
@@ -84,7 +112,7 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
     terminal.table([{"modality": name, "volumes": n, "missing": cases - n} for name, n in counts])
     terminal.result("")
     if cases == 1:
-        terminal.result(_missing_of_one(folder, content))
+        terminal.result(_missing_of_one(content, command))
     else:
         _show_patterns(content)
     if "splits" in content:
@@ -100,12 +128,10 @@ def _show_tables(folder: Path, content: Mapping[str, Any]) -> None:
         terminal.result(f"- {problem['error']}", *hint)
 
 
-def _missing_of_one(folder: Path, content: Mapping[str, Any]) -> str:
-    """Return what a single case lacks, and the command that makes it, unless that would be refused."""
-    missing = ", ".join(content["patterns"][0]["missing"])
-    if not missing or content["problems"] or content["synthetic"]:
-        return f"missing: {missing or 'nothing'}"
-    return f"missing: {missing}; what the weights can make: {complete_folder(folder)}"
+def _missing_of_one(content: Mapping[str, Any], command: str) -> str:
+    """Return what a single case lacks, and the command that makes it, if there is one."""
+    missing = ", ".join(content["patterns"][0]["missing"]) or "nothing"
+    return f"missing: {missing}" + (f"; what the weights can make: {command}" if command else "")
 
 
 def _show_patterns(content: Mapping[str, Any]) -> None:

@@ -27,7 +27,9 @@ def names_of(flag: str, command: str) -> tuple[str, ...]:
     """Return all names of the option that errors call `flag`, the shortest first."""
     if command == _COMPLETE and flag == "--cpl":
         return _OUTPUTS
-    return {"--ori": _FOLDERS, "--output": ("-o", "--output")}.get(flag, (flag,))
+    if flag == "--ori":  # others take the dataset by its place
+        return {"train": ("--data",), "info": (), "prepare-splits": ()}.get(command, _FOLDERS)
+    return {"--output": ("-o", "--output")}.get(flag, (flag,))
 
 
 def name_as_typed(error: AttclError, arguments: Sequence[str]) -> None:
@@ -45,12 +47,7 @@ def add_command(error: AttclError, arguments: Sequence[str]) -> None:
     """End the hint of an error with the whole command that would work, if the error or the current folder tells it."""
     command = "".join(arguments[:1])
     for single in single_problems(error):
-        if single.instead is not None:
-            words = _corrected(arguments, single.instead)
-            if words:
-                joint = " " if single.hint.endswith("?") else ": "
-                single.hint += f"{joint}{_shown(words)}"
-        elif (
+        if (
             (command, single.code) == (_COMPLETE, "dataset-not-found")
             and not _value_of(_INPUTS, arguments)
             and _is_dataset(Path())
@@ -58,6 +55,11 @@ def add_command(error: AttclError, arguments: Sequence[str]) -> None:
             output = outside(Path(), Path(_value_of(_OUTPUTS, arguments) or "out"))
             words = _with_value([command, "-i", ".", *arguments[1:]], _OUTPUTS, str(output))
             single.hint = f"to complete what the current folder holds: {_shown(words)}"
+        elif single.instead is not None:
+            words = _corrected(arguments, single.instead)
+            if words:
+                joint = " " if single.hint.endswith("?") else ": "
+                single.hint += f"{joint}{_shown(words)}"
 
 
 def for_paths(message: str, arguments: Sequence[str]) -> str:
@@ -76,13 +78,13 @@ def for_paths(message: str, arguments: Sequence[str]) -> str:
         paths = _paths(arguments[1:], lambda _, argument: f" {argument} " in alone)
     else:
         return ""
-    output = Path(_value_of(_OUTPUTS, arguments) or "out")
+    output = Path(_value_of(_OUTPUTS, arguments) or _output_among(list(paths)) or "out")
     images = [path for path in paths if path.is_file() and is_nifti(path)]
     if images:
         images = [path for path in images if not _LABEL_MAP.search(path.name)] or images
         what = "this image" if len(images) == 1 else "these images"
         return f"; for {what}: {complete_images(images, named=paths, output=output)}"
-    folders = [path for path in paths if path.is_dir()]
+    folders = [path for path in paths if path.is_dir() and path != output]
     if len(folders) == 1:
         return f"; for the dataset or patient in this folder: {complete_folder(folders[0], output)}"
     return ""
@@ -103,6 +105,13 @@ def _paths(arguments: Sequence[str], alone: Callable[[str, str], bool]) -> dict[
         elif before in _INPUTS or alone(before, argument):
             paths[Path(argument)] = ""
     return paths
+
+
+def _output_among(paths: Sequence[Path]) -> Path | None:
+    """Return the last of some paths if it can be the output: no image, after one that exists; otherwise None."""
+    if not any(path.exists() for path in paths[:-1]) or is_nifti(paths[-1]):
+        return None
+    return paths[-1]
 
 
 def _value_of(names: Sequence[str], arguments: Sequence[str]) -> str:
@@ -132,7 +141,8 @@ def _corrected(arguments: Sequence[str], instead: tuple[str, str]) -> list[str]:
     """Return the arguments with what an error says to give instead (`AttclError`); [] if they have no place for it."""
     wrong, value = instead
     if wrong.startswith("--"):
-        return _with_value(arguments, names_of(wrong, "".join(arguments[:1])), value)
+        names = names_of(wrong, "".join(arguments[:1]))
+        return _with_value(arguments, names, value) if names else []
     words = [value if _same(word, wrong) else word for word in arguments]
     return [] if words == list(arguments) else words
 

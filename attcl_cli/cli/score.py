@@ -161,7 +161,10 @@ def score(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Compare synthesised volumes with the ground truth, and write scores/ with a report."""
+    """Compare synthesised volumes with the ground truth.
+
+    The scores and a report are written into the folder of --output.
+    """
     from attcl_cli.data.background import parse_background
     from attcl_cli.scoring import run
 

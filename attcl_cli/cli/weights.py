@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = "Examples:  attcl weights list   |   attcl weights show phantom-tiny"
 
+_TRAINED_ON = {"patients": "patients", "phantom": "phantoms"}  # kind of weights -> its cases
+
 app = typer.Typer(
     help="List, show and verify weights. These are bundled, in the folder ATTCL_WEIGHTS, or of runs.",
     epilog=EXAMPLES,
@@ -52,6 +54,8 @@ def list_(as_json: Json = False, debug: Debug = False) -> None:
             terminal.result(
                 f"- {item.name}: not finished ({item.status}), taken only if it is named"
             )
+    if found:
+        terminal.result("", "attcl weights show NAME: data, terms, scores and limits of one")
 
 
 @app.command(
@@ -190,14 +194,16 @@ def _verified(item: Listed, problem: AttclError | None) -> dict[str, Any]:
 def _row(item: Listed) -> dict[str, Any]:
     """Return one row of the table of weights."""
     content = _described(item)
+    trained_on = content.get("trained_on", [])
     return {
         "name": item.name,
-        "kind": item.kind,
+        "trained on": f"{len(trained_on)} {_TRAINED_ON.get(item.kind, 'cases')}"
+        if trained_on
+        else "",
         "method": content.get("method_title", "damaged"),
         "sources": content.get("sources", ""),
         "modalities": ", ".join(content.get("modalities", [])),
         "pixels": content.get("image_size", ""),
-        "cases": len(content.get("trained_on", [])),
     }
 
 

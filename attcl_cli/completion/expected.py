@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from attcl_cli.data.dataset import Case, Dataset
+from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.layouts import canonical
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
 from attcl_cli.methods import bundled
@@ -36,13 +36,27 @@ def expect(
     try:
         models, chosen = _choose_models(names, dataset, targets, progress, force=force)
     except AttclError as error:
-        if not dataset.problems:
+        problems = [*dataset.problems, *(_off_grid(dataset) if error.code == "no-weights" else [])]
+        if not problems:
             raise
-        raise ProblemsError([*dataset.problems, error]) from error
+        raise ProblemsError([*problems, error]) from error
     if of_one_case:
         known = {target for model in models for target in model.info.rule.targets}
         dataset = dataset.including(known.intersection(dataset.absent))
     return dataset, models, chosen
+
+
+def _off_grid(dataset: Dataset) -> list[AttclError]:
+    """Return which volumes lie on another grid than their case: the weights may fit the others. Slices have no grid."""
+    if dataset.layout.sliced:
+        return []
+    return [
+        problem
+        for case in dataset.cases
+        if case.id not in dataset.wrong
+        for problem in check_case(dataset, case)
+        if problem.code == "grids-differ"
+    ]
 
 
 def _choose_models(

@@ -444,12 +444,12 @@ class Source:
             dataset = dataset_of_images(self.images, self.modalities)
             return replace(dataset, background=self.background)
         if not self.folder.exists():
-            hint, close = _where_else(self.folder)
+            hint, instead = _where_else(self.folder)
             raise AttclError(
                 f"{self.folder}: no such folder, expected a dataset, or the folder of a patient",
                 hint,
                 code="dataset-not-found",
-                instead=(str(self.folder), str(close)) if close else None,
+                instead=instead,
             )
         dataset = open_dataset(
             self.folder,
@@ -461,12 +461,12 @@ class Source:
         return replace(dataset, background=self.background)
 
 
-def _where_else(folder: Path) -> tuple[str, Path | None]:
-    """Return what to do about a folder that is missing, and the folder that was meant, if one has a similar name."""
+def _where_else(folder: Path) -> tuple[str, tuple[str, str] | None]:
+    """Return what to do about a folder that is missing, and what to give instead (`AttclError`), if that is known."""
     if folder == _DEFAULT:
         return (
-            "name yours, such as -i PATIENT/; data/, the default, is what attcl prepare-splits DATASET writes",
-            None,
+            "data/, the default, is what attcl prepare-splits DATASET writes; name yours",
+            ("--ori", "MINE/"),
         )
     try:
         neighbours = [path.name for path in folder.parent.iterdir() if path.is_dir()]
@@ -476,7 +476,7 @@ def _where_else(folder: Path) -> tuple[str, Path | None]:
     if not names:
         return "check the path", None
     close = folder.with_name(names[0])
-    return f"did you mean {quoted(close)}?", close
+    return f"did you mean {quoted(close)}?", (str(folder), str(close))
 
 
 def _refuse_cache_inside(dataset: Dataset) -> None:
@@ -507,8 +507,4 @@ def read_grids(
             grids[paths[0]] = volumes.read_grid(paths)
         except AttclError as error:
             problems.append(error)
-    places = list(grids)
-    for path in places[1:]:
-        problem = volumes.other_grid(path, grids[path], places[0], grids[places[0]])
-        problems += [problem] if problem is not None else []
-    return grids, problems
+    return grids, problems + volumes.other_grids(grids)

@@ -688,6 +688,12 @@ def _unknown_layout(
             code="channels-unknown",
         )
     items = unread.find_unread(root, files)
+    if not files and not items:
+        return AttclError(
+            f"{root}: empty, without a file in any folder, expected a dataset, or the folder of a patient",
+            "check the path, and that the files were copied and the disk is mounted",
+            code="dataset-empty",
+        )
     images = [item for item in items if item.kind in ("nifti", "picture")]
     named = images or items
     kind = unread.KINDS[named[0].kind] if named else None

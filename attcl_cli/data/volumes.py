@@ -33,7 +33,7 @@ from attcl_cli.data.background import BackgroundOption, find_background, subtrac
 from attcl_cli.data.image_files import require_bytes, times
 from attcl_cli.data.intensities import Array, Scale, brain_of, intensity_scale, normalise
 from attcl_cli.data.written import require_finite
-from attcl_cli.errors import AttclError, counted
+from attcl_cli.errors import AttclError, counted, raise_all
 from attcl_cli.files import write_whole
 
 AFFINE_TOLERANCE_MM = 0.01  # headers of one patient differ by float32 rounding, not more
@@ -264,16 +264,26 @@ def load(paths: Sequence[Path], *, background: BackgroundOption = "auto") -> Vol
     return Volume(data, volume.grid, ground.value)
 
 
-def other_grid(path: Path, grid: Grid, first: Path, expected: Grid) -> AttclError | None:
-    """Return the problem of an image that lies on another grid than the first one of its case, or None."""
-    difference = grid.differs_from(expected)
-    if not difference:
-        return None
-    return AttclError(
-        f"{path}: {difference} of {first.name}, expected one grid for all volumes of a case",
-        "reorient the case's volumes, or co-register and resample them; or move the one that is off away",
-        code="grids-differ",
-    )
+def other_grids(grids: Mapping[Path, Grid]) -> list[AttclError]:
+    """Return the problems of a case's images that are off the grid of most; if several have as many, of the first."""
+    first = next(iter(grids.values()), None)
+    if first is None or not any(grid.differs_from(first) for grid in grids.values()):
+        return []
+    alike = {
+        path: sum(not it.differs_from(grid) for it in grids.values())
+        for path, grid in grids.items()
+    }
+    usual = max(alike, key=lambda path: alike[path])
+    return [
+        AttclError(
+            f"{path}: {difference} of {usual.name}, expected one grid for all volumes of a case",
+            "bring the case's volumes onto one grid: reorient them, or co-register and resample them; "
+            "or remove the one that differs",
+            code="grids-differ",
+        )
+        for path, grid in grids.items()
+        if (difference := grid.differs_from(grids[usual]))
+    ]
 
 
 def require_image(data: Array, path: Path) -> None:
@@ -285,6 +295,12 @@ def require_image(data: Array, path: Path) -> None:
     low, high = data.min(), data.max()  # NaN if any value is
     if not (np.isfinite(low) and np.isfinite(high)):
         wrong = ~np.isfinite(data)
+        if wrong.all():
+            raise AttclError(
+                f"{path}: every voxel is NaN or infinite, expected finite intensities",
+                "copy or convert it again from its source, or remove it, so that the modality counts as missing",
+                code="voxels-not-finite",
+            )
         raise AttclError(
             f"{path}: {counted(int(wrong.sum()), 'voxel is', 'voxels are')} NaN or infinite, expected finite "
             "intensities",
@@ -319,11 +335,7 @@ def load_case(
         AttclError: as `load`; or the grids differ, or a volume has one value everywhere in the brain.
     """
     volumes = {modality: load(paths, background=background) for modality, paths in files.items()}
-    first = next(iter(volumes))
-    for modality, other in volumes.items():
-        problem = other_grid(files[modality][0], other.grid, files[first][0], volumes[first].grid)
-        if problem is not None:
-            raise problem
+    raise_all(other_grids({files[name][0]: it.grid for name, it in volumes.items()}))
     brain = brain_of([other.data for other in volumes.values()])
     scales = {}
     for modality, other in volumes.items():

@@ -173,7 +173,7 @@ def list_weights(*, runs: Path = RUNS) -> list[Listed]:
     return named + [_listed(str(path.parent), path, "runs") for path in _runs(runs)]
 
 
-def look_up(name: str, *, flag: str = "NAME") -> Listed:
+def look_up(name: str, *, flag: str = "weights") -> Listed:
     """Return weights by name, file or run's folder, as `list_weights` does.
 
     Raises:
@@ -230,15 +230,15 @@ def choose_weights(
     notes += against
     if not fitting:
         why = f": {'; '.join(notes)}" if notes else ""
-        foreign = sorted(set(expected.modalities) - set(dataset.modalities))
+        unseen = sorted(wanted.difference(*(case.files for case in dataset.cases)))
         step = (
-            f"no case has {', '.join(foreign)}, so that training on this dataset does not help"
-            if foreign
+            f"no case has {', '.join(unseen)}, so that training on this dataset does not help: train on one that has"
+            if unseen
             else f"train on this dataset: attcl train --data {quoted(dataset.root)}"
         )
         raise UsageError(
             f"{flag}: none given, and none found that fit {dataset.root}{why}, expected weights for it",
-            f"{step}; {'name' if foreign else 'or name'} weights with -w (attcl weights list shows them)",
+            f"{step}; or name weights with -w (attcl weights list shows them)",
             code="no-weights",
         )
     training = f"bundled, trained on {counted(len(fitting[0].info.trained_on), 'patient')}"
@@ -332,7 +332,8 @@ def refuse_patients(models: Sequence[Weights], dataset: Dataset, *, force: bool)
     raise AttclError(
         f"{dataset.root}: {found}, and {some(others, most=3)} of {counted(len(dataset.cases), 'case')} are none, "
         "expected phantoms that attcl made",
-        "leave out -w, or train on this dataset: attcl train; to see the workflow only: --force",
+        f"leave out -w, or train on this dataset: attcl train --data {quoted(dataset.root)}; "
+        "to see the workflow only: --force",
         code="phantom-weights-on-patients",
     )
 

@@ -5,6 +5,7 @@ Knows which method a file needs and rebuilds it. Leaves to `training` which tens
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import platform
@@ -193,11 +194,15 @@ def find_weights(name: str, *, flag: str = "--weights") -> Weights:
         if place.suffix == ".safetensors" and os.path.lexists(place):
             raise _no_file(place)
         note = note_of_folder()
+        close = difflib.get_close_matches(name, named_weights(), n=1)
         raise UsageError(
             f"{flag}: {name!r} is no file and no known name, "
             f"expected a run's folder, a .safetensors file or one of {_known_names()}{note and f' ({note})'}",
-            "attcl weights list shows those that are found",
+            f"did you mean {close[0]}?"
+            if close
+            else "attcl weights list shows those that are found",
             code="unknown-weights",
+            instead=(name, close[0]) if close else None,
         )
     digest = sha256(path)
     card = path.with_suffix(".json")

@@ -304,6 +304,14 @@ def test_help_lists_the_commands(attcl):
         assert re.search(rf"^  {command} ", out, re.M)
 
 
+@pytest.mark.parametrize("command", ["", "weights", *COMMANDS])
+def test_help_cuts_no_sentence_and_names_no_type_of_python(command, attcl, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = attcl(*command.split(), "-h")[1]
+    assert "list[str]" not in out
+    assert not re.search(r"\w\.\.\.$", out, re.M)  # `[ARGS]...` is no sentence
+
+
 def test_attcl_alone_shows_the_help(attcl):
     code, out, err = attcl()
     assert (code, err) == (0, "")

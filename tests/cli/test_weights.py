@@ -46,10 +46,13 @@ def test_the_list_says_what_each_is_for(run, attcl):
     code, out, err = attcl("weights", "list")
     assert (code, err) == (0, "")
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["name", "kind", "method", "sources", "modalities", "pixels", "cases"]
+    assert lines[0] == ["name", "trained", "on", "method", "sources", "modalities", "pixels"]
     described = ["AttCL-GAN", "one", "flair,", "t1,", "t1ce,", "t2"]
-    assert [BUNDLED, "phantom", *described, "64", "48"] in lines
-    assert [str(run), "run", *described, "16", "3"] in lines
+    assert [BUNDLED, "48", "phantoms", *described, "64"] in lines
+    assert ["brain-attcl", "15", "patients", *described, "256"] in lines
+    assert [str(run), "3", "cases", *described, "16"] in lines
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.endswith("\nattcl weights show NAME: data, terms, scores and limits of one\n")
 
 
 def test_the_list_as_json_has_all_of_it(run, attcl):
@@ -167,7 +170,15 @@ def test_damaged_weights_are_listed_and_not_shown(run, attcl):
 def test_a_name_of_nothing_is_wrong_usage(command, attcl, here):
     code, out, err = attcl("weights", command, "nothing")
     assert (code, out) == (2, "")
-    assert err.startswith("error: NAME: 'nothing' is no file and no known name")
+    assert err.startswith("error: weights: 'nothing' is no file and no known name")
+    assert err.endswith("hint: attcl weights list shows those that are found\n")
+
+
+def test_a_misspelt_name_is_answered_with_the_command_that_was_meant(attcl, phantom_root):
+    hint = "hint: did you mean phantom-tiny? attcl {}\n".format
+    for words in ("weights show {}", f"complete --ori {phantom_root} -w {{}} -n"):
+        err = attcl(*words.format("phantom-tyni").split())[2]
+        assert err.endswith(hint(words.format("phantom-tiny")))
 
 
 def test_weights_alone_shows_its_help(attcl):

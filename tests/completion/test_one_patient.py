@@ -15,7 +15,7 @@ from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.originals import folders_of
 from attcl_cli.data.suggested import complete_images
-from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.errors import AttclError, UsageError, single_problems
 
 NAMES = ("Phantom_00000", "Phantom_00001")
 
@@ -143,6 +143,11 @@ def test_the_command_line_reads_images_and_points_to_them(files, trained_run, at
     assert code == 2 and f"for these images: attcl complete {images} -o out; " in err
     code, _, err = attcl("complete", "x", *options)
     assert code == 2 and "this folder: attcl complete -i x -o out" in err
+    for folder in ("new", "../new"):
+        code, _, err = attcl("complete", "x", folder, *options)
+        assert code == 2 and f"this folder: attcl complete -i x -o {folder}" in err
+    code, _, err = attcl("complete", "flair-0.nii.gz", "new", *options)
+    assert code == 2 and "attcl complete --image flair=flair-0.nii.gz -o new; " in err
     code, _, err = attcl("complete", "nowhere", *options)
     assert code == 2 and "-o out" not in err
     code, _, err = attcl("complete", "-i", "flair-0.nii.gz", *options)
@@ -175,6 +180,9 @@ def test_a_wrong_try_is_answered_with_a_command_that_works(typed, hint, named, a
 def test_paths_without_a_command_are_answered_with_complete(named, attcl):
     assert "folder: attcl complete -i P -o out" in attcl("P")[2]
     assert "folder: attcl complete -i P -o P-attcl" in attcl("P", "-o", "P/x")[2]
+    for words in (("P", "flat"), ("compelte", "P", "flat")):
+        assert "folder: attcl complete -i P -o flat" in attcl(*words)[2]
+    assert "folder: attcl complete -i P -o out" in attcl("compelte", "P")[2]
     assert "image: attcl complete --image t1=P/P_t1.nii.gz -o out" in attcl("P/P_t1.nii.gz")[2]
     Path("P/P_seg.nii.gz").touch()  # a label map among P/*.nii.gz is no source
     images = sorted(Path("P").iterdir())
@@ -194,7 +202,11 @@ def test_without_data_the_current_folder_is_offered_if_it_holds_a_patient(
     assert command not in attcl("complete", "-i", "data")[2]
     (named / "empty").mkdir()
     monkeypatch.chdir(named / "empty")
-    assert "hint: name yours, such as -i PATIENT/" in attcl("complete")[2]
+    named_folder = "writes; name yours: attcl {}\n".format
+    assert named_folder("complete -o x -i MINE/") in attcl("complete", "-o", "x")[2]
+    assert named_folder("train --data MINE/") in attcl("train")[2]
+    assert named_folder("train --steps 1 --data MINE/") in attcl("train", "--steps", "1")[2]
+    assert attcl("info", "data")[2].endswith("writes; name yours\n")
 
 
 def test_output_is_another_name_of_cpl(named, trained_run, attcl):
@@ -247,3 +259,18 @@ def test_an_error_names_options_as_they_were_typed(files, phantom_root, attcl):
     image = ("--image", "flair=flair-0.nii.gz")
     assert "error: --image: given with -i x," in attcl("complete", *image, "-i", "x")[2]
     assert "given with --ori x," in attcl("complete", *image, "--ori", "x", "-o", "out")[2]
+
+
+def test_volumes_on_another_grid_are_named_before_the_weights_that_do_not_fit_them(
+    write_nifti, tmp_path
+):
+    for name, thick in {"flair": 5, "t1": 1, "t1ce": 1}.items():
+        image = np.arange(1, 2001, dtype=np.int16).reshape(20, 20, 5).repeat(5 // thick, axis=2)
+        affine = np.diag([1, 1, thick, 1])
+        write_nifti(tmp_path / "A" / f"A_{name}.nii.gz", image, affine=affine)
+    with pytest.raises(AttclError) as caught:
+        complete(tmp_path / "A", tmp_path / "out", device="cpu")
+    problems = single_problems(caught.value)
+    assert [it.code for it in problems] == ["grids-differ", "no-weights"]
+    found = "A_flair.nii.gz: shape 20x20x5 against 20x20x25 of A_t1.nii.gz"
+    assert found in problems[0].message

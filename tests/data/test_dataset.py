@@ -554,6 +554,14 @@ def test_check_reports_a_volume_of_another_shape(tmp_path, write_case):
     )
 
 
+def test_check_names_the_volume_that_is_off_the_grid_of_most(tmp_path, write_case):
+    write_case(tmp_path, brats("A", ["flair"]), shape=(6, 5, 3))
+    write_case(tmp_path, brats("A", ["t1", "t1ce", "t2"]))
+    (problem,) = check(open_dataset(tmp_path))
+    found = f"{tmp_path}/A/A_flair.nii.gz: shape 6x5x3 against 6x5x4 of A_t1.nii.gz, "
+    assert problem.message.startswith(found)
+
+
 def test_check_reports_a_volume_of_another_affine(tmp_path, write_nifti):
     values = np.arange(60).reshape(5, 4, 3)
     shifted = np.diag([-1.0, -1, 1, 1])
@@ -629,4 +637,4 @@ def test_a_folder_that_is_not_there_has_a_neighbour_that_was_meant(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AttclError) as caught:
         Source(Path("data")).open()
-    assert caught.value.hint.startswith("name yours, such as -i PATIENT/; data/, the default, is")
+    assert caught.value.hint.startswith("data/, the default, is")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset, open_dataset
@@ -156,12 +158,27 @@ def test_of_a_single_case_all_is_made_that_the_weights_can_make(gappy, trained_r
     assert [job["targets"] for job in json.loads(out)["jobs"]] == [["flair", "t1ce"]]
 
 
+@pytest.fixture
+def patient(write_nifti, tmp_path) -> Callable[..., Path]:
+    """`patient(edge_mm)` is the folder of a case with T1 and T2 alone: a small cube of brain, in slices that thick."""
+
+    def write(edge_mm: float = 1.0) -> Path:
+        root = tmp_path / "patient"
+        for number, name in enumerate(TWO):
+            image = np.zeros((12, 12, 12), np.int16)
+            random = np.random.default_rng(number)
+            image[2:10, 2:10, 2:10] = random.integers(100, 1000, (8, 8, 8))
+            affine = np.diag([1, 1, edge_mm, 1])
+            write_nifti(root / "A" / f"A_{name}.nii.gz", image, affine=affine)
+        return root
+
+    return write
+
+
 def test_info_counts_as_missing_what_a_single_case_lacks_and_names_the_command(
-    gappy, attcl, elsewhere, monkeypatch
+    patient, attcl, elsewhere, monkeypatch
 ):
-    root: Path = gappy()
-    for case in open_dataset(root).cases[1:]:
-        shutil.rmtree(root / case.id)
+    root = patient()
     out = attcl("info", root)[1]
     rows = [line.split() for line in out.splitlines()]
     for row in ("flair 0 1", "t1 1 0", "t1ce 0 1", "t2 1 0"):
@@ -173,6 +190,23 @@ def test_info_counts_as_missing_what_a_single_case_lacks_and_names_the_command(
     assert content["absent"] == []
     monkeypatch.chdir(root)  # where out/ would lie among the originals
     assert f"attcl complete -i . -o ../{root.name}-attcl" in attcl("info", ".")[1]
+
+
+def test_info_names_no_command_that_finds_no_weights_and_notes_what_it_would_say(
+    patient, attcl, elsewhere
+):
+    root = patient(5.0)
+    code, _, err = attcl("complete", "-i", root)
+    error, hint = (line.partition(": ")[2] for line in err.splitlines())
+    assert code == 2 and "needs voxels of about 1 mm, found 1 x 1 x 5 mm in A" in error
+    assert hint.startswith(
+        "no case has flair, t1ce, so that training on this dataset does not help"
+    )
+    note = f"attcl complete would stop: {error}; {hint}"
+    code, out, _ = attcl("info", root)
+    assert code == 0 and "attcl complete -i" not in out
+    assert "missing: flair, t1ce\n" in out and f"note: {note}\n" in out
+    assert json.loads(attcl("info", root, "--json")[1])["notes"] == [note]
 
 
 def test_info_of_a_whole_case_names_no_command(phantom_root, attcl):

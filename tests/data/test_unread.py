@@ -351,6 +351,15 @@ def test_a_folder_of_other_formats_alone_says_what_to_do(names, content, hint, t
     assert hint in caught.value.hint
 
 
+def test_a_folder_without_files_is_called_empty(tmp_path):
+    (tmp_path / "P1" / "t1").mkdir(parents=True)
+    with pytest.raises(AttclError) as caught:
+        open_dataset(tmp_path)
+    assert caught.value.code == "dataset-empty"
+    assert caught.value.message.startswith(f"{tmp_path}: empty, without a file in any folder, ")
+    assert caught.value.hint.startswith("check the path, and ")
+
+
 def test_images_of_unknown_names_get_the_command_that_would_take_them(tmp_path):
     root = touch(tmp_path, ["scan 1.nii.gz", "b.nii"])
     with pytest.raises(AttclError) as caught:

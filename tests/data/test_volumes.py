@@ -439,6 +439,16 @@ def test_numbers_that_are_not_finite_are_counted(bad, tmp_path, write_nifti):
     with pytest.raises(AttclError) as caught:
         volumes.load([path])
     assert caught.value.message.startswith(f"{path}: 2 voxels are NaN or infinite")
+    assert caught.value.hint.startswith("write 0 in their place")
+
+
+def test_a_volume_without_any_finite_number_is_not_to_be_filled_with_0(tmp_path, write_nifti):
+    path = write_nifti(tmp_path / "a.nii.gz", np.full((5, 4, 3), np.nan, np.float32))
+    with pytest.raises(AttclError) as caught:
+        volumes.load([path])
+    assert caught.value.code == "voxels-not-finite"
+    assert caught.value.message.startswith(f"{path}: every voxel is NaN or infinite, expected ")
+    assert caught.value.hint.startswith("copy or convert it again from its source, or remove it")
 
 
 @pytest.mark.parametrize("value", [0, 7])

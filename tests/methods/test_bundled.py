@@ -471,6 +471,7 @@ def test_weights_of_phantoms_refuse_patients_unless_forced(patients, incomplete_
     with pytest.raises(AttclError) as caught:
         bundled.refuse_patients(models, others, force=False)
     assert caught.value.code == "phantom-weights-on-patients"
+    assert f"attcl train --data {others.root}; " in caught.value.hint
     assert "A, B of 2 cases" in caught.value.message
     assert "--force" in caught.value.hint
     assert bundled.refuse_patients(models, others, force=True).startswith("warning: ")
