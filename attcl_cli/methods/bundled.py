@@ -232,7 +232,7 @@ def choose_weights(
         why = f": {'; '.join(notes)}" if notes else ""
         unseen = sorted(wanted.difference(*(case.files for case in dataset.cases)))
         step = (
-            f"no case has {', '.join(unseen)}, so that training on this dataset does not help: train on one that has"
+            f"no case has {', '.join(unseen)}, so that training on this dataset does not help: train on one that has it"
             if unseen
             else f"train on this dataset: attcl train --data {quoted(dataset.root)}"
         )
