@@ -295,15 +295,13 @@ def _training_of(weights: Weights) -> str:
     """Return how a run's weights were trained, in a few words, and how good they are on its validation cases."""
     info = weights.info
     training = f"{counted(info.steps, 'step')} on {counted(len(info.trained_on), 'case')}"
-    record = _record_of(weights.path.parent)
-    judged = record.get("validation")
-    if judged == {}:
+    judged = _record_of(weights.path.parent).get("validation")
+    if not isinstance(judged, dict):
+        return training
+    if not judged:
         return f"{training}, not validated"
-    ssim, copy = (
-        (judged or {}).get(name) if isinstance(judged, dict) else None
-        for name in ("ssim", "copy_ssim")
-    )
-    if ssim is None or copy is None:
+    ssim, copy = judged.get("ssim"), judged.get("copy_ssim")
+    if not isinstance(ssim, float) or not isinstance(copy, float):
         return training
     return f"{training}, validation SSIM {ssim:.3f}, of a copy {copy:.3f}"
 
