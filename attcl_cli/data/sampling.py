@@ -141,7 +141,10 @@ class DomainSampler:
             [rows for domain in range(count) if len(rows := self._pairs(domain, target))]
             for target in range(count)
         ]
-        self._target_shares = self._shares(missing_targets)
+        taught = np.array([bool(pools) for pools in self._paired_pools])
+        self._target_shares = (
+            target_shares(store, taught, missing_targets) if taught.any() else None
+        )
 
     def _pairs(self, source: int, target: int) -> Array:
         """Return the slices of a source modality whose cases have the target."""
@@ -149,22 +152,6 @@ class DomainSampler:
         if source == target:
             return pool[:0]
         value: Array = pool[self._partner[self._entry[pool], target] >= 0]
-        return value
-
-    def _shares(self, missing_targets: float) -> Array | None:
-        """Return how often each modality is the target of a true pair, (N,); None if there is no such pair."""
-        possible = np.array([bool(pools) for pools in self._paired_pools])
-        if not possible.any():
-            return None
-        cases = self.store.volumes_by_case().values()
-        lacking = np.array(
-            [sum(name not in case for case in cases) for name in self.store.modalities]
-        )
-        lacking = lacking * possible
-        uniform: Array = possible / possible.sum()
-        if not lacking.any():
-            return uniform
-        value: Array = (1 - missing_targets) * uniform + missing_targets * lacking / lacking.sum()
         return value
 
     @property
@@ -279,7 +266,7 @@ class DomainSampler:
 class CaseSampler:
     """Draws whole cases at one slice, each with a true target.
 
-    Targets are drawn uniformly among those that any case can teach: it has the target, and what that is made from.
+    Targets are drawn among those that any case can teach: it has the target, and what that is made from.
     """
 
     def __init__(  # noqa: PLR0913 - one per choice of the settings
@@ -290,6 +277,7 @@ class CaseSampler:
         batch_size: int,
         seed: int,
         mirror: float = 0.0,
+        missing_targets: float = 0.0,
         leave_out: float = 0.0,
         alone: float = 0.0,
         gamma: float = 0.0,
@@ -307,6 +295,8 @@ class CaseSampler:
             batch_size: cases per batch.
             seed: of all that is drawn.
             mirror: share of cases mirrored left to right.
+            missing_targets: share of the targets that are drawn as often as cases lack the modality, in place of
+                uniformly; without effect if no case lacks any.
             leave_out: share of cases of which a random part of the sources is left out.
             alone: share of cases of which a single source is left, any of them.
             gamma: spread of the random power that the intensities of each source are raised to
@@ -374,6 +364,11 @@ class CaseSampler:
                 "train on cases with more modalities, or with another method: --method attcl-gan",
                 code="nothing-to-learn-from",
             )
+        taught = np.isin(np.arange(len(modalities)), list(self._pools))
+        shares = target_shares(store, taught, missing_targets)[taught]
+        self._target_shares = (
+            shares if missing_targets else None
+        )  # without, as earlier versions drew
 
     @property
     def size(self) -> int:
@@ -384,7 +379,7 @@ class CaseSampler:
     def rows(self, step: int) -> dict[str, Array]:
         """Return the cases, slices, sources and targets of a step's batch, before any pixel is read."""
         rng = np.random.default_rng((self.seed, step))
-        targets = rng.choice(list(self._pools), size=self.batch_size)
+        targets = rng.choice(list(self._pools), size=self.batch_size, p=self._target_shares)
         places, sources, for_tumour = [], [], []
         for target in targets:
             prefers = rng.random() < self.tumour_slices
@@ -508,6 +503,25 @@ class PairSampler:
             images = crops.read(rows, crops.around(rows), context=self.context)
             sides.append(_mirrored(images, mirrored))
         return PairBatch(*sides)
+
+
+def target_shares(store: SliceStore, taught: Array, missing_targets: float) -> Array:
+    """Return how often each modality is drawn as a target, (N,), in sum 1.
+
+    Args:
+        store: the training slices.
+        taught: which modalities are targets at all, one at least; (N,) bool.
+        missing_targets: share of the draws in which a target comes as often as cases lack it; in the others, and if no
+            case lacks one, each comes as often.
+    """
+    cases = store.volumes_by_case().values()
+    lacking = np.array([sum(name not in case for case in cases) for name in store.modalities])
+    lacking = lacking * taught
+    uniform: Array = taught / taught.sum()
+    if not lacking.any():
+        return uniform
+    value: Array = (1 - missing_targets) * uniform + missing_targets * lacking / lacking.sum()
+    return value
 
 
 def _nothing_of(modality: str, expected: Sequence[str]) -> AttclError:

@@ -32,6 +32,7 @@ OURS: Mapping[str, Any] = {
     "learning_rate_decay": 1.0,
     "lambda_pair": 100.0,
     "pair_targets": 0.75,
+    "missing_targets": 0.75,
 }
 
 _PLACES = 1_000_003  # a prime: seeds of (seed, step) do not meet
@@ -59,6 +60,10 @@ class LabelledSettings(Settings):
         0.0, "L1 to the true slice of the target modality, if the case has it (ours)."
     )
     pair_targets: Share = setting(0.0, "Share of slices whose case has the target (ours).")
+    missing_targets: Share = setting(
+        0.0,
+        "Share of these targets drawn as often as training cases lack the modality; the others uniformly (ours).",
+    )
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class LabelledMethod(Method):
             seed=s.seed,
             mirror=s.mirror,
             pair_targets=s.pair_targets,
+            missing_targets=s.missing_targets,
             crop=s.crop,
             augment=s.augment,
             warp=s.warp,

@@ -144,6 +144,7 @@ class Plave(Method):
             batch_size=s.batch_size,
             seed=s.seed,
             mirror=s.mirror,
+            missing_targets=s.missing_targets,
             crop=s.crop,
             leave_out=0.0 if s.plave_target else s.plave_leave_out,
             alone=0.0 if s.plave_target else s.plave_alone,

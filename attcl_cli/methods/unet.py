@@ -39,7 +39,7 @@ _OURS: Mapping[str, Any] = {
     "mirror": 0.5,
     "learning_rate_decay": 1.0,
 }
-_PATCHES: Mapping[str, Any] = {**_OURS, "crop": 128}
+_PATCHES: Mapping[str, Any] = {**_OURS, "crop": 128, "missing_targets": 0.75}
 _BASE: Mapping[str, Any] = {**_PATCHES, "width": 64, "steps": 40_000}
 
 
@@ -67,6 +67,10 @@ class UnetSettings(Settings):
     )
 
     width: Positive = setting(64, "Channels of the first convolution.", fixed=True)
+    missing_targets: Share = setting(
+        0.0,
+        "Share of targets drawn as often as training cases lack the modality; the others uniformly.",
+    )
     unet_alone: Share = setting(0.4, "Share of slices that are made from a single modality.")
     unet_gamma: Weight = setting(
         0.15, "Spread of the random gamma of each source: exp(N(0, this)); 0: none."
@@ -118,6 +122,7 @@ class Unet(Method):
             batch_size=s.batch_size,
             seed=s.seed,
             mirror=s.mirror,
+            missing_targets=s.missing_targets,
             leave_out=1.0,
             alone=s.unet_alone,
             gamma=s.unet_gamma,

@@ -278,6 +278,16 @@ def test_targets_are_drawn_uniformly_however_many_cases_have_them():
     assert all(abs(counts[name] / len(draws) - 0.25) < 0.04 for name in FOUR)  # sd .01
 
 
+def test_a_share_of_the_targets_of_cases_is_drawn_as_often_as_cases_lack_them():
+    store = store_of_cases(MIXED)
+    draws = drawn(CaseSampler(store, all_others, batch_size=10, seed=0, missing_targets=0.75))
+    counts = Counter(target for _, target, *_ in draws)
+    lacking = {name: sum(name not in names for names in MIXED.values()) for name in FOUR}
+    for name in FOUR:
+        expected = 0.25 / 4 + 0.75 * lacking[name] / sum(lacking.values())
+        assert counts[name] / len(draws) == pytest.approx(expected, abs=0.04)  # sd .01
+
+
 def test_sources_that_are_left_out_leave_any_set_but_the_empty_one():
     store = store_of_cases({"A": FOUR})
     draws = drawn(CaseSampler(store, all_others, batch_size=10, seed=0, leave_out=1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import small_settings
 from slice_stores import FOUR, store_of_cases
@@ -35,6 +36,7 @@ COMMON = {"seed": 3, "batch_size": 5, "mirror": 0.2, "crop": 16, "augment": 0.3,
                 "plave_alone": 0.7,
                 "plave_gamma": 0.25,
                 "plave_tumour_slices": 0.35,
+                "missing_targets": 0.45,
             },
             {"leave_out": 0.6, "alone": 0.7, "gamma": 0.25, "tumour_slices": 0.35, "context": 0},
         ),
@@ -45,13 +47,13 @@ COMMON = {"seed": 3, "batch_size": 5, "mirror": 0.2, "crop": 16, "augment": 0.3,
         ),
         (
             "unet",
-            {"unet_alone": 0.7, "unet_gamma": 0.25},
+            {"unet_alone": 0.7, "unet_gamma": 0.25, "missing_targets": 0.45},
             {"leave_out": 1, "alone": 0.7, "gamma": 0.25, "context": 0},
         ),
         *(
             (
                 name,
-                {"pair_targets": 0.6, "jitter": 0.1},
+                {"pair_targets": 0.6, "missing_targets": 0.35, "jitter": 0.1},
                 {"pair_targets": 0.6, "jitter": 0.1, "others": True, "many": False, "context": 0},
             )
             for name in ("attgan", "superstargan")
@@ -77,3 +79,20 @@ def test_a_sampler_is_given_the_settings_of_the_run(
     if "augment" not in values:  # of pairs
         del wanted["augment"]
     assert {name: values[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "drawn"),
+    [
+        *((name, "y_ref") for name in ("attcl-gan", "attgan", "superstargan")),
+        *((name, "target") for name in ("plave", "unet")),
+    ],
+)
+def test_targets_are_what_cases_lack_if_all_of_them_are_to_be(method: str, drawn: str):
+    pairs = {"pair_targets": 1.0} if drawn == "y_ref" else {}
+    settings = small_settings(method, image_size=32, missing_targets=1.0, **pairs)
+    cases = {"A": ("flair", "t1"), "B": ("flair", "t1ce"), "C": ("flair", "t2")}
+    sampler = METHODS[method](settings, FOUR).sampler(store_of_cases(cases))
+    targets = np.concatenate([sampler.rows(step)[drawn] for step in range(100)])
+    shares = np.bincount(targets, minlength=4) / len(targets)
+    assert shares == pytest.approx([0, *[1 / 3] * 3], abs=0.1)
