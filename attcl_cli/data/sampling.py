@@ -142,9 +142,7 @@ class DomainSampler:
             for target in range(count)
         ]
         taught = np.array([bool(pools) for pools in self._paired_pools])
-        self._target_shares = (
-            target_shares(store, taught, missing_targets) if taught.any() else None
-        )
+        self._target_shares = _shares_of(store, taught, missing_targets) if taught.any() else None
 
     def _pairs(self, source: int, target: int) -> Array:
         """Return the slices of a source modality whose cases have the target."""
@@ -365,10 +363,10 @@ class CaseSampler:
                 code="nothing-to-learn-from",
             )
         taught = np.isin(np.arange(len(modalities)), list(self._pools))
-        shares = target_shares(store, taught, missing_targets)[taught]
+        # Without it, targets are drawn as earlier versions drew them, to the bit.
         self._target_shares = (
-            shares if missing_targets else None
-        )  # without, as earlier versions drew
+            _shares_of(store, taught, missing_targets)[taught] if missing_targets else None
+        )
 
     @property
     def size(self) -> int:
@@ -505,7 +503,7 @@ class PairSampler:
         return PairBatch(*sides)
 
 
-def target_shares(store: SliceStore, taught: Array, missing_targets: float) -> Array:
+def _shares_of(store: SliceStore, taught: Array, missing_targets: float) -> Array:
     """Return how often each modality is drawn as a target, (N,), in sum 1.
 
     Args:
