@@ -123,7 +123,7 @@ def _compare(options: argparse.Namespace) -> None:
                 terminal.say(f"{part.name}: {run.name}{suffix}")
                 cell(run, seed, part, place)
         _write_tables(output)
-    terminal.result(_write_tables(output))
+    terminal.result(*_write_tables(output).splitlines())
 
 
 def _parts(options: argparse.Namespace, runs: Sequence[RecipeRun]) -> list[Part]:

@@ -353,6 +353,7 @@ def test_a_comparison_trains_completes_scores_and_is_not_done_twice(patients, tm
     assert states(patients) == before
     for column in ("copy", "quantile-matched copy", "mean of sources", "toy net"):
         assert column in printed
+    assert printed.rstrip() == (out / "tables.md").read_text().rstrip()
     assert "seeds 3" in printed and "0.05 minutes on 1 patients" in printed
     lines = [json.loads(line) for line in (out / "cells.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["baselines", "toy net"]
