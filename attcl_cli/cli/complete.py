@@ -130,8 +130,9 @@ def complete(
         str,
         typer.Option(
             "--intensities",
-            help="network, matched (to the quantiles of the training volumes), or auto: matched if the weights "
-            "suggest it.",
+            help="network; stretched (the darkest and brightest 5 %, to the ends of the training volumes); matched "
+            "(to their quantiles); or auto: if the weights were trained on squares, stretched, or matched in volumes "
+            "that are sharpened.",
         ),
     ] = "auto",
     even: Annotated[

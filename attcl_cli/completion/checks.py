@@ -63,8 +63,8 @@ def require_sound_request(
     """
     require_possible(places, manner, originals)
     _require_styles(models, manner)
-    if manner.intensities == "matched":
-        _require_quantiles(models, targets)
+    if manner.intensities in ("stretched", "matched"):
+        _require_quantiles(models, targets, manner.intensities)
 
 
 def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) -> None:
@@ -425,16 +425,16 @@ def _require_styles(models: Sequence[Weights], manner: Manner) -> None:
             )
 
 
-def _require_quantiles(models: Sequence[Weights], targets: Sequence[str]) -> None:
-    """Refuse to match quantiles that some weights do not have."""
+def _require_quantiles(models: Sequence[Weights], targets: Sequence[str], asked: str) -> None:
+    """Refuse to bend intensities to quantiles that some weights do not have."""
     for weights in models:
-        asked = [name for name in weights.info.rule.targets if not targets or name in targets]
-        lacking = [name for name in asked if name not in weights.info.quantiles]
+        made = [name for name in weights.info.rule.targets if not targets or name in targets]
+        lacking = [name for name in made if name not in weights.info.quantiles]
         if lacking:
             raise UsageError(
-                f"--intensities: matched, but {weights.path} has no quantiles of {', '.join(lacking)}, "
+                f"--intensities: {asked}, but {weights.path} has no quantiles of {', '.join(lacking)}, "
                 "expected those of every target",
-                "use --intensities auto, which matches those that have them",
+                "use --intensities auto, which bends those that have them",
                 code="weights-without-quantiles",
             )
 

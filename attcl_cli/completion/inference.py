@@ -282,7 +282,7 @@ def intensities_of(
     target: str,
     *,
     even: bool = False,
-    matched: bool,
+    asked: str,
     guidance: Guidance | None = None,
     scale: Scale | None = None,
 ) -> Array:
@@ -294,21 +294,26 @@ def intensities_of(
         info: the weights', with their scales, and the quantiles if these are to be matched.
         target: the modality.
         even: even out the steps between slices first.
-        matched: then give the volume the quantiles of the modality. They were measured on the slices that training
-            uses, and so are the volume's own, if it has any of these.
+        asked: what is done to the intensities then: `network`, `stretched` or `matched` (`Manner.intensities`). The
+            quantiles of the modality were measured on the slices that training uses, and so are the volume's own, if
+            it has any of these.
         guidance: sharpen the volume in the end by these modalities of its case; matching quantiles once more would
             undo a part of it.
         scale: the intensities that -1 and 1 become; None: those of the weights.
     """
     if even:
         values = even_out(values, inside)
-    if matched and values.size:
+    if asked != "network" and values.size:
         span = intensities.training_slices(len(inside))
         ends = np.cumsum([0, *inside.sum(axis=(1, 2))])
         middle = values[ends[span.start] : ends[min(span.stop, len(inside))]]
         goal = info.quantiles[target]
-        own = intensities.quantiles(middle if middle.size else values, len(goal))
-        values = intensities.match_quantiles(values, own, goal)
+        measured = middle if middle.size else values
+        if asked == "matched":
+            own = intensities.quantiles(measured, len(goal))
+            values = intensities.match_quantiles(values, own, goal)
+        else:
+            values = intensities.stretch_tails(values, measured, goal)
     if guidance is not None:
         values = sharpen(values, inside, guidance)
     return intensities.denormalise(values, scale or info.scales[target])
@@ -365,7 +370,7 @@ class InMemory:
                     info,
                     target,
                     even=manner.evens(info),
-                    matched=manner.matches(info, target),
+                    asked=manner.intensities_for(info, target),
                 )
                 volumes[target] = intensities.volume_of(values, inside)
         return volumes

@@ -24,7 +24,7 @@ DEFAULT_DATA = "data"
 """The dataset of a completion that names none: what `attcl prepare-splits` writes."""
 
 PLANES = ("axial", "three")
-INTENSITIES = ("auto", "network", "matched")
+INTENSITIES = ("auto", "network", "stretched", "matched")
 """The values of `Manner.planes` and `Manner.intensities`."""
 
 
@@ -98,8 +98,9 @@ class Manner:
         mirror: whether the mean of a pass and of a mirrored pass is written; None: if the weights were trained so.
         planes: the slices that the networks see: `axial`, or `three` (coronal and sagittal, too) and their mean.
         average: whether all models that can make a volume make it, and their mean is written.
-        intensities: `network`: as the network gives them; `matched`: with the quantiles of the target's training
-            volumes; `auto`: matched if the weights have these and were trained on squares.
+        intensities: `network`: as the network gives them; `stretched`: with the darkest and the brightest twentieth
+            stretched to the ends of the target's training volumes; `matched`: with all quantiles of these; `auto`: if
+            the weights know these and were trained on squares, stretched, or matched in volumes that are sharpened.
         even: whether steps between neighbouring slices are evened out; None: in whole volumes if the weights were
             trained on squares.
         guide: whether a volume is sharpened by the modalities that were withheld from its network; None: if it is made
@@ -122,11 +123,13 @@ class Manner:
             return self.mirror
         return info.settings.mirror > 0 and info.settings.crop > 0
 
-    def matches(self, info: WeightsInfo, target: str) -> bool:
-        """Return whether a volume of these weights is given the quantiles of its modality."""
-        if target not in info.quantiles or self.intensities == "network":
-            return False
-        return self.intensities == "matched" or info.settings.crop > 0
+    def intensities_for(self, info: WeightsInfo, target: str, *, sharpened: bool = False) -> str:
+        """Return which of `network`, `stretched` and `matched` a volume of these weights has."""
+        if self.intensities != "auto":
+            return self.intensities
+        if target not in info.quantiles or info.settings.crop == 0:
+            return "network"
+        return "matched" if sharpened else "stretched"  # docs/experiments/patients.md compares
 
     def evens(self, info: WeightsInfo) -> bool:
         """Return whether steps between the slices of a volume of these weights are evened out."""
@@ -173,6 +176,7 @@ class Manner:
     def document_of(self, makers: Sequence[Maker], target: str) -> dict[str, Any]:
         """Return how a volume is made, as its side-car says it."""
         info = makers[0].weights.info
+        sharpened_by = self.guides_of(makers)
         averaged = [
             {
                 "name": it.weights.name,
@@ -186,9 +190,9 @@ class Manner:
             **self._of_samples(),
             "mirror": self.mirrors(info),
             "planes": self.planes,
-            "intensities": "matched" if self.matches(info, target) else "network",
+            "intensities": self.intensities_for(info, target, sharpened=bool(sharpened_by)),
             "even": self.evens(info),
-            "sharpened_by": list(self.guides_of(makers)),
+            "sharpened_by": list(sharpened_by),
             **({"averaged": averaged} if len(averaged) > 1 else {}),
         }
 

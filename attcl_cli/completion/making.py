@@ -168,9 +168,9 @@ def _load(plan: CompletionPlan, job: Job, methods: Mapping[str, Method]) -> _Loa
     shown = intensities.brain_of(list(sources.values()))
     written = _slices_to_write(plan, job, len(shown))
     seen, info, manner = written.copy(), job.weights.info, plan.manner
-    if any(manner.matches(info, target) for target in job.outputs):
+    if any(manner.intensities_for(info, target) != "network" for target in job.outputs):
         span = intensities.training_slices(len(shown))
-        seen[span.start : span.stop] = True  # whose quantiles are matched
+        seen[span.start : span.stop] = True  # whose quantiles are measured
     inside = shown & seen[:, None, None]
     passes = [
         item
@@ -280,7 +280,7 @@ def _write(
             info,
             target,
             even=plan.manner.evens(info),
-            matched=plan.manner.matches(info, target),
+            asked=plan.manner.intensities_for(info, target, sharpened=guidance is not None),
             guidance=guidance,
             scale=style.scale,
         )

@@ -7,7 +7,7 @@ pages and pictures look is left to `attcl_cli.report`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +18,14 @@ from PIL import Image
 from attcl_cli import __version__
 from attcl_cli.completion import provenance
 from attcl_cli.completion.doubt import doubt_in
-from attcl_cli.completion.jobs import DEFAULT_DATA, CompletionPlan, Doubt, Manner, Places
+from attcl_cli.completion.jobs import (
+    DEFAULT_DATA,
+    OLD_MANNER,
+    CompletionPlan,
+    Doubt,
+    Manner,
+    Places,
+)
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, Source, guides_in, read_side_car, sources_in
 from attcl_cli.data.unchanged import require_unchanged
@@ -45,6 +52,12 @@ _SHOWN = 8  # rows of a picture
 _PICTURED = 12  # volumes with pictures: memory and the page do not grow with the dataset
 _WORST, _BEST = "most doubt", "least doubt"
 _SHA_SHOWN = 12  # digits
+_INTENSITIES_IN_WORDS = {
+    "network": "Made volumes carry the intensity range of their modality.",
+    "stretched": "The darkest and the brightest twentieth of the brain's voxels were stretched to the ends of the "
+    "training volumes.",
+    "matched": "Intensities were matched to the quantiles of the training volumes.",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class MadeVolume:
     guides: tuple[str, ...]
     weights: str
     sha256: str
+    intensities: str  # `Manner.intensities`, but for `auto`
     doubt: Doubt
 
     @property
@@ -218,6 +232,7 @@ def _made_volume(places: Places, case: Case, target: str) -> MadeVolume | None:
         guides=tuple(str(it["modality"]) for it in guides_in(side_car)),
         weights=str(weights.get("name", "")),
         sha256=str(weights.get("sha256", "")),
+        intensities=str(side_car.get("intensities", OLD_MANNER["intensities"])),
         doubt=doubt_in(side_car) or Doubt(),
     )
 
@@ -434,8 +449,7 @@ def _methods_paragraph(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
             f"{counted(info.steps, 'step')}."
         )
     words.append(_sources_sentence(plan, made))
-    guided = any(volume.guides for volume in made)
-    words += _manner_sentences(plan.manner, used, targets, guided=guided)
+    words += _manner_sentences(plan.manner, used, made)
     return " ".join(words)
 
 
@@ -451,7 +465,7 @@ def _sources_sentence(plan: CompletionPlan, made: Sequence[MadeVolume]) -> str:
 
 
 def _manner_sentences(
-    manner: Manner, models: Sequence[Weights], targets: Collection[str], *, guided: bool
+    manner: Manner, models: Sequence[Weights], made: Sequence[MadeVolume]
 ) -> list[str]:
     """Return how the volumes were made, as asked for and as the weights have it."""
     infos = [model.info for model in models]
@@ -467,15 +481,11 @@ def _manner_sentences(
     if manner.average and len(models) > 1:
         words.append("All weights that can make a volume were averaged.")
     words.append("Sources were scaled by their 0.5 and 99.5 percentiles inside the brain.")
-    matched = [any(manner.matches(info, target) for target in targets) for info in infos]
-    words.append(
-        "Intensities were matched to the quantiles of the training volumes."
-        if any(matched)
-        else "Made volumes carry the intensity range of their modality."
-    )
+    carried = {volume.intensities for volume in made}
+    words += [text for name, text in _INTENSITIES_IN_WORDS.items() if name in carried]
     if any(manner.evens(info) for info in infos):
         words.append("Steps between neighbouring slices were evened out.")
-    if guided:
+    if any(volume.guides for volume in made):
         words.append(
             "Volumes were sharpened by those modalities of their case that the network was not given, since no "
             "training case had them together with the others (guided filter, He, Sun and Tang 2010)."

@@ -143,7 +143,8 @@ def complete(
             trained so (settings `mirror` and `crop`).
         planes: `axial`, or `three`: write the mean of axial, coronal and sagittal passes.
         average: write the mean of all weights that can make a target, instead of what the first makes.
-        intensities: `network`, `matched` (to the quantiles of the target's training volumes) or `auto`.
+        intensities: `network`, `stretched` (the darkest and the brightest twentieth, to the ends of the target's
+            training volumes), `matched` (to the quantiles of these) or `auto`.
         even: even out steps between neighbouring slices, which are made one by one; None: in whole volumes, if the
             weights were trained on squares.
         guide: sharpen a volume by modalities that its network was not given, since no training case had them together

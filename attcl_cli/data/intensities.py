@@ -19,7 +19,8 @@ PERCENTILES = (0.5, 99.5)  # method.md, section 1
 TRAINING_SPAN = (31 / 155, 125 / 155)
 QUANTILES = 129  # levels 0, 1/128, ..., 1
 
-_TIE = 0.002  # a thousandth of the window: quantiles nearer than this are one knot of `match_quantiles`
+_TIE = 0.002  # a thousandth of the window: quantiles nearer than this are one, of a plateau
+_TAIL = 0.05  # of the voxels at each end, which `stretch_tails` moves (docs/experiments/patients.md compares)
 
 
 LEAST_CONTRAST = (
@@ -186,6 +187,37 @@ def match_quantiles(values: Array, own: Array, target: Sequence[float] | Array) 
     beyond = data - np.clip(data, x[0], x[-1])
     result: Array = np.clip(np.interp(data, x, y) + beyond, -1, 1).astype(np.float32)
     return result
+
+
+def stretch_tails(values: Array, measured: Array, target: Sequence[float] | Array) -> Array:
+    """Give intensities the ends of the target, the 0.5 and 99.5 percentiles; most of them stay as they are (ours).
+
+    A network that learned to be wrong by little makes the rarest voxels too moderate. Whoever shows its volume in the
+    window of its own percentiles sees it too bright or too dark throughout, although the network had most of it right.
+    So only the darkest and the brightest twentieth are stretched, linearly. A tail that is a plateau stays as it is: a
+    narrow range is not blown up to noise.
+
+    Args:
+        values: of any shape, in [-1, 1].
+        measured: (V,) in [-1, 1], those of the values whose percentiles count; one at least.
+        target: (Q,) ascending quantiles in [-1, 1], at evenly spaced levels from 0 to 1.
+
+    Returns:
+        float32 in [-1, 1], of the shape of `values`; ascending values stay ascending.
+    """
+    low, high = (percentile / 100 for percentile in PERCENTILES)
+    lowest, highest = np.interp((low, high), np.linspace(0, 1, len(target)), target)
+    darkest, dark, bright, brightest = np.quantile(measured, (low, _TAIL, 1 - _TAIL, high))
+    data = np.asarray(values, np.float64)
+    result = data
+    if brightest - bright >= _TIE:
+        slope = max(highest - bright, 0) / (brightest - bright)
+        result = np.where(data > bright, bright + (data - bright) * slope, result)
+    if dark - darkest >= _TIE:
+        slope = max(dark - lowest, 0) / (dark - darkest)
+        result = np.where(data < dark, dark - (dark - data) * slope, result)
+    stretched: Array = np.clip(result, -1, 1).astype(np.float32)
+    return stretched
 
 
 def training_slices(depth: int) -> range:

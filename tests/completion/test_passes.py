@@ -294,12 +294,20 @@ def test_batch_size_changes_no_byte_of_a_box_in_three_planes(
 # --- quantiles --------------------------------------------------------------------------------------------------------
 
 BRIGHT = tuple(np.linspace(0, 1, 129) ** 0.5 * 2 - 1)
+ENDS = tuple(np.interp((0.005, 0.995), np.linspace(0, 1, 129), BRIGHT))
 
 
-def matched(root: Path, output: Path, tiny_settings, *, crop: int = 16, **options) -> np.ndarray:
+class Faint(Echo):
+    """A method that returns its source with half of its contrast."""
+
+    def synthesise(self, *arguments, **options) -> dict[str, torch.Tensor]:
+        return {name: x / 2 for name, x in super().synthesise(*arguments, **options).items()}
+
+
+def bent(root: Path, output: Path, tiny_settings, *, crop: int = 16, **options) -> np.ndarray:
     """Complete with weights that know the quantiles of t2, and return the volume, normalised."""
     weights = echo_weights(tiny_settings, crop=crop, measured={"quantiles": {"t2": BRIGHT}})
-    methods = {weights.sha256: Echo(weights.info.settings)}
+    methods = {weights.sha256: Faint(weights.info.settings)}
     completed(root, output, weights, methods=methods, **options)
     volume = volumes.load([output / phantom_file(0, "t2")]).data
     scale = own_scale(root, "t2")
@@ -309,58 +317,73 @@ def matched(root: Path, output: Path, tiny_settings, *, crop: int = 16, **option
 @pytest.mark.parametrize(
     ("crop", "asked", "said"),
     [
-        (16, "auto", "matched"),
+        (16, "auto", "stretched"),
         (0, "auto", "network"),
+        (0, "stretched", "stretched"),
         (0, "matched", "matched"),
         (16, "network", "network"),
     ],
 )
-def test_volumes_have_the_quantiles_of_their_modality(
+def test_volumes_have_the_intensities_that_were_asked_for(
     crop, asked, said, gappy, tiny_settings, tmp_path
 ):
     root = gappy(lacking=[("t1", "t2"), (), (), ()])
     options = {"targets": ["t2"], "intensities": asked}
-    values = matched(root, tmp_path / "out", tiny_settings, crop=crop, **options)
+    values = bent(root, tmp_path / "out", tiny_settings, crop=crop, **options)
     side_car = json.loads((tmp_path / "out/Phantom_00000/Phantom_00000_t2.json").read_text())
     assert side_car["intensities"] == said
-    inside = volumes.load([root / phantom_file(0, "flair")]).data != 0
-    middle = intensities.training_slices(len(inside))
-    own = intensities.quantiles(
-        values[middle.start : middle.stop][inside[middle.start : middle.stop]]
-    )
+    source = volumes.load([root / phantom_file(0, "flair")]).data
+    inside = source != 0
+    scale = intensities.intensity_scale(source, inside)
+    assert scale is not None
+    span = intensities.training_slices(len(inside))
+    middle = inside & np.isin(np.arange(len(inside)), span)[:, None, None]
+    own = intensities.quantiles(values[middle])
+    faint = np.median(intensities.normalise(source, inside, scale)[middle]) / 2
     gap = np.abs(own - BRIGHT)[5:-5].max()  # beyond, the source's own window is cut
     assert gap < 0.02 if said == "matched" else gap > 0.2
+    ends = np.percentile(values[middle], intensities.PERCENTILES)
+    assert (np.abs(ends - ENDS).max() < 0.03) == (said == "stretched")
+    assert np.median(own) == pytest.approx(BRIGHT[64] if said == "matched" else faint, abs=0.02)
 
 
 def test_a_modality_without_quantiles_is_left_as_it_is(gappy, tiny_settings, tmp_path):
     root = gappy(lacking=[("t1", "t2"), (), (), ()])
-    matched(root, tmp_path / "out", tiny_settings)
+    bent(root, tmp_path / "out", tiny_settings)
     said = {
         name: json.loads((tmp_path / f"out/Phantom_00000/Phantom_00000_{name}.json").read_text())
         for name in ("t1", "t2")
     }
-    assert (said["t1"]["intensities"], said["t2"]["intensities"]) == ("network", "matched")
-    with pytest.raises(AttclError, match="no quantiles of flair, t1, t1ce, expected") as caught:
-        matched(root, tmp_path / "again", tiny_settings, intensities="matched")
-    assert caught.value.code == "weights-without-quantiles"
+    assert (said["t1"]["intensities"], said["t2"]["intensities"]) == ("network", "stretched")
+    for asked in ("stretched", "matched"):
+        message = f"{asked}, but .* has no quantiles of flair, t1, t1ce, expected"
+        with pytest.raises(AttclError, match=message) as caught:
+            bent(root, tmp_path / "again", tiny_settings, intensities=asked)
+        assert caught.value.code == "weights-without-quantiles"
 
 
-def test_slices_that_are_not_written_count_for_the_quantiles(gappy, tiny_settings, tmp_path):
+@pytest.mark.parametrize("asked", ["stretched", "matched"])
+def test_slices_that_are_not_written_count_for_the_quantiles(asked, gappy, tiny_settings, tmp_path):
     root = gappy()
-    whole = matched(root, tmp_path / "whole", tiny_settings, even=False)
-    some = matched(root, tmp_path / "some", tiny_settings, slices=(2, 12))
+    options = {"targets": ["t2"], "intensities": asked}
+    whole = bent(root, tmp_path / "whole", tiny_settings, even=False, **options)
+    some = bent(root, tmp_path / "some", tiny_settings, slices=(2, 12), **options)
     assert (some[2:12] == whole[2:12]).all()
     assert (some[:2] == some[0, 0, 0]).all() and (some[12:] == some[0, 0, 0]).all()
 
 
-def test_a_png_slice_that_is_made_again_is_matched_as_in_its_volume(gappy, tiny_settings, tmp_path):
+@pytest.mark.parametrize("asked", ["stretched", "matched"])
+def test_a_png_slice_that_is_made_again_is_bent_as_in_its_volume(
+    asked, gappy, tiny_settings, tmp_path
+):
     root = gappy("slices")
+    options = {"targets": ["t2"], "intensities": asked}
     weights = echo_weights(tiny_settings, crop=16, measured={"quantiles": {"t2": BRIGHT}})
-    methods = {weights.sha256: Echo(weights.info.settings)}
-    completed(root, tmp_path / "out", weights, methods=methods)
+    methods = {weights.sha256: Faint(weights.info.settings)}
+    completed(root, tmp_path / "out", weights, methods=methods, **options)
     before = images(tmp_path / "out")
     (tmp_path / "out/t2/Phantom00000_002.png").unlink()
-    completed(root, tmp_path / "out", weights, methods=methods)
+    completed(root, tmp_path / "out", weights, methods=methods, **options)
     assert images(tmp_path / "out") == before
 
 
@@ -372,7 +395,7 @@ def test_the_quantiles_are_those_of_the_slices_that_training_uses(tiny_settings)
     inside = np.zeros((5, 1, 2), bool)
     inside[:] = True
     values = np.array([-1, -1, -0.5, 0, 0, 0, 0, 0.5, 1, 1], np.float32)
-    result = intensities_of(values, inside, info, "t2", matched=True)
+    result = intensities_of(values, inside, info, "t2", asked="matched")
     # -0.5 becomes -1, 0 becomes 0.6, 0.5 becomes 1; beyond these it is clipped
     assert result.tolist() == pytest.approx([0, 0, 0, 1.6, 1.6, 1.6, 1.6, 2, 2, 2])
 
@@ -380,7 +403,7 @@ def test_the_quantiles_are_those_of_the_slices_that_training_uses(tiny_settings)
 def test_an_empty_volume_stays_empty(tiny_settings):
     info = echo_weights(tiny_settings, measured={"quantiles": {"t2": BRIGHT}}).info
     inside = np.zeros((5, 2, 2), bool)
-    assert intensities_of(np.empty(0, np.float32), inside, info, "t2", matched=True).size == 0
+    assert intensities_of(np.empty(0, np.float32), inside, info, "t2", asked="matched").size == 0
 
 
 @pytest.mark.parametrize(("name", "value"), [("planes", "two"), ("intensities", "match")])
@@ -394,7 +417,7 @@ def test_an_unknown_choice_is_refused(name, value, gappy, tiny_settings, tmp_pat
 
 
 def said_even(root: Path, output: Path, tiny_settings, **options) -> bool:
-    matched(root, output, tiny_settings, **options)
+    bent(root, output, tiny_settings, **options)
     document = json.loads((output / "Phantom_00000/Phantom_00000_t2.json").read_text())
     return bool(document["even"])
 

@@ -121,6 +121,50 @@ def test_a_constant_volume_becomes_the_mean_of_the_target():
     assert matched == pytest.approx([-0.2] * 4)
 
 
+def test_stretching_gives_a_volume_the_ends_of_the_target_and_leaves_the_middle():
+    values = np.random.default_rng(0).normal(0.1, 0.15, 40_000).astype(np.float32)
+    goal = np.linspace(-0.98, 0.96, 129)  # its 0.5 and 99.5 percentiles are -0.9703 and 0.9503
+    stretched = intensities.stretch_tails(values, values, goal)
+    assert stretched.dtype == np.float32
+    assert np.percentile(stretched, (0.5, 99.5)) == pytest.approx([-0.9703, 0.9503], abs=1e-3)
+    low, high = np.percentile(values, (5, 95))
+    middle = (values > low) & (values < high)
+    assert middle.mean() > 0.89
+    assert (stretched[middle] == values[middle]).all()
+    assert (np.diff(stretched[np.argsort(values)]) >= 0).all()
+
+
+def test_the_percentiles_that_count_can_be_those_of_a_part():
+    part = np.linspace(-0.5, 0.5, 1001, dtype=np.float32)
+    values = np.array([-0.6, -0.495, 0, 0.495, 0.6], np.float32)
+    stretched = intensities.stretch_tails(values, part, [-1, 0, 1])
+    assert stretched == pytest.approx([-1, -0.99, 0, 0.99, 1], abs=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stretching_changes_nothing_if_the_ends_are_those_of_the_target(seed):
+    values = np.clip(np.random.default_rng(seed).normal(0, 0.7, 5000), -1, 1).astype(np.float32)
+    goal = np.quantile(values, np.linspace(0, 1, 4001))
+    assert np.abs(intensities.stretch_tails(values, values, goal) - values).max() < 2e-3
+
+
+def test_ends_beyond_the_middle_never_turn_intensities_round():
+    """A volume that is brighter and darker throughout than any of the target."""
+    for sign in (1, -1):
+        values = np.linspace(0.5, 0.9, 1001, dtype=np.float32) * sign
+        stretched = intensities.stretch_tails(values, values, np.linspace(-0.2, 0.2, 129))
+        assert (np.diff(stretched[np.argsort(values)]) >= 0).all()
+
+
+def test_a_tail_that_is_a_plateau_is_not_stretched():
+    noise = np.random.default_rng(2).uniform(0.3, 0.301, 5000).astype(np.float32)
+    assert (intensities.stretch_tails(noise, noise, [-1, 0, 1]) == noise).all()
+    half = np.concatenate([np.full(3000, -0.9), np.linspace(-0.9, 0.5, 3000)]).astype(np.float32)
+    stretched = intensities.stretch_tails(half, half, [-1, 0, 1])
+    assert (stretched[:3000] == half[:3000]).all()
+    assert np.percentile(stretched, 99.5) == pytest.approx(0.99, abs=2e-3)
+
+
 # --- padding and shrinking --------------------------------------------------------------------------------------------
 
 
