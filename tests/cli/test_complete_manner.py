@@ -93,7 +93,10 @@ def test_weights_that_know_too_few_training_volumes_name_no_case(
     ("options", "message"),
     [
         (("--planes", "two"), "--planes: 'two', expected axial or three"),
-        (("--intensities", "match"), "--intensities: 'match', expected auto or network or stretched or matched"),
+        (
+            ("--intensities", "match"),
+            "--intensities: 'match', expected auto or network or stretched or matched",
+        ),
         (("--intensities", "matched"), "--intensities: matched, but"),
     ],
     ids=str,

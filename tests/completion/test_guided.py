@@ -103,13 +103,13 @@ def test_no_voxel_gives_no_voxel():
 # --- in a completion --------------------------------------------------------------------------------------------------
 
 
-def of_patterns(tiny_settings, patterns=RATIO1, **settings):
+def of_patterns(tiny_settings, patterns=RATIO1, *, quantiles=None, **settings):
     """Return weights of a model of many sources whose training cases had these modalities."""
     statistics: dict[str, dict[str, tuple[float, ...]]] = {name: {} for name in FOUR}
     for number, names in enumerate(patterns):
         for name in names:
             statistics[name][f"Case_{number}"] = (0.0,) * 11
-    measured = {"training_statistics": statistics}
+    measured = {"training_statistics": statistics, "quantiles": quantiles or {}}
     return echo_weights(
         tiny_settings, **{"crop": 16, "sources": "many", **settings}, measured=measured
     )
@@ -144,6 +144,17 @@ def test_what_is_withheld_from_the_network_sharpens_the_volume(gappy, tiny_setti
     with_t1 = [abs(np.corrcoef(it[inside], t1[inside])[0, 1]) for it in (plain, sharp)]
     assert with_t1[0] < with_t1[1]
     np.testing.assert_array_equal(sharp != 0, inside)
+
+
+def test_a_volume_that_is_sharpened_is_matched_and_another_one_stretched(
+    gappy, tiny_settings, tmp_path
+):
+    goal = {name: tuple(np.linspace(-0.9, 0.9, 129)) for name in FOUR}
+    root, weights = gappy(lacking=LACKING), of_patterns(tiny_settings, quantiles=goal)
+    methods = {weights.sha256: Echo(weights.info.settings)}
+    for guide, carried in ((None, "matched"), (False, "stretched")):
+        completed(root, tmp_path / carried, weights, methods=methods, guide=guide)
+        assert side_car(tmp_path / carried, "t2")["intensities"] == carried
 
 
 @pytest.mark.parametrize(

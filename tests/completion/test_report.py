@@ -72,6 +72,12 @@ def test_the_page_says_how_many_volumes_of_how_many_cases_which_weights_made(arg
         ({"samples": 2}, "The mean of 2 style samples was written.", "coronal"),
         ({"slices": (5, 20)}, "Axial slices 5 to 19 were translated.", "style sample"),
         ({"mirror": True}, "their mirror images were averaged", "coronal"),
+        ({}, "carry the intensity range of their modality.", "stretched"),
+        (
+            {"intensities": "stretched"},
+            "were stretched to the ends of the training volumes.",
+            "carry the intensity range",
+        ),
         ({"even": True}, "Steps between neighbouring slices were evened out.", "mirror images"),
     ],
 )
