@@ -291,7 +291,7 @@ def intensities_of(
     Args:
         values: (V,) in [-1, 1], of the voxels `inside`.
         inside: (D, H, W) bool.
-        info: the weights', with their scales, and the quantiles if these are to be matched.
+        info: the weights', with their scales, and the quantiles unless `network` is asked for.
         target: the modality.
         even: even out the steps between slices first.
         asked: what is done to the intensities then: `network`, `stretched` or `matched` (`Manner.intensities`). The
