@@ -88,11 +88,21 @@ def test_show_names_data_terms_limits_and_scores(attcl, here):
 
 
 def test_show_has_a_table_per_metric_with_the_baselines_beside(attcl, here):
+    data, sources = "2 patients with multiple sclerosis (openms)", "t1, t1ce, t2"
+    card = json.loads(attcl("weights", "show", "brain-many", "--json")[1])
+    wanted = (data, sources, "flair", "psnr (dB), brain")
+    keys = ("data", "sources", "target", "metric")
+    score = next(item for item in card["scores"] if tuple(map(item.get, keys)) == wanted)
+    baselines = ("copy", "quantile-matched copy", "mean of sources")
+    figures = [score["value"], *(score["beside"][name] for name in baselines)]
+    assert len(set(figures[1:])) == 3, "baselines that can be told apart"
+
     lines = attcl("weights", "show", "brain-many")[1].splitlines()
-    begins = lines.index("2 patients with multiple sclerosis (openms) (n = 2): psnr (dB), brain")
-    assert lines[begins + 1].split("  ")[-1].strip() == "mean of sources"
-    row = next(line for line in lines[begins:] if line.startswith("t1, t1ce, t2  "))
-    assert row.split()[3:] == ["flair", "12.2", "12.9", "13.3", "13.7"]
+    begins = lines.index(f"{data} (n = 2): {wanted[-1]}")
+    heads = [head.strip() for head in lines[begins + 1].split("  ") if head.strip()]
+    assert heads[-3:] == list(baselines)
+    row = next(line for line in lines[begins:] if line.startswith(f"{sources}  "))
+    assert row.split()[3:] == ["flair", *(f"{figure:.1f}" for figure in figures)]
     directions = [line for line in lines if line.startswith("flair, t1, t2  ")]
     assert len(directions) == 2 * 4  # data, metrics
 
