@@ -49,6 +49,7 @@ clean:  ## remove .venv, demo/, study-phantom/, site/, build products and caches
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and \
 	    "error: $(PYTHON) is Python %d.%d, 3.11 or newer is needed\nhint: make PYTHON=python3.11" % v[:2])'
+	@echo "installing attcl and the tools of its tests into $(VENV): about 2.5 GB, some minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_ENV) $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs]"
 	@touch $@

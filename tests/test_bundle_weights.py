@@ -27,6 +27,7 @@ CARD = {
     "device": "a CPU",
     "voxel_mm": 1.0,
     "skull_stripped": True,
+    "scored": "as attcl complete makes them by default",
     "scores": [],
     "limits": ["made by a test"],
 }

@@ -131,8 +131,8 @@ def complete(
         typer.Option(
             "--intensities",
             help="network; stretched (the darkest and brightest 5 %, to the ends of the training volumes); matched "
-            "(to their quantiles); or auto: if the weights were trained on squares, stretched, or matched in volumes "
-            "that are sharpened.",
+            "(to their quantiles); or auto: if the weights were trained on squares (presets small and base, brain-many, "
+            "brain-attcl), stretched, or matched in volumes that are sharpened.",
         ),
     ] = "auto",
     even: Annotated[
@@ -395,6 +395,9 @@ def _explain_nothing(plan: CompletionPlan, terminal: Terminal, targets: Sequence
             "if the weights know it"
         )
     if not dataset.alone:
+        terminal.say(
+            f"note: no volume was read: attcl info {quoted(dataset.root)} checks those that there are"
+        )
         terminal.say(
             f"note: to test on known volumes, hide some: attcl prepare-splits {quoted(dataset.root)}"
         )

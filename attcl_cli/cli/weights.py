@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -208,13 +209,36 @@ def _row(item: Listed) -> dict[str, Any]:
 
 
 def _score_tables(scores: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return a table per data and metric: a row per direction, what the weights reach, and each baseline."""
+    """Return a table per data and metric: what the weights reach and each baseline, by direction and on average."""
+    from attcl_cli.scoring.metrics import METRICS
+
     tables: dict[str, list[dict[str, Any]]] = {}
     for score in scores:
         row = {"sources": score["sources"], "target": score["target"], "weights": score["value"]}
-        title = f"{score['data']} (n = {score['n']}): {score['metric']}"
+        metric = METRICS.get(score["metric"].split()[0].rstrip(","))
+        better = (
+            f" ({'higher' if metric.higher_is_better else 'lower'} is better)" if metric else ""
+        )
+        title = f"{score['data']} (n = {score['n']}): {score['metric']}{better}"
         tables.setdefault(title, []).append(row | score["beside"])
-    return tables
+    return {title: [*rows, *_means(rows)] for title, rows in tables.items()}
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the mean of the directions from one source and of those from several, where there are two or more."""
+    means = []
+    for sources, several in (("mean of one", False), ("mean of several", True)):
+        chosen = [row for row in rows if ("," in row["sources"]) == several]
+        if len(chosen) < 2:  # noqa: PLR2004
+            continue
+        digits = max(len(str(row["weights"]).partition(".")[2]) for row in chosen)
+        figures = {
+            name: round(fmean(row[name] for row in chosen), digits)
+            for name in chosen[0]
+            if name not in {"sources", "target"} and all(name in row for row in chosen)
+        }
+        means.append({"sources": sources, "target": "", **figures})
+    return means
 
 
 def _text(value: Any) -> str:

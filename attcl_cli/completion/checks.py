@@ -145,7 +145,7 @@ def slices_beyond(dataset: Dataset, case: Case, manner: Manner) -> list[AttclErr
     if manner.slices is None:
         return []
     first, stop = manner.slices
-    depth = volumes.read_grid(dataset.paths(case, next(iter(case.files)))).axial_shape[0]
+    depth = depth_of(dataset, case)
     if first < depth:
         return []
     return [
@@ -155,6 +155,11 @@ def slices_beyond(dataset: Dataset, case: Case, manner: Manner) -> list[AttclErr
             code="slices-beyond-volume",
         )
     ]
+
+
+def depth_of(dataset: Dataset, case: Case) -> int:
+    """Return how many axial slices the volumes of a case have."""
+    return volumes.read_grid(dataset.paths(case, next(iter(case.files)))).axial_shape[0]
 
 
 def not_isotropic(dataset: Dataset, case: Case, manner: Manner) -> list[AttclError]:

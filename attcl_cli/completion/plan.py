@@ -152,6 +152,7 @@ def plan_completion(
         notes=(
             *findings.notes,
             *_other_backgrounds(dataset, models, sound),
+            *_beyond_the_last(dataset, sound, manner),
             *_unread(styles, sound),
             *_other_ranges(places, styles, models, sound, present),
         ),
@@ -185,6 +186,21 @@ def _other_backgrounds(
         f"{weights.path}: trained with --background {weights.info.background}, used with {own}"
         for weights in models
         if weights.sha256 in used and weights.info.background != own
+    ]
+
+
+def _beyond_the_last(dataset: Dataset, jobs: Sequence[Job], manner: Manner) -> list[str]:
+    """Name the cases that end before the last of the slices that were asked for."""
+    if manner.slices is None:
+        return []
+    first, stop = manner.slices
+    depths = {job.case.id: checks.depth_of(dataset, job.case) for job in jobs}
+    short = [f"{case} {depth}" for case, depth in depths.items() if depth < stop]
+    if not short:
+        return []
+    return [
+        f"--slices {first}:{stop}: {counted(len(short), 'case')} {'has' if len(short) == 1 else 'have'} fewer slices "
+        f"({some(short)}), and {'is' if len(short) == 1 else 'are'} made to the last"
     ]
 
 

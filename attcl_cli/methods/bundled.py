@@ -79,6 +79,7 @@ class Card(Document):
     device: str = Field(description="What they were trained on.")
     voxel_mm: Finite = Field(gt=0, description="Edge of the isotropic voxels.")
     skull_stripped: bool = Field(description="Whether the background was 0.")
+    scored: str = Field("", description="How: options of completion, what the baselines are.")
     scores: Items[CardScore] = Field(description="Scores on patients that were held out.")
     limits: Items[str] = Field(description="What the weights are not good for.")
 

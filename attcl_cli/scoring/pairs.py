@@ -181,12 +181,16 @@ def plan_comparison(
         ]
     problems += fold(strange, lambda problem: problem.message.split(": ", 1)[-1])
     if missing and not allow_missing:
-        problems.append(_not_completed(output, missing, split))
+        wanted = _wanted(data, truth, splits, split)
+        problems.append(_not_completed(output, missing, wanted))
     raise_all(problems)
     if not cases and not missing:
         raise AttclError(
-            f"{data.root}: nothing is hidden in {_name_of(split)}, expected truths to compare with",
-            "choose another --split (train, val, test or all)",
+            f"{data.root}: there are no {_wanted(data, truth, splits, split)}, "
+            "expected truths to compare with",
+            "choose another --split (train, val, test or all)"
+            if splits is not None
+            else "name the folder of the complete dataset with --truth",
             code="nothing-hidden",
         )
     return Comparison(
@@ -343,20 +347,22 @@ def _misfits(pair: Pair) -> list[AttclError]:
     return [AttclError(message, hint, code="grid-differs")]
 
 
-def _not_completed(output: Path, missing: Sequence[tuple[str, str]], split: str) -> AttclError:
+def _not_completed(output: Path, missing: Sequence[tuple[str, str]], wanted: str) -> AttclError:
     case, modality = missing[0]
     others = f", nor were {len(missing) - 1} more" if len(missing) > 1 else ""
     return AttclError(
-        f"{output}: {modality} of {case} was not completed{others}, "
-        f"expected all volumes hidden in {_name_of(split)}",
+        f"{output}: {modality} of {case} was not completed{others}, expected all {wanted}",
         "finish attcl complete (a challenge's flat folder is not read: complete into another --cpl, too), "
         "or count them with --allow-missing",
         code="not-completed",
     )
 
 
-def _name_of(split: str) -> str:
-    return "any split" if split == "all" else f"the {split} split"
+def _wanted(data: Dataset, truth: Dataset, splits: Splits | None, split: str) -> str:
+    """Return which volumes are to be scored, in words."""
+    if splits is None:
+        return f"volumes that {data.root} lacks and {truth.root} has"
+    return f"volumes hidden in {'any split' if split == 'all' else f'the {split} split'}"
 
 
 def _sources_of(label: Mapping[str, Any], case: Case, modal_list: Sequence[str]) -> tuple[str, ...]:

@@ -106,6 +106,7 @@ def test_a_dataset_without_missing_modalities_is_told_apart_from_a_finished_outp
     reason = "nothing is missing: every case has flair, t1, t1ce and t2\n"
     code, out, err = attcl(*command)
     assert (code, out) == (0, f"{phantom_root}: nothing to do\n{reason}")
+    assert f"no volume was read: attcl info {phantom_root} checks" in err
     assert f"hide some: attcl prepare-splits {phantom_root}\n" in err
     assert attcl(*command, "-n")[1].endswith(f"0 volumes to make, 0 done; {FREQUENT}\n{reason}")
     _, out, _ = attcl(*command, "-n", "--target", "T1")

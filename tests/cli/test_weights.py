@@ -83,7 +83,7 @@ def test_show_names_data_terms_limits_and_scores(attcl, here):
     card = json.loads(attcl("weights", "show", BUNDLED, "--json")[1])
     assert card["scores"][0]["beside"] == {"copy": 0.337}
     rows = [line.split() for line in out.splitlines()]
-    assert rows[-1][-2:] == ["17.2", "11.9"]
+    assert ["17.2", "11.9"] in [row[-2:] for row in rows]
     assert ["0.796", "0.337"] in [row[-2:] for row in rows]
 
 
@@ -98,13 +98,30 @@ def test_show_has_a_table_per_metric_with_the_baselines_beside(attcl, here):
     assert len(set(figures[1:])) == 3, "baselines that can be told apart"
 
     lines = attcl("weights", "show", "brain-many")[1].splitlines()
-    begins = lines.index(f"{data} (n = 2): {wanted[-1]}")
+    begins = lines.index(f"{data} (n = 2): {wanted[-1]} (higher is better)")
     heads = [head.strip() for head in lines[begins + 1].split("  ") if head.strip()]
     assert heads[-3:] == list(baselines)
     row = next(line for line in lines[begins:] if line.startswith(f"{sources}  "))
     assert row.split()[3:] == ["flair", *(f"{figure:.1f}" for figure in figures)]
     directions = [line for line in lines if line.startswith("flair, t1, t2  ")]
     assert len(directions) == 2 * 4  # data, metrics
+
+
+@pytest.mark.parametrize(
+    ("metric", "better", "digits"),
+    [("ssim, brain", "higher", 3), ("fd-effnet", "lower", 1)],
+)
+def test_show_has_means_of_one_and_of_several_sources(attcl, here, metric, better, digits):
+    data = "5 test patients of BraTS"
+    scores = json.loads(attcl("weights", "show", "brain-many", "--json")[1])["scores"]
+    chosen = [it for it in scores if (it["data"], it["metric"]) == (data, metric)]
+    lines = attcl("weights", "show", "brain-many")[1].splitlines()
+    begins = lines.index(f"{data} (n = 5): {metric} ({better} is better)")
+    for label, several in (("mean of one ", False), ("mean of several", True)):
+        row = next(line for line in lines[begins:] if line.startswith(label))
+        values = [it["value"] for it in chosen if ("," in it["sources"]) == several]
+        assert len(values) == (4 if several else 12)
+        assert row.removeprefix(label).split()[0] == f"{sum(values) / len(values):.{digits}f}"
 
 
 def test_the_card_is_a_table_of_plain_words(run, attcl):

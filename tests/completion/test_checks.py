@@ -76,6 +76,18 @@ def test_slices_beyond_the_volume_are_refused(layout, gappy, weights, tmp_path):
     assert caught.value.code == "slices-beyond-volume"
 
 
+@pytest.mark.parametrize(("stop", "short"), [(26, False), (27, True)])
+def test_slices_past_the_last_of_a_case_are_named(stop, short, gappy, weights, tmp_path):
+    root = gappy("brats", [("t2",), ("t2",), (), ()])
+    plan = plan_of(root, tmp_path / "out", weights, slices=(20, stop))
+    assert len(plan.jobs) == 2
+    note = (
+        "--slices 20:27: 2 cases have fewer slices (Phantom_00000 26, Phantom_00001 26), "
+        "and are made to the last"
+    )
+    assert plan.notes == ((note,) if short else ())
+
+
 def test_keep_going_leaves_out_a_case_without_the_slices(gappy, weights, tmp_path, write_nifti):
     root = gappy("brats", [("t2",), (), (), ()])
     from numpy import ones

@@ -73,8 +73,10 @@ def test_all_problems_are_reported_together(folders):
     (folders.cpl / "Phantom_00001" / "Phantom_00001_t1.nii.gz").unlink()
     with pytest.raises(ProblemsError) as caught:
         plan_comparison(open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None)
-    codes = {problem.code for problem in caught.value.problems}
-    assert codes == {"completed-unreadable", "not-completed"}
+    found = {problem.code: problem.message for problem in caught.value.problems}
+    assert found.keys() == {"completed-unreadable", "not-completed"}
+    lacking = f"expected all volumes that {folders.ori} lacks and {folders.truth} has"
+    assert found["not-completed"].endswith(lacking)
 
 
 def test_names_that_leave_open_which_file_is_the_truth_are_refused(folders, tmp_path):
@@ -221,7 +223,7 @@ def test_splits_choose_the_cases_and_name_the_truth(attcl, phantom_root, tmp_pat
     assert attcl("score", "-q", "--split", "all", "-o", "everything")[0] == 0
     assert len({(row["case"], row["modality"]) for row in rows_of(tmp_path / "everything")}) == 8
     code, _, err = attcl("score", "--split", "val")
-    assert code == 1 and "nothing is hidden in the val split" in err
+    assert code == 1 and "there are no volumes hidden in the val split" in err
     code, _, err = attcl("score", "--split", "tset")
     assert code == 2 and "'tset'" in err
     code, _, err = attcl("score", "--cpl", "nowhere")
