@@ -131,8 +131,8 @@ def complete(
         typer.Option(
             "--intensities",
             help="network; stretched (the darkest and brightest 5 %, to the ends of the training volumes); matched "
-            "(to their quantiles); or auto: if the weights were trained on squares (presets small and base, brain-many, "
-            "brain-attcl), stretched, or matched in volumes that are sharpened.",
+            "(to their quantiles); or auto: if the weights were trained on squares (presets small and base, "
+            "brain-many, brain-attcl), stretched, or matched in volumes that are sharpened.",
         ),
     ] = "auto",
     even: Annotated[
