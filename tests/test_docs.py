@@ -66,7 +66,16 @@ OTHER_OPTIONS = {
 """Options in the pages that are not of `attcl`: of torchrun, sbatch, pip, Snakemake, Ray, and our own scripts."""
 OF_BENCHMARKS = {
     *("--preset", "--cases", "--voxel-mm", "--variants", "--memory-voxel-mm", "--against"),
-    *("--cohort", "--test", "--fold", "--settings", "--scenario", "--calibration"),
+    *(
+        "--cohort",
+        "--test",
+        "--fold",
+        "--settings",
+        "--scenario",
+        "--holes",
+        "--seeds",
+        "--calibration",
+    ),
     *("--parts", "--workers", "--volumes", "--rounds", "--turns"),
 }
 """Options of the scripts in benchmarks/."""

@@ -242,7 +242,7 @@ def steps_within(seconds: float, settings: Settings, costs: Costs, first: int) -
 
 
 def describe(settings: Settings, costs: Costs, minutes: float, *, validates: bool) -> str:
-    """Return a plan: `90 minutes: 4,200 steps (0.90 s per step, 3.1 s from 60 % on), validation every 280`."""
+    """Return a plan: `90 minutes: 4,200 steps (0.80 s per step, 3.1 s from 80 % on), validation every 280`."""
     (_, first), *others = costs.phases
     later = (f"{_short(cost)} s from {100 * share:.0f} % on" for share, cost in others)
     pace = ", ".join([f"{_short(first)} s per step", *later])

@@ -338,6 +338,11 @@ def completed(study: Study, results: Results, published: Mapping[tuple[str, ...]
         notes=[
             "Completed volumes of the test cases beside the held-out ones. The whole volume is mostly background, "
             "so all values are high; other tables have the brain alone.",
+            *(
+                ["The mean that PLAVE published is over FLAIR, T1, T1ce and T2."]
+                if any(_PUBLISHED in row[-1] for row in rows)
+                else []
+            ),
             *_few(_most(rows)),
         ],
         unmarked=_UNMARKED,
