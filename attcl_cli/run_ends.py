@@ -233,11 +233,6 @@ def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def received() -> int | None:
-    """Return the number of the signal that ends the run; None: there is none."""
-    return STATE.number
-
-
 def is_urgent() -> bool:
     """Return whether a second signal came, after which nothing is waited for."""
     return STATE.count > 1

@@ -188,31 +188,3 @@ class CaseBatch:
             name: None if value is None else change(value) for name, value in tensors.items()
         }
         return CaseBatch(**changed, **shares)
-
-
-@dataclass(frozen=True)
-class PairBatch:
-    """Slices of two modalities, drawn independently: row b of one side is not the same patient's as of the other.
-
-    Attributes:
-        a, b: (B, 1 + 2 * context, S, S) float32 in [-1, 1], with their neighbours.
-    """
-
-    a: Tensor
-    b: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of slices of each modality."""
-        return len(self.a)
-
-    def to(self, device: torch.device) -> PairBatch:
-        """Return the batch on a device."""
-        return PairBatch(*(x.to(device, non_blocking=True) for x in (self.a, self.b)))
-
-    def pin_memory(self) -> PairBatch:
-        """Return the batch in memory that a GPU fetches by itself; torch's `DataLoader` asks for it."""
-        return PairBatch(self.a.pin_memory(), self.b.pin_memory())
-
-    def part(self, chosen: slice) -> PairBatch:
-        """Return some of the slices."""
-        return PairBatch(self.a[chosen], self.b[chosen])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attcl_cli.data.augment import change_appearance, change_contrast
-from attcl_cli.data.batches import Batch, CaseBatch, DomainBatch, PairBatch
+from attcl_cli.data.batches import Batch, CaseBatch, DomainBatch
 from attcl_cli.data.couples import jittered
 from attcl_cli.data.crops import Crops
 from attcl_cli.data.intensities import Array
@@ -26,8 +26,6 @@ __all__ = [
     "CaseSampler",
     "DomainBatch",
     "DomainSampler",
-    "PairBatch",
-    "PairSampler",
     "Sampler",
 ]
 
@@ -441,66 +439,6 @@ class CaseSampler:
             has_labels=torch.from_numpy(first >= 0),
             neighbours=torch.cat([before, after], dim=2) if self.context else None,
         )
-
-
-class PairSampler:
-    """Draws slices of two modalities from independently drawn patients: unpaired, though the slices are registered."""
-
-    def __init__(
-        self,
-        store: SliceStore,
-        pair: tuple[str, str],
-        *,
-        batch_size: int,
-        seed: int,
-        mirror: float = 0.0,
-        context: int = 0,
-        crop: int = 0,
-    ) -> None:
-        """Prepare to draw.
-
-        Args:
-            store: the training slices.
-            pair: the two modalities.
-            batch_size: slices of each modality per batch.
-            seed: of all that is drawn.
-            mirror: share of slices mirrored left to right.
-            context: neighbouring slices on each side that a batch has, too.
-            crop: side of the squares that slices are cut to, in pixels (`Crops`). 0: whole slices.
-
-        Raises:
-            AttclError: the store has no slice of one of them.
-        """
-        self.store, self.batch_size, self.seed, self.mirror = store, batch_size, seed, mirror
-        self.context, self.crop = context, crop
-        self._pools = []
-        for modality in pair:
-            rows = [
-                np.arange(entry.start, entry.start + entry.count)
-                for entry in store.entries
-                if entry.modality == modality
-            ]
-            pool = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
-            if not store.filled[pool].any():
-                raise _nothing_of(modality, pair)
-            self._pools.append(pool[store.filled[pool]])
-
-    @property
-    def size(self) -> int:
-        """See `Sampler`: the slices of the modality that has more of them."""
-        return max(len(pool) for pool in self._pools)
-
-    def batch(self, step: int) -> PairBatch:
-        """Return the batch of a step."""
-        rng = np.random.default_rng((self.seed, step))
-        crops = Crops(self.store, self.crop, (self.seed, step))
-        sides = []
-        for pool in self._pools:
-            rows = rng.choice(pool, size=self.batch_size)
-            mirrored = rng.random(self.batch_size) < self.mirror
-            images = crops.read(rows, crops.around(rows), context=self.context)
-            sides.append(_mirrored(images, mirrored))
-        return PairBatch(*sides)
 
 
 def _shares_of(store: SliceStore, taught: Array, missing_targets: float) -> Array:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from attcl_cli.data.sampling import DomainBatch, DomainSampler
 from attcl_cli.data.slices import SliceStore
@@ -174,12 +174,14 @@ class AttclGan(Method):
         return round(s.supervised * s.steps)
 
     def optimiser_of(self, network: str, parameters: list[nn.Parameter]) -> Optimizer:
-        """See `Method`: with `muon`, Muon for the generator."""
+        """See `Method`: with `muon`, Muon for the generator, and AdamW for the others: all weights decay alike."""
         s = self.settings
-        if s.muon and network == "generator":
-            rate = self.learning_rate_of(network)
+        if not s.muon:
+            return super().optimiser_of(network, parameters)
+        rate = self.learning_rate_of(network)
+        if network == "generator":
             return Muon(parameters, rate, (_MUON_BETA1, s.beta2), s.weight_decay)
-        return super().optimiser_of(network, parameters)
+        return AdamW(parameters, rate, (s.beta1, s.beta2), weight_decay=s.weight_decay)
 
     def learning_rate_of(self, network: str) -> float:
         """See `Method`: the mapping network has its own small step (Section 4.4)."""
@@ -251,7 +253,7 @@ class AttclGan(Method):
         """Teach G and F by true pairs alone, half of the slices in the style that completion will take."""
         return self.update(
             parts,
-            ("generator", "attention", "mapping"),
+            ("generator", *(("attention",) if self.settings.att_adain else ()), "mapping"),
             lambda part: self._supervised_losses(self._half_fixed(part)),
             path="g_latent",
         )

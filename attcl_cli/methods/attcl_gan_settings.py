@@ -274,6 +274,11 @@ class AttclGanSettings(Settings):
                 f"coarse: {self.coarse}, expected at most supervised ({self.supervised}): "
                 "only true pairs are learned from at half the resolution"
             )
+        if self.supervised and not (self.lambda_pair or self.lambda_structure):
+            raise ValueError(
+                f"supervised: {self.supervised}, expected 0, and coarse 0, while lambda_pair and lambda_structure "
+                "are 0: no other loss learns from true pairs"
+            )
         missing = [layer for layer in self.contrastive_layers if layer > self.downs]
         if missing:
             raise ValueError(

@@ -141,7 +141,11 @@ class Settings(BaseModel):
     )
     beta1: Decay = setting(0.0, "Adam: decay of the mean of the gradients.", section="optimiser")
     beta2: Decay = setting(0.99, "Adam: decay of the mean of their squares.", section="optimiser")
-    weight_decay: Weight = setting(1e-4, "Adam: weight decay.", section="optimiser")
+    weight_decay: Weight = setting(
+        1e-4,
+        "Weight decay: added to the gradient by Adam; with `muon`, times the learning rate per step.",
+        section="optimiser",
+    )
     ema_decay: Decay = setting(
         0.999, "Decay of the averaged weights that completion uses.", section="optimiser"
     )
@@ -261,7 +265,7 @@ def resolve(
         method: a name of `METHODS`; None: what the file says, otherwise AttCL-GAN.
         variant: a variant of the method; None: none.
         file: a TOML file of settings, as `dump` writes it; it may name its own `preset`.
-        before: the settings of a run to resume; they stand in for a file if none is given.
+        before: the settings of a run to resume, which the file and the overrides change.
         overrides: single settings, values as TOML would give them.
 
     Raises:
@@ -271,8 +275,10 @@ def resolve(
     chosen: dict[str, Any] = before.model_dump() if before is not None else {}
     tables: dict[str, str] = {}
     if file is not None:
-        chosen, tables = read_settings(file)
-        preset = str(chosen.pop("preset", preset))
+        values, tables = read_settings(file)
+        if "preset" in values:  # a preset begins anew
+            chosen, preset = {}, str(values.pop("preset"))
+        chosen |= values
     single = dict(overrides or {})
     name = method or single.get("method") or chosen.get("method") or DEFAULT_METHOD
     kind = settings_of(str(name))

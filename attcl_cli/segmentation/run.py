@@ -18,7 +18,7 @@ from attcl_cli.data import slices
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.unchanged import fingerprint
 from attcl_cli.devices import Precision
-from attcl_cli.errors import InterruptedRun, UsageError, as_note, quoted, some
+from attcl_cli.errors import InterruptedRun, UsageError, as_note, counted, quoted, some
 from attcl_cli.files import write_csv
 from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
@@ -297,6 +297,7 @@ def _train_and_test(session: _Session) -> Scores | None:
     if session.resume:
         _require_same_cases(output, lists)
         _require_same_files(output, fingerprints)
+        _require_as_many_steps(session)
     elif main:
         clear(
             output,
@@ -444,6 +445,22 @@ def _require_same_files(output: Path, now: Mapping[str, Mapping[str, str]]) -> N
             "start a new run with another --output, or with --overwrite in place of --resume",
             code="inputs-changed",
         )
+
+
+def _require_as_many_steps(session: _Session) -> None:
+    """Check that no input has been trained for more steps than the others are to be."""
+    from attcl_cli.training.state import STATE_FILE, state_step
+
+    for name in session.plan.inputs:
+        file = session.folder(name) / STATE_FILE
+        done = state_step(file) if file.is_file() else 0
+        if done > session.settings.steps:
+            raise UsageError(
+                f"--steps: {session.settings.steps:,}, but {name} has been trained for {counted(done, 'step')}, "
+                "expected as many or more",
+                "resume with more steps: all inputs have the same number",
+                code="resumed-run-changed",
+            )
 
 
 def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:

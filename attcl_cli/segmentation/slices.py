@@ -293,7 +293,8 @@ class SliceSampler:
         rows = rng.integers(len(self.store.images), size=size)
         chosen = round(size * self.tumour_share)
         if len(self._tumour):
-            rows[:chosen] = rng.choice(self._tumour, size=chosen)
+            # Spread over the batch: several processes have a part of it each.
+            rows[np.arange(chosen) * size // max(chosen, 1)] = rng.choice(self._tumour, size=chosen)
         mirrored = rng.random(size) < 0.5  # noqa: PLR2004 - half of them
         gain = rng.uniform(1 - _GAIN, 1 + _GAIN, (size, channels, 1, 1))
         shift = rng.uniform(-_SHIFT, _SHIFT, (size, channels, 1, 1))

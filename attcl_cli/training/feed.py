@@ -77,5 +77,10 @@ class _Steps(Dataset[Drawn]):
 
 
 def _leave_interrupts(_worker: int) -> None:
-    """Leave Ctrl-C to the process that trains: it needs batches until its step is done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave what ends a run to the process that trains: it needs batches until its step is done and saved.
+
+    Ctrl-C reaches the whole group of processes, and so do the signals of Slurm and of `torchrun`. A worker ends when
+    that process closes its batches, or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

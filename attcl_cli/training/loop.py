@@ -132,6 +132,7 @@ def run_loop(
     full = full_rates(trainee.optimisers())
     clock, clock_step = time.monotonic(), first
     logged: dict[str, float] = {}
+    recent: dict[str, Tensor] = {}  # each loss as it was last computed: not every step has all
     with stop_requested(hooks.on_stop) as stop:
         for step, drawn in feed(
             draw,
@@ -153,6 +154,7 @@ def run_loop(
                 losses = trainee.step(batch, step)
             except torch.cuda.OutOfMemoryError as error:
                 raise out_of_memory(trainee, device) from error
+            recent |= losses
             done = step + 1
             last = done == schedule.steps
             judging = done % schedule.save_every == 0 or last
@@ -162,7 +164,7 @@ def run_loop(
             saving = judging or stopped
             if done % schedule.log_every == 0 or saving:
                 # The only place where the loop waits for the device.
-                logged = _numbers(losses, processes)
+                logged, recent = _numbers(recent, processes), {}
                 _require_finite(logged, done, folder, not_finite_hint)
                 now = time.monotonic()
                 seconds = round((now - clock) / (done - clock_step), 4)
@@ -173,7 +175,9 @@ def run_loop(
                     hooks.on_log(record)
             sampling = schedule.sample_every and (done % schedule.sample_every == 0 or last)
             if processes.main and sampling:
+                began = time.monotonic()
                 trainee.sample(done)
+                clock += time.monotonic() - began  # pictures are no part of a step
             if processes.main and saving:
                 # Off the grid (Ctrl-C) nothing is judged: an undisturbed run would not have looked at this step.
                 if judging:

@@ -57,11 +57,9 @@ class Statistics:
         """The step that scores best, the first of equal ones, and its SSIM; None without validation."""
         return max(self.validation, key=lambda point: point[1], default=None)
 
-    def kept(self, keep: str) -> float | None:
-        """Return the SSIM of the weights that are kept (setting `keep`); None without validation."""
-        if self.best is None:
-            return None
-        return (self.best if keep == "best" else self.validation[-1])[1]
+    def at(self, step: int) -> float | None:
+        """Return the SSIM of the weights of a step; None if they were not validated."""
+        return dict(self.validation).get(step)
 
 
 def read_statistics(folder: Path) -> Statistics:

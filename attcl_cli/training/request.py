@@ -301,11 +301,10 @@ def synthetic_volumes(dataset: Dataset, cases: Sequence[Case]) -> list[AttclErro
     ]
 
 
-def require_same_cases(run_dir: Path, cases: Sequence[Case]) -> None:
-    """Check that a resumed run sees the patients that it was started with, and no others."""
+def require_same_cases(run_dir: Path, now: Sequence[str]) -> None:
+    """Check that a resumed run sees the patients, by their ids, that it was started with, and no others."""
     before = read_record(run_dir).get("trained_on")
-    now = [case.id for case in cases]
-    if before is not None and before != now:
+    if before is not None and before != list(now):
         raise UsageError(
             f"--resume: {run_dir} was trained on {len(before)} other cases than the {len(now)} here, "
             "expected the same",

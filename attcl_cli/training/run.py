@@ -173,7 +173,12 @@ def train(
         minutes = minutes_of(resume)  # of a run that is planned again, since it has no checkpoint
     place, processes = join(device)
     progress = RunLog(progress if processes.main else SILENT)
-    if resume is not None and first >= settings.steps and minutes is None and epochs is None:
+    if (
+        resume is not None
+        and first >= settings.steps
+        and minutes is None
+        and not chosen.get("epochs")
+    ):
         return _finished_before(
             resume, settings, place, source.folder, first, progress, processes, dry_run=dry_run
         )
@@ -331,6 +336,9 @@ def _checked_cases(
 ) -> tuple[list[Case], list[Case], list[str]]:
     """Return the training and the validation cases of a dataset, checked, and notes; none of packed slices."""
     if isinstance(origin, Path):
+        if resume is not None:
+            packed = slices.open_store(origin / slices.TRAINING_FOLDER)
+            require_same_cases(resume, packed.trained_on)
         return [], [], []
     cases, validated = training_cases(origin)
     require_usable(settings, origin, cases)
@@ -338,7 +346,7 @@ def _checked_cases(
     raise_all([*synthetic_volumes(origin, cases), *findings.problems])
     refuse_among_originals(run_dir, folders_of(origin), flag="--output")
     if resume is not None:
-        require_same_cases(resume, cases)
+        require_same_cases(resume, [case.id for case in cases])
     notes = [*origin.notes, *(problem.message for problem in splits.leaks_of(origin))]
     notes += findings.notes
     if not validated:

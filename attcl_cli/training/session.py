@@ -98,7 +98,7 @@ def run_session(run: Session) -> tuple[Session, int]:
                 run = replace(run, settings=shortened.settings, first=shortened.step)
         if main:
             slices.remove_caches(run.folder)
-            kept = report.read_statistics(run.folder).kept(run.settings.keep)
+            kept = report.read_statistics(run.folder).at(steps)
             if kept is not None:
                 record.extra["validation"][report.KEPT_SSIM] = round(kept, 6)
             _page(run, record).done()
@@ -165,6 +165,13 @@ def _with_steps(
     if run.minutes is None:
         if settings.epochs:
             steps = planning.steps_of_epochs(settings, store)
+            if steps < run.first:
+                raise UsageError(
+                    f"--epochs: {counted(settings.epochs, 'epoch')} of {counted(steps, 'step')}, but "
+                    f"{counted(run.first, 'step')} are done, expected as many or more",
+                    "resume with more epochs",
+                    code="resumed-run-changed",
+                )
             settings = settings.model_copy(update={"steps": steps})
             run.progress.say(f"{counted(settings.epochs, 'epoch')}: {counted(steps, 'step')}")
         return replace(run, settings=settings), None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from attcl_cli.data.sampling import CaseBatch, CaseSampler, DomainSampler, PairSampler
+from attcl_cli.data.sampling import CaseBatch, CaseSampler, DomainSampler
 from attcl_cli.data.slices import STEPS, Entry, SliceStore
 
 TWO = ("t1", "t2")
@@ -125,11 +125,3 @@ def test_a_domain_batch_has_the_neighbours_of_what_it_translates(two_cases):
     assert torch.equal(two.x_src[:, 1:2], one.x_src)
     for name in ("x_ref", "x_ref2", "x_pair"):
         assert torch.equal(getattr(one, name), getattr(two, name))
-
-
-def test_a_pair_batch_has_the_neighbours_of_both_sides(two_cases):
-    plain, beside = (PairSampler(two_cases, TWO, batch_size=6, seed=0, context=c) for c in (0, 1))
-    one, two = plain.batch(0), beside.batch(0)
-    for side in ("a", "b"):
-        assert getattr(two, side).shape == (6, 3, 4, 4)
-        assert torch.equal(getattr(two, side)[:, 1:2], getattr(one, side))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from slice_stores import FOUR, MIXED, PARTLY_PAIRED, all_others, store_of_cases, store_of_volumes
 
-from attcl_cli.data.sampling import CaseSampler, DomainBatch, DomainSampler, PairSampler
+from attcl_cli.data.sampling import CaseSampler, DomainBatch, DomainSampler
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import AttclError
 
@@ -189,51 +189,6 @@ def test_a_mirrored_source_takes_its_pair_along_and_references_are_mirrored_by_t
                 assert torch.equal(getattr(after, name)[index], expected)
         combinations |= {tuple(column) for column in rows["mirrored"].T.tolist()}
     assert len(combinations) == 8  # every combination of the three
-
-
-# --- unpaired slices --------------------------------------------------------------------------------------------------
-
-
-def test_an_unpaired_batch_shows_slices_of_the_two_modalities():
-    empty = [0, 6, 19]
-    store = store_of_volumes(PARTLY_PAIRED, empty=empty)
-    owner, sampler = row_owner(store), PairSampler(store, ("t2", "t1"), batch_size=10, seed=0)
-    drawn_rows = {"a": set(), "b": set()}
-    for step in range(50):
-        batch = sampler.batch(step)
-        assert batch.a.shape == batch.b.shape == (10, 1, 2, 2)
-        for side, rows in drawn_rows.items():
-            pixels = getattr(batch, side)[:, 0, 0, 0] * 32767
-            rows |= {round(row) for row in pixels.tolist()}
-    for side, modality in (("a", "t2"), ("b", "t1")):
-        filled = {row for row, (_, name, _) in enumerate(owner) if name == modality} - set(empty)
-        assert drawn_rows[side] == filled
-
-
-def test_an_unpaired_batch_is_a_function_of_seed_and_step(store):
-    one, two = (PairSampler(store, ("t1", "t2"), batch_size=4, seed=3) for _ in range(2))
-    one.batch(0)
-    first, again, other = one.batch(7), two.batch(7), one.batch(8)
-    assert torch.equal(first.a, again.a)
-    assert torch.equal(first.b, again.b)
-    assert not torch.equal(first.a, other.a)
-    part = first.part(slice(1, 3)).to(torch.device("cpu"))
-    assert len(part) == 2
-    assert torch.equal(part.b, first.b[1:3])
-
-
-def test_each_side_of_an_unpaired_batch_may_be_mirrored(store):
-    plain = PairSampler(store, ("t1", "t2"), batch_size=8, seed=0).batch(0)
-    mirrored = PairSampler(store, ("t1", "t2"), batch_size=8, seed=0, mirror=1).batch(0)
-    assert torch.equal(mirrored.a, plain.a.flip(-1))
-
-
-def test_a_modality_that_no_slice_shows_cannot_be_paired():
-    store = store_of_volumes(PARTLY_PAIRED, empty=range(20))
-    for pair in (("t1", "flair"), ("t1", "t2")):
-        with pytest.raises(AttclError, match="training slices: none of ") as caught:
-            PairSampler(store, pair, batch_size=2, seed=0)
-        assert caught.value.code == "nothing-to-learn-from"
 
 
 # --- whole cases ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import torch
 from slice_stores import FOUR, MIXED, PARTLY_PAIRED, all_others, store_of_cases, store_of_volumes
 
-from attcl_cli.data.sampling import CaseSampler, DomainSampler, PairSampler
+from attcl_cli.data.sampling import CaseSampler, DomainSampler
 from attcl_cli.data.slices import STEPS
 
 
@@ -187,8 +187,6 @@ def test_many_sources_are_a_function_of_seed_and_step():
 def test_an_epoch_of_slices_goes_over_all_that_show_brain():
     store = store_of_volumes(PARTLY_PAIRED, empty=[0, 5, 12])
     assert DomainSampler(store, batch_size=4, seed=0).size == 20 - 3
-    # t1: rows 0..4 and 10..13, two of them empty; t2: rows 5..9 and 14..19, one empty
-    assert PairSampler(store, ("t1", "t2"), batch_size=4, seed=0).size == 10
 
 
 def test_an_epoch_of_cases_goes_over_the_slices_that_can_be_drawn():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from slice_stores import store_of_cases
 from torch import Tensor
 
 from attcl_cli.data.sampling import DomainBatch
+from attcl_cli.errors import UsageError
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.attcl_gan import AttclGan
 from attcl_cli.methods.networks.styled_unet import StyledUNet
-from attcl_cli.methods.settings import Settings
+from attcl_cli.methods.settings import Settings, resolve
 from attcl_cli.methods.sources import AllPresent
 
 FOUR = ("flair", "t1", "t1ce", "t2")
@@ -135,6 +138,23 @@ def test_the_supervised_start_moves_the_generator_and_the_mapping_network(tiny_s
     networks, losses = moved(method, batch_of(), 0)
     assert networks == {"generator", "attention", "mapping"}
     assert set(losses) == {"g_latent_pair", "g_latent_structure"}
+
+
+@pytest.mark.parametrize(("att_adain", "attention"), [(True, {"attention"}), (False, set())])
+def test_the_supervised_start_updates_what_it_uses(tiny_settings, att_adain, attention):
+    # What has no gradient would be decayed where several processes take the mean of theirs.
+    method = method_of(tiny_settings, **SUPERVISED, att_adain=att_adain)
+    updated: list[Sequence[str]] = []
+    with mock.patch.object(method, "update", lambda _parts, names, *_, **__: updated.append(names)):
+        method.training_step(batch_of(), 0)
+    assert [set(names) for names in updated] == [{"generator", "mapping"} | attention]
+
+
+def test_true_pairs_alone_cannot_teach_if_no_loss_looks_at_them():
+    unpaired = {"lambda_pair": 0, "lambda_structure": 0}
+    with pytest.raises(UsageError, match=r"supervised: 0\.96, expected 0, and coarse 0"):
+        resolve(preset="small", overrides=unpaired)
+    assert resolve(preset="small", overrides={**unpaired, "supervised": 0, "coarse": 0})
 
 
 def test_half_of_it_is_in_the_style_that_completion_takes(tiny_settings):
@@ -378,11 +398,11 @@ def test_completion_with_a_u_net_makes_each_target_in_its_style(tiny_settings):
     torch.testing.assert_close(alone["t2"], made["t2"][1:2], rtol=1e-4, atol=1e-4)
 
 
-def test_muon_moves_the_generator_and_adam_the_others(tiny_settings):
+def test_muon_moves_the_generator_and_adamw_the_others(tiny_settings):
     optimisers = method_of(tiny_settings, muon=True, learning_rate=1e-3).optimisers()
     kinds = {name: type(optimiser).__name__ for name, optimiser in optimisers.items()}
     assert kinds.pop("generator") == "Muon"
-    assert set(kinds.values()) == {"Adam"}
+    assert set(kinds.values()) == {"AdamW"}
     assert optimisers["generator"].param_groups[0]["lr"] == 1e-3
     plain = method_of(tiny_settings).optimisers()
     assert {type(optimiser).__name__ for optimiser in plain.values()} == {"Adam"}

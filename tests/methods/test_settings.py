@@ -135,6 +135,18 @@ def test_a_run_to_resume_stands_in_for_a_file_and_overrides_beat_it():
     assert after == before.model_copy(update={"steps": 9})
 
 
+def test_a_file_changes_what_it_names_of_a_run_to_resume(tmp_path):
+    before = resolve(preset="base", method="plave", overrides={"steps": 5, "batch_size": 16})
+    file = tmp_path / "rate.toml"
+    file.write_text("[optimiser]\nlearning_rate = 2e-4\n")
+    after = resolve(before=before, file=file)
+    assert after == before.model_copy(update={"learning_rate": 2e-4})
+    file.write_text('preset = "small"\n')
+    assert resolve(before=before, method="plave", file=file) == resolve(
+        preset="small", method="plave"
+    )
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

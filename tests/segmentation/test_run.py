@@ -260,6 +260,14 @@ def test_a_resumed_run_may_take_more_steps(study):
     assert rows_in(Path("segment")) == rows_in(Path("whole"))
 
 
+def test_a_resumed_run_takes_no_fewer_steps_than_it_has_behind_it(study):
+    segment()
+    with pytest.raises(UsageError) as caught:
+        run.segment(resume="segment", overrides={"steps": 1}, device="cpu")
+    assert caught.value.code == "resumed-run-changed"
+    assert caught.value.message.startswith("--steps: 1, but ")
+
+
 def test_a_resumed_run_needs_the_cases_that_it_was_started_with(study):
     with (
         mock.patch.object(evaluation, "predict_and_score", interrupt),

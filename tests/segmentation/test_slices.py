@@ -150,6 +150,15 @@ def test_a_share_of_the_batch_shows_tumour(packed):
     assert whole.classes.flatten(1).any(dim=1).all()
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_each_process_gets_its_share_of_the_tumour(packed, processes):
+    batch = sampler(packed, tumour_share=0.5).batch(0)
+    shown = batch.classes.flatten(1).any(dim=1).reshape(processes, -1)
+    chosen = torch.arange(8).remainder(2).eq(0).reshape(processes, -1)
+    assert shown[chosen].all()
+    assert chosen.any(dim=1).all() or processes == 8
+
+
 def test_augmentation_leaves_background_and_missing_channels_as_they_are(packed):
     batch = sampler(packed).batch(0)
     plain, classes = sampler(packed, augment=False).batch(0).varied()

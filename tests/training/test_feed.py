@@ -75,10 +75,27 @@ def test_processes_draw_what_the_caller_would_in_the_same_order(processes_end):
 
 
 @pytest.mark.usefixtures("two_processes")
-def test_other_processes_draw_and_none_of_them_minds_ctrl_c():
-    drawn = list(feed(lambda _: (os.getpid(), signal.getsignal(2)), range(8), device=CPU))
+def test_other_processes_draw_and_none_of_them_minds_what_ends_the_run():
+    def draw(_step: int) -> tuple[int, list[object]]:
+        ends = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        return os.getpid(), [signal.getsignal(number) for number in ends]
+
+    drawn = list(feed(draw, range(8), device=CPU))
     assert os.getpid() not in {process for _, (process, _) in drawn}
-    assert {handler for _, (_, handler) in drawn} == {signal.SIG_IGN}
+    assert all(handlers == [signal.SIG_IGN] * 3 for _, (_, handlers) in drawn)
+
+
+@pytest.mark.usefixtures("two_processes")
+def test_a_signal_to_all_processes_lets_the_step_end(processes_end):
+    fed = feed(lambda step: (step, os.getpid()), range(40), device=CPU)
+    workers = set()
+    for step, (_, worker) in fed:
+        if step == 3:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, signal.SIGTERM)
+        workers.add(worker)
+    assert (step, len(workers)) == (39, 2)
+    assert processes_end()
 
 
 @pytest.mark.usefixtures("two_processes")

@@ -126,6 +126,39 @@ def test_weights_are_judged_before_each_checkpoint_and_the_last_step_has_one(tmp
     ]  # fmt: skip
 
 
+def test_a_line_has_every_loss_since_the_line_before(tmp_path):
+    class InTurns(Noting):
+        def step(self, batch: Numbers, step: int) -> Mapping[str, Tensor]:
+            super().step(batch, step)
+            return {"odd" if step % 2 else "even": torch.tensor(float(step))}
+
+    run(InTurns(), tmp_path, Schedule(steps=5, log_every=2, save_every=9))
+    losses = [{name: line.get(name) for name in ("even", "odd")} for line in lines(tmp_path)]
+    assert losses == [
+        {"even": 0.0, "odd": 1.0}, {"even": 2.0, "odd": 3.0}, {"even": 4.0, "odd": None},
+    ]  # fmt: skip
+
+
+def test_neither_pictures_nor_validation_nor_saving_are_a_part_of_a_step(tmp_path, monkeypatch):
+    now = 0.0
+
+    class Slow(Noting):
+        def step(self, batch: Numbers, step: int) -> Mapping[str, Tensor]:
+            nonlocal now
+            now += 2.0
+            return super().step(batch, step)
+
+        def sample(self, step: int) -> None:
+            nonlocal now
+            now += 100.0
+
+        judge = save = sample
+
+    monkeypatch.setattr("attcl_cli.training.loop.time.monotonic", lambda: now)
+    run(Slow(), tmp_path, Schedule(steps=12, log_every=3, save_every=6, sample_every=2))
+    assert [line["seconds_a_step"] for line in lines(tmp_path)] == [2.0] * 4
+
+
 @pytest.mark.parametrize(("every", "steps"), [(2, [2, 4, 5]), (10, [5]), (None, [])])
 def test_pictures_are_drawn_on_their_grid_and_after_the_last_step(every, steps, tmp_path):
     trainee = Noting()

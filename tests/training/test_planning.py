@@ -258,6 +258,19 @@ def test_a_run_of_epochs_says_its_steps_in_its_settings(phantom_root, tmp_path):
     assert record["config"]["steps"] == settings.steps
 
 
+def test_a_run_is_not_resumed_for_fewer_epochs_than_it_has_behind_it(phantom_root, tmp_path):
+    overrides = {**SMALL_RUN, **SMALL_NETWORKS["attcl-gan"], "batch_size": 100}
+    first = start(phantom_root, tmp_path / "run", overrides=overrides, epochs=2)
+    weights = (tmp_path / "run" / "weights.safetensors").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        train(resume=tmp_path / "run", epochs=1, device="cpu")
+    assert caught.value.code == "resumed-run-changed"
+    assert caught.value.message.startswith(f"--epochs: 1 epoch of {first.weights_step // 2} steps")
+    assert (tmp_path / "run" / "weights.safetensors").read_bytes() == weights
+    longer = train(resume=tmp_path / "run", overrides={"epochs": 3}, device="cpu")
+    assert longer.weights_step == 3 * first.weights_step // 2
+
+
 def test_a_run_without_time_takes_one_step_and_keeps_what_was_measured(phantom_root, tmp_path):
     result = start(phantom_root, tmp_path / "run", minutes=0.001)
     assert result.weights_step == 1

@@ -20,7 +20,7 @@ from training_runs import require_same_runs
 from attcl_cli import devices
 from attcl_cli.data import slices
 from attcl_cli.data.prepare import prepare_splits
-from attcl_cli.errors import AttclError, InterruptedRun
+from attcl_cli.errors import AttclError, InterruptedRun, UsageError
 from attcl_cli.files import sha256
 from attcl_cli.methods.citations import references
 from attcl_cli.methods.settings import resolve
@@ -361,6 +361,21 @@ def test_packed_slices_have_a_page_too(store, tmp_path, monkeypatch):
     begin(Path("packed"), overrides={"steps": 2})
     assert "<dd>done, 2 steps</dd>" in shown(Path("run"))
     assert "Not validated" in shown(Path("run"))
+
+
+def test_packed_slices_of_other_patients_do_not_resume_a_run(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("packed", "others"):
+        shutil.copytree(Path(store.data.filename).parent, Path(folder) / slices.TRAINING_FOLDER)
+    index = Path("others") / slices.TRAINING_FOLDER / slices.INDEX_FILE
+    document = json.loads(index.read_text())
+    index.write_text(json.dumps({**document, "cases": [f"{it}_2" for it in document["cases"]]}))
+    begin(Path("packed"), overrides={"steps": 2})
+    before = Path("run/weights.json").read_bytes()
+    with pytest.raises(UsageError) as caught:
+        train(resume="run", data="others", overrides={"steps": 4}, device="cpu")
+    assert caught.value.code == "resumed-run-changed"
+    assert Path("run/weights.json").read_bytes() == before
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -146,7 +146,8 @@ def test_a_modality_that_is_never_beside_another_one_is_noted(gappy, here):
         "t2: in no training case beside another modality, so that no true pair teaches how to make it; "
         "add cases that have both"
     ]
-    published = {**options, "overrides": {"canvas": 48, "lambda_pair": 0, "lambda_structure": 0}}
+    unpaired = dict.fromkeys(("lambda_pair", "lambda_structure", "supervised", "coarse"), 0)
+    published = {**options, "overrides": {"canvas": 48, **unpaired}}
     assert not any("true pair" in note for note in start(root, **published).notes)
 
 
