@@ -412,6 +412,27 @@ def log_file(record: Path) -> Path:
     return record.with_name(f"{name.stem}{record.stem.removeprefix('run')}{name.suffix}")
 
 
+def require_no_other(path: Path, command: str, *, flag: str, besides: str = "") -> None:
+    """Check that a record would not take the place of another command's, and with it of its page and log.
+
+    Args:
+        path: where the record goes.
+        command: whose it is.
+        flag: the option that names the folder.
+        besides: a command whose record may be replaced.
+
+    Raises:
+        UsageError: a record of another command lies there.
+    """
+    found = read_record(path.parent, path.name).get("command", command)
+    if found not in {command, besides}:
+        raise UsageError(
+            f"{flag}: {path} is the record of attcl {found}, expected a folder that no other command writes",
+            "choose another folder",
+            code="folder-of-another-command",
+        )
+
+
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
     """Return the record in a folder; {} if there is none, or it is no record.
 

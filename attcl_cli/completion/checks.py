@@ -32,7 +32,7 @@ from attcl_cli.data.synthetic import sources_gone
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
 from attcl_cli.files import is_within, lack_of_room, require_folder, sha256
 from attcl_cli.methods.weights import Weights
-from attcl_cli.run_record import read_record
+from attcl_cli.run_record import read_record, require_no_other
 
 _COMPRESSED_SHARE = 0.25  # of a volume's bytes; generous, real ones take about a seventh
 _FEWEST_SAMPLES = 2  # that have a standard deviation
@@ -72,8 +72,10 @@ def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) 
     for folder in (places.output, places.records):
         refuse_among_originals(folder, originals, flag="--cpl")
         require_folder(folder, flag="--cpl")
+    require_no_other(places.records / "run.json", "complete", flag="--cpl")
     _refuse_mixture(places)
     _require_samples(places.dataset, manner)
+    _require_span(manner)
     _require_choice("--planes", manner.planes, PLANES)
     _require_choice("--intensities", manner.intensities, INTENSITIES)
     if manner.planes != "axial":
@@ -84,6 +86,17 @@ def require_possible(places: Places, manner: Manner, originals: Sequence[Path]) 
         places.dataset.layout.require_volumes("--guide")
     if places.naming is not None:
         _require_naming(places.dataset, places.naming, manner)
+
+
+def _require_span(manner: Manner) -> None:
+    """Refuse slices that are none: `attcl complete` reads them from text, a program gives numbers."""
+    first, stop = manner.slices or (0, 1)
+    if not 0 <= first < stop:
+        raise UsageError(
+            f"--slices: {first}:{stop}, expected FIRST:STOP such as 31:125",
+            "for example --slices 31:125",
+            code="malformed-slices",
+        )
 
 
 def cannot_make(models: Sequence[Weights], unmade: Mapping[str, Sequence[str]]) -> list[AttclError]:
@@ -297,6 +310,25 @@ def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Cas
     return ""
 
 
+def other_sources(
+    places: Places, case: Case, target: str, makers: Sequence[Maker]
+) -> list[AttclError]:
+    """Return a problem if the slices of a volume that are there were made from other sources than the rest would be."""
+    document = read_side_car(places.side_car(case, target))
+    before = {str(it["modality"]) for it in sources_in(document) if "modality" in it}
+    now = {name for maker in makers for name in maker.sources}
+    if not before or not now or before == now:
+        return []
+    return [
+        AttclError(
+            f"{places.output / places.files(case, target)[0].parent}: some slices of {target} of {case.id} were made "
+            f"from {', '.join(sorted(before))}, expected {', '.join(sorted(now))} as the others",
+            "make all its slices again with --overwrite",
+            code="made-in-another-way",
+        )
+    ]
+
+
 def other_style(places: Places, job: Job) -> list[AttclError]:
     """Return a problem for each volume of which some slices are there that are stored in another way.
 
@@ -307,7 +339,8 @@ def other_style(places: Places, job: Job) -> list[AttclError]:
         whole = places.files(job.case, target)
         if len(job.outputs[target]) == len(whole):
             continue
-        present = [path for path in (places.output / file for file in whole) if path.exists()]
+        kept = [file for file in whole if file not in job.outputs[target]]
+        present = [path for path in (places.output / file for file in kept) if path.exists()]
         if not present:
             continue
         side_car = read_side_car(places.side_car(job.case, target))

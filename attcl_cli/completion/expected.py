@@ -30,9 +30,10 @@ def expect(
         AttclError: no weights will do; together with what is wrong with the names of files.
     """
     of_one_case = dataset.alone and not targets
-    dataset = dataset.including(dataset.absent if of_one_case and not names else targets)
-    if not names and not any(_asked_for(dataset, case, targets) for case in dataset.cases):
-        return dataset, [], "none"
+    dataset = dataset.including(targets)
+    whole = dataset.including(dataset.absent) if of_one_case else dataset
+    if not names and not any(_asked_for(whole, case, targets) for case in whole.cases):
+        return whole, [], "none"
     try:
         models, chosen = _choose_models(names, dataset, targets, progress, force=force)
     except AttclError as error:

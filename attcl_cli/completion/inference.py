@@ -22,6 +22,7 @@ from attcl_cli.completion.preparation import AXIAL, SAGITTAL, THREE_PLANES, Prep
 from attcl_cli.data import intensities
 from attcl_cli.data.intensities import Array, Scale
 from attcl_cli.data.volumes import Volume
+from attcl_cli.errors import AttclError
 from attcl_cli.methods.base import Method
 from attcl_cli.methods.settings import Settings
 from attcl_cli.methods.weights import Weights, WeightsInfo
@@ -397,7 +398,12 @@ class InMemory:
         scales: dict[str, Scale] = {}
         for name, data in sources.items():
             scale = intensities.intensity_scale(data, brain)
-            assert scale is not None  # a source without contrast is refused when it is read
+            if scale is None:
+                raise AttclError(
+                    f"{name}: 99 % of the brain has one value, expected contrast in a source",
+                    "remove this file, so that the modality counts as missing",
+                    code="volume-without-contrast",
+                )
             scales[name] = scale
         return passes_of(
             self.weights.sha256,

@@ -75,8 +75,8 @@ def plan_completion(
     if dataset.layout.sliced:
         manner = replace(manner, even=bool(manner.even), guide=bool(manner.guide))
     places = Places(dataset, output, naming)
-    kept = originals if dataset.scattered else (dataset.root, *originals)
-    checks.require_sound_request(places, models, manner, kept, targets=targets)
+    originals = originals if dataset.scattered else (dataset.root, *originals)
+    checks.require_sound_request(places, models, manner, originals, targets=targets)
     modal_list = dataset.by_frequency()
     problems: list[AttclError] = []
     unlike: list[AttclError] = []
@@ -104,8 +104,11 @@ def plan_completion(
             anew = overwrite or places.lacks_uncertainty(case, target, manner)
             done = () if anew else set(existing) - set(unproven)
             files = _files_to_write(places, case, target, manner, done)
+            problems += checks.other_sources(places, case, target, makers) if files and done else []
             if files is None:
-                present.setdefault(case.id, {})[target] = places.files(case, target)
+                present.setdefault(case.id, {})[target] = dataset.layout.files_of_slices(
+                    places.files(case, target), manner.slices
+                )
             elif not makers:
                 unmade.setdefault(case.id, []).append(target)
             else:
@@ -120,8 +123,10 @@ def plan_completion(
                     ),
                 )
         jobs += _as_they_are(dataset, case, groups.values())  # before anything is read
-    problems += fold(unlike, checks.same_making)
-    problems += checks.synthetic_sources(dataset, jobs, manner)
+    problems += [
+        *fold(unlike, checks.same_making),
+        *checks.synthetic_sources(dataset, jobs, manner),
+    ]
     busy = {job.case.id for job in jobs}
     sources = [case for case in dataset.cases if case.id in busy]
     findings = examine(dataset, sources, force=force, progress=progress)

@@ -31,7 +31,7 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Source
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.errors import AttclError, UsageError, raise_all
-from attcl_cli.methods.weights import load_method
+from attcl_cli.methods.weights import load_method, require_same_file
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_ends import reported
@@ -316,6 +316,8 @@ def _made(
     else:
         from attcl_cli.completion.making import make_volumes  # loads torch: all is checked
 
+        for model in plan.used:
+            require_same_file(model)  # a training may have saved others since
         methods = {model.sha256: load_method(model, place) for model in plan.used}
         made = make_volumes(
             plan,

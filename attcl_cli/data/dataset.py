@@ -233,8 +233,8 @@ def read_side_car(path: Path) -> dict[str, Any]:
 
 def makers_in(side_car: Mapping[str, Any]) -> frozenset[str]:
     """Return the SHA-256 of all weights that a side-car says made its volume."""
-    makers = (side_car.get("weights"), *(side_car.get("averaged") or ()))
-    return frozenset(it["sha256"] for it in makers if it)
+    makers = [side_car.get("weights"), *_documents(side_car.get("averaged") or [])]
+    return frozenset(str(it["sha256"]) for it in _documents(makers) if "sha256" in it)
 
 
 def _any_lies_in(folder: Path, files: Iterable[PurePosixPath]) -> bool:
@@ -248,13 +248,29 @@ def _is_synthetic(side_car: Path, modality: str) -> bool:
 
 
 def sources_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what a side-car says that its volume was made from, a modality and its files each."""
-    return list(side_car.get("sources") or [side_car.get("source") or {}])
+    """Return what a side-car says that its volume was made from, a modality and its files each.
+
+    What another program's side-car has under these keys is left out.
+    """
+    return _documents(side_car.get("sources") or [side_car.get("source") or {}])
 
 
 def guides_in(side_car: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what a side-car says that its volume was sharpened by, beside its sources; as `sources_in`."""
-    return list(side_car.get("sharpened_by") or [])
+    return _documents(side_car.get("sharpened_by") or [])
+
+
+def weights_in(side_car: Mapping[str, Any]) -> dict[str, str]:
+    """Return SHA-256 -> name of the weights that a side-car says made its volume; {} if it says nothing of the kind."""
+    found = side_car.get("weights")
+    if not isinstance(found, Mapping) or not {"sha256", "name"} <= found.keys():
+        return {}
+    return {str(found["sha256"]): str(found["name"])}
+
+
+def _documents(found: Any) -> list[dict[str, Any]]:
+    items = found if isinstance(found, list) else [found]
+    return [item for item in items if isinstance(item, dict)]
 
 
 def open_dataset(

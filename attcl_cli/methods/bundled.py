@@ -218,6 +218,8 @@ def choose_weights(
     expected = dataset.including(targets)
     missing = {name for case in expected.cases for name in expected.missing(case)}
     wanted = missing & set(targets) if targets else missing
+    if dataset.alone and not targets:
+        wanted |= set(dataset.absent)  # a single case cannot show what others have
     notes: list[str] = []
     for path in _runs(runs):
         reason = _against_run(path, expected, wanted)
@@ -407,12 +409,16 @@ def _against_run(path: Path, dataset: Dataset, wanted: set[str]) -> str:
 
 
 def _against_modalities(weights: Weights, dataset: Dataset, wanted: set[str]) -> str:
-    """Return which of a dataset's modalities weights do not know, or do not make; "" if all."""
-    unknown = sorted(set(dataset.modalities) - set(weights.info.modalities))
+    """Return which of a dataset's modalities weights do not know, or which that are wanted they do not make; or ""."""
+    known = set(dataset.modalities)
+    unknown = sorted(known - set(weights.info.modalities))
     if unknown:
         return f"knows no {', '.join(unknown)}"
-    unmade = sorted(wanted - set(weights.info.rule.targets))
-    return f"makes no {', '.join(unmade)}" if unmade else ""
+    unmade = wanted - set(weights.info.rule.targets)
+    # Of modalities that the dataset does not know, some are enough.
+    if unmade & known or (unmade and unmade == wanted):
+        return f"makes no {', '.join(sorted(unmade))}"
+    return ""
 
 
 class _Preparation:

@@ -13,12 +13,21 @@ from typing import Any
 
 from attcl_cli.data import derivative, label_maps, volumes
 from attcl_cli.data.background import BackgroundOption
-from attcl_cli.data.dataset import Case, Dataset, guides_in, makers_in, read_side_car, sources_in
+from attcl_cli.data.dataset import (
+    Case,
+    Dataset,
+    guides_in,
+    makers_in,
+    read_grids,
+    read_side_car,
+    sources_in,
+    weights_in,
+)
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
 from attcl_cli.data.synthetic import no_truths, notes_of_slices, sources_gone
 from attcl_cli.data.unchanged import State, look_at
-from attcl_cli.errors import AttclError, UsageError, fold, raise_all
+from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 
 SPLITS = ("train", "val", "test", "all")
 
@@ -170,8 +179,7 @@ def plan_comparison(
             label = read_side_car(output / data.place_side_car(case, modality))
             strange += _sources_gone(label, case, files[0])
             labels.append(label)
-            if made_by := label.get("weights"):
-                weights[made_by["sha256"]] = made_by["name"]
+            weights |= weights_in(label)
             makers_of[case.id] = makers_of.get(case.id, frozenset()) | makers_in(label)
             by_sources.setdefault(_sources_of(label, case, modal_list), []).append(pair)
         segmentation = _segmentation(truth, true_case, problems)
@@ -199,7 +207,10 @@ def plan_comparison(
         truth.root,
         weights,
         makers_of,
-        notes=tuple(notes_of_slices(labels)),
+        notes=(
+            *notes_of_slices(labels),
+            *(_without_truth(data, truth, output) if splits is None else ()),
+        ),
     )
 
 
@@ -223,6 +234,7 @@ def plan_directions(truth: Dataset, splits: Splits | None, *, split: str = "all"
             continue
         files = {modality: truth.paths(case, modality) for modality in case.files}
         problems += [*truth.wrong.get(case.id, ()), *no_truths(truth, case, case.files)]
+        problems += read_grids(files.values())[1]
         seen = look_at(chain(*files.values(), truth.paths(case, SEGMENTATION)))
         segmentation = _segmentation(truth, case, problems)
         for source, of_source in files.items():
@@ -295,7 +307,8 @@ def _hidden_volumes(
                 continue
             names = [name for name in data.missing(case) if name in true_case.files]
             problems += no_truths(truth, true_case, names)
-            yield case, true_case, names
+            if names:
+                yield case, true_case, names
         return
     for case_id, hidden in hidden_by_case.items():
         if case_id not in incomplete:
@@ -307,7 +320,9 @@ def _hidden_volumes(
                 )
             )
             continue
-        wrong = _wrong_names(data, truth, case_id) if hidden else []
+        if not hidden:
+            continue
+        wrong = _wrong_names(data, truth, case_id)
         if wrong:  # which file is meant is not clear: more would only confuse
             problems += wrong
             continue
@@ -324,6 +339,23 @@ def _hidden_volumes(
         if not without_truth:
             problems += no_truths(truth, complete[case_id], hidden)
             yield incomplete[case_id], complete[case_id], hidden
+
+
+def _without_truth(data: Dataset, truth: Dataset, output: Path) -> list[str]:
+    """Name the completed volumes that are not scored, since the complete dataset does not have them."""
+    complete = {case.id: case.files for case in truth.cases}
+    left = [
+        f"{modality} of {case.id}"
+        for case in data.cases
+        for modality in data.missing(case)
+        if modality not in complete.get(case.id, {})
+        and all((output / file).is_file() for file in data.place(case, modality))
+    ]
+    if not left:
+        return []
+    return [
+        f"{truth.root} has no truth for {counted(len(left), 'completed volume')} ({some(left)}), not scored"
+    ]
 
 
 def _wrong_names(data: Dataset, truth: Dataset, case_id: str) -> list[AttclError]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from attcl_cli.completion.inference import InMemory
-from attcl_cli.methods.weights import Weights, load_method
+from attcl_cli.methods.weights import Weights, load_method, require_same_file
 from attcl_cli.scoring import feature_networks
 from attcl_cli.scoring.baselines import Quantiles
 from attcl_cli.scoring.metrics import METRICS
@@ -57,6 +57,7 @@ class Recipe:
         """
         model = None
         if self.weights is not None:
+            require_same_file(self.weights)
             model = InMemory(load_method(self.weights, device), self.weights, device)
         needed = {METRICS[name].sees for name in self.metrics}
         embed = perceptual = None

@@ -76,6 +76,26 @@ def test_slices_beyond_the_volume_are_refused(layout, gappy, weights, tmp_path):
     assert caught.value.code == "slices-beyond-volume"
 
 
+@pytest.mark.parametrize("slices", [(12, 3), (-5, 0), (4, 4)])
+def test_a_span_without_slices_is_refused(slices, gappy, weights, tmp_path):
+    with pytest.raises(UsageError, match=f"--slices: {slices[0]}:{slices[1]}, expected") as caught:
+        completed(gappy(), tmp_path / "out", weights, slices=slices)
+    assert caught.value.code == "malformed-slices"
+
+
+def test_a_folder_of_another_command_is_no_place_for_volumes(gappy, weights, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(weights.path.parent, run)
+    (run / "run.json").write_text(json.dumps({"command": "train", "status": "stopped"}))
+    before = states(run)
+    with pytest.raises(
+        UsageError, match=r"--cpl: .*run\.json is the record of attcl train"
+    ) as caught:
+        completed(gappy(), run, weights)
+    assert caught.value.code == "folder-of-another-command"
+    assert states(run) == before
+
+
 @pytest.mark.parametrize(("stop", "short"), [(26, False), (27, True)])
 def test_slices_past_the_last_of_a_case_are_named(stop, short, gappy, weights, tmp_path):
     root = gappy("brats", [("t2",), ("t2",), (), ()])

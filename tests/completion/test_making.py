@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import weakref
 from dataclasses import replace
@@ -33,6 +34,7 @@ from PIL import Image
 
 from attcl_cli import __version__
 from attcl_cli.completion import inference, linking, making, preparation
+from attcl_cli.completion.run import complete
 from attcl_cli.completion.styles import Styles
 from attcl_cli.data import intensities, volumes
 from attcl_cli.data.dataset import Dataset, open_dataset
@@ -295,6 +297,54 @@ def test_slices_that_are_not_asked_for_are_not_written_as_png(gappy, weights, tm
     some, whole = images(tmp_path / "some"), images(tmp_path / "all")
     assert list(some) == [f"t2/Phantom00000_{number:03d}.png" for number in (10, 11, 12)]
     assert some.items() <= whole.items()
+
+
+def test_a_second_run_over_some_png_slices_finds_nothing_lost(gappy, weights, tmp_path):
+    root = gappy("slices", [("t2",), ("t2",), (), ()])
+    arguments = {"ori": root, "cpl": tmp_path / "out", "weights": weights.path.parent}
+    options = {"slices": (10, 13), "device": "cpu"}
+    complete(**arguments, **options)
+    second = tmp_path / "out/t2/Phantom00001_011.png"
+    second.unlink()
+    result = complete(**arguments, **options)
+    assert (result.written, second.is_file()) == (1, True)
+    record = json.loads((tmp_path / "out/run.json").read_text())
+    assert record["status"] == "done"
+    (present,) = [case for case in record["cases"] if case["status"] == "present"]
+    assert present["outputs"] == [f"t2/Phantom00000_{slice:03d}.png" for slice in (10, 11, 12)]
+
+
+def test_png_slices_that_would_be_of_two_kinds_are_refused_and_stay(gappy, general, tmp_path):
+    root = gappy("slices", [("t2",), (), (), ()])
+    late = list((root / "t1").glob("Phantom00000_*.png"))
+    (tmp_path / "late").mkdir()
+    for file in late:
+        shutil.move(file, tmp_path / "late")
+    arguments = {"ori": root, "cpl": tmp_path / "out", "weights": general.path.parent}
+    complete(**arguments, targets=["t2"], device="cpu")
+    (tmp_path / "out/t2/Phantom00000_012.png").unlink()
+    before = states(tmp_path / "out")
+    for file in late:
+        shutil.move(tmp_path / "late" / file.name, file)
+    with pytest.raises(
+        AttclError, match="made from flair, t1ce, expected flair, t1, t1ce"
+    ) as caught:
+        complete(**arguments, targets=["t2"], device="cpu")
+    assert caught.value.code == "made-in-another-way"
+    assert states(tmp_path / "out") == before
+    complete(**arguments, targets=["t2"], device="cpu", overwrite=True)
+    assert len(list((tmp_path / "out/t2").glob("*.png"))) > 12
+
+
+def test_overwriting_some_png_slices_minds_no_slice_that_it_replaces(gappy, weights, tmp_path):
+    root = gappy("slices", [("t2",), (), (), ()])
+    arguments = {"ori": root, "cpl": tmp_path / "out", "weights": weights.path.parent}
+    complete(**arguments, slices=(10, 13), device="cpu")
+    side_car = tmp_path / "out/t2/Phantom00000.json"
+    document = json.loads(side_car.read_text())
+    document["stored"]["range"] = [0, 7]  # as if the dataset's volumes were others now
+    side_car.write_text(json.dumps(document))
+    assert complete(**arguments, slices=(10, 13), device="cpu", overwrite=True).written == 1
 
 
 def test_slices_without_any_source_are_zero_and_cost_nothing(write_nifti, tiny_settings, tmp_path):

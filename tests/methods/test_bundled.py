@@ -43,6 +43,7 @@ PATIENTS = {
     "device": "a CPU",
     "voxel_mm": 1.0,
     "skull_stripped": True,
+    "scored": "by a test",
     "scores": [
         {
             "data": "1 patient",
@@ -175,6 +176,25 @@ def test_the_newest_run_is_taken(make_run, patients, tmp_path):
     assert choice.weights.path == newer
     assert (choice.origin, choice.notes) == ("newest run", ())
     assert choice.title == f"{newer} (7 steps on 3 cases)"
+
+
+def test_a_run_that_knows_fewer_modalities_makes_what_it_can_for_a_single_patient(
+    make_run, patients, tmp_path
+):
+    make_run("useless", ("flair", "t1", "t1ce"), status="done")
+    narrow = make_run("narrow", ("flair", "t1", "t1ce", "t2"), status="done")
+    root = patients(cases="A")
+    (root / "A/A_t1ce.nii.gz").unlink()
+    assert chosen(root, tmp_path, ()).weights.path == narrow
+    shutil.rmtree(narrow.parent)
+    two = make_run("two", ("flair", "t1", "t2"), status="done")
+    assert chosen(root, tmp_path, ()).weights.path == two  # makes no t1ce
+    shutil.rmtree(two.parent)
+    assert chosen(root, tmp_path, ()).weights.path.parent.name == "useless"  # makes t1ce
+    nothing_new = make_run("nothing-new", ("flair", "t1"), status="done")
+    choice = chosen(root, tmp_path, ())
+    assert choice.weights.path.parent.name == "useless"
+    assert choice.notes == (f"{nothing_new.parent} makes no t1ce, t2",)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from score_files import HIDDEN, figures_of, first_completed, rows_of
 
 from attcl_cli.data.dataset import open_dataset
-from attcl_cli.data.splits import read_splits
+from attcl_cli.data.splits import SplitCase, Splits, read_splits
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
 from attcl_cli.scoring.pairs import plan_comparison, plan_directions
 
@@ -150,6 +150,72 @@ def test_directions_pair_every_modality_with_every_other(phantom_root):
         if source != target
     }
     assert all(pair.prediction == () for case in comparison.cases for pair in case.pairs)
+
+
+def test_directions_need_volumes_on_one_grid(phantom_root, tmp_path):
+    root = tmp_path / "shifted"
+    shutil.copytree(phantom_root, root)
+    file = root / "Phantom_00002/Phantom_00002_t2.nii.gz"
+    image = nib.load(file)
+    affine = image.affine.copy()
+    affine[0, 3] += 40
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), file)
+    with pytest.raises(AttclError) as caught:
+        plan_directions(open_dataset(root), None)
+    assert caught.value.code == "grids-differ"
+    assert "Phantom_00002" in caught.value.message
+
+
+def test_a_case_of_which_nothing_is_hidden_needs_no_truth(folders, tmp_path):
+    scores = tmp_path / "truth"
+    shutil.copytree(folders.truth, scores)
+    (lost,) = {f"Phantom_0000{number}" for number in range(4)} - {case for case, _ in HIDDEN}
+    shutil.rmtree(scores / lost)
+    items = {case: [name for it, name in HIDDEN if it == case] for case, _ in HIDDEN}
+    listed = [SplitCase(case, (), tuple(names)) for case, names in {**items, lost: ()}.items()]
+    names = ("flair", "t1", "t1ce", "t2")
+    parts = {"train": (), "val": (), "test": tuple(listed)}
+    splits = Splits(str(scores), "brats", "ratio3", 0, names, parts)
+    comparison = plan_comparison(
+        open_dataset(folders.ori), open_dataset(scores), folders.cpl, splits, split="test"
+    )
+    assert comparison.volumes == len(HIDDEN)
+
+
+def test_completed_volumes_without_a_truth_are_named(folders, tmp_path):
+    truth = tmp_path / "truth"
+    shutil.copytree(folders.truth, truth)
+    case, modality = min(HIDDEN)
+    (truth / case / f"{case}_{modality}.nii.gz").unlink()
+    comparison = plan_comparison(open_dataset(folders.ori), open_dataset(truth), folders.cpl, None)
+    assert comparison.volumes == len(HIDDEN) - 1
+    assert comparison.notes == (
+        f"{truth} has no truth for 1 completed volume ({modality} of {case}), not scored",
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"weights": "epoch9.pth"}, {"source": "t1"}, {"sources": ["t1"]}, {"sharpened_by": "t2"},
+     {"weights": {"sha256": "abc"}, "averaged": 3}],
+)  # fmt: skip
+def test_the_side_car_of_another_program_says_nothing(words, folders):
+    case, modality = min(HIDDEN)
+    (folders.cpl / case / f"{case}_{modality}.json").write_text(json.dumps(words))
+    comparison = plan_comparison(
+        open_dataset(folders.ori), open_dataset(folders.truth), folders.cpl, None
+    )
+    assert comparison.weights == {}
+    assert {case.source for case in comparison.cases} == {"flair"}
+
+
+def test_the_folder_of_a_training_is_no_place_for_scores(scored, folders):
+    folders.scores.mkdir()
+    record = folders.scores / "run.json"
+    record.write_text('{"command": "train", "status": "stopped"}')
+    code, _, err = scored()
+    assert (code, "is the record of attcl train" in err) == (2, True)
+    assert record.read_text() == '{"command": "train", "status": "stopped"}'
 
 
 def test_directions_need_two_modalities(gappy):
