@@ -344,7 +344,7 @@ class InMemory:
         *,
         sample: int | None = None,
     ) -> dict[str, Array]:
-        """Return a case in each target modality, made as a completion without options makes it.
+        """Return a case in each target modality, made as a completion without options makes it, but never sharpened.
 
         Args:
             sources: modality -> volume, in the order of preference; of these the method takes those that it needs.

@@ -164,7 +164,7 @@ def plan_completion(
         learned=learned_cases(
             models,
             [(job.case.id, maker.weights.sha256) for job in sound for maker in job.makers],
-            dataset.layout.patient_of,
+            dataset.patient_of,
         ),
     )
 

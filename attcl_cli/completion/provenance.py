@@ -16,7 +16,7 @@ from attcl_cli.methods.weights import BUNDLED, Weights
 from attcl_cli.run_record import read_record
 
 PatientOf = Callable[[str], str]
-"""The patient of a case, by its id (`Layout.patient_of`)."""
+"""The patient of a case, by its id (`Dataset.patient_of`)."""
 
 
 @dataclass(frozen=True)

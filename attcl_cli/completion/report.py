@@ -129,7 +129,7 @@ def write_report(
     doubted = sorted(made, key=lambda it: it.rank, reverse=True)
     panels, unread = _panels(plan, _chosen(doubted))
     learned = provenance.learned_cases(  # of all that lies there: the page of a killed run is that of a whole one
-        plan.models, [(it.case.id, it.sha256) for it in made], plan.dataset.layout.patient_of
+        plan.models, [(it.case.id, it.sha256) for it in made], plan.dataset.patient_of
     )
     hint = "The real volumes are not known, so there is no difference to see."
     if len(panels) < len(made):
@@ -378,7 +378,7 @@ def _caveat(
     return provenance.describe_training_patients(
         {case for cases in learned.values() for case in cases},
         {volume.case.id for volume in made},
-        plan.dataset.layout.patient_of,
+        plan.dataset.patient_of,
     )
 
 

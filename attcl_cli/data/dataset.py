@@ -28,6 +28,7 @@ from attcl_cli.data.layouts import (
 )
 from attcl_cli.data.naming import Case as Case  # noqa: PLC0414 - part of what a dataset is
 from attcl_cli.data.naming import read_folder
+from attcl_cli.data.patients import patient_by_name
 from attcl_cli.data.places import led_to
 from attcl_cli.data.record_cache import FOLDER_VARIABLE, Records, cache_folder
 from attcl_cli.data.records import MOST_BYTES, SplitsRecord, require_side_car, splits_record
@@ -205,6 +206,14 @@ class Dataset:
         return bids.new_token(
             case.id, case.files, modality, known=self._habits, usual=usual, desc=self.desc
         )
+
+    def patient_of(self, case: str) -> str:
+        """Return the patient of a case, by its id; also of one that is elsewhere, such as a training case."""
+        return self._patients.get(case) or patient_by_name(case, self.layout)
+
+    @cached_property
+    def _patients(self) -> dict[str, str]:
+        return {case.id: case.patient for case in self.cases}
 
     @cached_property
     def _habits(self) -> bids.Habits:

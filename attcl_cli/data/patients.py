@@ -102,6 +102,20 @@ class Patients:
     notes: tuple[str, ...] = ()
 
 
+def patient_by_name(case: str, layout: Layout) -> str:
+    """Return the patient of a case that perhaps is not here, by its id: of a public dataset, or as the layout says."""
+    found = _public(case)
+    return found[0] if found else layout.patient_of(case)
+
+
+def _public(case: str) -> tuple[str, str] | None:
+    """Return the patient of a case of a public dataset, and that dataset's title; None: it is of none that we know."""
+    for names in PUBLIC_NAMES:
+        if match := re.fullmatch(names.case, case, re.IGNORECASE):
+            return match[1], names.title
+    return None
+
+
 def find_patients(
     cases: Iterable[str],
     layout: Layout,
@@ -125,15 +139,11 @@ def find_patients(
     patients: dict[str, str] = {}
     titles: dict[str, None] = {}
     for case in ids:
-        for names in PUBLIC_NAMES:
-            match = re.fullmatch(names.case, case, re.IGNORECASE)
-            if match:
-                patients[case] = match[1]
-                titles[names.title] = None
-                break
-        else:
-            if re.match(layout.patient, case) and layout.patient != Layout.patient:
-                patients[case] = layout.patient_of(case)
+        if found := _public(case):
+            patients[case], title = found
+            titles[title] = None
+        elif re.match(layout.patient, case) and layout.patient != Layout.patient:
+            patients[case] = layout.patient_of(case)
     unknown = [case for case in ids if case not in patients]
     above = {
         case: folder

@@ -439,10 +439,16 @@ def _record_weights(
     if chosen is not None:
         record.weights = {"name": chosen.name, "sha256": chosen.sha256}
         progress.say(f"weights: {chosen.path}")
-    else:
+    if not comparison.by_direction:
+        makers = comparison.weights
         record.extra["completed_by"] = [
-            {"name": name, "sha256": sha256} for sha256, name in comparison.weights.items()
+            {"name": name, "sha256": sha256} for sha256, name in makers.items()
         ]
+        if chosen is not None and makers and chosen.sha256 not in makers:
+            progress.say(
+                f"note: samples are drawn by {chosen.name}, but the volumes were made by {', '.join(makers.values())}: "
+                "name those weights with -w"
+            )
     record.extra["training_patients"] = comparison.training_patients
 
 
@@ -453,7 +459,7 @@ def _with_training_patients(
     from attcl_cli.completion import provenance
     from attcl_cli.methods.weights import BUNDLED
 
-    patient_of = complete.layout.patient_of
+    patient_of = complete.patient_of
     cases = [name for name in comparison.made_by if name in {it.case for it in comparison.cases}]
     seen: Sequence[str] = ()
     learned = True
@@ -516,6 +522,6 @@ def _report_what_is_replaced(output: Path, progress: Progress) -> None:
 
 def _weights_of(comparison: Comparison, record: RunRecord) -> str:
     """Return the names of the weights that made what is scored, for the page."""
-    if record.weights:
-        return record.weights["name"]
+    if comparison.by_direction:
+        return str(record.weights["name"])
     return ", ".join(sorted(set(comparison.weights.values()))) or "unknown"

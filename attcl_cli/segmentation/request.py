@@ -160,7 +160,7 @@ def open_study(request: Request) -> Study:
             code="no-splits",
         )
     asked = dict.fromkeys(prepared.names("test"), ())
-    provenance = read_provenance(Path(request.cpl), asked, data.layout.patient_of)
+    provenance = read_provenance(Path(request.cpl), asked, data.patient_of)
     return Study(data, prepared, provenance)
 
 

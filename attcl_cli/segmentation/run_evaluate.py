@@ -277,9 +277,7 @@ def _evaluate_segmenter(
     tested_on = plan.cases("test")
     warnings = [
         *report.leaks(study.provenance, (name,)),
-        *report.seen(
-            tested_on, (*info.trained_on, *info.validated_on), study.data.layout.patient_of
-        ),
+        *report.seen(tested_on, (*info.trained_on, *info.validated_on), study.data.patient_of),
     ]
     described = evaluation.describe(item, file, str(file))
     record = RunRecord(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from attcl_cli.completion.provenance import training_cases
+from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.layouts import LAYOUTS
 from attcl_cli.data.patients import PUBLIC_NAMES, find_patients, leaks
 from attcl_cli.errors import UsageError
@@ -56,6 +59,19 @@ def test_the_names_of_public_datasets_say_the_patient(case, patient, title):
 @pytest.mark.parametrize("names", PUBLIC_NAMES, ids=lambda names: names.title)
 def test_the_example_of_a_public_naming_fits_it_alone(names):
     assert find_patients([names.example], BRATS).recognised == (names.title,)
+
+
+def test_a_training_case_elsewhere_is_another_visit_of_a_patient_here(write_nifti, tmp_path):
+    for name in ("flair", "t1"):
+        write_nifti(
+            tmp_path / f"UPENN-GBM-00001_21/UPENN-GBM-00001_21_{name}.nii.gz",
+            np.ones((4, 4, 4), np.int16),
+        )
+    dataset = open_dataset(tmp_path)
+    assert dataset.layout.name == "brats"
+    here, elsewhere, other = "UPENN-GBM-00001_21", "UPENN-GBM-00001_11", "UPENN-GBM-00002_11"
+    assert training_cases([here], [elsewhere], dataset.patient_of) == [here]
+    assert training_cases([here], [other], dataset.patient_of) == []
 
 
 def test_many_cases_of_public_datasets_are_no_visits_of_one_patient():

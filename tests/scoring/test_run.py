@@ -17,9 +17,11 @@ from score_files import HIDDEN, figures_of, first_completed, rows_of, spoil
 
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.errors import AttclError, UsageError
+from attcl_cli.progress import Silent
+from attcl_cli.run_record import RunRecord
 from attcl_cli.scoring import feature_weights, report, rows
-from attcl_cli.scoring.pairs import plan_directions
-from attcl_cli.scoring.run import score
+from attcl_cli.scoring.pairs import plan_comparison, plan_directions
+from attcl_cli.scoring.run import _record_weights, _weights_of, score
 
 
 def test_the_function_returns_what_it_wrote(folders):
@@ -77,6 +79,32 @@ def test_volumes_made_in_some_slices_alone_are_a_note(scored, folders):
     note = "1 of 4 completed volumes has slices 8:12 alone, as made with --slices"
     assert code == 0 and f"note: {note}" in err
     assert note in (folders.scores / "report.html").read_text()
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_weights_that_draw_samples_are_not_taken_for_those_that_made_the_volumes(
+    same, folders, tmp_path
+):
+    label = first_completed(folders).with_name("Phantom_00000_t2.json")
+    label.write_text(json.dumps({"weights": {"name": "old", "sha256": "abc"}}))
+    data, truth = open_dataset(folders.ori), open_dataset(folders.truth)
+    comparison = plan_comparison(data, truth, folders.cpl, None)
+    drawing = SimpleNamespace(name="new", sha256="abc" if same else "def", path=tmp_path / "new")
+    record, said = RunRecord(tmp_path / "run.json", "score"), Said()
+    _record_weights(record, comparison, drawing, said)
+    assert record.weights["name"] == "new"
+    assert record.extra["completed_by"] == [{"name": "old", "sha256": "abc"}]
+    assert _weights_of(comparison, record) == "old"
+    note = "note: samples are drawn by new, but the volumes were made by old: name those weights with -w"
+    assert said.lines[1:] == ([] if same else [note])
 
 
 def test_one_sample_has_no_distance_to_another(folders):

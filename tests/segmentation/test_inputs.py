@@ -187,7 +187,7 @@ def test_an_empty_split_is_refused(study):
 
 def provenance_of(study):
     asked = dict.fromkeys(study.splits.names("test"), ())
-    return read_provenance(study.root / "out", asked, study.data.layout.patient_of)
+    return read_provenance(study.root / "out", asked, study.data.patient_of)
 
 
 def test_the_provenance_names_test_patients_that_the_weights_have_seen(study):
