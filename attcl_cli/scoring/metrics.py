@@ -216,6 +216,8 @@ def _formulas() -> Any:
 
 # --- The records --------------------------------------------------------------------------------------------------
 
+LPIPS_MIN_SIDE = 31  # pixels; of less, AlexNet's second pooling leaves nothing
+
 METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attcl_cli import cluster
-from attcl_cli.data import splits
+from attcl_cli.data import splits, volumes
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Dataset, Source
 from attcl_cli.data.originals import folders_of
@@ -26,7 +26,7 @@ from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
 from attcl_cli.run_record import RunRecord, require_no_other
 from attcl_cli.scoring import feature_weights
-from attcl_cli.scoring.metrics import METRICS, select
+from attcl_cli.scoring.metrics import LPIPS_MIN_SIDE, METRICS, select
 from attcl_cli.scoring.pairs import Comparison, plan_comparison, plan_directions
 from attcl_cli.temporaries import temporary_folder
 
@@ -168,7 +168,7 @@ def score(
     """
     progress = RunLog(progress)
     names = select(metrics, fid_network=fid_network)
-    _require_options(samples, names, viewer)
+    _require_options(samples, names, viewer, weights, directions=directions)
     on_cluster = _cluster(ray, device, gpu_share)
     source = Source(
         Path(ori),
@@ -190,12 +190,13 @@ def score(
     require_no_other(folder / "run.json", "score", flag="--output", besides="demo")
     if not dry_run:
         _locate_networks(names, offline=offline, progress=progress)  # before torch is imported
-    comparison = (
+    comparison = _large_enough(
         plan_directions(complete, known_splits, split=split)
         if directions
         else plan_comparison(
             data, complete, completed, known_splits, split=split, allow_missing=allow_missing
-        )
+        ),
+        names,
     )
     for note in comparison.notes:
         progress.say(f"note: {note}")
@@ -223,7 +224,7 @@ def score(
 
     place = devices.select(device if on_cluster is None else "cpu")  # a cluster has its own
     record.device = str(place) if ray is None else f"ray ({device})"
-    draws = samples is not None or any(METRICS[name].sees == "samples" for name in names)
+    draws = _draws(samples, names)
     chosen = (
         _find_weights(weights, complete, comparison, directions=directions, draws=draws)
         if directions or draws
@@ -337,13 +338,27 @@ def _cluster(ray: str | None, device: str, gpu_share: float | None) -> cluster.C
     return on
 
 
-def _require_options(samples: int | None, names: Sequence[str], viewer: str) -> None:
-    """Refuse an unknown viewer, and a number of samples that no metric can use.
+def _require_options(
+    samples: int | None,
+    names: Sequence[str],
+    viewer: str,
+    weights: Path | str | None,
+    *,
+    directions: bool,
+) -> None:
+    """Refuse an unknown viewer, weights that nothing is made with, and a number of samples that no metric can use.
 
     Raises:
-        UsageError: there is no such viewer; there are fewer than 2 samples, or no metric looks at them.
+        UsageError: there is no such viewer; weights are named in vain; there are fewer than 2 samples, or no metric
+            looks at them.
     """
     require_viewer(viewer)
+    if weights is not None and not (directions or _draws(samples, names)):
+        raise UsageError(
+            f"--weights: {weights}, but nothing is made here, expected --directions, --samples or --lpips-diversity",
+            "leave --weights out: completed volumes say what made them",
+            code="weights-not-used",
+        )
     if samples is None:
         return
     if samples < 2:  # noqa: PLR2004
@@ -359,6 +374,26 @@ def _require_options(samples: int | None, names: Sequence[str], viewer: str) -> 
             "add --fid, --kid, --lpips or --lpips-diversity, or leave --samples out",
             code="samples-not-scored",
         )
+
+
+def _draws(samples: int | None, names: Sequence[str]) -> bool:
+    """Return whether samples are drawn for the metrics."""
+    return samples is not None or any(METRICS[name].sees == "samples" for name in names)
+
+
+def _large_enough(comparison: Comparison, names: Sequence[str]) -> Comparison:
+    """Return the comparison; refuse slices that are too small for LPIPS, before any network is loaded."""
+    seen = {METRICS[name].sees for name in names}
+    for case in comparison.cases if seen & {"slices", "samples"} else ():
+        file = case.pairs[0].truth
+        _, height, width = volumes.read_grid(file).axial_shape
+        if min(height, width) < LPIPS_MIN_SIDE:
+            raise AttclError(
+                f"{file[0]}: slices of {width}x{height} pixels, expected {LPIPS_MIN_SIDE} or more per side for LPIPS",
+                "leave --lpips and --lpips-diversity out",
+                code="slices-too-small",
+            )
+    return comparison
 
 
 def _locate_networks(names: Sequence[str], *, offline: bool, progress: Progress) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers import REPOSITORY
 from score_files import HIDDEN, figures_of, first_completed, rows_of, spoil
@@ -111,6 +112,28 @@ def test_one_sample_has_no_distance_to_another(folders):
     with pytest.raises(UsageError) as caught:
         score(folders.ori, folders.cpl, truth=folders.truth, samples=1)
     assert caught.value.code == "too-few-samples"
+
+
+def test_weights_that_make_nothing_are_refused(folders):
+    with pytest.raises(
+        UsageError, match="--weights: runs/mine, but nothing is made here"
+    ) as caught:
+        score(folders.ori, folders.cpl, truth=folders.truth, weights="runs/mine")
+    assert caught.value.code == "weights-not-used"
+
+
+def test_slices_too_small_for_lpips_are_refused_before_a_network_is_loaded(
+    folders, tmp_path, write_nifti
+):
+    ori, truth, cpl = (tmp_path / name for name in ("small", "whole", "made"))
+    for root, names in ((ori, ("flair",)), (truth, ("flair", "t1")), (cpl, ("t1",))):
+        for number, name in enumerate(names):
+            volume = np.random.default_rng(number).integers(1, 99, (28, 40, 9)).astype(np.int16)
+            write_nifti(root / f"A/A_{name}.nii.gz", volume)
+    score(ori, cpl, truth=truth, output=tmp_path / "scores", metrics=["ssim"], dry_run=True)
+    with pytest.raises(AttclError, match="slices of 28x40 pixels, expected 31 or more") as caught:
+        score(ori, cpl, truth=truth, output=tmp_path / "scores", metrics=["lpips"], dry_run=True)
+    assert caught.value.code == "slices-too-small"
 
 
 def test_samples_that_no_metric_looks_at_are_refused(folders):
