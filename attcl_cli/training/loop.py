@@ -164,15 +164,15 @@ def run_loop(
             saving = judging or stopped
             if done % schedule.log_every == 0 or saving:
                 # The only place where the loop waits for the device.
-                logged, recent = _numbers(recent, processes), {}
+                logged = _numbers(recent, processes)
                 _require_finite(logged, done, folder, not_finite_hint)
                 now = time.monotonic()
                 seconds = round((now - clock) / (done - clock_step), 4)
                 clock, clock_step = now, done
-                if processes.main and (done % schedule.log_every == 0 or last):
-                    record = {"step": done, "seconds_a_step": seconds, **logged}
-                    log_stats(folder / STATS_FILE, record)
-                    hooks.on_log(record)
+                if done % schedule.log_every == 0 or last:
+                    recent = {}
+                    if processes.main:
+                        _log(folder, hooks, {"step": done, "seconds_a_step": seconds, **logged})
             sampling = schedule.sample_every and (done % schedule.sample_every == 0 or last)
             if processes.main and sampling:
                 began = time.monotonic()
@@ -244,6 +244,11 @@ def stop_requested(
 
     with run_ends.awaited(request):
         yield stopped
+
+
+def _log(folder: Path, hooks: LoopHooks, line: dict[str, float]) -> None:
+    log_stats(folder / STATS_FILE, line)
+    hooks.on_log(line)
 
 
 def _numbers(losses: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:

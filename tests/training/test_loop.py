@@ -139,6 +139,16 @@ def test_a_line_has_every_loss_since_the_line_before(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_checkpoint_between_two_lines_takes_no_loss_from_the_second(tmp_path):
+    class Once(Noting):
+        def step(self, batch: Numbers, step: int) -> Mapping[str, Tensor]:
+            return {"early" if step == 2 else "usual": torch.tensor(float(step))}
+
+    run(Once(), tmp_path, Schedule(steps=4, log_every=4, save_every=3))
+    (line,) = lines(tmp_path)
+    assert (line["early"], line["usual"]) == (2.0, 3.0)
+
+
 def test_neither_pictures_nor_validation_nor_saving_are_a_part_of_a_step(tmp_path, monkeypatch):
     now = 0.0
 
