@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -78,53 +78,14 @@ def plan_completion(
     originals = originals if dataset.scattered else (dataset.root, *originals)
     checks.require_sound_request(places, models, manner, originals, targets=targets)
     modal_list = dataset.by_frequency()
-    problems: list[AttclError] = []
-    unlike: list[AttclError] = []
-    jobs: list[Job] = []
-    unmade: dict[str, list[str]] = {}  # case id -> targets that no model can make
-    present: dict[str, dict[str, tuple[PurePosixPath, ...]]] = {}
-    for case in dataset.cases[part[0] - 1 :: part[1]]:
-        groups: _Groups = {}
-        for target in dataset.missing(case):
-            if targets and target not in targets:
-                continue
-            problems += checks.escapes(output, places.files(case, target)[0])
-            makers = choose_makers(models, case, target, modal_list, average=manner.average)
-            existing = places.existing(case, target)
-            unproven = checks.unproven(places, case, target, existing, makers, manner)
-            unlike += checks.unlike_existing(
-                places,
-                case,
-                target,
-                () if unproven else existing,
-                makers or (Maker(models[0], ()),),
-                manner,
-                overwrite=overwrite,
-            )
-            anew = overwrite or places.lacks_uncertainty(case, target, manner)
-            done = () if anew else set(existing) - set(unproven)
-            files = _files_to_write(places, case, target, manner, done)
-            problems += checks.other_sources(places, case, target, makers) if files and done else []
-            if files is None:
-                present.setdefault(case.id, {})[target] = dataset.layout.files_of_slices(
-                    places.files(case, target), manner.slices
-                )
-            elif not makers:
-                unmade.setdefault(case.id, []).append(target)
-            else:
-                _add(
-                    groups,
-                    Job(
-                        case,
-                        makers,
-                        {target: files},
-                        unproven={target: unproven},
-                        existing={target: existing},
-                    ),
-                )
-        jobs += _as_they_are(dataset, case, groups.values())  # before anything is read
-    problems += [
-        *fold(unlike, checks.same_making),
+    cases = dataset.cases[part[0] - 1 :: part[1]]
+    wanted = _Wanted(places, models, modal_list, manner, targets, keep_going, overwrite)
+    for case in cases:
+        wanted.look_at(case)
+    jobs, unmade = wanted.jobs, wanted.unmade
+    problems = [
+        *wanted.problems,
+        *fold(wanted.unlike, checks.same_making),
         *checks.synthetic_sources(dataset, jobs, manner),
     ]
     busy = {job.case.id for job in jobs}
@@ -134,6 +95,7 @@ def plan_completion(
         findings, dataset, models, jobs, unmade, manner, keep_going=keep_going
     )
     problems += wrong
+    failed |= wanted.failed
     planned = {job.case.id for job in jobs} | set(unmade)
     unplanned = {name: items for name, items in dataset.wrong.items() if name not in planned}
     if part[0] == 1 and keep_going:
@@ -151,7 +113,7 @@ def plan_completion(
         models=tuple(models),
         modal_list=modal_list,
         jobs=tuple(sound),
-        present=present,
+        present=wanted.present,
         manner=manner,
         failed=failed,
         notes=(
@@ -159,7 +121,7 @@ def plan_completion(
             *_other_backgrounds(dataset, models, sound),
             *_beyond_the_last(dataset, sound, manner),
             *_unread(styles, sound),
-            *_other_ranges(places, styles, models, sound, present),
+            *_other_ranges(places, styles, models, sound, wanted.present),
         ),
         learned=learned_cases(
             models,
@@ -167,6 +129,85 @@ def plan_completion(
             dataset.patient_of,
         ),
     )
+
+
+@dataclass
+class _Wanted:
+    """What is wanted of the cases that were looked at: what is done, what is to be made, and what is in the way."""
+
+    places: Places
+    models: Sequence[Weights]
+    modal_list: Sequence[str]
+    manner: Manner
+    targets: Sequence[str]
+    keep_going: bool
+    overwrite: bool
+    jobs: list[Job] = field(default_factory=list)
+    unmade: dict[str, list[str]] = field(default_factory=dict)
+    """Case id -> targets that no model can make."""
+    present: dict[str, dict[str, tuple[PurePosixPath, ...]]] = field(default_factory=dict)
+    problems: list[AttclError] = field(default_factory=list)
+    unlike: list[AttclError] = field(default_factory=list)
+    """Results of earlier runs that this one would not make."""
+    failed: dict[str, AttclError] = field(default_factory=dict)
+    """With `keep_going`, what lies where a volume of a case belongs, by case."""
+
+    def look_at(self, case: Case) -> None:
+        """Decide about each missing volume of a case."""
+        groups: _Groups = {}
+        unmade: list[str] = []
+        for target in self.places.dataset.missing(case):
+            if not self.targets or target in self.targets:
+                self._look_at_volume(case, target, groups, unmade)
+        if case.id in self.failed:
+            return
+        if unmade:
+            self.unmade[case.id] = unmade
+        self.jobs += _as_they_are(self.places.dataset, case, groups.values())
+
+    def _look_at_volume(self, case: Case, target: str, groups: _Groups, unmade: list[str]) -> None:
+        places, manner = self.places, self.manner
+        makers = choose_makers(self.models, case, target, self.modal_list, average=manner.average)
+        existing = places.existing(case, target)
+        unproven = checks.unproven(places, case, target, existing, makers, manner)
+        unlike = checks.unlike_existing(
+            places,
+            case,
+            target,
+            () if unproven else existing,
+            makers or (Maker(self.models[0], ()),),
+            manner,
+            overwrite=self.overwrite,
+        )
+        escapes = checks.escapes(places.output, places.files(case, target)[0])
+        own = [*escapes, *(it for it in unlike if it.code != "made-in-another-way")]
+        if (
+            own and self.keep_going
+        ):  # of this case alone, unlike a difference in how volumes are made
+            self.failed[case.id] = own[0]
+            return
+        self.problems += escapes
+        self.unlike += unlike
+        anew = self.overwrite or places.lacks_uncertainty(case, target, manner)
+        done = () if anew else set(existing) - set(unproven)
+        files = _files_to_write(places, case, target, manner, done)
+        if files and done:
+            self.problems += checks.other_sources(places, case, target, makers)
+        if files is None:
+            self.present.setdefault(case.id, {})[target] = places.dataset.layout.files_of_slices(
+                places.files(case, target), manner.slices
+            )
+        elif not makers:
+            unmade.append(target)
+        else:
+            volume = Job(
+                case,
+                makers,
+                {target: files},
+                unproven={target: unproven},
+                existing={target: existing},
+            )
+            _add(groups, volume)
 
 
 def _add(groups: _Groups, volume: Job) -> None:

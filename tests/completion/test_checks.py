@@ -8,6 +8,8 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from completers import completed, phantom_file, plan_of
 from helpers import states
@@ -283,6 +285,45 @@ def test_results_of_other_slices_are_not_taken_for_done(layout, slices, gappy, w
         plan_of(root, tmp_path / "out", weights, slices=slices)
     assert caught.value.code == "made-in-another-way"
     assert states(tmp_path / "out") == before
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def of_another_program(path):
+    path.with_name(path.name.replace(".nii.gz", ".json")).unlink()
+    nib.save(nib.Nifti1Image(np.ones((32, 32, 8), np.int16), np.eye(4)), path)
+
+
+@pytest.mark.parametrize("spoil", [cut_off, of_another_program])
+def test_with_keep_going_only_the_case_fails_in_whose_place_something_else_lies(
+    spoil, gappy, weights, tmp_path
+):
+    root, out = gappy(lacking=[("t2",), ("t1",), ("t2", "t1"), ()]), tmp_path / "out"
+    completed(root, out, weights, part=(1, 4))
+    (first,) = out.glob("*/*_t2.nii.gz")
+    spoil(first)
+    before = first.read_bytes()
+    with pytest.raises(AttclError, match=re.escape(str(first))):
+        completed(root, out, weights)
+    items = completed(root, out, weights, keep_going=True)
+    assert [(item.case[-1], item.error) for item in items] == [("1", None), ("2", None)]
+    assert first.read_bytes() == before
+    plan = plan_of(root, out, weights, keep_going=True)
+    assert list(plan.failed) == ["Phantom_00000"]
+    assert plan.present.keys() == {"Phantom_00001", "Phantom_00002"}
+
+
+def test_keep_going_does_not_pass_over_volumes_that_were_made_in_another_way(
+    gappy, weights, tmp_path
+):
+    """They would be all, or many: not what is wrong with one case."""
+    root = gappy(lacking=[("t2",), ("t1",), (), ()])
+    completed(root, tmp_path / "out", weights, part=(1, 4), mirror=True)
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, tmp_path / "out", weights, mirror=False, keep_going=True)
+    assert caught.value.code == "made-in-another-way"
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
