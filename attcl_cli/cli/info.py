@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,11 +60,17 @@ def info(
         source = Source(
             folder, layout, modalities, tuple(bids_filter or []), parse_background(background)
         )
-        command = _command_for_one(source, content)
+        reading = [
+            *(["--layout", layout] if layout != "auto" else []),
+            *(["--modalities", str(modalities)] if modalities else []),
+            *(word for pair in bids_filter or () for word in ("--bids-filter", pair)),
+            *(["--background", background] if background != "auto" else []),
+        ]
+        command = _command_for_one(source, content, reading)
         _show_dataset(folder, content, command, as_json=as_json)
 
 
-def _command_for_one(source: Source, content: dict[str, Any]) -> str:
+def _command_for_one(source: Source, content: dict[str, Any], reading: Sequence[str]) -> str:
     """Return the command that makes what a single case lacks; "" if it would be refused.
 
     If that is for want of weights alone, the notes of the content say so.
@@ -79,7 +85,7 @@ def _command_for_one(source: Source, content: dict[str, Any]) -> str:
     except AttclError as error:
         content["notes"].append(f"attcl complete would stop: {error.message}; {error.hint}")
         return ""
-    return complete_folder(source.folder)
+    return complete_folder(source.folder, reading=reading)
 
 
 def _show_dataset(folder: Path, content: Mapping[str, Any], command: str, *, as_json: bool) -> None:

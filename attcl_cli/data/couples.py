@@ -81,11 +81,6 @@ class CoupleBatch:
         """Return the number of slices of each side."""
         return len(self.a)
 
-    @property
-    def target(self) -> Tensor:
-        """The modalities that the batch teaches to make, (2,) int64."""
-        return torch.tensor(self.pair)
-
     def to(self, device: torch.device) -> CoupleBatch:
         """Return the batch on a device."""
         return self._each(lambda value: value.to(device, non_blocking=True))

@@ -16,9 +16,16 @@ from attcl_cli.files import is_within, place_beside
 _OUTPUT = Path("out")
 
 
-def complete_folder(folder: Path, output: Path = _OUTPUT) -> str:
-    """Return the command that completes what a folder holds, with an output outside of it."""
-    return f"attcl complete -i {quoted(folder)} -o {quoted(outside(folder, output))}"
+def complete_folder(folder: Path, output: Path = _OUTPUT, *, reading: Sequence[str] = ()) -> str:
+    """Return the command that completes what a folder holds, with an output outside of it.
+
+    Args:
+        folder: a dataset, or a patient.
+        output: where the volumes go, unless that is inside.
+        reading: the options by which the folder was read.
+    """
+    options = "".join(f" {quoted(it)}" for it in reading)
+    return f"attcl complete -i {quoted(folder)} -o {quoted(outside(folder, output))}{options}"
 
 
 def outside(folder: Path, output: Path = _OUTPUT) -> Path:

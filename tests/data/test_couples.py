@@ -141,11 +141,6 @@ def test_parts_keep_the_share_of_the_whole():
     assert half.part(slice(0, 1)).true_of_a.share == 0.25  # type: ignore[union-attr]
 
 
-def test_a_batch_names_the_modalities_that_it_teaches():
-    batch = CoupleBatch(torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2), (2, 0))
-    assert batch.target.tolist() == [2, 0]
-
-
 # --- enlarged and cut -------------------------------------------------------------------------------------------------
 
 

@@ -185,6 +185,8 @@ def test_info_counts_as_missing_what_a_single_case_lacks_and_names_the_command(
         assert row.split() in rows
     command = f"attcl complete -i {root} -o out"
     assert f"missing: flair, t1ce; what the weights can make: {command}" in out
+    out = attcl("info", root, "--layout", "brats", "--background", "keep")[1]
+    assert f"{command} --layout brats --background keep\n" in out
     content = json.loads(attcl("info", root, "--json")[1])
     assert content["patterns"] == [{"missing": ["flair", "t1ce"], "cases": 1}]
     assert content["absent"] == []

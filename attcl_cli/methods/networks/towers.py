@@ -35,7 +35,6 @@ class StridedTower(nn.Sequential):
         norm: what stands between convolution and activation.
         norm_first: whether the first stage has that norm, too (PatchGAN's has not).
         slope: of LeakyReLU.
-        bias: whether convolutions have one; None: those that no affine norm follows.
         padding_mode: how convolutions pad by one pixel (`nn.Conv2d`).
     """
 
@@ -48,7 +47,6 @@ class StridedTower(nn.Sequential):
         norm: TowerNorm = "none",
         norm_first: bool = True,
         slope: float = 0.2,
-        bias: bool | None = None,
         padding_mode: Literal["zeros", "reflect"] = "zeros",
     ) -> None:
         stages = []
@@ -64,7 +62,7 @@ class StridedTower(nn.Sequential):
                 stride=stride,
                 padding=1,
                 padding_mode=padding_mode,
-                bias=kind in ("none", "instance") if bias is None else bias,
+                bias=kind in ("none", "instance"),  # an affine norm has its own
             )
             activation = nn.LeakyReLU(slope)
             norms = [] if kind == "none" else [norm_layer(kind, after)]
