@@ -182,7 +182,8 @@ class Plave(Method):
         if step < self.pretraining:
             return self.update(parts, ("autoencoder",), self._autoencoder_loss, path="a")
         s, grown = self.settings, self._grown(step)
-        if s.plave_loads and step == self.pretraining:
+        # Before its first update, whichever step that is: a plan that changed moves the end of the pretraining.
+        if s.plave_loads and not self.optimisers()["generator"].state:
             self.autoencoder.hand_over(self.generator)
         # G does not change before its own update: with the batch in one part, D is shown what G then learns from.
         kept = self._translate(parts[0]) if len(parts) == 1 else None

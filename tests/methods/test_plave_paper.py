@@ -452,6 +452,18 @@ def test_the_generator_may_start_from_the_weights_of_the_autoencoder(loads):
     assert same == [loads] * 5
 
 
+def test_the_autoencoder_is_handed_over_once_also_if_the_plan_changes_meanwhile():
+    """A resumed run with fewer steps passes the end of the pretraining at a step that the first plan did not have."""
+    method = method_of(small_paper(plave_loads=True, learning_rate=1e-9))
+    expected = copy.deepcopy(method.autoencoder.branch.stem.conv.weight)
+    method.training_step(batch_of(), 5)
+    assert torch.allclose(method.generator.branches[0].stem.conv.weight, expected, atol=1e-6)
+    with torch.no_grad():
+        method.generator.branches[0].stem.conv.weight.add_(1)
+    method.training_step(batch_of(), 2)  # a longer plan goes back to it
+    assert torch.allclose(method.generator.branches[0].stem.conv.weight, expected + 1, atol=1e-6)
+
+
 def test_the_published_weights_are_the_last_ones_without_an_average(store: SliceStore, tmp_path):
     settings = small_paper(batch_size=2)
     run(settings, store, tmp_path / "run")
