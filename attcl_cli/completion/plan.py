@@ -78,9 +78,8 @@ def plan_completion(
     originals = originals if dataset.scattered else (dataset.root, *originals)
     checks.require_sound_request(places, models, manner, originals, targets=targets)
     modal_list = dataset.by_frequency()
-    cases = dataset.cases[part[0] - 1 :: part[1]]
     wanted = _Wanted(places, models, modal_list, manner, targets, keep_going, overwrite)
-    for case in cases:
+    for case in dataset.cases[part[0] - 1 :: part[1]]:
         wanted.look_at(case)
     jobs, unmade = wanted.jobs, wanted.unmade
     problems = [
@@ -97,10 +96,10 @@ def plan_completion(
     problems += wrong
     failed |= wanted.failed
     planned = {job.case.id for job in jobs} | set(unmade)
-    unplanned = {name: items for name, items in dataset.wrong.items() if name not in planned}
-    if part[0] == 1 and keep_going:
+    unplanned = {name: it for name, it in _wrong_of(dataset, part).items() if name not in planned}
+    if keep_going:
         failed |= {name: items[0] for name, items in unplanned.items()}
-    elif part[0] == 1:
+    else:
         problems += [problem for items in unplanned.values() for problem in items]
     styles = Styles(dataset)
     sound, unstorable = _with_styles(places, styles, sound)
@@ -129,6 +128,17 @@ def plan_completion(
             dataset.patient_of,
         ),
     )
+
+
+def _wrong_of(dataset: Dataset, part: tuple[int, int]) -> dict[str, tuple[AttclError, ...]]:
+    """Return what is wrong with names that concern a part: those of its cases; the first also has what is no case."""
+    own = {case.id for case in dataset.cases[part[0] - 1 :: part[1]]}
+    others = {case.id for case in dataset.cases} - own
+    return {
+        name: items
+        for name, items in dataset.wrong.items()
+        if name in own or (part[0] == 1 and name not in others)
+    }
 
 
 @dataclass

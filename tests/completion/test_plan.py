@@ -211,3 +211,13 @@ def test_of_two_parts_the_first_alone_counts_a_case_without_any_modality(gappy, 
         for k in (1, 2)
     ]
     assert failed == [["Phantom_00003"], []]
+
+
+def test_a_case_that_is_wrong_fails_its_own_part_alone(gappy, weights, tmp_path):
+    root = gappy()
+    file = root / phantom_file(1, "flair")
+    shutil.copyfile(file, file.with_name(file.name.replace("flair", "FLAIR")))
+    first = plan_of(root, tmp_path / "out", weights, part=(1, 2))
+    assert [job.case.id for job in first.jobs] == ["Phantom_00000"]
+    with pytest.raises(AttclError, match="a second file for flair"):
+        plan_of(root, tmp_path / "out", weights, part=(2, 2))
