@@ -446,8 +446,10 @@ def _show_outcome(
 def _show_counts(result: CompletionResult, terminal: Terminal, targets: Sequence[str]) -> None:
     plan, output = result.plan, result.output
     if plan.jobs or result.failed:
+        span = plan.manner.slices
+        partly = f" (slices {span[0]} to {span[1] - 1} alone)" if span else ""
         terminal.result(
-            f"{output}: {counted(result.written, 'volume')} written, "
+            f"{output}: {counted(result.written, 'volume')} written{partly}, "
             f"{counted(result.done_before, 'was', 'were')} there already"
         )
         if plan.places.naming is not None:

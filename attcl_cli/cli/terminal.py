@@ -273,12 +273,14 @@ def _grid(columns: Sequence[_Column], width: int) -> Any:
 
     folded = sum(column.width for column in columns) > width + _TABLE_GAP
     grid = Table(box=None, pad_edge=False)
-    for column in columns:
+    for place, column in enumerate(columns):
         grid.add_column(
             column.heading,
             justify="right" if column.numbers else "left",
             overflow="fold",
             width=column.least - _TABLE_GAP if folded and column.numbers else None,
+            # A name that somebody copies stays whole while the other words have as much room.
+            min_width=None if place else min(column.width - _TABLE_GAP, width // 2),
         )
     for cells in zip(*(column.cells for column in columns), strict=True):
         grid.add_row(*cells)

@@ -86,7 +86,10 @@ def show(
         terminal.document(content)
         return
     scores = content.pop("scores", [])
-    rows = {**content, "trained_on": counted(len(content["trained_on"]), "case")}
+    rows = {
+        **content,
+        "trained_on": f"{counted(len(content['trained_on']), 'case')} (--json names them)",
+    }
     if item.origin != "runs":
         del rows["finished"]
     terminal.table(

@@ -29,8 +29,9 @@ from attcl_cli.data.dataset import Case, Dataset, guides_in, read_side_car, sour
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.data.synthetic import sources_gone
-from attcl_cli.errors import AttclError, UsageError, counted, nearest, some
+from attcl_cli.errors import AttclError, UsageError, counted, nearest, quoted, some
 from attcl_cli.files import is_within, lack_of_room, require_folder, sha256
+from attcl_cli.methods.bundled import option_of
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record, require_no_other
 
@@ -257,10 +258,20 @@ def unlike_existing(
     return [
         AttclError(
             f"{present[0]}: {difference}",
-            "choose another --cpl, or make it again with --overwrite",
+            f"{_with_the_same_weights(document, makers)}choose another --cpl, or make it again with --overwrite",
             code="made-in-another-way",
         )
     ]
+
+
+def _with_the_same_weights(document: Mapping[str, Any], makers: Sequence[Maker]) -> str:
+    """Return how to go on with the weights of a volume, as the first words of a hint; "" if these are taken."""
+    before = document.get("weights") or {}
+    name, sha256 = str(before.get("name")), str(before.get("sha256"))
+    if document.get("synthetic") is not True or sha256 == makers[0].weights.sha256:
+        return ""
+    option = option_of(name, sha256)
+    return f"go on with the weights of before: -w {quoted(option)}; or " if option else ""
 
 
 def _on_another_grid(
@@ -302,7 +313,7 @@ def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Cas
     names = [str(it.get("modality", "unknown sources")) for it in sources]
     gone = sources_gone(names, case)
     if gone or named:
-        return gone
+        return gone if named or not gone else f"{gone}; it may be of another patient"
     for name, source in zip(names, sources, strict=True):
         path = dataset.paths(case, name)[0]
         if sha256(path) != source.get("sha256"):
@@ -425,6 +436,10 @@ def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
 
 
 def _with_another_option(name: str, before: object, value: object) -> str:
+    if name == "slices":
+        before, value = (
+            ":".join(map(str, it)) if isinstance(it, list) else it for it in (before, value)
+        )
     if name in {"mirror", "even"}:
         before, value = (f"--{name}" if it else f"--no-{name}" for it in (before, value))
         return f"made with {before}, expected {value}"

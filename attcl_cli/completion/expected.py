@@ -7,6 +7,7 @@ from pathlib import Path
 
 from attcl_cli.data.dataset import Case, Dataset, check_case
 from attcl_cli.data.layouts import canonical
+from attcl_cli.data.preconditions import examine
 from attcl_cli.errors import AttclError, ProblemsError, UsageError
 from attcl_cli.methods import bundled
 from attcl_cli.methods.weights import Weights, find_weights
@@ -37,7 +38,8 @@ def expect(
     try:
         models, chosen = _choose_models(names, dataset, targets, progress, force=force)
     except AttclError as error:
-        problems = [*dataset.problems, *(_off_grid(dataset) if error.code == "no-weights" else [])]
+        more = _wrong_besides(dataset, force=force) if error.code == "no-weights" else []
+        problems = [*dataset.problems, *more]
         if not problems:
             raise
         raise ProblemsError([*problems, error]) from error
@@ -47,14 +49,21 @@ def expect(
     return dataset, models, chosen
 
 
-def _off_grid(dataset: Dataset) -> list[AttclError]:
-    """Return which volumes lie on another grid than their case: the weights may fit the others. Slices have no grid."""
+def _wrong_besides(dataset: Dataset, *, force: bool) -> list[AttclError]:
+    """Return what else is wrong with a dataset that no weights fit, so that it is corrected in one go.
+
+    Of a single case that is all that `attcl info` finds. Of many, whose voxels take minutes to read, it is which
+    volumes lie on another grid than their case: the weights may fit the others. Slices have no grid.
+    """
+    sound = [case for case in dataset.cases if case.id not in dataset.wrong]
+    if dataset.alone:
+        findings = examine(dataset, sound, force=force)
+        return [problem for case in sound for problem in findings.of(case.id)]
     if dataset.layout.sliced:
         return []
     return [
         problem
-        for case in dataset.cases
-        if case.id not in dataset.wrong
+        for case in sound
         for problem in check_case(dataset, case)
         if problem.code == "grids-differ"
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,8 +167,10 @@ def make_all(
     parts: dict[str, list[Completed]] = {}
     if left:  # without a terminal, there is no other sign until the first case is done
         progress.say(f"{counted(plan.volumes, 'volume')} to make, of {counted(len(left), 'case')}")
+    begun, passed = time.monotonic(), 0
     with progress.bar(len(left), "complete") as bar:
         for item in items:
+            passed += len(item.job.outputs)
             if item.error:
                 failed[item.case] = item.error
                 progress.fail(item.error)
@@ -182,7 +185,9 @@ def make_all(
             left[item.case] -= 1
             if left[item.case] == 0:
                 _note(plan, record, parts.pop(item.case), doubts)
-                bar(item.case)
+                # Cases lack one volume or several: what is left is counted in volumes.
+                seconds = (time.monotonic() - begun) / passed
+                bar(item.case, left=seconds * (plan.volumes - passed))
     record.require_files()  # before the page shows them
     _drop_replaced_weights(plan, record)
     return written, failed

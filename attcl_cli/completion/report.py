@@ -28,6 +28,7 @@ from attcl_cli.completion.jobs import (
 )
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, Source, guides_in, read_side_car, sources_in
+from attcl_cli.data.synthetic import slices_made
 from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.errors import AttclError, counted, quoted, some
 from attcl_cli.methods import bundled
@@ -71,6 +72,7 @@ class MadeVolume:
     weights: str
     sha256: str
     intensities: str  # `Manner.intensities`, but for `auto`
+    slices: tuple[int, int] | None  # first, stop; None: all
     doubt: Doubt
 
     @property
@@ -233,6 +235,7 @@ def _made_volume(places: Places, case: Case, target: str) -> MadeVolume | None:
         weights=str(weights.get("name", "")),
         sha256=str(weights.get("sha256", "")),
         intensities=str(side_car.get("intensities", OLD_MANNER["intensities"])),
+        slices=slices_made(side_car),
         doubt=doubt_in(side_car) or Doubt(),
     )
 
@@ -327,7 +330,7 @@ def _panel(
             None,
             brain,
         ),
-        brain=brain,
+        brain=pictures.within(brain, volume.slices),
         outlines={} if tumour is None else {"tumour": tumour},
         spacing_mm=synthetic.grid.axial_spacing_mm,
         scores=volume.scores,
@@ -364,6 +367,12 @@ def _verdict(made: Sequence[MadeVolume], failed: Mapping[str, AttclError], cavea
         words += " No case is unlike the training data"
         words += (
             f"; farthest from it: {made[0].target} of {made[0].case.id}" * (len(made) > 1) + "."
+        )
+    spans = dict.fromkeys(f"{it.slices[0]}:{it.slices[1]}" for it in made if it.slices)
+    if spans:
+        partial = sum(it.slices is not None for it in made)
+        words += (
+            f" {counted(partial, 'volume')} in slices {some(spans)} alone, which the pictures show."
         )
     words += f" {caveat}." if caveat else ""
     if failed:

@@ -58,13 +58,13 @@ class CompletionResult:
         page: the page that shows the volumes; None if there is none to show, or nothing was written.
     """
 
-    plan: CompletionPlan
+    plan: CompletionPlan = field(repr=False)  # a notebook shows the counts
     device: str
     record: Path
     written: int = 0
     linked: int = 0
     failed: tuple[tuple[str, AttclError], ...] = ()
-    doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict)
+    doubts: Mapping[str, Mapping[str, Doubt]] = field(default_factory=dict, repr=False)
     page: Path | None = None
 
     @property

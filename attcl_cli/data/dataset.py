@@ -33,6 +33,7 @@ from attcl_cli.data.places import led_to
 from attcl_cli.data.record_cache import FOLDER_VARIABLE, Records, cache_folder
 from attcl_cli.data.records import MOST_BYTES, SplitsRecord, require_side_car, splits_record
 from attcl_cli.data.suggested import complete_folder, complete_images
+from attcl_cli.data.unread import modalities_in
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
 from attcl_cli.files import read_json, refuse_inside
@@ -63,7 +64,7 @@ class Dataset:
         extension: the file ending that most files use.
         vocabulary: every modality whose names are known, sorted.
         vocabulary_file: where the modality names come from, if not the default ones.
-        notes: what was left out of the folder, and why; no problems.
+        notes: what was left out of the folder, and why, or is surprising; no problems.
         naming_files: files that the names are read with, to be kept beside the images.
         recognised: public datasets that the cases' ids come from.
         desc: the value of the entity `desc-` in names of new volumes (BIDS alone); "": as the dataset's others.
@@ -390,6 +391,7 @@ def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | Non
     known = said.modalities or DEFAULT_MODALITIES
     root = Path(os.path.commonpath([path.parent.absolute() for _, path in images]))
     files: dict[str, tuple[PurePosixPath, ...]] = {}
+    named: dict[str, Path] = {}
     problems: list[AttclError] = []
     for spelt, path in images:
         try:
@@ -397,6 +399,7 @@ def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | Non
         except UsageError as error:
             problems.append(error)
         else:
+            named[name] = path
             files[name] = (PurePosixPath(path.absolute().relative_to(root)),)
     raise_all(problems)
     case = Case(id=root.name or "patient", patient=root.name or "patient", files=files)
@@ -412,7 +415,21 @@ def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | Non
         vocabulary=tuple(sorted(known)),
         vocabulary_file=modalities,
         scattered=True,
+        notes=tuple(
+            f"--image: {path} is taken as {name}, and its name says {others}"
+            for name, path in named.items()
+            if (others := ", ".join(_other_modalities(name, path, known)))
+        ),
     )
+
+
+def _other_modalities(
+    name: str, path: Path, known: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """Return the modalities that the name of an image tells, if its own is none of them."""
+    stem = path.name.removesuffix(ending_of(PurePosixPath(path)))
+    told = modalities_in(stem, known)
+    return () if name in told else told
 
 
 def _require_image(

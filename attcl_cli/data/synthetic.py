@@ -54,7 +54,8 @@ def notes_of_slices(side_cars: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         side_cars: of all volumes that are read; {} of one that has none.
     """
-    ranges = [":".join(map(str, it["slices"])) for it in side_cars if _is_partial(it)]
+    spans = [span for span in map(slices_made, side_cars) if span]
+    ranges = [f"{first}:{stop}" for first, stop in spans]
     if not ranges:
         return []
     are = "has" if len(ranges) == 1 else "have"
@@ -64,5 +65,10 @@ def notes_of_slices(side_cars: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _is_partial(side_car: Mapping[str, Any]) -> bool:
-    return side_car.get("synthetic") is True and isinstance(side_car.get("slices"), list)
+def slices_made(side_car: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the (first, stop) of the slices that a volume was made in alone (`--slices`); None if in all."""
+    span = side_car.get("slices")
+    if side_car.get("synthetic") is not True or not isinstance(span, list):
+        return None
+    first, stop = span
+    return int(first), int(stop)

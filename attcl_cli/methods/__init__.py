@@ -22,7 +22,11 @@ ENTRY_POINTS = "attcl.methods"
 
 # Name -> (title, what it needs, module:class)
 _BUILT_IN: Mapping[str, tuple[str, str, str]] = {
-    "attcl-gan": ("AttCL-GAN", "one source per volume", "attcl_cli.methods.attcl_gan:AttclGan"),
+    "attcl-gan": (
+        "AttCL-GAN",
+        "all that a case has, or one source",
+        "attcl_cli.methods.attcl_gan:AttclGan",
+    ),
     "plave": ("PLAVE", "all that a case has", "attcl_cli.methods.plave:Plave"),
     "unet": ("U-Net", "the yardstick: all that a case has", "attcl_cli.methods.unet:Unet"),
     "attgan": ("AttGAN", "one source per volume", "attcl_cli.methods.attgan:Attgan"),

@@ -191,6 +191,17 @@ def look_up(name: str, *, flag: str = "weights") -> Listed:
     return _listed(name, path, "runs" if run else _origin(path))
 
 
+def option_of(name: str, sha256: str, *, runs: Path = RUNS) -> str:
+    """Return what `-w` takes for weights that a side-car names; "" if they are not found (any more)."""
+    places = {name: named_weights().get(name), str(runs / name): runs / name / WEIGHTS_FILE}
+    for option, path in places.items():
+        card = path.with_suffix(".json") if path else None
+        with suppress(AttclError):
+            if card and card.is_file() and read_json(card).get("sha256") == sha256:
+                return option
+    return ""
+
+
 def newest_finished_run(*, runs: Path = RUNS) -> Path | None:
     """Return the weights file of the run that wrote one last, of those that are finished; None if there is none."""
     return next((path for path in _runs(runs) if _status(path.parent) in {"", "done"}), None)
@@ -240,7 +251,7 @@ def choose_weights(
             else f"train on this dataset: attcl train --data {quoted(dataset.root)}"
         )
         raise UsageError(
-            f"{flag}: none given, and none found that fit {dataset.root}{why}, expected weights for it",
+            f"{flag}: none given, and of those that are found none fits {dataset.root}{why}, expected weights for it",
             f"{step}; or name weights with -w (attcl weights list shows them)",
             code="no-weights",
         )

@@ -355,6 +355,20 @@ def _colours() -> Array:
     return value
 
 
+def within(brain: Array, slices: tuple[int, int] | None) -> Array:
+    """Return the brain in some slices alone, which are then all that is shown; unchanged for None, or without any.
+
+    Args:
+        brain: (D, H, W) bool.
+        slices: first, stop.
+    """
+    if slices is None or not brain[slice(*slices)].any():
+        return brain
+    inside = np.zeros_like(brain)
+    inside[slice(*slices)] = brain[slice(*slices)]
+    return inside
+
+
 def first_slice(panel: Panel) -> int:
     """Return the slice to look at first: with most of what is outlined, otherwise with most brain.
 

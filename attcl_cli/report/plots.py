@@ -128,7 +128,7 @@ def _median(values: Array) -> str:
 
 
 def curve_plot(curve: Curve, name: str) -> Markup:
-    """Return lines over a run: a figure with an inline SVG, or a line that says that there is no finite value.
+    """Return lines over a run: a figure with an inline SVG, or words if there is no finite value, or none to compare.
 
     Args:
         curve: the lines.
@@ -137,12 +137,17 @@ def curve_plot(curve: Curve, name: str) -> Markup:
     lines = {label: np.array(points, float).reshape(-1, 2) for label, points in curve.lines.items()}
     finite = {label: points[np.isfinite(points).all(1)] for label, points in lines.items()}
     points = np.concatenate([np.empty((0, 2)), *finite.values()])
-    if not len(points):
+    ends = "; ".join(
+        f"{label}: {number(each[-1, 1])} at {each[-1, 0]:g}"
+        for label, each in finite.items()
+        if len(each)
+    )
+    if len(np.unique(points[:, 0])) < 2:  # noqa: PLR2004 - a single step is no curve
         caption = f"<figcaption>{_escape(curve.title)}</figcaption>"
-        return Markup(f"<figure>{caption}<p>no values</p></figure>")
+        words = f"{ends} ({curve.horizontal})" if ends else "no values"
+        return Markup(f"<figure>{caption}<p>{_escape(words)}</p>{_legend(curve)}</figure>")
     low, high = _reach(np.concatenate([points[:, 1], [*curve.level.values()]]))
     first, last = float(points[:, 0].min()), float(points[:, 0].max())
-    last += float(last == first)
     ticks = _ticks(low, high)
     left = 12 + _LETTER * max(len(label) for label in ticks.values())
     right, bottom = _PLOT_WIDTH - _RIGHT - 6, _PLOT_HEIGHT - _BOTTOM
@@ -170,11 +175,6 @@ def curve_plot(curve: Curve, name: str) -> Markup:
         parts.append(
             f'<g class="line line-{place % _LINE_KINDS}"><title>{_escape(label)}</title>{drawn}</g>'
         )
-    ends = "; ".join(
-        f"{label}: {number(each[-1, 1])} at {each[-1, 0]:g}"
-        for label, each in finite.items()
-        if len(each)
-    )
     return _figure(curve.title, name, parts, _PLOT_WIDTH, described=ends, after=_legend(curve))
 
 

@@ -25,7 +25,7 @@ from attcl_cli.data.dataset import (
 )
 from attcl_cli.data.layouts import SEGMENTATION
 from attcl_cli.data.splits import Splits
-from attcl_cli.data.synthetic import no_truths, notes_of_slices, sources_gone
+from attcl_cli.data.synthetic import no_truths, notes_of_slices, slices_made, sources_gone
 from attcl_cli.data.unchanged import State, look_at
 from attcl_cli.errors import AttclError, UsageError, counted, fold, raise_all, some
 
@@ -40,11 +40,13 @@ class Pair:
         modality: of both.
         truth: the files of the true volume.
         prediction: the files of the predicted one; empty if a network makes it (`--directions`).
+        slices: first and stop of those that it was made in alone; None: all.
     """
 
     modality: str
     truth: tuple[Path, ...]
     prediction: tuple[Path, ...]
+    slices: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,10 +175,10 @@ def plan_comparison(
             if not all(file.is_file() for file in files):
                 missing.append((case.id, modality))
                 continue
-            pair = Pair(modality, truth.paths(true_case, modality), files)
+            label = read_side_car(output / data.place_side_car(case, modality))
+            pair = Pair(modality, truth.paths(true_case, modality), files, slices_made(label))
             seen |= look_at((*pair.truth, *pair.prediction))
             problems += _misfits(pair)
-            label = read_side_car(output / data.place_side_car(case, modality))
             strange += _sources_gone(label, case, files[0])
             labels.append(label)
             weights |= weights_in(label)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import __version__
-from attcl_cli.errors import counted
+from attcl_cli.errors import counted, some
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
 from attcl_cli.report.chosen import Chosen, choose, count_roles
@@ -142,7 +142,9 @@ def write_pages(
     page = Page(
         title,
         verdict=_sentence(
-            _verdict(scores, copies, lower_is_better, _others(rows)), comparison.caveat
+            _verdict(scores, copies, lower_is_better, _others(rows)),
+            comparison.caveat,
+            _partial(comparison),
         ),
         facts={
             "volumes": str(comparison.volumes),
@@ -183,6 +185,16 @@ def describe_result(rows: Sequence[Row], comparison: Comparison) -> str:
 def _others(rows: Sequence[Row]) -> list[dict[_Key, dict[str, float]]]:
     """Return the scores of the baselines beside the copy."""
     return [_labelled(rows, name) for name in (MATCHED, MEAN)]
+
+
+def _partial(comparison: Comparison) -> str:
+    """Return how many volumes were made in some slices alone, in words; "" if none was."""
+    spans = [pair.slices for case in comparison.cases for pair in case.pairs if pair.slices]
+    if not spans:
+        return ""
+    names = some(dict.fromkeys(f"{first}:{stop}" for first, stop in spans))
+    made = f"{counted(len(spans), 'volume')} in slices {names} alone, which the pictures show"
+    return f"{made}; scores count all slices"
 
 
 def _sentence(*parts: str) -> str:
@@ -299,7 +311,7 @@ def _panels(
                             prediction.volumes.truth,
                             prediction.truth.brain,
                         ),
-                        brain=prediction.truth.brain,
+                        brain=pictures.within(prediction.truth.brain, prediction.pair.slices),
                         outlines={} if shown.tumour is None else {"tumour": shown.tumour},
                         spacing_mm=shown.spacing_mm,
                         scores=scores.get(key, {}),

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,9 +55,9 @@ class ScoreResult:
     output: Path
     split: str
     metrics: tuple[str, ...]
-    comparison: Comparison
-    rows: tuple[Row, ...] = ()
-    figures: tuple[Figure, ...] = ()
+    comparison: Comparison = field(repr=False)
+    rows: tuple[Row, ...] = field(default=(), repr=False)
+    figures: tuple[Figure, ...] = field(default=(), repr=False)
     verdict: str = ""
 
     @property

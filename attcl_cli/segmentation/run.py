@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ class SegmentResult:
     cases: Mapping[str, Mapping[str, int]]
     left_out: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    scores: Scores | None = None
+    scores: Scores | None = field(default=None, repr=False)
     main: bool = True
 
 

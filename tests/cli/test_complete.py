@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from attcl_cli.data.slices import build
 from attcl_cli.errors import AttclError
 from attcl_cli.files import sha256
 from attcl_cli.methods.attcl_gan import AttclGan
-from attcl_cli.methods.weights import BUNDLED, WEIGHTS_FILE
+from attcl_cli.methods.weights import BUNDLED, WEIGHTS_FILE, find_weights
 
 FREQUENT = "sources by frequency: flair, t1, t1ce, t2"
 BAD = "Phantom_00001/Phantom_00001_t2.nii.gz"
@@ -234,7 +235,7 @@ def test_without_a_run_and_fitting_weights_an_error_says_what_to_do(incomplete_r
     assert code == 2
     first, hint = err.splitlines()
     assert first.startswith(
-        f"error: --weights: none given, and none found that fit {incomplete_root}"
+        f"error: --weights: none given, and of those that are found none fits {incomplete_root}"
     )
     assert f"attcl train --data {incomplete_root}" in hint and "attcl weights list" in hint
     assert not Path("out").exists()
@@ -337,13 +338,24 @@ def test_results_of_other_weights_are_refused(incomplete_root, trained_run, attc
     document = json.loads(side_car.read_text())
     document["weights"]["sha256"] = "0" * 64
     side_car.write_text(json.dumps(document))
-    code, _, err = attcl("complete", "--ori", incomplete_root, "-w", trained_run)
+    command = ("complete", "--ori", incomplete_root, "-w", trained_run)
+    code, _, err = attcl(*command)
     lines = err.splitlines()
     assert code == 1
     assert lines[0].startswith(
         "error: out/Phantom_00000/Phantom_00000_t2.nii.gz: made by weights 000000000000"
     )
     assert lines[1].startswith("hint: choose another --cpl")
+    bundled = find_weights("phantom-tiny")
+    document["weights"] = {"name": bundled.name, "sha256": bundled.sha256}
+    side_car.write_text(json.dumps(document))
+    hint = attcl(*command)[2].splitlines()[1]
+    assert hint.startswith("hint: go on with the weights of before: -w phantom-tiny; or choose")
+    shutil.copytree(trained_run, "runs/before")
+    document["weights"] = {"name": "before", "sha256": sha256(trained_run / "weights.safetensors")}
+    side_car.write_text(json.dumps(document))
+    hint = attcl("complete", "--ori", incomplete_root, "-w", "phantom-tiny")[2].splitlines()[1]
+    assert hint.startswith("hint: go on with the weights of before: -w runs/before; or choose")
 
 
 def test_synthetic_volumes_are_no_sources(here, incomplete_root, trained_run, attcl):

@@ -145,3 +145,9 @@ def test_words_that_are_wider_than_the_terminal_are_folded(capsys: Captured) -> 
     heading, *lines = capsys.readouterr().out.splitlines()
     assert max(map(len, (heading, *lines))) <= 80
     assert "".join(line.removesuffix(" 12345").strip() for line in lines) == name
+
+
+def test_the_name_that_one_copies_is_not_broken(capsys: Captured) -> None:
+    words = "flair, t1, t1ce, t2 and many others that make a table too wide"
+    terminal.table([{"name": "runs/20261130-140504-attcl-gan", "modalities": words, "more": words}])
+    assert "runs/20261130-140504-attcl-gan " in capsys.readouterr().out

@@ -126,7 +126,7 @@ def test_show_has_means_of_one_and_of_several_sources(attcl, here, metric, bette
 
 def test_the_card_is_a_table_of_plain_words(run, attcl):
     rows = [" ".join(line.split()) for line in attcl("weights", "show", run)[1].splitlines()]
-    assert {"image size 16", "trained on 3 cases", "steps 4"} <= set(rows)
+    assert {"image size 16", "trained on 3 cases (--json names them)", "steps 4"} <= set(rows)
     assert not any("_" in row.split()[0] for row in rows)
 
 

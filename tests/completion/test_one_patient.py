@@ -93,6 +93,14 @@ def test_images_go_with_nothing_that_a_dataset_needs(options, files):
     assert caught.value.code == "options-exclude-each-other"
 
 
+def test_an_image_whose_name_says_another_modality_is_a_note(files, attcl, trained_run):
+    image = ("--image", "t1=flair-0.nii.gz")
+    code, _, err = attcl("complete", *image, "-o", "out", "-w", trained_run, "--dry-run")
+    assert code == 0
+    note = "note: --image: flair-0.nii.gz is taken as t1, and its name says flair"
+    assert err.count(note) == 1
+
+
 def test_names_of_images_may_come_from_a_file(files, trained_run):
     Path("names.toml").write_text('[modalities]\nflair = ["dark fluid"]\nt2 = ["T2"]\n')
     images = {"dark fluid": "flair-0.nii.gz"}
@@ -261,7 +269,7 @@ def test_an_error_names_options_as_they_were_typed(files, phantom_root, attcl):
     assert "given with --ori x," in attcl("complete", *image, "--ori", "x", "-o", "out")[2]
 
 
-def test_volumes_on_another_grid_are_named_before_the_weights_that_do_not_fit_them(
+def test_all_that_is_wrong_with_a_patient_is_named_before_the_weights_that_do_not_fit(
     write_nifti, tmp_path
 ):
     for name, thick in {"flair": 5, "t1": 1, "t1ce": 1}.items():
@@ -271,6 +279,6 @@ def test_volumes_on_another_grid_are_named_before_the_weights_that_do_not_fit_th
     with pytest.raises(AttclError) as caught:
         complete(tmp_path / "A", tmp_path / "out", device="cpu")
     problems = single_problems(caught.value)
-    assert [it.code for it in problems] == ["grids-differ", "no-weights"]
+    assert [it.code for it in problems] == ["grids-differ", "images-identical", "no-weights"]
     found = "A_flair.nii.gz: shape 20x20x5 against 20x20x25 of A_t1.nii.gz"
     assert found in problems[0].message

@@ -88,6 +88,15 @@ def test_the_methods_paragraph_says_how_this_run_made_volumes(arguments, options
     assert untrue not in paragraph
 
 
+def test_volumes_of_some_slices_show_these_alone(arguments):
+    text = complete(**arguments, slices=(10, 14)).page.read_text()
+    assert "7 volumes in slices 10:14 alone, which the pictures show." in text
+    panels = data_of(arguments["cpl"] / "report.html")["panels"]
+    assert {len(panel["slices"]) for panel in panels} == {4}
+    result = complete(**arguments, slices=(10, 14))
+    assert len(repr(result)) < 500  # a notebook shows it
+
+
 def test_a_rule_for_sources_is_claimed_only_if_all_volumes_follow_it(arguments, monkeypatch):
     rule = "the most frequent one that the case has"
     assert rule in complete(**arguments).page.read_text()

@@ -33,7 +33,7 @@ def test_our_own_methods_have_titles_and_say_what_they_need():
     assert OURS[:3] == ["attcl-gan", "plave", "unet"]
     assert METHODS.title("attcl-gan") == "AttCL-GAN"
     assert METHODS.listing().startswith(
-        "attcl-gan (one source per volume), plave (all that a case has), "
+        "attcl-gan (all that a case has, or one source), plave (all that a case has), "
         "unet (the yardstick: all that a case has)"
     )
     for name in OURS:

@@ -644,3 +644,10 @@ def test_a_plot_of_many_groups_takes_the_whole_width(tmp_path):
     few, many = ({str(name): [1.0] for name in range(count)} for count in (5, 9))
     assert 'class="plain"' in Plot(tmp_path, report.Distribution("x", "", few)).figure
     assert 'class="wide"' in Plot(tmp_path, report.Distribution("x", "", many)).figure
+
+
+def test_a_curve_of_one_step_is_said_in_words(tmp_path):
+    curve = report.Curve("Loss", "", {"D": [(73, 0.25)], "E": [(73, 1.5)]}, level={"copy": 0.3})
+    text = page(tmp_path, [], more=[report.Curves("Losses", [curve], "")])
+    assert "<p>D: 0.250 at 73; E: 1.500 at 73 (step)</p>" in text
+    assert "<svg" not in text

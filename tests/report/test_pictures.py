@@ -236,3 +236,12 @@ def test_each_picture_of_a_montage_names_its_modality():
     for first, second in (source, synthetic, real):
         assert first != second
     assert difference[0] == difference[1]  # its column says what it is
+
+
+def test_of_a_volume_made_in_some_slices_no_other_is_shown() -> None:
+    brain = np.ones((6, 20, 16), bool)
+    inside = pictures.within(brain, (2, 4))
+    assert inside.any(axis=(1, 2)).tolist() == [False, False, True, True, False, False]
+    assert pictures.within(brain, None) is brain
+    brain[2:4] = False
+    assert pictures.within(brain, (2, 4)) is brain  # nothing to see there

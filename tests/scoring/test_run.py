@@ -79,7 +79,11 @@ def test_volumes_made_in_some_slices_alone_are_a_note(scored, folders):
     code, _, err = scored("--psnr")
     note = "1 of 4 completed volumes has slices 8:12 alone, as made with --slices"
     assert code == 0 and f"note: {note}" in err
-    assert note in (folders.scores / "report.html").read_text()
+    page = (folders.scores / "report.html").read_text()
+    assert note in page
+    assert (
+        "1 volume in slices 8:12 alone, which the pictures show; scores count all slices." in page
+    )
 
 
 class Said(Silent):
