@@ -444,10 +444,12 @@ def _show_outcome(
 
 
 def _show_counts(result: CompletionResult, terminal: Terminal, targets: Sequence[str]) -> None:
+    from attcl_cli.data.synthetic import span_in_words
+
     plan, output = result.plan, result.output
     if plan.jobs or result.failed:
         span = plan.manner.slices
-        partly = f" (slices {span[0]} to {span[1] - 1} alone)" if span else ""
+        partly = f" (slices {span_in_words(span)} only)" if span else ""
         terminal.result(
             f"{output}: {counted(result.written, 'volume')} written{partly}, "
             f"{counted(result.done_before, 'was', 'were')} there already"

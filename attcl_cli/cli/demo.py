@@ -43,7 +43,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run end to end on simulated patients with bundled weights. Takes about a minute on a CPU and writes a report."""
+    """Run end to end on simulated patients with bundled weights. Takes less than a minute on a CPU and writes a report."""
     terminal = Terminal(as_json=as_json, quiet=quiet)
     result = _run(output, cases=cases, seed=seed, device=device, terminal=terminal)
     if not as_json:

@@ -23,6 +23,7 @@ from attcl_cli.report.rounding import number
 
 _MAX_PROBLEMS = 50
 _TABLE_GAP = 2  # between columns
+_LEAST_WORDS = 8  # letters that a folded column of words has
 _WITHOUT_PACE = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # of tqdm
 
 
@@ -272,15 +273,19 @@ def _grid(columns: Sequence[_Column], width: int) -> Any:
     from rich.table import Table
 
     folded = sum(column.width for column in columns) > width + _TABLE_GAP
+    first, *others = columns
+    words = [column for column in others if not column.numbers]
+    room = width + _TABLE_GAP - sum(it.least for it in others if it.numbers) - first.width
+    # A name that somebody copies stays whole if the other words have room: they are folded.
+    whole = first if room >= len(words) * (_LEAST_WORDS + _TABLE_GAP) else None
     grid = Table(box=None, pad_edge=False)
-    for place, column in enumerate(columns):
+    for column in columns:
+        fixed = column.width if column is whole else column.least if column.numbers else None
         grid.add_column(
             column.heading,
             justify="right" if column.numbers else "left",
             overflow="fold",
-            width=column.least - _TABLE_GAP if folded and column.numbers else None,
-            # A name that somebody copies stays whole while the other words have as much room.
-            min_width=None if place else min(column.width - _TABLE_GAP, width // 2),
+            width=fixed - _TABLE_GAP if folded and fixed else None,
         )
     for cells in zip(*(column.cells for column in columns), strict=True):
         grid.add_row(*cells)

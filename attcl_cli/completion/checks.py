@@ -237,16 +237,33 @@ def unlike_existing(
         return []
     present = [places.output / file for file in existing]
     side_car = places.side_car(case, target)
-    if not side_car.is_file():
-        return [not_made_by_attcl(present[0], side_car)]
-    if overwrite:
-        return []
+    try:
+        document = read_side_car(side_car)
+    except AttclError as error:
+        return [error]
+    if document.get("synthetic") is not True:
+        said = " that says how it was made" if side_car.exists() else ""
+        return [not_made_by_attcl(present[0], side_car, said)]
+    return (
+        [] if overwrite else _made_before(places, case, target, present, document, makers, manner)
+    )
+
+
+def _made_before(
+    places: Places,
+    case: Case,
+    target: str,
+    present: Sequence[Path],
+    document: Mapping[str, Any],
+    makers: Sequence[Maker],
+    manner: Manner,
+) -> list[AttclError]:
+    """Return a problem if a volume is not whole, or was made in another way than this run would make it."""
     try:
         grid = volumes.read_grid(present)
     except AttclError as error:
         hint = "attcl writes whole files, so it was changed since; make it again with --overwrite"
         return [AttclError(error.message, hint, code=error.code)]
-    document = read_side_car(side_car)
     difference = _made_otherwise(document, makers, manner, target)
     before, own = document.get("background", "auto"), places.dataset.background
     if not difference and before != own:
@@ -258,20 +275,25 @@ def unlike_existing(
     return [
         AttclError(
             f"{present[0]}: {difference}",
-            f"{_with_the_same_weights(document, makers)}choose another --cpl, or make it again with --overwrite",
+            f"{_the_same_weights(document, makers, manner)}choose another --cpl, or make it again with --overwrite",
             code="made-in-another-way",
         )
     ]
 
 
-def _with_the_same_weights(document: Mapping[str, Any], makers: Sequence[Maker]) -> str:
-    """Return how to go on with the weights of a volume, as the first words of a hint; "" if these are taken."""
+def _the_same_weights(document: Mapping[str, Any], makers: Sequence[Maker], manner: Manner) -> str:
+    """Return how to go on with the weights of a volume, as the first words of a hint; "" if that is not the reason."""
     before = document.get("weights") or {}
     name, sha256 = str(before.get("name")), str(before.get("sha256"))
-    if document.get("synthetic") is not True or sha256 == makers[0].weights.sha256:
+    averaged = bool(document.get("averaged")) or manner.average
+    if averaged or sha256 == makers[0].weights.sha256:
         return ""
     option = option_of(name, sha256)
-    return f"go on with the weights of before: -w {quoted(option)}; or " if option else ""
+    if not option:
+        return ""
+    given = makers[0].sources  # () if none of the weights that were named can make it
+    how = "go on with the same weights:" if given else "name the weights that made it, too:"
+    return f"{how} -w {quoted(option)}; or "
 
 
 def _on_another_grid(
@@ -312,8 +334,10 @@ def _from_other_sources(document: Mapping[str, Any], dataset: Dataset, case: Cas
     sources = [it for it in (*sources_in(document), *guides_in(document)) if it or not named]
     names = [str(it.get("modality", "unknown sources")) for it in sources]
     gone = sources_gone(names, case)
+    if gone and not named:
+        return f"{gone}; it may be of another patient"
     if gone or named:
-        return gone if named or not gone else f"{gone}; it may be of another patient"
+        return gone
     for name, source in zip(names, sources, strict=True):
         path = dataset.paths(case, name)[0]
         if sha256(path) != source.get("sha256"):
@@ -402,7 +426,7 @@ def _made_otherwise(
     document: Mapping[str, Any], makers: Sequence[Maker], manner: Manner, target: str
 ) -> str:
     """Return how the volume of this side-car was made, if not as this run would make it; otherwise ""."""
-    said = document.get("target", target) if document.get("synthetic") is True else "nothing"
+    said = document.get("target", target)
     if said != target:
         return f"a synthetic {said}, as its side-car says, expected a synthetic {target}"
     maker, weights = document.get("weights", {}), makers[0].weights

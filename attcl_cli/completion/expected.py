@@ -28,7 +28,7 @@ def expect(
     the weights can make.
 
     Raises:
-        AttclError: no weights will do; together with what is wrong with the names of files.
+        AttclError: no weights will do; together with what else is wrong (`_wrong_besides`).
     """
     of_one_case = dataset.alone and not targets
     dataset = dataset.including(targets)
@@ -52,8 +52,8 @@ def expect(
 def _wrong_besides(dataset: Dataset, *, force: bool) -> list[AttclError]:
     """Return what else is wrong with a dataset that no weights fit, so that it is corrected in one go.
 
-    Of a single case that is all that `attcl info` finds. Of many, whose voxels take minutes to read, it is which
-    volumes lie on another grid than their case: the weights may fit the others. Slices have no grid.
+    Of a single case that is what `attcl info` finds in its images. Of many, whose voxels take minutes to read, it is
+    which volumes lie on another grid than their case: the weights may fit the others. Slices have no grid.
     """
     sound = [case for case in dataset.cases if case.id not in dataset.wrong]
     if dataset.alone:

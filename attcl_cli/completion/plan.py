@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -78,13 +78,15 @@ def plan_completion(
     originals = originals if dataset.scattered else (dataset.root, *originals)
     checks.require_sound_request(places, models, manner, originals, targets=targets)
     modal_list = dataset.by_frequency()
-    wanted = _Wanted(places, models, modal_list, manner, targets, keep_going, overwrite)
-    for case in dataset.cases[part[0] - 1 :: part[1]]:
-        wanted.look_at(case)
-    jobs, unmade = wanted.jobs, wanted.unmade
+    draft = _Draft(
+        places, models, modal_list, manner, targets, keep_going=keep_going, overwrite=overwrite
+    )
+    for case in _cases_of(dataset, part):
+        draft.look_at(case)
+    jobs, unmade = draft.jobs, draft.unmade
     problems = [
-        *wanted.problems,
-        *fold(wanted.unlike, checks.same_making),
+        *draft.problems,
+        *fold(draft.unlike, checks.same_making),
         *checks.synthetic_sources(dataset, jobs, manner),
     ]
     busy = {job.case.id for job in jobs}
@@ -94,7 +96,7 @@ def plan_completion(
         findings, dataset, models, jobs, unmade, manner, keep_going=keep_going
     )
     problems += wrong
-    failed |= wanted.failed
+    failed |= draft.failed
     planned = {job.case.id for job in jobs} | set(unmade)
     unplanned = {name: it for name, it in _wrong_of(dataset, part).items() if name not in planned}
     if keep_going:
@@ -106,13 +108,15 @@ def plan_completion(
     problems += unstorable
     if not problems:
         problems += checks.too_little_room(places, sound, manner)
+    if problems or not (jobs or draft.present):  # nothing is written among files of somebody else
+        problems += fold(list(draft.failed.values()), lambda problem: problem.hint)
     raise_all(problems)
     return CompletionPlan(
         places=places,
         models=tuple(models),
         modal_list=modal_list,
         jobs=tuple(sound),
-        present=wanted.present,
+        present=draft.present,
         manner=manner,
         failed=failed,
         notes=(
@@ -120,7 +124,7 @@ def plan_completion(
             *_other_backgrounds(dataset, models, sound),
             *_beyond_the_last(dataset, sound, manner),
             *_unread(styles, sound),
-            *_other_ranges(places, styles, models, sound, wanted.present),
+            *_other_ranges(places, styles, models, sound, draft.present),
         ),
         learned=learned_cases(
             models,
@@ -132,7 +136,7 @@ def plan_completion(
 
 def _wrong_of(dataset: Dataset, part: tuple[int, int]) -> dict[str, tuple[AttclError, ...]]:
     """Return what is wrong with names that concern a part: those of its cases; the first also has what is no case."""
-    own = {case.id for case in dataset.cases[part[0] - 1 :: part[1]]}
+    own = {case.id for case in _cases_of(dataset, part)}
     others = {case.id for case in dataset.cases} - own
     return {
         name: items
@@ -141,15 +145,25 @@ def _wrong_of(dataset: Dataset, part: tuple[int, int]) -> dict[str, tuple[AttclE
     }
 
 
+def _cases_of(dataset: Dataset, part: tuple[int, int]) -> tuple[Case, ...]:
+    """Return the cases of part k of n: every n-th one, from the k-th on."""
+    return dataset.cases[part[0] - 1 :: part[1]]
+
+
+_MAY_BE_ALL = frozenset({"made-in-another-way", "grids-differ"})
+"""Codes of problems that the results of a whole run have: of other weights, of another dataset with the same names."""
+
+
 @dataclass
-class _Wanted:
-    """What is wanted of the cases that were looked at: what is done, what is to be made, and what is in the way."""
+class _Draft:
+    """A plan that grows case by case: what is done, what is to be made, and what is in the way."""
 
     places: Places
     models: Sequence[Weights]
     modal_list: Sequence[str]
     manner: Manner
     targets: Sequence[str]
+    _: KW_ONLY
     keep_going: bool
     overwrite: bool
     jobs: list[Job] = field(default_factory=list)
@@ -173,6 +187,7 @@ class _Wanted:
             return
         if unmade:
             self.unmade[case.id] = unmade
+        # Before anything is read.
         self.jobs += _as_they_are(self.places.dataset, case, groups.values())
 
     def _look_at_volume(self, case: Case, target: str, groups: _Groups, unmade: list[str]) -> None:
@@ -190,14 +205,14 @@ class _Wanted:
             overwrite=self.overwrite,
         )
         escapes = checks.escapes(places.output, places.files(case, target)[0])
-        own = [*escapes, *(it for it in unlike if it.code != "made-in-another-way")]
-        if (
-            own and self.keep_going
-        ):  # of this case alone, unlike a difference in how volumes are made
-            self.failed[case.id] = own[0]
+        own = [*escapes, *(it for it in unlike if it.code not in _MAY_BE_ALL)]
+        if own and self.keep_going:
+            self.failed.setdefault(case.id, own[0])
             return
         self.problems += escapes
         self.unlike += unlike
+        if unlike:
+            return
         anew = self.overwrite or places.lacks_uncertainty(case, target, manner)
         done = () if anew else set(existing) - set(unproven)
         files = _files_to_write(places, case, target, manner, done)

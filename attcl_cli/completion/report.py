@@ -28,7 +28,7 @@ from attcl_cli.completion.jobs import (
 )
 from attcl_cli.data import intensities, label_maps, volumes
 from attcl_cli.data.dataset import Case, Dataset, Source, guides_in, read_side_car, sources_in
-from attcl_cli.data.synthetic import slices_made
+from attcl_cli.data.synthetic import slices_made, span_in_words
 from attcl_cli.data.unchanged import require_unchanged
 from attcl_cli.errors import AttclError, counted, quoted, some
 from attcl_cli.methods import bundled
@@ -138,6 +138,8 @@ def write_report(
         hint += f" Pictures of {len(panels)} of {counted(len(made), 'volume')}"
         roles = count_roles(panel.role for panel in panels)
         hint += f" ({roles})." if roles else "."
+    if panels and any(volume.slices for volume in made):
+        hint += " Of a volume that was made in some slices only, these are shown."
     known = any(volume.scores for volume in made)
     order = f"{_WORST} first" if known and len(panels) > 1 else ""
     slices = Viewer(panels, order=order, hint=hint)
@@ -368,12 +370,10 @@ def _verdict(made: Sequence[MadeVolume], failed: Mapping[str, AttclError], cavea
         words += (
             f"; farthest from it: {made[0].target} of {made[0].case.id}" * (len(made) > 1) + "."
         )
-    spans = dict.fromkeys(f"{it.slices[0]}:{it.slices[1]}" for it in made if it.slices)
+    spans = [span_in_words(it.slices) for it in made if it.slices]
     if spans:
-        partial = sum(it.slices is not None for it in made)
-        words += (
-            f" {counted(partial, 'volume')} in slices {some(spans)} alone, which the pictures show."
-        )
+        were = "was" if len(spans) == 1 else "were"
+        words += f" {counted(len(spans), 'volume')} {were} made in slices {some(dict.fromkeys(spans))} only."
     words += f" {caveat}." if caveat else ""
     if failed:
         words += f" {counted(len(failed), 'case')} failed."

@@ -32,8 +32,7 @@ from attcl_cli.data.patients import patient_by_name
 from attcl_cli.data.places import led_to
 from attcl_cli.data.record_cache import FOLDER_VARIABLE, Records, cache_folder
 from attcl_cli.data.records import MOST_BYTES, SplitsRecord, require_side_car, splits_record
-from attcl_cli.data.suggested import complete_folder, complete_images
-from attcl_cli.data.unread import modalities_in
+from attcl_cli.data.suggested import complete_folder, complete_images, modalities_told_by
 from attcl_cli.data.vocabulary import VOCABULARY_FILE, Vocabulary, read_vocabulary
 from attcl_cli.errors import AttclError, UsageError, nearest, quoted, raise_all
 from attcl_cli.files import read_json, refuse_inside
@@ -416,7 +415,7 @@ def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | Non
         vocabulary_file=modalities,
         scattered=True,
         notes=tuple(
-            f"--image: {path} is taken as {name}, and its name says {others}"
+            f"--image: {path} is taken as {name}, but its name says {others}: check that it is the right file"
             for name, path in named.items()
             if (others := ", ".join(_other_modalities(name, path, known)))
         ),
@@ -426,10 +425,12 @@ def dataset_of_images(images: Sequence[tuple[str, Path]], modalities: Path | Non
 def _other_modalities(
     name: str, path: Path, known: Mapping[str, tuple[str, ...]]
 ) -> tuple[str, ...]:
-    """Return the modalities that the name of an image tells, if its own is none of them."""
-    stem = path.name.removesuffix(ending_of(PurePosixPath(path)))
-    told = modalities_in(stem, known)
-    return () if name in told else told
+    """Return the modalities that the name of an image tells, if its own is none of them.
+
+    T1 and T1ce are not told apart: `T1_pre_contrast` names a contrast agent that was not there.
+    """
+    told = modalities_told_by(path, known)
+    return () if {name, *told} <= {"t1", "t1ce"} or name in told else told
 
 
 def _require_image(

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Strict, model_validator
+from pydantic import AfterValidator, Strict, model_validator
 
 from attcl_cli.documents import (
     CaseId,
@@ -148,6 +148,16 @@ class StoredRecord(Document):
     range: Annotated[tuple[Finite, Finite], Strict(strict=False)]
 
 
+def _slices(value: Any) -> Any:
+    """Return the slices that a volume was made in: `all`, or the first and the one after the last, from 0."""
+    if value == "all":
+        return value
+    whole = isinstance(value, list) and all(type(it) is int for it in value)
+    if not whole or len(value) != 2 or not 0 <= value[0] < value[1]:  # noqa: PLR2004
+        raise ValueError("all, or [FIRST, STOP] with 0 <= FIRST < STOP")
+    return value
+
+
 class SideCarRecord(Document):
     """What the side-car of a synthetic volume says; other keys are compared as they are."""
 
@@ -161,6 +171,7 @@ class SideCarRecord(Document):
     doubt: DoubtRecord | None = None
     stored: StoredRecord | None = None
     seed: int = 0
+    slices: Annotated[Any, AfterValidator(_slices)] = "all"
 
 
 def splits_record(document: Any, path: Path) -> SplitsRecord:

@@ -49,7 +49,7 @@ def complete_images(
         output: where the volumes go.
         targets: what is made; empty: all, and the command is followed by how to choose.
     """
-    guesses = [modalities_in(_stem(file), DEFAULT_MODALITIES) for file in files]
+    guesses = [modalities_told_by(file, DEFAULT_MODALITIES) for file in files]
     names = [
         (named or {}).get(file) or (guess[0] if len(guess) == 1 else "")
         for file, guess in zip(files, guesses, strict=True)
@@ -66,5 +66,6 @@ def complete_images(
     return command if targets else f"{command}; --target NAME makes one modality alone"
 
 
-def _stem(file: Path) -> str:
-    return file.name.removesuffix(ending_of(PurePosixPath(file)))
+def modalities_told_by(file: Path, known: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the modalities that the name of a file seems to name."""
+    return modalities_in(file.name.removesuffix(ending_of(PurePosixPath(file))), known)

@@ -55,7 +55,7 @@ def notes_of_slices(side_cars: Sequence[Mapping[str, Any]]) -> list[str]:
         side_cars: of all volumes that are read; {} of one that has none.
     """
     spans = [span for span in map(slices_made, side_cars) if span]
-    ranges = [f"{first}:{stop}" for first, stop in spans]
+    ranges = [span_in_words(span) for span in spans]
     if not ranges:
         return []
     are = "has" if len(ranges) == 1 else "have"
@@ -67,8 +67,13 @@ def notes_of_slices(side_cars: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def slices_made(side_car: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return the (first, stop) of the slices that a volume was made in alone (`--slices`); None if in all."""
-    span = side_car.get("slices")
-    if side_car.get("synthetic") is not True or not isinstance(span, list):
+    span = side_car.get("slices", "all")
+    if side_car.get("synthetic") is not True or span == "all":
         return None
-    first, stop = span
+    first, stop = span  # as `records.SideCarRecord` has it
     return int(first), int(stop)
+
+
+def span_in_words(span: tuple[int, int]) -> str:
+    """Return slices as `--slices` takes them: `31:125`."""
+    return f"{span[0]}:{span[1]}"

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.phantom_cohort import is_phantom
-from attcl_cli.documents import Document, Finite, Items, validated
+from attcl_cli.documents import Document, Finite, Items, is_name, validated
 from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 from attcl_cli.files import read_json
 from attcl_cli.methods.sources import SourceRule, takes_one
@@ -193,11 +193,15 @@ def look_up(name: str, *, flag: str = "weights") -> Listed:
 
 def option_of(name: str, sha256: str, *, runs: Path = RUNS) -> str:
     """Return what `-w` takes for weights that a side-car names; "" if they are not found (any more)."""
+    if not is_name(name):
+        return ""
     places = {name: named_weights().get(name), str(runs / name): runs / name / WEIGHTS_FILE}
     for option, path in places.items():
-        card = path.with_suffix(".json") if path else None
+        if path is None or not path.is_file():
+            continue
         with suppress(AttclError):
-            if card and card.is_file() and read_json(card).get("sha256") == sha256:
+            card = read_json(path.with_suffix(".json"), default={})
+            if isinstance(card, dict) and card.get("sha256") == sha256:
                 return option
     return ""
 
@@ -251,7 +255,7 @@ def choose_weights(
             else f"train on this dataset: attcl train --data {quoted(dataset.root)}"
         )
         raise UsageError(
-            f"{flag}: none given, and of those that are found none fits {dataset.root}{why}, expected weights for it",
+            f"{flag}: no weights given, and none of those found fit {dataset.root}{why}, expected weights for it",
             f"{step}; or name weights with -w (attcl weights list shows them)",
             code="no-weights",
         )

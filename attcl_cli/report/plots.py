@@ -138,14 +138,15 @@ def curve_plot(curve: Curve, name: str) -> Markup:
     finite = {label: points[np.isfinite(points).all(1)] for label, points in lines.items()}
     points = np.concatenate([np.empty((0, 2)), *finite.values()])
     ends = "; ".join(
-        f"{label}: {number(each[-1, 1])} at {each[-1, 0]:g}"
+        f"{label}: {number(each[-1, 1])} at {each[-1, 0]:.12g}"
         for label, each in finite.items()
         if len(each)
     )
     if len(np.unique(points[:, 0])) < 2:  # noqa: PLR2004 - a single step is no curve
         caption = f"<figcaption>{_escape(curve.title)}</figcaption>"
-        words = f"{ends} ({curve.horizontal})" if ends else "no values"
-        return Markup(f"<figure>{caption}<p>{_escape(words)}</p>{_legend(curve)}</figure>")
+        levels = "".join(f"; {label}: {number(value)}" for label, value in curve.level.items())
+        words = f"{ends} ({curve.horizontal}){levels}" if ends else "no values"
+        return Markup(f"<figure>{caption}<p>{_escape(words)}</p></figure>")
     low, high = _reach(np.concatenate([points[:, 1], [*curve.level.values()]]))
     first, last = float(points[:, 0].min()), float(points[:, 0].max())
     ticks = _ticks(low, high)

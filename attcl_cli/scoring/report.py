@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attcl_cli import __version__
+from attcl_cli.data.synthetic import span_in_words
 from attcl_cli.errors import counted, some
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report import pictures
@@ -142,10 +143,9 @@ def write_pages(
     page = Page(
         title,
         verdict=_sentence(
-            _verdict(scores, copies, lower_is_better, _others(rows)),
-            comparison.caveat,
-            _partial(comparison),
-        ),
+            _verdict(scores, copies, lower_is_better, _others(rows)), comparison.caveat
+        )
+        + _partial(comparison),
         facts={
             "volumes": str(comparison.volumes),
             **_worst(ranked, scores),
@@ -188,13 +188,14 @@ def _others(rows: Sequence[Row]) -> list[dict[_Key, dict[str, float]]]:
 
 
 def _partial(comparison: Comparison) -> str:
-    """Return how many volumes were made in some slices alone, in words; "" if none was."""
+    """Return a sentence about the volumes that were made in some slices alone; "" if there are none."""
     spans = [pair.slices for case in comparison.cases for pair in case.pairs if pair.slices]
     if not spans:
         return ""
-    names = some(dict.fromkeys(f"{first}:{stop}" for first, stop in spans))
-    made = f"{counted(len(spans), 'volume')} in slices {names} alone, which the pictures show"
-    return f"{made}; scores count all slices"
+    names = some(dict.fromkeys(map(span_in_words, spans)))
+    were = "was" if len(spans) == 1 else "were"
+    made = f"{counted(len(spans), 'volume')} {were} made in slices {names} only"
+    return f" {made}: scores count all, pictures show these."
 
 
 def _sentence(*parts: str) -> str:

@@ -83,7 +83,7 @@ def make_validation(
     never held-out ones. SSIM is that of `score`, by the same functions: in 3-D, synthetic and true slices each in the
     window of their own percentiles. Of whole volumes at full size both give one figure, but for voxels at the brain's
     edge (`_brain`). What validation looks at is cheaper: blocks of slices instead of volumes, at the networks' own
-    size, and one pass without completion's mirroring and matched quantiles.
+    size, and one pass without completion's mirroring, stretched tails or matched quantiles.
 
     Args:
         store: slices of the validation cases.

@@ -235,7 +235,7 @@ def test_without_a_run_and_fitting_weights_an_error_says_what_to_do(incomplete_r
     assert code == 2
     first, hint = err.splitlines()
     assert first.startswith(
-        f"error: --weights: none given, and of those that are found none fits {incomplete_root}"
+        f"error: --weights: no weights given, and none of those found fit {incomplete_root}"
     )
     assert f"attcl train --data {incomplete_root}" in hint and "attcl weights list" in hint
     assert not Path("out").exists()
@@ -350,12 +350,12 @@ def test_results_of_other_weights_are_refused(incomplete_root, trained_run, attc
     document["weights"] = {"name": bundled.name, "sha256": bundled.sha256}
     side_car.write_text(json.dumps(document))
     hint = attcl(*command)[2].splitlines()[1]
-    assert hint.startswith("hint: go on with the weights of before: -w phantom-tiny; or choose")
+    assert hint.startswith("hint: go on with the same weights: -w phantom-tiny; or choose")
     shutil.copytree(trained_run, "runs/before")
     document["weights"] = {"name": "before", "sha256": sha256(trained_run / "weights.safetensors")}
     side_car.write_text(json.dumps(document))
     hint = attcl("complete", "--ori", incomplete_root, "-w", "phantom-tiny")[2].splitlines()[1]
-    assert hint.startswith("hint: go on with the weights of before: -w runs/before; or choose")
+    assert hint.startswith("hint: go on with the same weights: -w runs/before; or choose")
 
 
 def test_synthetic_volumes_are_no_sources(here, incomplete_root, trained_run, attcl):

@@ -149,5 +149,18 @@ def test_words_that_are_wider_than_the_terminal_are_folded(capsys: Captured) -> 
 
 def test_the_name_that_one_copies_is_not_broken(capsys: Captured) -> None:
     words = "flair, t1, t1ce, t2 and many others that make a table too wide"
-    terminal.table([{"name": "runs/20261130-140504-attcl-gan", "modalities": words, "more": words}])
-    assert "runs/20261130-140504-attcl-gan " in capsys.readouterr().out
+    terminal.table(
+        [
+            {
+                "name": "runs/20261130-140504-attcl-gan",
+                "modalities": words,
+                "more": words,
+                "pixels": 256,
+            }
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "runs/20261130-140504-attcl-gan " in out
+    assert sorted(out.split()) == sorted(
+        f"name modalities more pixels runs/20261130-140504-attcl-gan {words} {words} 256".split()
+    )

@@ -15,6 +15,7 @@ from completers import completed, phantom_file, plan_of
 from helpers import states
 
 from attcl_cli.completion import checks
+from attcl_cli.completion.run import complete
 from attcl_cli.data.dataset import open_dataset
 from attcl_cli.data.layouts import SUBMISSIONS
 from attcl_cli.data.phantom_cohort import write_cohort
@@ -261,7 +262,7 @@ def test_results_of_another_dataset_with_the_same_names_are_not_taken_for_done(
     ("change", "found"),
     [
         ({"target": "t1"}, "a synthetic t1, as its side-car says"),
-        ({"synthetic": False}, "a synthetic nothing, as its side-car says"),
+        ({"synthetic": False}, "has no side-car Phantom_00000_t2.json that says how it was made"),
         ({"seed": "x"}, "seed"),
     ],
 )
@@ -292,20 +293,35 @@ def cut_off(path):
 
 
 def of_another_program(path):
-    path.with_name(path.name.replace(".nii.gz", ".json")).unlink()
+    path.with_name(path.name.replace(".nii.gz", ".json")).unlink(missing_ok=True)
     nib.save(nib.Nifti1Image(np.ones((32, 32, 8), np.int16), np.eye(4)), path)
 
 
-@pytest.mark.parametrize("spoil", [cut_off, of_another_program])
+def of_another_program_with_a_side_car(path):
+    of_another_program(path)
+    path.with_name(path.name.replace(".nii.gz", ".json")).write_text('{"weights": "T2"}')
+
+
+def with_an_unusable_side_car(path):
+    side_car = path.with_name(path.name.replace(".nii.gz", ".json"))
+    side_car.write_text(json.dumps(json.loads(side_car.read_text()) | {"slices": [10]}))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [cut_off, of_another_program, of_another_program_with_a_side_car, with_an_unusable_side_car],
+)
 def test_with_keep_going_only_the_case_fails_in_whose_place_something_else_lies(
     spoil, gappy, weights, tmp_path
 ):
-    root, out = gappy(lacking=[("t2",), ("t1",), ("t2", "t1"), ()]), tmp_path / "out"
+    root, out = gappy(lacking=[("t2", "t1"), ("t1",), ("t2", "t1"), ()]), tmp_path / "out"
     completed(root, out, weights, part=(1, 4))
     (first,) = out.glob("*/*_t2.nii.gz")
+    (second,) = out.glob("*/*_t1.nii.gz")
+    second.unlink()  # it would be made again, if the case did not fail
     spoil(first)
     before = first.read_bytes()
-    with pytest.raises(AttclError, match=re.escape(str(first))):
+    with pytest.raises(AttclError, match=first.name.removesuffix(".nii.gz")):
         completed(root, out, weights)
     items = completed(root, out, weights, keep_going=True)
     assert [(item.case[-1], item.error) for item in items] == [("1", None), ("2", None)]
@@ -313,6 +329,31 @@ def test_with_keep_going_only_the_case_fails_in_whose_place_something_else_lies(
     plan = plan_of(root, out, weights, keep_going=True)
     assert list(plan.failed) == ["Phantom_00000"]
     assert plan.present.keys() == {"Phantom_00001", "Phantom_00002"}
+    assert not second.exists()
+
+
+def test_keep_going_writes_nothing_where_only_files_of_others_lie(gappy, weights, tmp_path):
+    """The output may be a whole dataset of somebody's own."""
+    root = gappy(lacking=[("t2",), (), (), ()])
+    stranger = tmp_path / "out" / phantom_file(0, "t2")
+    stranger.parent.mkdir(parents=True)
+    of_another_program(stranger)
+    before = states(tmp_path / "out")
+    with pytest.raises(AttclError) as caught:
+        complete(root, tmp_path / "out", weights=weights.path, device="cpu", keep_going=True)
+    assert caught.value.code == "not-made-by-attcl"
+    assert states(tmp_path / "out") == before
+
+
+def test_what_fails_one_case_is_named_beside_what_stops_the_run(gappy, weights, tmp_path):
+    root, out = gappy(lacking=[("t2",), ("t1",), (), ()]), tmp_path / "out"
+    completed(root, out, weights, mirror=True)
+    (foreign,) = out.glob("*/*_t2.nii.gz")
+    of_another_program(foreign)
+    with pytest.raises(AttclError) as caught:
+        plan_of(root, out, weights, mirror=False, keep_going=True)
+    codes = {problem.code for problem in single_problems(caught.value)}
+    assert codes == {"not-made-by-attcl", "made-in-another-way"}
 
 
 def test_keep_going_does_not_pass_over_volumes_that_were_made_in_another_way(
@@ -326,14 +367,17 @@ def test_keep_going_does_not_pass_over_volumes_that_were_made_in_another_way(
     assert caught.value.code == "made-in-another-way"
 
 
+@pytest.mark.parametrize("said", [None, '{"RepetitionTime": 2}', "[]"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_that_attcl_did_not_make_is_never_replaced(
-    overwrite, gappy, weights, phantom_root, tmp_path
+    overwrite, said, gappy, weights, phantom_root, tmp_path
 ):
     root = gappy(lacking=[("t2",), (), (), ()])
     stranger = tmp_path / "out" / phantom_file(0, "t2")
     stranger.parent.mkdir(parents=True)
     shutil.copyfile(phantom_root / phantom_file(0, "t2"), stranger)
+    if said is not None:  # as dcm2niix writes one
+        (stranger.parent / "Phantom_00000_t2.json").write_text(said)
     before = states(tmp_path / "out")
     with pytest.raises(AttclError) as caught:
         completed(root, tmp_path / "out", weights, overwrite=overwrite)

@@ -221,3 +221,17 @@ def test_a_case_that_is_wrong_fails_its_own_part_alone(gappy, weights, tmp_path)
     assert [job.case.id for job in first.jobs] == ["Phantom_00000"]
     with pytest.raises(AttclError, match="a second file for flair"):
         plan_of(root, tmp_path / "out", weights, part=(2, 2))
+    failed = [
+        list(plan_of(root, tmp_path / "out", weights, keep_going=True, part=(k, 2)).failed)
+        for k in (1, 2)
+    ]
+    assert failed == [[], ["Phantom_00001"]]
+
+
+def test_a_wrong_case_of_which_nothing_is_missing_is_its_own_parts_too(gappy, weights, tmp_path):
+    root = gappy(lacking=[("t2",), (), (), ("t1",)])
+    file = root / phantom_file(1, "flair")
+    shutil.copyfile(file, file.with_name(file.name.replace("flair", "FLAIR")))
+    plan_of(root, tmp_path / "out", weights, part=(1, 2))
+    with pytest.raises(AttclError, match="a second file for flair"):
+        plan_of(root, tmp_path / "out", weights, part=(2, 2))

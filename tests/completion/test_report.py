@@ -90,11 +90,16 @@ def test_the_methods_paragraph_says_how_this_run_made_volumes(arguments, options
 
 def test_volumes_of_some_slices_show_these_alone(arguments):
     text = complete(**arguments, slices=(10, 14)).page.read_text()
-    assert "7 volumes in slices 10:14 alone, which the pictures show." in text
+    assert "7 volumes were made in slices 10:14 only." in text
+    assert "Of a volume that was made in some slices only, these are shown." in text
     panels = data_of(arguments["cpl"] / "report.html")["panels"]
     assert {len(panel["slices"]) for panel in panels} == {4}
-    result = complete(**arguments, slices=(10, 14))
-    assert len(repr(result)) < 500  # a notebook shows it
+
+
+def test_the_result_is_short_in_a_notebook(arguments):
+    shown = repr(complete(**arguments))
+    assert "written=7" in shown
+    assert len(shown) < 500
 
 
 def test_a_rule_for_sources_is_claimed_only_if_all_volumes_follow_it(arguments, monkeypatch):

@@ -649,5 +649,5 @@ def test_a_plot_of_many_groups_takes_the_whole_width(tmp_path):
 def test_a_curve_of_one_step_is_said_in_words(tmp_path):
     curve = report.Curve("Loss", "", {"D": [(73, 0.25)], "E": [(73, 1.5)]}, level={"copy": 0.3})
     text = page(tmp_path, [], more=[report.Curves("Losses", [curve], "")])
-    assert "<p>D: 0.250 at 73; E: 1.500 at 73 (step)</p>" in text
+    assert "<p>D: 0.250 at 73; E: 1.500 at 73 (step); copy: 0.300</p>" in text
     assert "<svg" not in text

@@ -81,9 +81,7 @@ def test_volumes_made_in_some_slices_alone_are_a_note(scored, folders):
     assert code == 0 and f"note: {note}" in err
     page = (folders.scores / "report.html").read_text()
     assert note in page
-    assert (
-        "1 volume in slices 8:12 alone, which the pictures show; scores count all slices." in page
-    )
+    assert " 1 volume was made in slices 8:12 only: scores count all, pictures show these." in page
 
 
 class Said(Silent):
