@@ -289,6 +289,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of a folder by name, and the folder if nothing else is in it: what a user put there stays."""
+    if not folder.is_dir() or folder.is_symlink():
+        return
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not empty
+        folder.rmdir()
+
+
 def is_within(path: Path, root: Path) -> bool:
     """Return whether `path`, with every link followed, is `root` or lies inside it."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

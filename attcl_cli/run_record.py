@@ -28,6 +28,7 @@ from attcl_cli.errors import (
     UsageError,
     fold,
     raise_all,
+    some,
 )
 from attcl_cli.files import (
     encoded,
@@ -57,6 +58,7 @@ _PART = (
 )
 # Exit code -> status; any other code is "failed".
 _ENDS = {0: "done", EXIT_INCOMPLETE: "incomplete", EXIT_INTERRUPTED: "stopped"}
+_BEGINNING = 4096  # bytes of a result that are looked at
 _LIFE_SECONDS = 60.0  # between two signs of life
 _RESERVED = 16_384  # bytes that a record may grow by on a full disk
 
@@ -412,8 +414,17 @@ def log_file(record: Path) -> Path:
     return record.with_name(f"{name.stem}{record.stem.removeprefix('run')}{name.suffix}")
 
 
+# Results that each command writes under the same name -> what is in the first bytes of one of ours.
+_MARKS = {
+    "report.html": b'name="generator" content="attcl"',
+    "log.txt": b" attcl ",
+    "scores.csv": b"case,modality,source,",
+    "summary.json": b'"attcl_version"',
+}
+
+
 def require_no_other(path: Path, command: str, *, flag: str, besides: str = "") -> None:
-    """Check that a record would not take the place of another command's, and with it of its page and log.
+    """Check that a record would not take the place of another command's or program's, and with it of its page and log.
 
     Args:
         path: where the record goes.
@@ -422,15 +433,36 @@ def require_no_other(path: Path, command: str, *, flag: str, besides: str = "") 
         besides: a command whose record may be replaced.
 
     Raises:
-        UsageError: a record of another command lies there.
+        UsageError: a record of another command lies there, or files of another program have the names of results.
     """
-    found = read_record(path.parent, path.name).get("command", command)
+    record = read_record(path.parent, path.name)
+    found = record.get("command", command)
     if found not in {command, besides}:
         raise UsageError(
             f"{flag}: {path} is the record of attcl {found}, expected a folder that no other command writes",
             "choose another folder",
             code="folder-of-another-command",
         )
+    if record.get("command"):
+        return
+    others = [path] if path.exists() else []
+    others += [
+        it for name, mark in _MARKS.items() if not _is_marked(it := path.parent / name, mark)
+    ]
+    if others:
+        raise UsageError(
+            f"{flag}: {some(others)}: not written by attcl, as it seems, expected no other files of these names",
+            "move them away, or choose another folder",
+            code="output-not-ours",
+        )
+
+
+def _is_marked(path: Path, mark: bytes) -> bool:
+    """Return whether a file begins as one of ours, or is not there."""
+    if not path.is_file():
+        return not path.exists()
+    with path.open("rb") as file:
+        return mark in file.read(_BEGINNING)
 
 
 def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:

@@ -103,9 +103,14 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def is_temporary(name: str) -> bool:
+    """Return whether a file of this name is one that a run makes and sweeps."""
+    return _NAME.match(name) is not None
+
+
 def is_empty(folder: Path) -> bool:
     """Return whether a folder holds nothing but temporary files and folders, which a run sweeps."""
-    return all(_NAME.match(path.name) for path in folder.iterdir())
+    return all(is_temporary(path.name) for path in folder.iterdir())
 
 
 def sweep(root: Path) -> int:

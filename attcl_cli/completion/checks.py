@@ -22,6 +22,7 @@ from attcl_cli.completion.jobs import (
     Manner,
     Places,
     not_made_by_attcl,
+    uncertainty_file,
 )
 from attcl_cli.confined import leads_out
 from attcl_cli.data import volumes
@@ -35,6 +36,7 @@ from attcl_cli.methods.bundled import option_of
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record, require_no_other
 
+_MADE_BY_ATTCL = re.compile(r"attcl \S+ synthetic ")  # as `Manner.description` begins
 _COMPRESSED_SHARE = 0.25  # of a volume's bytes; generous, real ones take about a seventh
 _FEWEST_SAMPLES = 2  # that have a standard deviation
 _MOST_ANISOTROPY = (
@@ -233,20 +235,60 @@ def unlike_existing(
 
     What attcl did not make is never replaced, not even with --overwrite: it may be an original.
     """
-    if not existing:
-        return []
-    present = [places.output / file for file in existing]
     side_car = places.side_car(case, target)
     try:
         document = read_side_car(side_car)
     except AttclError as error:
         return [error]
+    if not existing:
+        return _strange_beside(places, case, target, document)
+    present = [places.output / file for file in existing]
     if document.get("synthetic") is not True:
         said = " that says how it was made" if side_car.exists() else ""
         return [not_made_by_attcl(present[0], side_car, said)]
-    return (
-        [] if overwrite else _made_before(places, case, target, present, document, makers, manner)
-    )
+    if overwrite:
+        strange = [it for path in present for it in _of_another_program(path)]
+        return [*strange, *_strange_beside(places, case, target, document)][:1]
+    return _made_before(places, case, target, present, document, makers, manner)
+
+
+def _strange_beside(
+    places: Places, case: Case, target: str, document: Mapping[str, Any]
+) -> list[AttclError]:
+    """Return a problem if what would be written beside a volume lies there already, and attcl did not write it.
+
+    Args:
+        places: of the output.
+        case: the case.
+        target: the modality.
+        document: its side-car; {} if there is none.
+    """
+    side_car = places.side_car(case, target)
+    deviation = places.output / uncertainty_file(places.files(case, target)[0])
+    strange = [side_car] if side_car.exists() and document.get("synthetic") is not True else []
+    strange += [deviation] if deviation.exists() and not document.get("uncertainty") else []
+    return [
+        AttclError(
+            f"{path}: not written by attcl, expected no file where that of a synthetic {target} goes",
+            "choose another --cpl, or move that file away",
+            code="not-made-by-attcl",
+        )
+        for path in strange[:1]
+    ]
+
+
+def _of_another_program(path: Path) -> list[AttclError]:
+    """Return a problem if the header of a volume or slice does not say that attcl made it; a damaged one may go."""
+    said = volumes.read_description([path])
+    if said is None or _MADE_BY_ATTCL.match(said):
+        return []
+    return [
+        AttclError(
+            f"{path}: its header does not say that attcl made it, expected a synthetic volume, as its side-car says",
+            "choose another --cpl, or move that file away",
+            code="not-made-by-attcl",
+        )
+    ]
 
 
 def _made_before(

@@ -23,7 +23,15 @@ def in_the_way(dataset: Dataset, output: Path) -> list[AttclError]:
 
     That is a synthetic volume whose original arrived later, or a file of somebody's own; a copy of the original stays.
     """
-    problems: list[AttclError] = []
+    problems = [
+        AttclError(
+            f"{copy}: another file than {source}, expected a copy of it",
+            "remove it if it is an old copy, otherwise move it away, or choose another --cpl",
+            code="no-place-for-link",
+        )
+        for copy, source in _copies(dataset, output).items()
+        if _is_another(copy, source)
+    ]
     for case in dataset.cases:
         for files in (*case.files.values(), *([case.segmentation] if case.segmentation else [])):
             side_car = output / dataset.layout.place_side_car(files[0], case.id)
@@ -86,13 +94,18 @@ def link_originals(dataset: Dataset, output: Path) -> int:
                     ) from error
                 count += 1
                 derivative.write_side_car_of_link(dataset, case, file, output, anew=old)
+    for copy, source in _copies(dataset, output).items():
+        if not copy.is_file():
+            copy_whole(source, copy)
+    return count
+
+
+def _copies(dataset: Dataset, output: Path) -> dict[Path, Path]:
+    """Return copy -> file of the dataset without which its names cannot be read."""
     copies = {output / file: dataset.root / file for file in dataset.naming_files}
     if dataset.vocabulary_file is not None:
         copies[output / VOCABULARY_FILE] = dataset.vocabulary_file
-    for copy, source in copies.items():  # names cannot be read without them
-        if not copy.is_file() or not filecmp.cmp(source, copy, shallow=False):
-            copy_whole(source, copy)
-    return count
+    return copies
 
 
 def _is_another(path: Path, original: Path) -> bool:

@@ -305,7 +305,8 @@ def _write(
                 new = [it for it in whole if it not in job.existing.get(target, ())]
                 if any((plan.output / it).exists() for it in new):
                     raise _made_meanwhile(plan.output / whole[0])
-                _remove(plan, (*whole, uncertainty_file(whole[0])))
+                beside = [uncertainty_file(whole[0])] if before.get("uncertainty") else []
+                _remove(plan, (*whole, *beside))
             elif "doubt" in before and len(files) < len(whole):
                 document["doubt"] = before["doubt"]  # of more of the slices than are made now
         write_json(side_car, document)

@@ -154,21 +154,25 @@ def image_fields(
     return fields
 
 
+_OF_LINK = "The original, linked by attcl"
+
+
 def write_side_car_of_link(
     dataset: Dataset, case: Case, file: PurePosixPath, output: Path, *, anew: bool = False
 ) -> None:
     """Write the side-car of an original that is linked into the output folder, if it is not there; in BIDS alone.
 
-    With `anew` also if it is: the link led elsewhere before. It says what the dataset says of the image, with the
-    fields that BIDS wants of an image in a derivative.
+    With `anew` also if one of ours is: the link led elsewhere before. It says what the dataset says of the image, with
+    the fields that BIDS wants of an image in a derivative.
 
     Raises:
         AttclError: the file cannot be written.
     """
     side_car = output / dataset.layout.place_side_car(file, case.id)
-    if dataset.layout.name != LAYOUT or (side_car.exists() and not anew):
+    ours = read_side_car(side_car).get("Description") == _OF_LINK
+    if dataset.layout.name != LAYOUT or (side_car.exists() and not (anew and ours)):
         return
-    fields = image_fields(dataset, [file], file, "The original, linked by attcl")
+    fields = image_fields(dataset, [file], file, _OF_LINK)
     if file in case.segmentation:  # a label map has no skull
         del fields["SkullStripped"]
     write_json(side_car, fields | metadata_of(dataset.root, file))

@@ -7,7 +7,6 @@ are drawn from them is left to `sampling`.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ from attcl_cli.data.records import ScaleDocument
 from attcl_cli.data.unchanged import State, look_at, require_unchanged
 from attcl_cli.documents import Count, Document, Items, Name, validated
 from attcl_cli.errors import AttclError, raise_all
-from attcl_cli.files import appended, lack_of_room, read_json, write_json
+from attcl_cli.files import appended, lack_of_room, read_json, remove_files, write_json
 from attcl_cli.prefetch import read_ahead
 
 if TYPE_CHECKING:  # the checks of a training ask for stores, and end before torch is loaded
@@ -307,7 +306,7 @@ def no_room_for_slices(folder: Path, needed: float) -> list[AttclError]:
 def remove_caches(folder: Path) -> None:
     """Remove the slices that a finished run in this folder does not need any more."""
     for name in (TRAINING_FOLDER, VALIDATION_FOLDER):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove_files(folder / name, (INDEX_FILE, DATA_FILE, LABELS_FILE))
 
 
 def is_store(folder: Path) -> bool:

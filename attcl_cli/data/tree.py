@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -16,9 +16,10 @@ from attcl_cli.confined import make_parent
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
 from attcl_cli.data.derivative import side_cars_of
 from attcl_cli.data.originals import folders_of, refuse_among_originals
+from attcl_cli.data.records import splits_record
 from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
-from attcl_cli.errors import AttclError, UsageError, counted, refusal
+from attcl_cli.errors import AttclError, UsageError, counted, refusal, some
 from attcl_cli.files import (
     is_within,
     ordinary_mode,
@@ -27,7 +28,7 @@ from attcl_cli.files import (
     write_json,
 )
 from attcl_cli.run_ends import held
-from attcl_cli.temporaries import TEMPORARY_SUFFIX, is_empty, temporary_folder
+from attcl_cli.temporaries import TEMPORARY_SUFFIX, is_empty, is_temporary, temporary_folder
 
 LinkKind = Literal["symlink", "hardlink", "copy"]
 
@@ -63,22 +64,70 @@ def is_written(
                 return True
             if not overwrite:
                 raise problem
-        foreign = not output.is_dir() or (not is_empty(output) and not existing.is_file())
-        if not overwrite:
-            replace = "" if foreign else ", or replace it with --overwrite"
-            raise UsageError(
-                f"--output: {output} exists already, expected a new folder",
-                f"choose another --output{replace}",
-                code="output-not-empty",
-            )
-        if foreign:
-            raise UsageError(
-                f"--output: {output} was not made by prepare-splits (it has no splits.json), "
-                "expected a folder that --overwrite may replace",
-                "choose another --output",
-                code="output-not-ours",
-            )
+        require_replaceable(output, overwrite=overwrite)
     return False
+
+
+def require_replaceable(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it is to be replaced and holds nothing but a tree of `write_tree`.
+
+    A link to a folder may be replaced: what it leads to stays.
+
+    Raises:
+        UsageError: it exists and must not be replaced, or holds something that would be lost.
+    """
+    if not os.path.lexists(output):
+        return
+    source = _source_of(output)
+    foreign = not output.is_dir() or (not is_empty(output) and source is None)
+    if not overwrite:
+        replace = "" if foreign else ", or replace it with --overwrite"
+        raise UsageError(
+            f"--output: {output} exists already, expected a new folder",
+            f"choose another --output{replace}",
+            code="output-not-empty",
+        )
+    if foreign:
+        raise UsageError(
+            f"--output: {output} was not made by prepare-splits (it has no splits.json of attcl), "
+            "expected a folder that --overwrite may replace",
+            "choose another --output",
+            code="output-not-ours",
+        )
+    if output.is_symlink() or source is None:
+        return
+    lost = sorted(_would_be_lost(output, source))
+    if lost:
+        raise UsageError(
+            f"--output: {output} holds {counted(len(lost), 'file')} that prepare-splits did not put there, or of "
+            f"which the source is gone: {some(lost)}, expected a folder that --overwrite may replace",
+            "move them away, or choose another --output",
+            code="output-not-ours",
+        )
+
+
+def _source_of(output: Path) -> Path | None:
+    """Return the dataset that a tree was made from; None if it is no tree."""
+    file = output / SPLITS_FILE
+    if not file.is_file():
+        return None
+    with suppress(AttclError):
+        return Path(splits_record(read_json(file), file).source)
+    return None
+
+
+def _would_be_lost(output: Path, source: Path) -> Iterator[str]:
+    """Yield the files of a tree that are neither links nor known by name, and no copies of a file of its source."""
+    known = {SPLITS_FILE, "run.json", VOCABULARY_FILE}
+    for folder, _, names in os.walk(output):
+        for name in names:
+            file = Path(folder) / name
+            place = file.relative_to(output)
+            if file.is_symlink() or is_temporary(name) or str(place) in known:
+                continue
+            original = source / place
+            if not original.is_file() or original.stat().st_size != file.stat().st_size:
+                yield str(place)
 
 
 def write_tree(
@@ -113,7 +162,7 @@ def write_tree(
     document = to_json(splits)
     kept = [*_kept_files(dataset, splits)]
     kept += [*dataset.naming_files, *side_cars_of(dataset, kept)]
-    with _beside(output) as building:
+    with _beside(output, overwrite=overwrite) as building:
         for file in kept:
             _link(dataset.root / file, building / file, link)
         if dataset.vocabulary_file is not None:
@@ -178,7 +227,7 @@ def _require_whole(kept: Iterable[PurePosixPath], building: Path, output: Path) 
 
 
 @contextmanager
-def _beside(output: Path) -> Iterator[Path]:
+def _beside(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Make a folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
     try:
         make_parent(output)
@@ -194,6 +243,7 @@ def _beside(output: Path) -> Iterator[Path]:
             yield building
             building.chmod(ordinary_mode(0o777))
             with held():
+                require_replaceable(output, overwrite=overwrite)  # it may have come meanwhile
                 _take_place(building, output)
     except OSError as error:
         expected, hint = refusal(

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import gzip
 import re
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -30,10 +30,11 @@ from attcl_cli.data.labels import (
     to_labels,
 )
 from attcl_cli.data.layouts import ending_of
-from attcl_cli.errors import AttclError, UsageError, quoted
-from attcl_cli.files import copy_whole, write_json, write_whole
+from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
+from attcl_cli.files import copy_whole, is_within, remove_files, write_json, write_whole
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.segmentation.inputs import Input, Sample
+from attcl_cli.temporaries import is_temporary
 
 TITLES = {"WT": "whole tumour", "TC": "tumour core", "ET": "enhancing tumour"}
 ORDER = (ED, NCR, ET)
@@ -45,6 +46,7 @@ NOT_CHECKED = (
 )
 
 DESCRIPTION, SPLITS = "dataset.json", "splits_final.json"
+FILES = "files"  # the key of the record that lists what was written
 _WIDEST_LABELS = 4  # bytes; not every tool reads integers of 8
 _NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -194,12 +196,33 @@ def verify(folder: Path, *, workers: int = 2) -> bool:
     return True
 
 
-def remove(folder: Path) -> None:
-    """Remove what an earlier `export` put into a folder: links, never what they lead to."""
-    for name in ("imagesTr", "imagesTs", "labelsTr"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (DESCRIPTION, SPLITS):
-        (folder / name).unlink(missing_ok=True)
+def remove(folder: Path, record: Mapping[str, Any]) -> None:
+    """Remove what an earlier `export` put into a folder, as its record lists it: links, never what they lead to.
+
+    Raises:
+        UsageError: there are further files among its images and labels; nothing is removed.
+    """
+    places = [folder / name for name in ("imagesTr", "imagesTs", "labelsTr")]
+    listed = {folder / name for name in record.get(FILES, ())}
+    found = [file for place in places if is_within(place, folder) for file in _entries(place)]
+    strange = [file for file in found if file not in listed and not file.is_symlink()]
+    if strange:
+        raise UsageError(
+            f"DIR: {folder} holds {counted(len(strange), 'file')} that attcl export did not write: "
+            f"{some(file.relative_to(folder) for file in strange)}, expected a folder that may be replaced",
+            "move them away, or choose another DIR",
+            code="output-not-ours",
+        )
+    for file in (*found, folder / DESCRIPTION, folder / SPLITS):
+        file.unlink(missing_ok=True)
+    for place in places:
+        remove_files(place, ())
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return what a folder holds; [] if there is none."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [file for file in entries if not is_temporary(file.name)]
 
 
 def place(path: Path, target: Path, ending: str) -> bool:

@@ -6,7 +6,6 @@ Checks only names and folders; files are checked by `inputs`. Loads no torch.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +21,9 @@ from attcl_cli.data.originals import refuse_among_originals
 from attcl_cli.data.splits import Splits, open_truth
 from attcl_cli.documents import Document, Items, PathText, validated
 from attcl_cli.errors import UsageError, quoted
-from attcl_cli.files import is_within, refuse_inside, require_empty, require_folder
+from attcl_cli.files import is_within, refuse_inside, remove_files, require_empty, require_folder
 from attcl_cli.run_log import LOG_FILE
 from attcl_cli.run_record import read_record, require_no_other_run, was_broken_off
-from attcl_cli.segmentation.evaluation import PREDICTIONS
 from attcl_cli.segmentation.inputs import (
     COMPLETED,
     INCOMPLETE,
@@ -327,7 +325,7 @@ def clear(
     config: Mapping[str, Any],
     overwrite: bool = False,
     flag: str = "--output",
-    remove: Callable[[Path], None] = lambda _folder: None,
+    remove: Callable[[Path, Mapping[str, Any]], None] | None = None,
 ) -> None:
     """Remove what an earlier run of this command wrote, and nothing else that a user may have put there.
 
@@ -337,30 +335,28 @@ def clear(
         config: as `require_free`.
         overwrite: as `require_free`.
         flag: what names the folder.
-        remove: removes what this module does not know; called only if there was such a run.
+        remove: removes what the run with this record wrote, by name; None: log, scores and page. What the record names
+            as outputs of cases is removed, too.
     """
     require_free(output, command=command, config=config, overwrite=overwrite, flag=flag)
     record = read_record(output)
     if maker_of(record) != command:
         return
-    remove(output)
+    (remove or remove_results)(output, record)
+    outputs = [
+        output / name for case in record.get("cases", ()) for name in case.get("outputs", ())
+    ]
+    for file in outputs:
+        if is_within(file.parent, output):  # what a link leads to is not ours
+            file.unlink(missing_ok=True)
+    for folder in {file.parent for file in outputs} - {output}:
+        remove_files(folder, ())
+    (output / "run.json").unlink()
+
+
+def remove_results(output: Path, _record: Mapping[str, Any]) -> None:
+    """Remove the log, the scores and the page of a run."""
     from attcl_cli.report.page import REPORT_FILE  # loads matplotlib
 
-    patterns = (
-        "*.safetensors",
-        LOG_FILE,
-        "stats.jsonl",
-        SCORES_FILE,
-        SUMMARY_FILE,
-        REPORT_FILE,
-        f"{PREDICTIONS}/*.nii.gz",
-    )
-    inputs = (output / name for name in record.get("inputs", {}))
-    for folder in (output, *(it for it in inputs if is_within(it, output))):
-        for name in (TRAINING, VALIDATION):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for pattern in patterns:
-            for file in folder.glob(pattern):
-                if is_within(file.parent, output):  # what a link leads to is not ours
-                    file.unlink()
-    (output / "run.json").unlink()
+    for name in (LOG_FILE, SCORES_FILE, SUMMARY_FILE, REPORT_FILE):
+        (output / name).unlink(missing_ok=True)

@@ -5,7 +5,6 @@ How the result is shown is left to the caller; `attcl evaluate` and `attcl expor
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,8 +17,16 @@ from attcl_cli.data import slices
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.unchanged import fingerprint
 from attcl_cli.devices import Precision
-from attcl_cli.errors import InterruptedRun, UsageError, as_note, counted, quoted, some
-from attcl_cli.files import write_csv
+from attcl_cli.errors import (
+    EXIT_INTERRUPTED,
+    InterruptedRun,
+    UsageError,
+    as_note,
+    counted,
+    quoted,
+    some,
+)
+from attcl_cli.files import is_within, remove_files, write_csv
 from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
@@ -48,6 +55,7 @@ from attcl_cli.segmentation.request import (
     open_ground_truth,
     open_study,
     refuse_place,
+    remove_results,
     require_free,
     resumed,
 )
@@ -297,13 +305,14 @@ def _train_and_test(session: _Session) -> Scores | None:
     if session.resume:
         _require_same_cases(output, lists)
         _require_same_files(output, fingerprints)
-        _require_as_many_steps(session)
+        _require_resumable(session)
     elif main:
         clear(
             output,
             command="segment",
             config=session.request.config,
             overwrite=session.overwrite,
+            remove=_remove_earlier,
         )
     warnings = report.leaks(session.study.provenance, tuple(plan.inputs))
     record = RunRecord(
@@ -447,11 +456,14 @@ def _require_same_files(output: Path, now: Mapping[str, Mapping[str, str]]) -> N
         )
 
 
-def _require_as_many_steps(session: _Session) -> None:
-    """Check that no input has been trained for more steps than the others are to be."""
-    from attcl_cli.training.state import STATE_FILE, state_step
+def _require_resumable(session: _Session) -> None:
+    """Check that each trained input has its checkpoint, and no more steps than the others are to have."""
+    from attcl_cli.training.state import STATE_FILE, require_checkpoint, state_step
 
+    ended = read_record(session.output).get("exit_code") in {0, EXIT_INTERRUPTED}
     for name in session.plan.inputs:
+        if ended:  # a kill may fall between the weights and the checkpoint
+            require_checkpoint(session.folder(name))
         file = session.folder(name) / STATE_FILE
         done = state_step(file) if file.is_file() else 0
         if done > session.settings.steps:
@@ -525,10 +537,27 @@ def _train(session: _Session, item: Input, live: Callable[[], None]) -> Path:
     return folder / WEIGHTS_FILE
 
 
+def _remove_earlier(output: Path, record: Mapping[str, Any]) -> None:
+    """Remove what an earlier run of `segment` wrote, by name; predictions are in its record."""
+    from attcl_cli.methods.weights import WEIGHTS_FILE
+    from attcl_cli.training.state import BEST_FILE, STATE_FILE
+    from attcl_cli.training.stats import STATS_FILE
+
+    remove_results(output, record)
+    files = (WEIGHTS_FILE, STATE_FILE, BEST_FILE, STATS_FILE, SCORES_FILE, SUMMARY_FILE)
+    for folder in (output, *(output / name for name in record.get("inputs", {}))):
+        if is_within(folder, output):
+            _remove_caches(folder)
+            for name in files:
+                (folder / name).unlink(missing_ok=True)
+
+
 def _remove_caches(folder: Path) -> None:
     """Remove the slices that a finished training does not need any more."""
+    from attcl_cli.segmentation.slices import CACHE_FILES
+
     for cache in (TRAINING, VALIDATION):
-        shutil.rmtree(folder / cache, ignore_errors=True)
+        remove_files(folder / cache, CACHE_FILES)
 
 
 def _slices(session: _Session, item: Input, part: str, folder: Path) -> SegmentationStore:

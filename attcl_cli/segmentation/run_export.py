@@ -146,7 +146,14 @@ def export(
         flag="DIR",
         remove=exporter.remove,
     )
-    record = RunRecord(folder / "run.json", "export", config=config, alone=True)
+    files = list(exporter.files(chosen, folder, study.data.extension))
+    record = RunRecord(
+        folder / "run.json",
+        "export",
+        config=config,
+        alone=True,
+        extra={exporter.FILES: [str(file.relative_to(folder)) for file in files]},
+    )
     with record.recorded():
         with progress.bar(sum(chosen.counts.values()), "export") as bar:
             exported = exporter.export(
@@ -158,7 +165,7 @@ def export(
                 on_case=bar,
             )
         checked = exporter.verify(folder, workers=num_workers)
-        record.results = list(exporter.files(chosen, folder, study.data.extension))
+        record.results = files
         record.extra |= {f"checked_by_{format}": checked, **asdict(exported)}
     return ExportResult(
         output=folder,

@@ -30,6 +30,9 @@ from attcl_cli.segmentation.inputs import Sample, Size
 
 _Length = Annotated[int, Field(gt=0, lt=2**40)]
 _IMAGES, _CLASSES = "images.int16", "classes.uint8"
+CACHE_FILES = (INDEX_FILE, _IMAGES, _CLASSES)
+"""What `build` writes into a folder."""
+
 _GAIN, _SHIFT = 0.1, 0.1  # of augmentation: intensities in [-1, 1] times 1 +- .1, plus 0 +- .1
 
 

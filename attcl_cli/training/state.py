@@ -21,7 +21,13 @@ from attcl_cli.documents import Count, Document, validated
 from attcl_cli.errors import AttclError, UsageError
 from attcl_cli.files import write_whole
 from attcl_cli.methods.finite import require_finite_tensors
-from attcl_cli.methods.weights import METADATA_KEY, read_metadata, read_tensors, tensors_below
+from attcl_cli.methods.weights import (
+    METADATA_KEY,
+    WEIGHTS_FILE,
+    read_metadata,
+    read_tensors,
+    tensors_below,
+)
 
 SCHEMA_VERSION = 1
 STATE_FILE = "checkpoint-last.safetensors"
@@ -47,6 +53,21 @@ class TrainingState:
     step: int
     tensors: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def require_checkpoint(folder: Path) -> None:
+    """Refuse to go on in a folder that has weights, and no checkpoint: training would begin anew and replace them.
+
+    Raises:
+        UsageError: the checkpoint was removed.
+    """
+    if (folder / WEIGHTS_FILE).is_file() and not (folder / STATE_FILE).is_file():
+        raise UsageError(
+            f"--resume: {folder} has {WEIGHTS_FILE} and no {STATE_FILE}, expected both: training would begin at step "
+            "0, and replace these weights",
+            f"put {STATE_FILE} back, or begin another run in another folder",
+            code="checkpoint-removed",
+        )
 
 
 def save_state(path: Path, state: TrainingState) -> None:

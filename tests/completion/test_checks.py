@@ -498,3 +498,71 @@ def test_a_folder_that_holds_something_else_takes_no_submission(gappy, weights, 
     with pytest.raises(UsageError, match=r"holds notes\.txt") as caught:
         plan_of(dataset, tmp_path / "out", weights, naming=BRASYN)
     assert caught.value.code == "output-of-another-layout"
+
+
+# --- files of others in the output ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_side_car_of_another_program_is_not_replaced(overwrite, gappy, weights, tmp_path):
+    """As if a dataset was copied into the output: the JSON of a scan that was discarded."""
+    root = gappy(lacking=[("t2",), (), (), ()])
+    side_car = tmp_path / "out" / phantom_file(0, "t2").replace(".nii.gz", ".json")
+    side_car.parent.mkdir(parents=True)
+    side_car.write_text('{"RepetitionTime": 2}')
+    with pytest.raises(AttclError, match="not written by attcl") as caught:
+        completed(root, tmp_path / "out", weights, overwrite=overwrite)
+    assert caught.value.code == "not-made-by-attcl"
+    assert side_car.read_text() == '{"RepetitionTime": 2}'
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_deviation_of_another_program_is_neither_replaced_nor_removed(
+    made, gappy, weights, other_weights, tmp_path
+):
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    if made:
+        completed(root, out, weights)
+    theirs = out / phantom_file(0, "t2").replace(".nii.gz", "_uncertainty.nii.gz")
+    theirs.parent.mkdir(parents=True, exist_ok=True)
+    theirs.write_bytes(b"theirs")
+    with pytest.raises(AttclError, match=r"_uncertainty.nii.gz: not written by attcl"):
+        completed(root, out, other_weights, overwrite=True)
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_a_scan_that_was_put_in_the_place_of_a_volume_is_not_overwritten(
+    gappy, weights, phantom_root, tmp_path
+):
+    """The real T2 arrived later, and was copied over the synthetic one."""
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    completed(root, out, weights)
+    volume = out / phantom_file(0, "t2")
+    shutil.copyfile(phantom_root / phantom_file(0, "t2"), volume)
+    before = volume.read_bytes()
+    with pytest.raises(AttclError, match="its header does not say that attcl made it"):
+        completed(root, out, weights, overwrite=True)
+    assert volume.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("run.json", '{"mine": 1}'), ("run.json", "[]"), ("report.html", "<p>x"), ("log.txt", "x")],
+)
+def test_files_of_others_with_the_names_of_results_are_not_replaced(
+    name, text, gappy, weights, tmp_path
+):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name}: not written by attcl") as caught:
+        complete(gappy(), tmp_path / "out", weights=weights.path, device="cpu")
+    assert caught.value.code == "output-not-ours"
+    assert (tmp_path / "out" / name).read_text() == text
+
+
+def test_a_record_that_was_removed_is_written_again(gappy, weights, tmp_path):
+    root, out = gappy(), tmp_path / "out"
+    complete(root, out, weights=weights.path, device="cpu")
+    (out / "run.json").unlink()
+    assert complete(root, out, weights=weights.path, device="cpu").written == 0
+    assert json.loads((out / "run.json").read_text())["status"] == "done"

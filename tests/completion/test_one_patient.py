@@ -124,7 +124,9 @@ def test_a_volume_of_another_patient_is_not_taken_for_this_ones(files, trained_r
     images = {"flair": "flair-1.nii.gz"}
     with pytest.raises(AttclError, match="made from another flair"):
         complete(cpl="out", images=images, **request)
-    with pytest.raises(AttclError, match="made from flair, which its case .* it may be of another patient"):
+    with pytest.raises(
+        AttclError, match=r"made from flair, which its case .* it may be of another patient"
+    ):
         complete(cpl="out", images={"t1": "x/t1-0.nii.gz"}, **request)
     assert complete("patient-0", "out", **request).done_before == 1
     said = json.loads(Path("out/t2.json").read_text())

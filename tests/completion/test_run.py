@@ -563,6 +563,17 @@ def test_a_file_in_the_place_of_a_link_is_named_and_kept(gappy, weights, phantom
     assert complete(root, out, weights=weights.path, link_originals=True).linked == 2
 
 
+def test_another_vocabulary_in_the_output_is_not_replaced_by_linking(gappy, tmp_path):
+    root, out = gappy(lacking=[()] * 4), tmp_path / "out"
+    (root / "modalities.toml").write_text('[modalities]\nt2 = ["t2"]\nflair = ["flair"]\n')
+    out.mkdir()
+    (out / "modalities.toml").write_text("# mine")
+    with pytest.raises(AttclError, match=r"modalities.toml: another file than") as caught:
+        complete(root, out, link_originals=True)
+    assert caught.value.code == "no-place-for-link"
+    assert (out / "modalities.toml").read_text() == "# mine"
+
+
 def test_linked_originals_bring_the_names_of_their_modalities(gappy, tmp_path):
     root, out = gappy(lacking=[()] * 4), tmp_path / "out"
     for path in root.rglob("*_t2.nii.gz"):

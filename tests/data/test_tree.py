@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,54 @@ def test_the_half_tree_of_a_run_that_was_killed_is_swept(phantom_root, tmp_path)
         write_tree(dataset, make_splits(dataset, ratio="ratio3"), tmp_path / "data")
         assert not left.exists()
         assert alive.exists()
+
+
+def test_what_a_user_added_to_a_tree_is_not_removed(made, tmp_path):
+    dataset, splits = made
+    data = tmp_path / "data"
+    write_tree(dataset, splits, data)
+    (data / "notes.txt").write_text("years of work")
+    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
+    with pytest.raises(UsageError, match="holds 1 file that prepare-splits did not put") as caught:
+        write_tree(dataset, other, data, overwrite=True)
+    assert (caught.value.code, "notes.txt" in caught.value.message) == ("output-not-ours", True)
+    assert read_splits(data) == splits
+    (data / "notes.txt").unlink()
+    assert write_tree(dataset, other, data, overwrite=True)
+
+
+@pytest.mark.parametrize("link", ["hardlink", "copy"])
+def test_the_last_copies_of_originals_are_not_removed(link, phantom_root, tmp_path):
+    originals = tmp_path / "originals"
+    shutil.copytree(phantom_root, originals)
+    dataset = open_dataset(originals)
+    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+    write_tree(dataset, splits, tmp_path / "data", link=link)
+    name = min(kept_names(splits))
+    (originals / name).unlink()
+    remaining = open_dataset(originals)
+    other = make_splits(remaining, ratio="ratio3", sizes=(4, 0, 0))
+    with pytest.raises(UsageError, match="of which the source is gone") as caught:
+        write_tree(remaining, other, tmp_path / "data", overwrite=True)
+    assert name in caught.value.message
+    assert (tmp_path / "data" / name).is_file()
+
+
+def test_a_folder_with_somebody_elses_splits_json_is_not_removed(made, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/splits.json").write_text('{"folds": 5}')
+    with pytest.raises(UsageError) as caught:
+        write_tree(*made, tmp_path / "data", overwrite=True)
+    assert caught.value.code == "output-not-ours"
+    assert (tmp_path / "data/splits.json").read_text() == '{"folds": 5}'
+
+
+def test_what_came_while_the_tree_was_built_stays(made, tmp_path):
+    def arrives(_folder: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/thesis.txt").write_text("years of work")
+
+    with pytest.raises(UsageError, match="exists already"):
+        write_tree(*made, tmp_path / "data", finish=arrives)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert (tmp_path / "data/thesis.txt").read_text() == "years of work"

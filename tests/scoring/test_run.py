@@ -239,6 +239,16 @@ def test_a_second_run_says_what_it_replaces(scored, folders):
     assert "scores of an earlier run are replaced (psnr)" in err
 
 
+@pytest.mark.parametrize("name", ["scores.csv", "summary.json", "report.html", "run.json"])
+def test_results_of_others_are_not_replaced(name, scored, folders):
+    folders.scores.mkdir()
+    (folders.scores / name).write_text("[]")
+    code, _, err = scored("--psnr")
+    assert code == 2
+    assert f"{folders.scores / name}: not written by attcl" in err
+    assert (folders.scores / name).read_text() == "[]"
+
+
 def test_the_streams_hold_a_table_of_80_columns_or_one_document(scored, folders):
     _, out, err = scored("--ssim", "--psnr", "--nmse", "--baselines")
     *table, last = out.splitlines()  # the last line is a path

@@ -145,7 +145,15 @@ def test_without_links_files_are_copied(image, tmp_path, monkeypatch):
 def test_removing_an_export_leaves_what_its_links_lead_to(study):
     exported(study)
     (FOLDER / "notes.txt").touch()
-    nnunet.remove(FOLDER)
+    listed = [path for path in FOLDER.rglob("*") if path.is_file()]
+    record = {"files": [str(path.relative_to(FOLDER)) for path in listed]}
+    theirs = FOLDER / "imagesTr" / "theirs_0000.nii.gz"
+    theirs.touch()
+    with pytest.raises(UsageError, match="holds 1 file that attcl export did not write: imagesTr"):
+        nnunet.remove(FOLDER, record)
+    assert all(path.exists() for path in listed)
+    theirs.unlink()
+    nnunet.remove(FOLDER, record)
     assert [path.name for path in FOLDER.iterdir()] == ["notes.txt"]
     assert len(list((study.root / "out").rglob("*.nii.gz"))) > 0
 

@@ -23,6 +23,7 @@ from attcl_cli.segmentation.request import (
     require_free,
     resumed,
 )
+from attcl_cli.segmentation.run import _remove_earlier
 
 REQUEST = TrainingRequest(input="flair", overrides=(("steps", 2), ("canvas", 40)))
 
@@ -232,21 +233,26 @@ def test_of_runs_that_begin_in_one_folder_one_gets_the_record(tmp_path):
 
 def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
     record = RunRecord(tmp_path / "run.json", "segment", extra={"inputs": {"flair": {}}})
+    for folder in ("", "flair/"):
+        record.add("a", "done", seconds=0, outputs=[f"{folder}predictions/a.nii.gz"])
     record.finish(0)
     ours = (
         *("weights.safetensors", "stats.jsonl", "segment.csv", "summary.json"),
         *("log.txt", "report.html"),
     )
+    stay = ("notes.txt", "good.safetensors", "slices/a.png", "predictions/a_corrected.nii.gz")
+    theirs = {*stay, *(f"flair/{name}" for name in stay)}
     for folder in (tmp_path, tmp_path / "flair"):
         (folder / "predictions").mkdir(parents=True)
         (folder / "slices").mkdir()
-        for name in (*ours, "predictions/a.nii.gz", "slices/images.int16", "notes.txt"):
+        shown = () if folder == tmp_path else ("log.txt", "report.html")
+        written = [name for name in ours if name not in shown]
+        for name in (*written, "predictions/a.nii.gz", "slices/images.int16", *stay):
             (folder / name).touch()
     with pytest.raises(UsageError, match="was not made by attcl evaluate"):
         clear(tmp_path, command="evaluate", config={}, overwrite=True)
-    assert len(fingerprint(tmp_path)) == 19
-    clear(tmp_path, command="segment", config={}, overwrite=True)
-    assert set(fingerprint(tmp_path)) == {"notes.txt", "flair/notes.txt"}
+    clear(tmp_path, command="segment", config={}, overwrite=True, remove=_remove_earlier)
+    assert set(fingerprint(tmp_path)) == theirs
 
 
 def test_the_request_is_plain_json():

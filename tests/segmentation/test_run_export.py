@@ -78,6 +78,11 @@ def test_an_export_is_replaced_only_when_asked(study):
         export("nnunet", NAME)
     assert error.value.code == "output-not-empty" and "--overwrite" in error.value.hint
     before = fingerprint(study.root / "out")
+    theirs = Path(NAME, "labelsTr", "by_hand.nii.gz")
+    theirs.touch()
+    with pytest.raises(UsageError, match="that attcl export did not write: labelsTr/by_hand"):
+        export("nnunet", NAME, input="flair", overwrite=True)
+    theirs.unlink()
     export("nnunet", NAME, input="flair", overwrite=True)
     assert len(list(Path(NAME, "imagesTr").iterdir())) == 3
     assert fingerprint(study.root / "out") == before

@@ -269,6 +269,26 @@ def test_what_is_no_run_cannot_be_resumed(half):
     assert caught.value.code == "nothing-to-resume"
 
 
+def test_weights_are_not_replaced_if_the_checkpoint_was_removed(half):
+    """To save room, for example: the run would begin at step 0, and replace the weights at its first checkpoint."""
+    (half / STATE_FILE).unlink()
+    before = fingerprint(half)
+    with pytest.raises(UsageError, match=f"has {WEIGHTS_FILE} and no {STATE_FILE}") as caught:
+        train(resume=half, overrides={"steps": 4}, device="cpu")
+    assert caught.value.code == "checkpoint-removed"
+    assert fingerprint(half) == before
+
+
+def test_a_run_that_is_being_written_is_not_resumed(half):
+    """As after a requeue of a run that was taken for dead: the second would replace the weights of the first."""
+    with RunRecord(half / "run.json", "train").recorded():
+        before = fingerprint(half)
+        with pytest.raises(UsageError, match="is being written by another run") as caught:
+            train(resume=half, overrides={"steps": 4}, device="cpu")
+        assert fingerprint(half) == before
+    assert caught.value.code == "output-in-use"
+
+
 def test_a_run_that_was_killed_before_its_settings_is_begun_by_resuming_it(half, finished):
     for path in list(half.iterdir()):
         if path.name != "run.json":  # which is written first, and knows dataset and settings
