@@ -154,6 +154,7 @@ class RunDocument(Document):
     tested_on: Items[str] | None = None
     inputs: dict[Name, Any] = Field({})
     fingerprints: dict[Name, dict[Name, str]] = Field({})
+    files: Items[str] = ()
 
 
 def validated(

@@ -290,11 +290,12 @@ def sha256(path: Path) -> str:
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove files of a folder by name, and the folder if nothing else is in it: what a user put there stays."""
+    """Remove files of a folder by name, as far as that is possible, and the folder if nothing else is in it."""
     if not folder.is_dir() or folder.is_symlink():
         return
     for name in names:
-        (folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
     with contextlib.suppress(OSError):  # not empty
         folder.rmdir()
 

@@ -414,16 +414,25 @@ def log_file(record: Path) -> Path:
     return record.with_name(f"{name.stem}{record.stem.removeprefix('run')}{name.suffix}")
 
 
-# Results that each command writes under the same name -> what is in the first bytes of one of ours.
+SCORES = ("report.html", "scores.csv", "summary.json")
+"""What `score` and `demo` write beside their record."""
+
+# Names of results -> what is in the first bytes of one of ours.
 _MARKS = {
     "report.html": b'name="generator" content="attcl"',
-    "log.txt": b" attcl ",
     "scores.csv": b"case,modality,source,",
     "summary.json": b'"attcl_version"',
 }
 
 
-def require_no_other(path: Path, command: str, *, flag: str, besides: str = "") -> None:
+def require_no_other(
+    path: Path,
+    command: str,
+    *,
+    flag: str,
+    besides: str = "",
+    results: Sequence[str] = ("report.html",),
+) -> None:
     """Check that a record would not take the place of another command's or program's, and with it of its page and log.
 
     Args:
@@ -431,6 +440,7 @@ def require_no_other(path: Path, command: str, *, flag: str, besides: str = "") 
         command: whose it is.
         flag: the option that names the folder.
         besides: a command whose record may be replaced.
+        results: what the command writes beside the record, of the names that are known here.
 
     Raises:
         UsageError: a record of another command lies there, or files of another program have the names of results.
@@ -446,9 +456,7 @@ def require_no_other(path: Path, command: str, *, flag: str, besides: str = "") 
     if record.get("command"):
         return
     others = [path] if path.exists() else []
-    others += [
-        it for name, mark in _MARKS.items() if not _is_marked(it := path.parent / name, mark)
-    ]
+    others += [it for name in results if not _is_marked(it := path.parent / name, _MARKS[name])]
     if others:
         raise UsageError(
             f"{flag}: {some(others)}: not written by attcl, as it seems, expected no other files of these names",
@@ -488,6 +496,11 @@ def read_record(folder: Path, name: str = "run.json") -> dict[str, Any]:
     return document
 
 
+def has_saved(record: Mapping[str, Any]) -> bool:
+    """Return whether a training came to its end, or was stopped and saved (not: by a second Ctrl-C)."""
+    return record.get("exit_code") == 0 or record.get("code") == "stopped"
+
+
 def was_broken_off(record: Mapping[str, Any]) -> bool:
     """Return whether the run of a record was killed, stopped or failed, so that it may be begun again."""
     return record.get("exit_code") in {None, EXIT_FAILED, EXIT_INTERRUPTED}
@@ -503,7 +516,9 @@ def require_no_other_run(folder: Path, *, flag: str) -> None:
     if is_being_written(folder / "run.json"):
         raise UsageError(
             f"{flag}: {folder} is being written by another run, expected a folder for one run",
-            f"wait until it ends, or choose another {flag}",
+            "wait until it ends, or stop it"
+            if flag == "--resume"
+            else f"wait until it ends, or choose another {flag}",
             code="output-in-use",
         )
 

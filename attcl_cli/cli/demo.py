@@ -18,7 +18,7 @@ from attcl_cli.cli.terminal import Terminal, TerminalBar
 from attcl_cli.errors import AttclError
 from attcl_cli.files import ordinary_mode
 from attcl_cli.progress import Silent
-from attcl_cli.run_record import RunRecord, require_no_other
+from attcl_cli.run_record import SCORES, RunRecord, require_no_other
 from attcl_cli.temporaries import temporary_folder
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _run(output: Path, *, cases: int, seed: int, device: str, terminal: Terminal
     Raises:
         AttclError: the bundled weights are missing, or `output` holds another demo.
     """
-    require_no_other(output / "run.json", "demo", flag="--output", besides="score")
+    require_no_other(output / "run.json", "demo", flag="--output", besides="score", results=SCORES)
     _require_same_size(output / "phantoms", cases)
     record = RunRecord(output / "run.json", "demo", config={"cases": cases}, seed=seed)
     with record.recorded():

@@ -22,10 +22,11 @@ from attcl_cli.completion.jobs import (
     Manner,
     Places,
     not_made_by_attcl,
+    says_made_by_attcl,
     uncertainty_file,
 )
 from attcl_cli.confined import leads_out
-from attcl_cli.data import volumes
+from attcl_cli.data import derivative, volumes
 from attcl_cli.data.dataset import Case, Dataset, guides_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
@@ -36,7 +37,6 @@ from attcl_cli.methods.bundled import option_of
 from attcl_cli.methods.weights import Weights
 from attcl_cli.run_record import read_record, require_no_other
 
-_MADE_BY_ATTCL = re.compile(r"attcl \S+ synthetic ")  # as `Manner.description` begins
 _COMPRESSED_SHARE = 0.25  # of a volume's bytes; generous, real ones take about a seventh
 _FEWEST_SAMPLES = 2  # that have a standard deviation
 _MOST_ANISOTROPY = (
@@ -265,8 +265,9 @@ def _strange_beside(
     """
     side_car = places.side_car(case, target)
     deviation = places.output / uncertainty_file(places.files(case, target)[0])
-    strange = [side_car] if side_car.exists() and document.get("synthetic") is not True else []
-    strange += [deviation] if deviation.exists() and not document.get("uncertainty") else []
+    ours = document.get("synthetic") is True or document.get("Description") == derivative.OF_LINK
+    strange = [side_car] if side_car.exists() and not ours else []
+    strange += [deviation] if deviation.exists() and not says_made_by_attcl(deviation) else []
     return [
         AttclError(
             f"{path}: not written by attcl, expected no file where that of a synthetic {target} goes",
@@ -279,8 +280,7 @@ def _strange_beside(
 
 def _of_another_program(path: Path) -> list[AttclError]:
     """Return a problem if the header of a volume or slice does not say that attcl made it; a damaged one may go."""
-    said = volumes.read_description([path])
-    if said is None or _MADE_BY_ATTCL.match(said):
+    if says_made_by_attcl(path) is not False:
         return []
     return [
         AttclError(

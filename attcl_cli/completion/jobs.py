@@ -6,6 +6,7 @@ Decides nothing: the rule is in `plan`, the refusals are in `checks`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from typing import Any
 
 from attcl_cli import __version__
 from attcl_cli.completion.styles import Style
+from attcl_cli.data import volumes
 from attcl_cli.data.dataset import Case, Dataset
 from attcl_cli.data.layouts import Layout, ending_of
 from attcl_cli.data.unchanged import State
@@ -376,6 +378,17 @@ def not_made_by_attcl(file: Path, side_car: Path, further: str = "") -> AttclErr
         "choose another --cpl, or move that file away",
         code="not-made-by-attcl",
     )
+
+
+_MADE_BY_ATTCL = re.compile(
+    r"attcl \S+ (std of \d+ )?synthetic "
+)  # `Manner.description`, and a deviation's
+
+
+def says_made_by_attcl(path: Path) -> bool | None:
+    """Return whether a volume, slice or deviation says in its header that attcl made it; None if it is unreadable."""
+    said = volumes.read_description([path])
+    return None if said is None else _MADE_BY_ATTCL.match(said) is not None
 
 
 def uncertainty_file(file: PurePosixPath) -> PurePosixPath:

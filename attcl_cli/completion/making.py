@@ -38,6 +38,7 @@ from attcl_cli.completion.jobs import (
     Doubt,
     Job,
     not_made_by_attcl,
+    says_made_by_attcl,
     uncertainty_file,
 )
 from attcl_cli.confined import require_inside
@@ -299,14 +300,15 @@ def _write(
         # The side-car first: an image without one never exists. Nor does one beside the side-car of another.
         side_car = plan.places.side_car(job.case, target)
         document = _side_car(plan, job, target, doubts[target])
+        deviation_file = uncertainty_file(whole[0])
+        of_before = [deviation_file] if says_made_by_attcl(plan.output / deviation_file) else []
         if side_car.exists():
             before = read_side_car(side_car)
             if _making(before) != _making(document):
                 new = [it for it in whole if it not in job.existing.get(target, ())]
                 if any((plan.output / it).exists() for it in new):
                     raise _made_meanwhile(plan.output / whole[0])
-                beside = [uncertainty_file(whole[0])] if before.get("uncertainty") else []
-                _remove(plan, (*whole, *beside))
+                _remove(plan, (*whole, *of_before))
             elif "doubt" in before and len(files) < len(whole):
                 document["doubt"] = before["doubt"]  # of more of the slices than are made now
         write_json(side_car, document)

@@ -108,7 +108,8 @@ def plan_completion(
     problems += unstorable
     if not problems:
         problems += checks.too_little_room(places, sound, manner)
-    if problems or not (jobs or draft.present):  # nothing is written among files of somebody else
+    strangers = not (jobs or draft.present or any(places.records.glob("run*.json")))
+    if problems or strangers:  # nothing is written among files of somebody else
         problems += fold(list(draft.failed.values()), lambda problem: problem.hint)
     raise_all(problems)
     return CompletionPlan(
@@ -181,13 +182,19 @@ class _Draft:
         groups: _Groups = {}
         unmade: list[str] = []
         for target in self.places.dataset.missing(case):
-            if not self.targets or target in self.targets:
+            if self.targets and target not in self.targets:
+                continue
+            try:
                 self._look_at_volume(case, target, groups, unmade)
+            except AttclError as error:  # of a side-car that was edited
+                if self.keep_going:
+                    self.failed.setdefault(case.id, error)
+                else:
+                    self.problems.append(error)
         if case.id in self.failed:
             return
         if unmade:
             self.unmade[case.id] = unmade
-        # Before anything is read.
         self.jobs += _as_they_are(self.places.dataset, case, groups.values())
 
     def _look_at_volume(self, case: Case, target: str, groups: _Groups, unmade: list[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -427,10 +428,11 @@ def _other_modalities(
 ) -> tuple[str, ...]:
     """Return the modalities that the name of an image tells, if its own is none of them.
 
-    T1 and T1ce are not told apart: `T1_pre_contrast` names a contrast agent that was not there.
+    `T1_pre_contrast` and `T1_without_gad` name a contrast agent that was not there.
     """
     told = modalities_told_by(path, known)
-    return () if {name, *told} <= {"t1", "t1ce"} or name in told else told
+    before = name == "t1" and re.search(r"pre|non?[^a-z]|without", path.name.lower())
+    return () if name in told or (before and told == ("t1ce",)) else told
 
 
 def _require_image(

@@ -154,7 +154,8 @@ def image_fields(
     return fields
 
 
-_OF_LINK = "The original, linked by attcl"
+OF_LINK = "The original, linked by attcl"
+"""How the side-car of a link describes it."""
 
 
 def write_side_car_of_link(
@@ -169,13 +170,14 @@ def write_side_car_of_link(
         AttclError: the file cannot be written.
     """
     side_car = output / dataset.layout.place_side_car(file, case.id)
-    ours = read_side_car(side_car).get("Description") == _OF_LINK
-    if dataset.layout.name != LAYOUT or (side_car.exists() and not (anew and ours)):
+    if dataset.layout.name != LAYOUT:
         return
-    fields = image_fields(dataset, [file], file, _OF_LINK)
+    if side_car.exists() and not (anew and read_side_car(side_car).get("Description") == OF_LINK):
+        return
+    fields = image_fields(dataset, [file], file, OF_LINK)
     if file in case.segmentation:  # a label map has no skull
         del fields["SkullStripped"]
-    write_json(side_car, fields | metadata_of(dataset.root, file))
+    write_json(side_car, metadata_of(dataset.root, file) | fields)
 
 
 def metadata_of(root: Path, file: PurePosixPath) -> dict[str, Any]:

@@ -6,8 +6,9 @@ Which case is in which split, and what is hidden from it, is left to `splits`.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -16,7 +17,6 @@ from attcl_cli.confined import make_parent
 from attcl_cli.data.dataset import SPLITS_FILE, Dataset
 from attcl_cli.data.derivative import side_cars_of
 from attcl_cli.data.originals import folders_of, refuse_among_originals
-from attcl_cli.data.records import splits_record
 from attcl_cli.data.splits import Splits, to_json
 from attcl_cli.data.vocabulary import VOCABULARY_FILE
 from attcl_cli.errors import AttclError, UsageError, counted, refusal, some
@@ -31,6 +31,9 @@ from attcl_cli.run_ends import held
 from attcl_cli.temporaries import TEMPORARY_SUFFIX, is_empty, is_temporary, temporary_folder
 
 LinkKind = Literal["symlink", "hardlink", "copy"]
+
+_OF_SYSTEMS = re.compile(r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\.nfs.*")
+_MOMENT = 2.0  # seconds; some file systems keep times no finer
 
 
 def is_written(
@@ -64,11 +67,11 @@ def is_written(
                 return True
             if not overwrite:
                 raise problem
-        require_replaceable(output, overwrite=overwrite)
+        require_replaceable(dataset, output, overwrite=overwrite)
     return False
 
 
-def require_replaceable(output: Path, *, overwrite: bool) -> None:
+def require_replaceable(dataset: Dataset, output: Path, *, overwrite: bool) -> None:
     """Refuse an output that exists, unless it is to be replaced and holds nothing but a tree of `write_tree`.
 
     A link to a folder may be replaced: what it leads to stays.
@@ -96,12 +99,12 @@ def require_replaceable(output: Path, *, overwrite: bool) -> None:
         )
     if output.is_symlink() or source is None:
         return
-    lost = sorted(_would_be_lost(output, source))
+    lost = sorted(_would_be_lost(output, [source, dataset.root]))
     if lost:
         raise UsageError(
-            f"--output: {output} holds {counted(len(lost), 'file')} that prepare-splits did not put there, or of "
-            f"which the source is gone: {some(lost)}, expected a folder that --overwrite may replace",
-            "move them away, or choose another --output",
+            f"--output: {output} holds {counted(len(lost), 'file')} that the dataset does not have, or that were "
+            f"changed since: {some(lost)}, expected a folder that --overwrite may replace without a loss",
+            "move them away, remove the folder yourself, or choose another --output",
             code="output-not-ours",
         )
 
@@ -112,21 +115,33 @@ def _source_of(output: Path) -> Path | None:
     if not file.is_file():
         return None
     with suppress(AttclError):
-        return Path(splits_record(read_json(file), file).source)
+        document = read_json(file)  # of any version
+        if isinstance(document, dict) and {"schema_version", "source", "splits"} <= document.keys():
+            return Path(str(document["source"]))
     return None
 
 
-def _would_be_lost(output: Path, source: Path) -> Iterator[str]:
-    """Yield the files of a tree that are neither links nor known by name, and no copies of a file of its source."""
+def _would_be_lost(output: Path, sources: Sequence[Path]) -> Iterator[str]:
+    """Yield the files of a tree that are not in any source, or were changed since `splits.json` was written, the last.
+
+    Links are lost without a loss, and so are files that systems leave in folders.
+    """
     known = {SPLITS_FILE, "run.json", VOCABULARY_FILE}
+    written = (output / SPLITS_FILE).stat().st_mtime
     for folder, _, names in os.walk(output):
         for name in names:
             file = Path(folder) / name
             place = file.relative_to(output)
-            if file.is_symlink() or is_temporary(name) or str(place) in known:
+            if (
+                file.is_symlink()
+                or is_temporary(name)
+                or _OF_SYSTEMS.match(name)
+                or str(place) in known
+            ):
                 continue
-            original = source / place
-            if not original.is_file() or original.stat().st_size != file.stat().st_size:
+            originals = [source / place for source in sources if (source / place).is_file()]
+            changed = file.stat().st_mtime > written + _MOMENT
+            if not originals or (changed and not any(map(file.samefile, originals))):
                 yield str(place)
 
 
@@ -162,7 +177,7 @@ def write_tree(
     document = to_json(splits)
     kept = [*_kept_files(dataset, splits)]
     kept += [*dataset.naming_files, *side_cars_of(dataset, kept)]
-    with _beside(output, overwrite=overwrite) as building:
+    with _beside(dataset, output, overwrite=overwrite) as building:
         for file in kept:
             _link(dataset.root / file, building / file, link)
         if dataset.vocabulary_file is not None:
@@ -227,7 +242,7 @@ def _require_whole(kept: Iterable[PurePosixPath], building: Path, output: Path) 
 
 
 @contextmanager
-def _beside(output: Path, *, overwrite: bool) -> Iterator[Path]:
+def _beside(dataset: Dataset, output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Make a folder that takes the place of `output` when the block ends well, and vanishes when it does not."""
     try:
         make_parent(output)
@@ -243,7 +258,9 @@ def _beside(output: Path, *, overwrite: bool) -> Iterator[Path]:
             yield building
             building.chmod(ordinary_mode(0o777))
             with held():
-                require_replaceable(output, overwrite=overwrite)  # it may have come meanwhile
+                require_replaceable(
+                    dataset, output, overwrite=overwrite
+                )  # it may have come meanwhile
                 _take_place(building, output)
     except OSError as error:
         expected, hint = refusal(

@@ -24,7 +24,7 @@ from attcl_cli.files import refuse_inside, write_csv
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
-from attcl_cli.run_record import RunRecord, require_no_other
+from attcl_cli.run_record import SCORES, RunRecord, require_no_other
 from attcl_cli.scoring import feature_weights
 from attcl_cli.scoring.metrics import LPIPS_MIN_SIDE, METRICS, select
 from attcl_cli.scoring.pairs import Comparison, plan_comparison, plan_directions
@@ -187,7 +187,7 @@ def score(
     split = split or ("test" if known_splits else "all")
     refuse_inside(folder, folders_of(data, complete), flag="--output")  # a demo holds its data
     refuse_inside(folder, [completed], flag="--output", kept="synthesised volumes")
-    require_no_other(folder / "run.json", "score", flag="--output", besides="demo")
+    require_no_other(folder / "run.json", "score", flag="--output", besides="demo", results=SCORES)
     if not dry_run:
         _locate_networks(names, offline=offline, progress=progress)  # before torch is imported
     comparison = _large_enough(

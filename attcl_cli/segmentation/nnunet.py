@@ -34,6 +34,7 @@ from attcl_cli.errors import AttclError, UsageError, counted, quoted, some
 from attcl_cli.files import copy_whole, is_within, remove_files, write_json, write_whole
 from attcl_cli.prefetch import read_ahead
 from attcl_cli.segmentation.inputs import Input, Sample
+from attcl_cli.segmentation.request import FILES
 from attcl_cli.temporaries import is_temporary
 
 TITLES = {"WT": "whole tumour", "TC": "tumour core", "ET": "enhancing tumour"}
@@ -46,7 +47,6 @@ NOT_CHECKED = (
 )
 
 DESCRIPTION, SPLITS = "dataset.json", "splits_final.json"
-FILES = "files"  # the key of the record that lists what was written
 _WIDEST_LABELS = 4  # bytes; not every tool reads integers of 8
 _NAME = re.compile(r"Dataset\d{3}_.+")
 
@@ -205,12 +205,18 @@ def remove(folder: Path, record: Mapping[str, Any]) -> None:
     places = [folder / name for name in ("imagesTr", "imagesTs", "labelsTr")]
     listed = {folder / name for name in record.get(FILES, ())}
     found = [file for place in places if is_within(place, folder) for file in _entries(place)]
-    strange = [file for file in found if file not in listed and not file.is_symlink()]
+    known = FILES in record  # records of earlier versions list nothing
+    strange = [it for it in found if it not in listed and (known or not it.is_symlink())]
     if strange:
+        reason = (
+            "did not write"
+            if known
+            else "does not list as its own, in the record of an earlier version"
+        )
         raise UsageError(
-            f"DIR: {folder} holds {counted(len(strange), 'file')} that attcl export did not write: "
-            f"{some(file.relative_to(folder) for file in strange)}, expected a folder that may be replaced",
-            "move them away, or choose another DIR",
+            f"DIR: {folder} holds {counted(len(strange), 'file')} that attcl export {reason}: "
+            f"{some(it.relative_to(folder) for it in strange)}, expected a folder that may be replaced",
+            "move them away, remove the folder yourself, or choose another DIR",
             code="output-not-ours",
         )
     for file in (*found, folder / DESCRIPTION, folder / SPLITS):

@@ -35,6 +35,7 @@ from attcl_cli.temporaries import is_empty
 
 DEFAULT_INPUT = COMPLETED
 DEFAULT_OUTPUT = "segment"
+FILES = "files"  # the key of a record that lists the files of cases which are written
 TRAINING, VALIDATION = "slices", "slices-val"  # caches of a run under way
 
 
@@ -336,21 +337,20 @@ def clear(
         overwrite: as `require_free`.
         flag: what names the folder.
         remove: removes what the run with this record wrote, by name; None: log, scores and page. What the record names
-            as outputs of cases is removed, too.
+            as its files is removed, too.
     """
     require_free(output, command=command, config=config, overwrite=overwrite, flag=flag)
     record = read_record(output)
     if maker_of(record) != command:
         return
     (remove or remove_results)(output, record)
-    outputs = [
-        output / name for case in record.get("cases", ()) for name in case.get("outputs", ())
-    ]
-    for file in outputs:
+    files = [output / name for name in record.get(FILES, ())]
+    for file in files:
         if is_within(file.parent, output):  # what a link leads to is not ours
             file.unlink(missing_ok=True)
-    for folder in {file.parent for file in outputs} - {output}:
-        remove_files(folder, ())
+    for folder in {file.parent for file in files} - {output}:
+        if is_within(folder, output):
+            remove_files(folder, ())
     (output / "run.json").unlink()
 
 

@@ -18,7 +18,6 @@ from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.unchanged import fingerprint
 from attcl_cli.devices import Precision
 from attcl_cli.errors import (
-    EXIT_INTERRUPTED,
     InterruptedRun,
     UsageError,
     as_note,
@@ -31,7 +30,7 @@ from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
 from attcl_cli.report.viewers import SLICES, require_viewer
 from attcl_cli.run_log import RunLog
-from attcl_cli.run_record import RunRecord, precision_for, read_record
+from attcl_cli.run_record import RunRecord, has_saved, precision_for, read_record
 from attcl_cli.segmentation import evaluation, report, summary
 from attcl_cli.segmentation.inputs import (
     REAL,
@@ -45,6 +44,7 @@ from attcl_cli.segmentation.inputs import (
 from attcl_cli.segmentation.report import SCORES_FILE, SUMMARY_FILE, Scores
 from attcl_cli.segmentation.request import (
     DEFAULT_OUTPUT,
+    FILES,
     TRAINING,
     VALIDATION,
     Study,
@@ -333,6 +333,7 @@ def _train_and_test(session: _Session) -> Scores | None:
             "warnings": warnings,
             "inputs": {},
             "fingerprints": fingerprints,
+            FILES: _predictions(session),
         },
     )
     if session.resume:
@@ -426,6 +427,15 @@ def _require_same_cases(output: Path, lists: Mapping[str, Sequence[str]]) -> Non
             )
 
 
+def _predictions(session: _Session) -> list[str]:
+    """Return all label maps that the test writes, relative to the output."""
+    return [
+        str(path.relative_to(session.output))
+        for name, item in session.plan.inputs.items()
+        for path in evaluation.prediction_files(item, session.folder(name)).values()
+    ]
+
+
 def _fingerprints(plan: StudyPlan) -> dict[str, dict[str, str]]:
     """Return input -> case -> fingerprint of the files that it is shown as, with its label map."""
     return {
@@ -460,7 +470,7 @@ def _require_resumable(session: _Session) -> None:
     """Check that each trained input has its checkpoint, and no more steps than the others are to have."""
     from attcl_cli.training.state import STATE_FILE, require_checkpoint, state_step
 
-    ended = read_record(session.output).get("exit_code") in {0, EXIT_INTERRUPTED}
+    ended = has_saved(read_record(session.output))
     for name in session.plan.inputs:
         if ended:  # a kill may fall between the weights and the checkpoint
             require_checkpoint(session.folder(name))
@@ -545,7 +555,7 @@ def _remove_earlier(output: Path, record: Mapping[str, Any]) -> None:
 
     remove_results(output, record)
     files = (WEIGHTS_FILE, STATE_FILE, BEST_FILE, STATS_FILE, SCORES_FILE, SUMMARY_FILE)
-    for folder in (output, *(output / name for name in record.get("inputs", {}))):
+    for folder in (output, *(output / name for name in record.get("fingerprints", {}))):
         if is_within(folder, output):
             _remove_caches(folder)
             for name in files:

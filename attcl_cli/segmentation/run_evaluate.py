@@ -21,6 +21,7 @@ from attcl_cli.segmentation.inputs import Input, Size, plan_inputs, plan_truths,
 from attcl_cli.segmentation.report import Scores
 from attcl_cli.segmentation.request import (
     DEFAULT_OUTPUT,
+    FILES,
     Request,
     as_text,
     clear,
@@ -298,6 +299,10 @@ def _evaluate_segmenter(
             "completed_by": list(study.provenance.weights),
             "warnings": warnings,
             "inputs": {name: described},
+            FILES: [
+                str(path.relative_to(output))
+                for path in evaluation.prediction_files(item, output).values()
+            ],
         },
     )
     clear(output, command="evaluate", config=config, overwrite=options.overwrite)

@@ -18,6 +18,7 @@ from attcl_cli.segmentation import EXPORTS, report
 from attcl_cli.segmentation.inputs import plan_inputs
 from attcl_cli.segmentation.request import (
     DEFAULT_INPUT,
+    FILES,
     Request,
     as_text,
     clear,
@@ -152,7 +153,7 @@ def export(
         "export",
         config=config,
         alone=True,
-        extra={exporter.FILES: [str(file.relative_to(folder)) for file in files]},
+        extra={FILES: [str(file.relative_to(folder)) for file in files]},
     )
     with record.recorded():
         with progress.bar(sum(chosen.counts.values()), "export") as bar:

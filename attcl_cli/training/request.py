@@ -18,7 +18,7 @@ from attcl_cli.data import splits
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.dataset import Case, Dataset, Source
 from attcl_cli.data.synthetic import describe_synthetic
-from attcl_cli.errors import EXIT_INTERRUPTED, AttclError, UsageError, counted, quoted, raise_all
+from attcl_cli.errors import AttclError, UsageError, counted, quoted, raise_all
 from attcl_cli.files import require_empty
 from attcl_cli.methods import METHODS
 from attcl_cli.methods.presets import DEFAULT_PRESET
@@ -32,7 +32,7 @@ from attcl_cli.methods.settings import (
     validated,
 )
 from attcl_cli.methods.sources import takes_one
-from attcl_cli.run_record import read_record, require_no_other_run
+from attcl_cli.run_record import has_saved, read_record, require_no_other_run
 
 CPU_PRESET = "small"
 """The preset of a run that names none and has no GPU."""
@@ -193,11 +193,11 @@ def require_run(run_dir: Path) -> None:
 def _require_checkpoint(run_dir: Path) -> None:
     """Check that a run which has weights still has the checkpoint to go on from: otherwise they would be replaced.
 
-    A run that was killed at its first checkpoint may have the one without the other, and begins again.
+    A run that was broken off at its first checkpoint may have the one without the other, and begins again.
     """
     from attcl_cli.training.state import require_checkpoint  # noqa: PLC0415 - loads torch
 
-    if read_record(run_dir).get("exit_code") in {0, EXIT_INTERRUPTED}:
+    if has_saved(read_record(run_dir)):
         require_checkpoint(run_dir)
 
 

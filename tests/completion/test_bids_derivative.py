@@ -139,6 +139,24 @@ def test_the_validator_accepts_the_output_of_names_with(rule, gappy, made):
     assert completed.problems == ()
 
 
+def test_the_side_car_of_a_link_is_renewed_and_that_of_somebody_else_stays(gappy, made, tmp_path):
+    """The dataset describes its images, too; a link that leads elsewhere gets a new description."""
+    root = gappy("bids")
+    image = "sub-phantom00001/anat/sub-phantom00001_FLAIR"
+    (root / f"{image}.json").write_text('{"Description": "denoised", "FlipAngle": 8}')
+    output = made(root, link_originals=True)
+    linked = output / f"{image}.json"
+    assert read_json(linked)["FlipAngle"] == 8
+    (root / f"{image}.json").write_text('{"Description": "denoised", "FlipAngle": 9}')
+    for text, angle in ((None, 9), ('{"FlipAngle": 1}', 1)):
+        if text:
+            linked.write_text(text)
+        (output / f"{image}.nii.gz").unlink()
+        (output / f"{image}.nii.gz").symlink_to(tmp_path / "elsewhere")
+        made(root, link_originals=True)
+        assert read_json(linked)["FlipAngle"] == angle
+
+
 def test_sessions_are_completed_each(gappy, made):
     root = gappy("bids")
     for path in sorted(root.glob("*/anat/*.nii.gz")):

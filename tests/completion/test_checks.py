@@ -547,7 +547,7 @@ def test_a_scan_that_was_put_in_the_place_of_a_volume_is_not_overwritten(
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("run.json", '{"mine": 1}'), ("run.json", "[]"), ("report.html", "<p>x"), ("log.txt", "x")],
+    [("run.json", '{"mine": 1}'), ("run.json", "[]"), ("report.html", "<p>x")],
 )
 def test_files_of_others_with_the_names_of_results_are_not_replaced(
     name, text, gappy, weights, tmp_path
@@ -558,6 +558,51 @@ def test_files_of_others_with_the_names_of_results_are_not_replaced(
         complete(gappy(), tmp_path / "out", weights=weights.path, device="cpu")
     assert caught.value.code == "output-not-ours"
     assert (tmp_path / "out" / name).read_text() == text
+
+
+def test_the_log_of_a_shell_in_the_output_is_no_obstacle(gappy, weights, tmp_path):
+    """`attcl complete ... | tee out/log.txt`, and the summary that nnU-Net wrote there: neither is replaced."""
+    (tmp_path / "out").mkdir()
+    for name in ("log.txt", "summary.json"):
+        (tmp_path / "out" / name).write_text("mine\n")
+    complete(gappy(), tmp_path / "out", weights=weights.path, device="cpu")
+    for name in ("log.txt", "summary.json"):
+        assert (tmp_path / "out" / name).read_text().startswith("mine\n")
+
+
+@pytest.mark.parametrize("lost", [".json", ".nii.gz .json"])
+def test_a_deviation_of_ours_is_no_strangers_if_the_rest_was_removed(
+    lost, gappy, weights, tmp_path
+):
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    request = {"samples": 2, "uncertainty": True}
+    completed(root, out, weights, **request)
+    before = states(out)
+    for ending in lost.split():
+        (out / phantom_file(0, "t2").replace(".nii.gz", ending)).unlink()
+    completed(root, out, weights, **request)
+    assert states(out).keys() == before.keys()
+    assert completed(root, out, weights, overwrite=True)  # another manner, without a deviation
+    assert not list(out.rglob("*_uncertainty*"))
+
+
+def test_a_single_damaged_volume_of_ours_is_a_failed_case_and_no_refusal(gappy, weights, tmp_path):
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    complete(root, out, weights=weights.path, device="cpu")
+    cut_off(out / phantom_file(0, "t2"))
+    result = complete(root, out, weights=weights.path, device="cpu", keep_going=True)
+    assert [case for case, _ in result.failed] == ["Phantom_00000"]
+
+
+def test_a_side_car_that_was_edited_does_not_stop_the_end_of_a_run(
+    gappy, weights, other_weights, tmp_path
+):
+    """At its end, a run looks at all side-cars, if an earlier one had other weights."""
+    root, out = gappy(lacking=[("t2",), ("t1",), (), ()]), tmp_path / "out"
+    complete(root, out, weights=other_weights.path, device="cpu", targets=["t2"])
+    with_an_unusable_side_car(out / phantom_file(0, "t2"))
+    result = complete(root, out, weights=weights.path, device="cpu", keep_going=True)
+    assert (result.written, [case for case, _ in result.failed]) == (1, ["Phantom_00000"])
 
 
 def test_a_record_that_was_removed_is_written_again(gappy, weights, tmp_path):

@@ -275,7 +275,7 @@ def test_what_a_user_added_to_a_tree_is_not_removed(made, tmp_path):
     write_tree(dataset, splits, data)
     (data / "notes.txt").write_text("years of work")
     other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
-    with pytest.raises(UsageError, match="holds 1 file that prepare-splits did not put") as caught:
+    with pytest.raises(UsageError, match="holds 1 file that the dataset does not have") as caught:
         write_tree(dataset, other, data, overwrite=True)
     assert (caught.value.code, "notes.txt" in caught.value.message) == ("output-not-ours", True)
     assert read_splits(data) == splits
@@ -294,7 +294,7 @@ def test_the_last_copies_of_originals_are_not_removed(link, phantom_root, tmp_pa
     (originals / name).unlink()
     remaining = open_dataset(originals)
     other = make_splits(remaining, ratio="ratio3", sizes=(4, 0, 0))
-    with pytest.raises(UsageError, match="of which the source is gone") as caught:
+    with pytest.raises(UsageError, match="holds 1 file that the dataset does not have") as caught:
         write_tree(remaining, other, tmp_path / "data", overwrite=True)
     assert name in caught.value.message
     assert (tmp_path / "data" / name).is_file()
@@ -318,3 +318,50 @@ def test_what_came_while_the_tree_was_built_stays(made, tmp_path):
         write_tree(*made, tmp_path / "data", finish=arrives)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     assert (tmp_path / "data/thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("link", ["hardlink", "copy"])
+@pytest.mark.parametrize("change", ["corrected", "moved"])
+def test_a_tree_is_replaced_after_its_dataset_was_corrected_or_moved(
+    change, link, phantom_root, tmp_path
+):
+    originals = tmp_path / "originals"
+    shutil.copytree(phantom_root, originals)
+    dataset = open_dataset(originals)
+    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+    data = tmp_path / "data"
+    write_tree(dataset, splits, data, link=link)
+    (data / ".DS_Store").touch()
+    if change == "moved":
+        originals = originals.rename(tmp_path / "moved")
+    else:
+        file = originals / min(kept_names(splits))
+        corrected = file.with_suffix(".new")
+        corrected.write_bytes(file.read_bytes() + b"more")
+        corrected.replace(file)
+    now = open_dataset(originals)
+    other = make_splits(now, ratio="ratio3", sizes=(4, 0, 0))
+    assert write_tree(now, other, data, link=link, overwrite=True)
+    assert read_splits(data) == other
+
+
+def test_a_copy_that_was_changed_by_hand_is_not_removed(made, tmp_path):
+    dataset, splits = made
+    data = tmp_path / "data"
+    write_tree(dataset, splits, data, link="copy")
+    file = data / min(kept_names(splits))
+    later = (data / "splits.json").stat().st_mtime + 60
+    os.utime(file, (later, later))
+    other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
+    with pytest.raises(UsageError, match="or that were changed since"):
+        write_tree(dataset, other, data, link="copy", overwrite=True)
+    assert read_splits(data) == splits
+
+
+def test_a_tree_of_another_version_is_replaced(made, tmp_path):
+    dataset, splits = made
+    write_tree(dataset, splits, tmp_path / "data")
+    file = tmp_path / "data/splits.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 999}))
+    assert write_tree(dataset, splits, tmp_path / "data", overwrite=True)
+    assert read_splits(tmp_path / "data") == splits

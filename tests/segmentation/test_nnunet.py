@@ -151,6 +151,8 @@ def test_removing_an_export_leaves_what_its_links_lead_to(study):
     theirs.touch()
     with pytest.raises(UsageError, match="holds 1 file that attcl export did not write: imagesTr"):
         nnunet.remove(FOLDER, record)
+    with pytest.raises(UsageError, match="in the record of an earlier version"):
+        nnunet.remove(FOLDER, {})
     assert all(path.exists() for path in listed)
     theirs.unlink()
     nnunet.remove(FOLDER, record)

@@ -232,10 +232,9 @@ def test_of_runs_that_begin_in_one_folder_one_gets_the_record(tmp_path):
 
 
 def test_clearing_removes_what_the_command_wrote_and_nothing_else(tmp_path):
-    record = RunRecord(tmp_path / "run.json", "segment", extra={"inputs": {"flair": {}}})
-    for folder in ("", "flair/"):
-        record.add("a", "done", seconds=0, outputs=[f"{folder}predictions/a.nii.gz"])
-    record.finish(0)
+    files = ["predictions/a.nii.gz", "flair/predictions/a.nii.gz"]
+    extra = {"fingerprints": {"flair": {}}, "files": files}  # broken off before anything was tested
+    RunRecord(tmp_path / "run.json", "segment", extra=extra).finish(0)
     ours = (
         *("weights.safetensors", "stats.jsonl", "segment.csv", "summary.json"),
         *("log.txt", "report.html"),

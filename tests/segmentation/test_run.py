@@ -253,6 +253,14 @@ def test_what_was_removed_from_a_run_is_made_again_when_it_is_resumed(file, stud
         assert Path("whole", name).read_bytes() == Path("segment", name).read_bytes(), name
 
 
+def test_weights_are_not_replaced_if_the_checkpoint_was_removed(study):
+    segment()
+    Path("segment/checkpoint-last.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no checkpoint-last.safetensors") as caught:
+        run.segment(resume="segment", overrides={"steps": 4}, device="cpu")
+    assert caught.value.code == "checkpoint-removed"
+
+
 def test_a_resumed_run_may_take_more_steps(study):
     segment(output="whole", overrides={"steps": 4})
     segment()

@@ -279,6 +279,17 @@ def test_weights_are_not_replaced_if_the_checkpoint_was_removed(half):
     assert fingerprint(half) == before
 
 
+@pytest.mark.parametrize("code", [None, "interrupted"])
+def test_a_run_that_was_broken_off_at_its_first_checkpoint_begins_again(code, half):
+    """A kill, or a second Ctrl-C, between the weights and the checkpoint, which comes after them."""
+    (half / STATE_FILE).unlink()
+    record = json.loads((half / "run.json").read_text())
+    ended = {"exit_code": 130 if code else None, "code": code, "status": "failed"}
+    (half / "run.json").write_text(json.dumps(record | ended))
+    train(resume=half, overrides={"steps": 4}, device="cpu")
+    assert (half / STATE_FILE).is_file()
+
+
 def test_a_run_that_is_being_written_is_not_resumed(half):
     """As after a requeue of a run that was taken for dead: the second would replace the weights of the first."""
     with RunRecord(half / "run.json", "train").recorded():
