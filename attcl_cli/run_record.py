@@ -414,7 +414,7 @@ def log_file(record: Path) -> Path:
     return record.with_name(f"{name.stem}{record.stem.removeprefix('run')}{name.suffix}")
 
 
-SCORES = ("report.html", "scores.csv", "summary.json")
+SCORES = ("report.html", "scores.csv", "summary.json", "montage.png")
 """What `score` and `demo` write beside their record."""
 
 # Names of results -> what is in the first bytes of one of ours.
@@ -422,6 +422,7 @@ _MARKS = {
     "report.html": b'name="generator" content="attcl"',
     "scores.csv": b"case,modality,source,",
     "summary.json": b'"attcl_version"',
+    "montage.png": b"Software\0attcl",
 }
 
 

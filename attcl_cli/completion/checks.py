@@ -246,9 +246,11 @@ def unlike_existing(
     if document.get("synthetic") is not True:
         said = " that says how it was made" if side_car.exists() else ""
         return [not_made_by_attcl(present[0], side_car, said)]
-    if overwrite:
+    if overwrite or places.lacks_uncertainty(case, target, manner):  # it will be written again
         strange = [it for path in present for it in _of_another_program(path)]
-        return [*strange, *_strange_beside(places, case, target, document)][:1]
+        strange += _strange_beside(places, case, target, document)
+        if overwrite or strange:
+            return strange[:1]
     return _made_before(places, case, target, present, document, makers, manner)
 
 
@@ -267,10 +269,12 @@ def _strange_beside(
     deviation = places.output / uncertainty_file(places.files(case, target)[0])
     ours = document.get("synthetic") is True or document.get("Description") == derivative.OF_LINK
     strange = [side_car] if side_car.exists() and not ours else []
-    strange += [deviation] if deviation.exists() and not says_made_by_attcl(deviation) else []
+    said = says_made_by_attcl(deviation) if deviation.exists() else True
+    own = document.get("uncertainty") is True if said is None else said  # None: it is damaged
+    strange += [] if own else [deviation]
     return [
         AttclError(
-            f"{path}: not written by attcl, expected no file where that of a synthetic {target} goes",
+            f"{path}: not written by attcl, expected no other file in the place of attcl's own",
             "choose another --cpl, or move that file away",
             code="not-made-by-attcl",
         )

@@ -311,6 +311,8 @@ def _write(
                 _remove(plan, (*whole, *of_before))
             elif "doubt" in before and len(files) < len(whole):
                 document["doubt"] = before["doubt"]  # of more of the slices than are made now
+        else:
+            _remove(plan, of_before)
         write_json(side_car, document)
         deviation = made[target].deviation
         if deviation is not None:  # before the volume, whose existence says that all is done

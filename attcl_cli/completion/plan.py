@@ -108,7 +108,8 @@ def plan_completion(
     problems += unstorable
     if not problems:
         problems += checks.too_little_room(places, sound, manner)
-    strangers = not (jobs or draft.present or any(places.records.glob("run*.json")))
+    runs = [*places.records.glob("run.json"), *places.records.glob("run-*of*.json")]
+    strangers = not (sound or draft.present or runs)
     if problems or strangers:  # nothing is written among files of somebody else
         problems += fold(list(draft.failed.values()), lambda problem: problem.hint)
     raise_all(problems)

@@ -431,7 +431,7 @@ def _other_modalities(
     `T1_pre_contrast` and `T1_without_gad` name a contrast agent that was not there.
     """
     told = modalities_told_by(path, known)
-    before = name == "t1" and re.search(r"pre|non?[^a-z]|without", path.name.lower())
+    before = name == "t1" and re.search(r"(?<![a-z])(pre|non?|without)(?![a-z])", path.name.lower())
     return () if name in told or (before and told == ("t1ce",)) else told
 
 

@@ -163,8 +163,8 @@ def write_side_car_of_link(
 ) -> None:
     """Write the side-car of an original that is linked into the output folder, if it is not there; in BIDS alone.
 
-    With `anew` also if one of ours is: the link led elsewhere before. It says what the dataset says of the image, with
-    the fields that BIDS wants of an image in a derivative.
+    With `anew` also if one of ours is: the link led elsewhere before. It says what the dataset says of the image, but
+    for the fields that BIDS wants of an image in a derivative.
 
     Raises:
         AttclError: the file cannot be written.

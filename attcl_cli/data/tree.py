@@ -5,6 +5,7 @@ Which case is in which split, and what is hidden from it, is left to `splits`.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
@@ -122,27 +123,34 @@ def _source_of(output: Path) -> Path | None:
 
 
 def _would_be_lost(output: Path, sources: Sequence[Path]) -> Iterator[str]:
-    """Yield the files of a tree that are not in any source, or were changed since `splits.json` was written, the last.
+    """Yield the files of a tree that no source has, or that were changed in the tree.
 
-    Links are lost without a loss, and so are files that systems leave in folders.
+    Links are lost without a loss, and so are files that systems leave in folders. `splits.json` is the last file of a
+    tree: what is younger was put there, or changed.
     """
-    known = {SPLITS_FILE, "run.json", VOCABULARY_FILE}
+    vocabulary = Path(VOCABULARY_FILE)
+    sources = [source for source in sources if not is_within(source, output)]
     written = (output / SPLITS_FILE).stat().st_mtime
     for folder, _, names in os.walk(output):
         for name in names:
             file = Path(folder) / name
             place = file.relative_to(output)
-            if (
-                file.is_symlink()
-                or is_temporary(name)
-                or _OF_SYSTEMS.match(name)
-                or str(place) in known
-            ):
+            if file.is_symlink() or is_temporary(name) or _OF_SYSTEMS.fullmatch(name):
+                continue
+            changed = file.stat().st_mtime > written + _MOMENT
+            if str(place) in {SPLITS_FILE, "run.json"} or (place == vocabulary and not changed):
                 continue
             originals = [source / place for source in sources if (source / place).is_file()]
-            changed = file.stat().st_mtime > written + _MOMENT
-            if not originals or (changed and not any(map(file.samefile, originals))):
+            if not any(_has(it, file, written, changed=changed) for it in originals):
                 yield str(place)
+
+
+def _has(original: Path, file: Path, written: float, *, changed: bool) -> bool:
+    """Return whether an original has what a copy holds, or was itself replaced since the tree was `written`."""
+    if changed:  # or copied with new times
+        return filecmp.cmp(original, file, shallow=False)
+    same = original.stat().st_size == file.stat().st_size
+    return same or original.stat().st_ctime > written - _MOMENT
 
 
 def write_tree(

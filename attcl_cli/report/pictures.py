@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from attcl_cli.data.intensities import bounding_box
 from attcl_cli.errors import visible
@@ -178,7 +179,10 @@ def write_montage(path: Path, panels: Sequence[Panel], *, title: str, max_rows: 
         AttclError: the file cannot be written.
     """
     stream = io.BytesIO()
-    montage(panels, title=title, max_rows=max_rows).save(stream, format="PNG", optimize=True)
+    maker = PngInfo()
+    maker.add_text("Software", "attcl")  # `run_record` knows ours by it
+    picture = montage(panels, title=title, max_rows=max_rows)
+    picture.save(stream, format="PNG", optimize=True, pnginfo=maker)
     write_whole(Path(path), stream.getvalue())
 
 

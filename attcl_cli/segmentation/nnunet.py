@@ -204,6 +204,7 @@ def remove(folder: Path, record: Mapping[str, Any]) -> None:
     """
     places = [folder / name for name in ("imagesTr", "imagesTs", "labelsTr")]
     listed = {folder / name for name in record.get(FILES, ())}
+    listed = {file for file in listed if is_within(file.parent, folder)}
     found = [file for place in places if is_within(place, folder) for file in _entries(place)]
     known = FILES in record  # records of earlier versions list nothing
     strange = [it for it in found if it not in listed and (known or not it.is_symlink())]
@@ -219,7 +220,7 @@ def remove(folder: Path, record: Mapping[str, Any]) -> None:
             "move them away, remove the folder yourself, or choose another DIR",
             code="output-not-ours",
         )
-    for file in (*found, folder / DESCRIPTION, folder / SPLITS):
+    for file in (*found, *(listed if known else (folder / DESCRIPTION, folder / SPLITS))):
         file.unlink(missing_ok=True)
     for place in places:
         remove_files(place, ())

@@ -203,6 +203,7 @@ def segment(
             config=request.config,
             resume=resume is not None,
             overwrite=overwrite,
+            flag="--output" if resume is None else "--resume",
         )
     place, processes = join(device)
     share_of(resolved.batch_size, processes)
@@ -470,7 +471,8 @@ def _require_resumable(session: _Session) -> None:
     """Check that each trained input has its checkpoint, and no more steps than the others are to have."""
     from attcl_cli.training.state import STATE_FILE, require_checkpoint, state_step
 
-    ended = has_saved(read_record(session.output))
+    record = read_record(session.output)
+    ended = has_saved(record) or bool(record.get("inputs"))  # which are noted after their training
     for name in session.plan.inputs:
         if ended:  # a kill may fall between the weights and the checkpoint
             require_checkpoint(session.folder(name))
@@ -555,7 +557,8 @@ def _remove_earlier(output: Path, record: Mapping[str, Any]) -> None:
 
     remove_results(output, record)
     files = (WEIGHTS_FILE, STATE_FILE, BEST_FILE, STATS_FILE, SCORES_FILE, SUMMARY_FILE)
-    for folder in (output, *(output / name for name in record.get("fingerprints", {}))):
+    inputs = {*record.get("inputs", {}), *record.get("fingerprints", {})}
+    for folder in (output, *(output / name for name in sorted(inputs))):
         if is_within(folder, output):
             _remove_caches(folder)
             for name in files:

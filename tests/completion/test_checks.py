@@ -586,6 +586,23 @@ def test_a_deviation_of_ours_is_no_strangers_if_the_rest_was_removed(
     assert not list(out.rglob("*_uncertainty*"))
 
 
+def test_a_volume_that_was_worked_on_by_others_is_not_written_again_for_its_deviation(
+    gappy, weights, tmp_path
+):
+    root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
+    request = {"samples": 2, "uncertainty": True}
+    completed(root, out, weights, **request)
+    volume = out / phantom_file(0, "t2")
+    image = nib.load(volume)
+    corrected = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)  # no word of attcl
+    nib.save(corrected, volume)
+    before = volume.read_bytes()
+    volume.with_name(volume.name.replace(".nii.gz", "_uncertainty.nii.gz")).unlink()
+    with pytest.raises(AttclError, match="its header does not say that attcl made it"):
+        completed(root, out, weights, **request)
+    assert volume.read_bytes() == before
+
+
 def test_a_single_damaged_volume_of_ours_is_a_failed_case_and_no_refusal(gappy, weights, tmp_path):
     root, out = gappy(lacking=[("t2",), (), (), ()]), tmp_path / "out"
     complete(root, out, weights=weights.path, device="cpu")

@@ -345,13 +345,24 @@ def test_a_tree_is_replaced_after_its_dataset_was_corrected_or_moved(
     assert read_splits(data) == other
 
 
-def test_a_copy_that_was_changed_by_hand_is_not_removed(made, tmp_path):
-    dataset, splits = made
+@pytest.mark.parametrize("how", ["in place", "with its old times"])
+def test_a_copy_that_was_changed_by_hand_is_not_removed(how, phantom_root, tmp_path):
+    originals = tmp_path / "originals"
+    shutil.copytree(phantom_root, originals)
+    dataset = open_dataset(originals)
+    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
     data = tmp_path / "data"
     write_tree(dataset, splits, data, link="copy")
-    file = data / min(kept_names(splits))
     later = (data / "splits.json").stat().st_mtime + 60
-    os.utime(file, (later, later))
+    os.utime(data / "splits.json", (later, later))  # the originals are older
+    file = data / min(kept_names(splits))
+    if how == "in place":
+        file.write_bytes(b"mine")
+        later = (data / "splits.json").stat().st_mtime + 60
+        os.utime(file, (later, later))
+    else:  # as `cp -p` and `rsync -a` put it there
+        file.write_bytes(b"mine")
+        os.utime(file, (1, 1))
     other = make_splits(dataset, ratio="ratio3", sizes=(4, 0, 0))
     with pytest.raises(UsageError, match="or that were changed since"):
         write_tree(dataset, other, data, link="copy", overwrite=True)

@@ -239,7 +239,9 @@ def test_a_second_run_says_what_it_replaces(scored, folders):
     assert "scores of an earlier run are replaced (psnr)" in err
 
 
-@pytest.mark.parametrize("name", ["scores.csv", "summary.json", "report.html", "run.json"])
+@pytest.mark.parametrize(
+    "name", ["scores.csv", "summary.json", "report.html", "montage.png", "run.json"]
+)
 def test_results_of_others_are_not_replaced(name, scored, folders):
     folders.scores.mkdir()
     (folders.scores / name).write_text("[]")

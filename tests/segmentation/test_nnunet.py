@@ -144,8 +144,8 @@ def test_without_links_files_are_copied(image, tmp_path, monkeypatch):
 
 def test_removing_an_export_leaves_what_its_links_lead_to(study):
     exported(study)
-    (FOLDER / "notes.txt").touch()
     listed = [path for path in FOLDER.rglob("*") if path.is_file()]
+    (FOLDER / "notes.txt").touch()
     record = {"files": [str(path.relative_to(FOLDER)) for path in listed]}
     theirs = FOLDER / "imagesTr" / "theirs_0000.nii.gz"
     theirs.touch()
