@@ -170,7 +170,7 @@ def test_without_any_weights_the_next_step_is_to_train(
     refusal(
         attcl("complete", "--ori", incomplete_root),
         code=2,
-        names="--weights: none given",
+        names="--weights: no weights given",
         hint="attcl train",
     )
     assert states(elsewhere) == {}

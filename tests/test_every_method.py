@@ -25,6 +25,7 @@ from toy_method import install
 from training_runs import CPU, KilledError, require_same_runs, run
 
 from attcl_cli import complete, prepare_splits, score
+from attcl_cli.data.couples import CoupleBatch
 from attcl_cli.data.sampling import Batch
 from attcl_cli.data.slices import SliceStore
 from attcl_cli.errors import UsageError
@@ -412,6 +413,12 @@ def test_the_sources_of_a_target_are_known_without_networks(name):
         assert rule.sources_for("pd", FOUR) is None
 
 
+def targets_in(batch) -> list[int]:
+    if isinstance(batch, CoupleBatch):
+        return list(batch.pair)  # each way
+    return (batch.target if hasattr(batch, "target") else batch.y_ref).tolist()
+
+
 @every_method
 def test_every_target_of_the_rule_is_learned_and_no_other(name, store):
     for changes in dedicated(name):
@@ -419,10 +426,7 @@ def test_every_target_of_the_rule_is_learned_and_no_other(name, store):
         sampler = method.sampler(store)
         batches = [sampler.batch(step) for step in range(8)]
         assert {len(batch) for batch in batches} == {8}
-        drawn = [
-            getattr(batch, "target" if hasattr(batch, "target") else "y_ref") for batch in batches
-        ]
-        learned = {FOUR[int(index)] for index in torch.cat(drawn)}
+        learned = {FOUR[index] for batch in batches for index in targets_in(batch)}
         assert learned == set(method.rule.targets)
 
 
