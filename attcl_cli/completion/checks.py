@@ -30,7 +30,7 @@ from attcl_cli.data import derivative, volumes
 from attcl_cli.data.dataset import Case, Dataset, guides_in, read_side_car, sources_in
 from attcl_cli.data.layouts import SUBMISSIONS, Layout
 from attcl_cli.data.originals import refuse_among_originals
-from attcl_cli.data.synthetic import sources_gone
+from attcl_cli.data.synthetic import sources_gone, span_in_words
 from attcl_cli.errors import AttclError, UsageError, counted, nearest, quoted, some
 from attcl_cli.files import is_within, lack_of_room, require_folder, sha256
 from attcl_cli.methods.bundled import option_of
@@ -508,7 +508,7 @@ def _names(averaged: Sequence[Mapping[str, Any]], weights: Weights) -> str:
 def _with_another_option(name: str, before: object, value: object) -> str:
     if name == "slices":
         before, value = (
-            ":".join(map(str, it)) if isinstance(it, list) else it for it in (before, value)
+            span_in_words((it[0], it[1])) if isinstance(it, list) else it for it in (before, value)
         )
     if name in {"mirror", "even"}:
         before, value = (f"--{name}" if it else f"--no-{name}" for it in (before, value))

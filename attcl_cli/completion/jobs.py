@@ -380,9 +380,8 @@ def not_made_by_attcl(file: Path, side_car: Path, further: str = "") -> AttclErr
     )
 
 
-_MADE_BY_ATTCL = re.compile(
-    r"attcl \S+ (std of \d+ )?synthetic "
-)  # `Manner.description`, and a deviation's
+# As `Manner.description` begins, and what `making` writes into a deviation.
+_MADE_BY_ATTCL = re.compile(r"attcl \S+ (std of \d+ )?synthetic ")
 
 
 def says_made_by_attcl(path: Path) -> bool | None:

@@ -343,7 +343,10 @@ def clear(
     record = read_record(output)
     if maker_of(record) != command:
         return
-    (remove or remove_results)(output, record)
+    if remove is None:
+        remove_results(output)
+    else:
+        remove(output, record)
     files = [output / name for name in record.get(FILES, ())]
     for file in files:
         if is_within(file.parent, output):  # what a link leads to is not ours
@@ -354,7 +357,7 @@ def clear(
     (output / "run.json").unlink()
 
 
-def remove_results(output: Path, _record: Mapping[str, Any]) -> None:
+def remove_results(output: Path) -> None:
     """Remove the log, the scores and the page of a run."""
     from attcl_cli.report.page import REPORT_FILE  # loads matplotlib
 

@@ -17,14 +17,7 @@ from attcl_cli.data import slices
 from attcl_cli.data.background import BackgroundOption
 from attcl_cli.data.unchanged import fingerprint
 from attcl_cli.devices import Precision
-from attcl_cli.errors import (
-    InterruptedRun,
-    UsageError,
-    as_note,
-    counted,
-    quoted,
-    some,
-)
+from attcl_cli.errors import InterruptedRun, UsageError, as_note, counted, quoted, some
 from attcl_cli.files import is_within, remove_files, write_csv
 from attcl_cli.processes import Processes, join
 from attcl_cli.progress import SILENT, Progress
@@ -555,7 +548,7 @@ def _remove_earlier(output: Path, record: Mapping[str, Any]) -> None:
     from attcl_cli.training.state import BEST_FILE, STATE_FILE
     from attcl_cli.training.stats import STATS_FILE
 
-    remove_results(output, record)
+    remove_results(output)
     files = (WEIGHTS_FILE, STATE_FILE, BEST_FILE, STATS_FILE, SCORES_FILE, SUMMARY_FILE)
     inputs = {*record.get("inputs", {}), *record.get("fingerprints", {})}
     for folder in (output, *(output / name for name in sorted(inputs))):

@@ -28,6 +28,14 @@ def made(phantom_root: Path) -> tuple[Dataset, Splits]:
     return dataset, make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
 
 
+@pytest.fixture
+def copied(phantom_root: Path, tmp_path: Path) -> tuple[Dataset, Splits]:
+    """The same of a copy of the dataset, which may be changed."""
+    shutil.copytree(phantom_root, tmp_path / "originals")
+    dataset = open_dataset(tmp_path / "originals")
+    return dataset, make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+
+
 def kept_names(splits: Splits) -> set[str]:
     return {
         f"{item.case}/{item.case}_{name}.nii.gz"
@@ -284,11 +292,9 @@ def test_what_a_user_added_to_a_tree_is_not_removed(made, tmp_path):
 
 
 @pytest.mark.parametrize("link", ["hardlink", "copy"])
-def test_the_last_copies_of_originals_are_not_removed(link, phantom_root, tmp_path):
-    originals = tmp_path / "originals"
-    shutil.copytree(phantom_root, originals)
-    dataset = open_dataset(originals)
-    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+def test_the_last_copies_of_originals_are_not_removed(link, copied, tmp_path):
+    dataset, splits = copied
+    originals = dataset.root
     write_tree(dataset, splits, tmp_path / "data", link=link)
     name = min(kept_names(splits))
     (originals / name).unlink()
@@ -323,12 +329,10 @@ def test_what_came_while_the_tree_was_built_stays(made, tmp_path):
 @pytest.mark.parametrize("link", ["hardlink", "copy"])
 @pytest.mark.parametrize("change", ["corrected", "moved"])
 def test_a_tree_is_replaced_after_its_dataset_was_corrected_or_moved(
-    change, link, phantom_root, tmp_path
+    change, link, copied, tmp_path
 ):
-    originals = tmp_path / "originals"
-    shutil.copytree(phantom_root, originals)
-    dataset = open_dataset(originals)
-    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+    dataset, splits = copied
+    originals = dataset.root
     data = tmp_path / "data"
     write_tree(dataset, splits, data, link=link)
     (data / ".DS_Store").touch()
@@ -346,11 +350,8 @@ def test_a_tree_is_replaced_after_its_dataset_was_corrected_or_moved(
 
 
 @pytest.mark.parametrize("how", ["in place", "with its old times"])
-def test_a_copy_that_was_changed_by_hand_is_not_removed(how, phantom_root, tmp_path):
-    originals = tmp_path / "originals"
-    shutil.copytree(phantom_root, originals)
-    dataset = open_dataset(originals)
-    splits = make_splits(dataset, ratio="ratio1", sizes=(3, 0, 1))
+def test_a_copy_that_was_changed_by_hand_is_not_removed(how, copied, tmp_path):
+    dataset, splits = copied
     data = tmp_path / "data"
     write_tree(dataset, splits, data, link="copy")
     later = (data / "splits.json").stat().st_mtime + 60
