@@ -13,6 +13,21 @@ def shares_in(line: str) -> dict[str, float]:
     return {name: float(part) for name, part in re.findall(r"(\w+) (\d+\.\d)%", line)}
 
 
+def rounded(printed: str) -> tuple[float, float]:
+    """Return the least and the greatest number that rounds to what is printed; a count is exact."""
+    digits = printed.partition(".")[2]
+    half = 0.5 * 10 ** -len(digits) if digits else 0.0
+    return float(printed) - half, float(printed) + half
+
+
+def may_be_ratio(printed: str, above: str, below: str, scale: float = 1) -> bool:
+    """Return whether a ratio agrees with the figures beside it, however few digits each has."""
+    ratio, above_range, below_range = rounded(printed), rounded(above), rounded(below)
+    low = scale * above_range[0] / below_range[1]
+    high = scale * above_range[1] / max(below_range[0], 1e-9)
+    return ratio[0] <= high and low <= ratio[1]
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_completion_prints_its_ratios():
     options = (
@@ -91,11 +106,10 @@ def test_the_benchmark_of_training_prints_its_ratio():
     output = fresh_python("benchmarks/train.py", *options.split())
     seconds = dict(re.findall(r"^(\w[\w, -]+\w) +(\d+\.\d+) s per step", output, re.MULTILINE))
     assert set(seconds) == {"plain StarGAN v2", "ours, StarGAN v2", "ours, AttCL-GAN"}
-    ratio = float(seconds["plain StarGAN v2"]) / float(seconds["ours, StarGAN v2"])
     (printed_ratio,) = re.findall(
         r"^plain / ours, StarGAN v2: (\d+\.\d+) times", output, re.MULTILINE
     )
-    assert float(printed_ratio) == pytest.approx(ratio, rel=0.1, abs=0.01)
+    assert may_be_ratio(printed_ratio, seconds["plain StarGAN v2"], seconds["ours, StarGAN v2"])
 
 
 @pytest.mark.slow
@@ -112,7 +126,7 @@ def test_the_benchmark_of_a_small_step_prints_a_ratio_per_part():
         "10 coarse steps beside drawing",
     ]
     for _, plain, ours, ratio in parts:
-        assert float(ratio) == pytest.approx(float(plain) / float(ours), rel=0.1)
+        assert may_be_ratio(ratio, plain, ours)
 
 
 @pytest.mark.slow
@@ -141,7 +155,7 @@ def test_the_benchmark_of_many_cases_measures_each_command():
         "complete", "complete, again", "score",
     }  # fmt: skip
     for _name, cases, seconds, milliseconds, megabytes in costs:
-        assert float(milliseconds) == pytest.approx(1000 * float(seconds) / int(cases), rel=0.1)
+        assert may_be_ratio(milliseconds, seconds, cases, scale=1000)
         assert float(megabytes) > 20
 
 
@@ -180,8 +194,8 @@ def test_the_benchmark_of_files_compares_threads_with_processes_and_finds_a_kept
     rows = [re.split("  +", line.strip()) for line in lines[:4]]
     assert [row[0] for row in rows] == ["read", "read, Python busy", "write", "write, Python busy"]
     for row in rows:
-        threads, processes = (float(re.search(r"(\d\.\d+) s", cell)[1]) for cell in row[1:3])
-        assert float(row[3]) == pytest.approx(processes / threads, rel=0.2)
+        threads, processes = (re.search(r"(\d+\.\d+) s", cell)[1] for cell in row[1:3])
+        assert may_be_ratio(row[3], processes, threads)
     pauses = {
         line[:33].strip(): [float(it) for it in re.findall(r"(\d+\.\d+) s", line)]
         for line in lines[6:]
@@ -216,8 +230,8 @@ def test_the_benchmark_of_gradients_prints_each_way_beside_the_first():
     assert lines[0].startswith("2 processes on cpu, ")
     figures = dict(re.findall(r"^([a-z ]+?) +(\d+\.\d+) s ", "\n".join(lines[1:]), re.MULTILINE))
     assert list(figures) == ["sent meanwhile", "sent afterwards", "not sent"]
-    ratio = float(figures["sent afterwards"]) / float(figures["sent meanwhile"])
-    assert float(lines[2].split()[-1]) == pytest.approx(ratio, rel=0.05, abs=0.01)
+    ratio = lines[2].split()[-1]
+    assert may_be_ratio(ratio, figures["sent afterwards"], figures["sent meanwhile"])
 
 
 @pytest.mark.slow
