@@ -205,9 +205,12 @@ def unpack(packed: Path, output: Path) -> None:
 
 def _begin(folder: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of a folder that no part of this pack is in, and remove the index of another pack."""
-    index = folder / slices.INDEX_FILE
-    known = (folder / STATE_FILE).exists()
-    if index.exists() and not known and read_json(index, default=None) != described["index"]:
+    index, data = folder / slices.INDEX_FILE, folder / slices.DATA_FILE
+    if index.exists():
+        same = read_json(index, default=None) == described["index"]
+    else:
+        same = not (data.exists() or data.is_symlink())
+    if not same and not (folder / STATE_FILE).exists():
         raise UsageError(
             f"{folder}: holds other slices, which unpack did not write, expected a new folder",
             "choose another folder",

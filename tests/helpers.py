@@ -132,10 +132,19 @@ def fresh_python(*arguments: object) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1200,  # benchmarks on a busy machine
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def until(tab: Any, holds: Callable[[], bool]) -> bool:
+    """Wait until a page, which glides, has arrived: `wait_for_function` would need the eval that our pages forbid."""
+    for _ in range(200):
+        if holds():
+            return True
+        tab.wait_for_timeout(50)
+    return False
 
 
 def complete_perfectly(root: Path, truth: Path) -> None:

@@ -143,7 +143,8 @@ def test_what_is_ours_is_off_in_what_was_published(name, preset):
     changes = {"plave_target": "t1ce"} if name == "plave" else {}
     settings = resolve(preset=preset, method=name, overrides=changes).model_dump()
     ours = {"lambda_pair": 0.0, "augment": 0.0, "warp": 0.0, "crop": 0, "supervised": 0.0}
-    ours |= {"plave_supervised": 0.0, "plave_lambda_structure": 0.0, "muon": False}
+    ours |= {"plave_supervised": 0.0, "plave_coarse": 0.0, "plave_lambda_structure": 0.0}
+    ours |= {"coarse": 0.0, "muon": False}
     assert ours.keys() <= known
     assert {key: settings[key] for key in ours if key in settings} == {
         key: value for key, value in ours.items() if key in settings

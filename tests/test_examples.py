@@ -255,16 +255,18 @@ def test_a_part_counts_only_when_its_slices_are_written(
     assert "not here yet: train-000.xz" in unpack()
 
 
+@pytest.mark.parametrize("name", [slices.INDEX_FILE, slices.DATA_FILE])
 def test_slices_that_unpack_did_not_write_are_refused(
-    packing: Path, pack_slices: Pack, tmp_path: Path
+    name: str, packing: Path, pack_slices: Pack, tmp_path: Path
 ) -> None:
     store = tmp_path / "slices" / slices.TRAINING_FOLDER
     store.mkdir(parents=True)
-    (store / slices.INDEX_FILE).write_text("{}")  # as in the folder of a run
+    (store / name).write_text("{}")  # as in the folder of a run, or of one that was killed
+    before = fingerprint(store)
     code, _, err = pack_slices("unpack", packing, "slices")
     assert code == 2
     assert "holds other slices, which unpack did not write" in err
-    assert [path.name for path in store.iterdir()] == [slices.INDEX_FILE]
+    assert fingerprint(store) == before
 
 
 def test_packed_slices_of_earlier_versions_are_unpacked(

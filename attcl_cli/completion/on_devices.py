@@ -238,7 +238,9 @@ def _work(pipe: Connection, plan: CompletionPlan, name: str, batch_size: int, wo
         Thread(target=_listen, args=(pipe, groups), daemon=True).start()
         models = WarmModels(plan, name, batch_size=batch_size, workers=workers)
         while True:
-            pipe.send(_answer(models, name, groups.get()))
+            answer = _answer(models, name, groups.get())
+            with suppress(BrokenPipeError, ConnectionResetError):  # nobody waits: a signal comes
+                pipe.send(answer)
 
 
 def _listen(pipe: Connection, groups: SimpleQueue[tuple[Job, ...]]) -> None:

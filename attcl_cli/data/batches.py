@@ -97,14 +97,7 @@ class DomainBatch:
 
     def halved(self) -> DomainBatch:
         """Return the batch at half the resolution, each pixel the mean of four; S is even."""
-
-        def halve(value: Tensor) -> Tensor:
-            if value.ndim < _IMAGE_DIMENSIONS:
-                return value
-            planes = F.avg_pool2d(value.flatten(0, -3)[:, None], 2)
-            return planes.reshape(*value.shape[:-2], *planes.shape[-2:])
-
-        return self._each(halve)
+        return self._each(_halved)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> DomainBatch:
         tensors = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -163,6 +156,11 @@ class CaseBatch:
         part = self._each(lambda value: value[chosen])
         return replace(part, label_share=label_share, taught_share=taught_share)
 
+    def halved(self) -> CaseBatch:
+        """Return the batch at half the resolution, each pixel the mean of four, each label one of them; S is even."""
+        halved = self._each(_halved)
+        return replace(halved, labels=self.labels[:, ::2, ::2])
+
     @property
     def taught(self) -> Tensor:
         """The modalities that can be learned at once, (B, M) bool: shown, and not among the sources."""
@@ -188,3 +186,11 @@ class CaseBatch:
             name: None if value is None else change(value) for name, value in tensors.items()
         }
         return CaseBatch(**changed, **shares)
+
+
+def _halved(value: Tensor) -> Tensor:
+    """Return images (B, ..., S, S) with each pixel the mean of four; anything else as it is."""
+    if value.ndim < _IMAGE_DIMENSIONS:
+        return value
+    planes = F.avg_pool2d(value.flatten(0, -3)[:, None], 2)
+    return planes.reshape(*value.shape[:-2], *planes.shape[-2:])

@@ -117,18 +117,24 @@ class Plave(Method):
 
     @property
     def phases(self) -> tuple[float, ...]:
-        """See `Method`: the auto-encoder, then the image terms alone, then all losses."""
+        """See `Method`: the auto-encoder, the image terms alone, at half and then at full size, then all losses."""
         s = self.settings
-        ends = (s.plave_pretraining, s.plave_pretraining + s.plave_supervised)
+        ends = (s.plave_pretraining + share for share in (0.0, s.plave_coarse, s.plave_supervised))
         return tuple(dict.fromkeys(end for end in ends if 0 < end < 1))
 
     @classmethod
     def phases_in_words(cls, settings: PlaveSettings) -> tuple[tuple[float, str], ...]:
-        """See `Method`: the auto-encoder, then the image terms alone, then all losses."""
-        first, second = settings.plave_pretraining, settings.plave_supervised
+        """See `Method`: the auto-encoder, the image terms alone, at half and then at full size, then all losses."""
+        first, coarse, second = (
+            settings.plave_pretraining,
+            settings.plave_coarse,
+            settings.plave_supervised,
+        )
+        alone = "the image losses alone teach the generator"
         begins = {
             0.0: "the self-representation network learns",
-            first: "the image losses alone teach the generator",
+            first: f"{alone}, at half the resolution" if coarse else alone,
+            first + coarse: f"{alone}, at full resolution" if coarse else alone,
             first + second: "the adversary and the other losses join"
             if second
             else "the generator learns with all losses",
@@ -160,6 +166,11 @@ class Plave(Method):
         return round(self.settings.plave_pretraining * self.settings.steps)
 
     @property
+    def _coarse(self) -> int:
+        """The number of steps after the pretraining that see half the resolution."""
+        return round(self.settings.plave_coarse * self.settings.steps)
+
+    @property
     def _supervised(self) -> int:
         """The number of steps in which the image terms alone teach the generator."""
         return round(self.settings.plave_supervised * self.settings.steps)
@@ -177,6 +188,8 @@ class Plave(Method):
 
         As part of D (AE-GAN) it learns all the time, with D or before D joins.
         """
+        if self.pretraining <= step < self.pretraining + self._coarse:
+            batch = batch.halved()
         parts = self.parts(batch)
         self.autoencoder.train(step < self.pretraining or self._judged_by_autoencoder)
         if step < self.pretraining:

@@ -36,7 +36,9 @@ _EARLIER: Mapping[str, Any] = {
 
 # What the presets other than `paper` change: one model makes all modalities from any; completion makes slices without
 # tumour, too, so training sees them; the background is kept as completion keeps it; small cohorts are overfitted soon,
-# so half of the slices are mirrored. Which sources are given and how their contrast varies is as `unet` has it.
+# so half of the slices are mirrored. Which sources are given and how their contrast varies is as `unet` has it. Runs
+# begin with the image terms alone, as a step with all losses takes several times as long; both terms are means over the
+# brain, and weigh as the yardstick's.
 _OURS: Mapping[str, Any] = {
     **_EARLIER,
     "keep": "best",
@@ -55,14 +57,26 @@ _OURS: Mapping[str, Any] = {
     "plave_brain": True,
     "plave_lambda_structure": 60.0,
 }
-# The small ones take larger steps, which shrink over the whole run (docs/experiments/phantoms.md). They begin with the
-# image terms alone, as a step with all terms takes several times as long; both terms are means over the brain, and
-# weigh as the yardstick's.
-_QUICK: Mapping[str, Any] = {**_OURS, "plave_supervised": 0.5}
 # As AttCL-GAN's small and base: what no case lacks needs little of the time.
 _MISSING: Mapping[str, Any] = {"missing_targets": 0.75}
+# Real patients in minutes of a CPU (docs/experiments/patients.md): fewer channels, half the resolution first, and the
+# costly steps with all losses at the very end, so that more slices are seen; rate, batches and augmentation are those
+# of AttCL-GAN's small.
+_CPU: Mapping[str, Any] = {
+    "width": 24,
+    "max_width": 192,
+    "batch_size": 8,
+    "learning_rate": 1e-3,
+    "warm_up": 30,
+    "augment": 0.5,
+    "warp": 0.25,
+    "plave_coarse": 0.5,
+    "plave_supervised": 0.91,
+    "plave_ramp": 0.02,
+}
 
-# PLAVE's ancestors: what each has in its networks and losses. Slices, sizes, norm and optimiser stay the preset's.
+# PLAVE's ancestors: what each has in its networks and losses. Slices, sizes, norm and optimiser stay the preset's, but
+# for the half resolution, which ACA-GAN's fusion does not take.
 _ANCESTOR: Mapping[str, Any] = {
     "plave_segmentation": False,
     "plave_contrast": "none",
@@ -79,6 +93,7 @@ _VARIANTS: Mapping[str, Mapping[str, Any]] = {
         **_ANCESTOR,
         "plave_excitation": "each",
         "plave_fusion": "modality",
+        "plave_coarse": 0.0,
         "plave_lambda_branch": 0.1,
         "plave_lambda_fused": 0.1,
     },
@@ -105,8 +120,12 @@ class PlaveSettings(Settings):
     """The settings of PLAVE; the defaults are the paper's (its Section 3 and docs/methods/6-plave.md)."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "tiny": {"width": 16, "max_width": 128, **_QUICK, "ema_decay": 0.995, "steps": 3_000, "learning_rate": 1e-3},
-        "small": {"width": 32, "max_width": 256, "steps": 20_000, **_QUICK, **_MISSING, "learning_rate": 3e-4},
+        # Larger steps, which shrink over the whole run (docs/experiments/phantoms.md).
+        "tiny": {
+            "width": 16, "max_width": 128, "steps": 3_000, **_OURS,
+            "plave_supervised": 0.5, "ema_decay": 0.995, "learning_rate": 1e-3,
+        },
+        "small": {"steps": 20_000, **_OURS, **_MISSING, **_CPU},
         "base": {"width": 32, "max_width": 256, **_OURS, **_MISSING},
         "paper": {},
     }  # fmt: skip
@@ -217,6 +236,10 @@ class PlaveSettings(Settings):
         0.0,
         "Share of the steps, those after the pretraining, in which the image terms alone teach the generator (ours).",
     )
+    plave_coarse: Share = setting(
+        0.0,
+        "Share of the steps, those after the pretraining, that see half the resolution (ours).",
+    )
     plave_ramp: Share = setting(
         0.0,
         "Share of the steps, those after the supervised ones, in which the other losses grow to their weights (ours).",
@@ -276,10 +299,20 @@ class PlaveSettings(Settings):
                 f"plave_ramp: {self.plave_ramp:g} after plave_pretraining ({first:g}) and plave_supervised "
                 f"({second:g}), expected a sum of at most 1"
             )
+        if self.plave_coarse > second:
+            raise ValueError(
+                f"plave_coarse: {self.plave_coarse:g}, expected at most plave_supervised ({second:g}): "
+                "only the image terms are learned from at half the resolution"
+            )
+        if self.plave_coarse and self.plave_fusion == "modality":
+            raise ValueError(
+                f"plave_coarse: {self.plave_coarse:g}, expected 0 with plave_fusion modality, "
+                "whose weights belong to maps of one size"
+            )
         if second and not max(self.plave_lambda_image, self.plave_lambda_structure):
             raise ValueError(
-                f"plave_supervised: {second:g}, "
-                "expected 0 without plave_lambda_image and plave_lambda_structure"
+                f"plave_supervised: {second:g}, expected 0, and plave_coarse 0, "
+                "without plave_lambda_image and plave_lambda_structure"
             )
         return self
 

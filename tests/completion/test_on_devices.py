@@ -139,7 +139,7 @@ def die(*_arguments: object) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_all_workers_and_leaves_no_half_file(number, gappy, weights, tmp_path):
     root, out = gappy(), tmp_path / "out"
-    arguments = ["complete", "-i", root, "-o", out, "-w", weights.path, "--samples", "40"]
+    arguments = ["complete", "-i", root, "-o", out, "-w", weights.path, "--samples", "200"]
     script = tmp_path / "two_cpus.py"
     script.write_text(TWO_CPUS.replace("main(sys", "if __name__ == '__main__':\n    main(sys"))
     run = subprocess.Popen(
@@ -218,7 +218,7 @@ def test_results_come_in_order_and_nobody_runs_far_ahead_of_a_slow_worker():
     pool = [worker_of(slow), worker_of(fast)]
     items = on_devices._in_order(pool, [(number,) for number in range(20)])
     first = next(items)
-    assert max(others) < 2 * on_devices._MOST  # of 20
+    assert max(others, default=0) < 2 * on_devices._MOST  # of 20
     assert [item.outputs for item in (first, *items)] == [(f"{number}",) for number in range(20)]
 
 

@@ -7,6 +7,7 @@ what they met.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -426,23 +428,26 @@ def test_a_completion_whose_output_is_removed_is_not_done(
     kept, world, attcl, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    real, calls = AttclGan.synthesise, []
+    real, calls = making._load, []
 
-    def removing(method: Any, *arguments: Any, **options: Any) -> Any:
-        made = list(Path("out").rglob("*.nii.gz"))
-        if made and not calls:
-            calls.append(True)
+    def removing(*arguments: Any) -> Any:
+        calls.append(True)
+        if len(calls) == 3:  # a writer has the first case by now, or the second
+            end = time.monotonic() + 60
+            while not (made := list(Path("out").rglob("*.nii.gz"))):
+                assert time.monotonic() < end
+                time.sleep(0.01)
             if kept:
                 made[0].unlink()
             while not kept and Path("out").exists():
                 # A thread that writes gives files their names meanwhile, at which rmtree would stumble.
                 shutil.rmtree("out", ignore_errors=True)
-        return real(method, *arguments, **options)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AttclGan, "synthesise", removing)
+        patch.setattr(making, "_load", removing)
         code, _, err = attcl(*world["complete"].arguments, "--num-workers", 0)
-    assert calls
+    assert len(calls) >= 3
     assert code == 1
     assert "removed while" in err
     assert "hint: run the same command again" in err
@@ -483,7 +488,10 @@ class Removal:
         side_car = volume.with_name(volume.name.replace(".nii.gz", ".json"))
         place = {"output": Path("out"), "case": volume.parent, "side-car": side_car}
         path = place.get(self.what, volume)
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        while path.is_dir():
+            # A thread that writes gives files their names meanwhile, at which rmtree would stumble.
+            shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("number", [1, 4], ids=["first volume", "fourth volume"])
@@ -504,11 +512,11 @@ def test_what_is_removed_at_any_moment_of_a_completion_is_made_by_the_same_comma
     removal, number, world, untouched, attcl, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    real, volumes = making.volumes.save, []
+    real, volumes, numbers = making.volumes.save, [], itertools.count(1)
 
     def save(paths: Any, *arguments: Any, **options: Any) -> None:
         volumes.append(paths[0])
-        disturbed = len(volumes) == number
+        disturbed = next(numbers) == number  # by one of several threads
         if disturbed and removal.before:
             removal.of(paths[0])
         real(paths, *arguments, **options)

@@ -435,11 +435,12 @@ from attcl_cli.cli.app import main
 for line in sys.stdin:
     task = json.loads(line)
     children = []
+    open(task["said"], "w").close()
     for _ in range(task["count"]):
         children.append(os.fork())
         if not children[-1]:
             os.chdir(task["cwd"])
-            stream = os.open(task["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+            stream = os.open(task["said"], os.O_WRONLY | os.O_APPEND)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             resource.setrlimit(resource.RLIMIT_FSIZE, (task["size"], task["size"]))

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -371,6 +372,34 @@ def test_at_first_the_image_terms_alone_teach_the_generator(supervised):
     before = weights_of(method)
     assert "g_adv" in method.training_step(batch_of(), 6)
     assert moved(method, before) == {"generator", "segmenter", "discriminator", "heads"}
+
+
+def test_the_first_steps_of_the_generator_see_half_the_resolution(supervised, monkeypatch):
+    method = method_of(changed(supervised, plave_coarse=0.2))
+    assert method.phases == (0.2, pytest.approx(0.4), pytest.approx(0.6))
+    seen: list[int] = []
+    for network in (method.generator, method.autoencoder):
+        encode = network.encode
+
+        def recording(images: Any, *others: Any, encode: Any = encode) -> Any:
+            seen.append((images if isinstance(images, Tensor) else images[0]).shape[-1])
+            return encode(images, *others)
+
+        monkeypatch.setattr(network, "encode", recording)
+    for step in range(6):
+        method.training_step(batch_of(), step)
+    assert seen == [16, 16, 8, 8, 16, 16]
+
+
+def test_a_coarse_step_learns_from_the_mean_of_four_pixels(supervised):
+    coarse, full = (method_of(changed(supervised, plave_coarse=share)) for share in (0.2, 0.0))
+    batch = batch_of()
+    half = batch.halved()
+    assert coarse.training_step(batch, 2) == full.training_step(half, 2)
+    for image, other in zip(half.images.flatten(0, 1), batch.images.flatten(0, 1), strict=True):
+        assert torch.allclose(image[0, 0], other[:2, :2].mean())
+    assert torch.equal(half.labels[:, 1, 2], batch.labels[:, 2, 4])
+    assert torch.equal(half.sources, batch.sources) and len(half) == len(batch)
 
 
 def gradient_of(method: Plave, step: int, network: str) -> Tensor:

@@ -29,7 +29,8 @@ def test_preset_paper_is_the_published_set_up():
     assert (s.plave_blocks, s.plave_autoencoder_blocks) == (6, 6)
     assert (s.ema_decay, s.keep, s.plave_loads) == (0, "last", False)
     ours = (s.plave_skips, s.plave_brain, s.keep_background, s.mirror, s.crop, s.weight_decay)
-    assert not any((*ours, s.plave_supervised, s.plave_ramp, s.plave_lambda_structure))
+    assert not any((*ours, s.plave_supervised, s.plave_coarse, s.plave_ramp))
+    assert s.plave_lambda_structure == 0
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "base"])
@@ -42,9 +43,12 @@ def test_our_presets_make_any_modality_and_start_with_the_image_terms(preset):
     assert s.plave_brain and s.plave_lambda_structure > 0
 
 
-def test_small_sees_squares_of_full_resolution_slices():
+def test_small_sees_squares_of_full_resolution_slices_at_first_at_half_the_resolution():
     s = resolve(preset="small", method="plave")
     assert (s.image_size, s.canvas, s.crop) == (256, 256, 128)
+    assert 0 < s.plave_coarse < s.plave_supervised
+    # the weights of its fusion belong to maps of one size
+    assert resolve(preset="small", method="plave", variant="aca-gan").plave_coarse == 0
     assert resolve(preset="tiny", method="plave").image_size == 64
 
 
@@ -58,8 +62,18 @@ def test_small_sees_squares_of_full_resolution_slices():
         ),
         (
             {"plave_lambda_image": 0, "plave_lambda_structure": 0},
-            "setting plave_supervised: 0.5, "
-            "expected 0 without plave_lambda_image and plave_lambda_structure",
+            "setting plave_supervised: 0.5, expected 0, and plave_coarse 0, "
+            "without plave_lambda_image and plave_lambda_structure",
+        ),
+        (
+            {"plave_coarse": 0.6, "plave_supervised": 0.5},
+            "setting plave_coarse: 0.6, expected at most plave_supervised (0.5): "
+            "only the image terms are learned from at half the resolution",
+        ),
+        (
+            {"plave_coarse": 0.2, "plave_fusion": "modality"},
+            "setting plave_coarse: 0.2, expected 0 with plave_fusion modality, "
+            "whose weights belong to maps of one size",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import until
 from PIL import Image
 
 from attcl_cli.report import pictures, sections
@@ -200,15 +201,6 @@ def outlined(tab: Any) -> list[float]:
     for box in boxes[1:]:
         assert box == pytest.approx(boxes[0], abs=0.01)
     return boxes[0]
-
-
-def until(tab: Any, holds: Callable[[], bool]) -> bool:
-    """Wait until something holds: a page glides, and wait_for_function would need the eval that the page forbids."""
-    for _ in range(200):
-        if holds():
-            return True
-        tab.wait_for_timeout(50)
-    return False
 
 
 def shown(tab: Any) -> tuple[str, str, str]:

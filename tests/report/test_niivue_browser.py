@@ -9,6 +9,7 @@ import io
 
 import numpy as np
 import pytest
+from helpers import until
 from PIL import Image
 
 from attcl_cli.report import pictures, sections
@@ -164,8 +165,7 @@ def test_the_page_is_scrolled_over_a_volume_that_was_not_chosen(tab):
     tab.locator("#niivue-volumes canvas").first.hover()  # which may scroll to it
     before = tab.evaluate("scrollY")
     tab.mouse.wheel(0, -200)
-    tab.wait_for_timeout(500)
-    assert tab.evaluate("scrollY") < before
+    assert until(tab, lambda: tab.evaluate("scrollY") < before)
 
 
 def test_nothing_is_wider_than_a_phone(tab):

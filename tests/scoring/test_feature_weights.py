@@ -197,7 +197,7 @@ def test_without_a_connection_the_error_says_at_once_what_to_put_where(
         start = time.monotonic()
         with pytest.raises(AttclError) as caught:
             feature_weights.locate(record, offline=how == "argument")
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 8  # at once: no time limit of the network was waited for
     message, hint = caught.value.message, caught.value.hint
     for part in (record.name, record.sha256, str(record.size_bytes)):
         assert part in message

@@ -329,7 +329,7 @@ def test_a_resumed_run_goes_into_its_own_folder(study):
 def test_several_processes_train_one_segmenter(study):
     subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
             "-m", "attcl_cli", "segment", *FLAGS, "-d", "cpu", "-q", "-o", "two",
         ],
         check=True,

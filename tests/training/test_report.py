@@ -216,9 +216,9 @@ def test_a_page_of_100_000_lines_is_written_within_seconds_and_stays_small(tmp_p
     assert len(statistics.losses["d_0"]) <= 600
     assert statistics.losses["d_0"][-1][0] == 100_000
     assert statistics.best == (100_000, 0.1)
-    clock = time.monotonic()
+    clock = time.process_time()
     page_of(tmp_path).running(100_000)
-    assert time.monotonic() - clock < 5
+    assert time.process_time() - clock < 5
     assert len(shown(tmp_path)) < 500_000
 
 
@@ -426,6 +426,11 @@ def test_phases_are_said_when_they_change_also_in_a_resumed_run():
         ("attcl-gan", {"image_size": 32, "coarse": 0.5, "supervised": 0.5}, [0, 50]),
         ("attcl-gan", {"image_size": 32, "coarse": 0.5, "supervised": 0.9}, [0, 50, 90]),
         ("plave", {"plave_pretraining": 0.4, "plave_supervised": 0.3}, [0, 40, 70]),
+        (
+            "plave",
+            {"plave_pretraining": 0.1, "plave_coarse": 0.4, "plave_supervised": 0.6},
+            [0, 10, 50, 70],
+        ),
         ("unet", {}, []),
     ],
 )
