@@ -75,6 +75,8 @@ OF_BENCHMARKS = {
         "--holes",
         "--seeds",
         "--calibration",
+        "--shown",
+        "--without-features",
     ),
     *("--parts", "--workers", "--volumes", "--rounds", "--turns"),
 }
