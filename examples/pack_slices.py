@@ -205,22 +205,25 @@ def unpack(packed: Path, output: Path) -> None:
 
 def _begin(folder: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of a folder that no part of this pack is in, and remove the index of another pack."""
-    index, data = folder / slices.INDEX_FILE, folder / slices.DATA_FILE
-    if index.exists():
-        same = read_json(index, default=None) == described["index"]
-    else:
-        same = not (data.exists() or data.is_symlink())
-    if not same and not (folder / STATE_FILE).exists():
+    if not (folder / STATE_FILE).exists() and _holds_other(folder, described):
         raise UsageError(
             f"{folder}: holds other slices, which unpack did not write, expected a new folder",
             "choose another folder",
             code="output-not-empty",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    index.unlink(missing_ok=True)
+    (folder / slices.INDEX_FILE).unlink(missing_ok=True)
     state = {"pack": described, "done": []}
     write_json(folder / STATE_FILE, state)
     return state
+
+
+def _holds_other(folder: Path, described: Mapping[str, Any]) -> bool:
+    """Return whether a folder that no state describes holds slices, unless they are those of this pack."""
+    index = folder / slices.INDEX_FILE
+    if index.exists():  # an earlier unpack wrote it at once, and no state
+        return bool(read_json(index, default=None) != described["index"])
+    return os.path.lexists(folder / slices.DATA_FILE)
 
 
 def _add_parts(packed: Path, folder: Path, state: dict[str, Any]) -> list[str]:

@@ -42,10 +42,10 @@ def test_the_benchmark_of_completion_prints_its_ratios():
     assert 0 < float(rows["of that not in the network"].rstrip("%")) < 100
     parts = shares_in(rows["shares, which overlap"])
     assert list(parts) == ["network", "decode", "encode", "copy", "wait"]
-    assert parts.pop("copy") < 50  # on a CPU there is nothing to copy
+    assert parts.pop("copy") < 10  # on a CPU there is nothing to copy
     assert all(0 < part < 100 for part in parts.values())
     assert parts["network"] + parts["wait"] <= 100.1  # never at the same time; each is rounded
-    assert float(rows["Algorithm 1 / ours"]) > 0  # by how much, slices this small cannot show
+    assert float(rows["Algorithm 1 / ours"]) > 1
     assert 0.8 < float(rows["memory 6 / 2 cases"]) < 1.25
     for figure in ("seconds", "peak"):
         ratio, where = rows[f"freed memory given back / kept: {figure}"].split(" ", 1)
@@ -215,7 +215,7 @@ def test_the_benchmark_of_a_cluster_prints_its_rates_and_its_model():
     output = fresh_python("benchmarks/scale.py", *options.split())
     assert re.search(r"^1 workers: [\d,]+ cases per hour, efficiency 1.00", output, re.MULTILINE)
     two = re.search(r"^2 workers: [\d,]+ cases per hour, efficiency ([\d.]+)", output, re.MULTILINE)
-    assert two and float(two[1]) > 0  # how much, 16 cases cannot show
+    assert two and float(two[1]) < 4  # more than 1 by chance alone: 16 cases, a busy machine
     assert re.search(r"^driver, peak of many / few cases: [01]\.\d+$", output, re.MULTILINE)
     # nothing but the GPUs limits, at 100 s per case
     assert "1,000 patients on 1 GPUs: 1,666.7 minutes, limited by workers" in output
